@@ -1,0 +1,1689 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1"]
+# ///
+"""ELF, the Extremely Low Friction AWS IoT client.
+
+A thing goes through this file from top to bottom: `create` makes it in AWS IoT with a certificate of its own and
+remembers it in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over
+MQTT with mutual TLS and let it talk (Device); `clean` takes all of it away again. `--local` puts an embedded AWS IoT
+under the same commands (Local AWS). Each section uses those above it and none below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import functools
+import http.client
+import importlib.util
+import json
+import logging
+import math
+import os
+import queue
+import re
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, TextIO
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Defaults and errors
+# ---------------------------------------------------------------------------------------------------------------------
+
+VERSION = "1.0.0"
+HERE = Path(__file__).resolve().parent
+
+REGION = "us-west-2"
+PREFIX = "thing"
+MESSAGE = "IoT ELF Hello"
+TOPIC_ROOT = "elf"
+DURATION_S = 10.0
+INTERVAL_S = 1.0
+MQTT_PORT = 8883
+ROOT_CERT = HERE / "aws-iot-rootCA.crt"
+
+# https://docs.aws.amazon.com/general/latest/gr/iot-core.html (message broker and protocol limits)
+MAX_PAYLOAD_BYTES = 128 * 1024
+MAX_TOPIC_BYTES = 256
+MAX_TOPIC_SLASHES = 7
+MAX_CLIENT_ID_BYTES = 128
+MIN_INTERVAL_S = 0.01  # 100 publishes a second a connection
+
+CONNECT_TIMEOUT_S = 10.0  # TCP, TLS and the CONNACK, each
+ACK_GRACE_S = 15.0  # how long `send` waits for the last acknowledgements
+PROPAGATION_S = 20.0  # a policy made a moment ago is not in force everywhere on AWS at once
+CONSISTENCY_S = 30.0  # a detached certificate counts as attached for a while on AWS
+CONNECTS_AT_ONCE = 16
+LOCAL_START_S = 60.0  # one second as a rule; a cold disk takes longer
+
+log = logging.getLogger("iot-elf")
+
+
+class ElfError(Exception):
+    """A failure in the user's words: what is wrong, and what to do about it."""
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.remedy = remedy
+
+
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+    """The user pressed Ctrl-C, or the system asked ELF to end (SIGTERM)."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+_NO_CREDENTIALS = (
+    "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
+    "or try ELF without an AWS account: `elf.py --local create`"
+)
+_CHECK_NETWORK = "check the network, a proxy in the way, --region and --endpoint-url"
+_BAD_CREDENTIALS = "check the credentials with `aws sts get-caller-identity`, and renew them (`aws sso login`)"
+
+# AWS's error code, or the exception's class name: what is wrong ({error} is AWS's own message), and what to do.
+EXPLANATIONS: Mapping[str, tuple[str, str]] = {
+    "NoCredentialsError": ("there are no AWS credentials on this machine", _NO_CREDENTIALS),
+    "PartialCredentialsError": ("the AWS credentials are incomplete: {error}", _NO_CREDENTIALS),
+    "CredentialRetrievalError": ("the AWS credentials can't be had: {error}", _BAD_CREDENTIALS),
+    "TokenRetrievalError": ("the AWS SSO session can't be used: {error}", "sign in again with `aws sso login`"),
+    "ProfileNotFound": ("{error}", "`aws configure list-profiles` names the profiles there are"),
+    "ConfigParseError": ("the AWS configuration can't be read: {error}", "mend that file, or run `aws configure`"),
+    "InvalidRegionError": ("{error}", "name a region such as us-west-2 with --region"),
+    "UnrecognizedClientException": ("AWS does not know these credentials: {error}", _BAD_CREDENTIALS),
+    "InvalidClientTokenId": ("AWS does not know these credentials: {error}", _BAD_CREDENTIALS),
+    "InvalidSignatureException": (
+        "AWS refuses the signature: {error}",
+        "check the secret access key, and that this machine's clock is right",
+    ),
+    "ExpiredTokenException": ("the AWS session has expired: {error}", _BAD_CREDENTIALS),
+    "AccessDeniedException": (
+        "AWS denies it: {error}",
+        "give that user or role the action; README.md has the IAM policy that ELF needs",
+    ),
+    "ThrottlingException": (
+        "AWS throttles this account: {error}",
+        "the same command again carries on where this one ended; try it in a minute",
+    ),
+    "LimitExceededException": (
+        "the account's limit is reached: {error}",
+        "ask for more under Service Quotas in the AWS console, or clean what is not needed",
+    ),
+    "EndpointConnectionError": ("{error}", _CHECK_NETWORK),
+    "ConnectTimeoutError": ("{error}", _CHECK_NETWORK),
+    "ReadTimeoutError": ("{error}", _CHECK_NETWORK),
+    "HTTPClientError": ("AWS can't be reached: {error}", _CHECK_NETWORK),
+    "gaierror": ("its name can't be resolved", "check the network's DNS, and --mqtt-endpoint"),
+    "ConnectionRefusedError": ("nothing listens there", "check --mqtt-endpoint and the port"),
+    "TimeoutError": ("it does not answer", "if a firewall blocks port 8883, try --mqtt-endpoint :443"),
+    "SSLCertVerificationError": (
+        "its certificate is not to be trusted: {error}",
+        "check --root-cert and --mqtt-endpoint, and that nobody sits in between",
+    ),
+    "SSLError": ("TLS fails: {error}", "check that key and certificate are a pair, and what is in between"),
+    "PermissionError": ("no permission: {error}", "check who owns it, or choose another place with --misc-dir"),
+    "OSError": ("the operating system says: {error}", "mend that, or choose another place with --misc-dir"),
+}
+_UNEXPECTED = ("{name}: {error}", "run the command again with --debug to see where it comes from")
+
+
+def explain(error: BaseException) -> tuple[str, str]:
+    """Turn any failure into two lines: the cause in plain words, and the remedy."""
+    if isinstance(error, ElfError):
+        return error.cause, error.remedy
+    answer = getattr(error, "response", {}).get("Error", {})  # of a botocore ClientError
+    names = [answer.get("Code"), *(kind.__name__ for kind in type(error).__mro__)]
+    cause, remedy = next((EXPLANATIONS[name] for name in names if name in EXPLANATIONS), _UNEXPECTED)
+    return cause.format(name=type(error).__name__, error=printable(answer.get("Message") or str(error))), remedy
+
+
+def report(error: BaseException, subject: str = "") -> None:
+    """Log a failure: the cause (of `subject`, if named), the remedy, and under --debug the traceback."""
+    cause, remedy = explain(error)
+    log.error("%s%s", f"{subject}: " if subject else "", cause)
+    log.error("what to do: %s", remedy)
+    log.debug("traceback:", exc_info=error)
+
+
+def printable(text: str) -> str:
+    """Escape what would move the cursor, colour or clear the reader's terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+class Inbox:
+    """Where a command's main thread waits: for its devices' events, for the user's Ctrl-C, or for the time to pass.
+
+    Devices' threads put immutable records in and share nothing else with the main thread.
+    """
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._signum: int | None = None
+
+    def put(self, event: Any) -> None:
+        self._events.put(event)
+
+    def interrupt(self, signum: int, _frame: object) -> None:
+        """Handle a signal: the first lets the calls under way finish and be recorded, a second stops at once."""
+        if self._signum is not None:
+            raise KeyboardInterrupt
+        self._signum = signum
+        self.put(None)  # SimpleQueue.put() is safe in a signal handler
+
+    def check(self) -> None:
+        """Raise Interrupted if the user asked to stop."""
+        if self._signum is not None:
+            raise Interrupted(self._signum)
+
+    def get(self, deadline: float) -> Any:
+        """Return the next event, or None once `deadline` (time.monotonic()) is past; raise Interrupted."""
+        while True:
+            self.check()
+            try:
+                # Windows can't interrupt a wait: never wait long.
+                event = self._events.get(timeout=max(0.0, min(1.0, deadline - time.monotonic())))
+            except queue.Empty:
+                event = None
+            if event is not None:
+                return event
+            if time.monotonic() >= deadline:
+                self.check()
+                return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fleet: what ELF remembers, in misc/
+# ---------------------------------------------------------------------------------------------------------------------
+
+THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
+ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
+CERTIFICATE_ARN = re.compile(r"arn:(aws[a-z-]*):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-f]{64})")
+
+CREATING, READY, CLEANING = "creating", "ready", "cleaning"
+
+
+class Thing(NamedTuple):
+    """A thing as things.json has it; what does not exist (any more) is None."""
+
+    name: str
+    certificate_arn: str | None = None
+    certificate_id: str | None = None
+    policy_name: str | None = None
+    policy_arn: str | None = None  # from the moment the policy is attached
+    stage: str = CREATING
+
+
+class Place(NamedTuple):
+    """Where a fleet lives."""
+
+    region: str | None = None
+    profile: str | None = None
+    endpoint_url: str | None = None  # of the control plane
+    account: str | None = None
+    data_endpoint: str | None = None  # describe_endpoint's answer, which is another one for every account and region
+    local: bool = False
+
+    def __str__(self) -> str:
+        if self.local:
+            return f"the embedded AWS IoT (--local), region {self.region}"
+        account = f", account {self.account}" if self.account else ""
+        profile = f", profile {self.profile}" if self.profile else ""
+        url = f", endpoint {self.endpoint_url}" if self.endpoint_url else ""
+        return f"region {self.region}{account}{profile}{url}"
+
+
+class ThingFiles(NamedTuple):
+    certificate: Path
+    public_key: Path
+    private_key: Path
+
+
+# things.json keeps the original program's names; its key material is in the .pem, .pub and .prv files.
+_THING_KEYS = {
+    "certificate_arn": "certificateArn",
+    "certificate_id": "certificateId",
+    "policy_name": "elf_policy",
+    "policy_arn": "elf_policy_arn",
+}
+
+
+class Fleet:
+    """The things, their files and where they live. It alone reads and writes misc/ (but misc/local/).
+
+    Every change is on disk, whole and readable by its owner alone, before the method that makes it returns.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Read `directory`, which need not exist yet. Raises ElfError when what is there is not ELF's."""
+        self.directory = directory
+        self.local_directory = directory / "local"
+        self.things_file = directory / "things.json"
+        self.elf_file = directory / "elf.json"
+        self.reload()
+
+    def reload(self) -> None:
+        """Read what other commands have recorded."""
+        elf = self._read(self.elf_file, {})
+        if not isinstance(elf, dict):
+            raise _not_ours(self.elf_file, "it is not a JSON object")
+        self.elf_id: str | None = elf.get("elf_id")
+        if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
+            raise _not_ours(self.elf_file, "elf_id is not a URN of a UUID")
+        self.place = self._place(elf.get("fleet"))
+        self._key_material: dict[str, Mapping[str, Any]] = {}  # of things that the original program made
+        self.things: dict[str, Thing] = {}
+        entries = self._read(self.things_file, [])
+        if not isinstance(entries, list):
+            raise _not_ours(self.things_file, "it is not a JSON list")
+        for entry in entries:
+            thing = self._thing(entry)
+            self.things[thing.name] = thing
+        if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
+            _, region, account = partition_region_account(first.certificate_arn)
+            self.place = Place(region=region, account=account)
+
+    def _place(self, recorded: object) -> Place | None:
+        if recorded is None:
+            return None
+        if not isinstance(recorded, dict) or not all(
+            isinstance(value, bool if key == "local" else str) for key, value in recorded.items()
+        ):
+            raise _not_ours(self.elf_file, "where the fleet lives is not text")
+        return Place(**{key: value for key, value in recorded.items() if key in Place._fields})
+
+    def _read(self, path: Path, otherwise: Any) -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return otherwise
+        except (ValueError, RecursionError) as error:
+            raise _not_ours(path, str(error)) from error
+
+    def _thing(self, entry: object) -> Thing:
+        """Read one entry of things.json, trusting nothing: names become paths, and identifiers are sent to AWS."""
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise _not_ours(self.things_file, "an entry is not an object with one thing's name")
+        ((name, recorded),) = entry.items()
+        if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
+            raise _not_ours(self.things_file, f"{printable(name)[:140]!r} is not a thing of ELF's")
+        fields = {field: recorded.get(key) for field, key in _THING_KEYS.items()}
+        arn, certificate_id = fields["certificate_arn"], fields["certificate_id"]
+        match = CERTIFICATE_ARN.fullmatch(arn) if isinstance(arn, str) else None
+        if (arn or certificate_id) and (not match or match[4] != certificate_id):
+            raise _not_ours(self.things_file, f"the certificate of {name} is not one")
+        if fields["policy_name"] not in (None, policy_name(name)) or not isinstance(fields["policy_arn"], str | None):
+            raise _not_ours(self.things_file, f"the policy of {name} is not ELF's")
+        if "keyPair" in recorded or "certificatePem" in recorded:
+            self._key_material[name] = recorded
+        stage = recorded.get("elf_stage", READY)
+        if stage not in (CREATING, READY, CLEANING):
+            raise _not_ours(self.things_file, f"the stage of {name} is unknown")
+        return Thing(name, stage=stage, **fields)
+
+    @property
+    def ready(self) -> list[Thing]:
+        return [thing for thing in self.things.values() if thing.stage == READY]
+
+    def files(self, name: str) -> ThingFiles:
+        return ThingFiles(*(self.directory / f"{name}.{suffix}" for suffix in ("pem", "pub", "prv")))
+
+    def open(self) -> None:
+        """Make the directory, or shut it to others, and make sure of an ELF ID; bring an original fleet up to date."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._tighten()
+        for name, recorded in self._key_material.items():
+            self._write_missing_key_files(name, recorded)
+        if self._key_material:
+            self._save_things()
+            self._key_material = {}
+        if self.elf_id is None:
+            self.elf_id = uuid.uuid4().urn
+            self._save_elf()
+            log.info("Wrote new ELF ID to config: %s", self.elf_id.removeprefix("urn:uuid:"))
+        else:
+            log.info("Read ELF ID from config: %s", self.elf_id.removeprefix("urn:uuid:"))
+
+    def _tighten(self) -> None:
+        if os.name != "posix":
+            return
+        exposed = [
+            path
+            for path in (*self.directory.glob("*.prv"), *self.directory.glob("*.json"))
+            if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o077
+        ]
+        for path in exposed:
+            path.chmod(0o600)
+        if self.directory.stat().st_mode & 0o077:
+            self.directory.chmod(0o700)
+        if exposed:
+            log.warning("others could read %s in %s: not any more", plural(len(exposed), "file"), self.directory)
+
+    def _write_missing_key_files(self, name: str, recorded: Mapping[str, Any]) -> None:
+        keys = recorded.get("keyPair") or {}
+        material = (recorded.get("certificatePem"), keys.get("PublicKey"), keys.get("PrivateKey"))
+        for path, text in zip(self.files(name), material, strict=True):
+            if isinstance(text, str) and not path.exists():
+                write_private(path, text)
+
+    @contextlib.contextmanager
+    def locked(self, inbox: Inbox) -> Iterator[None]:
+        """Keep other commands from changing this fleet meanwhile, and see what they changed before."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.directory / ".lock"
+        waiting = False
+        while True:
+            handle = open(path, "a", opener=functools.partial(os.open, mode=0o600))  # noqa: SIM115 - closed below
+            try:
+                if _lock(handle) and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                    break
+            except FileNotFoundError:
+                pass  # its last holder took it away between our open() and our lock
+            handle.close()
+            if not waiting:
+                log.info("waiting for another elf.py to finish with %s", self.directory)
+                waiting = True
+            inbox.get(deadline=time.monotonic() + 0.1)
+        with handle:  # closing it unlocks it, as the end of the process does
+            try:
+                self.reload()
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # Windows keeps an open file
+                    path.unlink()
+
+    def settle(self, place: Place) -> None:
+        """Remember where the fleet lives, until the last thing is forgotten."""
+        if place.local:
+            place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
+        if place != self.place:
+            self.place = place
+            self._save_elf()
+
+    def save_keys(self, name: str, certificate_pem: str, public_key: str, private_key: str) -> ThingFiles:
+        files = self.files(name)
+        for path, text in zip(files, (certificate_pem, public_key, private_key), strict=True):
+            write_private(path, text)
+        return files
+
+    def record(self, thing: Thing) -> Thing:
+        """Remember `thing` as it now is, in place of what was known of it."""
+        self.things[thing.name] = thing
+        self._save_things()
+        return thing
+
+    def forget(self, thing: Thing) -> None:
+        """Remove a thing's files, then the thing; with the last one, all that is left but elf.json's ELF ID."""
+        for path in self.files(thing.name):
+            path.unlink(missing_ok=True)
+        del self.things[thing.name]
+        if self.things:
+            self._save_things()
+
+    def dissolve(self) -> None:
+        """Forget where the fleet lived, now that it is empty."""
+        for path in (self.things_file, self.directory / ROOTS_FILE):
+            path.unlink(missing_ok=True)
+        if self.place:
+            self.place = None
+            self._save_elf()
+
+    def _save_things(self) -> None:
+        write_private(self.things_file, json.dumps([_entry(thing) for thing in self.things.values()], indent=2) + "\n")
+
+    def _save_elf(self) -> None:
+        place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
+        elf = {"elf_id": self.elf_id, **({"fleet": place} if place else {})}
+        write_private(self.elf_file, json.dumps(elf, indent=2) + "\n")
+
+
+ROOTS_FILE = "amazon-root-ca.pem"
+
+
+def _entry(thing: Thing) -> dict[str, dict[str, str]]:
+    recorded = {key: value for field, key in _THING_KEYS.items() if (value := getattr(thing, field))}
+    return {thing.name: recorded if thing.stage == READY else {**recorded, "elf_stage": thing.stage}}
+
+
+def _not_ours(path: Path, reason: str) -> ElfError:
+    return ElfError(
+        f"{path} can't be read as ELF's: {reason}",
+        "restore it from a backup, or move it away: ELF then starts afresh and forgets what it made",
+    )
+
+
+def _lock(handle: TextIO) -> bool:
+    """Lock an open file for this process alone, or return False: another one has it."""
+    try:
+        import fcntl
+    except ImportError:
+        import msvcrt
+
+        lock: Callable[[], None] = functools.partial(msvcrt.locking, handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+    else:
+        lock = functools.partial(fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        lock()
+    except OSError:
+        return False
+    return True
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that is readable by its owner alone and is, at every moment, the old one or the new one, whole."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def policy_name(thing_name: str) -> str:
+    """Name a thing's policy. Policy names take no colon (CreatePolicy, AWS IoT API reference), thing names no plus."""
+    return f"policy-{thing_name.replace(':', '+')}"
+
+
+def partition_region_account(certificate_arn: str) -> tuple[str, str, str]:
+    """Split a certificate's ARN: ("aws" | "aws-cn" | "aws-us-gov", region, account)."""
+    match = CERTIFICATE_ARN.fullmatch(certificate_arn)
+    if not match:
+        raise ElfError(f"{certificate_arn!r} is no certificate's ARN", "please report this as a bug")
+    return match[1], match[2], match[3]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Control plane: boto3
+# ---------------------------------------------------------------------------------------------------------------------
+
+_LOGGED_PARAMETERS = (
+    "thingName",
+    "policyName",
+    "certificateId",
+    "principal",
+    "target",
+    "newStatus",
+    "setAsActive",
+    "endpointType",
+)
+
+
+def connect_control_plane(place: Place) -> tuple[Any, Place]:
+    """Make the boto3 client for `place`, and say where that is once AWS's own configuration has had its say.
+
+    The embedded AWS IoT gets no credential or profile of the user's: none is even read.
+    """
+    import boto3
+    import botocore.config
+    import botocore.session
+
+    options: dict[str, Any] = {
+        "retries": {"mode": "standard", "total_max_attempts": 10},
+        "connect_timeout": 5,
+        "read_timeout": 20,
+        "user_agent_extra": f"aws-iot-elf/{VERSION}",
+    }
+    if place.local:
+        nothing = (None, None, None, None)
+        empty = (None, None, os.devnull, None)
+        core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
+        session = boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+        options["proxies"] = {}
+    else:
+        session = boto3.Session(profile_name=place.profile, region_name=place.region)
+        if not place.region:
+            place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION)
+        if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
+            place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
+    client = session.client(
+        "iot",
+        region_name=place.region,
+        endpoint_url=place.endpoint_url,
+        config=botocore.config.Config(**options),
+    )
+    if log.isEnabledFor(logging.DEBUG):
+        client.meta.events.register("provide-client-params.iot", _log_call)
+        client.meta.events.register("after-call.iot", _log_answer)
+    return client, place._replace(region=client.meta.region_name, endpoint_url=client.meta.endpoint_url)
+
+
+def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
+    # Only what is known to be no secret; an answer, which holds the keys, is never logged.
+    shown = ", ".join(f"{key}={params[key]}" for key in _LOGGED_PARAMETERS if key in params)
+    log.debug("AWS %s(%s)", model.name, shown)
+
+
+def _log_answer(http_response: Any, parsed: Mapping[str, Any], model: Any, **_: object) -> None:
+    code = parsed.get("Error", {}).get("Code", "")
+    log.debug("AWS %s: HTTP %s %s", model.name, http_response.status_code, code)
+
+
+def describe_data_endpoint(iot: Any, place: Place) -> Place:
+    """Ask where devices connect. Raises ElfError when these credentials are another account's than the fleet's."""
+    address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
+    host = address.partition(":")[0]
+    if place.data_endpoint and place.data_endpoint.partition(".")[0] != host.partition(".")[0]:
+        raise ElfError(
+            f"these credentials are another account's: the fleet lives in {place}",
+            "use the credentials that created it, or another --misc-dir for another fleet",
+        )
+    return place._replace(data_endpoint=host)
+
+
+def make_thing(iot: Any, fleet: Fleet, name: str) -> Thing:
+    """Make a thing with an active certificate of its own, and record each step. Safe to repeat.
+
+    The thing comes first: a name can be taken by somebody else, and a certificate, which has no name, would then be
+    left behind.
+    Raises: ElfError when a thing of that name is not this ELF's; botocore's errors.
+    """
+    attributes = {"attributes": {"elf_id": fleet.elf_id}}
+    try:
+        # The attribute makes AWS refuse a name that somebody else's thing has, instead of handing it over.
+        iot.create_thing(thingName=name, attributePayload=attributes)
+    except iot.exceptions.ResourceAlreadyExistsException as error:
+        raise ElfError(
+            f"there is a thing named {name} already that this ELF did not make",
+            "choose other names, as in `elf.py create --prefix NAME`",
+        ) from error
+    thing = fleet.things.get(name) or fleet.record(Thing(name))
+    if not thing.certificate_arn:
+        keys = iot.create_keys_and_certificate(setAsActive=True)
+        arn, certificate_id = keys["certificateArn"], keys["certificateId"]
+        try:
+            fleet.save_keys(name, keys["certificatePem"], keys["keyPair"]["PublicKey"], keys["keyPair"]["PrivateKey"])
+            thing = fleet.record(thing._replace(certificate_arn=arn, certificate_id=certificate_id))
+        except OSError:  # a certificate without a key is of no use to anybody
+            _delete_certificate(iot, certificate_id)
+            raise
+    iot.attach_thing_principal(thingName=name, principal=thing.certificate_arn)
+    return fleet.record(thing._replace(stage=READY))
+
+
+def policy_document(thing: Thing) -> dict[str, Any]:
+    """Allow a thing to connect under its own name only, and to use every topic of its account and region."""
+    partition, region, account = partition_region_account(thing.certificate_arn or "")
+    arn = f"arn:{partition}:iot:{region}:{account}"
+    return {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Effect": "Allow", "Action": "iot:Connect", "Resource": f"{arn}:client/{thing.name}-*"},
+            {"Effect": "Allow", "Action": ["iot:Publish", "iot:Receive"], "Resource": f"{arn}:topic/*"},
+            {"Effect": "Allow", "Action": "iot:Subscribe", "Resource": f"{arn}:topicfilter/*"},
+        ],
+    }
+
+
+def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
+    """Make a thing's policy and attach it to its certificate, and record each step. Safe to repeat.
+
+    Raises: ElfError when a policy of that name says something else; botocore's errors.
+    """
+    name, document = policy_name(thing.name), policy_document(thing)
+    if not thing.policy_name:
+        try:
+            iot.create_policy(policyName=name, policyDocument=json.dumps(document))
+        except iot.exceptions.ResourceAlreadyExistsException as error:
+            if json.loads(iot.get_policy(policyName=name)["policyDocument"]) != document:
+                raise ElfError(
+                    f"there is a policy named {name} already that ELF did not make",
+                    f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`)",
+                ) from error
+        thing = fleet.record(thing._replace(policy_name=name))
+    iot.attach_policy(policyName=name, target=thing.certificate_arn)
+    partition, region, account = partition_region_account(thing.certificate_arn or "")
+    return fleet.record(thing._replace(policy_arn=f"arn:{partition}:iot:{region}:{account}:policy/{name}"))
+
+
+def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
+    """Take a thing, its certificate and its policy away, in the order AWS requires. Safe to repeat.
+
+    What is gone already counts as done. Raises botocore's errors; what is left then stays recorded.
+    """
+    thing = fleet.record(thing._replace(stage=CLEANING))
+    if thing.policy_name:
+        if thing.certificate_arn:
+            gone_is_fine(iot, iot.detach_policy, policyName=thing.policy_name, target=thing.certificate_arn)
+        gone_is_fine(iot, iot.delete_policy, policyName=thing.policy_name)
+        thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
+    if thing.certificate_id:
+        gone_is_fine(iot, iot.update_certificate, certificateId=thing.certificate_id, newStatus="INACTIVE")
+        gone_is_fine(iot, iot.detach_thing_principal, thingName=thing.name, principal=thing.certificate_arn)
+        gone_is_fine(iot, iot.delete_certificate, certificateId=thing.certificate_id)
+        thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None))
+    gone_is_fine(iot, iot.delete_thing, thingName=thing.name)
+    fleet.forget(thing)
+
+
+def _delete_certificate(iot: Any, certificate_id: str) -> None:
+    gone_is_fine(iot, iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
+    gone_is_fine(iot, iot.delete_certificate, certificateId=certificate_id)
+
+
+def gone_is_fine(iot: Any, call: Callable[..., Any], **parameters: Any) -> None:
+    """Make a call that takes something away: what is not there is done, what is still in use is asked again.
+
+    AWS goes on for some seconds to count a detached certificate or policy as attached (DetachThingPrincipal, AWS IoT
+    API reference), and then refuses the deletion; after CONSISTENCY_S it really is in use, and the error is raised.
+    """
+    deadline = time.monotonic() + CONSISTENCY_S
+    pause = 0.25
+    while True:
+        try:
+            call(**parameters)
+            return
+        except iot.exceptions.ResourceNotFoundException:
+            return
+        except iot.exceptions.ClientError as error:
+            code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
+            in_use = code in ("DeleteConflictException", "CertificateStateException") or (
+                code == "InvalidRequestException" and "attached" in message  # DeleteThing's way to say it
+            )
+            if not in_use or time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 2.0)
+
+
+def write_amazon_roots(directory: Path) -> Path:
+    """Write the root certificates of AWS IoT's endpoints to a file, and return its path.
+
+    https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html names them: Amazon Root CA 1 to 4,
+    cross-signed by Starfield Services Root Certificate Authority - G2. botocore carries them; a distribution's
+    botocore may lean on the system's instead.
+    """
+    import botocore
+
+    bundle = Path(botocore.__file__).with_name("cacert.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if bundle.exists():
+        context.load_verify_locations(bundle)
+    else:
+        context.load_default_certs()
+    roots = [
+        ssl.DER_cert_to_PEM_cert(der)
+        for der, about in zip(context.get_ca_certs(binary_form=True), context.get_ca_certs(), strict=True)
+        if _common_name(about).startswith(("Amazon Root CA", "Starfield Services Root Certificate Authority"))
+    ]
+    if not roots:
+        raise ElfError(
+            "neither botocore nor this system has the Amazon root certificates",
+            "save https://www.amazontrust.com/repository/AmazonRootCA1.pem and name it with --root-cert",
+        )
+    path, text = directory / ROOTS_FILE, "".join(roots)
+    if not path.exists() or path.read_text(encoding="ascii") != text:
+        write_private(path, text)
+    return path
+
+
+def _common_name(certificate: Mapping[str, Any]) -> str:
+    return next((value for rdn in certificate["subject"] for key, value in rdn if key == "commonName"), "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Device: AWSIoTPythonSDK
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Endpoint(NamedTuple):
+    host: str
+    port: int = MQTT_PORT
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Message(NamedTuple):
+    thing: str
+    topic: str
+    payload: bytes
+
+
+class Acknowledged(NamedTuple):
+    """An event: the broker has taken a QoS 1 message."""
+
+    message: Message
+
+
+class Received(NamedTuple):
+    """An event: the broker has delivered a message to `thing`."""
+
+    thing: str
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+
+
+_CONNACK = {  # MQTT 3.1.1, table 3.1
+    1: "it does not speak this version of MQTT",
+    2: "it does not take the client ID",
+    3: "it is not available now",
+    4: "it does not take a user name",
+    5: "the thing is not authorised",
+}
+_CLOSED = (
+    "the broker closed the connection without an answer, as AWS IoT does when it does not know the certificate, "
+    "when the certificate is not active, or when no policy lets the client connect"
+)
+
+
+class Device:
+    """One thing's MQTT connection, with its own certificate and key. What happens on it goes to the inbox."""
+
+    def __init__(self, thing: Thing, files: ThingFiles, endpoint: Endpoint, root_cert: Path, inbox: Inbox) -> None:
+        self.thing = thing
+        self._files = files
+        self._endpoint = endpoint
+        self._root_cert = root_cert
+        self._inbox = inbox
+        self._client: Any = None
+
+    def connect(self, patience_s: float = 0.0) -> None:
+        """Connect, and where the broker refuses, go on trying for `patience_s` seconds. Raises ElfError."""
+        deadline = time.monotonic() + patience_s
+        pause = 1.0  # a second a connect is AWS's quota for one client ID
+        while refusal := self._connect_once():
+            if time.monotonic() + pause > deadline:
+                raise ElfError(
+                    f"{self.thing.name} can't connect to {self._endpoint}: {refusal}",
+                    "look at the certificate and its policy in the AWS IoT console (Security); "
+                    "`elf.py clean` and `elf.py create` make them anew",
+                )
+            log.debug("MQTT %s: %s; trying again", self.thing.name, refusal)
+            time.sleep(pause)
+
+    def _connect_once(self) -> str | None:
+        """Connect; return how the broker refused, or None. Raises ElfError when it can't be reached."""
+        from AWSIoTPythonSDK.MQTTLib import AWSIoTMQTTClient
+
+        client_id = f"{self.thing.name}-{secrets.token_hex(4)}"
+        client = AWSIoTMQTTClient(client_id)
+        client.configureEndpoint(self._endpoint.host, self._endpoint.port)  # the SDK asks for ALPN on port 443
+        client.configureCredentials(str(self._root_cert), str(self._files.private_key), str(self._files.certificate))
+        client.configureSocketFactory(self._open_socket)
+        client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
+        client.configureConnectDisconnectTimeout(CONNECT_TIMEOUT_S)
+        client.configureMQTTOperationTimeout(CONNECT_TIMEOUT_S)
+        # connect() would call a refusal a success, and a closed connection a time-out: ask for both events instead.
+        answers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        client.onOffline = lambda: answers.put(None)
+        log.debug("MQTT %s: CONNECT to %s as %s", self.thing.name, self._endpoint, client_id)
+        try:
+            client.connectAsync(ackCallback=lambda mid, data: answers.put(data))
+            answer = answers.get(timeout=CONNECT_TIMEOUT_S)
+        except queue.Empty:
+            refusal = f"the broker did not answer within {CONNECT_TIMEOUT_S:g} s"
+        except Exception as error:
+            cause, remedy = explain(error)
+            raise ElfError(f"{self.thing.name} can't connect to {self._endpoint}: {cause}", remedy) from error
+        else:
+            log.debug("MQTT %s: %s", self.thing.name, "closed" if answer is None else f"CONNACK {answer}")
+            if answer == 0:
+                client.onOffline = self._log_offline
+                self._client = client
+                return None
+            refusal = _CLOSED if answer is None else f"the broker refused: {_CONNACK.get(answer, f'code {answer}')}"
+        with contextlib.suppress(Exception):
+            client.disconnectAsync()  # or the SDK would go on trying behind our back
+        return refusal
+
+    def _open_socket(self) -> socket.socket:
+        connection = socket.create_connection(self._endpoint, timeout=CONNECT_TIMEOUT_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
+        return connection
+
+    def _log_offline(self) -> None:
+        log.warning("%s lost its connection to %s; trying to get it back", self.thing.name, self._endpoint)
+
+    def publish(self, message: Message, qos: int) -> bool:
+        """Publish without waiting: Acknowledged follows for QoS 1. Return False where the thing is not connected."""
+        from AWSIoTPythonSDK.exception.operationError import operationError
+
+        def on_ack(mid: int) -> None:
+            log.debug("MQTT %s: PUBACK %s", message.thing, mid)
+            self._inbox.put(Acknowledged(message))
+
+        try:
+            mid = self._client.publishAsync(message.topic, message.payload, qos, ackCallback=on_ack)
+        except operationError as error:
+            log.debug("MQTT %s: PUBLISH failed, %s", message.thing, type(error).__name__)
+            return False
+        log.debug("MQTT %s: PUBLISH %s to %s", message.thing, mid, message.topic)
+        return True
+
+    def subscribe(self, topic_filter: str, qos: int) -> None:
+        """Subscribe and wait for the SUBACK; each message is a Received from then on. Raises ElfError."""
+        from AWSIoTPythonSDK.exception.operationError import operationError
+        from AWSIoTPythonSDK.exception.operationTimeoutException import operationTimeoutException
+
+        def on_message(_client: object, _userdata: object, message: Any) -> None:
+            payload = bytes(message.payload or b"")
+            self._inbox.put(Received(self.thing.name, message.topic, payload, message.qos, bool(message.retain)))
+
+        log.debug("MQTT %s: SUBSCRIBE to %s", self.thing.name, topic_filter)
+        try:
+            self._client.subscribe(topic_filter, qos, on_message)
+        except (operationError, operationTimeoutException) as error:
+            raise ElfError(
+                f"{self.thing.name} can't subscribe to {topic_filter!r}: the broker did not accept it",
+                f"see that {policy_name(self.thing.name)} allows iot:Subscribe to that topic filter",
+            ) from error
+
+    def disconnect(self) -> None:
+        """Disconnect once what was published has left; never raise."""
+        if self._client is None:
+            return
+        self._client.onOffline = lambda: None
+        log.debug("MQTT %s: DISCONNECT", self.thing.name)
+        with contextlib.suppress(Exception):  # the SDK raises a time-out when the thing is offline
+            self._client.disconnect()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def create_things(cli: argparse.Namespace) -> int:
+    """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, never take away."""
+    fleet: Fleet = cli.fleet
+    with fleet.locked(cli.inbox):
+        fleet.open()
+        names = [f"{cli.prefix}_{number}" for number in range(cli.count)]
+        numbered = re.compile(re.escape(cli.prefix) + r"_[0-9]+")
+        existing = [name for name in fleet.things if numbered.fullmatch(name)]
+        if set(existing) - set(names):
+            raise ElfError(
+                f"there are {plural(len(existing), 'thing')} already, more than the {cli.count} you ask for",
+                "`elf.py clean` removes them all; `elf.py create` then makes as many as you like",
+            )
+        if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
+            raise ElfError(f"{', '.join(cleaning)}: half cleaned up", "finish with `elf.py clean`, then create again")
+        missing = [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
+        if not missing:
+            log.info(
+                "[create_things] ELF has %s already in region:'%s'.", plural(len(names), "thing"), cli.place.region
+            )
+            return 0
+        iot, place = connect_control_plane(cli.place)
+        place = describe_data_endpoint(iot, place)
+        log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
+        fleet.settle(place)
+        created = 0
+        try:
+            for name in missing:
+                cli.inbox.check()
+                thing = make_thing(iot, fleet, name)
+                created += 1
+                account = partition_region_account(thing.certificate_arn or "")[2]
+                fleet.settle(place := place._replace(account=account))
+                files = fleet.files(name)
+                log.info("Thing:'%s' associated with cert:'%s'", name, thing.certificate_arn)
+                log.info("Thing Name: %s and PEM file: %s", name, files.certificate)
+                log.info("Thing Name: %s Public Key File: %s", name, files.public_key)
+                log.info("Thing Name: %s Private Key File: %s", name, files.private_key)
+        finally:
+            if fleet.things:
+                log.info("Wrote %d things to config file: %s", len(fleet.things), fleet.things_file)
+            else:
+                fleet.dissolve()
+            log.info("[create_things] ELF created %d things in region:'%s'.", created, place.region)
+    return 0
+
+
+def send_messages(cli: argparse.Namespace) -> int:
+    """Have every thing publish message k at start + k * `cli.interval`, until `cli.duration` is over."""
+    inbox: Inbox = cli.inbox
+    things = ready_things(cli.fleet)
+    compose = message_composer(cli)
+    topics = {thing.name: topic_of(cli, thing.name, f"{TOPIC_ROOT}/{thing.name}") for thing in things}
+    for topic in topics.values():
+        refuse_bad_topic(topic)
+        if len(compose(topic)) > MAX_PAYLOAD_BYTES:
+            raise ElfError("the message is too long: AWS IoT takes 128 KiB", "send a shorter one")
+    # The small constant keeps 1.1 / 0.1, which is a little more than 11 in floating point, from being 12 messages.
+    rounds = math.ceil(cli.duration / cli.interval - 1e-9)
+    published = acknowledged = lost = 0
+    with connected(cli, things) as devices:
+        log.info(
+            "[send_messages] ELF sending %s from each of %s", plural(rounds, "message"), plural(len(devices), "thing")
+        )
+        start = time.monotonic()
+        try:
+            for number in range(rounds):
+                while inbox.get(deadline=start + number * cli.interval):
+                    acknowledged += 1
+                for device in devices:
+                    topic = topics[device.thing.name]
+                    message = Message(device.thing.name, topic, compose(topic))
+                    log.info("ELF %s posting message:'%s' on topic: %s", message.thing, _text(message.payload), topic)
+                    published += 1
+                    lost += not device.publish(message, cli.qos)
+            deadline = time.monotonic() + ACK_GRACE_S
+            while cli.qos and acknowledged + lost < published and inbox.get(deadline):
+                acknowledged += 1
+        finally:
+            if cli.qos:
+                lost = published - acknowledged
+            log.info(
+                "[send_messages] ELF sent %s from %s: %s, %d lost",
+                plural(published, "message"),
+                plural(len(devices), "thing"),
+                f"{acknowledged} acknowledged" if cli.qos else "none acknowledged (QoS 0)",
+                lost,
+            )
+    return 1 if lost or len(devices) < len(things) else 0
+
+
+def subscribe(cli: argparse.Namespace) -> int:
+    """Have every thing subscribe, and log what comes until `cli.duration` is over or `cli.count` messages have come."""
+    things = ready_things(cli.fleet)
+    filters = {thing.name: topic_of(cli, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
+    for topic_filter in filters.values():
+        refuse_bad_topic(topic_filter, wildcards=True)
+    received = 0
+    with connected(cli, things) as devices:
+        for device in devices:
+            device.subscribe(filters[device.thing.name], cli.qos)
+            log.info("ELF %s subscribed to topic: %s", device.thing.name, filters[device.thing.name])
+        deadline = time.monotonic() + cli.duration
+        try:
+            while (cli.count is None or received < cli.count) and (message := cli.inbox.get(deadline)):
+                received += 1
+                log.info("Received message: %s from topic: %s", _text(message.payload), printable(message.topic))
+        finally:
+            log.info("[subscribe] ELF received %s on %s", plural(received, "message"), plural(len(devices), "thing"))
+    if cli.count is not None and received < cli.count:
+        log.error("%s came in %g s, not %d", plural(received, "message"), cli.duration, cli.count)
+        log.error("what to do: see that something is sent to that topic meanwhile, or give it a longer --duration")
+        return 1
+    return 1 if len(devices) < len(things) else 0
+
+
+def clean_up(cli: argparse.Namespace) -> int:
+    """Take every thing of the fleet away in AWS IoT, then on disk; with `cli.only_local`, on disk only."""
+    fleet: Fleet = cli.fleet
+    failed = 0
+    with fleet.locked(cli.inbox):
+        things = list(fleet.things.values())
+        if not things:
+            log.info("[clean_up] ELF has no things to clean up")
+        elif cli.only_local:
+            names = ", ".join(fleet.things)
+            if not cli.place.local:
+                log.warning("left in AWS IoT, with their certificates and policies: %s (%s)", names, cli.place)
+            for thing in things:
+                fleet.forget(thing)
+        else:
+            log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
+            iot, place = connect_control_plane(cli.place)
+            if place.data_endpoint and not place.local:
+                describe_data_endpoint(iot, place)  # in another account everything would seem to be gone already
+            for thing in things:
+                cli.inbox.check()
+                try:
+                    retire(iot, fleet, thing)
+                    log.info("Thing:'%s' cleaned up", thing.name)
+                except Exception as error:
+                    report(error, subject=thing.name)
+                    failed += 1
+        if not fleet.things:
+            fleet.dissolve()
+        if things:
+            log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - failed, "thing"), failed)
+    return 1 if failed else 0
+
+
+def ready_things(fleet: Fleet) -> list[Thing]:
+    """Return the things that can connect. Raises ElfError when there is none."""
+    for thing in fleet.things.values():
+        if thing.stage != READY:
+            command = "create" if thing.stage == CREATING else "clean"
+            log.warning("%s is not complete and stays out: `elf.py %s` finishes it", thing.name, command)
+    if not fleet.ready:
+        raise ElfError("there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)")
+    return fleet.ready
+
+
+@contextlib.contextmanager
+def connected(cli: argparse.Namespace, things: Sequence[Thing]) -> Iterator[list[Device]]:
+    """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
+
+    Yields the devices that could connect; what keeps the others from it is reported. Raises ElfError when none can.
+    """
+    fleet: Fleet = cli.fleet
+    fleet.open()
+    endpoint: Endpoint | None = cli.mqtt_endpoint
+    newcomers = {thing.name for thing in things if not thing.policy_arn}
+    if newcomers or not endpoint or not endpoint.host:
+        iot, place = connect_control_plane(cli.place)
+        if not endpoint or not endpoint.host:
+            address = describe_data_endpoint(iot, place).data_endpoint or ""
+            endpoint = Endpoint(address, endpoint.port if endpoint else MQTT_PORT)
+    root_cert = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
+    refuse_bad_root(root_cert)
+    if newcomers:
+        with fleet.locked(cli.inbox):
+            for name in sorted(newcomers & fleet.things.keys()):
+                cli.inbox.check()
+                if not fleet.things[name].policy_arn:
+                    thing = authorise(iot, fleet, fleet.things[name])
+                    log.info("Thing:'%s' has policy:'%s'", name, thing.policy_name)
+    devices = [Device(thing, fleet.files(thing.name), endpoint, root_cert, cli.inbox) for thing in things]
+    with ThreadPoolExecutor(CONNECTS_AT_ONCE) as pool:
+        connects = [
+            pool.submit(device.connect, PROPAGATION_S if device.thing.name in newcomers else 0.0) for device in devices
+        ]
+        try:
+            for connect in connects:
+                if error := connect.exception():
+                    report(error)
+            cli.inbox.check()
+            online = [device for device, connect in zip(devices, connects, strict=True) if not connect.exception()]
+            if not online:
+                raise ElfError("none of the things could connect", "see the lines above")
+            yield online
+        finally:
+            list(pool.map(Device.disconnect, devices))
+
+
+def topic_of(cli: argparse.Namespace, thing_name: str, default: str) -> str:
+    """Make a thing's topic or topic filter of --topic and --append-thing-name, or of neither the default."""
+    if cli.append_thing_name:
+        return f"{cli.topic or TOPIC_ROOT}/{thing_name}".replace("{thing_name}", thing_name)
+    return cli.topic.replace("{thing_name}", thing_name) if cli.topic else default
+
+
+def message_composer(cli: argparse.Namespace) -> Callable[[str], bytes]:
+    """Read the message; return what makes the payload of it, at the time of publishing, for a topic."""
+    text, content = cli.message, {"msg": cli.message}
+    if cli.json_message:
+        try:
+            text = cli.json_message.read_text(encoding="utf-8-sig")
+            content = json.loads(text)
+            json.dumps(content, allow_nan=False)
+        except OSError as error:
+            raise ElfError(
+                f"{cli.json_message} can't be read: {error.strerror}", "name a file with --json-message"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise ElfError(f"{cli.json_message} is not JSON: {error}", "mend it; example.json shows one") from error
+        if not isinstance(content, dict):
+            raise ElfError(f"{cli.json_message} holds no JSON object", "put one in; example.json shows one")
+    verbatim = _bytes(text)
+
+    def compose(topic: str) -> bytes:
+        if topic.startswith("$"):  # AWS's own topics, such as a shadow's, take nothing that is not theirs
+            return verbatim
+        return _bytes(json.dumps({**content, "ts": f"{time.time():.2f}"}, ensure_ascii=False))
+
+    return compose
+
+
+def refuse_bad_topic(topic: str, wildcards: bool = False) -> None:
+    """Raise ElfError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
+    levels = topic.split("/")
+    problem = None
+    if not topic or "\0" in topic:
+        problem = "it is empty or has a null character"
+    elif len(_bytes(topic)) > MAX_TOPIC_BYTES:
+        problem = f"it is longer than {MAX_TOPIC_BYTES} bytes"
+    elif len(levels) - 1 - 3 * topic.startswith(("$aws/rules/", "$share/")) > MAX_TOPIC_SLASHES:
+        problem = f"it has more than {MAX_TOPIC_SLASHES} slashes"
+    elif not wildcards and ("#" in topic or "+" in topic):
+        problem = "a message is published to one topic, without + and #"
+    elif "#" in topic[:-1] or any(level != wild and wild in level for level in levels for wild in "+#"):
+        problem = "+ stands for one whole level, and # for all the rest at the end"
+    if problem:
+        raise ElfError(
+            f"AWS IoT does not take the topic {printable(topic)[:300]!r}: {problem}", "name another with --topic"
+        )
+
+
+def refuse_bad_root(path: Path) -> None:
+    """Raise ElfError when `path` holds no certificate."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except OSError as error:  # ssl.SSLError is one
+        raise ElfError(
+            f"{path} is no root certificate: {error.strerror or error}",
+            "name a PEM file with --root-cert; without that option ELF uses Amazon's own",
+        ) from error
+
+
+def _text(payload: bytes) -> str:
+    return printable(payload.decode("utf-8", errors="backslashreplace"))
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ElfError("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Local AWS: MiniStack
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class LocalAws(NamedTuple):
+    url: str
+    mqtt: Endpoint
+    root_cert: Path
+
+
+def find_local(directory: Path) -> LocalAws | None:
+    """Find the embedded AWS IoT of `directory` (misc/local/), if it runs."""
+    try:
+        address = json.loads((directory / "address.json").read_text(encoding="ascii"))
+        http_port, mqtt_port = int(address["http"]), int(address["mqtt"])
+        known_root = (directory / "ca.pem").read_bytes()
+        if json.loads(_get(http_port, "/_ministack/ready"))["iot_mtls"] != "listening":
+            return None
+        if _get(http_port, "/_ministack/iot/ca.pem") != known_root:  # another one, that got the port since
+            return None
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return None
+    return LocalAws(f"http://127.0.0.1:{http_port}", Endpoint("localhost", mqtt_port), directory / "ca.pem")
+
+
+def start_local(directory: Path) -> LocalAws:
+    """Start the embedded AWS IoT in the background, with the state it had, and wait until it is ready.
+
+    Raises: ElfError when MiniStack is not installed or does not start.
+    """
+    missing = [name for name in ("ministack", "hypercorn", "cryptography") if not importlib.util.find_spec(name)]
+    if missing:
+        raise ElfError(
+            f"--local needs MiniStack, and there is no Python package {' or '.join(missing)}",
+            f"{sys.executable} -m pip install -r {HERE / 'requirements-local.txt'}",
+        )
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    http_port, mqtt_port = _ports(directory)
+    log.info("starting the embedded AWS IoT in %s", directory)
+    with open(directory / "ministack.log", "w", opener=functools.partial(os.open, mode=0o600)) as logfile:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                _LAUNCHER,
+                str(Path(__file__).resolve()),
+                str(directory),
+                str(http_port),
+                str(mqtt_port),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=logfile,
+            stderr=subprocess.STDOUT,
+            cwd=directory,
+            env=_local_environment(directory, http_port, mqtt_port),
+            start_new_session=True,  # the terminal's Ctrl-C is not for it
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    deadline = time.monotonic() + LOCAL_START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError, ValueError, KeyError, http.client.HTTPException):
+            if json.loads(_get(http_port, "/_ministack/ready"))["iot_mtls"] == "listening":
+                write_private(directory / "ca.pem", _get(http_port, "/_ministack/iot/ca.pem").decode("ascii"))
+                if local := find_local(directory):
+                    return local
+        time.sleep(0.05)
+    process.kill()
+    raise ElfError(
+        f"the embedded AWS IoT did not start (exit status {process.wait()})",
+        f"see why in {directory / 'ministack.log'}",
+    )
+
+
+def stop_local(directory: Path) -> None:
+    """Stop the embedded AWS IoT, if it runs, and remove its directory."""
+    address = directory / "address.json"
+    try:
+        port = int(json.loads(address.read_text(encoding="ascii"))["http"])
+    except (OSError, ValueError, KeyError, TypeError):
+        port = None
+    address.unlink(missing_ok=True)  # which is what tells it to end
+    deadline = time.monotonic() + 5
+    while port and _listens(port) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _ports(directory: Path) -> tuple[int, int]:
+    """Choose the ports it had the last time, or free ones."""
+    ports = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), contextlib.ExitStack() as stack:
+        address = json.loads((directory / "address.json").read_text(encoding="ascii"))
+        ports = [_reserve(stack, int(address[key])) for key in ("http", "mqtt")]
+    if len(ports) == 2:
+        return ports[0], ports[1]
+    with contextlib.ExitStack() as stack:
+        return _reserve(stack, 0), _reserve(stack, 0)
+
+
+def _reserve(stack: contextlib.ExitStack, port: int) -> int:
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
+    return int(listener.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _get(port: int, path: str) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)  # by no proxy
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise http.client.HTTPException(f"HTTP {response.status}")
+        return body
+    finally:
+        connection.close()
+
+
+def _local_environment(directory: Path, http_port: int, mqtt_port: int) -> dict[str, str]:
+    """Give MiniStack what it needs, and nothing of the user's AWS configuration, Docker or home."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "DOCKER_", "PYTHON"))}
+    return inherited | {
+        "GATEWAY_PORT": str(http_port),
+        "IOT_MTLS_PORT": str(mqtt_port),
+        "BIND_HOST": "127.0.0.1",
+        "AUTH": "true",  # IoT policies are enforced, as AWS does
+        "PERSIST_STATE": "1",
+        "STATE_DIR": str(directory / "state"),
+        "S3_DATA_DIR": str(directory / "s3"),
+        "TMPDIR": str(directory),
+        "DOCKER_HOST": "unix:///nonexistent",  # it would tidy up containers at its start
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+# The background process runs serve_local() of this very file, whatever its name.
+_LAUNCHER = "import runpy, sys; runpy.run_path(sys.argv[1])['serve_local'](*sys.argv[2:])"
+
+
+def serve_local(directory: str, http_port: str, mqtt_port: str) -> None:
+    """Be the embedded AWS IoT, in a process of its own, until address.json is gone or another's.
+
+    So it ends by itself when misc/ is deleted, and nobody has to trust a process ID.
+    """
+    os.umask(0o077)
+    _bind_to_loopback_only()
+    address = Path(directory, "address.json")
+    content = json.dumps({"http": int(http_port), "mqtt": int(mqtt_port), "pid": os.getpid()})
+    write_private(address, content)
+
+    from hypercorn.asyncio import serve
+    from hypercorn.config import Config
+    from ministack.app import app
+
+    logging.getLogger("persistence").setLevel(logging.WARNING)
+    config = Config()
+    config.bind = [f"127.0.0.1:{http_port}"]
+
+    async def run() -> None:
+        watcher = asyncio.create_task(_end_with(address, content))
+        saver = asyncio.create_task(_save_state_after_work())
+        await serve(app, config)  # until SIGTERM, which saves the state too
+        watcher.cancel()
+        saver.cancel()
+
+    asyncio.run(run())
+
+
+def _bind_to_loopback_only() -> None:
+    """Keep every listener of this process off the network: MiniStack's MQTT broker asks for 0.0.0.0."""
+    bind = socket.socket.bind
+    loopback = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+
+    def bind_to_loopback(self: socket.socket, address: Any) -> None:
+        bind(self, (loopback[self.family], *address[1:]) if self.family in loopback else address)
+
+    setattr(socket.socket, "bind", bind_to_loopback)  # noqa: B010 - mypy takes no assignment to a method
+
+
+async def _end_with(address: Path, content: str) -> None:
+    while True:
+        await asyncio.sleep(0.2)
+        try:
+            if address.read_text(encoding="ascii") == content:
+                continue
+        except OSError:
+            pass
+        os._exit(0)  # at once: saving the state would make the directory anew
+
+
+async def _save_state_after_work() -> None:
+    """Save IoT's state within seconds of any work: MiniStack does it at a clean end only, and would lose it in a crash.
+
+    Work shows in the processor time, whether it came over HTTP or MQTT.
+    """
+    from ministack.core.persistence import save_state
+    from ministack.services import iot
+
+    saved = 0.0
+    while True:
+        await asyncio.sleep(1)
+        began = time.process_time()
+        if began - saved < 0.05:
+            continue
+        with contextlib.suppress(RuntimeError):  # a change in mid-copy: again in a second
+            await asyncio.to_thread(lambda: save_state("iot", iot.get_state()))
+            saved = time.process_time()
+            await asyncio.sleep(10 * (saved - began))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def whole(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def interval(text: str) -> float:
+    if (value := seconds(text)) < MIN_INTERVAL_S:
+        raise argparse.ArgumentTypeError(
+            f"AWS IoT takes 100 messages a second a connection: {MIN_INTERVAL_S} at the least"
+        )
+    return value
+
+
+def prefix(text: str) -> str:
+    # The client ID is the thing's name, its number of up to 9 digits, and 8 random characters, each after one more.
+    longest = MAX_CLIENT_ID_BYTES - 10 - 9
+    if not THING_NAME.fullmatch(text) or len(text) > longest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to {longest} of the characters a-z A-Z 0-9 : _ -")
+    return text
+
+
+def mqtt_endpoint(text: str) -> Endpoint:
+    match = re.fullmatch(r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9._-]*))(?::(?P<port>[0-9]{1,5}))?", text)
+    port = int(match["port"] or MQTT_PORT) if match else 0
+    if not match or not text or not 0 < port < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST, HOST:PORT or :PORT")
+    return Endpoint(match["ipv6"] or match["host"], port)
+
+
+def url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an http or https URL")
+    return text
+
+
+class Option(NamedTuple):
+    names: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def option(*names: str, **settings: Any) -> Option:
+    return Option(names, settings)
+
+
+class Command(NamedTuple):
+    name: str
+    run: Callable[[argparse.Namespace], int]
+    summary: str
+    example: str
+    options: tuple[Option, ...]
+
+
+GLOBAL_OPTIONS = (
+    option("--region", metavar="R", help=f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})"),
+    option("--profile", metavar="P", help="named profile of the AWS CLI (default: the fleet's, else none)"),
+    option("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)"),
+    option("--local", action="store_true", help="an AWS IoT embedded in this machine; needs no account"),
+    option(
+        "--misc-dir", metavar="D", type=Path, help="keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
+    ),
+    option("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure"),
+    option("--version", action="version", version=f"aws-iot-elf {VERSION}"),
+)
+MESSAGING_OPTIONS = (
+    option("--append-thing-name", action="store_true", help=f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"),
+    option("--duration", metavar="S", type=seconds, default=DURATION_S, help="seconds (default: %(default)g)"),
+    option("--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)"),
+    option("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)"),
+    option(
+        "--mqtt-endpoint",
+        metavar="HOST[:PORT]",
+        type=mqtt_endpoint,
+        help=f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443",
+    ),
+)
+COMMANDS = (
+    Command(
+        "create",
+        create_things,
+        "make things in AWS IoT, each with a certificate and keys",
+        "create 3",
+        (
+            option("count", metavar="COUNT", nargs="?", type=whole, default=1, help="things (default: %(default)s)"),
+            option("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="NAME_0 … (default: %(default)s)"),
+        ),
+    ),
+    Command(
+        "send",
+        send_messages,
+        "have every thing publish messages",
+        "send --duration 30 --interval 0.5 'Hello from ELF'",
+        (
+            option("message", metavar="MESSAGE", nargs="?", default=MESSAGE, help="(default: %(default)s)"),
+            option("--json-message", metavar="FILE", type=Path, help="send the JSON object in FILE instead of MESSAGE"),
+            option("--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)"),
+            option("--interval", metavar="S", type=interval, default=INTERVAL_S, help="seconds (default: %(default)g)"),
+            *MESSAGING_OPTIONS,
+        ),
+    ),
+    Command(
+        "subscribe",
+        subscribe,
+        "have every thing listen, and log what it hears",
+        "subscribe --duration 30",
+        (
+            option("--topic", metavar="T", help=f"topic filter, may hold {{thing_name}} (default: {TOPIC_ROOT}/#)"),
+            option(
+                "--count", metavar="N", type=whole, help="end after N messages in all (default: none); 1 if fewer come"
+            ),
+            *MESSAGING_OPTIONS,
+        ),
+    ),
+    Command(
+        "clean",
+        clean_up,
+        "take everything away again, in AWS IoT and on disk",
+        "clean",
+        (option("--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)"),),
+    ),
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse whose usage errors are one line, and which takes no abbreviation that a later option could break."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def add_options(self, options: Sequence[Option], group: str | None = None) -> None:
+        target = self.add_argument_group(group) if group else self
+        for names, settings in options:
+            target.add_argument(*names, **settings)
+
+
+def build_parser() -> Parser:
+    """Make the parser of COMMANDS, with GLOBAL_OPTIONS both before and after the command."""
+    parser = Parser(
+        prog="elf.py",
+        description="The Extremely Low Friction AWS IoT client: make things, let them send and listen, clean up.",
+        epilog="example: python elf.py --local create 3",
+    )
+    parser.add_options(GLOBAL_OPTIONS, group="options of every command")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        subparser = commands.add_parser(
+            command.name,
+            help=command.summary,
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            epilog=f"example: python elf.py {command.example}",
+        )
+        subparser.set_defaults(run=command.run)
+        subparser.add_options(command.options)
+        # Without SUPPRESS, the default of what is not given after the command would undo what is given before it.
+        after = tuple(option(*names, **settings, default=argparse.SUPPRESS) for names, settings in GLOBAL_OPTIONS)
+        subparser.add_options(after, group="options of every command")
+    return parser
+
+
+def locate(cli: argparse.Namespace, remembered: Place | None) -> Place:
+    """Say where the fleet lives, or shall: what was remembered at its creation, else the options.
+
+    Raises: ElfError when an explicit option contradicts what is remembered.
+    """
+    explicit = {key: getattr(cli, key) for key in ("region", "profile", "endpoint_url") if getattr(cli, key)}
+    if not remembered:
+        return Place(**explicit, local=cli.local)
+    options = [
+        f"--{key.replace('_', '-')} {value}" for key, value in explicit.items() if _contradicts(remembered, key, value)
+    ]
+    if cli.local and not remembered.local:
+        options.append("--local")
+    if options:
+        raise ElfError(
+            f"{' '.join(options)} contradicts where the fleet lives: {remembered}",
+            "leave the option out, or clean this fleet first, or keep another one with --misc-dir",
+        )
+    return remembered._replace(profile=remembered.profile or cli.profile)
+
+
+def _contradicts(place: Place, key: str, value: str) -> bool:
+    known = getattr(place, key)
+    if key != "region" and place.local:
+        return True
+    return known is not None and known.rstrip("/") != value.rstrip("/")
+
+
+def run_command(cli: argparse.Namespace) -> int:
+    """Find the fleet and its AWS, the embedded one included, and run the command on them."""
+    directory = cli.misc_dir or os.environ.get("ELF_MISC_DIR") or HERE / "misc"
+    cli.fleet = fleet = Fleet(Path(directory).expanduser().absolute())
+    cli.place = locate(cli, fleet.place)
+    cleaning = cli.run is clean_up
+    if cli.place.local and (fleet.things or cli.run is create_things) and not (cleaning and cli.only_local):
+        local = find_local(fleet.local_directory)
+        if not local:
+            with fleet.locked(cli.inbox):
+                local = find_local(fleet.local_directory) or start_local(fleet.local_directory)
+        cli.place = cli.place._replace(endpoint_url=local.url)
+        cli.mqtt_endpoint = getattr(cli, "mqtt_endpoint", None) or local.mqtt
+        cli.root_cert = getattr(cli, "root_cert", None) or local.root_cert
+    status = cli.run(cli)
+    if cleaning and status == 0 and fleet.local_directory.exists():
+        stop_local(fleet.local_directory)
+    return int(status)
+
+
+def start_logging(debug: bool) -> None:
+    """Log ELF's own lines, in UTC, on standard error; what libraries log can hold keys, and stays unheard."""
+    formatter = logging.Formatter("%(asctime)s:%(name)s:%(levelname)s - %(message)s")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(logging.DEBUG if debug else logging.INFO)
+    logging.getLogger("AWSIoTPythonSDK").addHandler(logging.NullHandler())
+
+
+@contextlib.contextmanager
+def signals_to(inbox: Inbox) -> Iterator[None]:
+    """Bring SIGINT and SIGTERM to the inbox, unless the caller has them ignored (a shell's background job, say)."""
+    before = {}
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            with contextlib.suppress(ValueError):  # not in the main thread
+                before[signum] = signal.signal(signum, inbox.interrupt)
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ELF. Returns the exit status: 0 done, 1 something failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
+    parser = build_parser()
+    try:
+        cli = parser.parse_args(argv)
+        if cli.local and (cli.profile or cli.endpoint_url):
+            parser.error("--local has no --profile and no --endpoint-url")
+    except SystemExit as usage:  # argparse has printed what there is to say
+        return int(usage.code or 0)
+    if "run" not in cli:
+        parser.print_help()
+        return 2
+    start_logging(cli.debug)
+    cli.inbox = Inbox()
+    try:
+        with signals_to(cli.inbox):
+            return run_command(cli)
+    except Interrupted as interrupted:
+        log.warning("stopped by %s", interrupted)
+        return 128 + interrupted.signum
+    except KeyboardInterrupt:
+        log.warning("stopped at once")
+        return 128 + signal.SIGINT
+    except Exception as error:
+        report(error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
