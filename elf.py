@@ -63,7 +63,7 @@ MAX_TOPIC_SLASHES = 7
 MAX_CLIENT_ID_BYTES = 128
 MIN_INTERVAL_S = 0.01  # 100 publishes a second a connection
 
-CONNECT_TIMEOUT_S = 10.0  # TCP, TLS and the CONNACK, each
+CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each
 ACK_GRACE_S = 15.0  # how long `send` waits for the last acknowledgements
 PROPAGATION_S = 20.0  # a policy made a moment ago is not in force everywhere on AWS at once
 CONSISTENCY_S = 30.0  # a detached certificate counts as attached for a while on AWS
@@ -133,6 +133,12 @@ EXPLANATIONS: Mapping[str, tuple[str, str]] = {
     "ConnectTimeoutError": ("{error}", _CHECK_NETWORK),
     "ReadTimeoutError": ("{error}", _CHECK_NETWORK),
     "HTTPClientError": ("AWS can't be reached: {error}", _CHECK_NETWORK),
+    "RefusedError": (
+        "{error}, as AWS IoT does when it does not know the certificate, when the certificate is not active, "
+        "or when its policy does not let the client connect",
+        "look at the certificate and its policy in the AWS IoT console (Security); "
+        "`elf.py clean` and `elf.py create` make them anew",
+    ),
     "gaierror": ("its name can't be resolved", "check the network's DNS, and --mqtt-endpoint"),
     "ConnectionRefusedError": ("nothing listens there", "check --mqtt-endpoint and the port"),
     "TimeoutError": ("it does not answer", "if a firewall blocks port 8883, try --mqtt-endpoint :443"),
@@ -789,10 +795,10 @@ _CONNACK = {  # MQTT 3.1.1, table 3.1
     4: "it does not take a user name",
     5: "the thing is not authorised",
 }
-_CLOSED = (
-    "the broker closed the connection without an answer, as AWS IoT does when it does not know the certificate, "
-    "when the certificate is not active, or when no policy lets the client connect"
-)
+
+
+class RefusedError(Exception):
+    """The broker was reached, and does not let the thing in."""
 
 
 class Device:
@@ -807,21 +813,25 @@ class Device:
         self._client: Any = None
 
     def connect(self, patience_s: float = 0.0) -> None:
-        """Connect, and where the broker refuses, go on trying for `patience_s` seconds. Raises ElfError."""
-        deadline = time.monotonic() + patience_s
-        pause = 1.0  # a second a connect is AWS's quota for one client ID
-        while refusal := self._connect_once():
-            if time.monotonic() + pause > deadline:
-                raise ElfError(
-                    f"{self.thing.name} can't connect to {self._endpoint}: {refusal}",
-                    "look at the certificate and its policy in the AWS IoT console (Security); "
-                    "`elf.py clean` and `elf.py create` make them anew",
-                )
-            log.debug("MQTT %s: %s; trying again", self.thing.name, refusal)
-            time.sleep(pause)
+        """Connect. Where the broker refuses, go on trying for `patience_s` seconds; where it is silent, try twice.
 
-    def _connect_once(self) -> str | None:
-        """Connect; return how the broker refused, or None. Raises ElfError when it can't be reached."""
+        Raises: ElfError.
+        """
+        started = time.monotonic()
+        while True:
+            try:
+                self._connect_once()
+                return
+            except Exception as error:
+                silence = max(patience_s, 2 * CONNECT_TIMEOUT_S) if isinstance(error, TimeoutError) else 0.0
+                refusal = patience_s if isinstance(error, RefusedError) else 0.0
+                if time.monotonic() - started >= max(silence, refusal):
+                    cause, remedy = explain(error)
+                    raise ElfError(f"{self.thing.name} can't connect to {self._endpoint}: {cause}", remedy) from error
+                log.debug("MQTT %s: %s; trying again", self.thing.name, error)
+            time.sleep(1.0)  # a second a connect is AWS's quota for one client ID
+
+    def _connect_once(self) -> None:
         from AWSIoTPythonSDK.MQTTLib import AWSIoTMQTTClient
 
         client_id = f"{self.thing.name}-{secrets.token_hex(4)}"
@@ -836,24 +846,20 @@ class Device:
         answers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         client.onOffline = lambda: answers.put(None)
         log.debug("MQTT %s: CONNECT to %s as %s", self.thing.name, self._endpoint, client_id)
+        client.connectAsync(ackCallback=lambda mid, data: answers.put(data))
         try:
-            client.connectAsync(ackCallback=lambda mid, data: answers.put(data))
             answer = answers.get(timeout=CONNECT_TIMEOUT_S)
-        except queue.Empty:
-            refusal = f"the broker did not answer within {CONNECT_TIMEOUT_S:g} s"
-        except Exception as error:
-            cause, remedy = explain(error)
-            raise ElfError(f"{self.thing.name} can't connect to {self._endpoint}: {cause}", remedy) from error
-        else:
             log.debug("MQTT %s: %s", self.thing.name, "closed" if answer is None else f"CONNACK {answer}")
-            if answer == 0:
-                client.onOffline = self._log_offline
-                self._client = client
-                return None
-            refusal = _CLOSED if answer is None else f"the broker refused: {_CONNACK.get(answer, f'code {answer}')}"
-        with contextlib.suppress(Exception):
-            client.disconnectAsync()  # or the SDK would go on trying behind our back
-        return refusal
+            if answer is None:
+                raise RefusedError("the broker closed the connection without an answer")
+            if answer:
+                raise RefusedError(f"the broker refused: {_CONNACK.get(answer, f'code {answer}')}")
+        except (queue.Empty, RefusedError) as error:
+            with contextlib.suppress(Exception):
+                client.disconnectAsync()  # or the SDK would go on trying behind our back
+            raise TimeoutError("no CONNACK") if isinstance(error, queue.Empty) else error from None
+        client.onOffline = self._log_offline
+        self._client = client
 
     def _open_socket(self) -> socket.socket:
         connection = socket.create_connection(self._endpoint, timeout=CONNECT_TIMEOUT_S)
@@ -1254,6 +1260,7 @@ def start_local(directory: Path) -> LocalAws:
         with contextlib.suppress(OSError, ValueError, KeyError, http.client.HTTPException):
             if json.loads(_get(http_port, "/_ministack/ready"))["iot_mtls"] == "listening":
                 write_private(directory / "ca.pem", _get(http_port, "/_ministack/iot/ca.pem").decode("ascii"))
+                _shake_hands(mqtt_port, directory / "ca.pem")
                 if local := find_local(directory):
                     return local
         time.sleep(0.05)
@@ -1276,6 +1283,18 @@ def stop_local(directory: Path) -> None:
     while port and _listens(port) and time.monotonic() < deadline:
         time.sleep(0.05)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _shake_hands(port: int, root_cert: Path) -> None:
+    """Make the broker ready for TLS, or raise OSError.
+
+    MiniStack makes its certificate at the first connection, and on Python 3.10 and 3.11.2 it loses what a client says
+    meanwhile: that client must not be a thing.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(root_cert)
+    with socket.create_connection(("127.0.0.1", port), timeout=0.5) as connection:
+        context.wrap_socket(connection, server_hostname="localhost").close()
 
 
 def _ports(directory: Path) -> tuple[int, int]:
