@@ -148,7 +148,11 @@ EXPLANATIONS: Mapping[str, tuple[str, str]] = {
     ),
     "SSLError": ("TLS fails: {error}", "check that key and certificate are a pair, and what is in between"),
     "PermissionError": ("no permission: {error}", "check who owns it, or choose another place with --misc-dir"),
-    "OSError": ("the operating system says: {error}", "mend that, or choose another place with --misc-dir"),
+    "FileNotFoundError": ("a file is missing: {error}", "put it back, or start anew: `elf.py clean`, `elf.py create`"),
+    "OSError": (
+        "the operating system says: {error}",
+        "free space on that disk or repair it, or choose another place with --misc-dir",
+    ),
 }
 _UNEXPECTED = ("{name}: {error}", "run the command again with --debug to see where it comes from")
 
@@ -1123,9 +1127,10 @@ def connected(cli: argparse.Namespace, things: Sequence[Thing]) -> Iterator[list
 
 def topic_of(cli: argparse.Namespace, thing_name: str, default: str) -> str:
     """Make a thing's topic or topic filter of --topic and --append-thing-name, or of neither the default."""
+    topic: str = default if cli.topic is None else cli.topic
     if cli.append_thing_name:
-        return f"{cli.topic or TOPIC_ROOT}/{thing_name}".replace("{thing_name}", thing_name)
-    return cli.topic.replace("{thing_name}", thing_name) if cli.topic else default
+        topic = f"{TOPIC_ROOT if cli.topic is None else cli.topic}/{{thing_name}}"
+    return topic.replace("{thing_name}", thing_name)
 
 
 def message_composer(cli: argparse.Namespace) -> Callable[[str], bytes]:
@@ -1514,7 +1519,7 @@ GLOBAL_OPTIONS = (
 )
 MESSAGING_OPTIONS = (
     option("--append-thing-name", action="store_true", help=f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"),
-    option("--duration", metavar="S", type=seconds, default=DURATION_S, help="seconds (default: %(default)g)"),
+    option("--duration", metavar="S", type=seconds, default=DURATION_S, help="for so long (default: %(default)g s)"),
     option("--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)"),
     option("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)"),
     option(
@@ -1531,8 +1536,8 @@ COMMANDS = (
         "make things in AWS IoT, each with a certificate and keys",
         "create 3",
         (
-            option("count", metavar="COUNT", nargs="?", type=whole, default=1, help="things (default: %(default)s)"),
-            option("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="NAME_0 … (default: %(default)s)"),
+            option("count", metavar="COUNT", nargs="?", type=whole, default=1, help="how many (default: %(default)s)"),
+            option("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="as in NAME_0 (default: %(default)s)"),
         ),
     ),
     Command(
@@ -1541,10 +1546,16 @@ COMMANDS = (
         "have every thing publish messages",
         "send --duration 30 --interval 0.5 'Hello from ELF'",
         (
-            option("message", metavar="MESSAGE", nargs="?", default=MESSAGE, help="(default: %(default)s)"),
+            option("message", metavar="MESSAGE", nargs="?", default=MESSAGE, help="text (default: %(default)s)"),
             option("--json-message", metavar="FILE", type=Path, help="send the JSON object in FILE instead of MESSAGE"),
             option("--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)"),
-            option("--interval", metavar="S", type=interval, default=INTERVAL_S, help="seconds (default: %(default)g)"),
+            option(
+                "--interval",
+                metavar="S",
+                type=interval,
+                default=INTERVAL_S,
+                help="a message every (default: %(default)g s)",
+            ),
             *MESSAGING_OPTIONS,
         ),
     ),
