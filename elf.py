@@ -161,7 +161,7 @@ def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause in plain words, and the remedy."""
     if isinstance(error, ElfError):
         return error.cause, error.remedy
-    answer = getattr(error, "response", {}).get("Error", {})  # of a botocore ClientError
+    answer = (getattr(error, "response", None) or {}).get("Error", {})  # of a botocore ClientError
     names = [answer.get("Code"), *(kind.__name__ for kind in type(error).__mro__)]
     cause, remedy = next((EXPLANATIONS[name] for name in names if name in EXPLANATIONS), _UNEXPECTED)
     return cause.format(name=type(error).__name__, error=printable(answer.get("Message") or str(error))), remedy
