@@ -14,31 +14,24 @@ under the same commands (Local AWS). Each section uses those above it and none b
 
 from __future__ import annotations
 
+# What only some commands need is imported where they need it, boto3 and the SDK among it: `--help` is to be quick.
 import argparse
+import collections
 import contextlib
 import functools
-import http.client
-import importlib.util
 import json
 import logging
 import math
 import os
 import queue
 import re
-import secrets
-import shutil
 import signal
-import socket
-import ssl
-import subprocess
 import sys
-import tempfile
+import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Defaults and errors
@@ -62,12 +55,34 @@ MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
 MAX_CLIENT_ID_BYTES = 128
 MIN_INTERVAL_S = 0.01  # 100 publishes a second a connection
+# The same page, control-plane API: calls a second an account and region. No other operation of ELF's is that scarce.
+QUOTAS: Mapping[str, float] = {
+    "CreateKeysAndCertificate": 10,
+    "UpdateCertificate": 10,
+    "DeleteCertificate": 10,
+    "CreatePolicy": 10,
+    "DeletePolicy": 10,
+    "GetPolicy": 10,
+    "DescribeEndpoint": 10,
+    "AttachPolicy": 15,
+    "DetachPolicy": 15,
+    "CreateThing": 100,
+    "DeleteThing": 100,
+    "AttachThingPrincipal": 100,
+    "DetachThingPrincipal": 100,
+}
+THINGS_PER_S = 10.0  # what these quotas come to
 
 CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each
 ACK_GRACE_S = 15.0  # how long `send` waits for the last acknowledgements
 PROPAGATION_S = 20.0  # a policy made a moment ago is not in force everywhere on AWS at once
 CONSISTENCY_S = 30.0  # a detached certificate counts as attached for a while on AWS
-CONNECTS_AT_ONCE = 16
+CONNECTS_AT_ONCE = 16  # in a process
+CONNECTS_PER_S = 400.0  # AWS takes 500 an account
+DEVICES_A_PROCESS = 250  # the SDK waits with select(), which ends at descriptor 1,024, three a device
+DESCRIPTORS_A_DEVICE = 3
+DEVICES_A_CORE = 50  # fewer are not worth a process; so many can be too busy for one
+CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s a thing; AWS takes half of that
 LOCAL_START_S = 60.0  # one second as a rule; a cold disk takes longer
 
 log = logging.getLogger("iot-elf")
@@ -94,11 +109,16 @@ _NO_CREDENTIALS = (
     "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
     "or try ELF without an AWS account: `elf.py --local create`"
 )
+_CARRY_ON = "the same command again carries on where this one ended; try it in a minute"
 _CHECK_NETWORK = "check the network, a proxy in the way, --region and --endpoint-url"
 _BAD_CREDENTIALS = "check the credentials with `aws sts get-caller-identity`, and renew them (`aws sso login`)"
 
 # AWS's error code, or the exception's class name: what is wrong ({error} is AWS's own message), and what to do.
 EXPLANATIONS: Mapping[str, tuple[str, str]] = {
+    "ModuleNotFoundError": (
+        "a Python package is missing: {error}",
+        f"{sys.executable} -m pip install -r {HERE / 'requirements.txt'}, or run ELF with `uv run elf.py`",
+    ),
     "NoCredentialsError": ("there are no AWS credentials on this machine", _NO_CREDENTIALS),
     "PartialCredentialsError": ("the AWS credentials are incomplete: {error}", _NO_CREDENTIALS),
     "CredentialRetrievalError": ("the AWS credentials can't be had: {error}", _BAD_CREDENTIALS),
@@ -117,14 +137,13 @@ EXPLANATIONS: Mapping[str, tuple[str, str]] = {
         "AWS denies it: {error}",
         "give that user or role the action; README.md has the IAM policy that ELF needs",
     ),
+    "Throttling": ("AWS throttles this account: {error}", _CARRY_ON),
+    "TooManyRequestsException": ("AWS throttles this account: {error}", _CARRY_ON),
     "ResourceNotFoundException": (
         "AWS does not have it: {error}",
         "it was taken away by other means; `elf.py clean` and `elf.py create` make the fleet anew",
     ),
-    "ThrottlingException": (
-        "AWS throttles this account: {error}",
-        "the same command again carries on where this one ended; try it in a minute",
-    ),
+    "ThrottlingException": ("AWS throttles this account: {error}", _CARRY_ON),
     "LimitExceededException": (
         "the account's limit is reached: {error}",
         "ask for more under Service Quotas in the AWS console, or clean what is not needed",
@@ -180,29 +199,53 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def decoded(payload: bytes) -> str:
+    return printable(payload.decode("utf-8", errors="backslashreplace"))
+
+
+def utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ElfError("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8") from error
+
+
 def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def start_logging(level: int) -> None:
+    """Log ELF's own lines, in UTC, on standard error; what libraries log can hold keys, and stays unheard."""
+    formatter = logging.Formatter("%(asctime)s:%(name)s:%(levelname)s - %(message)s")
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(level)
+    logging.getLogger("AWSIoTPythonSDK").addHandler(logging.NullHandler())
 
 
 class Inbox:
     """Where a command's main thread waits: for its devices' events, for the user's Ctrl-C, or for the time to pass.
 
-    Devices' threads put immutable records in and share nothing else with the main thread.
+    Other threads put immutable records in, or lists of them, and share nothing else with the main thread.
     """
 
     def __init__(self) -> None:
-        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._events: collections.deque[Any] = collections.deque()
         self._signum: int | None = None
 
     def put(self, event: Any) -> None:
-        self._events.put(event)
+        self._arriving.put(event)
 
     def interrupt(self, signum: int, _frame: object) -> None:
         """Handle a signal: the first lets the calls under way finish and be recorded, a second stops at once."""
         if self._signum is not None:
             raise KeyboardInterrupt
         self._signum = signum
-        self.put(None)  # SimpleQueue.put() is safe in a signal handler
+        self.put([])  # SimpleQueue.put() is safe in a signal handler
 
     def check(self) -> None:
         """Raise Interrupted if the user asked to stop."""
@@ -213,16 +256,16 @@ class Inbox:
         """Return the next event, or None once `deadline` (time.monotonic()) is past; raise Interrupted."""
         while True:
             self.check()
+            if self._events:
+                return self._events.popleft()
+            wait_s = deadline - time.monotonic()
             try:
                 # Windows can't interrupt a wait: never wait long.
-                event = self._events.get(timeout=max(0.0, min(1.0, deadline - time.monotonic())))
+                event = self._arriving.get(timeout=max(0.0, min(1.0, wait_s)))
+                self._events.extend(event if isinstance(event, list) else [event])
             except queue.Empty:
-                event = None
-            if event is not None:
-                return event
-            if time.monotonic() >= deadline:
-                self.check()
-                return None
+                if wait_s <= 1.0:
+                    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,7 +327,9 @@ _THING_KEYS = {
 class Fleet:
     """The things, their files and where they live. It alone reads and writes misc/ (but misc/local/).
 
-    Every change is on disk, whole and readable by its owner alone, before the method that makes it returns.
+    Every change is on disk, whole and readable by its owner alone, before the method that makes it returns. What
+    happens to a thing is added to a journal, at a cost that does not grow with the fleet; the journal is folded into
+    things.json when the command ends, or when the next one starts.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -293,6 +338,9 @@ class Fleet:
         self.local_directory = directory / "local"
         self.things_file = directory / "things.json"
         self.elf_file = directory / "elf.json"
+        self.journal_file = directory / "things.journal"
+        self._writing = threading.Lock()
+        self._journal: TextIO | None = None  # open while the fleet is locked
         self.reload()
 
     def reload(self) -> None:
@@ -309,9 +357,9 @@ class Fleet:
         entries = self._read(self.things_file, [])
         if not isinstance(entries, list):
             raise _not_ours(self.things_file, "it is not a JSON list")
-        for entry in entries:
-            thing = self._thing(entry)
-            self.things[thing.name] = thing
+        for entry in (*entries, *self._read_journal()):
+            self._replay(entry)
+        self.things = dict(sorted(self.things.items(), key=_by_number))
         if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
             _, region, account = partition_region_account(first.certificate_arn)
             self.place = Place(region=region, account=account)
@@ -333,11 +381,24 @@ class Fleet:
         except (ValueError, RecursionError) as error:
             raise _not_ours(path, str(error)) from error
 
-    def _thing(self, entry: object) -> Thing:
-        """Read one entry of things.json, trusting nothing: names become paths, and identifiers are sent to AWS."""
+    def _read_journal(self) -> list[Any]:
+        try:
+            lines = self.journal_file.read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            return []
+        try:
+            return [json.loads(line) for line in lines[:-1]]  # the last is empty, or what a crash cut off
+        except (ValueError, RecursionError) as error:
+            raise _not_ours(self.journal_file, str(error)) from error
+
+    def _replay(self, entry: object) -> None:
+        """Take in one entry, trusting nothing: names become paths, and identifiers are sent to AWS."""
         if not isinstance(entry, dict) or len(entry) != 1:
             raise _not_ours(self.things_file, "an entry is not an object with one thing's name")
         ((name, recorded),) = entry.items()
+        if recorded is None:  # forgotten
+            self.things.pop(name, None)
+            return
         if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
             raise _not_ours(self.things_file, f"{printable(name)[:140]!r} is not a thing of ELF's")
         fields = {field: recorded.get(key) for field, key in _THING_KEYS.items()}
@@ -352,7 +413,7 @@ class Fleet:
         stage = recorded.get("elf_stage", READY)
         if stage not in (CREATING, READY, CLEANING):
             raise _not_ours(self.things_file, f"the stage of {name} is unknown")
-        return Thing(name, stage=stage, **fields)
+        self.things[name] = Thing(name, stage=stage, **fields)
 
     @property
     def ready(self) -> list[Thing]:
@@ -363,6 +424,8 @@ class Fleet:
 
     def open(self) -> None:
         """Make the directory, or shut it to others, and make sure of an ELF ID; bring an original fleet up to date."""
+        import uuid
+
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._tighten()
         for name, recorded in self._key_material.items():
@@ -420,8 +483,11 @@ class Fleet:
         with handle:  # closing it unlocks it, as the end of the process does
             try:
                 self.reload()
-                yield
+                with open(self.journal_file, "a", opener=functools.partial(os.open, mode=0o600)) as self._journal:
+                    yield
             finally:
+                self._journal = None
+                self._fold()
                 with contextlib.suppress(OSError):  # Windows keeps an open file
                     path.unlink()
 
@@ -440,29 +506,46 @@ class Fleet:
         return files
 
     def record(self, thing: Thing) -> Thing:
-        """Remember `thing` as it now is, in place of what was known of it."""
-        self.things[thing.name] = thing
-        self._save_things()
+        """Remember `thing` as it now is, in place of what was known of it. Any thread may call this."""
+        with self._writing:
+            self._add_to_journal(_entry(thing))
+            self.things[thing.name] = thing
         return thing
 
     def forget(self, thing: Thing) -> None:
-        """Remove a thing's files, then the thing; with the last one, all that is left but elf.json's ELF ID."""
+        """Remove a thing's files, then the thing. Any thread may call this."""
         for path in self.files(thing.name):
             path.unlink(missing_ok=True)
-        del self.things[thing.name]
-        if self.things:
-            self._save_things()
+        with self._writing:
+            self._add_to_journal({thing.name: None})
+            del self.things[thing.name]
+
+    def _add_to_journal(self, entry: Mapping[str, Any]) -> None:
+        if not self._journal:
+            raise RuntimeError("the fleet is not locked")
+        self._journal.write(json.dumps(entry) + "\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+
+    def _fold(self) -> None:
+        """Write things.json anew with what the journal has, or remove it with the last thing."""
+        if self.journal_file.stat().st_size:
+            if self.things:
+                self._save_things()
+            else:
+                self.things_file.unlink(missing_ok=True)
+        self.journal_file.unlink()
 
     def dissolve(self) -> None:
         """Forget where the fleet lived, now that it is empty."""
-        for path in (self.things_file, self.directory / ROOTS_FILE):
-            path.unlink(missing_ok=True)
+        (self.directory / ROOTS_FILE).unlink(missing_ok=True)
         if self.place:
             self.place = None
             self._save_elf()
 
     def _save_things(self) -> None:
-        write_private(self.things_file, json.dumps([_entry(thing) for thing in self.things.values()], indent=2) + "\n")
+        entries = [_entry(thing) for _, thing in sorted(self.things.items(), key=_by_number)]
+        write_private(self.things_file, json.dumps(entries, indent=2) + "\n")
 
     def _save_elf(self) -> None:
         place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
@@ -471,6 +554,11 @@ class Fleet:
 
 
 ROOTS_FILE = "amazon-root-ca.pem"
+
+
+def _by_number(item: tuple[str, Thing]) -> tuple[str, int]:
+    prefix, _, number = item[0].rpartition("_")
+    return prefix, int(number) if number.isdecimal() else 0
 
 
 def _entry(thing: Thing) -> dict[str, dict[str, str]]:
@@ -504,6 +592,8 @@ def _lock(handle: TextIO) -> bool:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that is readable by its owner alone and is, at every moment, the old one or the new one, whole."""
+    import tempfile
+
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
@@ -517,8 +607,8 @@ def write_private(path: Path, text: str) -> None:
 
 
 def policy_name(thing_name: str) -> str:
-    """Name a thing's policy. Policy names take no colon (CreatePolicy, AWS IoT API reference), thing names no plus."""
-    return f"policy-{thing_name.replace(':', '+')}"
+    """Name a thing's policy. Policy names take no colon (CreatePolicy, AWS IoT API reference)."""
+    return f"policy-{thing_name.replace(':', '-')}"
 
 
 def partition_region_account(certificate_arn: str) -> tuple[str, str, str]:
@@ -545,43 +635,112 @@ _LOGGED_PARAMETERS = (
 )
 
 
-def connect_control_plane(place: Place) -> tuple[Any, Place]:
-    """Make the boto3 client for `place`, and say where that is once AWS's own configuration has had its say.
+class Pacer:
+    """Keeps each operation under its quota, for all threads: other users share the account.
 
-    The embedded AWS IoT gets no credential or profile of the user's: none is even read.
+    A second's worth may go at once, as AWS's own token buckets allow. Where AWS throttles all the same, because
+    somebody else uses the quota or it is another one, the operation slows down, and recovers with each success.
     """
-    import boto3
-    import botocore.config
-    import botocore.session
 
-    options: dict[str, Any] = {
-        "retries": {"mode": "standard", "total_max_attempts": 5},
-        "connect_timeout": 5,
-        "read_timeout": 20,
-        "user_agent_extra": f"aws-iot-elf/{VERSION}",
-    }
-    if place.local:
-        nothing = (None, None, None, None)
-        empty = (None, None, os.devnull, None)
-        core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
-        session = boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
-        options["proxies"] = {}
-    else:
-        session = boto3.Session(profile_name=place.profile, region_name=place.region)
-        if not place.region:
-            place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION)
-        if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
-            place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
-    client = session.client(
+    def __init__(self, things_per_s: float) -> None:
+        self._speed = things_per_s / THINGS_PER_S
+        self._lock = threading.Lock()
+        self._slowness: dict[str, float] = {}  # by operation: 1.0, or more where AWS throttled it
+        self._due: dict[str, float] = {}  # by operation: when the next call would come if all came evenly
+
+    def wait(self, event_name: str, **_: object) -> None:
+        """Wait for an operation's turn: botocore's before-send event, so that its retries are paced as well."""
+        operation = event_name.rpartition(".")[2]
+        rate = QUOTAS.get(operation, THINGS_PER_S) * self._speed
+        with self._lock:
+            now = time.monotonic()
+            period = self._slowness.get(operation, 1.0) / rate
+            burst = (max(1.0, rate) - 1) * period if operation not in self._slowness else 0.0
+            # 20 ms behind AWS's own count, so that no call overtakes its token on the way.
+            due = max(self._due.get(operation, 0.0), now + 0.02)
+            self._due[operation] = due + period
+        time.sleep(max(0.0, due - burst - now))
+
+    def learn(self, event_name: str = "", exception: Any = None, response_dict: Any = None, **_: object) -> None:
+        """Slow down after a throttled call, recover after another: botocore's response-received event."""
+        operation = event_name.rpartition(".")[2]
+        status = response_dict["status_code"] if response_dict else None
+        with self._lock:
+            slowness = self._slowness.get(operation, 1.0)
+            if status == 429:
+                self._slowness[operation] = min(1.3 * slowness, 20.0)
+            elif slowness > 1.01:
+                self._slowness[operation] = slowness / 1.01
+            else:
+                self._slowness.pop(operation, None)
+
+
+def connect_control_plane(place: Place, things_per_s: float = THINGS_PER_S) -> tuple[Any, Place]:
+    """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
+
+    Returns it with the place as it is once AWS's configuration and DescribeEndpoint have had their say.
+    Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors.
+    """
+    from botocore.config import Config
+
+    session = _session(place)
+    if not place.local and not place.region:
+        place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION)
+    if not place.local and not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
+        place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
+    iot = session.client(
         "iot",
         region_name=place.region,
         endpoint_url=place.endpoint_url,
-        config=botocore.config.Config(**options),
+        config=Config(
+            retries={"mode": "standard", "total_max_attempts": 10},  # a minute, or throttling by others
+            connect_timeout=5,
+            read_timeout=20,
+            max_pool_connections=CALLS_IN_FLIGHT,
+            user_agent_extra=f"aws-iot-elf/{VERSION}",
+            proxies={} if place.local else None,
+        ),
     )
+    events, pacer = iot.meta.events, Pacer(things_per_s)
+    events.register("before-send.iot", pacer.wait)
+    events.register("response-received.iot", pacer.learn)
+    events.register_first("needs-retry.iot.DescribeEndpoint", _give_up_early)
     if log.isEnabledFor(logging.DEBUG):
-        client.meta.events.register("provide-client-params.iot", _log_call)
-        client.meta.events.register("after-call.iot", _log_answer)
-    return client, place._replace(region=client.meta.region_name, endpoint_url=client.meta.endpoint_url)
+        events.register("provide-client-params.iot", _log_call)
+        events.register("after-call.iot", _log_answer)
+    place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url)
+    address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
+    host = address.partition(":")[0]
+    if place.data_endpoint:  # which begins with another name for every account
+        same_account = place.data_endpoint.partition(".")[0] == host.partition(".")[0]
+    else:
+        same_account = not place.account or place.account == _account(session, place)
+    if not same_account:
+        raise ElfError(
+            f"these credentials are another account's: the fleet lives in {place}",
+            "use the credentials that created it, or another --misc-dir for another fleet",
+        )
+    return iot, place._replace(data_endpoint=host)
+
+
+def _session(place: Place) -> Any:
+    """Make boto3's session. The embedded AWS IoT gets no credential or profile of the user's: none is even read."""
+    import boto3
+    import botocore.session
+
+    if not place.local:
+        return boto3.Session(profile_name=place.profile, region_name=place.region)
+    nothing = (None, None, None, None)
+    empty = (None, None, os.devnull, None)
+    core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
+    return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+
+
+def _account(session: Any, place: Place) -> str:
+    """Ask whose credentials these are, for a fleet of the original program's. It takes no permission."""
+    on_aws = ".amazonaws.com" in (place.endpoint_url or "")
+    sts = session.client("sts", region_name=place.region, endpoint_url=None if on_aws else place.endpoint_url)
+    return str(sts.get_caller_identity()["Account"])
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
@@ -595,16 +754,57 @@ def _log_answer(http_response: Any, parsed: Mapping[str, Any], model: Any, **_: 
     log.debug("AWS %s: HTTP %s %s", model.name, http_response.status_code, code)
 
 
-def describe_data_endpoint(iot: Any, place: Place) -> Place:
-    """Ask where devices connect. Raises ElfError when these credentials are another account's than the fleet's."""
-    address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
-    host = address.partition(":")[0]
-    if place.data_endpoint and place.data_endpoint.partition(".")[0] != host.partition(".")[0]:
-        raise ElfError(
-            f"these credentials are another account's: the fleet lives in {place}",
-            "use the credentials that created it, or another --misc-dir for another fleet",
-        )
-    return place._replace(data_endpoint=host)
+def _give_up_early(attempts: int, caught_exception: Exception | None, **_: object) -> None:
+    # The first call of a command tells quickly that AWS can't be reached; later ones ride a fault out.
+    if caught_exception and attempts >= 3:
+        raise caught_exception
+
+
+T = TypeVar("T", Thing, str)
+
+# After one of these, the next call would fail as well.
+HOPELESS = {
+    "ExpiredTokenException",
+    "UnrecognizedClientException",
+    "InvalidClientTokenId",
+    "InvalidSignatureException",
+    "NoCredentialsError",
+    "CredentialRetrievalError",
+    "TokenRetrievalError",
+    "EndpointConnectionError",
+}
+
+
+def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
+    """Take a step with many things at once; yield each with its result, or with the exception that ended it.
+
+    Ends early after a failure that the others would share, and raises Interrupted on the user's Ctrl-C; the steps under
+    way are finished, and so recorded, before it returns either way.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(CALLS_IN_FLIGHT)
+    try:
+        futures = {}
+        for thing in things:
+            future = pool.submit(step, thing)
+            futures[future] = thing
+            future.add_done_callback(inbox.put)
+        while futures:
+            future = inbox.get(deadline=math.inf)
+            thing = futures.pop(future)
+            error = future.exception()
+            yield thing, error or future.result()
+            if error and is_hopeless(error):
+                break
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def is_hopeless(error: BaseException) -> bool:
+    """Tell whether a failure is not the thing's own, so that the others would meet it as well."""
+    code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code") or type(error).__name__
+    return isinstance(error, OSError) or code in HOPELESS
 
 
 def make_thing(iot: Any, fleet: Fleet, name: str) -> Thing:
@@ -729,6 +929,8 @@ def write_amazon_roots(directory: Path) -> Path:
     cross-signed by Starfield Services Root Certificate Authority - G2. botocore carries them; a distribution's
     botocore may lean on the system's instead.
     """
+    import ssl
+
     import botocore
 
     bundle = Path(botocore.__file__).with_name("cacert.pem")
@@ -770,16 +972,21 @@ class Endpoint(NamedTuple):
         return f"{self.host}:{self.port}"
 
 
-class Message(NamedTuple):
+class Published(NamedTuple):
+    """An event: a thing has published a message, or tried to while it was not connected."""
+
     thing: str
     topic: str
     payload: bytes
+    sent: bool
+    late_s: float  # behind the schedule
 
 
 class Acknowledged(NamedTuple):
     """An event: the broker has taken a QoS 1 message."""
 
-    message: Message
+    thing: str
+    after_s: float
 
 
 class Received(NamedTuple):
@@ -801,6 +1008,25 @@ _CONNACK = {  # MQTT 3.1.1, table 3.1
 }
 
 
+class Connected(NamedTuple):
+    """An event: a thing is connected, and subscribed where it is to listen."""
+
+    thing: str
+    topic_filter: str | None
+
+
+class Failed(NamedTuple):
+    """An event: a thing can't take part, for the reason that explain() gives."""
+
+    thing: str
+    cause: str
+    remedy: str
+
+
+class Done(NamedTuple):
+    """An event: a share of the fleet has published all its messages, or can't go on."""
+
+
 class RefusedError(Exception):
     """The broker was reached, and does not let the thing in."""
 
@@ -808,12 +1034,21 @@ class RefusedError(Exception):
 class Device:
     """One thing's MQTT connection, with its own certificate and key. What happens on it goes to the inbox."""
 
-    def __init__(self, thing: Thing, files: ThingFiles, endpoint: Endpoint, root_cert: Path, inbox: Inbox) -> None:
-        self.thing = thing
+    def __init__(
+        self,
+        name: str,
+        files: ThingFiles,
+        endpoint: Endpoint,
+        root_cert: Path,
+        put: Callable[[Any], None],
+        reconnect_after_s: float = 1.0,
+    ) -> None:
+        self.name = name
         self._files = files
         self._endpoint = endpoint
         self._root_cert = root_cert
-        self._inbox = inbox
+        self._put = put
+        self._reconnect_after_s = reconnect_after_s
         self._client: Any = None
 
     def connect(self, patience_s: float = 0.0) -> None:
@@ -831,29 +1066,34 @@ class Device:
                 refusal = patience_s if isinstance(error, RefusedError) else 0.0
                 if time.monotonic() - started >= max(silence, refusal):
                     cause, remedy = explain(error)
-                    raise ElfError(f"{self.thing.name} can't connect to {self._endpoint}: {cause}", remedy) from error
-                log.debug("MQTT %s: %s; trying again", self.thing.name, error)
+                    raise ElfError(f"{self.name} can't connect to {self._endpoint}: {cause}", remedy) from error
+                log.debug("MQTT %s: %s; trying again", self.name, error)
             time.sleep(1.0)  # a second a connect is AWS's quota for one client ID
 
     def _connect_once(self) -> None:
+        import secrets
+
         from AWSIoTPythonSDK.MQTTLib import AWSIoTMQTTClient
 
-        client_id = f"{self.thing.name}-{secrets.token_hex(4)}"
+        client_id = f"{self.name}-{secrets.token_hex(4)}"
         client = AWSIoTMQTTClient(client_id)
         client.configureEndpoint(self._endpoint.host, self._endpoint.port)  # the SDK asks for ALPN on port 443
         client.configureCredentials(str(self._root_cert), str(self._files.private_key), str(self._files.certificate))
         client.configureSocketFactory(self._open_socket)
         client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
+        # With its defaults all things would come back in the same second after a broker's restart. The third number is
+        # how long a thread of the SDK's waits to put the delay back.
+        client.configureAutoReconnectBackoffTime(self._reconnect_after_s, 60.0, self._reconnect_after_s + 0.5)
         client.configureConnectDisconnectTimeout(CONNECT_TIMEOUT_S)
         client.configureMQTTOperationTimeout(CONNECT_TIMEOUT_S)
         # connect() would call a refusal a success, and a closed connection a time-out: ask for both events instead.
         answers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         client.onOffline = lambda: answers.put(None)
-        log.debug("MQTT %s: CONNECT to %s as %s", self.thing.name, self._endpoint, client_id)
+        log.debug("MQTT %s: CONNECT to %s as %s", self.name, self._endpoint, client_id)
         client.connectAsync(ackCallback=lambda mid, data: answers.put(data))
         try:
             answer = answers.get(timeout=CONNECT_TIMEOUT_S)
-            log.debug("MQTT %s: %s", self.thing.name, "closed" if answer is None else f"CONNACK {answer}")
+            log.debug("MQTT %s: %s", self.name, "closed" if answer is None else f"CONNACK {answer}")
             if answer is None:
                 raise RefusedError("the broker closed the connection without an answer")
             if answer:
@@ -865,29 +1105,33 @@ class Device:
         client.onOffline = self._log_offline
         self._client = client
 
-    def _open_socket(self) -> socket.socket:
+    def _open_socket(self) -> Any:
+        import socket
+
         connection = socket.create_connection(self._endpoint, timeout=CONNECT_TIMEOUT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
         return connection
 
     def _log_offline(self) -> None:
-        log.warning("%s lost its connection to %s; trying to get it back", self.thing.name, self._endpoint)
+        log.warning("%s lost its connection to %s; trying to get it back", self.name, self._endpoint)
 
-    def publish(self, message: Message, qos: int) -> bool:
-        """Publish without waiting: Acknowledged follows for QoS 1. Return False where the thing is not connected."""
+    def publish(self, topic: str, payload: bytes, qos: int, late_s: float = 0.0) -> None:
+        """Publish without waiting: a Published follows, and for QoS 1 an Acknowledged."""
         from AWSIoTPythonSDK.exception.operationError import operationError
 
         def on_ack(mid: int) -> None:
-            log.debug("MQTT %s: PUBACK %s", message.thing, mid)
-            self._inbox.put(Acknowledged(message))
+            self._put(Acknowledged(self.name, time.monotonic() - began))
+            log.debug("MQTT %s: PUBACK %s", self.name, mid)
 
+        began = time.monotonic()
         try:
-            mid = self._client.publishAsync(message.topic, message.payload, qos, ackCallback=on_ack)
+            mid = self._client.publishAsync(topic, payload, qos, ackCallback=on_ack)
+            log.debug("MQTT %s: PUBLISH %s to %s", self.name, mid, topic)
+            sent = True
         except operationError as error:
-            log.debug("MQTT %s: PUBLISH failed, %s", message.thing, type(error).__name__)
-            return False
-        log.debug("MQTT %s: PUBLISH %s to %s", message.thing, mid, message.topic)
-        return True
+            log.debug("MQTT %s: PUBLISH failed, %s", self.name, type(error).__name__)
+            sent = False
+        self._put(Published(self.name, topic, payload, sent, late_s))
 
     def subscribe(self, topic_filter: str, qos: int) -> None:
         """Subscribe and wait for the SUBACK; each message is a Received from then on. Raises ElfError."""
@@ -896,15 +1140,15 @@ class Device:
 
         def on_message(_client: object, _userdata: object, message: Any) -> None:
             payload = bytes(message.payload or b"")
-            self._inbox.put(Received(self.thing.name, message.topic, payload, message.qos, bool(message.retain)))
+            self._put(Received(self.name, message.topic, payload, message.qos, bool(message.retain)))
 
-        log.debug("MQTT %s: SUBSCRIBE to %s", self.thing.name, topic_filter)
+        log.debug("MQTT %s: SUBSCRIBE to %s", self.name, topic_filter)
         try:
             self._client.subscribe(topic_filter, qos, on_message)
         except (operationError, operationTimeoutException) as error:
             raise ElfError(
-                f"{self.thing.name} can't subscribe to {topic_filter!r}: the broker did not accept it",
-                f"see that {policy_name(self.thing.name)} allows iot:Subscribe to that topic filter",
+                f"{self.name} can't subscribe to {topic_filter!r}: the broker did not accept it",
+                f"see that {policy_name(self.name)} allows iot:Subscribe to that topic filter",
             ) from error
 
     def disconnect(self) -> None:
@@ -912,9 +1156,244 @@ class Device:
         if self._client is None:
             return
         self._client.onOffline = lambda: None
-        log.debug("MQTT %s: DISCONNECT", self.thing.name)
+        log.debug("MQTT %s: DISCONNECT", self.name)
         with contextlib.suppress(Exception):  # the SDK raises a time-out when the thing is offline
             self._client.disconnect()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Crew: a fleet's devices, spread over processes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Composer(NamedTuple):
+    """What the things say: `text` to AWS's own topics, which take nothing that is not theirs, else `head` and ts."""
+
+    text: bytes
+    head: str  # a JSON object, open at the end
+
+    @classmethod
+    def of(cls, text: bytes, content: Mapping[str, Any]) -> Composer:
+        """Make one that sends `content` with the time of publishing. Raises ValueError for what is not JSON."""
+        without_ts = {key: value for key, value in content.items() if key != "ts"}
+        head = json.dumps(without_ts, ensure_ascii=False, allow_nan=False)[:-1]
+        return cls(text, head + ", " if without_ts else head)
+
+    def payload(self, topic: str) -> bytes:
+        return self.text if topic.startswith("$") else utf8(f'{self.head}"ts": "{time.time():.2f}"}}')
+
+
+class Duty(NamedTuple):
+    """What one thing has to do."""
+
+    name: str
+    files: ThingFiles
+    topic: str  # to publish to, or the filter to subscribe to
+    phase: float  # the part of an interval by which its messages come after the schedule's start
+    patience_s: float
+    reconnect_after_s: float
+
+
+class Job(NamedTuple):
+    """What one process has to do for its share of the fleet."""
+
+    duties: tuple[Duty, ...]
+    endpoint: Endpoint
+    root_cert: Path
+    qos: int
+    connects_per_s: float
+    composer: Composer | None = None  # None listens
+    interval_s: float = 1.0
+    rounds: int = 0
+
+
+class Go(NamedTuple):
+    """An order: publish on a schedule that starts `at` time.monotonic(), which all processes of a machine share."""
+
+    at: float
+
+
+class Stop(NamedTuple):
+    """An order: disconnect and end."""
+
+
+def drive(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | Stop]) -> None:
+    """Connect a share of the fleet, let it publish or listen as ordered, and disconnect it. Events go to `put`."""
+    import random
+    from concurrent.futures import ThreadPoolExecutor
+
+    from AWSIoTPythonSDK.core.protocol.internal.workers import EventConsumer
+
+    # The SDK looks every 10 ms for events that it is notified of, which burns a core for 300 devices. Its failed
+    # connects do wait for such a look, though.
+    EventConsumer.MAX_DISPATCH_INTERNAL_SEC = 0.1
+    devices = {
+        duty: Device(duty.name, duty.files, job.endpoint, job.root_cert, put, duty.reconnect_after_s)
+        for duty in job.duties
+    }
+    online: dict[Duty, Device] = {}
+    started = time.monotonic()
+
+    def connect(number: int, duty: Duty) -> None:
+        turn = number + random.random()  # noqa: S311 - jitter, so that processes and fleets do not step together
+        time.sleep(max(0.0, started + turn / job.connects_per_s - time.monotonic()))
+        try:
+            devices[duty].connect(duty.patience_s)
+            if not job.composer:
+                devices[duty].subscribe(duty.topic, job.qos)
+        except Exception as error:
+            log.debug("traceback:", exc_info=error)
+            put(Failed(duty.name, *explain(error)))
+        else:
+            online[duty] = devices[duty]
+            put(Connected(duty.name, None if job.composer else duty.topic))
+
+    with ThreadPoolExecutor(CONNECTS_AT_ONCE) as pool:
+        list(pool.map(connect, range(len(devices)), devices))
+        EventConsumer.MAX_DISPATCH_INTERNAL_SEC = 1.0
+        try:
+            order: Go | Stop | None = orders.get()
+            if isinstance(order, Go) and job.composer:
+                order = publish_on_schedule(job, order.at, online, orders)
+                put(Done())
+            while not isinstance(order, Stop):
+                order = orders.get()
+        finally:
+            list(pool.map(Device.disconnect, devices.values()))
+
+
+def publish_on_schedule(
+    job: Job, start: float, online: Mapping[Duty, Device], orders: queue.SimpleQueue[Go | Stop]
+) -> Go | Stop | None:
+    """Publish message k of each thing at start + (k + phase) * interval, or at once if that is past; return the order
+    that ended it early."""
+    assert job.composer
+    in_order = sorted(online.items(), key=lambda pair: pair[0].phase)
+    for number in range(job.rounds):
+        for duty, device in in_order:
+            due = start + (number + duty.phase) * job.interval_s
+            with contextlib.suppress(queue.Empty):
+                return orders.get(timeout=max(0.0, due - time.monotonic()))
+            device.publish(duty.topic, job.composer.payload(duty.topic), job.qos, time.monotonic() - due)
+    return None
+
+
+class Crew:
+    """A fleet's devices at work: in this process, or where they are too many for one in worker processes.
+
+    All that happens to them comes to `inbox` as events.
+    """
+
+    def __init__(self, jobs: Sequence[Job], inbox: Inbox) -> None:
+        import gc
+
+        self._inbox = inbox
+        self._orders: list[Callable[[Go | Stop], None]] = []
+        self._threads: list[threading.Thread] = []
+        if len(jobs) == 1:
+            orders: queue.SimpleQueue[Go | Stop] = queue.SimpleQueue()
+            self._orders.append(orders.put)
+            self._start_thread(drive, jobs[0], inbox.put, orders)
+            return
+        import multiprocessing
+
+        import AWSIoTPythonSDK.MQTTLib  # noqa: F401 - once for all workers
+
+        # A fork shares what is loaded; it is safe while there is one thread, and where the system's libraries allow it.
+        forking = sys.platform == "linux" and threading.active_count() == 1
+        context: Any = multiprocessing.get_context("fork" if forking else "spawn")
+        gc.freeze()  # a collection in a worker would copy what it shares
+        connections: list[Any] = []
+        for job in jobs:
+            ours, theirs = context.Pipe()
+            connections.append(ours)
+            inherited = tuple(connections) if forking else ()
+            context.Process(target=work, args=(job, theirs, inherited, log.level), daemon=True).start()
+            theirs.close()
+        for connection in connections:
+            self._orders.append(connection.send)
+            self._start_thread(self._listen, connection)
+
+    def _start_thread(self, target: Callable[..., None], *arguments: Any) -> None:
+        self._threads.append(threading.Thread(target=target, args=arguments, daemon=True))
+        self._threads[-1].start()
+
+    def _listen(self, connection: Any) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                self._inbox.put(connection.recv())
+
+    def order(self, order: Go | Stop) -> None:
+        for give in self._orders:
+            with contextlib.suppress(OSError):  # that worker has ended
+                give(order)
+
+    def stop(self) -> None:
+        """Disconnect all, and wait until that is done."""
+        self.order(Stop())
+        for thread in self._threads:
+            thread.join(2 * CONNECT_TIMEOUT_S)
+
+
+def work(job: Job, connection: Any, inherited: Sequence[Any], log_level: int) -> None:
+    """Be a worker process: drive a share of the fleet, hand its events over in batches, and end with the parent."""
+    import pickle
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent too, which sees to it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for parents_end in inherited:
+        parents_end.close()  # or nobody would see the parent end
+    start_logging(log_level)
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    orders: queue.SimpleQueue[Go | Stop] = queue.SimpleQueue()
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                orders.put(connection.recv())
+        orders.put(Stop())
+
+    def drive_to_the_end() -> None:
+        try:
+            drive(job, events.put, orders)
+        finally:
+            events.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    threading.Thread(target=drive_to_the_end, daemon=True).start()
+    batch: list[Any] = []
+    while None not in batch:
+        batch = [events.get()]
+        time.sleep(0.05)  # a batch costs little more than an event
+        with contextlib.suppress(queue.Empty):
+            while True:
+                batch.append(events.get_nowait())
+        with contextlib.suppress(OSError):
+            connection.send_bytes(pickle.dumps([event for event in batch if event is not None]))
+
+
+def processes_for(devices: int) -> int:
+    """Say over how many processes to spread devices: a small fleet stays in this one."""
+    cores = min(os.cpu_count() or 1, math.ceil(devices / DEVICES_A_CORE))
+    return max(cores, math.ceil(devices / DEVICES_A_PROCESS))
+
+
+def raise_descriptor_limit(devices: int) -> None:
+    """Make sure that a process may open what `devices` connections take, or raise ElfError."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    needed = devices * DESCRIPTORS_A_DEVICE + 100
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        except (ValueError, OSError) as error:
+            raise ElfError(
+                f"{plural(devices, 'thing')} in a process need {needed} open files, and this system allows {hard}",
+                "raise the limit (`ulimit -Hn`, or nofile in /etc/security/limits.conf), or use fewer things",
+            ) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -943,18 +1422,17 @@ def create_things(cli: argparse.Namespace) -> int:
                 "[create_things] ELF has %s already in region:'%s'.", plural(len(names), "thing"), cli.place.region
             )
             return 0
-        iot, place = connect_control_plane(cli.place)
-        place = describe_data_endpoint(iot, place)
+        iot, place = connect_control_plane(cli.place, cli.rate)
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
         fleet.settle(place)
         created = 0
         try:
-            for name in missing:
-                cli.inbox.check()
-                thing = make_thing(iot, fleet, name)
+            for name, thing in for_each(cli.inbox, missing, functools.partial(make_thing, iot, fleet)):
+                if isinstance(thing, Exception):
+                    report(thing, subject=name)
+                    continue
                 created += 1
-                account = partition_region_account(thing.certificate_arn or "")[2]
-                fleet.settle(place := place._replace(account=account))
+                fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
                 files = fleet.files(name)
                 log.info("Thing:'%s' associated with cert:'%s'", name, thing.certificate_arn)
                 log.info("Thing Name: %s and PEM file: %s", name, files.certificate)
@@ -966,51 +1444,67 @@ def create_things(cli: argparse.Namespace) -> int:
             else:
                 fleet.dissolve()
             log.info("[create_things] ELF created %d things in region:'%s'.", created, place.region)
-    return 0
+    return 0 if created == len(missing) else 1
 
 
 def send_messages(cli: argparse.Namespace) -> int:
-    """Have every thing publish message k at start + k * `cli.interval`, until `cli.duration` is over."""
+    """Have every thing publish a message each `cli.interval` until `cli.duration` is over, and account for each."""
     inbox: Inbox = cli.inbox
     things = ready_things(cli.fleet)
-    compose = message_composer(cli)
+    composer = read_message(cli)
     topics = {thing.name: topic_of(cli, thing.name, f"{TOPIC_ROOT}/{thing.name}") for thing in things}
     for topic in topics.values():
         refuse_bad_topic(topic)
-        if len(compose(topic)) > MAX_PAYLOAD_BYTES:
+        if len(composer.payload(topic)) > MAX_PAYLOAD_BYTES:
             raise ElfError("the message is too long: AWS IoT takes 128 KiB", "send a shorter one")
-    # The small constant keeps 1.1 / 0.1, which is a little more than 11 in floating point, from being 12 messages.
+    # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     rounds = math.ceil(cli.duration / cli.interval - 1e-9)
-    published = acknowledged = lost = 0
-    with connected(cli, things) as devices:
-        log.info(
-            "[send_messages] ELF sending %s from each of %s", plural(rounds, "message"), plural(len(devices), "thing")
-        )
-        start = time.monotonic()
+    published, lost, late_s = 0, 0, 0.0
+    latencies: list[float] = []
+    with at_work(cli, things, topics, composer=composer, interval_s=cli.interval, rounds=rounds) as (
+        crew,
+        online,
+        shares,
+    ):
+        log.info("[send_messages] ELF sending %s from each of %s", plural(rounds, "message"), plural(online, "thing"))
+        crew.order(Go(time.monotonic() + 0.05 * (shares > 1)))
+        deadline = math.inf
         try:
-            for number in range(rounds):
-                while inbox.get(deadline=start + number * cli.interval):
-                    acknowledged += 1
-                for device in devices:
-                    topic = topics[device.thing.name]
-                    message = Message(device.thing.name, topic, compose(topic))
-                    log.info("ELF %s posting message:'%s' on topic: %s", message.thing, _text(message.payload), topic)
+            while (shares or len(latencies) + lost < published * cli.qos) and (
+                event := inbox.get(deadline)
+            ) is not None:
+                if isinstance(event, Acknowledged):
+                    latencies.append(event.after_s)
+                elif isinstance(event, Published):
+                    payload = decoded(event.payload)
+                    log.info("ELF %s posting message:'%s' on topic: %s", event.thing, payload, event.topic)
                     published += 1
-                    lost += not device.publish(message, cli.qos)
-            deadline = time.monotonic() + ACK_GRACE_S
-            while cli.qos and acknowledged + lost < published and inbox.get(deadline):
-                acknowledged += 1
+                    lost += not event.sent
+                    late_s = max(late_s, event.late_s)
+                elif isinstance(event, Done):
+                    shares -= 1
+                    deadline = math.inf if shares else time.monotonic() + ACK_GRACE_S
         finally:
             if cli.qos:
-                lost = published - acknowledged
+                lost = published - len(latencies)
+            if latencies:
+                log.info(
+                    "[send_messages] acknowledged within %.1f ms (p50), %.1f ms (p99); at most %.1f ms behind schedule",
+                    1000 * percentile(latencies, 50),
+                    1000 * percentile(latencies, 99),
+                    1000 * late_s,
+                )
             log.info(
                 "[send_messages] ELF sent %s from %s: %s, %d lost",
                 plural(published, "message"),
-                plural(len(devices), "thing"),
-                f"{acknowledged} acknowledged" if cli.qos else "none acknowledged (QoS 0)",
+                plural(online, "thing"),
+                f"{len(latencies)} acknowledged" if cli.qos else "none acknowledged (QoS 0)",
                 lost,
             )
-    return 1 if lost or len(devices) < len(things) else 0
+    if lost:
+        log.error("%s: not acknowledged within %g s, or not sent while offline", plural(lost, "message"), ACK_GRACE_S)
+        log.error("what to do: see the lines above, check the network, and send again")
+    return 1 if lost or online < len(things) else 0
 
 
 def subscribe(cli: argparse.Namespace) -> int:
@@ -1020,28 +1514,25 @@ def subscribe(cli: argparse.Namespace) -> int:
     for topic_filter in filters.values():
         refuse_bad_topic(topic_filter, wildcards=True)
     received = 0
-    with connected(cli, things) as devices:
-        for device in devices:
-            device.subscribe(filters[device.thing.name], cli.qos)
-            log.info("ELF %s subscribed to topic: %s", device.thing.name, filters[device.thing.name])
+    with at_work(cli, things, filters) as (_, online, _):
+        log.info("[subscribe] ELF listening on %s for %g s", plural(online, "thing"), cli.duration)
         deadline = time.monotonic() + cli.duration
         try:
             while (cli.count is None or received < cli.count) and (message := cli.inbox.get(deadline)):
                 received += 1
-                log.info("Received message: %s from topic: %s", _text(message.payload), printable(message.topic))
+                log.info("Received message: %s from topic: %s", decoded(message.payload), printable(message.topic))
         finally:
-            log.info("[subscribe] ELF received %s on %s", plural(received, "message"), plural(len(devices), "thing"))
+            log.info("[subscribe] ELF received %s on %s", plural(received, "message"), plural(online, "thing"))
     if cli.count is not None and received < cli.count:
         log.error("%s came in %g s, not %d", plural(received, "message"), cli.duration, cli.count)
         log.error("what to do: see that something is sent to that topic meanwhile, or give it a longer --duration")
         return 1
-    return 1 if len(devices) < len(things) else 0
+    return 1 if online < len(things) else 0
 
 
 def clean_up(cli: argparse.Namespace) -> int:
     """Take every thing of the fleet away in AWS IoT, then on disk; with `cli.only_local`, on disk only."""
     fleet: Fleet = cli.fleet
-    failed = 0
     with fleet.locked(cli.inbox):
         things = list(fleet.things.values())
         if not things:
@@ -1054,22 +1545,19 @@ def clean_up(cli: argparse.Namespace) -> int:
                 fleet.forget(thing)
         else:
             log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
-            iot, place = connect_control_plane(cli.place)
-            if place.data_endpoint and not place.local:
-                describe_data_endpoint(iot, place)  # in another account everything would seem to be gone already
-            for thing in things:
-                cli.inbox.check()
-                try:
-                    retire(iot, fleet, thing)
-                    log.info("Thing:'%s' cleaned up", thing.name)
-                except Exception as error:
-                    report(error, subject=thing.name)
-                    failed += 1
+            iot, _ = connect_control_plane(cli.place, cli.rate)  # in another account all would seem to be gone
+            try:
+                for thing, error in for_each(cli.inbox, things, functools.partial(retire, iot, fleet)):
+                    if error:
+                        report(error, subject=thing.name)
+                    else:
+                        log.info("Thing:'%s' cleaned up", thing.name)
+            finally:
+                left = len(fleet.things)
+                log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
         if not fleet.things:
             fleet.dissolve()
-        if things:
-            log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - failed, "thing"), failed)
-    return 1 if failed else 0
+    return 1 if fleet.things else 0
 
 
 def ready_things(fleet: Fleet) -> list[Thing]:
@@ -1084,45 +1572,83 @@ def ready_things(fleet: Fleet) -> list[Thing]:
 
 
 @contextlib.contextmanager
-def connected(cli: argparse.Namespace, things: Sequence[Thing]) -> Iterator[list[Device]]:
+def at_work(
+    cli: argparse.Namespace, things: Sequence[Thing], topics: Mapping[str, str], **work: Any
+) -> Iterator[tuple[Crew, int, int]]:
     """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
 
-    Yields the devices that could connect; what keeps the others from it is reported. Raises ElfError when none can.
+    Yields the crew, how many things are connected, and on how many processes; what keeps the others from it is
+    reported. Raises ElfError when none is.
     """
+    import random
+
     fleet: Fleet = cli.fleet
     fleet.open()
     endpoint: Endpoint | None = cli.mqtt_endpoint
     newcomers = {thing.name for thing in things if not thing.policy_arn}
     if newcomers or not endpoint or not endpoint.host:
-        iot, place = connect_control_plane(cli.place)
+        iot, place = connect_control_plane(cli.place, cli.rate)
         if not endpoint or not endpoint.host:
-            address = describe_data_endpoint(iot, place).data_endpoint or ""
-            endpoint = Endpoint(address, endpoint.port if endpoint else MQTT_PORT)
+            endpoint = Endpoint(place.data_endpoint or "", endpoint.port if endpoint else MQTT_PORT)
     root_cert = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
     refuse_bad_root(root_cert)
+    raise_descriptor_limit(min(len(things), DEVICES_A_PROCESS))
     if newcomers:
-        with fleet.locked(cli.inbox):
-            for name in sorted(newcomers & fleet.things.keys()):
-                cli.inbox.check()
-                if not fleet.things[name].policy_arn:
-                    thing = authorise(iot, fleet, fleet.things[name])
-                    log.info("Thing:'%s' has policy:'%s'", name, thing.policy_name)
-    devices = [Device(thing, fleet.files(thing.name), endpoint, root_cert, cli.inbox) for thing in things]
-    with ThreadPoolExecutor(CONNECTS_AT_ONCE) as pool:
-        connects = [
-            pool.submit(device.connect, PROPAGATION_S if device.thing.name in newcomers else 0.0) for device in devices
-        ]
-        try:
-            for connect in connects:
-                if error := connect.exception():
-                    report(error)
-            cli.inbox.check()
-            online = [device for device, connect in zip(devices, connects, strict=True) if not connect.exception()]
-            if not online:
-                raise ElfError("none of the things could connect", "see the lines above")
-            yield online
-        finally:
-            list(pool.map(Device.disconnect, devices))
+        things = with_policies(cli, iot, newcomers)
+    shares = processes_for(len(things))
+    reconnects_s = 2 * len(things) / CONNECTS_PER_S
+    spread = min(1.0, cli.duration / cli.interval) if "interval" in cli else 0.0
+    duties = [
+        Duty(
+            thing.name,
+            fleet.files(thing.name),
+            topics[thing.name],
+            phase=number / len(things) * spread,
+            patience_s=PROPAGATION_S if thing.name in newcomers else 0.0,
+            reconnect_after_s=random.uniform(0.5, 1.0 + reconnects_s),  # noqa: S311 - jitter
+        )
+        for number, thing in enumerate(things)
+    ]
+    job = Job((), endpoint, root_cert, cli.qos, CONNECTS_PER_S / shares, **work)
+    crew = Crew([job._replace(duties=tuple(duties[share::shares])) for share in range(shares)], cli.inbox)
+    try:
+        online = 0
+        for _ in duties:
+            event = cli.inbox.get(math.inf)
+            if isinstance(event, Connected):
+                online += 1
+                if event.topic_filter:
+                    log.info("ELF %s subscribed to topic: %s", event.thing, event.topic_filter)
+            else:
+                log.error("%s", event.cause)
+                log.error("what to do: %s", event.remedy)
+        if not online:
+            raise ElfError("none of the things could connect", "see the lines above")
+        yield crew, online, shares
+    finally:
+        crew.stop()
+
+
+def with_policies(cli: argparse.Namespace, iot: Any, newcomers: set[str]) -> list[Thing]:
+    """Give a policy to each newcomer that has none; return the fleet's things that have one now."""
+    fleet: Fleet = cli.fleet
+    with fleet.locked(cli.inbox):
+        # Another send or subscribe may have been quicker.
+        without = [thing for thing in fleet.ready if thing.name in newcomers and not thing.policy_arn]
+        for thing, authorised in for_each(cli.inbox, without, functools.partial(authorise, iot, fleet)):
+            if isinstance(authorised, Exception):
+                report(authorised, subject=thing.name)
+            else:
+                log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
+        things = [thing for thing in fleet.ready if thing.policy_arn]
+    if not things:
+        raise ElfError("none of the things has a policy", "see the lines above")
+    return things
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the smallest of `values` that `percent` of them do not exceed."""
+    return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
 
 
 def topic_of(cli: argparse.Namespace, thing_name: str, default: str) -> str:
@@ -1133,30 +1659,21 @@ def topic_of(cli: argparse.Namespace, thing_name: str, default: str) -> str:
     return topic.replace("{thing_name}", thing_name)
 
 
-def message_composer(cli: argparse.Namespace) -> Callable[[str], bytes]:
-    """Read the message; return what makes the payload of it, at the time of publishing, for a topic."""
-    text, content = cli.message, {"msg": cli.message}
-    if cli.json_message:
-        try:
-            text = cli.json_message.read_text(encoding="utf-8-sig")
-            content = json.loads(text)
-            json.dumps(content, allow_nan=False)
-        except OSError as error:
-            raise ElfError(
-                f"{cli.json_message} can't be read: {error.strerror}", "name a file with --json-message"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise ElfError(f"{cli.json_message} is not JSON: {error}", "mend it; example.json shows one") from error
-        if not isinstance(content, dict):
-            raise ElfError(f"{cli.json_message} holds no JSON object", "put one in; example.json shows one")
-    verbatim = _bytes(text)
-
-    def compose(topic: str) -> bytes:
-        if topic.startswith("$"):  # AWS's own topics, such as a shadow's, take nothing that is not theirs
-            return verbatim
-        return _bytes(json.dumps({**content, "ts": f"{time.time():.2f}"}, ensure_ascii=False))
-
-    return compose
+def read_message(cli: argparse.Namespace) -> Composer:
+    """Read what the things shall say. Raises ElfError."""
+    if not cli.json_message:
+        return Composer.of(utf8(cli.message), {"msg": cli.message})
+    path: Path = cli.json_message
+    try:
+        text = path.read_bytes()
+        content = json.loads(text.decode("utf-8-sig"))
+        if isinstance(content, dict):
+            return Composer.of(text, content)
+    except OSError as error:
+        raise ElfError(f"{path} can't be read: {error.strerror}", "name a file with --json-message") from error
+    except (ValueError, RecursionError) as error:
+        raise ElfError(f"{path} is not JSON: {error}", "mend it; example.json shows one") from error
+    raise ElfError(f"{path} holds no JSON object", "put one in; example.json shows one")
 
 
 def refuse_bad_topic(topic: str, wildcards: bool = False) -> None:
@@ -1165,7 +1682,7 @@ def refuse_bad_topic(topic: str, wildcards: bool = False) -> None:
     problem = None
     if not topic or "\0" in topic:
         problem = "it is empty or has a null character"
-    elif len(_bytes(topic)) > MAX_TOPIC_BYTES:
+    elif len(utf8(topic)) > MAX_TOPIC_BYTES:
         problem = f"it is longer than {MAX_TOPIC_BYTES} bytes"
     elif len(levels) - 1 - 3 * topic.startswith(("$aws/rules/", "$share/")) > MAX_TOPIC_SLASHES:
         problem = f"it has more than {MAX_TOPIC_SLASHES} slashes"
@@ -1181,6 +1698,8 @@ def refuse_bad_topic(topic: str, wildcards: bool = False) -> None:
 
 def refuse_bad_root(path: Path) -> None:
     """Raise ElfError when `path` holds no certificate."""
+    import ssl
+
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except OSError as error:  # ssl.SSLError is one
@@ -1190,20 +1709,12 @@ def refuse_bad_root(path: Path) -> None:
         ) from error
 
 
-def _text(payload: bytes) -> str:
-    return printable(payload.decode("utf-8", errors="backslashreplace"))
-
-
-def _bytes(text: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ElfError("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8") from error
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Local AWS: MiniStack
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+SAVE_PATH = "/_elf/save"
 
 
 class LocalAws(NamedTuple):
@@ -1214,6 +1725,8 @@ class LocalAws(NamedTuple):
 
 def find_local(directory: Path) -> LocalAws | None:
     """Find the embedded AWS IoT of `directory` (misc/local/), if it runs."""
+    import http.client
+
     try:
         address = json.loads((directory / "address.json").read_text(encoding="ascii"))
         http_port, mqtt_port = int(address["http"]), int(address["mqtt"])
@@ -1232,6 +1745,10 @@ def start_local(directory: Path) -> LocalAws:
 
     Raises: ElfError when MiniStack is not installed or does not start.
     """
+    import http.client
+    import importlib.util
+    import subprocess
+
     missing = [name for name in ("ministack", "hypercorn", "cryptography") if not importlib.util.find_spec(name)]
     if missing:
         raise ElfError(
@@ -1276,8 +1793,18 @@ def start_local(directory: Path) -> LocalAws:
     )
 
 
+def save_local(local: LocalAws) -> None:
+    """Have the embedded AWS IoT save its state, so that not even kill -9 takes away what a command has made."""
+    import http.client
+
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        _get(int(local.url.rpartition(":")[2]), SAVE_PATH)
+
+
 def stop_local(directory: Path) -> None:
     """Stop the embedded AWS IoT, if it runs, and remove its directory."""
+    import shutil
+
     address = directory / "address.json"
     try:
         port = int(json.loads(address.read_text(encoding="ascii"))["http"])
@@ -1296,6 +1823,9 @@ def _shake_hands(port: int, root_cert: Path) -> None:
     MiniStack makes its certificate at the first connection, and on Python 3.10 and 3.11.2 it loses what a client says
     meanwhile: that client must not be a thing.
     """
+    import socket
+    import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(root_cert)
     with socket.create_connection(("127.0.0.1", port), timeout=0.5) as connection:
@@ -1315,17 +1845,23 @@ def _ports(directory: Path) -> tuple[int, int]:
 
 
 def _reserve(stack: contextlib.ExitStack, port: int) -> int:
+    import socket
+
     listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
     return int(listener.getsockname()[1])
 
 
 def _listens(port: int) -> bool:
+    import socket
+
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _get(port: int, path: str) -> bytes:
+    import http.client
+
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)  # by no proxy
     try:
         connection.request("GET", path)
@@ -1347,8 +1883,8 @@ def _local_environment(directory: Path, http_port: int, mqtt_port: int) -> dict[
         "BIND_HOST": "127.0.0.1",
         "AUTH": "true",  # IoT policies are enforced, as AWS does
         "PERSIST_STATE": "1",
-        "STATE_DIR": str(directory / "state"),
-        "S3_DATA_DIR": str(directory / "s3"),
+        "STATE_DIR": "state",
+        "S3_DATA_DIR": "s3",
         "TMPDIR": str(directory),
         "DOCKER_HOST": "unix:///nonexistent",  # it would tidy up containers at its start
         "AWS_CONFIG_FILE": os.devnull,
@@ -1364,7 +1900,8 @@ _LAUNCHER = "import runpy, sys; runpy.run_path(sys.argv[1])['serve_local'](*sys.
 def serve_local(directory: str, http_port: str, mqtt_port: str) -> None:
     """Be the embedded AWS IoT, in a process of its own, until address.json is gone or another's.
 
-    So it ends by itself when misc/ is deleted, and nobody has to trust a process ID.
+    So it ends by itself when misc/ is deleted, and nobody has to trust a process ID. Its working directory is
+    `directory`, and the paths that it writes to are relative: it makes nothing anew when that is gone.
     """
     os.umask(0o077)
     _bind_to_loopback_only()
@@ -1377,65 +1914,63 @@ def serve_local(directory: str, http_port: str, mqtt_port: str) -> None:
     from hypercorn.asyncio import serve
     from hypercorn.config import Config
     from ministack.app import app
+    from ministack.core.persistence import save_state
+    from ministack.services import iot
 
     logging.getLogger("persistence").setLevel(logging.WARNING)
     config = Config()
     config.bind = [f"127.0.0.1:{http_port}"]
 
+    # MiniStack saves its state at a clean end only, and would lose it in a crash: save it when a command ends, and
+    # after any other work, which shows in the processor time whether it came over HTTP or MQTT.
+    async def save() -> None:
+        with contextlib.suppress(RuntimeError):  # a change in mid-copy: the next time
+            await asyncio.to_thread(lambda: save_state("iot", iot.get_state()))
+
+    async def save_after_work() -> None:
+        worked = 0.0
+        while True:
+            await asyncio.sleep(0.2)
+            began = time.process_time()
+            if began - worked > 0.01:
+                await save()
+                worked = time.process_time()
+                await asyncio.sleep(10 * (worked - began))  # a tenth of the time at the most
+
+    async def gateway(scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") != SAVE_PATH:
+            await app(scope, receive, send)
+            return
+        await save()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def end_with_address() -> None:
+        with contextlib.suppress(OSError):
+            while address.read_text(encoding="ascii") == content:
+                await asyncio.sleep(0.2)
+        os._exit(0)  # at once: nobody wants its state any more
+
     async def run() -> None:
-        watcher = asyncio.create_task(_end_with(address, content))
-        saver = asyncio.create_task(_save_state_after_work())
-        await serve(app, config)  # until SIGTERM, which saves the state too
-        watcher.cancel()
-        saver.cancel()
+        background = [asyncio.create_task(work) for work in (save_after_work(), end_with_address())]
+        await serve(gateway, config)  # until SIGTERM, which saves the state too
+        for task in background:
+            task.cancel()
 
     asyncio.run(run())
 
 
 def _bind_to_loopback_only() -> None:
     """Keep every listener of this process off the network: MiniStack's MQTT broker asks for 0.0.0.0."""
+    import socket
+
     bind = socket.socket.bind
     loopback = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 
-    def bind_to_loopback(self: socket.socket, address: Any) -> None:
+    def bind_to_loopback(self: Any, address: Any) -> None:
         bind(self, (loopback[self.family], *address[1:]) if self.family in loopback else address)
 
     setattr(socket.socket, "bind", bind_to_loopback)  # noqa: B010 - mypy takes no assignment to a method
-
-
-async def _end_with(address: Path, content: str) -> None:
-    import asyncio
-
-    while True:
-        await asyncio.sleep(0.2)
-        try:
-            if address.read_text(encoding="ascii") == content:
-                continue
-        except OSError:
-            pass
-        os._exit(0)  # at once: saving the state would make the directory anew
-
-
-async def _save_state_after_work() -> None:
-    """Save IoT's state soon after any work: MiniStack does it at a clean end only, and would lose it in a crash.
-
-    Work shows in the processor time, whether it came over HTTP or MQTT.
-    """
-    import asyncio
-
-    from ministack.core.persistence import save_state
-    from ministack.services import iot
-
-    saved = 0.0
-    while True:
-        await asyncio.sleep(0.2)
-        began = time.process_time()
-        if began - saved < 0.01:
-            continue
-        with contextlib.suppress(RuntimeError):  # a change in mid-copy: try again
-            await asyncio.to_thread(lambda: save_state("iot", iot.get_state()))
-            saved = time.process_time()
-            await asyncio.sleep(10 * (saved - began))  # a tenth of the time at the most, however large the fleet
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1464,6 +1999,12 @@ def interval(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"AWS IoT takes 100 messages a second a connection: {MIN_INTERVAL_S} at the least"
         )
+    return value
+
+
+def rate(text: str) -> float:
+    if not 0.1 <= (value := seconds(text)) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of things a second, from 0.1 to 1000")
     return value
 
 
@@ -1517,7 +2058,15 @@ GLOBAL_OPTIONS = (
     option("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure"),
     option("--version", action="version", version=f"aws-iot-elf {VERSION}"),
 )
+RATE_OPTION = option(
+    "--rate",
+    metavar="N",
+    type=rate,
+    default=THINGS_PER_S,
+    help="things a second to make or clean, where AWS raised your quotas (default: %(default)g)",
+)
 MESSAGING_OPTIONS = (
+    RATE_OPTION,
     option("--append-thing-name", action="store_true", help=f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"),
     option("--duration", metavar="S", type=seconds, default=DURATION_S, help="for so long (default: %(default)g s)"),
     option("--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)"),
@@ -1538,6 +2087,7 @@ COMMANDS = (
         (
             option("count", metavar="COUNT", nargs="?", type=whole, default=1, help="how many (default: %(default)s)"),
             option("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="as in NAME_0 (default: %(default)s)"),
+            RATE_OPTION,
         ),
     ),
     Command(
@@ -1577,7 +2127,10 @@ COMMANDS = (
         clean_up,
         "take everything away again, in AWS IoT and on disk",
         "clean",
-        (option("--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)"),),
+        (
+            option("--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)"),
+            RATE_OPTION,
+        ),
     ),
 )
 
@@ -1655,6 +2208,7 @@ def run_command(cli: argparse.Namespace) -> int:
     cli.fleet = fleet = Fleet(Path(directory).expanduser().absolute())
     cli.place = locate(cli, fleet.place)
     cleaning = cli.run is clean_up
+    local = None
     if cli.place.local and (fleet.things or cli.run is create_things) and not (cleaning and cli.only_local):
         local = find_local(fleet.local_directory)
         if not local:
@@ -1663,22 +2217,14 @@ def run_command(cli: argparse.Namespace) -> int:
         cli.place = cli.place._replace(endpoint_url=local.url)
         cli.mqtt_endpoint = getattr(cli, "mqtt_endpoint", None) or local.mqtt
         cli.root_cert = getattr(cli, "root_cert", None) or local.root_cert
-    status = cli.run(cli)
+    try:
+        status = cli.run(cli)
+    finally:
+        if local:
+            save_local(local)
     if cleaning and status == 0 and fleet.local_directory.exists():
         stop_local(fleet.local_directory)
     return int(status)
-
-
-def start_logging(debug: bool) -> None:
-    """Log ELF's own lines, in UTC, on standard error; what libraries log can hold keys, and stays unheard."""
-    formatter = logging.Formatter("%(asctime)s:%(name)s:%(levelname)s - %(message)s")
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    log.handlers[:] = [handler]
-    log.propagate = False
-    log.setLevel(logging.DEBUG if debug else logging.INFO)
-    logging.getLogger("AWSIoTPythonSDK").addHandler(logging.NullHandler())
 
 
 @contextlib.contextmanager
@@ -1708,7 +2254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "run" not in cli:
         parser.print_help()
         return 2
-    start_logging(cli.debug)
+    start_logging(logging.DEBUG if cli.debug else logging.INFO)
     cli.inbox = Inbox()
     try:
         with signals_to(cli.inbox):

@@ -1,0 +1,75 @@
+"""How long a command takes to begin: --help, and send to its first acknowledgement on --local that runs already.
+
+usage: python tests/benchmarks/startup.py
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import table
+
+ELF = Path(__file__).resolve().parents[2] / "elf.py"
+REPEATS = 15
+
+
+def median_s(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def python(*arguments: str, environment: dict[str, str] | None = None) -> None:
+    subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, check=True)
+
+
+def first_acknowledgement(environment: dict[str, str]) -> None:
+    send = [sys.executable, str(ELF), "--debug", "send", "--duration", "0.01"]
+    with subprocess.Popen(send, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        if not any("PUBACK" in line for line in process.stderr):
+            sys.exit("send was not acknowledged")
+
+
+def main() -> None:
+    bare = median_s(lambda: python("-c", "import argparse"))
+    usage = median_s(lambda: python(str(ELF), "--help"))
+    compiling = median_s(lambda: compile(ELF.read_text(encoding="utf-8"), "elf.py", "exec"))
+    imports = median_s(lambda: python("-c", "import argparse, json, logging, pathlib, AWSIoTPythonSDK.MQTTLib"))
+    with tempfile.TemporaryDirectory() as name:
+        environment = os.environ | {"ELF_MISC_DIR": name}
+        python(str(ELF), "--local", "create", environment=environment)
+        try:
+            first_acknowledgement(environment)  # the first send makes the policy
+            acknowledged = median_s(lambda: first_acknowledgement(environment))
+        finally:
+            python(str(ELF), "clean", environment=environment)
+    table.show(
+        "Start-up, median of 15",
+        ["what", "ms", "times a bare argparse"],
+        [
+            [what, f"{1000 * seconds:.0f}", f"{seconds / bare:.1f}"]
+            for what, seconds in {
+                "python -c 'import argparse'": bare,
+                "elf.py --help": usage,
+                "  of which Python compiles elf.py": compiling,
+                "python -c 'import' of the SDK": imports,
+                "elf.py send, to its first PUBACK": acknowledged,
+                "  of which not imports": acknowledged - imports,
+            }.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
