@@ -1,0 +1,162 @@
+"""Every test has an AWS account and a misc/ of its own. One MiniStack, which ELF did not start, holds all accounts."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import botocore.loaders
+import pytest
+from harness import (
+    ANYTHING,
+    ELF,
+    END,
+    WITNESS,
+    Account,
+    AwsService,
+    Client,
+    Elf,
+    InProcess,
+    Pair,
+    aws_service,
+    kill_servers_of,
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("filterwarnings", "ignore:ssl.PROTOCOL_TLS is deprecated:DeprecationWarning")  # the SDK's
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsService]:
+    """The AWS that ELF did not start."""
+    with aws_service(tmp_path_factory.mktemp("ministack")) as running:
+        yield running
+
+
+@pytest.fixture
+def account(service: AwsService) -> Account:
+    return Account(service)
+
+
+@pytest.fixture
+def elf(account: Account, service: AwsService, tmp_path: Path) -> Iterator[Elf]:
+    """A user with credentials of `account`, and no things yet."""
+    user = Elf(tmp_path, account.credentials | {"AWS_ENDPOINT_URL": service.url}, service)
+    yield user
+    user.close_windows()
+
+
+@pytest.fixture(scope="session")
+def _pair(service: AwsService, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    account = Account(service)
+    environment = account.credentials | {"AWS_ENDPOINT_URL": service.url}
+    fleet = Pair(tmp_path_factory.mktemp("pair"), environment, service)
+    fleet.account = account
+    fleet("create", 2)
+    fleet("send", *fleet.broker, "--duration", "0.01")
+    return fleet
+
+
+@pytest.fixture
+def pair(_pair: Pair) -> Iterator[Pair]:
+    """A fleet of two things that have sent already, shared by the tests that leave it as it is."""
+    before = _pair.things()
+    yield _pair
+    _pair.close_windows()
+    assert _pair.things() == before
+
+
+@pytest.fixture
+def connect(service: AwsService, tmp_path: Path) -> Iterator[Callable[[Account], Client]]:
+    """Make an MQTT client in an account, with a certificate that may do anything, and connect it."""
+    clients: list[Client] = []
+
+    def connect(account: Account) -> Client:
+        number = len(clients)
+        keys = account.iot.create_keys_and_certificate(setAsActive=True)
+        if "anything" not in account.policies():
+            account.iot.create_policy(policyName="anything", policyDocument=json.dumps(ANYTHING))
+        account.iot.attach_policy(policyName="anything", target=keys["certificateArn"])
+        certificate, key = tmp_path / f"client-{number}.pem", tmp_path / f"client-{number}.prv"
+        certificate.write_text(keys["certificatePem"])
+        key.write_text(keys["keyPair"]["PrivateKey"])
+        client = Client(service, certificate, key, f"not-elf-{keys['certificateId'][:8]}")
+        clients.append(client)
+        assert client.connect() == "Success"
+        client.subscribe(END)
+        return client
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def ear(pair: Pair, connect: Callable[[Account], Client]) -> Client:
+    """An MQTT client in the account of `pair` that hears all but the topics that begin with $."""
+    client = connect(pair.account)
+    client.subscribe("#")
+    return client
+
+
+@pytest.fixture(scope="session")
+def module() -> ModuleType:
+    """elf.py, imported."""
+    # Each boto3 session parses megabytes of service descriptions, the same ones each time; a user has one a process.
+    parse_once = functools.cache(botocore.loaders.JSONFileLoader().load_file)
+    botocore.loaders.JSONFileLoader.load_file = staticmethod(parse_once)
+    spec = importlib.util.spec_from_file_location("elf", ELF)
+    assert spec and spec.loader
+    imported = importlib.util.module_from_spec(spec)
+    sys.modules["elf"] = imported
+    spec.loader.exec_module(imported)
+    return imported
+
+
+@pytest.fixture
+def main(
+    module: ModuleType, elf: Elf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> InProcess:
+    """elf.main(), as `elf` the user would call it."""
+    return InProcess(module, elf, monkeypatch, capsys)
+
+
+@pytest.fixture
+def main_of_pair(
+    module: ModuleType, pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> InProcess:
+    """elf.main(), for the things of `pair`."""
+    return InProcess(module, pair, monkeypatch, capsys)
+
+
+@pytest.fixture
+def witness(elf: Elf, tmp_path: Path) -> Callable[[str], list[str]]:
+    """From now on see what `elf` connects to and leaves open to others; the function returns lines of one kind."""
+    log = tmp_path / "witness.log"
+    log.touch()
+    elf.environment |= {"PYTHONPATH": str(WITNESS), "WITNESS_LOG": str(log), "WITNESS_DIRECTORY": str(elf.misc)}
+
+    def seen(kind: str) -> list[str]:
+        lines = log.read_text().splitlines()
+        return [line.removeprefix(f"{kind} ") for line in lines if line.startswith(f"{kind} ")]
+
+    return seen
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[Elf]:
+    """A user whose AWS configuration and proxy are broken; no embedded AWS IoT stays behind."""
+    nowhere = "http://127.0.0.1:9"
+    environment = {"AWS_PROFILE": "no-such-profile", "AWS_ENDPOINT_URL": nowhere, "HTTP_PROXY": nowhere}
+    user = Elf(tmp_path, environment | {"http_proxy": nowhere})
+    (user.home / ".aws").mkdir()
+    (user.home / ".aws" / "config").write_text("this is not what a configuration looks like\n")
+    yield user
+    user.close_windows()
+    kill_servers_of(user)

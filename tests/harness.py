@@ -1,0 +1,473 @@
+"""What the tests stand on: a user at a shell, the AWS that ELF talks to, and an MQTT client that is not ELF's."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import queue
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import boto3
+import paho.mqtt.client as mqtt
+import psutil  # type: ignore[import-untyped]
+from botocore.config import Config
+from paho.mqtt.enums import CallbackAPIVersion
+
+ROOT = Path(__file__).resolve().parent.parent
+ELF = ROOT / "elf.py"
+WITNESS = Path(__file__).resolve().parent / "witness"
+PATIENCE_S = 30.0  # how long a test waits for what is to come; it fails afterwards
+REGION = "us-west-2"
+SECRET = "NotASecretButNobodyElseSaysThis0123456789"
+SESSION_TOKEN = "NotATokenButNobodyElseSaysThisEither9876543210"
+END = "end-of-test"
+ANYTHING = {
+    "Version": "2012-10-17",
+    "Statement": [{"Effect": "Allow", "Action": "iot:*", "Resource": "*"}],
+}
+
+# What this machine has configured is none of a test's business.
+for _name in list(os.environ):
+    if _name.upper().startswith(("AWS_", "ELF_")) or _name.upper().endswith("_PROXY"):
+        del os.environ[_name]
+os.environ |= {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+
+_session = boto3.Session()
+_accounts = itertools.count(100000000001)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+class AwsService(NamedTuple):
+    """A MiniStack that ELF did not start: somewhere else, as far as ELF is concerned."""
+
+    url: str
+    mqtt_port: int
+    root_cert: Path
+
+
+# MiniStack's MQTT broker binds every interface; this machine's loopback is enough for tests. An RSA key takes it longer
+# than all else: the third to the tenth, so not those of its root and broker, are used again. Certificates are all new.
+_LAUNCHER = """
+import asyncio, socket, sys
+from cryptography.hazmat.primitives.asymmetric import rsa
+generate, keys = rsa.generate_private_key, []
+def generate_or_reuse(**options):
+    keys.append(generate(**options) if len(keys) < 10 else keys[-8])
+    return keys[-1]
+rsa.generate_private_key = generate_or_reuse
+bind = socket.socket.bind
+loopback = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+socket.socket.bind = lambda self, to: bind(self, (loopback[self.family], *to[1:]) if self.family in loopback else to)
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+from ministack.app import app
+config = Config()
+config.bind = ["127.0.0.1:" + sys.argv[1]]
+asyncio.run(serve(app, config))
+"""
+
+
+@contextlib.contextmanager
+def aws_service(directory: Path) -> Iterator[AwsService]:
+    """Run a MiniStack in which policies are enforced, until the block ends.
+
+    Its root credentials are any 12-digit number, which is the account, with SECRET.
+    """
+    http_port, mqtt_port = free_port(), free_port()
+    environment = clean_environment(directory) | {
+        "GATEWAY_PORT": str(http_port),
+        "IOT_MTLS_PORT": str(mqtt_port),
+        "MINISTACK_REGION": REGION,
+        "BIND_HOST": "127.0.0.1",
+        "AUTH": "true",
+        "TMPDIR": str(directory),
+        "STATE_DIR": str(directory / "state"),
+        "S3_DATA_DIR": str(directory / "s3"),
+        "DOCKER_HOST": "unix:///nonexistent",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_SESSION_TOKEN": SESSION_TOKEN,
+    }
+    log = directory / "ministack.log"
+    with log.open("wb") as logfile:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _LAUNCHER, str(http_port)],
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=logfile,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a Ctrl-C in a test is not for it
+        )
+    try:
+        url = f"http://127.0.0.1:{http_port}"
+        deadline = time.monotonic() + PATIENCE_S
+        while not _is_ready(url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"MiniStack does not start:\n{log.read_text(errors='replace')}")
+            time.sleep(0.05)  # there is no event to wait for
+        root_cert = directory / "ca.pem"
+        root_cert.write_bytes(_get(f"{url}/_ministack/iot/ca.pem"))
+        yield AwsService(url, mqtt_port, root_cert)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _get(url: str) -> bytes:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=10) as response:
+        return bytes(response.read())
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return bool(json.loads(_get(f"{url}/_ministack/ready"))["iot_mtls"] == "listening")
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def clean_environment(home: Path) -> dict[str, str]:
+    """The environment of a user who has configured nothing."""
+    kept = {key: os.environ[key] for key in ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH") if key in os.environ}
+    return kept | {"HOME": str(home), "LANG": "C.UTF-8", "AWS_EC2_METADATA_DISABLED": "true"}
+
+
+class Account:
+    """A new and empty AWS account, asked through boto3 as its owner."""
+
+    def __init__(self, service: AwsService) -> None:
+        self.service = service
+        self.id = str(next(_accounts))
+        self.iot = self.client("iot")
+
+    def client(self, name: str, region: str = REGION) -> Any:
+        return _session.client(
+            name,
+            region_name=region,
+            endpoint_url=self.service.url,
+            aws_access_key_id=self.id,
+            aws_secret_access_key=SECRET,
+            config=Config(proxies={}),
+        )
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        return {"AWS_ACCESS_KEY_ID": self.id, "AWS_SECRET_ACCESS_KEY": SECRET}
+
+    def user(self, policy: Mapping[str, Any]) -> dict[str, str]:
+        """Make an IAM user who has just this policy; return the user's credentials."""
+        iam = self.client("iam")
+        name = f"user-{time.monotonic_ns()}"
+        iam.create_user(UserName=name)
+        iam.put_user_policy(UserName=name, PolicyName="it", PolicyDocument=json.dumps(policy))
+        key = iam.create_access_key(UserName=name)["AccessKey"]
+        return {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
+
+    def things(self, region: str = REGION) -> list[str]:
+        iot = self.iot if region == REGION else self.client("iot", region)
+        return sorted(thing["thingName"] for thing in _pages(iot, "list_things", "things"))
+
+    def certificates(self) -> dict[str, str]:
+        """The status of each certificate, by its ID."""
+        pages = _pages(self.iot, "list_certificates", "certificates")
+        return {certificate["certificateId"]: certificate["status"] for certificate in pages}
+
+    def policies(self) -> list[str]:
+        return sorted(policy["policyName"] for policy in _pages(self.iot, "list_policies", "policies"))
+
+    def certificate_of(self, thing: str) -> str:
+        """The ID of the one certificate attached to a thing."""
+        (arn,) = self.iot.list_thing_principals(thingName=thing)["principals"]
+        return str(arn).rpartition("/")[2]
+
+    def policies_of(self, thing: str) -> list[str]:
+        (arn,) = self.iot.list_thing_principals(thingName=thing)["principals"]
+        return sorted(policy["policyName"] for policy in self.iot.list_attached_policies(target=arn)["policies"])
+
+    def is_empty(self) -> bool:
+        return not (self.things() or self.certificates() or self.policies())
+
+    def snapshot(self) -> tuple[list[str], dict[str, str], list[str]]:
+        return self.things(), self.certificates(), self.policies()
+
+    def shadow(self, thing: str) -> Any:
+        return json.loads(self.client("iot-data").get_thing_shadow(thingName=thing)["payload"].read())
+
+
+def _pages(iot: Any, operation: str, key: str) -> list[Any]:
+    return [item for page in iot.get_paginator(operation).paginate() for item in page[key]]
+
+
+class Result(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """What was logged, without the time."""
+        return [line.partition(" - ")[2] for line in self.err.splitlines()]
+
+    @property
+    def received(self) -> list[tuple[str, str]]:
+        """The topic and payload of each message that `subscribe` logged."""
+        found = (re.fullmatch(r"Received message: (.*) from topic: (\S+)", line) for line in self.lines)
+        return [(match[2], match[1]) for match in found if match]
+
+
+class Running:
+    """A command in a window of its own."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._lines: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            with self._news:
+                self._lines.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    def await_line(self, pattern: str) -> str:
+        """Wait until a line of the standard error matches."""
+
+        def found() -> str | None:
+            return next((line for line in self._lines if re.search(pattern, line)), None)
+
+        with self._news:
+            self._news.wait_for(lambda: found() or self._ended, PATIENCE_S)
+            line = found()
+        assert line, f"no line like {pattern!r} in:\n{''.join(self._lines)}"
+        return line
+
+    def signal(self, signum: signal.Signals) -> None:
+        self.process.send_signal(signum)
+
+    def end(self, status: int = 0) -> Result:
+        """Wait until it ends, with `status`."""
+        self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        result = Result(self.process.returncode, "", "".join(self._lines))
+        assert result.status == status, f"exit status {result.status}, not {status}:\n{result.err}"
+        return result
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stderr
+        self.process.stderr.close()
+
+
+class Elf:
+    """A user of elf.py: a shell in some directory, an environment, and a misc/ that nobody else uses."""
+
+    def __init__(self, directory: Path, environment: Mapping[str, str], service: AwsService | None = None) -> None:
+        self.script = ELF
+        self.python = sys.executable
+        self.misc = directory / "misc"
+        self.home = directory / "home"
+        self.cwd = directory / "elsewhere"
+        for each in (self.home, self.cwd):
+            each.mkdir(exist_ok=True)
+        self.environment = clean_environment(self.home) | {"ELF_MISC_DIR": str(self.misc)} | dict(environment)
+        self.broker: tuple[str, ...] = ()
+        if service:
+            self.broker = ("--mqtt-endpoint", f"localhost:{service.mqtt_port}", "--root-cert", str(service.root_cert))
+        self._running: list[Running] = []
+
+    def _command(self, args: tuple[object, ...], environment: Mapping[str, str]) -> dict[str, Any]:
+        return {
+            "args": [self.python, str(self.script), *map(str, args)],
+            "cwd": self.cwd,
+            "env": {**self.environment, **environment},
+            "stdin": subprocess.DEVNULL,
+            "text": True,
+            "encoding": "utf-8",
+        }
+
+    def __call__(self, *args: object, status: int = 0, env: Mapping[str, str] | None = None, umask: int = -1) -> Result:
+        """Run a command, and make sure of its exit status."""
+        done = subprocess.run(
+            **self._command(args, env or {}), capture_output=True, timeout=PATIENCE_S * 2, check=False, umask=umask
+        )
+        result = Result(done.returncode, done.stdout, done.stderr)
+        assert result.status == status, f"exit status {result.status}, not {status}:\n{result.out}{result.err}"
+        return result
+
+    def start(self, *args: object, env: Mapping[str, str] | None = None) -> Running:
+        """Run a command in another window, a process group of its own."""
+        process = subprocess.Popen(
+            **self._command(args, env or {}),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        running = Running(process)
+        self._running.append(running)
+        return running
+
+    def subscribe(self, *args: object) -> Running:
+        """Run `subscribe` in another window, and wait until every thing has subscribed."""
+        running = self.start("subscribe", *self.broker, "--duration", "30", *args)
+        running.await_line("ELF listening on")
+        return running
+
+    def close_windows(self) -> None:
+        for running in self._running:
+            running.kill()
+
+    def things(self) -> dict[str, dict[str, Any]]:
+        """What things.json says of each thing."""
+        path = self.misc / "things.json"
+        entries = json.loads(path.read_text()) if path.exists() else []
+        return {name: recorded for entry in entries for name, recorded in entry.items()}
+
+    def elf_json(self) -> dict[str, Any]:
+        return dict(json.loads((self.misc / "elf.json").read_text()))
+
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.misc.iterdir())
+
+
+class Pair(Elf):
+    """A fleet of two things, and the account they are in."""
+
+    account: Account
+
+
+class InProcess:
+    """elf.py as a program that imports it sees it: main(argv) returns the exit status. Quicker than a process."""
+
+    def __init__(self, module: ModuleType, elf: Elf, monkeypatch: Any, capsys: Any) -> None:
+        self.module = module
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+        for key in list(os.environ):
+            if key.startswith("AWS_"):
+                monkeypatch.delenv(key)
+        self.use(elf.environment)
+
+    def use(self, environment: Mapping[str, str]) -> None:
+        for key, value in environment.items():
+            self._monkeypatch.setenv(key, value)
+
+    def forget(self, *names: str) -> None:
+        for name in names:
+            self._monkeypatch.delenv(name)
+
+    def __call__(self, *args: object, status: int = 0) -> Result:
+        self._capsys.readouterr()
+        result = Result(self.module.main([str(arg) for arg in args]), *self._capsys.readouterr())
+        assert result.status == status, f"exit status {result.status}, not {status}:\n{result.out}{result.err}"
+        return result
+
+
+class Heard(NamedTuple):
+    topic: str
+    payload: bytes
+    qos: int
+
+
+class Client:
+    """An MQTT client that is not ELF's, and has a certificate and a key in files."""
+
+    def __init__(self, service: AwsService, certificate: Path, key: Path, client_id: str) -> None:
+        self._service = service
+        self._heard: queue.Queue[Heard] = queue.Queue()
+        self._answers: queue.Queue[Any] = queue.Queue()
+        self._mqtt = mqtt.Client(CallbackAPIVersion.VERSION2, client_id, reconnect_on_failure=False)
+        self._mqtt.tls_set(str(service.root_cert), str(certificate), str(key))
+        self._mqtt.on_connect = lambda client, data, flags, reason, properties: self._answers.put(str(reason))
+        self._mqtt.on_disconnect = lambda client, data, flags, reason, properties: self._answers.put(
+            f"closed: {reason}"
+        )
+        self._mqtt.on_subscribe = lambda client, data, mid, reasons, properties: self._answers.put(reasons)
+        self._mqtt.on_message = lambda client, data, message: self._heard.put(
+            Heard(message.topic, bytes(message.payload), message.qos)
+        )
+
+    def connect(self) -> str:
+        """Connect; return how the broker answered: "Success", or why not."""
+        self._mqtt.connect("localhost", self._service.mqtt_port)
+        self._mqtt.loop_start()
+        return str(self._answers.get(timeout=PATIENCE_S))
+
+    def subscribe(self, topic_filter: str) -> None:
+        self._mqtt.subscribe(topic_filter, qos=1)
+        (reason,) = self._answers.get(timeout=PATIENCE_S)
+        assert not reason.is_failure
+
+    def publish(self, topic: str, payload: str | bytes, qos: int = 1) -> None:
+        self._mqtt.publish(topic, payload, qos).wait_for_publish(PATIENCE_S)
+
+    def hear(self) -> Heard:
+        while (heard := self._heard.get(timeout=PATIENCE_S)).topic == END:
+            pass
+        return heard
+
+    def hear_all(self) -> list[Heard]:
+        """Return all that has come until now. Messages come in order: what comes after this one was sent later."""
+        token = secrets.token_bytes(8)
+        self.publish(END, token)
+        heard = list(iter(lambda: self._heard.get(timeout=PATIENCE_S), Heard(END, token, 1)))
+        return [message for message in heard if message.topic != END]
+
+    def close(self) -> None:
+        self._mqtt.disconnect()
+        self._mqtt.loop_stop()
+
+
+def client_of(elf: Elf, service: AwsService, thing: str, client_id: str) -> Client:
+    """Make an MQTT client that uses the files of a thing."""
+    return Client(service, elf.misc / f"{thing}.pem", elf.misc / f"{thing}.prv", client_id)
+
+
+def servers_of(elf: Elf) -> list[psutil.Process]:
+    """The processes that work on a misc/, which are the embedded AWS IoT's."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and str(elf.misc) in " ".join(process.info["cmdline"] or ())
+    ]
+
+
+def kill_servers_of(elf: Elf) -> None:
+    for process in servers_of(elf):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def await_end(process: psutil.Process) -> None:
+    """Wait until a process that is not our child has ended, be it reaped or not."""
+    deadline = time.monotonic() + PATIENCE_S
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, f"{process} does not end"
+        with contextlib.suppress(psutil.TimeoutExpired):
+            process.wait(0.05)

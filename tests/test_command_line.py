@@ -1,0 +1,259 @@
+"""What a user types, and what comes back: usage, help, exit statuses, the log."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from calendar import timegm
+from pathlib import Path
+
+import pytest
+from harness import ELF, REGION, ROOT, SECRET, Account, Elf, InProcess
+
+
+def test_no_command_prints_the_help_and_exits_2(elf: Elf) -> None:
+    result = elf(status=2)
+    assert result.out == elf("--help").out
+    assert result.err == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("create", ["COUNT", "default: 1", "--prefix", "default: thing"]),
+        (
+            "send",
+            [
+                *("IoT ELF Hello", "--json-message", "--topic", "elf/<thing>", "--append-thing-name", "--duration"),
+                *("default: 10", "--interval", "default: 1", "--qos", "--root-cert", "--mqtt-endpoint", "8883", "443"),
+            ],
+        ),
+        (
+            "subscribe",
+            [
+                *("--topic", "elf/#", "--append-thing-name", "--duration", "default: 10", "--count", "--qos"),
+                *("--root-cert", "--mqtt-endpoint", "8883"),
+            ],
+        ),
+        ("clean", ["--only-local", "--force", "default: "]),
+    ],
+)
+def test_help_has_a_description_the_defaults_and_an_example(main: InProcess, command: str, says: list[str]) -> None:
+    text = main(command, "--help").out
+    description = text.split("\n\n")[1]
+    assert description.endswith(".")
+    for each in says:
+        assert each in text
+    assert re.search(rf"example: .*elf\.py .*{command}", text)
+    for each in ("--region", REGION, "--profile", "--endpoint-url", "--local", "--misc-dir", "--debug", "--version"):
+        assert each in text
+
+
+def test_help_lists_the_commands(main: InProcess) -> None:
+    text = main("-h").out
+    for command in ("create", "send", "subscribe", "clean"):
+        assert re.search(rf"^ +{command} +\S", text, re.MULTILINE)
+    assert "example: " in text
+
+
+@pytest.mark.parametrize("where", [("--version",), ("clean", "--version")])
+def test_version_is_printed(main: InProcess, where: tuple[str, ...]) -> None:
+    assert re.fullmatch(r"\S.* [0-9]+\.[0-9]+\.[0-9]+\n", main(*where).out)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "create 0",
+        "create -1",
+        "create 1.5",
+        "create three",
+        "create 1 2",
+        "create --prefix a/b",
+        "create --prefix ../a",
+        "create --prefix ü",
+        f"create --prefix {'x' * 128}",
+        "create --prefix=",
+        "send --duration 0",
+        "send --duration -1",
+        "send --duration nan",
+        "send --duration inf",
+        "send --duration soon",
+        "send --interval 0",
+        "send --interval 1e-9",
+        "send --qos 2",
+        "send --count 1",
+        "send a b",
+        "send --mqtt-endpoint host:",
+        "send --mqtt-endpoint host:0",
+        "send --mqtt-endpoint host:65536",
+        "send --mqtt-endpoint https://host",
+        "subscribe --duration 0",
+        "subscribe --count 0",
+        "subscribe --count 1.5",
+        "subscribe --qos -1",
+        "subscribe --interval 1",
+        "subscribe topic",
+        "clean --endpoint-url nowhere",
+        "clean thing_0",
+        "clean --only",
+        "destroy",
+        "--region",
+        "--no-such-option create",
+        "--local --profile p create",
+        "--local create --endpoint-url http://localhost",
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(main: InProcess, line: str) -> None:
+    result = main(*line.split(" "), status=2)
+    assert result.out == ""
+    assert re.fullmatch(r"elf\.py.*: error: .*\n", result.err)
+
+
+def test_wrong_usage_in_a_shell_exits_2(elf: Elf) -> None:
+    assert "create: error: " in elf("create", 0, status=2).err
+    assert not elf.misc.exists()
+
+
+@pytest.mark.parametrize("line", ["--region eu-west-1 create", "create --region eu-west-1"])
+def test_global_options_work_before_and_after_the_command(main: InProcess, account: Account, line: str) -> None:
+    main(*line.split())
+    assert account.things("eu-west-1") == ["thing_0"]
+    main(*line.replace("create", "clean").split())
+    assert account.things("eu-west-1") == []
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_each_global_option_is_heard_in_both_places(
+    main: InProcess, elf: Elf, account: Account, tmp_path: Path, place: str
+) -> None:
+    (elf.home / ".aws").mkdir()
+    (elf.home / ".aws" / "credentials").write_text(
+        f"[p]\naws_access_key_id = {account.id}\naws_secret_access_key = {SECRET}\n"
+    )
+    main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "ELF_MISC_DIR")
+    options = ["--profile", "p", "--region", "eu-west-1", "--endpoint-url", account.service.url, "--debug"]
+    options += ["--misc-dir", str(tmp_path / "other")]
+    result = main(*([*options, "create"] if place == "before" else ["create", *options]))
+    assert ":DEBUG - " in result.err
+    assert account.things("eu-west-1") == ["thing_0"]
+    assert (tmp_path / "other" / "thing_0.prv").exists()
+
+
+def test_a_global_option_after_the_command_wins_over_one_before(main: InProcess, account: Account) -> None:
+    main("--region", "eu-west-1", "create", "--region", "eu-west-2")
+    assert account.things("eu-west-2") == ["thing_0"]
+
+
+def test_importing_elf_does_nothing(elf: Elf) -> None:
+    code = """
+import sys
+import elf
+print(sorted(name for name in ("boto3", "botocore", "AWSIoTPythonSDK", "ministack") if name in sys.modules))
+print(*(callable(getattr(elf, name)) for name in ("create_things", "send_messages", "subscribe", "clean_up", "main")))
+"""
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code],
+        env=elf.environment | {"PYTHONPATH": str(ROOT)},
+        cwd=elf.cwd,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\nTrue True True True True\n"
+    assert done.stderr == ""
+    assert not elf.misc.exists()
+
+
+@pytest.mark.parametrize("command", ["send", "subscribe"])
+def test_without_things_there_is_nobody_to_talk(main: InProcess, command: str) -> None:
+    result = main(command, status=1)
+    assert "no things yet" in result.err
+    assert "elf.py create" in result.err
+
+
+def test_without_credentials_the_error_suggests_both_ways_on(main: InProcess, elf: Elf) -> None:
+    main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    result = main("create", status=1)
+    assert "no AWS credentials" in result.err
+    assert "aws configure" in result.err
+    assert "--local" in result.err
+    assert elf.things() == {}
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "says"),
+    [
+        ({"AWS_PROFILE": "nobody"}, (), "nobody"),
+        ({}, ("--profile", "nobody"), "nobody"),
+        ({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, (), "AWS does not know these credentials"),
+        ({}, ("--region", "not a region"), "not a region"),
+    ],
+)
+def test_a_create_that_cannot_reach_aws_says_why_and_leaves_nothing(
+    main: InProcess, elf: Elf, account: Account, environment: dict[str, str], options: tuple[str, ...], says: str
+) -> None:
+    main.use(environment)
+    result = main("create", *options, status=1)
+    causes = [line for line in result.err.splitlines() if ":ERROR - " in line]
+    assert len(causes) == 2
+    assert says in causes[0]
+    assert " - what to do: " in causes[1]
+    assert elf.things() == {}
+    assert account.is_empty()
+
+
+def test_the_log_is_on_standard_error_in_utc(elf: Elf) -> None:
+    before = time.time()
+    result = elf("create", env={"TZ": "Asia/Kathmandu"})
+    after = time.time()
+    assert result.out == ""
+    for line in result.err.splitlines():
+        match = re.fullmatch(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),(\d{3}):iot-elf:INFO - .+", line)
+        assert match, line
+        at = timegm(time.strptime(match[1], "%Y-%m-%d %H:%M:%S")) + int(match[2]) / 1000
+        assert before - 0.01 <= at <= after
+
+
+def test_every_command_works_from_another_directory_on_the_misc_beside_elf(
+    elf: Elf, account: Account, tmp_path: Path
+) -> None:
+    elf.script = tmp_path / "clone" / "elf.py"
+    elf.script.parent.mkdir()
+    elf.script.write_bytes(ELF.read_bytes())
+    elf.misc = elf.script.parent / "misc"
+    del elf.environment["ELF_MISC_DIR"]
+    elf("create")
+    assert {"elf.json", "things.json", "thing_0.pem", "thing_0.pub", "thing_0.prv"} == set(elf.files())
+    elf("subscribe", *elf.broker, "--duration", "0.01")
+    elf("send", *elf.broker, "--duration", "0.01")
+    elf("clean")
+    assert account.is_empty()
+    assert elf.files() == ["elf.json"]
+    assert list(elf.cwd.iterdir()) == []
+
+
+def test_misc_dir_wins_over_the_environment(main: InProcess, elf: Elf, tmp_path: Path) -> None:
+    main("create", "--misc-dir", tmp_path / "deep" / "er")
+    assert (tmp_path / "deep" / "er" / "thing_0.prv").exists()
+    assert not elf.misc.exists()
+
+
+def test_a_misc_dir_is_relative_to_the_working_directory(
+    main: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main("--misc-dir", "here", "create")
+    assert (tmp_path / "here" / "thing_0.prv").exists()
+
+
+def test_what_elf_says_it_needs_is_what_requirements_txt_says() -> None:
+    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", ELF.read_text(encoding="utf-8"), re.MULTILINE)
+    assert block
+    listed = re.search(r"dependencies = (\[.*?\])", re.sub(r"^# ?", "", block[1], flags=re.MULTILINE), re.DOTALL)
+    assert listed
+    lines = (ROOT / "requirements.txt").read_text().split()
+    assert sorted(json.loads(listed[1])) == sorted(lines)

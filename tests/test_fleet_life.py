@@ -1,0 +1,338 @@
+"""A fleet from its creation to its end, with AWS asked after each step."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable
+
+import pytest
+from harness import REGION, Account, AwsService, Client, Elf, InProcess, Pair, client_of
+
+
+def test_a_fleet_is_made_sends_listens_and_goes(elf: Elf, account: Account) -> None:
+    elf("create", 2)
+    assert account.things() == ["thing_0", "thing_1"]
+    recorded = elf.things()
+    assert account.certificates() == {recorded[name]["certificateId"]: "ACTIVE" for name in account.things()}
+    for name in account.things():
+        assert account.certificate_of(name) == recorded[name]["certificateId"]
+    assert account.policies() == []
+
+    window = elf.subscribe("--count", 2)
+    assert account.policies() == ["policy-thing_0", "policy-thing_1"]
+    assert account.policies_of("thing_1") == ["policy-thing_1"]
+    elf("send", *elf.broker, "--duration", "0.01")
+    assert {topic for topic, _ in window.end().received} <= {"elf/thing_0", "elf/thing_1"}
+
+    elf("clean")
+    assert account.is_empty()
+    assert elf.files() == ["elf.json"]
+
+
+def test_what_is_printed_is_what_the_original_printed(elf: Elf) -> None:
+    lines = elf("create").lines
+    elf_id = elf.elf_json()["elf_id"].removeprefix("urn:uuid:")
+    certificate = elf.things()["thing_0"]["certificateArn"]
+    assert lines == [
+        f"Wrote new ELF ID to config: {elf_id}",
+        "[create_things] ELF creating 1 thing",
+        f"Thing:'thing_0' associated with cert:'{certificate}'",
+        f"Thing Name: thing_0 and PEM file: {elf.misc / 'thing_0.pem'}",
+        f"Thing Name: thing_0 Public Key File: {elf.misc / 'thing_0.pub'}",
+        f"Thing Name: thing_0 Private Key File: {elf.misc / 'thing_0.prv'}",
+        f"Wrote 1 things to config file: {elf.misc / 'things.json'}",
+        f"[create_things] ELF created 1 things in region:'{REGION}'.",
+    ]
+    assert elf("create", 2).lines[:2] == [
+        f"Read ELF ID from config: {elf_id}",
+        "[create_things] ELF creating 1 thing",
+    ]
+
+
+def test_create_again_changes_nothing(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", 2)
+    before = account.snapshot(), elf.things()
+    main("create", 2)
+    assert (account.snapshot(), elf.things()) == before
+
+
+def test_create_with_more_adds_what_is_missing(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", 1)
+    first, certificates = elf.things()["thing_0"], account.certificates()
+    main("create", 3)
+    assert account.things() == ["thing_0", "thing_1", "thing_2"]
+    assert elf.things()["thing_0"] == first
+    assert certificates.items() < account.certificates().items()
+    assert len(account.certificates()) == 3
+
+
+def test_create_with_fewer_changes_nothing_and_names_clean(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", 2)
+    before = account.snapshot(), elf.things()
+    refused = main("create", 1, status=1)
+    assert "there are 2 things already" in refused.err
+    assert "elf.py clean" in refused.err
+    assert (account.snapshot(), elf.things()) == before
+
+
+def test_a_second_prefix_is_added_to_the_fleet(main: InProcess, account: Account) -> None:
+    main("create", 1)
+    main("create", 2, "--prefix", "lamp")
+    assert account.things() == ["lamp_0", "lamp_1", "thing_0"]
+    main("clean")
+    assert account.is_empty()
+
+
+def test_a_prefix_with_a_colon_works_from_create_to_clean(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", "--prefix", "hall:lamp")
+    assert account.things() == ["hall:lamp_0"]
+    main("send", *elf.broker, "--duration", "0.01")
+    assert len(account.policies_of("hall:lamp_0")) == 1
+    main("clean")
+    assert account.is_empty()
+
+
+def test_each_thing_carries_the_elf_id(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create")
+    elf_id = elf.elf_json()["elf_id"]
+    assert re.fullmatch(r"urn:uuid:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", elf_id)
+    assert account.iot.describe_thing(thingName="thing_0")["attributes"] == {"elf_id": elf_id}
+
+
+def test_the_elf_id_outlives_the_fleet(main: InProcess, elf: Elf) -> None:
+    main("create")
+    elf_id = elf.elf_json()["elf_id"]
+    main("clean")
+    assert elf.elf_json() == {"elf_id": elf_id}
+
+
+@pytest.mark.parametrize("attributes", [{}, {"elf_id": "urn:uuid:00000000-0000-0000-0000-000000000000"}])
+def test_a_thing_of_somebody_else_is_not_taken_over(
+    main: InProcess, elf: Elf, account: Account, attributes: dict[str, str]
+) -> None:
+    account.iot.create_thing(thingName="thing_0", attributePayload={"attributes": attributes})
+    refused = main("create", status=1)
+    assert "thing named thing_0" in refused.err
+    assert "--prefix" in refused.err
+    assert account.snapshot() == (["thing_0"], {}, [])
+    assert account.iot.describe_thing(thingName="thing_0")["attributes"] == attributes
+    assert elf.files() == ["elf.json"]
+    main("create", "--prefix", "mine")
+    main("clean")
+    assert account.things() == ["thing_0"]
+
+
+def test_a_policy_of_somebody_else_is_not_taken_over(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create")
+    document = '{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"iot:*","Resource":"*"}]}'
+    account.iot.create_policy(policyName="policy-thing_0", policyDocument=document)
+    refused = main("send", *elf.broker, "--duration", "0.01", status=1)
+    assert "policy named policy-thing_0" in refused.err
+    main("clean")
+    assert account.snapshot() == ([], {}, ["policy-thing_0"])
+
+
+def test_two_creates_at_once_make_one_fleet(elf: Elf, account: Account) -> None:
+    windows = [elf.start("create", 2), elf.start("create", 2)]
+    for window in windows:
+        window.end()
+    assert account.things() == ["thing_0", "thing_1"]
+    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.things().values()}
+    assert len(account.certificates()) == 2
+
+
+def test_clean_without_a_fleet_has_nothing_to_do(main: InProcess, account: Account) -> None:
+    assert "no things" in main("clean").err
+    assert account.is_empty()
+
+
+def test_what_is_gone_already_counts_as_cleaned(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", 2)
+    main("send", *elf.broker, "--duration", "0.01")
+    arn = elf.things()["thing_0"]["certificateArn"]
+    account.iot.detach_policy(policyName="policy-thing_0", target=arn)
+    account.iot.delete_policy(policyName="policy-thing_0")
+    account.iot.detach_thing_principal(thingName="thing_0", principal=arn)
+    account.iot.update_certificate(certificateId=arn.rpartition("/")[2], newStatus="INACTIVE")
+    account.iot.delete_certificate(certificateId=arn.rpartition("/")[2])
+    account.iot.delete_thing(thingName="thing_0")
+    account.iot.detach_thing_principal(thingName="thing_1", principal=elf.things()["thing_1"]["certificateArn"])
+    main("clean")
+    assert account.is_empty()
+    assert elf.files() == ["elf.json"]
+
+
+def test_clean_leaves_the_thing_that_fails_and_finishes_it_later(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", 3)
+    protected = f"arn:aws:iot:{REGION}:{account.id}:thing/thing_1"
+    main.use(
+        account.user(
+            {
+                "Version": "2012-10-17",
+                "Statement": [
+                    {"Effect": "Allow", "Action": "iot:*", "Resource": "*"},
+                    {"Effect": "Deny", "Action": "iot:DeleteThing", "Resource": protected},
+                ],
+            }
+        )
+    )
+    failed = main("clean", status=1)
+    assert "thing_1: AWS denies it" in failed.err
+    assert list(elf.things()) == ["thing_1"]
+    assert account.things() == ["thing_1"]
+    assert {"elf.json", "things.json"} <= set(elf.files())
+    assert not {"thing_0.prv", "thing_2.prv"} & set(elf.files())
+    main.use(account.credentials)
+    main("clean")
+    assert account.is_empty()
+    assert elf.files() == ["elf.json"]
+
+
+def test_clean_leaves_a_thing_whose_certificate_somebody_else_uses(
+    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main.module, "CONSISTENCY_S", 0.3)
+    main("create", 2)
+    arn = elf.things()["thing_0"]["certificateArn"]
+    account.iot.create_thing(thingName="theirs")
+    account.iot.attach_thing_principal(thingName="theirs", principal=arn)
+    assert "thing_0: " in main("clean", status=1).err
+    assert list(elf.things()) == ["thing_0"]
+    assert account.things() == ["theirs", "thing_0"]
+    account.iot.detach_thing_principal(thingName="theirs", principal=arn)
+    main("clean")
+    assert account.snapshot() == (["theirs"], {}, [])
+
+
+def test_a_half_cleaned_thing_is_neither_created_again_nor_sent_from(
+    main: InProcess, elf: Elf, account: Account
+) -> None:
+    main("create", 2)
+    main("send", *elf.broker, "--duration", "0.01")
+    deny = {"Effect": "Deny", "Action": "iot:DeleteThing", "Resource": "*"}
+    main.use(account.user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]}))
+    main("clean", status=1)
+    main.use(account.credentials)
+    assert "elf.py clean" in main("create", 2, status=1).err
+    assert "elf.py clean" in main("send", *elf.broker, status=1).err
+
+
+@pytest.mark.parametrize("denied", ["iot:CreateKeysAndCertificate", "iot:AttachThingPrincipal"])
+def test_create_goes_on_after_a_failure(main: InProcess, elf: Elf, account: Account, denied: str) -> None:
+    allow = {"Effect": "Allow", "Action": "iot:*", "Resource": "*"}
+    main.use(
+        account.user(
+            {"Version": "2012-10-17", "Statement": [allow, {"Effect": "Deny", "Action": denied, "Resource": "*"}]}
+        )
+    )
+    assert denied in main("create", 2, status=1).err
+    assert account.things() == list(elf.things()) == ["thing_0", "thing_1"]
+    recorded = [thing["certificateId"] for thing in elf.things().values() if "certificateId" in thing]
+    assert sorted(account.certificates()) == sorted(recorded)
+    assert "not complete" in main("send", *elf.broker, status=1).err
+    main.use(account.credentials)
+    main("create", 2)
+    assert account.things() == ["thing_0", "thing_1"]
+    for name in account.things():
+        assert account.certificate_of(name) == elf.things()[name]["certificateId"]
+    assert len(account.certificates()) == 2
+
+
+@pytest.mark.parametrize("option", ["--only-local", "--force"])
+def test_only_local_makes_no_aws_call_and_says_what_it_leaves(
+    elf: Elf, account: Account, witness: Callable[[str], list[str]], option: str
+) -> None:
+    elf("create")
+    before, connections = account.snapshot(), witness("connect")
+    assert connections  # the witness sees what there is to see
+    lines = elf("clean", option).lines
+    assert witness("connect") == connections
+    assert any("left in AWS IoT" in line and "thing_0" in line and REGION in line for line in lines)
+    assert account.snapshot() == before
+    assert elf.files() == ["elf.json"]
+
+
+def test_clean_deletes_no_file_that_is_not_elfs(main: InProcess, elf: Elf) -> None:
+    main("create")
+    for name in ("notes.txt", "other.pem", "thing_00.prv", "thing_1.pem"):
+        (elf.misc / name).write_text("mine")
+    main("clean")
+    assert elf.files() == ["elf.json", "notes.txt", "other.pem", "thing_00.prv", "thing_1.pem"]
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_create_that_is_stopped_has_recorded_all_it_made(
+    elf: Elf, account: Account, signum: signal.Signals, status: int
+) -> None:
+    window = elf.start("create", 900)
+    window.await_line("Thing:'thing_0' associated")
+    window.signal(signum)
+    window.end(status)
+    assert 0 < len(account.things()) < 900
+    assert account.things() == sorted(elf.things())
+    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.things().values()}
+    elf("clean")
+    assert account.is_empty()
+
+
+def test_the_policy_names_the_things_own_account_and_region(main: InProcess, elf: Elf, account: Account) -> None:
+    region = "eu-central-1"
+    main("--region", region, "create")
+    main("send", *elf.broker, "--duration", "0.01")
+    iot = account.client("iot", region)
+    arn = f"arn:aws:iot:{region}:{account.id}"
+    assert json.loads(iot.get_policy(policyName="policy-thing_0")["policyDocument"])["Statement"] == [
+        {"Effect": "Allow", "Action": "iot:Connect", "Resource": f"{arn}:client/thing_0-*"},
+        {"Effect": "Allow", "Action": ["iot:Publish", "iot:Receive"], "Resource": f"{arn}:topic/*"},
+        {"Effect": "Allow", "Action": "iot:Subscribe", "Resource": f"{arn}:topicfilter/*"},
+    ]
+    main("clean")
+    assert account.things(region) == []
+
+
+@pytest.mark.parametrize(
+    ("partition", "region"), [("aws", "us-west-2"), ("aws-cn", "cn-north-1"), ("aws-us-gov", "us-gov-west-1")]
+)
+def test_the_policy_is_in_the_partition_of_the_certificate(main: InProcess, partition: str, region: str) -> None:
+    arn = f"arn:{partition}:iot:{region}:123456789012"
+    thing = main.module.Thing("thing_0", certificate_arn=f"{arn}:cert/{'a' * 64}")
+    resources = [statement["Resource"] for statement in main.module.policy_document(thing)["Statement"]]
+    assert resources == [f"{arn}:client/thing_0-*", f"{arn}:topic/*", f"{arn}:topicfilter/*"]
+
+
+def test_things_use_their_own_certificates(
+    main: InProcess, elf: Elf, account: Account, connect: Callable[[Account], Client]
+) -> None:
+    main("create", 2)
+    client = connect(account)
+    client.subscribe("$aws/events/presence/connected/+")
+    main("send", *elf.broker, "--duration", "0.01")
+    connected: dict[str, str] = {}
+    while len(connected) < 2:
+        event = json.loads(client.hear().payload)
+        if event["clientId"].startswith("thing_"):
+            connected[event["clientId"].rpartition("-")[0]] = event["principalIdentifier"]
+    assert connected == {name: account.certificate_of(name) for name in ("thing_0", "thing_1")}
+    assert connected["thing_0"] != connected["thing_1"]
+
+
+@pytest.mark.parametrize(
+    ("client_id", "accepted"), [("thing_0-x", True), ("thing_1-x", False), ("thing_0", False), ("x-thing_0-x", False)]
+)
+def test_the_policy_refuses_the_client_id_of_another_thing(
+    pair: Pair, service: AwsService, client_id: str, accepted: bool
+) -> None:
+    client = client_of(pair, service, "thing_0", client_id)
+    assert (client.connect() == "Success") is accepted
+    client.close()
+
+
+def test_a_thing_that_cannot_connect_fails_alone(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", 2)
+    main("send", *elf.broker, "--duration", "0.01")
+    account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")
+    result = main("send", *elf.broker, "--duration", "0.01", status=1)
+    assert "thing_1 can't connect" in result.err
+    assert "sent 1 message from 1 thing: 1 acknowledged, 0 lost" in result.err

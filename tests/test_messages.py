@@ -1,0 +1,251 @@
+"""What things send, what they hear, and how `send` and `subscribe` end."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import ROOT, Account, AwsService, Client, Elf, Heard, InProcess, Pair, client_of
+
+ONCE = ("--duration", "0.01")
+
+
+def payload_of(heard: Heard) -> dict[str, object]:
+    return dict(json.loads(heard.payload))
+
+
+def test_an_independent_client_with_a_things_files_hears_what_send_sends(pair: Pair, service: AwsService) -> None:
+    client = client_of(pair, service, "thing_1", "thing_1-paho")
+    assert client.connect() == "Success"
+    client.subscribe("elf/thing_0")
+    before = time.time()
+    pair("send", *pair.broker, *ONCE)
+    topic, payload, qos = client.hear()
+    client.close()
+    message = json.loads(payload)
+    assert (topic, qos, list(message), message["msg"]) == ("elf/thing_0", 1, ["msg", "ts"], "IoT ELF Hello")
+    assert re.fullmatch(r"[0-9]{10}\.[0-9]{2}", message["ts"])
+    assert before - 0.01 <= float(message["ts"]) <= time.time() + 0.01
+
+
+def test_subscribe_hears_an_independent_client_with_a_things_files(pair: Pair, service: AwsService) -> None:
+    window = pair.subscribe("--count", 2)
+    client = client_of(pair, service, "thing_1", "thing_1-paho")
+    assert client.connect() == "Success"
+    client.publish("elf/from/paho", "hello, ELF")
+    client.close()
+    result = window.end()
+    assert result.received == [("elf/from/paho", "hello, ELF")] * 2
+    assert result.lines[-1] == "[subscribe] ELF received 2 messages on 2 things"
+
+
+def test_two_windows_with_append_thing_name_hear_each_other(pair: Pair) -> None:
+    window = pair.subscribe("--append-thing-name", "--count", 4)
+    pair("send", *pair.broker, "--append-thing-name", "--duration", "0.1", "--interval", "0.05")
+    received = window.end().received
+    assert Counter(topic for topic, _ in received) == {"elf/thing_0": 2, "elf/thing_1": 2}
+    assert {json.loads(payload)["msg"] for _, payload in received} == {"IoT ELF Hello"}
+
+
+def test_the_default_subscribe_hears_every_default_send(pair: Pair) -> None:
+    window = pair.subscribe("--count", 4)
+    pair("send", *pair.broker, *ONCE)
+    assert Counter(topic for topic, _ in window.end().received) == {"elf/thing_0": 2, "elf/thing_1": 2}
+
+
+@pytest.mark.parametrize(
+    ("duration", "interval", "number"), [("0.3", "0.1", 3), ("1.1", "0.1", 11), ("0.01", "1", 1), ("0.14", "0.02", 7)]
+)
+def test_each_thing_sends_duration_divided_by_interval_messages(
+    main_of_pair: InProcess, pair: Pair, ear: Client, duration: str, interval: str, number: int
+) -> None:
+    result = main_of_pair("send", *pair.broker, "--duration", duration, "--interval", interval)
+    assert Counter(heard.topic for heard in ear.hear_all()) == {"elf/thing_0": number, "elf/thing_1": number}
+    assert result.lines[-1] == (
+        f"[send_messages] ELF sent {2 * number} messages from 2 things: {2 * number} acknowledged, 0 lost"
+    )
+
+
+def test_qos_0_is_sent_without_acknowledgement(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
+    result = main_of_pair("send", *pair.broker, *ONCE, "--qos", 0)
+    assert [ear.hear().qos, ear.hear().qos] == [0, 0]
+    assert "none acknowledged (QoS 0), 0 lost" in result.lines[-1]
+
+
+def test_every_message_has_the_time_of_its_publishing(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
+    before = time.time()
+    main_of_pair("send", *pair.broker, "--duration", "0.6", "--interval", "0.2")
+    after = time.time()
+    stamps = [float(str(payload_of(heard)["ts"])) for heard in ear.hear_all() if heard.topic == "elf/thing_0"]
+    assert stamps == sorted(stamps)
+    assert len(set(stamps)) > 1
+    assert before - 0.01 <= stamps[0] < stamps[-1] <= after + 0.01
+
+
+@pytest.mark.parametrize("message", ["Hello again", "Grüße \N{ELF}", '{"not": "parsed"}', "", "-"])
+def test_the_message_given_is_the_one_sent(main_of_pair: InProcess, pair: Pair, ear: Client, message: str) -> None:
+    main_of_pair("send", *pair.broker, *ONCE, message)
+    assert [payload_of(heard)["msg"] for heard in ear.hear_all()] == [message] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        ((ROOT / "example.json").read_text(), json.loads((ROOT / "example.json").read_text())),
+        ("{}", {}),
+        ('\ufeff{"from": "Windows"}', {"from": "Windows"}),
+        ('{"ts": "overwritten", "deep": {"er": [1, null, "ü"]}}', {"deep": {"er": [1, None, "ü"]}}),
+    ],
+)
+def test_a_json_message_is_the_object_in_the_file_plus_ts(
+    main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path, text: str, sent: object
+) -> None:
+    file = tmp_path / "message.json"
+    file.write_text(text, encoding="utf-8")
+    main_of_pair("send", *pair.broker, *ONCE, "--json-message", file)
+    message = payload_of(ear.hear())
+    assert re.fullmatch(r"[0-9]{10}\.[0-9]{2}", str(message.pop("ts")))
+    assert message == sent
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "can't be read"),
+        (b"", "is not JSON"),
+        (b"{'python': 1}", "is not JSON"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b'{"number": NaN}', "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1, 2]", "no JSON object"),
+        (b'"text"', "no JSON object"),
+        (b'{"lone": "\\ud800"}', "not UTF-8"),
+    ],
+)
+def test_a_bad_json_message_is_refused_before_anything_is_sent(
+    main_of_pair: InProcess, pair: Pair, tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    file = tmp_path / "message.json"
+    if content is not None:
+        file.write_bytes(content)
+    result = main_of_pair("send", *pair.broker, *ONCE, "--json-message", file, status=1)
+    assert problem in result.err
+    assert "what to do: " in result.err
+    assert "posting" not in result.err
+
+
+def test_the_shadow_example_changes_the_shadow_of_each_thing(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", 2)
+    topic = "$aws/things/{thing_name}/shadow/update"
+    main("send", *elf.broker, *ONCE, "--json-message", ROOT / "example-shadow.json", "--topic", topic)
+    for name in ("thing_0", "thing_1"):
+        state = account.shadow(name)["state"]
+        assert (state["desired"], state["reported"]) == ({"colour": "green"}, {"colour": "red"})
+
+
+def test_a_reserved_topic_gets_the_bytes_of_the_file(
+    main: InProcess, elf: Elf, account: Account, connect: Callable[[Account], Client], tmp_path: Path
+) -> None:
+    main("create")
+    client = connect(account)
+    topic = "$aws/things/thing_0/shadow/update"
+    client.subscribe(topic)
+    content = b'\r\n{ "state" : {"reported":{"n": 1.50,\t"\xc3\xbc":"\\u00fc"}} }\n\n'
+    (tmp_path / "shadow.json").write_bytes(content)
+    main("send", *elf.broker, *ONCE, "--json-message", tmp_path / "shadow.json", "--topic", topic)
+    assert client.hear().payload == content
+
+
+@pytest.mark.parametrize(("extra", "status"), [(0, 0), (1, 1)])
+def test_a_message_may_have_128_kib_and_no_more(
+    main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path, extra: int, status: int
+) -> None:
+    around = len(json.dumps({"msg": "", "ts": f"{time.time():.2f}"}))
+    file = tmp_path / "long.json"
+    file.write_text(json.dumps({"msg": "x" * (128 * 1024 - around + extra)}))
+    result = main_of_pair("send", *pair.broker, *ONCE, "--json-message", file, status=status)
+    lengths = [len(heard.payload) for heard in ear.hear_all()]
+    if status:
+        assert "128 KiB" in result.err
+        assert lengths == []
+    else:
+        assert lengths == [128 * 1024] * 2
+
+
+def test_subscribe_for_its_duration_succeeds_whatever_comes(main_of_pair: InProcess, pair: Pair) -> None:
+    result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--qos", 0)
+    assert result.lines[-1] == "[subscribe] ELF received 0 messages on 2 things"
+
+
+def test_subscribe_fails_when_fewer_messages_than_its_count_come(main_of_pair: InProcess, pair: Pair) -> None:
+    result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--count", 3, status=1)
+    assert "0 messages came in 0.1 s, not 3" in result.err
+
+
+def test_what_comes_cannot_play_with_the_terminal(pair: Pair, connect: Callable[[Account], Client]) -> None:
+    window = pair.subscribe("--count", 4)
+    client = connect(pair.account)
+    client.publish("elf/bin", b"\x1b[2J\x07red\r\n2026-11-23 fake log line")
+    client.publish("elf/bin", b"\xff\xfe")
+    result = window.end()
+    assert not set("\x1b\x07\r") & set(result.err)
+    assert [line for line in result.err.splitlines() if line.startswith("2026-11-23 fake")] == []
+    assert {payload for _, payload in result.received} == {
+        r"\x1b[2J\x07red\r\n2026-11-23 fake log line",
+        r"\xff\xfe",
+    }
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("command", "sign_of_life", "report"),
+    [
+        ("send", "posting message", r"\[send_messages\] ELF sent [0-9]+ messages? from 2 things"),
+        ("subscribe", "ELF listening on 2 things", r"\[subscribe\] ELF received 0 messages on 2 things"),
+    ],
+)
+def test_send_and_subscribe_that_are_stopped_report_and_disconnect(
+    pair: Pair,
+    connect: Callable[[Account], Client],
+    command: str,
+    sign_of_life: str,
+    report: str,
+    signum: signal.Signals,
+    status: int,
+) -> None:
+    client = connect(pair.account)
+    client.subscribe("$aws/events/presence/disconnected/+")
+    window = pair.start(command, *pair.broker, "--debug", "--duration", "60")
+    window.await_line(sign_of_life)
+    window.signal(signum)
+    result = window.end(status)
+    assert re.search(report, result.err)
+    connected = set(re.findall(r"CONNECT to \S+ as (\S+)", result.err))
+    assert {client_id.rpartition("-")[0] for client_id in connected} == {"thing_0", "thing_1"}
+    while connected:  # other tests' clients may be on their way out as well
+        event = json.loads(client.hear().payload)
+        if event["clientId"] in connected:
+            connected.remove(event["clientId"])
+            assert event["clientInitiatedDisconnect"] is True
+
+
+def test_a_connection_lost_in_the_middle_costs_messages_and_the_status(
+    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main("create")
+    main("send", *elf.broker, *ONCE)
+    document = json.loads(account.iot.get_policy(policyName="policy-thing_0")["policyDocument"])
+    document["Statement"].append({"Effect": "Deny", "Action": "iot:Publish", "Resource": "*"})
+    account.iot.create_policy_version(
+        policyName="policy-thing_0", policyDocument=json.dumps(document), setAsDefault=True
+    )
+    monkeypatch.setattr(main.module, "ACK_GRACE_S", 0.5)
+    monkeypatch.setattr(main.module, "CONNECT_TIMEOUT_S", 2.0)
+    result = main("send", *elf.broker, "--duration", "0.02", "--interval", "0.01", status=1)
+    assert "sent 2 messages from 1 thing: 0 acknowledged, 2 lost" in result.err

@@ -1,0 +1,128 @@
+"""Where a fleet lives: chosen at its creation, remembered until it is cleaned, and never mistaken for another place."""
+
+from __future__ import annotations
+
+import pytest
+from harness import REGION, SECRET, Account, AwsService, Elf, InProcess
+
+ONCE = ("--duration", "0.01")
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "region"),
+    [
+        ({}, (), "us-west-2"),
+        ({"AWS_DEFAULT_REGION": "eu-west-1"}, (), "eu-west-1"),
+        ({"AWS_REGION": "eu-west-2"}, (), "eu-west-2"),
+        ({"AWS_REGION": "eu-west-2", "AWS_DEFAULT_REGION": "eu-west-1"}, ("--region", "eu-west-3"), "eu-west-3"),
+    ],
+)
+def test_the_region_is_chosen_by(
+    main: InProcess, account: Account, environment: dict[str, str], options: tuple[str, ...], region: str
+) -> None:
+    main.use(environment)
+    main("create", *options)
+    assert account.things(region) == ["thing_0"]
+
+
+def test_later_commands_need_no_options(main: InProcess, elf: Elf, account: Account, service: AwsService) -> None:
+    """Not even when the environment has changed in the meantime."""
+    main.forget("AWS_ENDPOINT_URL")
+    main("--region", "eu-west-1", "create", "--endpoint-url", service.url)
+    main.use({"AWS_REGION": "eu-west-2"})
+    main("create", 2)
+    main("send", *elf.broker, *ONCE)
+    assert account.things("eu-west-1") == ["thing_0", "thing_1"]
+    main("clean")
+    assert account.things("eu-west-1") == []
+
+
+def test_a_profile_is_remembered_and_used(main: InProcess, elf: Elf, account: Account) -> None:
+    (elf.home / ".aws").mkdir()
+    (elf.home / ".aws" / "config").write_text("[profile lamp]\nregion = eu-central-1\n")
+    (elf.home / ".aws" / "credentials").write_text(
+        f"[lamp]\naws_access_key_id = {account.id}\naws_secret_access_key = {SECRET}\n"
+    )
+    main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    main("--profile", "lamp", "create")
+    assert account.things("eu-central-1") == ["thing_0"]
+    refused = main("--profile", "other", "clean", status=1)
+    assert "--profile other contradicts" in refused.err
+    assert "profile lamp" in refused.err
+    main("create", 2)
+    main("clean")
+    assert account.things("eu-central-1") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("--region", "eu-west-1"), "--region eu-west-1"),
+        (("--endpoint-url", "http://127.0.0.1:9"), "--endpoint-url http://127.0.0.1:9"),
+        (("--local",), "--local"),
+    ],
+)
+def test_an_option_that_contradicts_where_the_fleet_lives_is_an_error_that_says_where(
+    main: InProcess, elf: Elf, account: Account, service: AwsService, options: tuple[str, ...], named: str
+) -> None:
+    main("create")
+    before = account.snapshot(), elf.things()
+    for command in ("create", "send", "subscribe", "clean"):
+        result = main(command, *options, status=1)
+        (cause, remedy) = result.err.splitlines()
+        assert named in cause
+        for where in (REGION, account.id, service.url):
+            assert where in cause
+        assert "what to do: " in remedy
+    assert (account.snapshot(), elf.things()) == before
+
+
+def test_options_that_agree_with_where_the_fleet_lives_are_fine(
+    main: InProcess, account: Account, service: AwsService
+) -> None:
+    main("create")
+    main("clean", "--region", REGION, "--endpoint-url", service.url + "/")
+    assert account.is_empty()
+
+
+def test_after_clean_the_next_fleet_may_live_elsewhere(main: InProcess, account: Account) -> None:
+    main("create")
+    main("clean")
+    main("create", "--region", "eu-west-1")
+    assert account.things("eu-west-1") == ["thing_0"]
+
+
+@pytest.mark.parametrize("command", ["create", "send", "subscribe", "clean"])
+def test_credentials_of_another_account_are_refused_and_nothing_is_lost(
+    main: InProcess, elf: Elf, account: Account, service: AwsService, command: str
+) -> None:
+    main("create")
+    stranger = Account(service)
+    main.use(stranger.credentials)
+    before = account.snapshot(), elf.things(), elf.files()
+    arguments = {"create": (2,), "clean": ()}.get(command, (*elf.broker, *ONCE))
+    refused = main(command, *arguments, status=1)
+    assert "another account's" in refused.err
+    assert account.id in refused.err
+    assert (account.snapshot(), elf.things(), elf.files()) == before
+    assert stranger.is_empty()
+    main.use(account.credentials)
+    main("clean")
+    assert account.is_empty()
+
+
+def test_each_misc_dir_is_a_fleet_of_its_own(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create")
+    main("create", "--misc-dir", elf.cwd, "--region", "eu-west-1")
+    main("clean", "--misc-dir", elf.cwd)
+    assert account.things("eu-west-1") == []
+    assert account.things() == ["thing_0"]
+
+
+def test_a_run_asks_for_the_endpoint_once(main: InProcess, elf: Elf) -> None:
+    for command in (("create", 2), ("send", "--mqtt-endpoint", ":1", *ONCE)):
+        status = 1 if command[0] == "send" else 0
+        lines = main("--debug", *command, status=status).lines
+        assert [line for line in lines if "DescribeEndpoint(" in line] == [
+            "AWS DescribeEndpoint(endpointType=iot:Data-ATS)"
+        ]

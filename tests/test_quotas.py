@@ -1,0 +1,74 @@
+"""create, the first send and clean keep to AWS's quotas, which others use as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from harness import Account, AwsService, Elf
+from quota_proxy import QuotaProxy
+
+THINGS = 40
+FASTER = 8.0  # times AWS's default quotas, for the sake of the suite's time
+
+
+@pytest.fixture
+def distant(elf: Elf, service: AwsService) -> Iterator[Callable[[float], QuotaProxy]]:
+    """Put `elf` 20 ms away from AWS, under so many times AWS's default quotas."""
+    proxies: list[QuotaProxy] = []
+
+    def distant(quotas: float) -> QuotaProxy:
+        proxies.append(QuotaProxy(urlsplit(service.url).port or 0, round_trip_s=0.02, quota_factor=quotas))
+        elf.environment["AWS_ENDPOINT_URL"] = proxies[-1].url
+        return proxies[-1]
+
+    yield distant
+    for proxy in proxies:
+        proxy.close()
+
+
+def test_a_fleets_life_takes_the_calls_it_needs_many_at_once_and_is_not_throttled(
+    elf: Elf, account: Account, distant: Callable[[float], QuotaProxy]
+) -> None:
+    proxy = distant(FASTER)
+    rate = ("--rate", 10 * FASTER)
+    needed = {
+        ("create", THINGS): ["CreateThing", "CreateKeysAndCertificate", "AttachThingPrincipal"],
+        ("send", *elf.broker, "--duration", "0.01"): ["CreatePolicy", "AttachPolicy"],
+        ("clean",): [
+            "DetachPolicy",
+            "DeletePolicy",
+            "UpdateCertificate",
+            "DetachThingPrincipal",
+            "DeleteCertificate",
+            "DeleteThing",
+        ],
+    }
+    for command, operations in needed.items():
+        proxy.reset()
+        elf(*command, *rate)
+        throttled = sum(proxy.throttled.values())
+        assert throttled < 0.05 * sum(proxy.calls.values())
+        assert proxy.calls - proxy.throttled == {"DescribeEndpoint": 1} | dict.fromkeys(operations, THINGS)
+        assert proxy.most_at_once > 1
+        assert proxy.connections <= 2 * proxy.most_at_once  # they are used again
+    assert account.is_empty()
+
+
+def test_a_quota_that_others_use_slows_elf_down_and_makes_nothing_fail(
+    elf: Elf, account: Account, distant: Callable[[float], QuotaProxy]
+) -> None:
+    proxy = distant(0.7)
+    elf("create", 15)
+    assert len(account.things()) == len(account.certificates()) == 15
+    assert sum(proxy.throttled.values()) > 0  # the proxy did throttle
+    elf("clean")
+    assert account.is_empty()
+
+
+def test_create_with_the_same_number_asks_aws_nothing(elf: Elf, distant: Callable[[float], QuotaProxy]) -> None:
+    elf("create", 2)
+    proxy = distant(FASTER)
+    elf("create", 2)
+    assert not proxy.calls
