@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -30,6 +31,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
 
@@ -139,11 +141,11 @@ EXPLANATIONS: Mapping[str, tuple[str, str]] = {
     ),
     "Throttling": ("AWS throttles this account: {error}", _CARRY_ON),
     "TooManyRequestsException": ("AWS throttles this account: {error}", _CARRY_ON),
+    "ThrottlingException": ("AWS throttles this account: {error}", _CARRY_ON),
     "ResourceNotFoundException": (
         "AWS does not have it: {error}",
         "it was taken away by other means; `elf.py clean` and `elf.py create` make the fleet anew",
     ),
-    "ThrottlingException": ("AWS throttles this account: {error}", _CARRY_ON),
     "LimitExceededException": (
         "the account's limit is reached: {error}",
         "ask for more under Service Quotas in the AWS console, or clean what is not needed",
@@ -176,22 +178,46 @@ EXPLANATIONS: Mapping[str, tuple[str, str]] = {
 _UNEXPECTED = ("{name}: {error}", "run the command again with --debug to see where it comes from")
 
 
+# After one of these, the same call for another thing would fail as well.
+HOPELESS = {
+    "ExpiredTokenException",
+    "UnrecognizedClientException",
+    "InvalidClientTokenId",
+    "InvalidSignatureException",
+    "NoCredentialsError",
+    "CredentialRetrievalError",
+    "TokenRetrievalError",
+    "EndpointConnectionError",
+    "OSError",
+}
+
+
+def names_of(error: BaseException) -> list[str]:
+    """Name a failure: AWS's error code, if it is AWS's, and the exception's classes, the nearest first."""
+    code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code")  # of a botocore ClientError
+    return [*([code] if code else []), *(kind.__name__ for kind in type(error).__mro__)]
+
+
 def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause in plain words, and the remedy."""
     if isinstance(error, ElfError):
         return error.cause, error.remedy
-    answer = (getattr(error, "response", None) or {}).get("Error", {})  # of a botocore ClientError
-    names = [answer.get("Code"), *(kind.__name__ for kind in type(error).__mro__)]
-    cause, remedy = next((EXPLANATIONS[name] for name in names if name in EXPLANATIONS), _UNEXPECTED)
-    return cause.format(name=type(error).__name__, error=printable(answer.get("Message") or str(error))), remedy
+    message = (getattr(error, "response", None) or {}).get("Error", {}).get("Message") or str(error)
+    cause, remedy = next((EXPLANATIONS[name] for name in names_of(error) if name in EXPLANATIONS), _UNEXPECTED)
+    return cause.format(name=type(error).__name__, error=printable(message)), remedy
 
 
 def report(error: BaseException, subject: str = "") -> None:
     """Log a failure: the cause (of `subject`, if named), the remedy, and under --debug the traceback."""
     cause, remedy = explain(error)
-    log.error("%s%s", f"{subject}: " if subject else "", cause)
-    log.error("what to do: %s", remedy)
+    complain(f"{subject}: {cause}" if subject else cause, remedy)
     log.debug("traceback:", exc_info=error)
+
+
+def complain(cause: str, remedy: str) -> None:
+    """Log what is wrong in one line, and what to do about it in another."""
+    log.error("%s", cause)
+    log.error("what to do: %s", remedy)
 
 
 def printable(text: str) -> str:
@@ -340,7 +366,7 @@ class Fleet:
         self.elf_file = directory / "elf.json"
         self.journal_file = directory / "things.journal"
         self._writing = threading.Lock()
-        self._journal: TextIO | None = None  # open while the fleet is locked
+        self._journal: FileIO | None = None  # open while the fleet is locked
         self.reload()
 
     def reload(self) -> None:
@@ -483,11 +509,17 @@ class Fleet:
         with handle:  # closing it unlocks it, as the end of the process does
             try:
                 self.reload()
-                with open(self.journal_file, "a", opener=functools.partial(os.open, mode=0o600)) as self._journal:
-                    yield
+                self._fold()  # what a crash may have left
+                with open(self.journal_file, "ab", 0, opener=functools.partial(os.open, mode=0o600)) as self._journal:
+                    try:
+                        yield
+                    finally:
+                        self._journal = None
+                        with contextlib.suppress(
+                            OSError
+                        ):  # a full disk, say: the journal keeps it for the next command
+                            self._fold()
             finally:
-                self._journal = None
-                self._fold()
                 with contextlib.suppress(OSError):  # Windows keeps an open file
                     path.unlink()
 
@@ -523,17 +555,23 @@ class Fleet:
     def _add_to_journal(self, entry: Mapping[str, Any]) -> None:
         if not self._journal:
             raise RuntimeError("the fleet is not locked")
-        self._journal.write(json.dumps(entry) + "\n")
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        line, end = (json.dumps(entry) + "\n").encode(), self._journal.seek(0, os.SEEK_END)
+        try:
+            if self._journal.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.journal_file))
+            os.fsync(self._journal.fileno())
+        except OSError:
+            self._journal.truncate(end)
+            raise
 
     def _fold(self) -> None:
         """Write things.json anew with what the journal has, or remove it with the last thing."""
-        if self.journal_file.stat().st_size:
-            if self.things:
-                self._save_things()
-            else:
-                self.things_file.unlink(missing_ok=True)
+        if not self.journal_file.exists():
+            return
+        if self.things:
+            self._save_things()
+        else:
+            self.things_file.unlink(missing_ok=True)
         self.journal_file.unlink()
 
     def dissolve(self) -> None:
@@ -661,7 +699,7 @@ class Pacer:
             self._due[operation] = due + period
         time.sleep(max(0.0, due - burst - now))
 
-    def learn(self, event_name: str = "", exception: Any = None, response_dict: Any = None, **_: object) -> None:
+    def learn(self, event_name: str, response_dict: Mapping[str, Any] | None = None, **_: object) -> None:
         """Slow down after a throttled call, recover after another: botocore's response-received event."""
         operation = event_name.rpartition(".")[2]
         status = response_dict["status_code"] if response_dict else None
@@ -701,9 +739,11 @@ def connect_control_plane(place: Place, things_per_s: float = THINGS_PER_S) -> t
             proxies={} if place.local else None,
         ),
     )
-    events, pacer = iot.meta.events, Pacer(things_per_s)
-    events.register("before-send.iot", pacer.wait)
-    events.register("response-received.iot", pacer.learn)
+    events = iot.meta.events
+    if not place.local:
+        pacer = Pacer(things_per_s)
+        events.register("before-send.iot", pacer.wait)
+        events.register("response-received.iot", pacer.learn)
     events.register_first("needs-retry.iot.DescribeEndpoint", _give_up_early)
     if log.isEnabledFor(logging.DEBUG):
         events.register("provide-client-params.iot", _log_call)
@@ -762,18 +802,6 @@ def _give_up_early(attempts: int, caught_exception: Exception | None, **_: objec
 
 T = TypeVar("T", Thing, str)
 
-# After one of these, the next call would fail as well.
-HOPELESS = {
-    "ExpiredTokenException",
-    "UnrecognizedClientException",
-    "InvalidClientTokenId",
-    "InvalidSignatureException",
-    "NoCredentialsError",
-    "CredentialRetrievalError",
-    "TokenRetrievalError",
-    "EndpointConnectionError",
-}
-
 
 def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
     """Take a step with many things at once; yield each with its result, or with the exception that ended it.
@@ -795,16 +823,10 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
             thing = futures.pop(future)
             error = future.exception()
             yield thing, error or future.result()
-            if error and is_hopeless(error):
+            if error and not HOPELESS.isdisjoint(names_of(error)):
                 break
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def is_hopeless(error: BaseException) -> bool:
-    """Tell whether a failure is not the thing's own, so that the others would meet it as well."""
-    code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code") or type(error).__name__
-    return isinstance(error, OSError) or code in HOPELESS
 
 
 def make_thing(iot: Any, fleet: Fleet, name: str) -> Thing:
@@ -1016,7 +1038,7 @@ class Connected(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """An event: a thing can't take part, for the reason that explain() gives."""
+    """An event: a thing can't take part, or not any more, for the reason that explain() gives."""
 
     thing: str
     cause: str
@@ -1050,6 +1072,7 @@ class Device:
         self._put = put
         self._reconnect_after_s = reconnect_after_s
         self._client: Any = None
+        self._online = False
 
     def connect(self, patience_s: float = 0.0) -> None:
         """Connect. Where the broker refuses, go on trying for `patience_s` seconds; where it is silent, try twice.
@@ -1102,8 +1125,8 @@ class Device:
             with contextlib.suppress(Exception):
                 client.disconnectAsync()  # or the SDK would go on trying behind our back
             raise TimeoutError("no CONNACK") if isinstance(error, queue.Empty) else error from None
-        client.onOffline = self._log_offline
-        self._client = client
+        client.onOffline, client.onOnline = self._on_offline, self._on_online
+        self._client, self._online = client, True
 
     def _open_socket(self) -> Any:
         import socket
@@ -1112,7 +1135,12 @@ class Device:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
         return connection
 
-    def _log_offline(self) -> None:
+    def _on_online(self) -> None:
+        self._online = True
+        log.warning("%s has its connection to %s again", self.name, self._endpoint)
+
+    def _on_offline(self) -> None:
+        self._online = False
         log.warning("%s lost its connection to %s; trying to get it back", self.name, self._endpoint)
 
     def publish(self, topic: str, payload: bytes, qos: int, late_s: float = 0.0) -> None:
@@ -1158,7 +1186,10 @@ class Device:
         self._client.onOffline = lambda: None
         log.debug("MQTT %s: DISCONNECT", self.name)
         with contextlib.suppress(Exception):  # the SDK raises a time-out when the thing is offline
-            self._client.disconnect()
+            if self._online:
+                self._client.disconnect()
+            else:
+                self._client.disconnectAsync()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1237,6 +1268,8 @@ def drive(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | S
     def connect(number: int, duty: Duty) -> None:
         turn = number + random.random()  # noqa: S311 - jitter, so that processes and fleets do not step together
         time.sleep(max(0.0, started + turn / job.connects_per_s - time.monotonic()))
+        if not orders.empty():  # the first order is to go when all are connected; one that comes before is to stop
+            return
         try:
             devices[duty].connect(duty.patience_s)
             if not job.composer:
@@ -1290,6 +1323,7 @@ class Crew:
         self._inbox = inbox
         self._orders: list[Callable[[Go | Stop], None]] = []
         self._threads: list[threading.Thread] = []
+        self._stopping = False
         if len(jobs) == 1:
             orders: queue.SimpleQueue[Go | Stop] = queue.SimpleQueue()
             self._orders.append(orders.put)
@@ -1310,18 +1344,22 @@ class Crew:
             inherited = tuple(connections) if forking else ()
             context.Process(target=work, args=(job, theirs, inherited, log.level), daemon=True).start()
             theirs.close()
-        for connection in connections:
+        for job, connection in zip(jobs, connections, strict=True):
             self._orders.append(connection.send)
-            self._start_thread(self._listen, connection)
+            self._start_thread(self._listen, connection, job)
 
     def _start_thread(self, target: Callable[..., None], *arguments: Any) -> None:
         self._threads.append(threading.Thread(target=target, args=arguments, daemon=True))
         self._threads[-1].start()
 
-    def _listen(self, connection: Any) -> None:
+    def _listen(self, connection: Any, job: Job) -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 self._inbox.put(connection.recv())
+        if not self._stopping:
+            remedy = "see whether the system ran out of memory, and use fewer things"
+            self._inbox.put([Failed(duty.name, f"{duty.name}: its worker process died", remedy) for duty in job.duties])
+            self._inbox.put(Done())
 
     def order(self, order: Go | Stop) -> None:
         for give in self._orders:
@@ -1329,10 +1367,12 @@ class Crew:
                 give(order)
 
     def stop(self) -> None:
-        """Disconnect all, and wait until that is done."""
+        """Disconnect all, and wait until that is done, or until it takes too long."""
+        self._stopping = True
         self.order(Stop())
+        deadline = time.monotonic() + 2 * CONNECT_TIMEOUT_S
         for thread in self._threads:
-            thread.join(2 * CONNECT_TIMEOUT_S)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def work(job: Job, connection: Any, inherited: Sequence[Any], log_level: int) -> None:
@@ -1425,13 +1465,11 @@ def create_things(cli: argparse.Namespace) -> int:
         iot, place = connect_control_plane(cli.place, cli.rate)
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
         fleet.settle(place)
-        created = 0
         try:
             for name, thing in for_each(cli.inbox, missing, functools.partial(make_thing, iot, fleet)):
                 if isinstance(thing, Exception):
                     report(thing, subject=name)
                     continue
-                created += 1
                 fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
                 files = fleet.files(name)
                 log.info("Thing:'%s' associated with cert:'%s'", name, thing.certificate_arn)
@@ -1443,13 +1481,66 @@ def create_things(cli: argparse.Namespace) -> int:
                 log.info("Wrote %d things to config file: %s", len(fleet.things), fleet.things_file)
             else:
                 fleet.dissolve()
-            log.info("[create_things] ELF created %d things in region:'%s'.", created, place.region)
-    return 0 if created == len(missing) else 1
+            created = [thing for thing in fleet.ready if thing.name in missing]
+            log.info("[create_things] ELF created %d things in region:'%s'.", len(created), place.region)
+    return 0 if len(created) == len(missing) else 1
+
+
+class Tally:
+    """What has become of the messages, and of the things."""
+
+    def __init__(self, qos: int) -> None:
+        self._qos = qos
+        self.published = self.unsent = self.failed = 0
+        self.late_s = 0.0  # at the worst
+        self.latencies_s: list[float] = []  # of what was acknowledged
+
+    @property
+    def open(self) -> int:
+        """How many messages may still be acknowledged."""
+        return self.published - self.unsent - len(self.latencies_s) if self._qos else 0
+
+    @property
+    def lost(self) -> int:
+        return self.open + self.unsent
+
+    def take(self, event: Any) -> None:
+        if isinstance(event, Acknowledged):
+            self.latencies_s.append(event.after_s)
+        elif isinstance(event, Published):
+            text = decoded(event.payload)
+            log.info("ELF %s posting message:'%s' on topic: %s", event.thing, text, event.topic)
+            self.published += 1
+            self.unsent += not event.sent
+            self.late_s = max(self.late_s, event.late_s)
+        elif isinstance(event, Failed):
+            complain(event.cause, event.remedy)
+            self.failed += 1
+
+    def report(self, things: int) -> None:
+        if self.latencies_s:
+            log.info(
+                "[send_messages] acknowledged within %.1f ms (p50), %.1f ms (p99); at most %.1f ms behind schedule",
+                1000 * percentile(self.latencies_s, 50),
+                1000 * percentile(self.latencies_s, 99),
+                1000 * self.late_s,
+            )
+        log.info(
+            "[send_messages] ELF sent %s from %s: %s, %d lost",
+            plural(self.published, "message"),
+            plural(things, "thing"),
+            f"{len(self.latencies_s)} acknowledged" if self._qos else "none acknowledged (QoS 0)",
+            self.lost,
+        )
+        if self.lost:
+            complain(
+                f"{plural(self.lost, 'message')} lost: not acknowledged, or not sent while offline",
+                "see the lines above, check the network, and send again",
+            )
 
 
 def send_messages(cli: argparse.Namespace) -> int:
     """Have every thing publish a message each `cli.interval` until `cli.duration` is over, and account for each."""
-    inbox: Inbox = cli.inbox
     things = ready_things(cli.fleet)
     composer = read_message(cli)
     topics = {thing.name: topic_of(cli, thing.name, f"{TOPIC_ROOT}/{thing.name}") for thing in things}
@@ -1459,52 +1550,22 @@ def send_messages(cli: argparse.Namespace) -> int:
             raise ElfError("the message is too long: AWS IoT takes 128 KiB", "send a shorter one")
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     rounds = math.ceil(cli.duration / cli.interval - 1e-9)
-    published, lost, late_s = 0, 0, 0.0
-    latencies: list[float] = []
-    with at_work(cli, things, topics, composer=composer, interval_s=cli.interval, rounds=rounds) as (
-        crew,
-        online,
-        shares,
-    ):
+    tally = Tally(cli.qos)
+    schedule = {"composer": composer, "interval_s": cli.interval, "rounds": rounds}
+    with at_work(cli, things, topics, **schedule) as (crew, online, shares):
         log.info("[send_messages] ELF sending %s from each of %s", plural(rounds, "message"), plural(online, "thing"))
-        crew.order(Go(time.monotonic() + 0.05 * (shares > 1)))
-        deadline = math.inf
+        crew.order(Go(at=time.monotonic() + 0.05 * (shares > 1)))
         try:
-            while (shares or len(latencies) + lost < published * cli.qos) and (
-                event := inbox.get(deadline)
-            ) is not None:
-                if isinstance(event, Acknowledged):
-                    latencies.append(event.after_s)
-                elif isinstance(event, Published):
-                    payload = decoded(event.payload)
-                    log.info("ELF %s posting message:'%s' on topic: %s", event.thing, payload, event.topic)
-                    published += 1
-                    lost += not event.sent
-                    late_s = max(late_s, event.late_s)
-                elif isinstance(event, Done):
-                    shares -= 1
-                    deadline = math.inf if shares else time.monotonic() + ACK_GRACE_S
+            while shares:
+                event = cli.inbox.get(math.inf)
+                shares -= isinstance(event, Done)
+                tally.take(event)
+            deadline = time.monotonic() + ACK_GRACE_S
+            while tally.open and (event := cli.inbox.get(deadline)) is not None:
+                tally.take(event)
         finally:
-            if cli.qos:
-                lost = published - len(latencies)
-            if latencies:
-                log.info(
-                    "[send_messages] acknowledged within %.1f ms (p50), %.1f ms (p99); at most %.1f ms behind schedule",
-                    1000 * percentile(latencies, 50),
-                    1000 * percentile(latencies, 99),
-                    1000 * late_s,
-                )
-            log.info(
-                "[send_messages] ELF sent %s from %s: %s, %d lost",
-                plural(published, "message"),
-                plural(online, "thing"),
-                f"{len(latencies)} acknowledged" if cli.qos else "none acknowledged (QoS 0)",
-                lost,
-            )
-    if lost:
-        log.error("%s: not acknowledged within %g s, or not sent while offline", plural(lost, "message"), ACK_GRACE_S)
-        log.error("what to do: see the lines above, check the network, and send again")
-    return 1 if lost or online < len(things) else 0
+            tally.report(online)
+    return 1 if tally.lost or tally.failed or online < len(things) else 0
 
 
 def subscribe(cli: argparse.Namespace) -> int:
@@ -1513,21 +1574,27 @@ def subscribe(cli: argparse.Namespace) -> int:
     filters = {thing.name: topic_of(cli, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
     for topic_filter in filters.values():
         refuse_bad_topic(topic_filter, wildcards=True)
-    received = 0
+    received = failed = 0
     with at_work(cli, things, filters) as (_, online, _):
         log.info("[subscribe] ELF listening on %s for %g s", plural(online, "thing"), cli.duration)
         deadline = time.monotonic() + cli.duration
         try:
-            while (cli.count is None or received < cli.count) and (message := cli.inbox.get(deadline)):
-                received += 1
-                log.info("Received message: %s from topic: %s", decoded(message.payload), printable(message.topic))
+            while (cli.count is None or received < cli.count) and (event := cli.inbox.get(deadline)) is not None:
+                if isinstance(event, Received):
+                    received += 1
+                    log.info("Received message: %s from topic: %s", decoded(event.payload), printable(event.topic))
+                elif isinstance(event, Failed):
+                    complain(event.cause, event.remedy)
+                    failed += 1
         finally:
             log.info("[subscribe] ELF received %s on %s", plural(received, "message"), plural(online, "thing"))
     if cli.count is not None and received < cli.count:
-        log.error("%s came in %g s, not %d", plural(received, "message"), cli.duration, cli.count)
-        log.error("what to do: see that something is sent to that topic meanwhile, or give it a longer --duration")
+        complain(
+            f"{plural(received, 'message')} came in {cli.duration:g} s, not {cli.count}",
+            "see that something is sent to that topic meanwhile, or give it a longer --duration",
+        )
         return 1
-    return 1 if online < len(things) else 0
+    return 1 if failed or online < len(things) else 0
 
 
 def clean_up(cli: argparse.Namespace) -> int:
@@ -1594,7 +1661,7 @@ def at_work(
     refuse_bad_root(root_cert)
     raise_descriptor_limit(min(len(things), DEVICES_A_PROCESS))
     if newcomers:
-        things = with_policies(cli, iot, newcomers)
+        things = [thing for thing in with_policies(cli, iot, newcomers) if thing.name in topics]
     shares = processes_for(len(things))
     reconnects_s = 2 * len(things) / CONNECTS_PER_S
     spread = min(1.0, cli.duration / cli.interval) if "interval" in cli else 0.0
@@ -1613,17 +1680,22 @@ def at_work(
     crew = Crew([job._replace(duties=tuple(duties[share::shares])) for share in range(shares)], cli.inbox)
     try:
         online = 0
-        for _ in duties:
+        waiting, early = {duty.name for duty in duties}, []
+        while waiting:
             event = cli.inbox.get(math.inf)
             if isinstance(event, Connected):
                 online += 1
                 if event.topic_filter:
                     log.info("ELF %s subscribed to topic: %s", event.thing, event.topic_filter)
-            else:
-                log.error("%s", event.cause)
-                log.error("what to do: %s", event.remedy)
+            elif isinstance(event, Failed):
+                complain(event.cause, event.remedy)
+            else:  # the first things hear messages before the last are connected
+                early.append(event)
+                continue
+            waiting.discard(event.thing)
         if not online:
             raise ElfError("none of the things could connect", "see the lines above")
+        cli.inbox.put(early)
         yield crew, online, shares
     finally:
         crew.stop()
@@ -1782,7 +1854,6 @@ def start_local(directory: Path) -> LocalAws:
         with contextlib.suppress(OSError, ValueError, KeyError, http.client.HTTPException):
             if json.loads(_get(http_port, "/_ministack/ready"))["iot_mtls"] == "listening":
                 write_private(directory / "ca.pem", _get(http_port, "/_ministack/iot/ca.pem").decode("ascii"))
-                _shake_hands(mqtt_port, directory / "ca.pem")
                 if local := find_local(directory):
                     return local
         time.sleep(0.05)
@@ -1815,21 +1886,6 @@ def stop_local(directory: Path) -> None:
     while port and _listens(port) and time.monotonic() < deadline:
         time.sleep(0.05)
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def _shake_hands(port: int, root_cert: Path) -> None:
-    """Make the broker ready for TLS, or raise OSError.
-
-    MiniStack makes its certificate at the first connection, and on Python 3.10 and 3.11.2 it loses what a client says
-    meanwhile: that client must not be a thing.
-    """
-    import socket
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(root_cert)
-    with socket.create_connection(("127.0.0.1", port), timeout=0.5) as connection:
-        context.wrap_socket(connection, server_hostname="localhost").close()
 
 
 def _ports(directory: Path) -> tuple[int, int]:
@@ -1905,6 +1961,7 @@ def serve_local(directory: str, http_port: str, mqtt_port: str) -> None:
     """
     os.umask(0o077)
     _bind_to_loopback_only()
+    _mend_asyncio()
     address = Path(directory, "address.json")
     content = json.dumps({"http": int(http_port), "mqtt": int(mqtt_port), "pid": os.getpid()})
     write_private(address, content)
@@ -1971,6 +2028,25 @@ def _bind_to_loopback_only() -> None:
         bind(self, (loopback[self.family], *address[1:]) if self.family in loopback else address)
 
     setattr(socket.socket, "bind", bind_to_loopback)  # noqa: B010 - mypy takes no assignment to a method
+
+
+def _mend_asyncio() -> None:
+    """Keep a paused transport from reading, as later CPythons do.
+
+    On 3.10, and on 3.11 in its early releases, MiniStack's broker pauses a new connection until it is ready for TLS,
+    and loses what the client says meanwhile.
+    """
+    from asyncio import selector_events
+
+    if sys.version_info < (3, 12):
+        transport: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
+        add_reader = transport._add_reader
+
+        def add_reader_if_reading(self: Any, *arguments: Any) -> None:
+            if self.is_reading():
+                add_reader(self, *arguments)
+
+        transport._add_reader = add_reader_if_reading
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -76,6 +76,10 @@ rsa.generate_private_key = generate_or_reuse
 bind = socket.socket.bind
 loopback = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 socket.socket.bind = lambda self, to: bind(self, (loopback[self.family], *to[1:]) if self.family in loopback else to)
+if sys.version_info < (3, 12):  # else a paused connection reads, and the broker loses a client's first words
+    from asyncio.selector_events import _SelectorSocketTransport as transport
+    add_reader = transport._add_reader
+    transport._add_reader = lambda self, *to: add_reader(self, *to) if self.is_reading() else None
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from ministack.app import app
