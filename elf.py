@@ -1491,31 +1491,37 @@ class Tally:
 
     def __init__(self, qos: int) -> None:
         self._qos = qos
-        self.published = self.unsent = self.failed = 0
+        self._awaited: collections.Counter[str] = collections.Counter()  # acknowledgements, by thing
+        self.published = self.unsent = self.failed = self.awaited = 0
         self.late_s = 0.0  # at the worst
         self.latencies_s: list[float] = []  # of what was acknowledged
 
     @property
-    def open(self) -> int:
-        """How many messages may still be acknowledged."""
-        return self.published - self.unsent - len(self.latencies_s) if self._qos else 0
-
-    @property
     def lost(self) -> int:
-        return self.open + self.unsent
+        return self.awaited + self.unsent
 
     def take(self, event: Any) -> None:
         if isinstance(event, Acknowledged):
             self.latencies_s.append(event.after_s)
+            self._await(event.thing, -1)
         elif isinstance(event, Published):
             text = decoded(event.payload)
             log.info("ELF %s posting message:'%s' on topic: %s", event.thing, text, event.topic)
             self.published += 1
             self.unsent += not event.sent
             self.late_s = max(self.late_s, event.late_s)
+            if event.sent and self._qos:
+                self._await(event.thing, 1)
         elif isinstance(event, Failed):
             complain(event.cause, event.remedy)
             self.failed += 1
+            hopeless = self._awaited[event.thing]
+            self.unsent += hopeless
+            self._await(event.thing, -hopeless)
+
+    def _await(self, thing: str, acknowledgements: int) -> None:
+        self._awaited[thing] += acknowledgements
+        self.awaited += acknowledgements
 
     def report(self, things: int) -> None:
         if self.latencies_s:
@@ -1561,7 +1567,7 @@ def send_messages(cli: argparse.Namespace) -> int:
                 shares -= isinstance(event, Done)
                 tally.take(event)
             deadline = time.monotonic() + ACK_GRACE_S
-            while tally.open and (event := cli.inbox.get(deadline)) is not None:
+            while tally.awaited and (event := cli.inbox.get(deadline)) is not None:
                 tally.take(event)
         finally:
             tally.report(online)

@@ -69,6 +69,19 @@ def test_a_signal_ends_the_workers_and_still_brings_the_report(crowd: Elf, signu
     crowd.close_windows()
 
 
+def test_a_worker_that_dies_is_reported_and_the_others_go_on(crowd: Elf) -> None:
+    window = crowd.start("send", *crowd.broker, "--duration", "3", "--interval", "0.5")
+    window.await_line("posting message")
+    victim = max(workers_of(window), key=lambda process: process.pid)
+    victim.kill()
+    result = window.end(1)
+    died = [line for line in result.lines if "its worker process died" in line]
+    assert THINGS // 3 <= len(died) < THINGS
+    last = {line.split()[1] for line in result.lines[-200:] if "posting message" in line}
+    assert len(last) == THINGS - len(died)
+    crowd.close_windows()
+
+
 def test_workers_end_with_a_parent_that_is_killed(crowd: Elf) -> None:
     window = crowd.start("subscribe", *crowd.broker, "--duration", "60")
     window.await_line("ELF listening")

@@ -165,3 +165,17 @@ def test_a_fleet_without_debug_says_nothing_secret_either(main: InProcess, elf: 
     said = main("create").err
     said += main("send", *elf.broker, *ONCE).err
     assert {secret for secret in secrets_of(elf) if secret in said} == set()
+
+
+def test_what_a_crash_left_in_the_journal_counts_but_for_a_line_that_is_cut_off(elf: Elf, account: Account) -> None:
+    elf("create", 3)
+    first, second, third = json.loads((elf.misc / "things.json").read_text())
+    (elf.misc / "things.json").write_text(json.dumps([first, third]))
+    journal = [{"thing_1": {"elf_stage": "creating"}}, second, {"thing_2": None}]
+    (elf.misc / "things.journal").write_text("".join(json.dumps(entry) + "\n" for entry in journal) + '{"thing_7": {"c')
+    assert "2 things already" in elf("create", 1, status=1).err
+    assert [first, second] == json.loads((elf.misc / "things.json").read_text())
+    assert not (elf.misc / "things.journal").exists()
+    (elf.misc / "things.json").write_text(json.dumps([first, second, third]))
+    elf("clean")
+    assert account.is_empty()
