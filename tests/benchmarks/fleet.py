@@ -29,58 +29,45 @@ class Usage(NamedTuple):
     memory_kib: int
 
 
-class Meter:
-    """Measures a process and its children: memory at its peak, processor time between begin() and end()."""
+def family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
 
-    def __init__(self, pid: int) -> None:
-        self._process = psutil.Process(pid)
-        self.memory_kib = 0
-        self._ended = threading.Event()
-        self._sampler = threading.Thread(target=self._sample)
-        self._sampler.start()
 
-    def _family(self) -> list[psutil.Process]:
-        return [self._process, *self._process.children(recursive=True)]
+def cpu_s(pid: int) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in family(pid))
 
-    def _sample(self) -> None:
-        while not self._ended.wait(0.5):
-            try:
-                # What the processes have for themselves: pages that they share would count several times.
-                memory = sum(process.memory_full_info().uss for process in self._family())
-            except psutil.Error:
-                continue
-            self.memory_kib = max(self.memory_kib, memory // 1024)
 
-    def cpu_s(self) -> float:
-        return sum(sum(process.cpu_times()[:2]) for process in self._family())
-
-    def end(self) -> None:
-        self._ended.set()
-        self._sampler.join()
+def memory_kib(pid: int) -> int:
+    """Say what the processes have for themselves: pages that they share would count several times."""
+    return int(sum(process.memory_full_info().uss for process in family(pid)) // 1024)
 
 
 def measure(command: list[str], ready: str, duration_s: float) -> tuple[str, Usage]:
-    """Run a command; from the line that has `ready` on, measure its processor time for nearly `duration_s`."""
+    """Run a command; measure it for nearly `duration_s` from the line on that has `ready`.
+
+    Memory is read before and after, and not meanwhile: that would cost the processes time.
+    """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout
-    meter, lines = Meter(process.pid), []
-    cores = float("nan")
+    lines, usage = [], Usage(float("nan"), 0)
 
-    def clock() -> None:
-        nonlocal cores
-        began, before = time.monotonic(), meter.cpu_s()
-        time.sleep(duration_s * 0.9)
-        cores = (meter.cpu_s() - before) / (time.monotonic() - began)
+    def watch() -> None:
+        nonlocal usage
+        memory = memory_kib(process.pid)
+        began, before = time.monotonic(), cpu_s(process.pid)
+        time.sleep(duration_s * 0.8)
+        cores = (cpu_s(process.pid) - before) / (time.monotonic() - began)
+        usage = Usage(cores, max(memory, memory_kib(process.pid)))
 
-    timer = threading.Thread(target=clock)
+    watcher = threading.Thread(target=watch)
     for line in process.stdout:
         lines.append(line)
-        if ready in line and not timer.is_alive():
-            timer.start()
+        if ready in line and not watcher.is_alive():
+            watcher.start()
     process.wait()
-    timer.join()
-    meter.end()
-    return "".join(lines), Usage(cores, meter.memory_kib)
+    watcher.join()
+    return "".join(lines), usage
 
 
 def main() -> None:
