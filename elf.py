@@ -8,8 +8,9 @@
 
 A thing goes through this file from top to bottom: `create` makes it in AWS IoT with a certificate of its own and
 remembers it in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over
-MQTT with mutual TLS and let it talk (Device); `clean` takes all of it away again. `--local` puts an embedded AWS IoT
-under the same commands (Local AWS). Each section uses those above it and none below.
+MQTT with mutual TLS (Device) and let it talk, on one of several processes if there are many (Crew); `clean` takes all
+of it away again. `--local` puts an embedded AWS IoT under the same commands (Local AWS). Each section uses those above
+it and none below.
 """
 
 from __future__ import annotations
@@ -139,8 +140,6 @@ EXPLANATIONS: Mapping[str, tuple[str, str]] = {
         "AWS denies it: {error}",
         "give that user or role the action; README.md has the IAM policy that ELF needs",
     ),
-    "Throttling": ("AWS throttles this account: {error}", _CARRY_ON),
-    "TooManyRequestsException": ("AWS throttles this account: {error}", _CARRY_ON),
     "ThrottlingException": ("AWS throttles this account: {error}", _CARRY_ON),
     "ResourceNotFoundException": (
         "AWS does not have it: {error}",
@@ -699,13 +698,13 @@ class Pacer:
             self._due[operation] = due + period
         time.sleep(max(0.0, due - burst - now))
 
-    def learn(self, event_name: str, response_dict: Mapping[str, Any] | None = None, **_: object) -> None:
+    def learn(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
         """Slow down after a throttled call, recover after another: botocore's response-received event."""
         operation = event_name.rpartition(".")[2]
-        status = response_dict["status_code"] if response_dict else None
+        code = (parsed_response or {}).get("Error", {}).get("Code", "")
         with self._lock:
             slowness = self._slowness.get(operation, 1.0)
-            if status == 429:
+            if code == "ThrottlingException":  # HTTP 429 or 400
                 self._slowness[operation] = min(1.3 * slowness, 20.0)
             elif slowness > 1.01:
                 self._slowness[operation] = slowness / 1.01
