@@ -1110,7 +1110,20 @@ class Device:
         client.configureMQTTOperationTimeout(CONNECT_TIMEOUT_S)
         # connect() would call a refusal a success, and a closed connection a time-out: ask for both events instead.
         answers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        client.onOffline = lambda: answers.put(None)
+
+        def on_offline() -> None:
+            if self._client is client:
+                self._online = False
+                log.warning("%s lost its connection to %s; trying to get it back", self.name, self._endpoint)
+            else:
+                answers.put(None)
+
+        def on_online() -> None:
+            if self._client is client:
+                self._online = True
+                log.warning("%s has its connection to %s again", self.name, self._endpoint)
+
+        client.onOffline, client.onOnline = on_offline, on_online  # the SDK takes no others after the connect
         log.debug("MQTT %s: CONNECT to %s as %s", self.name, self._endpoint, client_id)
         client.connectAsync(ackCallback=lambda mid, data: answers.put(data))
         try:
@@ -1124,7 +1137,6 @@ class Device:
             with contextlib.suppress(Exception):
                 client.disconnectAsync()  # or the SDK would go on trying behind our back
             raise TimeoutError("no CONNACK") if isinstance(error, queue.Empty) else error from None
-        client.onOffline, client.onOnline = self._on_offline, self._on_online
         self._client, self._online = client, True
 
     def _open_socket(self) -> Any:
@@ -1133,14 +1145,6 @@ class Device:
         connection = socket.create_connection(self._endpoint, timeout=CONNECT_TIMEOUT_S)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
         return connection
-
-    def _on_online(self) -> None:
-        self._online = True
-        log.warning("%s has its connection to %s again", self.name, self._endpoint)
-
-    def _on_offline(self) -> None:
-        self._online = False
-        log.warning("%s lost its connection to %s; trying to get it back", self.name, self._endpoint)
 
     def publish(self, topic: str, payload: bytes, qos: int, late_s: float = 0.0) -> None:
         """Publish without waiting: a Published follows, and for QoS 1 an Acknowledged."""
@@ -1180,15 +1184,15 @@ class Device:
 
     def disconnect(self) -> None:
         """Disconnect once what was published has left; never raise."""
-        if self._client is None:
+        client, self._client = self._client, None
+        if client is None:
             return
-        self._client.onOffline = lambda: None
         log.debug("MQTT %s: DISCONNECT", self.name)
         with contextlib.suppress(Exception):  # the SDK raises a time-out when the thing is offline
             if self._online:
-                self._client.disconnect()
+                client.disconnect()
             else:
-                self._client.disconnectAsync()
+                client.disconnectAsync()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -475,3 +475,41 @@ def await_end(process: psutil.Process) -> None:
         assert time.monotonic() < deadline, f"{process} does not end"
         with contextlib.suppress(psutil.TimeoutExpired):
             process.wait(0.05)
+
+
+class Relay:
+    """A TCP relay to a port of this machine, whose connections can be cut."""
+
+    def __init__(self, target_port: int) -> None:
+        self._target_port = target_port
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                client, _ = self._listener.accept()
+                target = socket.create_connection(("127.0.0.1", self._target_port))
+                self._sockets += [client, target]
+                for source, sink in ((client, target), (target, client)):
+                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # it is cut
+            while data := source.recv(65536):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def cut(self) -> None:
+        """Cut what is connected now; new connections are taken."""
+        for each in self._sockets:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import ROOT, Account, AwsService, Client, Elf, Heard, InProcess, Pair, client_of
+from harness import ROOT, Account, AwsService, Client, Elf, Heard, InProcess, Pair, Relay, client_of
 
 ONCE = ("--duration", "0.01")
 
@@ -249,3 +249,24 @@ def test_a_connection_lost_in_the_middle_costs_messages_and_the_status(
     monkeypatch.setattr(main.module, "CONNECT_TIMEOUT_S", 2.0)
     result = main("send", *elf.broker, "--duration", "0.02", "--interval", "0.01", status=1)
     assert "sent 2 messages from 1 thing: 0 acknowledged, 2 lost" in result.err
+
+
+def test_a_connection_that_is_cut_is_said_to_be_and_comes_back(pair: Pair, ear: Client, service: AwsService) -> None:
+    relay = Relay(service.mqtt_port)
+    try:
+        through_relay = ("--mqtt-endpoint", f"localhost:{relay.port}", "--root-cert", str(service.root_cert))
+        window = pair.start("send", *through_relay, "--duration", "5", "--interval", "0.1")
+        window.await_line("posting message")
+        relay.cut()
+        for name in pair.things():
+            window.await_line(f"{name} lost its connection to localhost:{relay.port}")
+            window.await_line(f"{name} has its connection to localhost:{relay.port} again")
+        result = window.end(1)  # what was to be sent meanwhile was not
+        sent, acknowledged = map(int, re.findall(r"ELF sent (\d+) messages from 2 things: (\d+) ack", result.err)[0])
+        assert 0 < acknowledged < sent == 100
+        heard = [message.payload for message in ear.hear_all()]
+        last = re.findall(r"posting message:'(.*)' on topic", result.err)[-1]
+        assert last.encode() in heard
+        assert acknowledged <= len(heard) <= sent
+    finally:
+        relay.close()
