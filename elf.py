@@ -683,6 +683,7 @@ class Pacer:
         self._speed = things_per_s / THINGS_PER_S
         self._lock = threading.Lock()
         self._slowness: dict[str, float] = {}  # by operation: 1.0, or more where AWS throttled it
+        self._slowed: dict[str, float] = {}  # by operation: when it was last slowed down
         self._due: dict[str, float] = {}  # by operation: when the next call would come if all came evenly
 
     def wait(self, event_name: str, **_: object) -> None:
@@ -705,7 +706,10 @@ class Pacer:
         with self._lock:
             slowness = self._slowness.get(operation, 1.0)
             if code == "ThrottlingException":  # HTTP 429 or 400
-                self._slowness[operation] = min(1.3 * slowness, 20.0)
+                # Once a second at the most: the calls of one burst that AWS refuses are one piece of news.
+                if time.monotonic() - self._slowed.get(operation, -math.inf) > 1.0:
+                    self._slowed[operation] = time.monotonic()
+                    self._slowness[operation] = min(1.3 * slowness, 20.0)
             elif slowness > 1.01:
                 self._slowness[operation] = slowness / 1.01
             else:
