@@ -191,9 +191,15 @@ HOPELESS = {
 }
 
 
+def _answer(error: BaseException) -> Mapping[str, str]:
+    """Return AWS's Code and Message, which a botocore ClientError carries."""
+    answer: Mapping[str, str] = (getattr(error, "response", None) or {}).get("Error", {})
+    return answer
+
+
 def names_of(error: BaseException) -> list[str]:
     """Name a failure: AWS's error code, if it is AWS's, and the exception's classes, the nearest first."""
-    code = (getattr(error, "response", None) or {}).get("Error", {}).get("Code")  # of a botocore ClientError
+    code = _answer(error).get("Code")
     return [*([code] if code else []), *(kind.__name__ for kind in type(error).__mro__)]
 
 
@@ -201,7 +207,7 @@ def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause in plain words, and the remedy."""
     if isinstance(error, ElfError):
         return error.cause, error.remedy
-    message = (getattr(error, "response", None) or {}).get("Error", {}).get("Message") or str(error)
+    message = _answer(error).get("Message") or str(error)
     cause, remedy = next((EXPLANATIONS[name] for name in names_of(error) if name in EXPLANATIONS), _UNEXPECTED)
     return cause.format(name=type(error).__name__, error=printable(message)), remedy
 
@@ -453,11 +459,8 @@ class Fleet:
 
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._tighten()
-        for name, recorded in self._key_material.items():
-            self._write_missing_key_files(name, recorded)
         if self._key_material:
             self._save_things()
-            self._key_material = {}
         if self.elf_id is None:
             self.elf_id = uuid.uuid4().urn
             self._save_elf()
@@ -567,7 +570,9 @@ class Fleet:
         """Write things.json anew with what the journal has, or remove it with the last thing."""
         if not self.journal_file.exists():
             return
-        if self.things:
+        if self.journal_file.stat().st_size == 0:
+            pass  # nothing happened
+        elif self.things:
             self._save_things()
         else:
             self.things_file.unlink(missing_ok=True)
@@ -581,6 +586,9 @@ class Fleet:
             self._save_elf()
 
     def _save_things(self) -> None:
+        for name in self._key_material.keys() & self.things.keys():  # things.json will not have it any more
+            self._write_missing_key_files(name, self._key_material[name])
+        self._key_material = {}
         entries = [_entry(thing) for _, thing in sorted(self.things.items(), key=_by_number)]
         write_private(self.things_file, json.dumps(entries, indent=2) + "\n")
 
@@ -1812,15 +1820,15 @@ def find_local(directory: Path) -> LocalAws | None:
     """Find the embedded AWS IoT of `directory` (misc/local/), if it runs."""
     import http.client
 
+    ports = _address(directory)
+    if not ports or not _is_ready(ports[0]):
+        return None
+    http_port, mqtt_port = ports
     try:
-        address = json.loads((directory / "address.json").read_text(encoding="ascii"))
-        http_port, mqtt_port = int(address["http"]), int(address["mqtt"])
         known_root = (directory / "ca.pem").read_bytes()
-        if json.loads(_get(http_port, "/_ministack/ready"))["iot_mtls"] != "listening":
-            return None
         if _get(http_port, "/_ministack/iot/ca.pem") != known_root:  # another one, that got the port since
             return None
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+    except (OSError, http.client.HTTPException):
         return None
     return LocalAws(f"http://127.0.0.1:{http_port}", Endpoint("localhost", mqtt_port), directory / "ca.pem")
 
@@ -1864,8 +1872,8 @@ def start_local(directory: Path) -> LocalAws:
         )
     deadline = time.monotonic() + LOCAL_START_S
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError, ValueError, KeyError, http.client.HTTPException):
-            if json.loads(_get(http_port, "/_ministack/ready"))["iot_mtls"] == "listening":
+        with contextlib.suppress(OSError, http.client.HTTPException):  # it died: the next turn sees that
+            if _is_ready(http_port):
                 write_private(directory / "ca.pem", _get(http_port, "/_ministack/iot/ca.pem").decode("ascii"))
                 if local := find_local(directory):
                     return local
@@ -1889,28 +1897,38 @@ def stop_local(directory: Path) -> None:
     """Stop the embedded AWS IoT, if it runs, and remove its directory."""
     import shutil
 
-    address = directory / "address.json"
-    try:
-        port = int(json.loads(address.read_text(encoding="ascii"))["http"])
-    except (OSError, ValueError, KeyError, TypeError):
-        port = None
-    address.unlink(missing_ok=True)  # which is what tells it to end
+    ports = _address(directory)
+    (directory / "address.json").unlink(missing_ok=True)  # which is what tells it to end
     deadline = time.monotonic() + 5
-    while port and _listens(port) and time.monotonic() < deadline:
+    while ports and _listens(ports[0]) and time.monotonic() < deadline:
         time.sleep(0.05)
     shutil.rmtree(directory, ignore_errors=True)
 
 
 def _ports(directory: Path) -> tuple[int, int]:
     """Choose the ports it had the last time, or free ones."""
-    ports = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), contextlib.ExitStack() as stack:
+    for http_port, mqtt_port in filter(None, (_address(directory), (0, 0))):
+        with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as stack:
+            return _reserve(stack, http_port), _reserve(stack, mqtt_port)
+    raise ElfError("there is no free port on 127.0.0.1", "end other programs, then try again")
+
+
+def _address(directory: Path) -> tuple[int, int] | None:
+    """Read on which ports, HTTP and MQTT, the embedded AWS IoT listens, or did."""
+    try:
         address = json.loads((directory / "address.json").read_text(encoding="ascii"))
-        ports = [_reserve(stack, int(address[key])) for key in ("http", "mqtt")]
-    if len(ports) == 2:
-        return ports[0], ports[1]
-    with contextlib.ExitStack() as stack:
-        return _reserve(stack, 0), _reserve(stack, 0)
+        return int(address["http"]), int(address["mqtt"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_ready(http_port: int) -> bool:
+    import http.client
+
+    try:
+        return bool(json.loads(_get(http_port, "/_ministack/ready"))["iot_mtls"] == "listening")
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return False
 
 
 def _reserve(stack: contextlib.ExitStack, port: int) -> int:

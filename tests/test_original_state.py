@@ -107,3 +107,16 @@ def test_it_is_safe_from_credentials_of_another_account(
     main.use(account.credentials)
     main("clean")
     assert account.is_empty()
+
+
+def test_a_clean_that_fails_keeps_the_keys_that_only_things_json_has(
+    original: Elf, service: AwsService, account: Account
+) -> None:
+    key = original.things()["thing_1"]["keyPair"]["PrivateKey"]
+    (original.misc / "thing_1.prv").unlink()
+    original("clean", status=1, env=Account(service).credentials)
+    assert original.things()["thing_1"]["keyPair"]["PrivateKey"] == key
+    original("send", *original.broker, *ONCE)
+    assert (original.misc / "thing_1.prv").read_text() == key
+    original("clean")
+    assert account.is_empty()
