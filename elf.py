@@ -56,15 +56,21 @@ ROOT_CERT = HERE / "aws-iot-rootCA.crt"
 MAX_PAYLOAD_BYTES = 128 * 1024
 MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
+# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: "Subscribe" alone, or not listed
+UNPUBLISHABLE = re.compile(
+    r"\$(?!aws/)|\$aws/events/|\$aws/things/.*/(accepted|rejected|delta|documents|notify|notify-next)$"
+)
 MAX_CLIENT_ID_BYTES = 128
 MIN_INTERVAL_S = 0.01  # 100 publishes a second a connection
-# The same page, control-plane API: calls a second an account and region. No other operation of ELF's is that scarce.
+# The same page, control-plane API: calls a second an account and region.
 QUOTAS: Mapping[str, float] = {
     "CreateKeysAndCertificate": 10,
     "UpdateCertificate": 10,
     "DeleteCertificate": 10,
     "CreatePolicy": 10,
     "DeletePolicy": 10,
+    "DeletePolicyVersion": 10,
+    "ListPolicyVersions": 10,
     "GetPolicy": 10,
     "DescribeEndpoint": 10,
     "AttachPolicy": 15,
@@ -73,31 +79,49 @@ QUOTAS: Mapping[str, float] = {
     "DeleteThing": 100,
     "AttachThingPrincipal": 100,
     "DetachThingPrincipal": 100,
+    "DescribeThing": 350,
+    "ListThingPrincipals": 20,
+    "ListAttachedPolicies": 15,
+    "DescribeCertificate": 10,
+    "ListCertificates": 10,
+    "ListPrincipalThings": 10,
+    "ListThings": 10,
 }
 THINGS_PER_S = 10.0  # what these quotas come to
 
-CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each
-ACK_GRACE_S = 15.0  # how long `send` waits for the last acknowledgements
-PROPAGATION_S = 20.0  # a policy made a moment ago is not in force everywhere on AWS at once
+CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each; and a connection to the control plane
+KEEP_ALIVE_S = 30  # AWS IoT takes no less; a broker that is silent for twice as long is given up
+CALL_TIMEOUT_S = 20.0  # for the control plane's answer
+CALL_ATTEMPTS = 10  # with the pauses between them a minute, or throttling by others
+LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_ATTEMPTS - 1) * 20.0  # botocore's pauses
+STOP_S = 4.0  # what is under way at Ctrl-C has so long to finish; a shell or a container waits little longer
+ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements: it rides out an outage of a minute
+ACK_PAUSE_S = 15.0  # and longer, as long as they come no further apart
+PROPAGATION_S = 20.0  # a certificate or policy made a moment ago is not in force everywhere on AWS at once
 CONSISTENCY_S = 30.0  # a detached certificate counts as attached for a while on AWS
+VISIBLE_S = 10.0  # what was just made is not to be found everywhere on AWS at once
+REJECTED_WITHIN_S = 2.0  # AWS IoT hangs up so soon after a message that it does not take
+LONGEST_PAUSE_S = 4.0  # between two attempts to get a connection back
 CONNECTS_AT_ONCE = 16  # in a process
 CONNECTS_PER_S = 400.0  # AWS takes 500 an account
 DEVICES_A_PROCESS = 250  # the SDK waits with select(), which ends at descriptor 1,024, three a device
 DESCRIPTORS_A_DEVICE = 3
 DEVICES_A_CORE = 50  # fewer are not worth a process; so many can be too busy for one
 CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s a thing; AWS takes half of that
+DIAGNOSES = 20  # of things that the broker refuses: the rest fail alike
+LISTED_MESSAGES = 20  # of those that were lost
 LOCAL_START_S = 60.0  # one second as a rule; a cold disk takes longer
 
 log = logging.getLogger("iot-elf")
 
 
 class ElfError(Exception):
-    """A failure in the user's words: what is wrong, and what to do about it."""
+    """A failure that ELF finds itself: its name in FAILURES, and the facts that the two lines mention."""
 
-    def __init__(self, cause: str, remedy: str) -> None:
-        super().__init__(cause)
-        self.cause = cause
-        self.remedy = remedy
+    def __init__(self, failure: str, **facts: object) -> None:
+        super().__init__(failure, facts)
+        self.failure = failure
+        self.facts = facts
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -108,81 +132,285 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
         self.signum = signum
 
 
-_NO_CREDENTIALS = (
+_PIP = f"{sys.executable} -m pip install -r"
+_START_HERE = (
     "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
     "or try ELF without an AWS account: `elf.py --local create`"
 )
+_RENEW = "check the credentials with `aws sts get-caller-identity`, and renew them (`aws sso login`)"
 _CARRY_ON = "the same command again carries on where this one ended; try it in a minute"
-_CHECK_NETWORK = "check the network, a proxy in the way, --region and --endpoint-url"
-_BAD_CREDENTIALS = "check the credentials with `aws sts get-caller-identity`, and renew them (`aws sso login`)"
+_NETWORK = "check the network, a proxy or firewall in the way, --region and --endpoint-url"
+_ANOTHER_PLACE = "check who owns it, or choose another place with --misc-dir"
+_ANEW = "`elf.py clean` and `elf.py create` make the fleet anew"
+_NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twice: {_ANEW}"
+_SEE_ABOVE = "see the lines above"
+_TOPIC = "name another with --topic"
 
-# AWS's error code, or the exception's class name: what is wrong ({error} is AWS's own message), and what to do.
-EXPLANATIONS: Mapping[str, tuple[str, str]] = {
-    "ModuleNotFoundError": (
-        "a Python package is missing: {error}",
-        f"{sys.executable} -m pip install -r {HERE / 'requirements.txt'}, or run ELF with `uv run elf.py`",
+# Every failure a user can meet: what is wrong, and what to do. Its names are ELF's own, an AWS error code, an errno or
+# an exception class; the nearest counts. {error} is the message it came with. README's troubleshooting has all of them.
+FAILURES: Mapping[str, tuple[str, str]] = {
+    # Credentials and configuration
+    "NoCredentialsError": ("there are no AWS credentials on this machine", _START_HERE),
+    "PartialCredentialsError": ("the AWS credentials are incomplete: {error}", _START_HERE),
+    "CredentialRetrievalError": ("the AWS credentials can't be had: {error}", _RENEW),
+    "TokenRetrievalError SSOError": ("the AWS SSO session can't be used: {error}", "sign in again: `aws sso login`"),
+    "ProfileNotFound": (
+        "the AWS profile does not exist: {error}",
+        "`aws configure list-profiles` names the profiles there are; choose with --profile",
     ),
-    "NoCredentialsError": ("there are no AWS credentials on this machine", _NO_CREDENTIALS),
-    "PartialCredentialsError": ("the AWS credentials are incomplete: {error}", _NO_CREDENTIALS),
-    "CredentialRetrievalError": ("the AWS credentials can't be had: {error}", _BAD_CREDENTIALS),
-    "TokenRetrievalError": ("the AWS SSO session can't be used: {error}", "sign in again with `aws sso login`"),
-    "ProfileNotFound": ("{error}", "`aws configure list-profiles` names the profiles there are"),
     "ConfigParseError": ("the AWS configuration can't be read: {error}", "mend that file, or run `aws configure`"),
-    "InvalidRegionError": ("{error}", "name a region such as us-west-2 with --region"),
-    "UnrecognizedClientException": ("AWS does not know these credentials: {error}", _BAD_CREDENTIALS),
-    "InvalidClientTokenId": ("AWS does not know these credentials: {error}", _BAD_CREDENTIALS),
-    "InvalidSignatureException": (
-        "AWS refuses the signature: {error}",
-        "check the secret access key, and that this machine's clock is right",
+    "InvalidRegionError": ("that is no region: {error}", "name a region such as us-west-2 with --region"),
+    "RegionUnknown": (
+        "no AWS IoT answers in region {region}, which is none that is known",
+        "check --region; `aws ec2 describe-regions` names the regions there are",
     ),
-    "ExpiredTokenException": ("the AWS session has expired: {error}", _BAD_CREDENTIALS),
-    "AccessDeniedException": (
-        "AWS denies it: {error}",
+    "UnrecognizedClientException InvalidClientTokenId": ("AWS does not know these credentials: {error}", _RENEW),
+    "ExpiredTokenException ExpiredToken": ("the AWS session has expired: {error}", _RENEW),
+    "RequestTimeTooSkewed RequestExpired": (
+        "this machine's clock is wrong, AWS says: {error}",
+        "set it (`timedatectl set-ntp true`, or the system's settings), and run the command again",
+    ),
+    "InvalidSignatureException SignatureDoesNotMatch": (
+        "AWS refuses the signature: {error}",
+        "the secret access key is not this access key's: run `aws configure` again",
+    ),
+    "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException": (
+        "AWS denies {action} to {who}: {error}",
         "give that user or role the action; README.md has the IAM policy that ELF needs",
     ),
-    "ThrottlingException": ("AWS throttles this account: {error}", _CARRY_ON),
-    "ResourceNotFoundException": (
-        "AWS does not have it: {error}",
-        "it was taken away by other means; `elf.py clean` and `elf.py create` make the fleet anew",
+    # The way to AWS
+    "NameResolutionError": ("the control plane's name can't be resolved: {error}", _NETWORK),
+    "EndpointConnectionError": ("the control plane can't be reached: {error}", _NETWORK),
+    "ConnectTimeoutError ReadTimeoutError": ("the control plane does not answer: {error}", _NETWORK),
+    "ConnectionClosedError HTTPClientError": ("the connection to the control plane fails: {error}", _NETWORK),
+    "SSLError": (
+        "TLS to the control plane fails: {error}",
+        "check AWS_CA_BUNDLE, a proxy that opens connections, and --endpoint-url",
+    ),
+    "ProxyConnectionError": (
+        "the proxy can't be reached: {error}",
+        "check HTTPS_PROXY; NO_PROXY=.amazonaws.com goes around it",
+    ),
+    "NotAws ResponseParserError": (
+        "what answers at {url} is not AWS IoT",
+        "a proxy or a login page sits in between, most likely: sign in to that network, or check --endpoint-url",
+    ),
+    # What AWS answers
+    "ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CARRY_ON),
+    "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable": (
+        "AWS IoT has a failure of its own: {error}",
+        _CARRY_ON,
     ),
     "LimitExceededException": (
         "the account's limit is reached: {error}",
         "ask for more under Service Quotas in the AWS console, or clean what is not needed",
     ),
-    "EndpointConnectionError": ("{error}", _CHECK_NETWORK),
-    "ConnectTimeoutError": ("{error}", _CHECK_NETWORK),
-    "ReadTimeoutError": ("{error}", _CHECK_NETWORK),
-    "HTTPClientError": ("AWS can't be reached: {error}", _CHECK_NETWORK),
-    "RefusedError": (
-        "{error}, as AWS IoT does when it does not know the certificate, when the certificate is not active, "
-        "or when its policy does not let the client connect",
-        "look at the certificate and its policy in the AWS IoT console (Security); "
-        "`elf.py clean` and `elf.py create` make them anew",
+    "ResourceNotFoundException": (
+        "AWS does not have it: {error}",
+        f"it was taken away by other means, or these are another region or account; {_ANEW}",
     ),
-    "gaierror": ("its name can't be resolved", "check the network's DNS, and --mqtt-endpoint"),
-    "ConnectionRefusedError": ("nothing listens there", "check --mqtt-endpoint and the port"),
-    "TimeoutError": ("it does not answer", "if a firewall blocks port 8883, try --mqtt-endpoint :443"),
-    "SSLCertVerificationError": (
-        "its certificate is not to be trusted: {error}",
+    "InvalidRequestException": (
+        "AWS does not take the request: {error}",
+        "run the command again with --debug, and report what it shows",
+    ),
+    "DeleteConflictException CertificateStateException": (
+        "AWS does not let it go: {error}",
+        "detach what others have attached to it, then run the same command again",
+    ),
+    "OtherAccount": (
+        "these credentials are another account's: the fleet lives in {place}",
+        "use the credentials that created it, or another --misc-dir for another fleet",
+    ),
+    "ThingTaken": (
+        "there is a thing named {thing} already that this ELF did not make",
+        "choose other names, as in `elf.py create --prefix NAME`",
+    ),
+    "ThingOfAnotherElf": (
+        "there is a thing named {thing} already that another ELF made, whose ID is {elf_id}",
+        "choose other names, as in `elf.py create --prefix NAME`; if that ELF is yours and its misc/ was lost, "
+        'put {{"elf_id": "{elf_id}"}} in misc/elf.json and create again',
+    ),
+    "PolicyTaken": (
+        "there is a policy named {policy} already that ELF did not make",
+        "detach it from its targets and delete it (`aws iot delete-policy --policy-name {policy}`), "
+        "or make another fleet with --prefix",
+    ),
+    "CertificateOfOthers": (
+        "{thing} has a certificate that ELF did not make: {certificate}",
+        "detach it (`aws iot detach-thing-principal --thing-name {thing} --principal {certificate}`)",
+    ),
+    # The way to the broker
+    "PortUnanswered": (
+        "{thing} can't connect to {endpoint}: it does not answer",
+        "if a firewall blocks port 8883, try --mqtt-endpoint :443",
+    ),
+    "NothingListens": (
+        "{thing} can't connect to {endpoint}: nothing listens there",
+        "check --mqtt-endpoint; if a firewall blocks port 8883, try --mqtt-endpoint :443",
+    ),
+    "HostUnknown": (
+        "{thing} can't connect to {endpoint}: its name can't be resolved",
+        "check the network's DNS, and --mqtt-endpoint",
+    ),
+    "HostUnreachable": (
+        "{thing} can't connect to {endpoint}: the network says: {error}",
+        "check the network, and --mqtt-endpoint",
+    ),
+    "NotTrusted": (
+        "{thing} can't connect to {endpoint}: its certificate is not to be trusted: {error}",
         "check --root-cert and --mqtt-endpoint, and that nobody sits in between",
     ),
-    "SSLError": ("TLS fails: {error}", "check that key and certificate are a pair, and what is in between"),
-    "PermissionError": ("no permission: {error}", "check who owns it, or choose another place with --misc-dir"),
-    "FileNotFoundError": ("a file is missing: {error}", "put it back, or start anew: `elf.py clean`, `elf.py create`"),
-    "OSError": (
-        "the operating system says: {error}",
-        "free space on that disk or repair it, or choose another place with --misc-dir",
+    "OtherHost": (
+        "{thing} can't connect to {endpoint}: its certificate is another host's: {error}",
+        "check the name in --mqtt-endpoint; without that option ELF asks AWS for it",
     ),
+    "TlsFails": (
+        "{thing} can't connect to {endpoint}: TLS fails: {error}",
+        "see that AWS IoT listens there (--mqtt-endpoint), and what sits in between",
+    ),
+    "Refused": (
+        "{thing} can't connect to {endpoint}, which refuses it: {error}",
+        "look at its certificate and policy in the AWS IoT console (Security), or run the command again: "
+        "what was changed a moment ago is not in force everywhere",
+    ),
+    "PublishRefused": (
+        "{thing} can't publish to {topic}: the broker closes the connection at each message, and acknowledges none",
+        "see that its policy allows iot:Publish to that topic",
+    ),
+    "SubscribeRefused": (
+        "{thing} can't subscribe to {topic}: the broker does not accept it",
+        "see that its policy allows iot:Subscribe to that topic filter",
+    ),
+    "CertificateUnknown": (
+        "{thing} can't connect: its certificate {certificate} does not exist in {place}",
+        f"if the fleet lives elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
+    ),
+    "CertificateNotActive": (
+        "{thing} can't connect: its certificate is {status}",
+        "`aws iot update-certificate --new-status ACTIVE --certificate-id {certificate}`",
+    ),
+    "CertificateRevoked": ("{thing} can't connect: its certificate is revoked, for good", _ANEW),
+    "NoPolicy": (
+        "{thing} can't connect: its certificate has no policy",
+        "`aws iot attach-policy --policy-name {policy} --target {certificate}`; if there is no such policy, " + _ANEW,
+    ),
+    "PolicyForbids": (
+        "{thing} may not {verb} {subject}: no policy of its certificate allows {action} ({policies})",
+        f"allow it in that policy (AWS IoT console, Security, Policies); {_ANEW}, with ELF's own policy",
+    ),
+    "EndpointElsewhere": (
+        "{thing} can't connect to {endpoint}: its certificate is good, but the endpoint of {place} is {address}",
+        "leave --mqtt-endpoint out",
+    ),
+    "ConnectionLost": (
+        "{thing} lost its connection to {endpoint}; trying to get it back",
+        "check the network; where that is good, another client took over the client ID {client_id}: "
+        "see who else has the keys of {thing}",
+    ),
+    "NoneConnected": ("none of the things could connect", _SEE_ABOVE),
+    "NoneAuthorised": ("none of the things has a policy", _SEE_ABOVE),
+    "WorkerDied": ("its worker process died", "see whether the system ran out of memory, and use fewer things"),
+    "MessagesLost": (
+        "{messages} lost: not acknowledged, or not sent while offline",
+        "see the lines above, check the network, and send again",
+    ),
+    "TooFewMessages": (
+        "{messages} came in {duration:g} s, not {count}",
+        "see that something is sent to that topic meanwhile, or give it a longer --duration",
+    ),
+    "StillDeaf": ("{things} had no connection in the end, and may have missed messages", "check the network"),
+    # misc/
+    "NothingYet": ("there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)"),
+    "Incomplete": ("none of the things is complete", "finish with `elf.py create`, or `elf.py clean`"),
+    "TooMany": (
+        "there are {existing} already, more than the {count} you ask for",
+        "`elf.py clean` removes them all; `elf.py create` then makes as many as you like",
+    ),
+    "HalfCleaned": ("half cleaned up: {things}", "finish with `elf.py clean`, then create again"),
+    "Contradiction": (
+        "{options} contradicts where the fleet lives: {place}",
+        "leave the option out, or clean this fleet first, or keep another one with --misc-dir",
+    ),
+    "Locked": (
+        "another ELF is at work on {directory}: {holders}",
+        "wait for its end (--wait 60 does), or keep another fleet with --misc-dir",
+    ),
+    "NotElfs": (
+        "{file} can't be read as ELF's: {error}",
+        "restore it from a backup, or move it away: ELF then starts afresh and forgets what it made",
+    ),
+    "NewerElf": (
+        "{file} was written by a newer ELF: {error}",
+        "use that ELF (this is {version}), or another --misc-dir",
+    ),
+    "ELOOP": ("a symbolic link is where ELF keeps a file of its own: {error}", "remove it, or use another --misc-dir"),
+    "ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space; the same command again then carries on"),
+    "EROFS": ("the disk is read-only: {error}", "choose another place with --misc-dir"),
+    "PermissionError": ("no permission: {error}", _ANOTHER_PLACE),
+    "NotADirectoryError FileExistsError": ("a file is where a directory should be: {error}", _ANOTHER_PLACE),
+    "FileNotFoundError": ("a file is missing: {error}", "put it back, or mend the setting that names it"),
+    "OSError": ("the operating system says: {error}", "repair that disk, or choose another place with --misc-dir"),
+    "KeyMissing": ("{thing} has no file {file}", _NEW_KEYS),
+    "KeyUnreadable": ("{thing} can't use its file {file}: {error}", f"make it readable, or {_NEW_KEYS}"),
+    "KeyEmpty": ("the file {file} of {thing} is empty", _NEW_KEYS),
+    "NotAPair": (
+        "the certificate and the key of {thing} are not a pair: {error}",
+        f"restore {{file}} and its .pem from one backup; without one, {_ANEW}",
+    ),
+    "KeyInvalid": ("the file {file} of {thing} holds no key or certificate: {error}", _NEW_KEYS),
+    # What the user gives
+    "RootMissing": (
+        "there is no root certificate {file}",
+        "name a PEM file with --root-cert, or leave that option out",
+    ),
+    "RootInvalid": (
+        "{file} is no root certificate: {error}",
+        "name a PEM file with --root-cert; without that option ELF uses Amazon's own",
+    ),
+    "NoAmazonRoots": (
+        "neither botocore nor this system has the Amazon root certificates",
+        "save https://www.amazontrust.com/repository/AmazonRootCA1.pem and name it with --root-cert",
+    ),
+    "MessageMissing": ("the message file {file} can't be read: {error}", "name a file with --json-message"),
+    "MessageNotUtf8": ("the message file {file} is not UTF-8: {error}", "save it as UTF-8"),
+    "MessageNotJson": ("the message file {file} is not JSON: {error}", "mend it; example.json shows one"),
+    "MessageNotObject": ("the message file {file} holds no JSON object", "put one in; example.json shows one"),
+    "NotUtf8": ("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8"),
+    "PayloadTooLong": ("the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one"),
+    "TopicEmpty": ("the topic is empty, or has a null character: {topic}", _TOPIC),
+    "TopicTooLong": ("the topic is longer than AWS IoT's 256 bytes: {topic}", _TOPIC),
+    "TopicTooDeep": ("the topic has more than AWS IoT's 7 slashes: {topic}", _TOPIC),
+    "TopicHasWildcard": ("a message is published to one topic, without + and #: {topic}", _TOPIC),
+    "FilterMisplaced": ("in a topic filter + is one whole level, and # all the rest at the end: {topic}", _TOPIC),
+    "TopicReserved": ("AWS IoT keeps this topic for itself, and lets nobody publish to it: {topic}", _TOPIC),
+    # This machine
+    "ModuleNotFoundError": (
+        "a Python package is missing: {error}",
+        f"{_PIP} {HERE / 'requirements.txt'}, or run ELF with `uv run elf.py`",
+    ),
+    "TooFewDescriptors": (
+        "{things} in a process need {needed} open files, and this system allows {allowed}",
+        "raise the limit (`ulimit -Hn`, or nofile in /etc/security/limits.conf), or use fewer things",
+    ),
+    "NoMiniStack": (
+        "--local needs MiniStack, and there is no Python package {packages}",
+        f"{_PIP} {HERE / 'requirements-local.txt'}",
+    ),
+    "LocalDidNotStart": ("the embedded AWS IoT did not start: {error}", "see why in {log}"),
+    "LocalDied": ("the embedded AWS IoT ended in mid-run", "see why in {log}; the next command starts it again"),
+    "NoFreePort": ("there is no free port on 127.0.0.1", "end other programs, then try again"),
+    "Exception": ("unexpected {name}: {error}", "run the command again with --debug to see where it comes from"),
 }
-_UNEXPECTED = ("{name}: {error}", "run the command again with --debug to see where it comes from")
-
+_FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
 
 # After one of these, the same call for another thing would fail as well.
 HOPELESS = {
     "ExpiredTokenException",
+    "ExpiredToken",
     "UnrecognizedClientException",
     "InvalidClientTokenId",
     "InvalidSignatureException",
+    "RequestTimeTooSkewed",
     "NoCredentialsError",
     "CredentialRetrievalError",
     "TokenRetrievalError",
@@ -191,38 +419,78 @@ HOPELESS = {
 }
 
 
+def names_of(error: BaseException) -> list[str]:
+    """Name a failure as FAILURES does: ELF's or AWS's name, the errno, what caused it, the class; the nearest first."""
+    if isinstance(error, ElfError):
+        return [error.failure]
+    names = [kind.__name__ for kind in type(error).__mro__]
+    if isinstance(error, OSError) and error.errno:
+        names.insert(0, errno.errorcode.get(error.errno, ""))
+    if isinstance(cause := getattr(error, "kwargs", {}).get("error"), Exception):  # botocore's, from urllib3
+        names.insert(0, type(cause).__name__)
+    if code := _answer(error).get("Code"):
+        # Requests that come too late or too early have this code as well, in AWS IoT.
+        clock = code == "InvalidSignatureException" and re.search("expired|not yet current", _message(error))
+        names.insert(0, "RequestTimeTooSkewed" if clock else code)
+        if code == "InvalidRequestException" and "attached" in _message(error):
+            names[0] = "DeleteConflictException"  # as DeleteThing has it
+        if code.isdigit():  # an HTTP status alone: this is no answer of AWS IoT's, 511 a login page's
+            names[0] = "NotAws" if int(code) < 500 or code == "511" else "InternalFailure"
+    return names
+
+
+def explain(error: BaseException) -> tuple[str, str]:
+    """Turn any failure into two lines: the cause in plain words, and the remedy."""
+    message = _message(error)
+    who = re.search(r"User: (\S+)", message)
+    facts = {
+        "name": _answer(error).get("Code") or type(error).__name__,
+        "error": message,
+        "action": f"iot:{getattr(error, 'operation_name', '')}",
+        "who": who[1] if who else "these credentials",
+        "url": "the control plane's endpoint",
+        **(error.facts if isinstance(error, ElfError) else {}),
+    }
+    facts = {name: value if isinstance(value, float) else printable(str(value)) for name, value in facts.items()}
+    cause, remedy = next(_FAILURE_OF[name] for name in names_of(error) if name in _FAILURE_OF)
+    return cause.format(**facts), remedy.format(**facts)
+
+
 def _answer(error: BaseException) -> Mapping[str, str]:
     """Return AWS's Code and Message, which a botocore ClientError carries."""
     answer: Mapping[str, str] = (getattr(error, "response", None) or {}).get("Error", {})
     return answer
 
 
-def names_of(error: BaseException) -> list[str]:
-    """Name a failure: AWS's error code, if it is AWS's, and the exception's classes, the nearest first."""
-    code = _answer(error).get("Code")
-    return [*([code] if code else []), *(kind.__name__ for kind in type(error).__mro__)]
+def _message(error: BaseException) -> str:
+    return _answer(error).get("Message") or str(error).rstrip(": ")
 
 
-def explain(error: BaseException) -> tuple[str, str]:
-    """Turn any failure into two lines: the cause in plain words, and the remedy."""
-    if isinstance(error, ElfError):
-        return error.cause, error.remedy
-    message = _answer(error).get("Message") or str(error)
-    cause, remedy = next((EXPLANATIONS[name] for name in names_of(error) if name in EXPLANATIONS), _UNEXPECTED)
-    return cause.format(name=type(error).__name__, error=printable(message)), remedy
-
-
-def report(error: BaseException, subject: str = "") -> None:
-    """Log a failure: the cause (of `subject`, if named), the remedy, and under --debug the traceback."""
+def complain(error: BaseException) -> None:
+    """Log what is wrong in one line, what to do about it in another, and under --debug the traceback."""
     cause, remedy = explain(error)
-    complain(f"{subject}: {cause}" if subject else cause, remedy)
+    log.error("%s", cause)
+    log.error("what to do: %s", remedy)
     log.debug("traceback:", exc_info=error)
 
 
-def complain(cause: str, remedy: str) -> None:
-    """Log what is wrong in one line, and what to do about it in another."""
-    log.error("%s", cause)
-    log.error("what to do: %s", remedy)
+class Failures:
+    """The things that failed: a line for each at once, and in the end how many, which, and what to do."""
+
+    def __init__(self) -> None:
+        self.things: dict[str, str] = {}  # each with its remedy
+
+    def add(self, thing: str, error: BaseException) -> None:
+        cause, self.things[thing] = explain(error)
+        log.error("%s", cause if cause.startswith(thing) else f"{thing}: {cause}")
+        log.debug("traceback:", exc_info=error)
+
+    def report(self, of: int) -> None:
+        """Log the end of the story; `of` is the number of things that there were."""
+        for remedy in dict.fromkeys(self.things.values()):
+            things = sorted((thing for thing, its in self.things.items() if its == remedy), key=by_number)
+            log.error("%d of %s failed: %s", len(things), plural(of, "thing"), ", ".join(things))
+            log.error("what to do: %s", remedy)
 
 
 def printable(text: str) -> str:
@@ -238,11 +506,21 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ElfError("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8") from error
+        raise ElfError("NotUtf8") from error
 
 
 def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def by_number(thing: str) -> tuple[str, int]:
+    """Order things by prefix and number."""
+    prefix, _, number = thing.rpartition("_")
+    return prefix, int(number) if number.isdecimal() else 0
+
+
+def utc(time_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_s))
 
 
 def start_logging(level: int) -> None:
@@ -278,8 +556,8 @@ class Inbox:
         self._signum = signum
         self.put([])  # SimpleQueue.put() is safe in a signal handler
 
-    def check(self) -> None:
-        """Raise Interrupted if the user asked to stop."""
+    def check(self, **_: object) -> None:
+        """Raise Interrupted if the user asked to stop. Any thread may call this, and botocore before it sends."""
         if self._signum is not None:
             raise Interrupted(self._signum)
 
@@ -298,6 +576,14 @@ class Inbox:
                 if wait_s <= 1.0:
                     return None
 
+    def rest(self) -> Iterator[Any]:
+        """Yield what has come, without waiting or minding the user."""
+        while not self._arriving.empty():
+            event = self._arriving.get()
+            self._events.extend(event if isinstance(event, list) else [event])
+        while self._events:
+            yield self._events.popleft()
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Fleet: what ELF remembers, in misc/
@@ -305,20 +591,36 @@ class Inbox:
 
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
-CERTIFICATE_ARN = re.compile(r"arn:(aws[a-z-]*):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-f]{64})")
+ARN = re.compile(r"arn:(aws[a-z-]*):iot:([a-z0-9-]+):([0-9]{12}):(cert/[0-9a-f]{64}|thing/[a-zA-Z0-9:_-]{1,128})")
+PLACE = {  # what elf.json may say of a place: it is sent to AWS, dialled and printed
+    "region": re.compile(r"[a-z0-9-]{1,32}"),
+    "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
+    "endpoint_url": re.compile(
+        r"https?://([A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*|\[[0-9a-fA-F:.]+\])"
+        r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+        r"(/[^\s\x00-\x1f\x7f]*)?"
+    ),
+    "account": re.compile(r"[0-9]{12}"),
+    "data_endpoint": re.compile(r"[A-Za-z0-9.-]{1,253}"),
+}
 
 CREATING, READY, CLEANING = "creating", "ready", "cleaning"
 
 
 class Thing(NamedTuple):
-    """A thing as things.json has it; what does not exist (any more) is None."""
+    """A thing as things.json has it; what does not exist (any more) is None.
+
+    What ELF is about to ask for is here before the call. So a thing that is CREATING and has no certificate may not
+    exist, or be somebody else's; so may a policy without an ARN; and a certificate may have been made since `asked`.
+    """
 
     name: str
     certificate_arn: str | None = None
     certificate_id: str | None = None
-    policy_name: str | None = None
-    policy_arn: str | None = None  # from the moment the policy is attached
+    policy_name: str | None = None  # from the moment before it is asked for
+    policy_arn: str | None = None  # from the moment it is attached
     stage: str = CREATING
+    asked: float | None = None  # time.time() when its certificate was asked for, until the answer comes
 
 
 class Place(NamedTuple):
@@ -340,6 +642,13 @@ class Place(NamedTuple):
         return f"region {self.region}{account}{profile}{url}"
 
 
+class Unanswered(NamedTuple):
+    """A call for a certificate whose answer never came: between these times AWS may have made one."""
+
+    since: float  # time.time()
+    until: float
+
+
 class ThingFiles(NamedTuple):
     certificate: Path
     public_key: Path
@@ -352,7 +661,16 @@ _THING_KEYS = {
     "certificate_id": "certificateId",
     "policy_name": "elf_policy",
     "policy_arn": "elf_policy_arn",
+    "stage": "elf_stage",
+    "asked": "elf_asked",
 }
+ROOTS_FILE = "amazon-root-ca.pem"
+_OWN_FILE = re.compile(
+    rf"(things\.json|things\.journal|elf\.json|\.lock|\.writing|{ROOTS_FILE}|[\w:-]+\.(pem|pub|prv))"
+)
+_LEFTOVER = re.compile(
+    r"\.(?!amazon-root)(things\.json|elf\.json|[\w:-]+\.(pem|pub|prv))\.[a-z0-9_]{8}"
+)  # half written
 
 
 class Fleet:
@@ -360,7 +678,8 @@ class Fleet:
 
     Every change is on disk, whole and readable by its owner alone, before the method that makes it returns. What
     happens to a thing is added to a journal, at a cost that does not grow with the fleet; the journal is folded into
-    things.json when the command ends, or when the next one starts.
+    things.json when the command ends, or when the next one starts. A command holds the directory as long as it runs,
+    alone or with others of its kind; what writes locks it as well, for that moment.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -370,6 +689,7 @@ class Fleet:
         self.things_file = directory / "things.json"
         self.elf_file = directory / "elf.json"
         self.journal_file = directory / "things.journal"
+        self.lock: TextIO | None = None  # open while a command holds the directory
         self._writing = threading.Lock()
         self._journal: FileIO | None = None  # open while the fleet is locked
         self.reload()
@@ -378,19 +698,26 @@ class Fleet:
         """Read what other commands have recorded."""
         elf = self._read(self.elf_file, {})
         if not isinstance(elf, dict):
-            raise _not_ours(self.elf_file, "it is not a JSON object")
+            raise self._not_elfs(self.elf_file, "it is not a JSON object")
         self.elf_id: str | None = elf.get("elf_id")
         if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
-            raise _not_ours(self.elf_file, "elf_id is not a URN of a UUID")
+            raise self._not_elfs(self.elf_file, "elf_id is not a URN of a UUID")
         self.place = self._place(elf.get("fleet"))
-        self._key_material: dict[str, Mapping[str, Any]] = {}  # of things that the original program made
+        try:
+            self.unanswered = [Unanswered(*map(_moment, pair)) for pair in elf.get("unanswered", ())]
+        except (TypeError, ValueError) as error:
+            raise self._not_elfs(self.elf_file, "unanswered is not a list of times") from error
+        self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
         self.things: dict[str, Thing] = {}
         entries = self._read(self.things_file, [])
         if not isinstance(entries, list):
-            raise _not_ours(self.things_file, "it is not a JSON list")
-        for entry in (*entries, *self._read_journal()):
+            raise self._not_elfs(
+                self.things_file, "it is not a JSON list", newer=isinstance(entries, dict) and "version" in entries
+            )
+        self._changes = self._read_journal()
+        for entry in (*entries, *self._changes):
             self._replay(entry)
-        self.things = dict(sorted(self.things.items(), key=_by_number))
+        self.things = {name: self.things[name] for name in sorted(self.things, key=by_number)}
         if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
             _, region, account = partition_region_account(first.certificate_arn)
             self.place = Place(region=region, account=account)
@@ -398,53 +725,71 @@ class Fleet:
     def _place(self, recorded: object) -> Place | None:
         if recorded is None:
             return None
-        if not isinstance(recorded, dict) or not all(
-            isinstance(value, bool if key == "local" else str) for key, value in recorded.items()
-        ):
-            raise _not_ours(self.elf_file, "where the fleet lives is not text")
-        return Place(**{key: value for key, value in recorded.items() if key in Place._fields})
+        if isinstance(recorded, dict):
+            known: dict[str, Any] = {key: value for key, value in recorded.items() if key in Place._fields}
+            is_local = known.pop("local", False)
+            if isinstance(is_local, bool) and all(
+                isinstance(value, str) and PLACE[key].fullmatch(value) for key, value in known.items()
+            ):
+                return Place(**known, local=is_local)
+        raise self._not_elfs(self.elf_file, "where the fleet lives is not a place")
 
     def _read(self, path: Path, otherwise: Any) -> Any:
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            with open(path, encoding="utf-8", opener=_not_through_links) as file:
+                return json.load(file)
         except FileNotFoundError:
             return otherwise
         except (ValueError, RecursionError) as error:
-            raise _not_ours(path, str(error)) from error
+            raise self._not_elfs(path, str(error)) from error
 
     def _read_journal(self) -> list[Any]:
         try:
-            lines = self.journal_file.read_text(encoding="utf-8").split("\n")
+            with open(self.journal_file, encoding="utf-8", opener=_not_through_links) as file:
+                lines = file.read().split("\n")
         except FileNotFoundError:
             return []
         try:
             return [json.loads(line) for line in lines[:-1]]  # the last is empty, or what a crash cut off
         except (ValueError, RecursionError) as error:
-            raise _not_ours(self.journal_file, str(error)) from error
+            raise self._not_elfs(self.journal_file, str(error)) from error
+
+    def _not_elfs(self, path: Path, reason: str, newer: bool = False) -> ElfError:
+        return ElfError("NewerElf" if newer else "NotElfs", file=path, error=reason, version=VERSION)
 
     def _replay(self, entry: object) -> None:
         """Take in one entry, trusting nothing: names become paths, and identifiers are sent to AWS."""
+        refusal = functools.partial(self._not_elfs, self.things_file)
         if not isinstance(entry, dict) or len(entry) != 1:
-            raise _not_ours(self.things_file, "an entry is not an object with one thing's name")
+            raise refusal("an entry is not an object with one thing's name")
         ((name, recorded),) = entry.items()
         if recorded is None:  # forgotten
             self.things.pop(name, None)
+            self._key_material.pop(name, None)
             return
         if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
-            raise _not_ours(self.things_file, f"{printable(name)[:140]!r} is not a thing of ELF's")
-        fields = {field: recorded.get(key) for field, key in _THING_KEYS.items()}
-        arn, certificate_id = fields["certificate_arn"], fields["certificate_id"]
-        match = CERTIFICATE_ARN.fullmatch(arn) if isinstance(arn, str) else None
-        if (arn or certificate_id) and (not match or match[4] != certificate_id):
-            raise _not_ours(self.things_file, f"the certificate of {name} is not one")
-        if fields["policy_name"] not in (None, policy_name(name)) or not isinstance(fields["policy_arn"], str | None):
-            raise _not_ours(self.things_file, f"the policy of {name} is not ELF's")
+            raise refusal(f"{name[:140]!r} is not a thing of ELF's")
+        if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
+            raise refusal(f"{unknown[0][:140]!r} of {name} means nothing to this one", newer=True)
+        known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
+        thing = Thing(name, **{"stage": READY, **known})
+        if thing.stage not in (CREATING, READY, CLEANING):
+            raise refusal(f"the stage of {name} means nothing to this one", newer=True)
+        arn = thing.certificate_arn
+        match = ARN.fullmatch(arn) if isinstance(arn, str) else None
+        if (arn or thing.certificate_id) and (not match or match[4] != f"cert/{thing.certificate_id}"):
+            raise refusal(f"the certificate of {name} is not one")
+        policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{policy_name(name)}" if match else None
+        if thing.policy_name not in (None, policy_name(name)) or thing.policy_arn not in (None, policy_arn):
+            raise refusal(f"the policy of {name} is not ELF's")
+        if thing.asked is not None:
+            try:
+                _moment(thing.asked)
+            except (TypeError, ValueError) as error:
+                raise refusal(f"the time of {name} is none") from error
         if "keyPair" in recorded or "certificatePem" in recorded:
             self._key_material[name] = recorded
-        stage = recorded.get("elf_stage", READY)
-        if stage not in (CREATING, READY, CLEANING):
-            raise _not_ours(self.things_file, f"the stage of {name} is unknown")
-        self.things[name] = Thing(name, stage=stage, **fields)
+        self.things[name] = thing
 
     @property
     def ready(self) -> list[Thing]:
@@ -453,14 +798,115 @@ class Fleet:
     def files(self, name: str) -> ThingFiles:
         return ThingFiles(*(self.directory / f"{name}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
+    def changed_s_ago(self) -> float:
+        """Say how long ago the things last changed; ages ago if that is not known."""
+        try:
+            return max(0.0, time.time() - self.things_file.stat().st_mtime)
+        except OSError:
+            return math.inf
+
+    # Holding and locking
+
+    @contextlib.contextmanager
+    def held(self, command: str, alone: bool, wait_s: float, inbox: Inbox) -> Iterator[None]:
+        """Keep commands that can't run beside this one from starting, until the block ends.
+
+        Commands that do not ask to be `alone` run together. Raises ElfError, naming who is at work, when `wait_s`
+        seconds were not enough.
+        """
+        if not alone and not self.directory.exists():
+            yield
+            return
+        self._make_directory()
+        path = self.directory / ".lock"
+        announced = ""
+        deadline = time.monotonic() + max(wait_s, 0.2)  # one that is just ending takes less
+        try:
+            while not (handle := _open_locked(path, shared=not alone)):
+                holders = _holders(path)
+                if time.monotonic() >= deadline:
+                    raise ElfError("Locked", directory=self.directory, holders=holders)
+                if holders != announced and wait_s:
+                    log.info("waiting for %s", announced := holders)
+                inbox.get(min(deadline, time.monotonic() + 0.05))
+        except OSError as error:
+            if alone or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            handle = None  # who can only read here gets by without a lock
+        if not handle:
+            yield
+            return
+        with handle:  # closing it unlocks it, as the end of the process does
+            try:
+                with _naming(path):
+                    if alone:
+                        handle.truncate(0)
+                    os.write(handle.fileno(), f"{os.getpid()} {command}\n".encode())
+                self.lock = handle
+                self._tighten()
+                self.reload()
+                if self._changes or self._key_material or any(thing.asked for thing in self.things.values()):
+                    with self.locked(inbox):
+                        pass  # which repairs
+                yield
+            finally:
+                self.lock = None
+                if alone or _lock(handle, shared=False):  # the last one out
+                    with contextlib.suppress(OSError):  # Windows keeps an open file
+                        path.unlink()
+
+    @contextlib.contextmanager
+    def locked(self, inbox: Inbox) -> Iterator[None]:
+        """Be the only one that writes, having read what others wrote before and repaired what a crash left behind."""
+        self._make_directory()
+        path = self.directory / ".writing"
+        announce_at = time.monotonic() + 1.0  # a policy takes another elf.py less
+        while not (handle := _open_locked(path, shared=False)):
+            if time.monotonic() > announce_at:
+                log.info("waiting for another elf.py to finish with %s", self.directory)
+                announce_at = math.inf
+            inbox.get(deadline=time.monotonic() + 0.05)
+        with handle:
+            try:
+                self.reload()
+                self._repair()
+                with open(self.journal_file, "ab", 0, opener=_not_through_links) as self._journal:
+                    try:
+                        yield
+                    finally:
+                        with self._writing:  # a call that outlasts Ctrl-C may still want to record its answer
+                            self._journal = None
+                        with contextlib.suppress(OSError):  # a full disk: the journal keeps it for the next command
+                            self._fold()
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def _make_directory(self) -> None:
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _repair(self) -> None:
+        """Take up what an elf.py left behind that was killed, or could write no more."""
+        if self._changes:
+            log.warning("an elf.py ended in mid-work; took up its %s", plural(len(self._changes), "change"))
+        for path in self.directory.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        if asked := [thing.asked for thing in self.things.values() if thing.asked]:
+            known = {call.since for call in self.unanswered}
+            ended = [Unanswered(since, min(time.time(), since + LONGEST_CALL_S)) for since in asked]
+            self.unanswered += [call for call in ended if call.since not in known]
+            self._save_elf()
+            self.things = {name: thing._replace(asked=None) for name, thing in self.things.items()}
+            self._save_things()
+        elif self._key_material:
+            self._save_things()
+        self._fold()
+
     def open(self) -> None:
-        """Make the directory, or shut it to others, and make sure of an ELF ID; bring an original fleet up to date."""
+        """Make sure of an ELF ID."""
         import uuid
 
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._tighten()
-        if self._key_material:
-            self._save_things()
         if self.elf_id is None:
             self.elf_id = uuid.uuid4().urn
             self._save_elf()
@@ -471,85 +917,58 @@ class Fleet:
     def _tighten(self) -> None:
         if os.name != "posix":
             return
-        exposed = [
-            path
-            for path in (*self.directory.glob("*.prv"), *self.directory.glob("*.json"))
-            if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o077
-        ]
-        for path in exposed:
-            path.chmod(0o600)
-        if self.directory.stat().st_mode & 0o077:
-            self.directory.chmod(0o700)
+        exposed = []
+        for path in (self.directory, *filter(lambda path: _OWN_FILE.fullmatch(path.name), self.directory.iterdir())):
+            with contextlib.suppress(FileNotFoundError):  # another command's, that has just ended
+                if not path.is_symlink() and path.stat().st_mode & 0o077:
+                    path.chmod(0o700 if path.is_dir() else 0o600)
+                    exposed.append(path)
         if exposed:
-            log.warning("others could read %s in %s: not any more", plural(len(exposed), "file"), self.directory)
+            log.warning("others could read %s: not any more", ", ".join(map(str, exposed)))
 
-    def _write_missing_key_files(self, name: str, recorded: Mapping[str, Any]) -> None:
-        keys = recorded.get("keyPair") or {}
-        material = (recorded.get("certificatePem"), keys.get("PublicKey"), keys.get("PrivateKey"))
-        for path, text in zip(self.files(name), material, strict=True):
-            if isinstance(text, str) and not path.exists():
-                write_private(path, text)
-
-    @contextlib.contextmanager
-    def locked(self, inbox: Inbox) -> Iterator[None]:
-        """Keep other commands from changing this fleet meanwhile, and see what they changed before."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self.directory / ".lock"
-        announce_at = time.monotonic() + 1.0  # a policy takes another elf.py less
-        while True:
-            handle = open(path, "a", opener=functools.partial(os.open, mode=0o600))  # noqa: SIM115 - closed below
-            try:
-                if _lock(handle) and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                    break
-            except FileNotFoundError:
-                pass  # its last holder took it away between our open() and our lock
-            handle.close()
-            if time.monotonic() > announce_at:
-                log.info("waiting for another elf.py to finish with %s", self.directory)
-                announce_at = math.inf
-            inbox.get(deadline=time.monotonic() + 0.05)
-        with handle:  # closing it unlocks it, as the end of the process does
-            try:
-                self.reload()
-                self._fold()  # what a crash may have left
-                with open(self.journal_file, "ab", 0, opener=functools.partial(os.open, mode=0o600)) as self._journal:
-                    try:
-                        yield
-                    finally:
-                        self._journal = None
-                        with contextlib.suppress(
-                            OSError
-                        ):  # a full disk, say: the journal keeps it for the next command
-                            self._fold()
-            finally:
-                with contextlib.suppress(OSError):  # Windows keeps an open file
-                    path.unlink()
+    # Recording
 
     def settle(self, place: Place) -> None:
         """Remember where the fleet lives, until the last thing is forgotten."""
         if place.local:
             place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
-        if place != self.place:
-            self.place = place
-            self._save_elf()
-
-    def save_keys(self, name: str, certificate_pem: str, public_key: str, private_key: str) -> ThingFiles:
-        files = self.files(name)
-        for path, text in zip(files, (certificate_pem, public_key, private_key), strict=True):
-            write_private(path, text)
-        return files
-
-    def record(self, thing: Thing) -> Thing:
-        """Remember `thing` as it now is, in place of what was known of it. Any thread may call this."""
         with self._writing:
-            self._add_to_journal(_entry(thing))
+            if place != self.place:
+                self.place = place
+                self._save_elf()
+
+    def record(self, thing: Thing, key_material: Mapping[str, Any] | None = None) -> Thing:
+        """Remember `thing` as it now is, in place of what was known of it. Any thread may call this.
+
+        `key_material` is CreateKeysAndCertificate's answer. It is in the journal in the same moment as its
+        certificate, and in the thing's files afterwards.
+        """
+        keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
+        with self._writing:
+            self._add_to_journal({thing.name: {**_entry(thing)[thing.name], **keys}})
             self.things[thing.name] = thing
+        if keys:
+            self._write_key_files(thing.name, keys)
         return thing
 
+    def record_unanswered(self, thing: Thing) -> Thing:
+        """Remember that the answer to the call for a thing's certificate will not come any more."""
+        with self._writing:
+            self.unanswered.append(Unanswered(thing.asked or time.time(), time.time()))
+            self._save_elf()
+        return self.record(thing._replace(asked=None))
+
+    def forget_unanswered(self, until: float = math.inf) -> None:
+        """Forget the calls without an answer that ended before `until`, a time.time()."""
+        if self.unanswered:
+            self.unanswered = [call for call in self.unanswered if call.until >= until]
+            self._save_elf()
+
     def forget(self, thing: Thing) -> None:
-        """Remove a thing's files, then the thing. Any thread may call this."""
-        for path in self.files(thing.name):
-            path.unlink(missing_ok=True)
+        """Remove a thing's files, if it has had any, then the thing. Any thread may call this."""
+        if thing.certificate_id or thing.stage != CREATING:
+            for path in self.files(thing.name):
+                path.unlink(missing_ok=True)
         with self._writing:
             self._add_to_journal({thing.name: None})
             del self.things[thing.name]
@@ -558,13 +977,14 @@ class Fleet:
         if not self._journal:
             raise RuntimeError("the fleet is not locked")
         line, end = (json.dumps(entry) + "\n").encode(), self._journal.seek(0, os.SEEK_END)
-        try:
-            if self._journal.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.journal_file))
-            os.fsync(self._journal.fileno())
-        except OSError:
-            self._journal.truncate(end)
-            raise
+        with _naming(self.journal_file):
+            try:
+                if self._journal.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(self._journal.fileno())
+            except OSError:
+                self._journal.truncate(end)
+                raise
 
     def _fold(self) -> None:
         """Write things.json anew with what the journal has, or remove it with the last thing."""
@@ -587,50 +1007,105 @@ class Fleet:
 
     def _save_things(self) -> None:
         for name in self._key_material.keys() & self.things.keys():  # things.json will not have it any more
-            self._write_missing_key_files(name, self._key_material[name])
+            self._write_key_files(name, self._key_material[name], missing_only=self.things[name].stage == READY)
         self._key_material = {}
-        entries = [_entry(thing) for _, thing in sorted(self.things.items(), key=_by_number)]
+        entries = [_entry(self.things[name]) for name in sorted(self.things, key=by_number)]
         write_private(self.things_file, json.dumps(entries, indent=2) + "\n")
+        _sync(self.directory)
+
+    def _write_key_files(self, name: str, recorded: Mapping[str, Any], missing_only: bool = False) -> None:
+        keys = recorded.get("keyPair")
+        pair = keys if isinstance(keys, dict) else {}
+        material = (recorded.get("certificatePem"), pair.get("PublicKey"), pair.get("PrivateKey"))
+        for path, text in zip(self.files(name), material, strict=True):
+            if isinstance(text, str) and not (missing_only and path.exists()):
+                write_private(path, text)
 
     def _save_elf(self) -> None:
         place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
-        elf = {"elf_id": self.elf_id, **({"fleet": place} if place else {})}
-        write_private(self.elf_file, json.dumps(elf, indent=2) + "\n")
+        parts = {"elf_id": self.elf_id, "fleet": place, "unanswered": self.unanswered}
+        write_private(self.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
+        _sync(self.directory)
 
 
-ROOTS_FILE = "amazon-root-ca.pem"
-
-
-def _by_number(item: tuple[str, Thing]) -> tuple[str, int]:
-    prefix, _, number = item[0].rpartition("_")
-    return prefix, int(number) if number.isdecimal() else 0
-
-
-def _entry(thing: Thing) -> dict[str, dict[str, str]]:
+def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
     recorded = {key: value for field, key in _THING_KEYS.items() if (value := getattr(thing, field))}
-    return {thing.name: recorded if thing.stage == READY else {**recorded, "elf_stage": thing.stage}}
+    if thing.stage == READY:
+        del recorded["elf_stage"]
+    return {thing.name: recorded}
 
 
-def _not_ours(path: Path, reason: str) -> ElfError:
-    return ElfError(
-        f"{path} can't be read as ELF's: {reason}",
-        "restore it from a backup, or move it away: ELF then starts afresh and forgets what it made",
-    )
+def _moment(value: object) -> float:
+    """Make sure of a time.time(). Raises TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("not a number")
+    if not 0 < value < 1e11:
+        raise ValueError("not a time")
+    return float(value)
 
 
-def _lock(handle: TextIO) -> bool:
-    """Lock an open file for this process alone, or return False: another one has it."""
+def _not_through_links(path: str, flags: int) -> int:
+    """Open a file as its owner's alone, and not where a symbolic link leads to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
+
+
+def _open_locked(path: Path, shared: bool) -> TextIO | None:
+    """Open and lock a file, which is made where it does not exist, or return None: another process has it."""
+    handle = open(path, "a+", encoding="utf-8", opener=_not_through_links)  # noqa: SIM115 - it is the lock
+    try:
+        if _lock(handle, shared) and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+            return handle
+    except FileNotFoundError:
+        pass  # its last holder took it away between our open() and our lock
+    handle.close()
+    return None
+
+
+def _lock(handle: TextIO, shared: bool) -> bool:
+    """Lock an open file, or return False: another process has it. The lock goes with the process, however it ends."""
     try:
         import fcntl
     except ImportError:
-        import msvcrt
-
-        lock: Callable[[], None] = functools.partial(msvcrt.locking, handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-    else:
-        lock = functools.partial(fcntl.flock, handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _lock_on_windows(handle, shared)
     try:
-        lock()
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
+        return False
+    return True
+
+
+def _lock_on_windows(handle: TextIO, shared: bool) -> bool:
+    """Lock 64 bytes, beyond the text that others may read: one of them to share, all of them to be alone."""
+    import msvcrt
+
+    locking: Any = msvcrt.locking  # type: ignore[attr-defined,unused-ignore]
+    mode = msvcrt.LK_NBLCK  # type: ignore[attr-defined,unused-ignore]
+    for place in range(64 if shared else 1):
+        os.lseek(handle.fileno(), 2**20 + place, os.SEEK_SET)
+        with contextlib.suppress(OSError):
+            locking(handle.fileno(), mode, 1 if shared else 64)
+            return True
+    return False
+
+
+def _holders(path: Path) -> str:
+    """Say which processes hold a lock: its file has a line, process ID and command, of each that came."""
+    try:
+        holders = [line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        holders = []
+    alive = [f"`elf.py {command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
+    return printable(", ".join(alive)) or "one that has just started"
+
+
+def _is_alive(pid: str) -> bool:
+    if os.name != "posix":
+        return True  # there, os.kill() would end it
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
         return False
     return True
 
@@ -639,16 +1114,37 @@ def write_private(path: Path, text: str) -> None:
     """Write a file that is readable by its owner alone and is, at every moment, the old one or the new one, whole."""
     import tempfile
 
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
+    with _naming(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Have an OSError say which file it is about."""
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
+
+
+def _sync(directory: Path) -> None:
+    """Have a directory's entries survive a power failure."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def policy_name(thing_name: str) -> str:
@@ -656,12 +1152,10 @@ def policy_name(thing_name: str) -> str:
     return f"policy-{thing_name.replace(':', '-')}"
 
 
-def partition_region_account(certificate_arn: str) -> tuple[str, str, str]:
-    """Split a certificate's ARN: ("aws" | "aws-cn" | "aws-us-gov", region, account)."""
-    match = CERTIFICATE_ARN.fullmatch(certificate_arn)
-    if not match:
-        raise ElfError(f"{certificate_arn!r} is no certificate's ARN", "please report this as a bug")
-    return match[1], match[2], match[3]
+def partition_region_account(arn: str) -> tuple[str, str, str]:
+    """Split a certificate's or a thing's ARN: ("aws" | "aws-cn" | "aws-us-gov", region, account)."""
+    _, partition, _, region, account, _ = arn.split(":", 5)
+    return partition, region, account
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -697,7 +1191,7 @@ class Pacer:
     def wait(self, event_name: str, **_: object) -> None:
         """Wait for an operation's turn: botocore's before-send event, so that its retries are paced as well."""
         operation = event_name.rpartition(".")[2]
-        rate = QUOTAS.get(operation, THINGS_PER_S) * self._speed
+        rate = QUOTAS[operation] * self._speed
         with self._lock:
             now = time.monotonic()
             period = self._slowness.get(operation, 1.0) / rate
@@ -724,12 +1218,14 @@ class Pacer:
                 self._slowness.pop(operation, None)
 
 
-def connect_control_plane(place: Place, things_per_s: float = THINGS_PER_S) -> tuple[Any, Place]:
+def connect_control_plane(place: Place, inbox: Inbox, things_per_s: float = THINGS_PER_S) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
+    Once the user has asked to stop, its calls raise Interrupted before they are sent.
     Returns it with the place as it is once AWS's configuration and DescribeEndpoint have had their say.
-    Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors.
+    Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors; Interrupted.
     """
+    import botocore.exceptions
     from botocore.config import Config
 
     session = _session(place)
@@ -742,9 +1238,9 @@ def connect_control_plane(place: Place, things_per_s: float = THINGS_PER_S) -> t
         region_name=place.region,
         endpoint_url=place.endpoint_url,
         config=Config(
-            retries={"mode": "standard", "total_max_attempts": 10},  # a minute, or throttling by others
-            connect_timeout=5,
-            read_timeout=20,
+            retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=CALL_TIMEOUT_S,
             max_pool_connections=CALLS_IN_FLIGHT,
             user_agent_extra=f"aws-iot-elf/{VERSION}",
             proxies={} if place.local else None,
@@ -755,22 +1251,29 @@ def connect_control_plane(place: Place, things_per_s: float = THINGS_PER_S) -> t
         pacer = Pacer(things_per_s)
         events.register("before-send.iot", pacer.wait)
         events.register("response-received.iot", pacer.learn)
+    events.register_last("before-send.iot", inbox.check)
     events.register_first("needs-retry.iot.DescribeEndpoint", _give_up_early)
+    events.register_first("needs-retry.iot.CreateKeysAndCertificate", _ask_once)
     if log.isEnabledFor(logging.DEBUG):
         events.register("provide-client-params.iot", _log_call)
         events.register("after-call.iot", _log_answer)
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url)
-    address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
+    try:
+        address: str | None = iot.describe_endpoint(endpointType="iot:Data-ATS").get("endpointAddress")
+    except botocore.exceptions.EndpointConnectionError as error:
+        known = {name for p in session.get_available_partitions() for name in session.get_available_regions("iot", p)}
+        if place.region not in known and ".amazonaws.com" in (place.endpoint_url or ""):
+            raise ElfError("RegionUnknown", region=place.region) from error
+        raise
+    if not address:
+        raise ElfError("NotAws", url=place.endpoint_url)
     host = address.partition(":")[0]
     if place.data_endpoint:  # which begins with another name for every account
         same_account = place.data_endpoint.partition(".")[0] == host.partition(".")[0]
     else:
         same_account = not place.account or place.account == _account(session, place)
     if not same_account:
-        raise ElfError(
-            f"these credentials are another account's: the fleet lives in {place}",
-            "use the credentials that created it, or another --misc-dir for another fleet",
-        )
+        raise ElfError("OtherAccount", place=place)
     return iot, place._replace(data_endpoint=host)
 
 
@@ -811,75 +1314,167 @@ def _give_up_early(attempts: int, caught_exception: Exception | None, **_: objec
         raise caught_exception
 
 
-T = TypeVar("T", Thing, str)
+def _ask_once(response: tuple[Any, Any] | None, caught_exception: Exception | None, **_: object) -> None:
+    # Each try that AWS may have acted on may have made a certificate: _certify() is to know of every one.
+    from botocore.exceptions import ClientError
+
+    error = caught_exception or (response and ClientError(response[1], "CreateKeysAndCertificate"))
+    if error and _may_have_arrived(error):
+        raise error
+
+
+def _may_have_arrived(error: Exception) -> bool:
+    """Say whether AWS may have acted on a call that ended with `error`."""
+    if status := (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode"):
+        return status in (500, 502, 504)  # 503 is an answer: not now
+    return not {"HTTPClientError", "ResponseParserError"}.isdisjoint(names_of(error))
+
+
+def _refused_at_once(error: Exception) -> bool:
+    """Say whether AWS has refused a call and no attempt of it can have done anything before."""
+    metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
+    return 400 <= metadata.get("HTTPStatusCode", 0) < 500 and not metadata.get("RetryAttempts")
+
+
+T = TypeVar("T")
+
+
+class Step(NamedTuple):
+    """An event: a step with a thing has been taken."""
+
+    thing: Any
+    result: Any
 
 
 def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
     """Take a step with many things at once; yield each with its result, or with the exception that ended it.
 
-    Ends early after a failure that the others would share, and raises Interrupted on the user's Ctrl-C; the steps under
-    way are finished, and so recorded, before it returns either way.
+    Starts no more after a failure that the others would share. Raises Interrupted on the user's Ctrl-C, once the calls
+    under way are finished and recorded, or STOP_S seconds later.
     """
-    from concurrent.futures import ThreadPoolExecutor
+    waiting = collections.deque(things)
+    left = len(waiting)
 
-    pool = ThreadPoolExecutor(CALLS_IN_FLIGHT)
+    def work() -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                thing = waiting.popleft()
+                try:
+                    result = step(thing)
+                except BaseException as error:
+                    result = error
+                inbox.put(Step(thing, result))
+
+    # The pools of concurrent.futures hold up the end of the process until their last call is over.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(CALLS_IN_FLIGHT, left))]
+    for thread in threads:
+        thread.start()
     try:
-        futures = {}
-        for thing in things:
-            future = pool.submit(step, thing)
-            futures[future] = thing
-            future.add_done_callback(inbox.put)
-        while futures:
-            future = inbox.get(deadline=math.inf)
-            thing = futures.pop(future)
-            error = future.exception()
-            yield thing, error or future.result()
-            if error and not HOPELESS.isdisjoint(names_of(error)):
-                break
+        while left:
+            thing, result = inbox.get(deadline=math.inf)
+            left -= 1
+            yield thing, result
+            if isinstance(result, Exception) and not HOPELESS.isdisjoint(names_of(result)):
+                with contextlib.suppress(IndexError):
+                    while True:
+                        waiting.pop()
+                        left -= 1
+    except Interrupted:
+        log.warning("finishing the calls under way, up to %g s; Ctrl-C again stops at once", STOP_S)
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        waiting.clear()
+        deadline = time.monotonic() + STOP_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def make_thing(iot: Any, fleet: Fleet, name: str) -> Thing:
+def in_background(inbox: Inbox, call: Callable[[], T]) -> T:
+    """Make a call, and return or raise what it does; Ctrl-C need not wait for its end."""
+    ((_, result),) = for_each(inbox, [""], lambda _: call())
+    if isinstance(result, BaseException):
+        raise result
+    return result  # type: ignore[no-any-return]
+
+
+def own_things(iot: Any, elf_id: str) -> set[str]:
+    """Ask AWS for the names of this ELF's things, by the attribute that make_thing() gives them."""
+    pages = iot.get_paginator("list_things").paginate(attributeName="elf_id", attributeValue=elf_id)
+    return {thing["thingName"] for page in pages for thing in page["things"]}
+
+
+def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     """Make a thing with an active certificate of its own, and record each step. Safe to repeat.
 
     The thing comes first: a name can be taken by somebody else, and a certificate, which has no name, would then be
-    left behind.
+    left behind. A thing among the `strays` is this ELF's and may have certificates of which misc/ has lost the keys:
+    they go.
     Raises: ElfError when a thing of that name is not this ELF's; botocore's errors.
     """
+    thing = fleet.things.get(name) or fleet.record(Thing(name))
     attributes = {"attributes": {"elf_id": fleet.elf_id}}
     try:
         # The attribute makes AWS refuse a name that somebody else's thing has, instead of handing it over.
         iot.create_thing(thingName=name, attributePayload=attributes)
-    except iot.exceptions.ResourceAlreadyExistsException as error:
-        raise ElfError(
-            f"there is a thing named {name} already that this ELF did not make",
-            "choose other names, as in `elf.py create --prefix NAME`",
-        ) from error
-    thing = fleet.things.get(name) or fleet.record(Thing(name))
+    except iot.exceptions.ClientError as error:
+        taken = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
+        if not thing.certificate_arn and (taken or _refused_at_once(error)):
+            fleet.forget(thing)
+        if taken:
+            owner = iot.describe_thing(thingName=name).get("attributes", {}).get("elf_id")
+            raise ElfError("ThingOfAnotherElf" if owner else "ThingTaken", thing=name, elf_id=owner) from error
+        raise
     if not thing.certificate_arn:
-        keys = iot.create_keys_and_certificate(setAsActive=True)
-        arn, certificate_id = keys["certificateArn"], keys["certificateId"]
-        try:
-            fleet.save_keys(name, keys["certificatePem"], keys["keyPair"]["PublicKey"], keys["keyPair"]["PrivateKey"])
-            thing = fleet.record(thing._replace(certificate_arn=arn, certificate_id=certificate_id))
-        except OSError:  # a certificate without a key is of no use to anybody
-            _delete_certificate(iot, certificate_id)
-            raise
-    iot.attach_thing_principal(thingName=name, principal=thing.certificate_arn)
+        if name in strays:
+            thing = fleet.record(thing._replace(policy_name=policy_name(name)))  # it may have one
+            _retire_lost_certificates(iot, name)
+        thing = _certify(iot, fleet, thing)
+    until(VISIBLE_S, _is_missing, iot.attach_thing_principal, thingName=name, principal=thing.certificate_arn)
     return fleet.record(thing._replace(stage=READY))
 
 
-def policy_document(thing: Thing) -> dict[str, Any]:
-    """Allow a thing to connect under its own name only, and to use every topic of its account and region."""
-    partition, region, account = partition_region_account(thing.certificate_arn or "")
-    arn = f"arn:{partition}:iot:{region}:{account}"
+def _certify(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
+    """Make a certificate and keys for a thing. An answer that is lost is asked for once more, and remembered."""
+    for may_repeat in (True, False):
+        thing = fleet.record(thing._replace(asked=time.time()))
+        try:
+            keys = iot.create_keys_and_certificate(setAsActive=True)
+            break
+        except Exception as error:
+            if not _may_have_arrived(error):
+                fleet.record(thing._replace(asked=None))
+                raise
+            thing = fleet.record_unanswered(thing)
+            if not may_repeat:
+                raise
+            time.sleep(1.0)
+    if "certificateArn" not in keys:
+        fleet.record_unanswered(thing)
+        raise ElfError("NotAws", url=iot.meta.endpoint_url)
+    arn, certificate_id = keys["certificateArn"], keys["certificateId"]
+    certified = thing._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
+    try:
+        return fleet.record(certified, keys)
+    except OSError:
+        if fleet.things[thing.name] == certified:  # the journal has the keys: the next command writes their files
+            raise
+        # A certificate without a key is of no use to anybody.
+        _deactivate(iot, certificate_id)
+        gone_is_fine(iot.delete_certificate, certificateId=certificate_id)
+        fleet.record(thing._replace(asked=None))
+        raise
+
+
+def policy_document(thing_name: str, arn: str) -> dict[str, Any]:
+    """Allow a thing to connect under its own name only, and to use every topic of the account and region of `arn`."""
+    partition, region, account = partition_region_account(arn)
+    here = f"arn:{partition}:iot:{region}:{account}"
     return {
         "Version": "2012-10-17",
         "Statement": [
-            {"Effect": "Allow", "Action": "iot:Connect", "Resource": f"{arn}:client/{thing.name}-*"},
-            {"Effect": "Allow", "Action": ["iot:Publish", "iot:Receive"], "Resource": f"{arn}:topic/*"},
-            {"Effect": "Allow", "Action": "iot:Subscribe", "Resource": f"{arn}:topicfilter/*"},
+            {"Effect": "Allow", "Action": "iot:Connect", "Resource": f"{here}:client/{thing_name}-*"},
+            {"Effect": "Allow", "Action": ["iot:Publish", "iot:Receive"], "Resource": f"{here}:topic/*"},
+            {"Effect": "Allow", "Action": "iot:Subscribe", "Resource": f"{here}:topicfilter/*"},
         ],
     }
 
@@ -889,70 +1484,239 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
     Raises: ElfError when a policy of that name says something else; botocore's errors.
     """
-    name, document = policy_name(thing.name), policy_document(thing)
-    if not thing.policy_name:
-        try:
-            iot.create_policy(policyName=name, policyDocument=json.dumps(document))
-        except iot.exceptions.ResourceAlreadyExistsException as error:
-            if json.loads(iot.get_policy(policyName=name)["policyDocument"]) != document:
-                raise ElfError(
-                    f"there is a policy named {name} already that ELF did not make",
-                    f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`)",
-                ) from error
-        thing = fleet.record(thing._replace(policy_name=name))
-    iot.attach_policy(policyName=name, target=thing.certificate_arn)
-    partition, region, account = partition_region_account(thing.certificate_arn or "")
-    return fleet.record(thing._replace(policy_arn=f"arn:{partition}:iot:{region}:{account}:policy/{name}"))
+    name, arn = policy_name(thing.name), thing.certificate_arn or ""
+    document = policy_document(thing.name, arn)
+    asked = fleet.record(thing._replace(policy_name=name))
+    try:
+        iot.create_policy(policyName=name, policyDocument=json.dumps(document))
+    except iot.exceptions.ClientError as error:
+        exists = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
+        taken = exists and not _policy_says(iot, name, document)
+        if taken or (not exists and not thing.policy_name and _refused_at_once(error)):
+            fleet.record(thing._replace(policy_name=None))
+        if taken:
+            raise ElfError("PolicyTaken", policy=name) from error
+        if not exists:
+            raise
+    until(VISIBLE_S, _is_missing, iot.attach_policy, policyName=name, target=arn)
+    partition, region, account = partition_region_account(arn)
+    return fleet.record(asked._replace(policy_arn=f"arn:{partition}:iot:{region}:{account}:policy/{name}"))
+
+
+def _policy_says(iot: Any, name: str, document: Mapping[str, Any]) -> bool:
+    try:
+        return bool(json.loads(iot.get_policy(policyName=name)["policyDocument"]) == document)
+    except iot.exceptions.ResourceNotFoundException:
+        return False
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     """Take a thing, its certificate and its policy away, in the order AWS requires. Safe to repeat.
 
-    What is gone already counts as done. Raises botocore's errors; what is left then stays recorded.
+    What is gone already counts as done; what was asked for and may be somebody else's is looked at first, and left
+    alone. Raises ElfError and botocore's errors; what is left then stays recorded.
     """
+    own_arn = thing.certificate_arn or _own_thing_arn(iot, thing.name, fleet.elf_id)
+    if not own_arn:
+        fleet.forget(thing)
+        return
     thing = fleet.record(thing._replace(stage=CLEANING))
-    if thing.policy_name:
-        if thing.certificate_arn:
-            gone_is_fine(iot, iot.detach_policy, policyName=thing.policy_name, target=thing.certificate_arn)
-        gone_is_fine(iot, iot.delete_policy, policyName=thing.policy_name)
+    if not thing.certificate_arn:
+        _retire_lost_certificates(iot, thing.name)
+    if name := thing.policy_name:
+        if thing.policy_arn or _policy_says(iot, name, policy_document(thing.name, own_arn)):
+            if thing.certificate_arn:
+                gone_is_fine(iot.detach_policy, policyName=name, target=thing.certificate_arn)
+            _delete_policy(iot, name)
         thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
-    if thing.certificate_id:
-        gone_is_fine(iot, iot.update_certificate, certificateId=thing.certificate_id, newStatus="INACTIVE")
-        gone_is_fine(iot, iot.detach_thing_principal, thingName=thing.name, principal=thing.certificate_arn)
-        gone_is_fine(iot, iot.delete_certificate, certificateId=thing.certificate_id)
+    if thing.certificate_arn:
+        _retire_certificate(iot, thing.name, thing.certificate_arn)
         thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None))
-    gone_is_fine(iot, iot.delete_thing, thingName=thing.name)
+    gone_is_fine(iot.delete_thing, thingName=thing.name)
     fleet.forget(thing)
 
 
-def _delete_certificate(iot: Any, certificate_id: str) -> None:
-    gone_is_fine(iot, iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
-    gone_is_fine(iot, iot.delete_certificate, certificateId=certificate_id)
+def _own_thing_arn(iot: Any, name: str, elf_id: str | None) -> str | None:
+    """Return the ARN of a thing if there is one and it is this ELF's."""
+    try:
+        described = iot.describe_thing(thingName=name)
+    except iot.exceptions.ResourceNotFoundException:
+        return None
+    return described["thingArn"] if described.get("attributes", {}).get("elf_id") == elf_id else None
 
 
-def gone_is_fine(iot: Any, call: Callable[..., Any], **parameters: Any) -> None:
-    """Make a call that takes something away: what is not there is done, what is still in use is asked again.
+def _delete_policy(iot: Any, name: str) -> None:
+    """Delete a policy, with the versions that somebody's edits have made of it: DeletePolicy wants a single one."""
+    try:
+        iot.delete_policy(policyName=name)
+    except iot.exceptions.ResourceNotFoundException:
+        pass
+    except iot.exceptions.DeleteConflictException:
+        for version in iot.list_policy_versions(policyName=name)["policyVersions"]:
+            if not version["isDefaultVersion"]:
+                gone_is_fine(iot.delete_policy_version, policyName=name, policyVersionId=version["versionId"])
+        gone_is_fine(iot.delete_policy, policyName=name)
 
-    AWS goes on for some seconds to count a detached certificate or policy as attached (DetachThingPrincipal, AWS IoT
-    API reference), and then refuses the deletion; after CONSISTENCY_S it really is in use, and the error is raised.
+
+def _retire_certificate(iot: Any, thing_name: str, arn: str) -> None:
+    _deactivate(iot, arn.rpartition("/")[2])
+    gone_is_fine(iot.detach_thing_principal, thingName=thing_name, principal=arn)
+    gone_is_fine(iot.delete_certificate, certificateId=arn.rpartition("/")[2])
+
+
+def _deactivate(iot: Any, certificate_id: str) -> None:
+    """Make sure that a certificate is not ACTIVE; one that is REVOKED stays so."""
+    with contextlib.suppress(iot.exceptions.ResourceNotFoundException, iot.exceptions.CertificateStateException):
+        iot.update_certificate(certificateId=certificate_id, newStatus="INACTIVE")
+
+
+def _retire_lost_certificates(iot: Any, name: str) -> None:
+    """Take away the certificates that this ELF made for a thing of its own and does not remember.
+
+    Those are they that are attached to that thing alone, and have its policy or none. Raises ElfError for another.
     """
-    deadline = time.monotonic() + CONSISTENCY_S
+    for arn in iot.list_thing_principals(thingName=name)["principals"]:
+        things = iot.list_principal_things(principal=arn)["things"]
+        policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
+        if not ARN.fullmatch(arn) or things != [name] or policies - {policy_name(name)}:
+            raise ElfError("CertificateOfOthers", thing=name, certificate=arn)
+        for policy in policies:
+            gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
+        _retire_certificate(iot, name, arn)
+        log.info("%s: took away its certificate %s, whose key is lost", name, arn)
+
+
+def until(patience_s: float, not_yet: Callable[[Exception], bool], call: Callable[..., Any], **parameters: Any) -> None:
+    """Make a call again as long as its error says that AWS is `not_yet` that far, for `patience_s` seconds."""
+    deadline = time.monotonic() + patience_s
     pause = 0.25
     while True:
         try:
             call(**parameters)
             return
-        except iot.exceptions.ResourceNotFoundException:
-            return
-        except iot.exceptions.ClientError as error:
-            code, message = error.response["Error"]["Code"], error.response["Error"]["Message"]
-            in_use = code in ("DeleteConflictException", "CertificateStateException") or (
-                code == "InvalidRequestException" and "attached" in message  # DeleteThing's way to say it
-            )
-            if not in_use or time.monotonic() + pause > deadline:
+        except Exception as error:
+            if not not_yet(error) or time.monotonic() + pause > deadline:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, 2.0)
+
+
+def _is_missing(error: Exception) -> bool:
+    return _answer(error).get("Code") == "ResourceNotFoundException"
+
+
+def _is_in_use(error: Exception) -> bool:
+    return names_of(error)[0] in ("DeleteConflictException", "CertificateStateException")
+
+
+def gone_is_fine(call: Callable[..., Any], **parameters: Any) -> None:
+    """Make a call that takes something away: what is not there is done, what is still in use is asked again.
+
+    AWS goes on for some seconds to count a detached certificate or policy as attached (DetachThingPrincipal, AWS IoT
+    API reference), and then refuses the deletion; after CONSISTENCY_S it really is in use, and the error is raised.
+    """
+    try:
+        until(CONSISTENCY_S, _is_in_use, call, **parameters)
+    except Exception as error:
+        if not _is_missing(error):
+            raise
+
+
+class Unclaimed(NamedTuple):
+    """A certificate that nobody uses, made when a call for one stayed without an answer."""
+
+    certificate_id: str
+    status: str
+    made: float  # time.time(), by AWS's clock
+
+
+def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Unclaimed]:
+    """Find what the calls without an answer may have made: certificates of those times, attached to nothing.
+
+    AWS gives no other handle on them, so one of somebody else's may be among them.
+    """
+    from email.utils import parsedate_to_datetime
+
+    mine = {thing.certificate_id for thing in fleet.things.values()}
+    first = min(call.since for call in fleet.unanswered)
+    found = []
+    for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
+        # AWS's clock, to the second, and this machine's may differ.
+        answered = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+        ahead = 0.0 if abs(answered - time.time()) < 3 else answered - time.time()
+        made = {}
+        for certificate in page["certificates"]:
+            at = certificate["creationDate"].timestamp()
+            made[certificate["certificateId"]] = at
+            in_time = any(call.since - 1 <= at - ahead <= call.until + 1 for call in fleet.unanswered)
+            arn = certificate["certificateArn"]
+            if (
+                in_time
+                and certificate["certificateId"] not in mine
+                and not iot.list_principal_things(principal=arn)["things"]
+                and not iot.list_attached_policies(target=arn)["policies"]
+            ):
+                found.append(Unclaimed(certificate["certificateId"], certificate["status"], at))
+        if made and min(made.values()) - ahead < first - 1:
+            break  # the newest come first
+    return found
+
+
+def allows(documents: Iterable[Mapping[str, Any]], action: str, resource: str) -> bool:
+    """Say whether AWS IoT policies allow an action on a resource. Conditions count as met, variables as anything."""
+    verdict = False
+    for statement in (each for document in documents for each in _listed(document.get("Statement", []))):
+        if _matches(statement.get("Action", "*"), action) and _matches(statement.get("Resource", "*"), resource):
+            if statement.get("Effect") == "Deny" and "Condition" not in statement:
+                return False
+            verdict = verdict or statement.get("Effect") == "Allow"
+    return verdict
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _matches(patterns: Any, text: str) -> bool:
+    """Match a policy's patterns, in which * is any text, ? any character, and ${...} a variable."""
+    for pattern in _listed(patterns):
+        plain = re.sub(r"\$\{[^}]*\}", "*", str(pattern))
+        if re.fullmatch(re.escape(plain).replace(r"\*", ".*").replace(r"\?", "."), text, re.DOTALL):
+            return True
+    return False
+
+
+def diagnose(iot: Any, place: Place, thing: Thing, failure: ElfError) -> ElfError:
+    """Ask AWS why the broker refused a thing: return what is wrong, or `failure`, which says no more than that.
+
+    Raises botocore's errors.
+    """
+    arn = thing.certificate_arn or ""
+    try:
+        certificate = iot.describe_certificate(certificateId=thing.certificate_id)["certificateDescription"]
+    except iot.exceptions.ResourceNotFoundException:
+        return ElfError("CertificateUnknown", thing=thing.name, certificate=thing.certificate_id, place=place)
+    if (status := certificate["status"]) != "ACTIVE":
+        failure_name = "CertificateRevoked" if status == "REVOKED" else "CertificateNotActive"
+        return ElfError(failure_name, thing=thing.name, status=status, certificate=thing.certificate_id)
+    names = [policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]]
+    if not names:
+        return ElfError("NoPolicy", thing=thing.name, policy=policy_name(thing.name), certificate=arn)
+    documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
+    topic = str(failure.facts.get("topic"))
+    verb, action, kind, subject = {
+        "PublishRefused": ("publish to", "iot:Publish", "topic", topic),
+        "SubscribeRefused": ("subscribe to", "iot:Subscribe", "topicfilter", topic),
+    }.get(failure.failure, ("connect as", "iot:Connect", "client", str(failure.facts.get("client_id"))))
+    resource = f"{arn.rpartition(':')[0]}:{kind}/{subject}"
+    if not allows(documents, action, resource):
+        facts = {"verb": verb, "subject": subject, "action": action, "policies": ", ".join(names)}
+        return ElfError("PolicyForbids", thing=thing.name, **facts)
+    dialled = str(failure.facts.get("endpoint"))
+    if not place.local and failure.failure == "Refused" and dialled.rpartition(":")[0] != place.data_endpoint:
+        facts = {"endpoint": dialled, "place": str(place), "address": str(place.data_endpoint)}
+        return ElfError("EndpointElsewhere", thing=thing.name, **facts)
+    return failure
 
 
 def write_amazon_roots(directory: Path) -> Path:
@@ -978,10 +1742,7 @@ def write_amazon_roots(directory: Path) -> Path:
         if _common_name(about).startswith(("Amazon Root CA", "Starfield Services Root Certificate Authority"))
     ]
     if not roots:
-        raise ElfError(
-            "neither botocore nor this system has the Amazon root certificates",
-            "save https://www.amazontrust.com/repository/AmazonRootCA1.pem and name it with --root-cert",
-        )
+        raise ElfError("NoAmazonRoots")
     path, text = directory / ROOTS_FILE, "".join(roots)
     if not path.exists() or path.read_text(encoding="ascii") != text:
         write_private(path, text)
@@ -1006,19 +1767,21 @@ class Endpoint(NamedTuple):
 
 
 class Published(NamedTuple):
-    """An event: a thing has published a message, or tried to while it was not connected."""
+    """An event: it was a thing's turn to publish. At QoS 0 the message is `lost` if the thing was offline."""
 
     thing: str
+    number: int  # of the thing's messages
     topic: str
     payload: bytes
-    sent: bool
     late_s: float  # behind the schedule
+    lost: bool
 
 
 class Acknowledged(NamedTuple):
     """An event: the broker has taken a QoS 1 message."""
 
     thing: str
+    number: int
     after_s: float
 
 
@@ -1032,6 +1795,66 @@ class Received(NamedTuple):
     retain: bool
 
 
+class Connected(NamedTuple):
+    """An event: a thing is connected, and subscribed where it is to listen."""
+
+    thing: str
+    topic_filter: str | None
+
+
+class Offline(NamedTuple):
+    """An event: a thing has lost its connection, and tries to get it back."""
+
+    thing: str
+    endpoint: str
+    client_id: str
+    at: float  # time.monotonic()
+    rejected: bool  # just after a message: the broker may not take it
+
+
+class Back(NamedTuple):
+    """An event: a thing has its connection again, and its subscription."""
+
+    thing: str
+    endpoint: str
+    at: float  # time.monotonic()
+
+
+class Resent(NamedTuple):
+    """An event: a thing has sent messages again that had not been acknowledged when its connection was lost."""
+
+    thing: str
+    messages: int
+
+
+class Failed(NamedTuple):
+    """An event: a thing can't take part, or not any more."""
+
+    thing: str
+    failure: str  # as in FAILURES
+    facts: Mapping[str, str]
+
+
+def failed(thing: str, error: Exception) -> Failed:
+    """Make the event of an exception that ended a thing's work."""
+    if isinstance(error, ElfError):
+        return Failed(thing, error.failure, {name: str(value) for name, value in error.facts.items()})
+    return Failed(thing, "Exception", {"name": type(error).__name__, "error": str(error)})
+
+
+class Finished(NamedTuple):
+    """An event: a share of the fleet has published all its messages, or can't go on."""
+
+
+class RefusedError(Exception):
+    """The broker was reached, and does not let the thing in, or not subscribe: `failure` says which."""
+
+    def __init__(self, reason: str, failure: str = "Refused") -> None:
+        super().__init__(reason)
+        self.failure = failure
+
+
+_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # what the other side says of a certificate
 _CONNACK = {  # MQTT 3.1.1, table 3.1
     1: "it does not speak this version of MQTT",
     2: "it does not take the client ID",
@@ -1041,31 +1864,20 @@ _CONNACK = {  # MQTT 3.1.1, table 3.1
 }
 
 
-class Connected(NamedTuple):
-    """An event: a thing is connected, and subscribed where it is to listen."""
-
-    thing: str
-    topic_filter: str | None
-
-
-class Failed(NamedTuple):
-    """An event: a thing can't take part, or not any more, for the reason that explain() gives."""
-
-    thing: str
-    cause: str
-    remedy: str
-
-
-class Done(NamedTuple):
-    """An event: a share of the fleet has published all its messages, or can't go on."""
-
-
-class RefusedError(Exception):
-    """The broker was reached, and does not let the thing in."""
+class Message(NamedTuple):
+    topic: str
+    payload: bytes
+    qos: int
+    began: float  # time.monotonic()
 
 
 class Device:
-    """One thing's MQTT connection, with its own certificate and key. What happens on it goes to the inbox."""
+    """One thing on MQTT, with its own certificate and key. What happens to it goes to the inbox.
+
+    It has one client of the SDK for each connection, and keeps what is not acknowledged: the SDK's own reconnection
+    takes a refusal for a success and can't tell what it sent again. `lost` is called when the connection is lost, in
+    a thread of the SDK's; come_back() is then to be called until it says that there is no more to do.
+    """
 
     def __init__(
         self,
@@ -1074,38 +1886,55 @@ class Device:
         endpoint: Endpoint,
         root_cert: Path,
         put: Callable[[Any], None],
-        reconnect_after_s: float = 1.0,
+        patience_s: float,
+        lost: Callable[[Device], None],
     ) -> None:
         self.name = name
         self._files = files
         self._endpoint = endpoint
         self._root_cert = root_cert
         self._put = put
-        self._reconnect_after_s = reconnect_after_s
-        self._client: Any = None
-        self._online = False
+        self._patient_until = time.monotonic() + patience_s
+        self._lost = lost
+        self._subscription: tuple[str, int] | None = None  # topic filter, QoS
+        self._client: Any = None  # None while offline
+        self._client_id = ""
+        self._ended = False
+        self._count = 0
+        self._lock = threading.Lock()
+        self._unacknowledged: dict[int, Message] = {}  # QoS 1, by number
+        self._handed_over = 0  # the last message that a client of the SDK has taken
+        self._behind = False  # what is unacknowledged is being sent again: what is new comes after it
+        self._settled = threading.Event()  # nothing is unacknowledged
+        self._settled.set()
+        self._acknowledged = False  # ever: the policy allows something
+        self._first_publish: tuple[float, str] | None = None  # on this connection: when, and to which topic
+        self._rejections = 0  # connections in a row that were closed just after their first message
+        self._refusals = 0  # attempts in a row that the broker refused
 
-    def connect(self, patience_s: float = 0.0) -> None:
-        """Connect. Where the broker refuses, go on trying for `patience_s` seconds; where it is silent, try twice.
+    def connect(self, subscription: tuple[str, int] | None, give_up: Callable[[], bool]) -> None:
+        """Connect, and subscribe to a topic filter at a QoS. Raises ElfError.
 
-        Raises: ElfError.
+        Where the broker refuses what was made a moment ago, go on trying; where it is silent, try twice; and no more
+        once `give_up` says so.
         """
+        self._subscription = subscription
         started = time.monotonic()
         while True:
             try:
                 self._connect_once()
                 return
             except Exception as error:
-                silence = max(patience_s, 2 * CONNECT_TIMEOUT_S) if isinstance(error, TimeoutError) else 0.0
-                refusal = patience_s if isinstance(error, RefusedError) else 0.0
-                if time.monotonic() - started >= max(silence, refusal):
-                    cause, remedy = explain(error)
-                    raise ElfError(f"{self.name} can't connect to {self._endpoint}: {cause}", remedy) from error
+                silent = isinstance(error, TimeoutError) and time.monotonic() - started < 2 * CONNECT_TIMEOUT_S
+                patient = isinstance(error, RefusedError | TimeoutError) and time.monotonic() < self._patient_until
+                if give_up() or not (silent or patient):
+                    raise self._explained(error) from error
                 log.debug("MQTT %s: %s; trying again", self.name, error)
             time.sleep(1.0)  # a second a connect is AWS's quota for one client ID
 
     def _connect_once(self) -> None:
         import secrets
+        import ssl
 
         from AWSIoTPythonSDK.MQTTLib import AWSIoTMQTTClient
 
@@ -1115,29 +1944,28 @@ class Device:
         client.configureCredentials(str(self._root_cert), str(self._files.private_key), str(self._files.certificate))
         client.configureSocketFactory(self._open_socket)
         client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
-        # With its defaults all things would come back in the same second after a broker's restart. The third number is
-        # how long a thread of the SDK's waits to put the delay back.
-        client.configureAutoReconnectBackoffTime(self._reconnect_after_s, 60.0, self._reconnect_after_s + 0.5)
+        # The SDK's thread waits for the first of these times before it ends, and for the last to put it back.
+        client.configureAutoReconnectBackoffTime(0.1, 1.0, 0.2)
         client.configureConnectDisconnectTimeout(CONNECT_TIMEOUT_S)
         client.configureMQTTOperationTimeout(CONNECT_TIMEOUT_S)
         # connect() would call a refusal a success, and a closed connection a time-out: ask for both events instead.
         answers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
 
         def on_offline() -> None:
-            if self._client is client:
-                self._online = False
-                log.warning("%s lost its connection to %s; trying to get it back", self.name, self._endpoint)
-            else:
-                answers.put(None)
+            _end(client)  # from in here it ends its threads, too
+            _release(client)
+            answers.put(None)
+            self._on_lost(client)
 
-        def on_online() -> None:
-            if self._client is client:
-                self._online = True
-                log.warning("%s has its connection to %s again", self.name, self._endpoint)
-
-        client.onOffline, client.onOnline = on_offline, on_online  # the SDK takes no others after the connect
+        client.onOffline = on_offline  # the SDK takes no other after the connect
         log.debug("MQTT %s: CONNECT to %s as %s", self.name, self._endpoint, client_id)
-        client.connectAsync(ackCallback=lambda mid, data: answers.put(data))
+        try:
+            client.connectAsync(KEEP_ALIVE_S, ackCallback=lambda mid, data: answers.put(data))
+        except Exception as error:
+            _release(client)
+            if isinstance(error, ssl.SSLError) and _REFUSAL.search(error.reason or ""):
+                raise RefusedError(f"TLS says {error.reason}") from error
+            raise
         try:
             answer = answers.get(timeout=CONNECT_TIMEOUT_S)
             log.debug("MQTT %s: %s", self.name, "closed" if answer is None else f"CONNACK {answer}")
@@ -1145,66 +1973,243 @@ class Device:
                 raise RefusedError("the broker closed the connection without an answer")
             if answer:
                 raise RefusedError(f"the broker refused: {_CONNACK.get(answer, f'code {answer}')}")
+            if self._subscription:
+                self._subscribe(client, *self._subscription, answers)
         except (queue.Empty, RefusedError) as error:
-            with contextlib.suppress(Exception):
-                client.disconnectAsync()  # or the SDK would go on trying behind our back
+            _end(client)  # or the SDK would go on trying behind our back
             raise TimeoutError("no CONNACK") if isinstance(error, queue.Empty) else error from None
-        self._client, self._online = client, True
+        with self._lock:
+            self._client, self._client_id, self._first_publish = client, client_id, None
+            self._behind = bool(self._unacknowledged)
+        if not answers.empty() and answers.get() is None:  # lost meanwhile
+            self._on_lost(client)
 
-    def _open_socket(self) -> Any:
-        import socket
-
-        connection = socket.create_connection(self._endpoint, timeout=CONNECT_TIMEOUT_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
-        return connection
-
-    def publish(self, topic: str, payload: bytes, qos: int, late_s: float = 0.0) -> None:
-        """Publish without waiting: a Published follows, and for QoS 1 an Acknowledged."""
-        from AWSIoTPythonSDK.exception.operationError import operationError
-
-        def on_ack(mid: int) -> None:
-            self._put(Acknowledged(self.name, time.monotonic() - began))
-            log.debug("MQTT %s: PUBACK %s", self.name, mid)
-
-        began = time.monotonic()
-        try:
-            mid = self._client.publishAsync(topic, payload, qos, ackCallback=on_ack)
-            log.debug("MQTT %s: PUBLISH %s to %s", self.name, mid, topic)
-            sent = True
-        except operationError as error:
-            log.debug("MQTT %s: PUBLISH failed, %s", self.name, type(error).__name__)
-            sent = False
-        self._put(Published(self.name, topic, payload, sent, late_s))
-
-    def subscribe(self, topic_filter: str, qos: int) -> None:
-        """Subscribe and wait for the SUBACK; each message is a Received from then on. Raises ElfError."""
-        from AWSIoTPythonSDK.exception.operationError import operationError
-        from AWSIoTPythonSDK.exception.operationTimeoutException import operationTimeoutException
+    def _subscribe(self, client: Any, topic_filter: str, qos: int, answers: queue.SimpleQueue[int | None]) -> None:
+        """Subscribe and wait for the SUBACK, or for the connection's end, which is AWS's way to refuse."""
 
         def on_message(_client: object, _userdata: object, message: Any) -> None:
             payload = bytes(message.payload or b"")
             self._put(Received(self.name, message.topic, payload, message.qos, bool(message.retain)))
 
         log.debug("MQTT %s: SUBSCRIBE to %s", self.name, topic_filter)
+        refused = RefusedError("the broker does not accept the subscription", "SubscribeRefused")
         try:
-            self._client.subscribe(topic_filter, qos, on_message)
-        except (operationError, operationTimeoutException) as error:
-            raise ElfError(
-                f"{self.name} can't subscribe to {topic_filter!r}: the broker did not accept it",
-                f"see that {policy_name(self.name)} allows iot:Subscribe to that topic filter",
-            ) from error
+            client.subscribeAsync(topic_filter, qos, lambda mid, data: answers.put(data[0]), on_message)
+            granted = answers.get(timeout=CONNECT_TIMEOUT_S)
+        except Exception as error:  # the SDK's: it has gone offline
+            if isinstance(error, queue.Empty):
+                raise
+            raise refused from error
+        if granted is None or granted > 1:
+            raise refused
 
-    def disconnect(self) -> None:
-        """Disconnect once what was published has left; never raise."""
-        client, self._client = self._client, None
-        if client is None:
+    def _open_socket(self) -> Any:
+        import socket
+
+        connection = socket.create_connection(self._endpoint, timeout=CONNECT_TIMEOUT_S)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
+        # A network that swallows everything ends a connection within half a minute, where the system can tell.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", 15),
+            ("TCP_KEEPINTVL", 5),
+            ("TCP_KEEPCNT", 3),
+            ("TCP_USER_TIMEOUT", 30_000),
+        ):
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        return connection
+
+    def _explained(self, error: Exception) -> ElfError:
+        """Say why a connect failed."""
+        import socket
+        import ssl
+
+        facts = {
+            "thing": self.name,
+            "endpoint": str(self._endpoint),
+            "error": str(error),
+            "client_id": f"{self.name}-*",
+        }
+        if isinstance(error, RefusedError):
+            return ElfError(error.failure, **facts, topic=self._subscription[0] if self._subscription else "")
+        if broken := self._broken_file():
+            return broken
+        if isinstance(error, ssl.SSLCertVerificationError):
+            # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, OpenSSL's x509_vfy.h
+            return ElfError("OtherHost" if error.verify_code in (62, 64) else "NotTrusted", **facts)
+        if isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
+            return ElfError("TlsFails", **facts)
+        if isinstance(error, TimeoutError):
+            return ElfError("PortUnanswered", **facts)
+        if isinstance(error, ConnectionRefusedError):
+            return ElfError("NothingListens", **facts)
+        if isinstance(error, socket.gaierror):
+            return ElfError("HostUnknown", **facts)
+        if isinstance(error, OSError):
+            return ElfError("HostUnreachable", **facts)
+        raise error
+
+    def _broken_file(self) -> ElfError | None:
+        """Find the file of the thing's that keeps it from connecting."""
+        import ssl
+
+        for file in (self._files.certificate, self._files.private_key):
+            try:
+                if not file.read_bytes().strip():
+                    return ElfError("KeyEmpty", thing=self.name, file=file)
+            except FileNotFoundError:
+                return ElfError("KeyMissing", thing=self.name, file=file)
+            except OSError as error:
+                return ElfError("KeyUnreadable", thing=self.name, file=file, error=error.strerror)
+        context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self._files.certificate
+        try:
+            context.load_verify_locations(file)  # which takes certificates alone
+            file = self._files.private_key
+            context.load_cert_chain(self._files.certificate, file)
+        except ssl.SSLError as error:
+            failure = "NotAPair" if error.reason == "KEY_VALUES_MISMATCH" else "KeyInvalid"
+            return ElfError(failure, thing=self.name, file=file, error=error)
+        return None
+
+    def publish(self, topic: str, payload: bytes, qos: int, late_s: float = 0.0) -> None:
+        """Publish without waiting: a Published follows, and for QoS 1 an Acknowledged, once the thing is online."""
+        message = Message(topic, payload, qos, time.monotonic())
+        with self._lock:
+            if self._ended:
+                return
+            self._count += 1
+            number = self._count
+            if qos:
+                self._unacknowledged[number] = message
+                self._settled.clear()
+            in_turn = not self._behind
+        if qos:
+            self._put(Published(self.name, number, topic, payload, late_s, lost=False))
+        sent = in_turn and self._hand_over(number, message)
+        if not qos:
+            self._put(Published(self.name, number, topic, payload, late_s, lost=not sent))
+
+    def _hand_over(self, number: int, message: Message) -> bool:
+        """Give a message to the SDK, or return False: it can't take it."""
+
+        def on_ack(mid: int) -> None:
+            log.debug("MQTT %s: PUBACK %s", self.name, mid)
+            with self._lock:
+                known = self._unacknowledged.pop(number, None)
+                self._acknowledged, self._rejections = True, 0
+                if not self._unacknowledged:
+                    self._settled.set()
+            if known:  # a message that was sent again is acknowledged twice, maybe
+                self._put(Acknowledged(self.name, number, time.monotonic() - known.began))
+
+        client = self._client
+        if not client:
+            return False
+        self._first_publish = self._first_publish or (time.monotonic(), message.topic)
+        try:
+            mid = client.publishAsync(message.topic, message.payload, message.qos, ackCallback=on_ack)
+            self._handed_over = max(self._handed_over, number)
+            log.debug("MQTT %s: PUBLISH %s to %s", self.name, mid, message.topic)
+            return True
+        except Exception as error:  # the SDK's, and what comes out of it when the connection goes in this moment
+            log.debug("MQTT %s: PUBLISH failed, %s", self.name, type(error).__name__)
+            return False
+
+    def _on_lost(self, client: Any) -> None:
+        with self._lock:
+            if self._client is not client:
+                return
+            self._client = None
+            first, self._first_publish = self._first_publish, None
+        if self._ended:
             return
-        log.debug("MQTT %s: DISCONNECT", self.name)
-        with contextlib.suppress(Exception):  # the SDK raises a time-out when the thing is offline
-            if self._online:
+        now = time.monotonic()
+        rejected = first and now - first[0] < REJECTED_WITHIN_S and not self._acknowledged
+        self._rejections = self._rejections + 1 if rejected else 0
+        if first and self._rejections >= 2 and now > self._patient_until:
+            self.end()
+            self._put(failed(self.name, ElfError("PublishRefused", thing=self.name, topic=first[1])))
+            return
+        self._put(Offline(self.name, str(self._endpoint), self._client_id, now, bool(rejected)))
+        self._lost(self)
+
+    def come_back(self) -> bool:
+        """Try to get the connection back, and send again what is not acknowledged; say whether there is no more to do.
+
+        A broker that goes on refusing, for longer than what was made a moment ago takes to be in force, is believed.
+        """
+        if self._ended:
+            return True
+        try:
+            self._connect_once()
+        except Exception as error:
+            log.debug("MQTT %s: still offline: %s", self.name, error)
+            if not isinstance(error, RefusedError):
+                self._refusals = 0
+                return False
+            if not self._refusals:
+                self._patient_until = max(self._patient_until, time.monotonic() + PROPAGATION_S)
+            self._refusals += 1
+            if self._refusals < 3 or time.monotonic() < self._patient_until:
+                return False
+            self.end()
+            self._put(failed(self.name, self._explained(error)))
+            return True
+        self._refusals = 0
+        self._put(Back(self.name, str(self._endpoint), time.monotonic()))
+        self._catch_up()
+        return True
+
+    def _catch_up(self) -> None:
+        """Send again what is not acknowledged, in order and no faster than AWS takes it, until nothing is behind."""
+        last, again, client, handed_over = 0, 0, self._client, self._handed_over
+        while client and self._client is client:
+            with self._lock:
+                waiting = [(number, message) for number, message in self._unacknowledged.items() if number > last]
+                if not waiting:
+                    self._behind = False
+                    break
+            for number, message in waiting:
+                self._hand_over(number, message)
+                again += number <= handed_over
+                last = number
+                time.sleep(MIN_INTERVAL_S)
+        if again:
+            self._put(Resent(self.name, again))
+
+    def end(self) -> None:
+        """Have no more to do with the connection, without waiting."""
+        with self._lock:
+            self._ended = True
+            client, self._client = self._client, None
+        if client:
+            _end(client)
+
+    def disconnect(self, patience_s: float) -> None:
+        """Wait `patience_s` seconds at the most for the last acknowledgements, and disconnect; never raise."""
+        if self._client:
+            self._settled.wait(patience_s)
+        with self._lock:
+            self._ended = True
+            client, self._client = self._client, None
+        if client:
+            log.debug("MQTT %s: DISCONNECT", self.name)
+            with contextlib.suppress(Exception):  # the SDK raises a time-out when the network has gone
+                client.configureConnectDisconnectTimeout(1.0)
                 client.disconnect()
-            else:
-                client.disconnectAsync()
+
+
+def _end(client: Any) -> None:
+    """Have a client of the SDK disconnect, if it still can, and end its threads and its own attempts to come back."""
+    with contextlib.suppress(Exception):
+        client.disconnectAsync()
+
+
+def _release(client: Any) -> None:
+    """Close what a client of the SDK that is offline has open. It does so itself, but when the garbage is collected."""
+    with contextlib.suppress(Exception):
+        client._mqtt_core._internal_async_client._paho_client._reset_sockets()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1260,7 +2265,9 @@ class Go(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """An order: disconnect and end."""
+    """An order: disconnect and end, once what is published is acknowledged, or `patience_s` seconds later."""
+
+    patience_s: float
 
 
 def drive(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | Stop]) -> None:
@@ -1273,41 +2280,64 @@ def drive(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | S
     # The SDK looks every 10 ms for events that it is notified of, which burns a core for 300 devices. Its failed
     # connects do wait for such a look, though.
     EventConsumer.MAX_DISPATCH_INTERNAL_SEC = 0.1
+    pool = ThreadPoolExecutor(CONNECTS_AT_ONCE)
+    stopping = threading.Event()
+
+    def lost(device: Device, pause_s: float) -> None:
+        with contextlib.suppress(RuntimeError):  # the pool takes no more: this is the end
+            pool.submit(come_back, device, pause_s, time.monotonic() + pause_s)
+
+    def come_back(device: Device, pause_s: float, due: float) -> None:
+        if not stopping.wait(max(0.0, due - time.monotonic())) and not device.come_back():
+            lost(device, min(2 * pause_s, LONGEST_PAUSE_S) * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
     devices = {
-        duty: Device(duty.name, duty.files, job.endpoint, job.root_cert, put, duty.reconnect_after_s)
+        duty: Device(
+            duty.name,
+            duty.files,
+            job.endpoint,
+            job.root_cert,
+            put,
+            duty.patience_s,
+            functools.partial(lost, pause_s=duty.reconnect_after_s),
+        )
         for duty in job.duties
     }
     online: dict[Duty, Device] = {}
     started = time.monotonic()
 
+    def is_over() -> bool:
+        return not orders.empty()  # the first is to go when all are connected; one that comes before is to stop
+
     def connect(number: int, duty: Duty) -> None:
         turn = number + random.random()  # noqa: S311 - jitter, so that processes and fleets do not step together
         time.sleep(max(0.0, started + turn / job.connects_per_s - time.monotonic()))
-        if not orders.empty():  # the first order is to go when all are connected; one that comes before is to stop
+        if is_over():
             return
         try:
-            devices[duty].connect(duty.patience_s)
-            if not job.composer:
-                devices[duty].subscribe(duty.topic, job.qos)
+            devices[duty].connect(None if job.composer else (duty.topic, job.qos), give_up=is_over)
         except Exception as error:
             log.debug("traceback:", exc_info=error)
-            put(Failed(duty.name, *explain(error)))
+            put(failed(duty.name, error))
         else:
             online[duty] = devices[duty]
             put(Connected(duty.name, None if job.composer else duty.topic))
 
-    with ThreadPoolExecutor(CONNECTS_AT_ONCE) as pool:
+    with pool:
         list(pool.map(connect, range(len(devices)), devices))
         EventConsumer.MAX_DISPATCH_INTERNAL_SEC = 1.0
+        order: Go | Stop | None = Stop(0.0)
         try:
-            order: Go | Stop | None = orders.get()
+            order = orders.get()
             if isinstance(order, Go) and job.composer:
                 order = publish_on_schedule(job, order.at, online, orders)
-                put(Done())
+                put(Finished())
             while not isinstance(order, Stop):
                 order = orders.get()
         finally:
-            list(pool.map(Device.disconnect, devices.values()))
+            stopping.set()
+            patience_s = order.patience_s if isinstance(order, Stop) else 0.0
+            list(pool.map(lambda device: device.disconnect(patience_s), devices.values()))
 
 
 def publish_on_schedule(
@@ -1326,15 +2356,28 @@ def publish_on_schedule(
     return None
 
 
+def drive_or_fail(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | Stop]) -> None:
+    """Drive a share of the fleet; an error that no single thing has is one of all of them."""
+    try:
+        drive(job, put, orders)
+    except Exception as error:
+        log.debug("traceback:", exc_info=error)
+        for duty in job.duties:
+            put(failed(duty.name, error))
+        put(Finished())
+
+
 class Crew:
     """A fleet's devices at work: in this process, or where they are too many for one in worker processes.
 
     All that happens to them comes to `inbox` as events.
     """
 
-    def __init__(self, jobs: Sequence[Job], inbox: Inbox) -> None:
+    def __init__(self, jobs: Sequence[Job], inbox: Inbox, not_theirs: Sequence[Any] = ()) -> None:
+        """Start; `not_theirs` are open files that a worker process shall not keep open."""
         import gc
 
+        self.shares = len(jobs)
         self._inbox = inbox
         self._orders: list[Callable[[Go | Stop], None]] = []
         self._threads: list[threading.Thread] = []
@@ -1342,7 +2385,7 @@ class Crew:
         if len(jobs) == 1:
             orders: queue.SimpleQueue[Go | Stop] = queue.SimpleQueue()
             self._orders.append(orders.put)
-            self._start_thread(drive, jobs[0], inbox.put, orders)
+            self._start_thread(drive_or_fail, jobs[0], inbox.put, orders)
             return
         import multiprocessing
 
@@ -1356,7 +2399,7 @@ class Crew:
         for job in jobs:
             ours, theirs = context.Pipe()
             connections.append(ours)
-            inherited = tuple(connections) if forking else ()
+            inherited = (*connections, *not_theirs) if forking else ()
             context.Process(target=work, args=(job, theirs, inherited, log.level), daemon=True).start()
             theirs.close()
         for job, connection in zip(jobs, connections, strict=True):
@@ -1372,20 +2415,21 @@ class Crew:
             while True:
                 self._inbox.put(connection.recv())
         if not self._stopping:
-            remedy = "see whether the system ran out of memory, and use fewer things"
-            self._inbox.put([Failed(duty.name, f"{duty.name}: its worker process died", remedy) for duty in job.duties])
-            self._inbox.put(Done())
+            self._inbox.put([Failed(duty.name, "WorkerDied", {}) for duty in job.duties])
+            self._inbox.put(Finished())
 
     def order(self, order: Go | Stop) -> None:
         for give in self._orders:
             with contextlib.suppress(OSError):  # that worker has ended
                 give(order)
 
-    def stop(self) -> None:
-        """Disconnect all, and wait until that is done, or until it takes too long."""
+    def stop(self, within_s: float = 2 * CONNECT_TIMEOUT_S, patience_s: float = 0.0) -> None:
+        """Disconnect all, those that wait for acknowledgements after `patience_s` seconds; come back `within_s`."""
+        if self._stopping:
+            return
         self._stopping = True
-        self.order(Stop())
-        deadline = time.monotonic() + 2 * CONNECT_TIMEOUT_S
+        self.order(Stop(patience_s))
+        deadline = time.monotonic() + within_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -1396,8 +2440,8 @@ def work(job: Job, connection: Any, inherited: Sequence[Any], log_level: int) ->
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent too, which sees to it
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for parents_end in inherited:
-        parents_end.close()  # or nobody would see the parent end
+    for handle in inherited:
+        handle.close()  # or nobody would see the parent end, nor its lock go
     start_logging(log_level)
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     orders: queue.SimpleQueue[Go | Stop] = queue.SimpleQueue()
@@ -1406,11 +2450,11 @@ def work(job: Job, connection: Any, inherited: Sequence[Any], log_level: int) ->
         with contextlib.suppress(EOFError, OSError):
             while True:
                 orders.put(connection.recv())
-        orders.put(Stop())
+        orders.put(Stop(0.0))
 
     def drive_to_the_end() -> None:
         try:
-            drive(job, events.put, orders)
+            drive_or_fail(job, events.put, orders)
         finally:
             events.put(None)
 
@@ -1445,10 +2489,7 @@ def raise_descriptor_limit(devices: int) -> None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
         except (ValueError, OSError) as error:
-            raise ElfError(
-                f"{plural(devices, 'thing')} in a process need {needed} open files, and this system allows {hard}",
-                "raise the limit (`ulimit -Hn`, or nofile in /etc/security/limits.conf), or use fewer things",
-            ) from error
+            raise ElfError("TooFewDescriptors", things=plural(devices, "thing"), needed=needed, allowed=hard) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1460,30 +2501,24 @@ def create_things(cli: argparse.Namespace) -> int:
     """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, never take away."""
     fleet: Fleet = cli.fleet
     with fleet.locked(cli.inbox):
+        is_new = fleet.elf_id is None
         fleet.open()
-        names = [f"{cli.prefix}_{number}" for number in range(cli.count)]
-        numbered = re.compile(re.escape(cli.prefix) + r"_[0-9]+")
-        existing = [name for name in fleet.things if numbered.fullmatch(name)]
-        if set(existing) - set(names):
-            raise ElfError(
-                f"there are {plural(len(existing), 'thing')} already, more than the {cli.count} you ask for",
-                "`elf.py clean` removes them all; `elf.py create` then makes as many as you like",
-            )
-        if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
-            raise ElfError(f"{', '.join(cleaning)}: half cleaned up", "finish with `elf.py clean`, then create again")
-        missing = [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
-        if not missing:
-            log.info(
-                "[create_things] ELF has %s already in region:'%s'.", plural(len(names), "thing"), cli.place.region
-            )
+        missing = missing_things(fleet, cli.prefix, cli.count)
+        if not missing and not fleet.unanswered:
+            things = plural(cli.count, "thing")
+            log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
-        iot, place = connect_control_plane(cli.place, cli.rate)
+        iot, place = reach_aws(cli)
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
         fleet.settle(place)
+        failures = Failures()
         try:
-            for name, thing in for_each(cli.inbox, missing, functools.partial(make_thing, iot, fleet)):
+            strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
+            if lost := sorted(strays - fleet.things.keys() - set(missing)):
+                log.warning("things of this ELF in AWS that it forgot, and that a larger COUNT takes up: %s", lost)
+            for name, thing in for_each(cli.inbox, missing, functools.partial(make_thing, iot, fleet, strays)):
                 if isinstance(thing, Exception):
-                    report(thing, subject=name)
+                    failures.add(name, thing)
                     continue
                 fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
                 files = fleet.files(name)
@@ -1491,52 +2526,155 @@ def create_things(cli: argparse.Namespace) -> int:
                 log.info("Thing Name: %s and PEM file: %s", name, files.certificate)
                 log.info("Thing Name: %s Public Key File: %s", name, files.public_key)
                 log.info("Thing Name: %s Private Key File: %s", name, files.private_key)
+            show_unanswered(cli)
         finally:
-            if fleet.things:
+            if fleet.things or fleet.unanswered:
                 log.info("Wrote %d things to config file: %s", len(fleet.things), fleet.things_file)
             else:
                 fleet.dissolve()
             created = [thing for thing in fleet.ready if thing.name in missing]
             log.info("[create_things] ELF created %d things in region:'%s'.", len(created), place.region)
+            if left := len(missing) - len(created):
+                log.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
+            failures.report(of=len(missing))
     return 0 if len(created) == len(missing) else 1
 
 
+def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
+    """Name what a fleet of `count` things lacks. Raises ElfError where it can't be had by making more."""
+    names = [f"{prefix}_{number}" for number in range(count)]
+    numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
+    existing = [name for name in fleet.things if numbered.fullmatch(name)]
+    if set(existing) - set(names):
+        raise ElfError("TooMany", existing=plural(len(existing), "thing"), count=count)
+    if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
+        raise ElfError("HalfCleaned", things=", ".join(cleaning))
+    return [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
+
+
+class Diagnosed(NamedTuple):
+    """An event: AWS has been asked why the broker refused a thing."""
+
+    thing: str
+    failure: ElfError
+
+
+class Shift:
+    """The things at work in a command: which are connected, which failed and why, which were offline and how long."""
+
+    def __init__(self, cli: argparse.Namespace, crew: Crew, things: Sequence[Thing]) -> None:
+        self.crew = crew
+        self.things = {thing.name: thing for thing in things}
+        self.online = 0
+        self.failed: set[str] = set()
+        self.failures = Failures()
+        self.offline_s: dict[str, float] = collections.defaultdict(float)
+        self._offline_since: dict[str, float] = {}
+        self._cli = cli
+        self._asked = self._answered = 0  # diagnoses
+        self._advised = False
+
+    def take(self, event: Any) -> None:
+        if isinstance(event, Connected):
+            self.online += 1
+            if event.topic_filter:
+                log.info("ELF %s subscribed to topic: %s", event.thing, event.topic_filter)
+        elif isinstance(event, Failed):
+            self.failed.add(event.thing)
+            failure = ElfError(event.failure, **event.facts)
+            if event.failure.endswith("Refused") and self._asked < DIAGNOSES:
+                self._asked += 1
+                threading.Thread(target=self._diagnose, args=(self.things[event.thing], failure), daemon=True).start()
+            else:
+                self.failures.add(event.thing, failure)
+        elif isinstance(event, Diagnosed):
+            self._answered += 1
+            self.failures.add(event.thing, event.failure)
+        elif isinstance(event, Offline):
+            self._cli.refuse_dead_local()
+            facts = {"thing": event.thing, "endpoint": event.endpoint, "client_id": event.client_id}
+            cause, remedy = explain(ElfError("ConnectionLost", **facts))
+            log.warning("%s", cause)
+            if not event.rejected and not self._advised:
+                log.warning("what to do: %s", remedy)
+                self._advised = True
+            self._offline_since.setdefault(event.thing, event.at)
+        elif isinstance(event, Back):
+            after_s = event.at - self._offline_since.pop(event.thing, event.at)
+            self.offline_s[event.thing] += after_s
+            log.warning("%s has its connection to %s again, after %.1f s", event.thing, event.endpoint, after_s)
+
+    def _diagnose(self, thing: Thing, failure: ElfError) -> None:
+        try:
+            with self._cli.asking:  # one client for all
+                self._cli.control_plane = self._cli.control_plane or connect_control_plane(
+                    self._cli.place, self._cli.inbox
+                )
+                iot, place = self._cli.control_plane
+            failure = diagnose(iot, place, thing, failure)
+        except Exception as error:  # then AWS can't be asked
+            log.debug("no diagnosis of %s:", thing.name, exc_info=error)
+        self._cli.inbox.put(Diagnosed(thing.name, failure))
+
+    def await_diagnoses(self) -> None:
+        deadline = time.monotonic() + 2 * CALL_TIMEOUT_S
+        while self._answered < self._asked and (event := self._cli.inbox.get(deadline)) is not None:
+            self.take(event)
+
+    @property
+    def still_offline(self) -> list[str]:
+        return [thing for thing in self._offline_since if thing not in self.failed]
+
+    def report_outages(self, command: str, effect: str) -> None:
+        now = time.monotonic()
+        for thing, since in self._offline_since.items():
+            self.offline_s[thing] += now - since
+        if self.offline_s:
+            longest, longest_s = max(self.offline_s.items(), key=lambda pair: pair[1])
+            log.warning(
+                "[%s] offline: %s, %s for %.1f s at the longest; %s",
+                command,
+                plural(len(self.offline_s), "thing"),
+                longest,
+                longest_s,
+                effect,
+            )
+
+
 class Tally:
-    """What has become of the messages, and of the things."""
+    """What has become of the messages."""
 
     def __init__(self, qos: int) -> None:
         self._qos = qos
-        self._awaited: collections.Counter[str] = collections.Counter()  # acknowledgements, by thing
-        self.published = self.unsent = self.failed = self.awaited = 0
+        self.unacknowledged: dict[tuple[str, int], Published] = {}
+        self.published = self.dropped = self.resent = 0
         self.late_s = 0.0  # at the worst
         self.latencies_s: list[float] = []  # of what was acknowledged
+        self.last_at = 0.0  # time.monotonic() of the last acknowledgement
 
     @property
     def lost(self) -> int:
-        return self.awaited + self.unsent
+        return self.dropped + len(self.unacknowledged)
 
     def take(self, event: Any) -> None:
         if isinstance(event, Acknowledged):
             self.latencies_s.append(event.after_s)
-            self._await(event.thing, -1)
+            self.last_at = time.monotonic()
+            self.unacknowledged.pop((event.thing, event.number), None)
         elif isinstance(event, Published):
             text = decoded(event.payload)
             log.info("ELF %s posting message:'%s' on topic: %s", event.thing, text, event.topic)
             self.published += 1
-            self.unsent += not event.sent
+            self.dropped += event.lost
             self.late_s = max(self.late_s, event.late_s)
-            if event.sent and self._qos:
-                self._await(event.thing, 1)
-        elif isinstance(event, Failed):
-            complain(event.cause, event.remedy)
-            self.failed += 1
-            hopeless = self._awaited[event.thing]
-            self.unsent += hopeless
-            self._await(event.thing, -hopeless)
+            if self._qos:
+                self.unacknowledged[event.thing, event.number] = event
+        elif isinstance(event, Resent):
+            self.resent += event.messages
 
-    def _await(self, thing: str, acknowledgements: int) -> None:
-        self._awaited[thing] += acknowledgements
-        self.awaited += acknowledgements
+    def is_complete(self, failed: set[str]) -> bool:
+        """Say whether there is nothing more to wait for."""
+        return not self.unacknowledged or all(thing in failed for thing, _ in self.unacknowledged)
 
     def report(self, things: int) -> None:
         if self.latencies_s:
@@ -1546,6 +2684,11 @@ class Tally:
                 1000 * percentile(self.latencies_s, 99),
                 1000 * self.late_s,
             )
+        for (thing, number), message in list(self.unacknowledged.items())[:LISTED_MESSAGES]:
+            text = decoded(message.payload)
+            log.warning("not acknowledged: message %d of %s on %s: '%s'", number, thing, message.topic, text)
+        if (more := len(self.unacknowledged) - LISTED_MESSAGES) > 0:
+            log.warning("not acknowledged: %s more", plural(more, "message"))
         log.info(
             "[send_messages] ELF sent %s from %s: %s, %d lost",
             plural(self.published, "message"),
@@ -1554,10 +2697,7 @@ class Tally:
             self.lost,
         )
         if self.lost:
-            complain(
-                f"{plural(self.lost, 'message')} lost: not acknowledged, or not sent while offline",
-                "see the lines above, check the network, and send again",
-            )
+            complain(ElfError("MessagesLost", messages=plural(self.lost, "message")))
 
 
 def send_messages(cli: argparse.Namespace) -> int:
@@ -1567,26 +2707,49 @@ def send_messages(cli: argparse.Namespace) -> int:
     topics = {thing.name: topic_of(cli, thing.name, f"{TOPIC_ROOT}/{thing.name}") for thing in things}
     for topic in topics.values():
         refuse_bad_topic(topic)
-        if len(composer.payload(topic)) > MAX_PAYLOAD_BYTES:
-            raise ElfError("the message is too long: AWS IoT takes 128 KiB", "send a shorter one")
+        if (size := len(composer.payload(topic))) > MAX_PAYLOAD_BYTES:
+            raise ElfError("PayloadTooLong", size=size)
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     rounds = math.ceil(cli.duration / cli.interval - 1e-9)
     tally = Tally(cli.qos)
     schedule = {"composer": composer, "interval_s": cli.interval, "rounds": rounds}
-    with at_work(cli, things, topics, **schedule) as (crew, online, shares):
-        log.info("[send_messages] ELF sending %s from each of %s", plural(rounds, "message"), plural(online, "thing"))
-        crew.order(Go(at=time.monotonic() + 0.05 * (shares > 1)))
+
+    def take(event: Any) -> Any:
+        shift.take(event)
+        tally.take(event)
+        return event
+
+    with at_work(cli, things, topics, **schedule) as shift:
+        log.info(
+            "[send_messages] ELF sending %s from each of %s", plural(rounds, "message"), plural(shift.online, "thing")
+        )
+        shift.crew.order(Go(at=time.monotonic() + 0.05 * (shift.crew.shares > 1)))
         try:
-            while shares:
-                event = cli.inbox.get(math.inf)
-                shares -= isinstance(event, Done)
-                tally.take(event)
-            deadline = time.monotonic() + ACK_GRACE_S
-            while tally.awaited and (event := cli.inbox.get(deadline)) is not None:
-                tally.take(event)
+            finished = 0
+            while finished < shift.crew.shares:
+                finished += isinstance(take(cli.inbox.get(math.inf)), Finished)
+            ended = time.monotonic()
+            news_at = ended + 2.0
+            while not tally.is_complete(shift.failed):
+                deadline = max(ended + ACK_GRACE_S, tally.last_at + ACK_PAUSE_S)
+                if (event := cli.inbox.get(min(deadline, news_at))) is not None:
+                    take(event)
+                elif news_at < deadline:
+                    waiting, left_s = len(tally.unacknowledged), deadline - time.monotonic()
+                    log.info("[send_messages] waiting for %s, up to %.0f s", plural(waiting, "acknowledgement"), left_s)
+                    news_at = math.inf
+                else:
+                    break
+        except Interrupted:
+            shift.crew.stop(within_s=STOP_S, patience_s=STOP_S / 2)
+            log.info("[send_messages] stopped before all %d messages were sent", rounds * shift.online)
+            raise
         finally:
-            tally.report(online)
-    return 1 if tally.lost or tally.failed or online < len(things) else 0
+            for event in cli.inbox.rest():
+                tally.take(event)
+            shift.report_outages("send_messages", f"{plural(tally.resent, 'message')} sent again")
+            tally.report(shift.online)
+    return 1 if tally.lost or shift.failed else 0
 
 
 def subscribe(cli: argparse.Namespace) -> int:
@@ -1595,27 +2758,29 @@ def subscribe(cli: argparse.Namespace) -> int:
     filters = {thing.name: topic_of(cli, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
     for topic_filter in filters.values():
         refuse_bad_topic(topic_filter, wildcards=True)
-    received = failed = 0
-    with at_work(cli, things, filters) as (_, online, _):
-        log.info("[subscribe] ELF listening on %s for %g s", plural(online, "thing"), cli.duration)
+    received = 0
+    with at_work(cli, things, filters) as shift:
+        log.info("[subscribe] ELF listening on %s for %g s", plural(shift.online, "thing"), cli.duration)
         deadline = time.monotonic() + cli.duration
         try:
             while (cli.count is None or received < cli.count) and (event := cli.inbox.get(deadline)) is not None:
                 if isinstance(event, Received):
                     received += 1
                     log.info("Received message: %s from topic: %s", decoded(event.payload), printable(event.topic))
-                elif isinstance(event, Failed):
-                    complain(event.cause, event.remedy)
-                    failed += 1
+                shift.take(event)
+                if shift.failed >= shift.things.keys():
+                    break
         finally:
-            log.info("[subscribe] ELF received %s on %s", plural(received, "message"), plural(online, "thing"))
+            deaf = shift.still_offline
+            shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
+            log.info("[subscribe] ELF received %s on %s", plural(received, "message"), plural(shift.online, "thing"))
+    if deaf:
+        complain(ElfError("StillDeaf", things=", ".join(sorted(deaf, key=by_number))))
     if cli.count is not None and received < cli.count:
-        complain(
-            f"{plural(received, 'message')} came in {cli.duration:g} s, not {cli.count}",
-            "see that something is sent to that topic meanwhile, or give it a longer --duration",
-        )
+        messages = plural(received, "message")
+        complain(ElfError("TooFewMessages", messages=messages, duration=cli.duration, count=cli.count))
         return 1
-    return 1 if failed or online < len(things) else 0
+    return 1 if shift.failed or deaf else 0
 
 
 def clean_up(cli: argparse.Namespace) -> int:
@@ -1623,29 +2788,79 @@ def clean_up(cli: argparse.Namespace) -> int:
     fleet: Fleet = cli.fleet
     with fleet.locked(cli.inbox):
         things = list(fleet.things.values())
-        if not things:
+        if not things and not fleet.unanswered:
             log.info("[clean_up] ELF has no things to clean up")
         elif cli.only_local:
-            names = ", ".join(fleet.things)
             if not cli.place.local:
+                names = ", ".join(fleet.things)
                 log.warning("left in AWS IoT, with their certificates and policies: %s (%s)", names, cli.place)
             for thing in things:
                 fleet.forget(thing)
+            fleet.forget_unanswered()
         else:
             log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
-            iot, _ = connect_control_plane(cli.place, cli.rate)  # in another account all would seem to be gone
+            iot, _ = reach_aws(cli)  # in another account all would seem to be gone
+            failures = Failures()
             try:
                 for thing, error in for_each(cli.inbox, things, functools.partial(retire, iot, fleet)):
                     if error:
-                        report(error, subject=thing.name)
+                        failures.add(thing.name, error)
                     else:
                         log.info("Thing:'%s' cleaned up", thing.name)
+                show_unanswered(cli)
             finally:
                 left = len(fleet.things)
                 log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
+                failures.report(of=len(things))
         if not fleet.things:
+            if cli.place.local:
+                fleet.forget_unanswered()  # it goes away as a whole
             fleet.dissolve()
     return 1 if fleet.things else 0
+
+
+def reach_aws(cli: argparse.Namespace) -> tuple[Any, Place]:
+    """Connect to the control plane where the fleet lives, or shall."""
+    if not cli.control_plane:
+        cli.control_plane = in_background(cli.inbox, lambda: connect_control_plane(cli.place, cli.inbox, cli.rate))
+    control_plane: tuple[Any, Place] = cli.control_plane
+    return control_plane
+
+
+def show_unanswered(cli: argparse.Namespace) -> None:
+    """Say which certificates may have been made without ELF's getting to know of it, for the user to decide."""
+    fleet: Fleet = cli.fleet
+    if not fleet.unanswered:
+        return
+    log.warning(
+        "%s for a certificate never got an answer: as many may have been made whose keys nobody has, from %s to %s",
+        plural(len(fleet.unanswered), "call"),
+        utc(min(call.since for call in fleet.unanswered)),
+        utc(max(call.until for call in fleet.unanswered)),
+    )
+    try:
+        iot, _ = reach_aws(cli)
+        found = in_background(cli.inbox, lambda: unclaimed_certificates(iot, fleet))
+    except Interrupted:
+        raise
+    except Exception as error:
+        complain(error)
+        return
+    for certificate in found:
+        log.warning(
+            "certificate %s, %s, made at %s, is attached to nothing",
+            certificate.certificate_id,
+            certificate.status,
+            utc(certificate.made),
+        )
+    if found:
+        log.warning(
+            "what to do: if nobody else made it, take it away: `aws iot update-certificate --new-status INACTIVE "
+            "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
+        )
+    else:
+        log.info("there is none: none was made, or it is gone again")
+        fleet.forget_unanswered(until=time.time() - CONSISTENCY_S)
 
 
 def ready_things(fleet: Fleet) -> list[Thing]:
@@ -1655,34 +2870,36 @@ def ready_things(fleet: Fleet) -> list[Thing]:
             command = "create" if thing.stage == CREATING else "clean"
             log.warning("%s is not complete and stays out: `elf.py %s` finishes it", thing.name, command)
     if not fleet.ready:
-        raise ElfError("there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)")
+        raise ElfError("Incomplete" if fleet.things else "NothingYet")
     return fleet.ready
 
 
 @contextlib.contextmanager
 def at_work(
     cli: argparse.Namespace, things: Sequence[Thing], topics: Mapping[str, str], **work: Any
-) -> Iterator[tuple[Crew, int, int]]:
+) -> Iterator[Shift]:
     """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
 
-    Yields the crew, how many things are connected, and on how many processes; what keeps the others from it is
-    reported. Raises ElfError when none is.
+    What keeps some from it is reported. Raises ElfError when none is connected.
     """
     import random
 
     fleet: Fleet = cli.fleet
-    fleet.open()
-    endpoint: Endpoint | None = cli.mqtt_endpoint
-    newcomers = {thing.name for thing in things if not thing.policy_arn}
-    if newcomers or not endpoint or not endpoint.host:
-        iot, place = connect_control_plane(cli.place, cli.rate)
-        if not endpoint or not endpoint.host:
-            endpoint = Endpoint(place.data_endpoint or "", endpoint.port if endpoint else MQTT_PORT)
     root_cert = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
     refuse_bad_root(root_cert)
     raise_descriptor_limit(min(len(things), DEVICES_A_PROCESS))
+    if fleet.unanswered:
+        with fleet.locked(cli.inbox):
+            show_unanswered(cli)
+    endpoint: Endpoint | None = cli.mqtt_endpoint
+    newcomers = {thing.name for thing in things if not thing.policy_arn}
+    young_s = max(0.0, PROPAGATION_S - fleet.changed_s_ago())
+    if newcomers or not endpoint or not endpoint.host:
+        _, place = reach_aws(cli)
+        if not endpoint or not endpoint.host:
+            endpoint = Endpoint(place.data_endpoint or "", endpoint.port if endpoint else MQTT_PORT)
     if newcomers:
-        things = [thing for thing in with_policies(cli, iot, newcomers) if thing.name in topics]
+        things = [thing for thing in with_policies(cli, newcomers) if thing.name in topics]
     shares = processes_for(len(things))
     reconnects_s = 2 * len(things) / CONNECTS_PER_S
     spread = min(1.0, cli.duration / cli.interval) if "interval" in cli else 0.0
@@ -1692,50 +2909,65 @@ def at_work(
             fleet.files(thing.name),
             topics[thing.name],
             phase=number / len(things) * spread,
-            patience_s=PROPAGATION_S if thing.name in newcomers else 0.0,
+            patience_s=PROPAGATION_S if thing.name in newcomers else young_s,
             reconnect_after_s=random.uniform(0.5, 1.0 + reconnects_s),  # noqa: S311 - jitter
         )
         for number, thing in enumerate(things)
     ]
     job = Job((), endpoint, root_cert, cli.qos, CONNECTS_PER_S / shares, **work)
-    crew = Crew([job._replace(duties=tuple(duties[share::shares])) for share in range(shares)], cli.inbox)
+    jobs = [job._replace(duties=tuple(duties[share::shares])) for share in range(shares)]
+    crew = Crew(jobs, cli.inbox, not_theirs=[fleet.lock] if fleet.lock else [])
+    shift = Shift(cli, crew, things)
+    shift.failed |= topics.keys() - shift.things.keys()  # without a policy
     try:
-        online = 0
         waiting, early = {duty.name for duty in duties}, []
         while waiting:
             event = cli.inbox.get(math.inf)
-            if isinstance(event, Connected):
-                online += 1
-                if event.topic_filter:
-                    log.info("ELF %s subscribed to topic: %s", event.thing, event.topic_filter)
-            elif isinstance(event, Failed):
-                complain(event.cause, event.remedy)
-            else:  # the first things hear messages before the last are connected
+            if isinstance(event, Received | Finished):  # of the first things, before the last are connected
                 early.append(event)
                 continue
-            waiting.discard(event.thing)
-        if not online:
-            raise ElfError("none of the things could connect", "see the lines above")
-        cli.inbox.put(early)
-        yield crew, online, shares
-    finally:
+            shift.take(event)
+            if isinstance(event, Connected | Failed):
+                waiting.discard(event.thing)
+        if shift.online:
+            cli.inbox.put(early)
+            yield shift
+        shift.await_diagnoses()
+        if not shift.online:
+            raise ElfError("NoneConnected")
+    except Interrupted:
+        crew.stop(within_s=STOP_S)
+        raise
+    except Exception:
         crew.stop()
+        raise
+    else:
+        crew.stop()
+    finally:
+        shift.failures.report(of=len(shift.things))
 
 
-def with_policies(cli: argparse.Namespace, iot: Any, newcomers: set[str]) -> list[Thing]:
+def with_policies(cli: argparse.Namespace, newcomers: set[str]) -> list[Thing]:
     """Give a policy to each newcomer that has none; return the fleet's things that have one now."""
     fleet: Fleet = cli.fleet
+    iot, _ = reach_aws(cli)
+    failures = Failures()
     with fleet.locked(cli.inbox):
         # Another send or subscribe may have been quicker.
         without = [thing for thing in fleet.ready if thing.name in newcomers and not thing.policy_arn]
-        for thing, authorised in for_each(cli.inbox, without, functools.partial(authorise, iot, fleet)):
-            if isinstance(authorised, Exception):
-                report(authorised, subject=thing.name)
-            else:
-                log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
-        things = [thing for thing in fleet.ready if thing.policy_arn]
+        try:
+            for thing, authorised in for_each(cli.inbox, without, functools.partial(authorise, iot, fleet)):
+                if isinstance(authorised, Exception):
+                    failures.add(thing.name, authorised)
+                else:
+                    log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
+        finally:
+            things = [thing for thing in fleet.ready if thing.policy_arn]
+            if left := len(fleet.ready) - len(things):
+                log.info("%s without a policy yet: the same command again goes on", plural(left, "thing"))
+            failures.report(of=len(without))
     if not things:
-        raise ElfError("none of the things has a policy", "see the lines above")
+        raise ElfError("NoneAuthorised")
     return things
 
 
@@ -1763,10 +2995,12 @@ def read_message(cli: argparse.Namespace) -> Composer:
         if isinstance(content, dict):
             return Composer.of(text, content)
     except OSError as error:
-        raise ElfError(f"{path} can't be read: {error.strerror}", "name a file with --json-message") from error
+        raise ElfError("MessageMissing", file=path, error=error.strerror) from error
+    except UnicodeDecodeError as error:
+        raise ElfError("MessageNotUtf8", file=path, error=error) from error
     except (ValueError, RecursionError) as error:
-        raise ElfError(f"{path} is not JSON: {error}", "mend it; example.json shows one") from error
-    raise ElfError(f"{path} holds no JSON object", "put one in; example.json shows one")
+        raise ElfError("MessageNotJson", file=path, error=error) from error
+    raise ElfError("MessageNotObject", file=path)
 
 
 def refuse_bad_topic(topic: str, wildcards: bool = False) -> None:
@@ -1774,19 +3008,19 @@ def refuse_bad_topic(topic: str, wildcards: bool = False) -> None:
     levels = topic.split("/")
     problem = None
     if not topic or "\0" in topic:
-        problem = "it is empty or has a null character"
+        problem = "TopicEmpty"
     elif len(utf8(topic)) > MAX_TOPIC_BYTES:
-        problem = f"it is longer than {MAX_TOPIC_BYTES} bytes"
+        problem = "TopicTooLong"
     elif len(levels) - 1 - 3 * topic.startswith(("$aws/rules/", "$share/")) > MAX_TOPIC_SLASHES:
-        problem = f"it has more than {MAX_TOPIC_SLASHES} slashes"
+        problem = "TopicTooDeep"
     elif not wildcards and ("#" in topic or "+" in topic):
-        problem = "a message is published to one topic, without + and #"
+        problem = "TopicHasWildcard"
     elif "#" in topic[:-1] or any(level != wild and wild in level for level in levels for wild in "+#"):
-        problem = "+ stands for one whole level, and # for all the rest at the end"
+        problem = "FilterMisplaced"
+    elif not wildcards and UNPUBLISHABLE.match(topic):
+        problem = "TopicReserved"
     if problem:
-        raise ElfError(
-            f"AWS IoT does not take the topic {printable(topic)[:300]!r}: {problem}", "name another with --topic"
-        )
+        raise ElfError(problem, topic=repr(topic[:300]))
 
 
 def refuse_bad_root(path: Path) -> None:
@@ -1795,11 +3029,10 @@ def refuse_bad_root(path: Path) -> None:
 
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except FileNotFoundError as error:
+        raise ElfError("RootMissing", file=path) from error
     except OSError as error:  # ssl.SSLError is one
-        raise ElfError(
-            f"{path} is no root certificate: {error.strerror or error}",
-            "name a PEM file with --root-cert; without that option ELF uses Amazon's own",
-        ) from error
+        raise ElfError("RootInvalid", file=path, error=error.strerror or error) from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1808,6 +3041,7 @@ def refuse_bad_root(path: Path) -> None:
 
 
 SAVE_PATH = "/_elf/save"
+LOCAL_LOG = "ministack.log"
 
 
 class LocalAws(NamedTuple):
@@ -1833,7 +3067,7 @@ def find_local(directory: Path) -> LocalAws | None:
     return LocalAws(f"http://127.0.0.1:{http_port}", Endpoint("localhost", mqtt_port), directory / "ca.pem")
 
 
-def start_local(directory: Path) -> LocalAws:
+def start_local(directory: Path, inbox: Inbox) -> LocalAws:
     """Start the embedded AWS IoT in the background, with the state it had, and wait until it is ready.
 
     Raises: ElfError when MiniStack is not installed or does not start.
@@ -1844,14 +3078,11 @@ def start_local(directory: Path) -> LocalAws:
 
     missing = [name for name in ("ministack", "hypercorn", "cryptography") if not importlib.util.find_spec(name)]
     if missing:
-        raise ElfError(
-            f"--local needs MiniStack, and there is no Python package {' or '.join(missing)}",
-            f"{sys.executable} -m pip install -r {HERE / 'requirements-local.txt'}",
-        )
+        raise ElfError("NoMiniStack", packages=" or ".join(missing))
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     http_port, mqtt_port = _ports(directory)
     log.info("starting the embedded AWS IoT in %s", directory)
-    with open(directory / "ministack.log", "w", opener=functools.partial(os.open, mode=0o600)) as logfile:
+    with open(directory / LOCAL_LOG, "w", opener=_not_through_links) as logfile:
         process = subprocess.Popen(
             [
                 sys.executable,
@@ -1871,18 +3102,20 @@ def start_local(directory: Path) -> LocalAws:
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
     deadline = time.monotonic() + LOCAL_START_S
-    while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError, http.client.HTTPException):  # it died: the next turn sees that
-            if _is_ready(http_port):
-                write_private(directory / "ca.pem", _get(http_port, "/_ministack/iot/ca.pem").decode("ascii"))
-                if local := find_local(directory):
-                    return local
-        time.sleep(0.05)
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(OSError, http.client.HTTPException):  # it died: the next turn sees that
+                if _is_ready(http_port):
+                    write_private(directory / "ca.pem", _get(http_port, "/_ministack/iot/ca.pem").decode("ascii"))
+                    if local := find_local(directory):
+                        return local
+            inbox.check()
+            time.sleep(0.05)
+    except BaseException:
+        process.kill()
+        raise
     process.kill()
-    raise ElfError(
-        f"the embedded AWS IoT did not start (exit status {process.wait()})",
-        f"see why in {directory / 'ministack.log'}",
-    )
+    raise ElfError("LocalDidNotStart", error=f"exit status {process.wait()}", log=directory / LOCAL_LOG)
 
 
 def save_local(local: LocalAws) -> None:
@@ -1910,7 +3143,7 @@ def _ports(directory: Path) -> tuple[int, int]:
     for http_port, mqtt_port in filter(None, (_address(directory), (0, 0))):
         with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as stack:
             return _reserve(stack, http_port), _reserve(stack, mqtt_port)
-    raise ElfError("there is no free port on 127.0.0.1", "end other programs, then try again")
+    raise ElfError("NoFreePort")
 
 
 def _address(directory: Path) -> tuple[int, int] | None:
@@ -2101,6 +3334,10 @@ def seconds(text: str) -> float:
     return value
 
 
+def patience(text: str) -> float:
+    return 0.0 if re.fullmatch(r"0+(\.0*)?", text) else seconds(text)
+
+
 def interval(text: str) -> float:
     if (value := seconds(text)) < MIN_INTERVAL_S:
         raise argparse.ArgumentTypeError(
@@ -2132,7 +3369,7 @@ def mqtt_endpoint(text: str) -> Endpoint:
 
 
 def url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", text):
+    if not PLACE["endpoint_url"].fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not an http or https URL")
     return text
 
@@ -2149,6 +3386,7 @@ def option(*names: str, **settings: Any) -> Option:
 class Command(NamedTuple):
     name: str
     run: Callable[[argparse.Namespace], int]
+    alone: bool  # on its misc/
     summary: str
     example: str
     options: tuple[Option, ...]
@@ -2161,6 +3399,13 @@ GLOBAL_OPTIONS = (
     option("--local", action="store_true", help="an AWS IoT embedded in this machine; needs no account"),
     option(
         "--misc-dir", metavar="D", type=Path, help="keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
+    ),
+    option(
+        "--wait",
+        metavar="S",
+        type=patience,
+        default=0.0,
+        help="wait so long for another ELF to finish with that directory (default: 0 s)",
     ),
     option("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure"),
     option("--version", action="version", version=f"aws-iot-elf {VERSION}"),
@@ -2189,6 +3434,7 @@ COMMANDS = (
     Command(
         "create",
         create_things,
+        True,
         "make things in AWS IoT, each with a certificate and keys",
         "create 3",
         (
@@ -2200,6 +3446,7 @@ COMMANDS = (
     Command(
         "send",
         send_messages,
+        False,
         "have every thing publish messages",
         "send --duration 30 --interval 0.5 'Hello from ELF'",
         (
@@ -2219,6 +3466,7 @@ COMMANDS = (
     Command(
         "subscribe",
         subscribe,
+        False,
         "have every thing listen, and log what it hears",
         "subscribe --duration 30",
         (
@@ -2232,6 +3480,7 @@ COMMANDS = (
     Command(
         "clean",
         clean_up,
+        True,
         "take everything away again, in AWS IoT and on disk",
         "clean",
         (
@@ -2273,10 +3522,10 @@ def build_parser() -> Parser:
             description=f"{command.summary[0].upper()}{command.summary[1:]}.",
             epilog=f"example: python elf.py {command.example}",
         )
-        subparser.set_defaults(run=command.run)
+        subparser.set_defaults(command=command)
         subparser.add_options(command.options)
         # Without SUPPRESS, the default of what is not given after the command would undo what is given before it.
-        after = tuple(option(*names, **settings, default=argparse.SUPPRESS) for names, settings in GLOBAL_OPTIONS)
+        after = tuple(Option(names, settings | {"default": argparse.SUPPRESS}) for names, settings in GLOBAL_OPTIONS)
         subparser.add_options(after, group="options of every command")
     return parser
 
@@ -2295,10 +3544,7 @@ def locate(cli: argparse.Namespace, remembered: Place | None) -> Place:
     if cli.local and not remembered.local:
         options.append("--local")
     if options:
-        raise ElfError(
-            f"{' '.join(options)} contradicts where the fleet lives: {remembered}",
-            "leave the option out, or clean this fleet first, or keep another one with --misc-dir",
-        )
+        raise ElfError("Contradiction", options=" ".join(options), place=remembered)
     return remembered._replace(profile=remembered.profile or cli.profile)
 
 
@@ -2311,26 +3557,38 @@ def _contradicts(place: Place, key: str, value: str) -> bool:
 
 def run_command(cli: argparse.Namespace) -> int:
     """Find the fleet and its AWS, the embedded one included, and run the command on them."""
+    command: Command = cli.command
     directory = cli.misc_dir or os.environ.get("ELF_MISC_DIR") or HERE / "misc"
     cli.fleet = fleet = Fleet(Path(directory).expanduser().absolute())
-    cli.place = locate(cli, fleet.place)
-    cleaning = cli.run is clean_up
-    local = None
-    if cli.place.local and (fleet.things or cli.run is create_things) and not (cleaning and cli.only_local):
-        local = find_local(fleet.local_directory)
-        if not local:
-            with fleet.locked(cli.inbox):
-                local = find_local(fleet.local_directory) or start_local(fleet.local_directory)
-        cli.place = cli.place._replace(endpoint_url=local.url)
-        cli.mqtt_endpoint = getattr(cli, "mqtt_endpoint", None) or local.mqtt
-        cli.root_cert = getattr(cli, "root_cert", None) or local.root_cert
-    try:
-        status = cli.run(cli)
-    finally:
-        if local:
-            save_local(local)
-    if cleaning and status == 0 and fleet.local_directory.exists():
-        stop_local(fleet.local_directory)
+    cli.control_plane, cli.asking = None, threading.Lock()
+    with fleet.held(command.name, command.alone, cli.wait, cli.inbox):
+        cli.place = locate(cli, fleet.place)
+        cleaning = command.run is clean_up
+        local = None
+        has_work = fleet.things or fleet.unanswered or command.run is create_things
+        if cli.place.local and has_work and not (cleaning and cli.only_local):
+            local = find_local(fleet.local_directory)
+            if not local:
+                with fleet.locked(cli.inbox):
+                    local = find_local(fleet.local_directory) or start_local(fleet.local_directory, cli.inbox)
+            cli.place = cli.place._replace(endpoint_url=local.url)
+            cli.mqtt_endpoint = getattr(cli, "mqtt_endpoint", None) or local.mqtt
+            cli.root_cert = getattr(cli, "root_cert", None) or local.root_cert
+
+        def refuse_dead_local() -> None:
+            if local and not find_local(fleet.local_directory):
+                raise ElfError("LocalDied", log=fleet.local_directory / LOCAL_LOG)
+
+        cli.refuse_dead_local = refuse_dead_local
+        try:
+            status = command.run(cli)
+        finally:
+            if local:
+                save_local(local)
+        if status:
+            refuse_dead_local()
+        if cleaning and not status and fleet.local_directory.exists():
+            stop_local(fleet.local_directory)
     return int(status)
 
 
@@ -2358,7 +3616,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--local has no --profile and no --endpoint-url")
     except SystemExit as usage:  # argparse has printed what there is to say
         return int(usage.code or 0)
-    if "run" not in cli:
+    if "command" not in cli:
         parser.print_help()
         return 2
     start_logging(logging.DEBUG if cli.debug else logging.INFO)
@@ -2373,9 +3631,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.warning("stopped at once")
         return 128 + signal.SIGINT
     except Exception as error:
-        report(error)
+        complain(error)
         return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    if threading.active_count() > 1:  # a call that outlasts Ctrl-C, or a connection that hangs, holds nobody up
+        sys.stdout.flush()
+        os._exit(exit_status)
+    sys.exit(exit_status)
