@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -67,12 +67,15 @@ class AwsService(NamedTuple):
 # than all else: the third to the tenth, so not those of its root and broker, are used again. Certificates are all new.
 _LAUNCHER = """
 import asyncio, socket, sys
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 generate, keys = rsa.generate_private_key, []
 def generate_or_reuse(**options):
     keys.append(generate(**options) if len(keys) < 10 else keys[-8])
     return keys[-1]
 rsa.generate_private_key = generate_or_reuse
+load = serialization.load_pem_private_key  # its CA's, for each certificate
+serialization.load_pem_private_key = lambda *key, **options: load(*key, **options, unsafe_skip_rsa_key_validation=True)
 bind = socket.socket.bind
 loopback = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 socket.socket.bind = lambda self, to: bind(self, (loopback[self.family], *to[1:]) if self.family in loopback else to)
@@ -206,6 +209,12 @@ class Account:
         (arn,) = self.iot.list_thing_principals(thingName=thing)["principals"]
         return sorted(policy["policyName"] for policy in self.iot.list_attached_policies(target=arn)["policies"])
 
+    def edit_policy(self, name: str, edit: Callable[[list[dict[str, Any]]], object]) -> None:
+        """Edit a policy's statements, as somebody does in AWS's console: that makes another version of it."""
+        document = json.loads(self.iot.get_policy(policyName=name)["policyDocument"])
+        edit(document["Statement"])
+        self.iot.create_policy_version(policyName=name, policyDocument=json.dumps(document), setAsDefault=True)
+
     def is_empty(self) -> bool:
         return not (self.things() or self.certificates() or self.policies())
 
@@ -269,6 +278,16 @@ class Running:
             line = found()
         assert line, f"no line like {pattern!r} in:\n{''.join(self._lines)}"
         return line
+
+    def count(self, text: str) -> int:
+        """Count the lines of the standard error that have come and contain a text."""
+        with self._news:
+            return sum(text in line for line in self._lines)
+
+    def await_count(self, text: str, number: int) -> None:
+        """Wait until that many lines contain a text."""
+        with self._news:
+            assert self._news.wait_for(lambda: sum(text in line for line in self._lines) >= number, PATIENCE_S)
 
     def signal(self, signum: signal.Signals) -> None:
         self.process.send_signal(signum)
@@ -478,38 +497,97 @@ def await_end(process: psutil.Process) -> None:
 
 
 class Relay:
-    """A TCP relay to a port of this machine, whose connections can be cut."""
+    """A TCP relay to a port of this machine: a network that can break in several ways, and be repaired.
+
+    `accepted` counts the connections that came.
+    """
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[socket.socket] = []  # of what is connected
+        self._changing = threading.Lock()
+        self._silent = False
+        self.accepted = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._serve()
 
-    def _accept(self) -> None:
+    def _serve(self) -> None:
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(OSError):  # it is closed
             while True:
-                client, _ = self._listener.accept()
-                target = socket.create_connection(("127.0.0.1", self._target_port))
-                self._sockets += [client, target]
-                for source, sink in ((client, target), (target, client)):
-                    threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+                client, _ = listener.accept()
+                with self._changing:
+                    if listener is not self._listener:  # it went down meanwhile
+                        client.close()
+                        return
+                    self.accepted += 1
+                    self._connect(client)
 
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
+    def _connect(self, client: socket.socket) -> None:
+        if self._silent:
+            self._sockets.append(client)
+            return
+        try:
+            target = socket.create_connection(("127.0.0.1", self._target_port))
+        except OSError:
+            client.close()
+            return
+        self._sockets += [client, target]
+        for source, sink in ((client, target), (target, client)):
+            threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):  # it is cut
             while data := source.recv(65536):
-                sink.sendall(data)
-        with contextlib.suppress(OSError):
-            sink.shutdown(socket.SHUT_RDWR)
+                if not self._silent:
+                    sink.sendall(data)
+        if not self._silent:  # else the other end does not hear of this one's end either
+            with contextlib.suppress(OSError):
+                sink.shutdown(socket.SHUT_RDWR)
 
     def cut(self) -> None:
         """Cut what is connected now; new connections are taken."""
+        with self._changing:
+            self._cut()
+
+    def _cut(self) -> None:
         for each in self._sockets:
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+        self._sockets.clear()
+
+    def down(self) -> None:
+        """Cut what is connected, and refuse new connections until up()."""
+        with self._changing:
+            with contextlib.suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)  # which wakes accept(); close() alone does not
+            self._listener.close()
+            self._listener = socket.socket()
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._listener.bind(("127.0.0.1", self.port))  # nobody else shall have it; it does not listen yet
+            self._cut()
+
+    def up(self) -> None:
+        """Take connections on the same port again."""
+        self._listener.listen()
+        self._serve()
+
+    def silence(self) -> None:
+        """Drop all that is sent from now on, in both directions; take new connections, and tell them nothing."""
+        with self._changing:
+            self._silent = True
+
+    def unsilence(self) -> None:
+        """Cut what was silent, which has lost bytes, and relay what connects from now on."""
+        with self._changing:
+            self._cut()
+            self._silent = False
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self.cut()

@@ -135,7 +135,7 @@ def test_a_policy_of_somebody_else_is_not_taken_over(main: InProcess, elf: Elf, 
 
 
 def test_two_creates_at_once_make_one_fleet(elf: Elf, account: Account) -> None:
-    windows = [elf.start("create", 2), elf.start("create", 2)]
+    windows = [elf.start("create", 2, "--wait", 30), elf.start("create", 2, "--wait", 30)]
     for window in windows:
         window.end()
     assert account.things() == ["thing_0", "thing_1"]
@@ -179,7 +179,7 @@ def test_clean_leaves_the_thing_that_fails_and_finishes_it_later(main: InProcess
         )
     )
     failed = main("clean", status=1)
-    assert "thing_1: AWS denies it" in failed.err
+    assert "thing_1: AWS denies iot:DeleteThing to " in failed.err
     assert list(elf.things()) == ["thing_1"]
     assert account.things() == ["thing_1"]
     assert {"elf.json", "things.json"} <= set(elf.files())
@@ -271,8 +271,9 @@ def test_create_that_is_stopped_has_recorded_all_it_made(
     window.signal(signum)
     window.end(status)
     assert 0 < len(account.things()) < 900
-    assert account.things() == sorted(elf.things())
-    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.things().values()}
+    assert set(account.things()) <= set(elf.things())  # what is not there yet is known to be asked for
+    recorded = {thing["certificateId"] for thing in elf.things().values() if "certificateId" in thing}
+    assert set(account.certificates()) == recorded
     elf("clean")
     assert account.is_empty()
 
@@ -297,8 +298,8 @@ def test_the_policy_names_the_things_own_account_and_region(main: InProcess, elf
 )
 def test_the_policy_is_in_the_partition_of_the_certificate(main: InProcess, partition: str, region: str) -> None:
     arn = f"arn:{partition}:iot:{region}:123456789012"
-    thing = main.module.Thing("thing_0", certificate_arn=f"{arn}:cert/{'a' * 64}")
-    resources = [statement["Resource"] for statement in main.module.policy_document(thing)["Statement"]]
+    document = main.module.policy_document("thing_0", f"{arn}:cert/{'a' * 64}")
+    resources = [statement["Resource"] for statement in document["Statement"]]
     assert resources == [f"{arn}:client/thing_0-*", f"{arn}:topic/*", f"{arn}:topicfilter/*"]
 
 
@@ -329,7 +330,10 @@ def test_the_policy_refuses_the_client_id_of_another_thing(
     client.close()
 
 
-def test_a_thing_that_cannot_connect_fails_alone(main: InProcess, elf: Elf, account: Account) -> None:
+def test_a_thing_that_cannot_connect_fails_alone(
+    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
     main("create", 2)
     main("send", *elf.broker, "--duration", "0.01")
     account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")

@@ -169,7 +169,7 @@ def test_it_does_not_mind_the_ctrl_c_that_stops_a_command(local: Elf) -> None:
 
 
 def test_two_creates_at_once_start_one(local: Elf) -> None:
-    windows = [local.start("--local", "create", 2), local.start("--local", "create", 2)]
+    windows = [local.start("--local", "create", 2, "--wait", "30") for _ in range(2)]
     for window in windows:
         window.end()
     assert len(servers_of(local)) == 1

@@ -82,6 +82,15 @@ def test_a_worker_that_dies_is_reported_and_the_others_go_on(crowd: Elf) -> None
     crowd.close_windows()
 
 
+def test_a_worker_that_dies_before_its_things_are_connected_holds_up_nobody(crowd: Elf) -> None:
+    window = crowd.start("send", *crowd.broker, "--duration", "0.01")
+    while not (workers := workers_of(window)):  # there is no event to wait for
+        assert window.process.poll() is None
+    workers[0].kill()
+    assert "its worker process died" in window.end(1).err
+    crowd.close_windows()
+
+
 def test_workers_end_with_a_parent_that_is_killed(crowd: Elf) -> None:
     window = crowd.start("subscribe", *crowd.broker, "--duration", "60")
     window.await_line("ELF listening")

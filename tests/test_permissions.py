@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
 import pytest
-from harness import ROOT, Account, Elf, InProcess
+from harness import ROOT, Account, Elf, InProcess, Result
 
 ONCE = ("--duration", "0.01")
 
-# The commands that need an action; the last one is where its lack shows.
+
+class Need(NamedTuple):
+    """Where an action is needed: in which command, after what, and that command's exit status without it."""
+
+    command: str
+    after: tuple[str, ...] = ()
+    status: int = 1
+
+
+CREATE_AGAIN = Need("create", after=("create", "clean"))
+CREATE_AFTER_LOSS = Need("create", after=("create", "clean --only-local"))
+SEND = Need("send", after=("create",))
+CLEAN = Need("clean", after=("create", "send"))
+CLEAN_EDITED = Need("clean", after=("create", "send", "edit a policy"))
+
 NEEDED_BY = {
-    "iot:DescribeEndpoint": ["create"],
-    "iot:CreateThing": ["create"],
-    "iot:CreateKeysAndCertificate": ["create"],
-    "iot:AttachThingPrincipal": ["create"],
-    "iot:CreatePolicy": ["create", "send"],
-    "iot:AttachPolicy": ["create", "send"],
-    "iot:GetPolicy": ["create", "send again"],
-    "iot:DetachPolicy": ["create", "send", "clean"],
-    "iot:DeletePolicy": ["create", "send", "clean"],
-    "iot:UpdateCertificate": ["create", "clean"],
-    "iot:DetachThingPrincipal": ["create", "clean"],
-    "iot:DeleteCertificate": ["create", "clean"],
-    "iot:DeleteThing": ["create", "clean"],
+    "iot:DescribeEndpoint": Need("create"),
+    "iot:CreateThing": Need("create"),
+    "iot:CreateKeysAndCertificate": Need("create"),
+    "iot:AttachThingPrincipal": Need("create"),
+    "iot:ListThings": CREATE_AGAIN,  # which asks for things of the same ELF ID
+    "iot:ListThingPrincipals": CREATE_AFTER_LOSS,
+    "iot:ListPrincipalThings": CREATE_AFTER_LOSS,
+    "iot:ListAttachedPolicies": CREATE_AFTER_LOSS,
+    "iot:ListCertificates": Need("create", after=("create", "lose an answer"), status=0),
+    "iot:CreatePolicy": SEND,
+    "iot:AttachPolicy": SEND,
+    "iot:GetPolicy": Need("send", after=("create", "send", "lose the record of a policy")),
+    "iot:DescribeThing": Need("clean", after=("create without a certificate",)),
+    "iot:DetachPolicy": CLEAN,
+    "iot:DeletePolicy": CLEAN,
+    "iot:ListPolicyVersions": CLEAN_EDITED,
+    "iot:DeletePolicyVersion": CLEAN_EDITED,
+    "iot:UpdateCertificate": CLEAN,
+    "iot:DetachThingPrincipal": CLEAN,
+    "iot:DeleteCertificate": CLEAN,
+    "iot:DeleteThing": CLEAN,
 }
+DIAGNOSIS = "iot:DescribeCertificate"  # without it, ELF says less exactly why a broker refuses a thing
 
 
 def policy_of_the_readme() -> dict[str, Any]:
@@ -51,7 +76,7 @@ def without(policy: dict[str, Any], action: str) -> dict[str, Any]:
 def test_the_policy_names_single_actions_and_only_allows() -> None:
     policy = policy_of_the_readme()
     assert {statement["Effect"] for statement in policy["Statement"]} == {"Allow"}
-    assert sorted(actions_of(policy)) == sorted(NEEDED_BY)
+    assert sorted(actions_of(policy)) == sorted([*NEEDED_BY, DIAGNOSIS])
 
 
 def test_the_policy_is_enough_for_every_command(elf: Elf, account: Account) -> None:
@@ -66,26 +91,78 @@ def test_the_policy_is_enough_for_every_command(elf: Elf, account: Account) -> N
     assert account.is_empty()
 
 
-@pytest.mark.parametrize("action", NEEDED_BY)
-def test_the_policy_is_not_larger_than_needed(main: InProcess, elf: Elf, account: Account, action: str) -> None:
-    *before, last = NEEDED_BY[action]
-    for command in before:
-        main(command, *(elf.broker + ONCE if command == "send" else ()))
-    if last == "send again":  # where the policy is there already, such as after a crash between two steps
-        main("send", *elf.broker, *ONCE)
-        things = json.loads((elf.misc / "things.json").read_text())
-        for key in ("elf_policy", "elf_policy_arn"):
-            del things[0]["thing_0"][key]
-        (elf.misc / "things.json").write_text(json.dumps(things))
-        last = "send"
-    policy = policy_of_the_readme()
-    main.use(account.user(without(policy, action)))
-    arguments = elf.broker + ONCE if last == "send" else ()
-    denied = main(last, *arguments, status=1)
-    assert "AWS denies it" in denied.err
-    assert action in denied.err
+class User:
+    """A user who has the policy of the README, or less."""
 
-    main.use(account.user(policy))
-    main(last, *arguments)
-    main("clean")
+    def __init__(self, main: InProcess, elf: Elf, account: Account) -> None:
+        self.elf, self._main, self._account = elf, main, account
+        self.policy = policy_of_the_readme()
+        self.may(self.policy)
+
+    def may(self, policy: dict[str, Any]) -> None:
+        self._main.use(self._account.user(policy))
+
+    def run(self, command: str, status: int = 0) -> Result:
+        arguments = (*self.elf.broker, *ONCE) if command == "send" else ()
+        return self._main(*command.split(), *arguments, status=status)
+
+    def prepare(self, step: str) -> None:
+        if step == "create without a certificate":
+            self.may(without(self.policy, "iot:CreateKeysAndCertificate"))
+            self.run("create", status=1)
+        elif step == "lose the record of a policy":  # as a crash between two steps does
+            (entry,) = json.loads((self.elf.misc / "things.json").read_text())
+            for key in ("elf_policy", "elf_policy_arn"):
+                del entry["thing_0"][key]
+            (self.elf.misc / "things.json").write_text(json.dumps([entry]))
+        elif step == "edit a policy":
+            self._account.edit_policy("policy-thing_0", lambda statements: statements.pop())
+        elif step == "lose an answer":
+            asked = {"unanswered": [[time.time() - 120, time.time() - 60]]}
+            (self.elf.misc / "elf.json").write_text(json.dumps(self.elf.elf_json() | asked))
+        else:
+            self.run(step)
+
+
+@pytest.fixture
+def user(main: InProcess, elf: Elf, account: Account) -> User:
+    return User(main, elf, account)
+
+
+@pytest.mark.parametrize("action", NEEDED_BY)
+def test_the_policy_is_not_larger_than_needed(user: User, account: Account, action: str) -> None:
+    need = NEEDED_BY[action]
+    for step in need.after:
+        user.prepare(step)
+    user.may(without(user.policy, action))
+    denied = user.run(need.command, status=need.status)
+    assert re.search(rf"AWS denies {action} to arn:aws:iam::{account.id}:user/user-[0-9]+: ", denied.err)
+    assert "Traceback" not in denied.err
+
+    user.may(user.policy)
+    assert "denies" not in user.run(need.command).err
+    user.run("clean")
     assert account.is_empty()
+
+
+def test_without_describe_thing_the_owner_of_a_name_is_not_known(user: User, account: Account) -> None:
+    account.iot.create_thing(thingName="thing_0")
+    user.may(without(user.policy, "iot:DescribeThing"))
+    assert "AWS denies iot:DescribeThing to " in user.run("create", status=1).err
+    user.may(user.policy)
+    assert "there is a thing named thing_0 already that this ELF did not make" in user.run("create", status=1).err
+    assert account.snapshot() == (["thing_0"], {}, [])
+
+
+def test_without_describe_certificate_a_refusal_is_told_less_exactly(user: User, account: Account) -> None:
+    for command in ("create", "send"):
+        user.run(command)
+    account.iot.update_certificate(certificateId=account.certificate_of("thing_0"), newStatus="INACTIVE")
+    os.utime(user.elf.misc / "things.json", (0, 0))  # what was made lately is tried again for a while
+    user.may(without(user.policy, DIAGNOSIS))
+    denied = user.run("send", status=1)
+    assert "thing_0 can't connect to localhost:" in denied.err
+    assert "which refuses it" in denied.err
+    assert "INACTIVE" not in denied.err
+    user.may(user.policy)
+    assert "thing_0 can't connect: its certificate is INACTIVE" in user.run("send", status=1).err

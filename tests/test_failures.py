@@ -1,0 +1,1224 @@
+"""Every failure that ELF explains, provoked for real: its user reads what is wrong, with the names, and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import string
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+import botocore
+import pytest
+from fault_proxy import CUT_BEFORE, Answer, Fault, FaultProxy, aws_error, denied, page
+from harness import (
+    ANYTHING,
+    ROOT,
+    SECRET,
+    Account,
+    AwsService,
+    Elf,
+    InProcess,
+    Pair,
+    Relay,
+    Result,
+    await_end,
+    client_of,
+    servers_of,
+)
+from obstacles import (
+    CLOSED_PORT,
+    NOT_AS_ROOT,
+    WITH_ONE_FREE_PORT,
+    WITHOUT_PACKAGES,
+    Impostor,
+    can_unshare,
+    deaf_port,
+    hamper,
+    limited,
+    read_only,
+    silent_port,
+)
+
+# A thread's traceback on the terminal is no explanation either.
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+
+ONCE = ("--duration", "0.01")
+SHORT_S = 0.5  # a time-out of ELF's, where nothing could answer in time
+BOTOCORE = Path(botocore.__file__).parent
+
+# Where each failure is provoked: a test, with the row if it is a table, and the file if it is not this one.
+PROVOKED_BY = {
+    # Credentials and configuration
+    "NoCredentialsError": "test_an_aws_configuration_is_explained[no credentials]",
+    "PartialCredentialsError": "test_an_aws_configuration_is_explained[half a profile]",
+    "CredentialRetrievalError": "test_an_aws_configuration_is_explained[a credential process that fails]",
+    "TokenRetrievalError SSOError": "test_an_aws_configuration_is_explained[not signed in to SSO]",
+    "ProfileNotFound": "test_an_aws_configuration_is_explained[a profile that does not exist]",
+    "ConfigParseError": "test_an_aws_configuration_is_explained[a file of another format]",
+    "InvalidRegionError": "test_an_aws_configuration_is_explained[a region that is none]",
+    "RegionUnknown": "test_an_aws_configuration_is_explained[an unknown region]",
+    "UnrecognizedClientException InvalidClientTokenId": "test_an_aws_configuration_is_explained[an unknown key]",
+    "ExpiredTokenException ExpiredToken": "test_what_aws_answers_is_explained[an expired token]",
+    "RequestTimeTooSkewed RequestExpired": "test_what_aws_answers_is_explained[a clock that is slow]",
+    "InvalidSignatureException SignatureDoesNotMatch": "test_the_secret_of_another_key_is_explained",
+    "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException": (
+        "test_a_user_who_lacks_an_action_is_named_with_it"
+    ),
+    # The way to AWS
+    "NameResolutionError": "test_a_control_plane_that_is_not_there_is_explained[a name that does not resolve]",
+    "EndpointConnectionError": "test_a_control_plane_that_is_not_there_is_explained[a closed port]",
+    "ConnectTimeoutError ReadTimeoutError": "test_a_control_plane_that_never_answers_is_explained[deaf_port]",
+    "ConnectionClosedError HTTPClientError": "test_what_is_in_the_way_is_explained[a cut connection]",
+    "SSLError": "test_a_control_plane_that_is_not_there_is_explained[a certificate that nobody trusts]",
+    "ProxyConnectionError": "test_a_proxy_that_is_not_there_is_explained[HTTPS_PROXY]",
+    "NotAws ResponseParserError": "test_what_is_in_the_way_is_explained[a login page]",
+    # What AWS answers
+    "ThrottlingException TooManyRequestsException": "test_what_aws_answers_is_explained[throttled to the end]",
+    "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable": (
+        "test_what_aws_answers_is_explained[a failure of AWS's own]"
+    ),
+    "LimitExceededException": "test_a_limit_of_the_account_stops_what_is_over_it_and_is_explained",
+    "ResourceNotFoundException": "test_a_certificate_that_is_gone_before_the_first_send_is_explained",
+    "InvalidRequestException": "test_what_aws_answers_is_explained[a request that it does not take]",
+    "DeleteConflictException CertificateStateException": "test_what_others_have_attached_is_explained[DeletePolicy]",
+    "OtherAccount": "test_credentials_of_another_account_are_explained",
+    "ThingTaken": "test_a_thing_of_somebody_else_is_explained[nobody's]",
+    "ThingOfAnotherElf": "test_a_thing_of_somebody_else_is_explained[another ELF's]",
+    "PolicyTaken": "test_a_policy_of_somebody_else_is_explained",
+    "CertificateOfOthers": "test_a_certificate_of_others_on_a_stray_thing_is_explained_and_left_alone",
+    # The way to the broker
+    "PortUnanswered": "test_a_port_that_swallows_everything_is_explained[silent_port]",
+    "NothingListens": "test_an_endpoint_that_is_no_broker_is_explained[a closed port]",
+    "HostUnknown": "test_an_endpoint_that_is_no_broker_is_explained[a name that does not resolve]",
+    "HostUnreachable": "test_an_endpoint_that_is_no_broker_is_explained[an address without a way]",
+    "NotTrusted": "test_an_endpoint_that_is_no_broker_is_explained[another's root certificate]",
+    "OtherHost": "test_an_endpoint_that_is_no_broker_is_explained[another host's name]",
+    "TlsFails": "test_an_endpoint_that_is_no_broker_is_explained[no TLS]",
+    "Refused": "test_a_refusal_that_aws_does_not_explain_is_told_as_it_is[Refused]",
+    "PublishRefused": "test_a_refusal_that_aws_does_not_explain_is_told_as_it_is[PublishRefused]",
+    "SubscribeRefused": "test_a_refusal_that_aws_does_not_explain_is_told_as_it_is[SubscribeRefused]",
+    "CertificateUnknown": "test_a_certificate_that_was_deleted_is_named",
+    "CertificateNotActive": "test_a_certificate_that_is_not_active_is_named",
+    "CertificateRevoked": "test_a_certificate_that_is_revoked_is_named_and_goes",
+    "NoPolicy": "test_a_certificate_without_a_policy_is_named",
+    "PolicyForbids": "test_a_policy_that_lacks_something_is_named_with_it[the client]",
+    "EndpointElsewhere": "test_an_endpoint_of_another_account_is_named_with_the_right_one",
+    "ConnectionLost": "test_a_client_id_that_is_taken_over_is_named",
+    "NoneConnected": "test_an_endpoint_that_is_no_broker_is_explained[a closed port]",
+    "NoneAuthorised": "test_a_policy_of_somebody_else_is_explained",
+    "WorkerDied": "test_many_things.py::test_a_worker_that_dies_is_reported_and_the_others_go_on",
+    "MessagesLost": "test_a_topic_that_the_policy_forbids_costs_messages",
+    "TooFewMessages": "test_a_subscription_that_hears_too_little_is_explained",
+    "StillDeaf": "test_a_subscription_that_is_deaf_in_the_end_is_explained",
+    # misc/
+    "NothingYet": "test_a_command_before_create_is_explained",
+    "Incomplete": "test_a_fleet_that_is_half_made_or_half_cleaned_is_explained",
+    "TooMany": "test_a_command_that_does_not_fit_the_fleet_is_explained[fewer things]",
+    "HalfCleaned": "test_a_fleet_that_is_half_made_or_half_cleaned_is_explained",
+    "Contradiction": "test_a_command_that_does_not_fit_the_fleet_is_explained[another region]",
+    "Locked": "test_another_elf_at_work_is_named_with_its_process",
+    "NotElfs": "test_a_state_that_elf_cannot_use_is_explained[things.json is not JSON]",
+    "NewerElf": "test_a_state_that_elf_cannot_use_is_explained[things.json has a stage of a newer ELF]",
+    "ELOOP": "test_a_symbolic_link_is_not_followed[things.json]",
+    "ENOSPC EDQUOT EFBIG": "test_a_full_disk_loses_nothing[1000]",
+    "EROFS": "test_a_disk_that_is_read_only_is_explained",
+    "PermissionError": "test_a_directory_that_may_not_be_written_is_explained",
+    "NotADirectoryError FileExistsError": "test_a_misc_that_is_no_directory_is_explained[a file]",
+    "FileNotFoundError": "test_a_misc_that_disappears_in_mid_run_is_explained",
+    "OSError": "test_a_misc_that_is_no_directory_is_explained[a directory for a file]",
+    "KeyMissing": "test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone[no key]",
+    "KeyUnreadable": "test_a_key_that_may_not_be_read_is_explained",
+    "KeyEmpty": "test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone[an empty key]",
+    "NotAPair": "test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone[another thing's key]",
+    "KeyInvalid": "test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone[no certificate in it]",
+    # What the user gives
+    "RootMissing": "test_a_file_that_the_user_names_is_explained[no root certificate]",
+    "RootInvalid": "test_a_file_that_the_user_names_is_explained[a root certificate that is none]",
+    "NoAmazonRoots": "test_a_system_without_amazons_roots_is_explained",
+    "MessageMissing": "test_a_file_that_the_user_names_is_explained[no message]",
+    "MessageNotUtf8": "test_a_file_that_the_user_names_is_explained[a message that is not UTF-8]",
+    "MessageNotJson": "test_a_file_that_the_user_names_is_explained[a message that is not JSON]",
+    "MessageNotObject": "test_a_file_that_the_user_names_is_explained[a message that is no object]",
+    "NotUtf8": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a message of other bytes]",
+    "PayloadTooLong": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a long message]",
+    "TopicEmpty": "test_a_message_or_topic_that_aws_does_not_take_is_explained[an empty topic]",
+    "TopicTooLong": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a long topic]",
+    "TopicTooDeep": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a deep topic]",
+    "TopicHasWildcard": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a wildcard]",
+    "FilterMisplaced": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a # in the middle]",
+    "TopicReserved": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a reserved topic]",
+    # This machine
+    "ModuleNotFoundError": "test_a_python_without_the_packages_is_explained",
+    "TooFewDescriptors": "test_a_system_that_allows_few_open_files_is_explained",
+    "NoMiniStack": "test_trust.py::test_all_but_local_needs_only_requirements_txt",
+    "LocalDidNotStart": "test_an_embedded_aws_that_does_not_start_is_explained",
+    "LocalDied": "test_an_embedded_aws_that_dies_in_mid_run_is_explained",
+    "NoFreePort": "test_a_machine_without_a_free_port_is_explained",
+    "Exception": "test_what_nobody_thought_of_is_explained_as_such",
+}
+
+
+def test_every_failure_is_provoked_by_a_test_that_exists() -> None:
+    source = re.search(r"^FAILURES:.*?^}", (ROOT / "elf.py").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert source
+    assert list(PROVOKED_BY) == re.findall(r'^    "([^"]+)":', source[0], re.MULTILINE)
+    here = Path(__file__)
+    tests = {where if "::" in where else f"{here.name}::{where}" for where in PROVOKED_BY.values()}
+    files = {here.with_name(test.partition("::")[0]) for test in tests}
+    options = ["--collect-only", "-q", "-p", "no:xdist", "-o", "addopts="]
+    command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert tests - {line.rpartition("/")[2] for line in listed.splitlines()} == set()
+
+
+def pattern_of(template: str) -> str:
+    """Make the pattern of a line in which each {name} is some text."""
+    parts = string.Formatter().parse(template)
+    return "".join(re.escape(text) + (".+" if name is not None else "") for text, name, _, _ in parts)
+
+
+Explained = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def explained(module: ModuleType, request: pytest.FixtureRequest) -> Iterator[Explained]:
+    """Make sure that a command has told a failure in two lines, which mention these facts, and shown no code.
+
+    A test to which PROVOKED_BY points has to do so.
+    """
+    seen = set()
+
+    def explained(result: Result, failure: str, *facts: object) -> None:
+        key = next(names for names in module.FAILURES if failure in names.split())
+        seen.add(key)
+        cause, remedy = map(pattern_of, module.FAILURES[key])
+        said = [found for line in result.lines if (found := re.fullmatch(rf"([\w:-]+: )?{cause}", line))]
+        advised = [line for line in result.lines if re.fullmatch(f"what to do: {remedy}", line)]
+        assert said and len(advised) == 1, f"{cause}\n{remedy}\n{result.err}"
+        assert len({line[0] for line in said}) == len(said)  # one for each thing
+        for fact in facts:
+            assert str(fact) in said[0][0] + advised[0]
+        assert "None" not in said[0][0] + advised[0]
+        assert "Traceback" not in result.out + result.err
+
+    yield explained
+    assert {key for key, test in PROVOKED_BY.items() if test == request.node.name} <= seen
+
+
+@pytest.fixture(autouse=True)
+def _impatient(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be quick to believe a failure, in this process: what is tried again for a while is tested elsewhere."""
+    for name, value in {
+        "PROPAGATION_S": 0.0,
+        "VISIBLE_S": SHORT_S,
+        "CONSISTENCY_S": SHORT_S,
+        "CALL_ATTEMPTS": 2,
+    }.items():
+        monkeypatch.setattr(module, name, value)
+
+
+@pytest.fixture
+def proxy(main: InProcess, service: AwsService) -> Iterator[FaultProxy]:
+    """What `main` reaches AWS through."""
+    proxy = FaultProxy(urlsplit(service.url).port or 0)
+    main.use({"AWS_ENDPOINT_URL": proxy.url})
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def misc(main_of_pair: InProcess, pair: Pair, tmp_path: Path) -> Path:
+    """A copy of the misc/ of `pair`, to be spoilt: `main_of_pair` uses it from now on."""
+    copy = tmp_path / "misc"
+    shutil.copytree(pair.misc, copy)
+    main_of_pair.use({"ELF_MISC_DIR": str(copy)})
+    return copy
+
+
+@pytest.fixture
+def impostor(tmp_path: Path) -> Iterator[Impostor]:
+    impostor = Impostor(tmp_path)
+    yield impostor
+    impostor.close()
+
+
+# Credentials and configuration
+
+SSO_CONFIGURATION = """
+[default]
+sso_session = elf-test
+sso_account_id = 123456789012
+sso_role_name = elf
+[sso-session elf-test]
+sso_start_url = https://example.awsapps.com/start
+sso_region = us-west-2
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "environment", "options", "failure", "fact"),
+    [
+        pytest.param({}, {}, (), "NoCredentialsError", "elf.py --local create", id="no credentials"),
+        pytest.param(
+            {"credentials": "[default]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE"},
+            *({}, (), "PartialCredentialsError", "aws_secret_access_key"),
+            id="half a profile",
+        ),
+        pytest.param(
+            {},
+            {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"},
+            *((), "PartialCredentialsError", "AWS_SECRET_ACCESS_KEY"),
+            id="half an environment",
+        ),
+        pytest.param(
+            {"config": f"[default]\ncredential_process = {sys.executable} -c \"exit('insert the card')\""},
+            *({}, (), "CredentialRetrievalError", "insert the card"),
+            id="a credential process that fails",
+        ),
+        pytest.param({"config": SSO_CONFIGURATION}, {}, (), "SSOError", "aws sso login", id="not signed in to SSO"),
+        pytest.param({}, {}, ("--profile", "elf"), "ProfileNotFound", "elf", id="a profile that does not exist"),
+        pytest.param({}, {"AWS_PROFILE": "elf"}, (), "ProfileNotFound", "elf", id="a profile in the environment"),
+        pytest.param({"config": "{}"}, {}, (), "ConfigParseError", ".aws/config", id="a file of another format"),
+        pytest.param({}, {}, ("--region", "US West"), "InvalidRegionError", "US West", id="a region that is none"),
+        pytest.param(
+            {},
+            {"AWS_ENDPOINT_URL": "", "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET},
+            *(("--region", "us-wets-2"), "RegionUnknown", "us-wets-2"),
+            id="an unknown region",
+        ),
+        pytest.param(
+            {"credentials": f"[default]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = {SECRET}"},
+            *({}, (), "UnrecognizedClientException", "security token included in the request is invalid"),
+            id="an unknown key",
+        ),
+    ],
+)
+def test_an_aws_configuration_is_explained(
+    main: InProcess,
+    elf: Elf,
+    account: Account,
+    explained: Explained,
+    files: dict[str, str],
+    environment: dict[str, str],
+    options: tuple[str, ...],
+    failure: str,
+    fact: str,
+) -> None:
+    for name, text in files.items():
+        (elf.home / ".aws" / name).parent.mkdir(parents=True, exist_ok=True)
+        (elf.home / ".aws" / name).write_text(f"{text}\n")
+    main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    main.use(environment)
+    explained(main("create", *options, status=1), failure, fact)
+    assert account.is_empty()
+    assert elf.things() == {}
+
+
+def test_an_sso_session_that_is_over_is_explained(elf: Elf, explained: Explained) -> None:
+    token = elf.home / ".aws" / "sso" / "cache" / f"{hashlib.sha1(b'elf-test').hexdigest()}.json"
+    token.parent.mkdir(parents=True)
+    token.write_text(json.dumps({"accessToken": "old", "expiresAt": "2020-01-01T00:00:00Z"}))
+    (elf.home / ".aws" / "config").write_text(SSO_CONFIGURATION)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del elf.environment[name]
+    explained(elf("create", status=1), "TokenRetrievalError", "expired", "aws sso login")
+
+
+def test_the_secret_of_another_key_is_explained(main: InProcess, account: Account, explained: Explained) -> None:
+    mine, yours = (account.user(ANYTHING) for _ in range(2))
+    main.use(mine | {"AWS_SECRET_ACCESS_KEY": yours["AWS_SECRET_ACCESS_KEY"]})
+    result = main("create", status=1)
+    explained(result, "InvalidSignatureException")
+    assert yours["AWS_SECRET_ACCESS_KEY"] not in result.err
+
+
+def test_a_user_who_lacks_an_action_is_named_with_it(main: InProcess, account: Account, explained: Explained) -> None:
+    others = {"Effect": "Allow", "NotAction": "iot:CreateThing", "Resource": "*"}
+    main.use(account.user({"Version": "2012-10-17", "Statement": [others]}))
+    explained(main("create", status=1), "AccessDenied", "iot:CreateThing", f"arn:aws:iam::{account.id}:user/user-")
+    assert account.is_empty()
+
+
+SKEWED = "20261123T120000Z is now earlier than 20261123T122000Z (20261123T122500Z - 5 min.)"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "message", "failure"),
+    [
+        pytest.param(403, "InvalidClientTokenId", "The security token is invalid.", None, id="an unknown token"),
+        pytest.param(403, "ExpiredTokenException", "The security token is expired.", None, id="an expired token"),
+        pytest.param(400, "ExpiredToken", "The provided token has expired.", None, id="a token that expired long ago"),
+        pytest.param(
+            403,
+            *("InvalidSignatureException", f"Signature expired: {SKEWED}", "RequestTimeTooSkewed"),
+            id="a clock that is slow",
+        ),
+        pytest.param(
+            403,
+            *("InvalidSignatureException", "Signature not yet current: 20261123T1230Z", "RequestTimeTooSkewed"),
+            id="a clock that is fast",
+        ),
+        pytest.param(403, "RequestTimeTooSkewed", "The difference is too large.", None, id="a clock that is wrong"),
+        pytest.param(400, "RequestExpired", "Request has expired.", None, id="a request that came late"),
+        pytest.param(403, "SignatureDoesNotMatch", "Check your key.", None, id="a signature that does not match"),
+        pytest.param(403, "AccessDeniedException", "", None, id="an action denied without a word"),
+        pytest.param(403, "AccessDenied", "No.", None, id="an action denied by a service"),
+        pytest.param(401, "UnauthorizedException", "No.", None, id="a user without authorisation"),
+        pytest.param(403, "ForbiddenException", "No.", None, id="an action that is forbidden"),
+        pytest.param(429, "ThrottlingException", "Rate exceeded", None, id="throttled to the end"),
+        pytest.param(400, "ThrottlingException", "Rate exceeded", None, id="throttled in another way"),
+        pytest.param(429, "TooManyRequestsException", "Slow down", None, id="too many requests"),
+        pytest.param(400, "InvalidRequestException", "Odd.", None, id="a request that it does not take"),
+        pytest.param(500, "InternalFailureException", "Sorry.", None, id="a failure of AWS's own"),
+        pytest.param(500, "InternalFailure", "Sorry.", None, id="a failure of another name"),
+        pytest.param(500, "InternalServerException", "Sorry.", None, id="a server's failure"),
+        pytest.param(503, "ServiceUnavailableException", "Come again.", None, id="a service that is down"),
+        pytest.param(503, "ServiceUnavailable", "Come again.", None, id="a service down for another reason"),
+    ],
+)
+def test_what_aws_answers_is_explained(
+    main: InProcess, proxy: FaultProxy, explained: Explained, status: int, code: str, message: str, failure: str | None
+) -> None:
+    proxy.inject("DescribeEndpoint", aws_error(status, code, message), onwards=True)
+    explained(main("create", status=1), failure or code, message or "iot:DescribeEndpoint")
+
+
+# The way to AWS
+
+
+@pytest.mark.parametrize(
+    ("url", "failure"),
+    [
+        pytest.param("http://control.invalid", "NameResolutionError", id="a name that does not resolve"),
+        pytest.param(f"http://127.0.0.1:{CLOSED_PORT}", "EndpointConnectionError", id="a closed port"),
+        pytest.param("https://localhost:{mqtt_port}", "SSLError", id="a certificate that nobody trusts"),
+    ],
+)
+def test_a_control_plane_that_is_not_there_is_explained(
+    main: InProcess, elf: Elf, service: AwsService, explained: Explained, url: str, failure: str
+) -> None:
+    url = url.format(mqtt_port=service.mqtt_port)
+    result = main("create", "--endpoint-url", url, status=1)
+    explained(result, failure, urlsplit(url).hostname, "--endpoint-url")
+    assert elf.things() == {}
+
+
+@pytest.mark.parametrize("port", [silent_port, deaf_port])
+def test_a_control_plane_that_never_answers_is_explained(
+    main: InProcess, explained: Explained, monkeypatch: pytest.MonkeyPatch, port: Callable[[], Any]
+) -> None:
+    monkeypatch.setattr(main.module, "CONNECT_TIMEOUT_S", SHORT_S)
+    monkeypatch.setattr(main.module, "CALL_TIMEOUT_S", SHORT_S)
+    with port() as number:
+        result = main("create", "--endpoint-url", f"http://127.0.0.1:{number}", status=1)
+    explained(result, "ReadTimeoutError", f"http://127.0.0.1:{number}")
+
+
+@pytest.mark.parametrize(
+    ("proxy_variable", "url"),
+    [("HTTP_PROXY", "http://aws.invalid"), ("HTTPS_PROXY", "https://aws.invalid")],
+    ids=["HTTP_PROXY", "HTTPS_PROXY"],
+)
+def test_a_proxy_that_is_not_there_is_explained(
+    main: InProcess, explained: Explained, proxy_variable: str, url: str
+) -> None:
+    main.use({proxy_variable: f"http://127.0.0.1:{CLOSED_PORT}"})
+    result = main("create", "--endpoint-url", url, status=1)
+    explained(result, "ProxyConnectionError", f"127.0.0.1:{CLOSED_PORT}", "HTTPS_PROXY")
+
+
+LOGIN = "<html><title>Hotel ELF</title><form>Your room number: <input></form></html>"
+JSON = (("Content-Type", "application/json"),)
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"),
+    [
+        pytest.param(CUT_BEFORE, "ConnectionClosedError", id="a cut connection"),
+        pytest.param(page(LOGIN), "NotAws", id="a login page"),
+        pytest.param(page(LOGIN, 403), "NotAws", id="a page that forbids"),
+        pytest.param(page(LOGIN, 407), "NotAws", id="a proxy that wants a password"),
+        pytest.param(Fault(answer=Answer(200, b"{}", JSON)), "NotAws", id="another service"),
+        pytest.param(page(LOGIN, 502), "InternalFailure", id="a gateway that fails"),
+    ],
+)
+def test_what_is_in_the_way_is_explained(
+    main: InProcess, proxy: FaultProxy, elf: Elf, explained: Explained, fault: Fault, failure: str
+) -> None:
+    proxy.inject("DescribeEndpoint", fault, onwards=True)
+    result = main("create", status=1)
+    explained(result, failure)
+    assert "Hotel" not in result.err
+    assert elf.things() == {}
+
+
+def test_a_login_page_in_the_way_of_sts_is_explained(
+    main: InProcess, proxy: FaultProxy, elf: Elf, explained: Explained
+) -> None:
+    """A fleet of the original program has an account, and no endpoint yet to recognise it by."""
+    main("create")
+    elf_id = {"elf_id": elf.elf_json()["elf_id"]}
+    (elf.misc / "elf.json").write_text(json.dumps(elf_id))
+    proxy.inject("POST /", page(LOGIN))
+    explained(main("clean", status=1), "ResponseParserError")
+    main("clean")
+
+
+# What AWS answers
+
+
+def test_a_limit_of_the_account_stops_what_is_over_it_and_is_explained(
+    main: InProcess, proxy: FaultProxy, account: Account, explained: Explained
+) -> None:
+    proxy.inject("CreateThing", aws_error(410, "LimitExceededException", "No more things."), call=2, onwards=True)
+    result = main("create", 2, status=1)
+    explained(result, "LimitExceededException", "No more things.")
+    assert len(account.things()) == 1
+    proxy.reset()
+    main("create", 2)
+
+
+def test_a_certificate_that_is_gone_before_the_first_send_is_explained(
+    main: InProcess, elf: Elf, account: Account, explained: Explained
+) -> None:
+    main("create")
+    delete_certificate_of(account, "thing_0")
+    result = main("send", *elf.broker, *ONCE, status=1)
+    explained(result, "ResourceNotFoundException", "elf.py clean", "elf.py create")
+    explained(result, "NoneAuthorised")
+
+
+def delete_certificate_of(account: Account, thing: str) -> str:
+    """Delete a thing's certificate as somebody at the AWS console can; return its ID."""
+    certificate_id = account.certificate_of(thing)
+    arn = f"arn:aws:iot:us-west-2:{account.id}:cert/{certificate_id}"
+    for policy in account.policies_of(thing):
+        account.iot.detach_policy(policyName=policy, target=arn)
+    account.iot.detach_thing_principal(thingName=thing, principal=arn)
+    account.iot.update_certificate(certificateId=certificate_id, newStatus="INACTIVE")
+    account.iot.delete_certificate(certificateId=certificate_id)
+    return certificate_id
+
+
+@pytest.mark.parametrize("operation", ["DeletePolicy", "DeleteCertificate"])
+def test_what_others_have_attached_is_explained(
+    main: InProcess, elf: Elf, account: Account, explained: Explained, operation: str
+) -> None:
+    main("create")
+    main("send", *elf.broker, *ONCE)
+    if operation == "DeletePolicy":
+        other = account.iot.create_keys_and_certificate()["certificateArn"]
+        account.iot.attach_policy(policyName="policy-thing_0", target=other)
+    else:
+        account.iot.create_thing(thingName="other")
+        account.iot.attach_thing_principal(thingName="other", principal=elf.things()["thing_0"]["certificateArn"])
+    explained(main("clean", status=1), "DeleteConflictException", "detach what others have attached")
+    assert list(elf.things()) == ["thing_0"]
+    if operation == "DeletePolicy":
+        account.iot.detach_policy(policyName="policy-thing_0", target=other)
+    else:
+        account.iot.detach_thing_principal(thingName="other", principal=elf.things()["thing_0"]["certificateArn"])
+    main("clean")
+
+
+@pytest.mark.parametrize(
+    ("operation", "status", "code", "message"),
+    [
+        ("DeleteCertificate", 406, "CertificateStateException", "The certificate must be deactivated."),
+        ("DeleteThing", 400, "InvalidRequestException", "Cannot delete. Thing thing_0 is still attached."),
+    ],
+    ids=["DeleteCertificate", "DeleteThing"],
+)
+def test_what_aws_goes_on_to_hold_is_explained(
+    main: InProcess,
+    proxy: FaultProxy,
+    account: Account,
+    explained: Explained,
+    operation: str,
+    status: int,
+    code: str,
+    message: str,
+) -> None:
+    main("create")
+    proxy.inject(operation, aws_error(status, code, message), onwards=True)
+    explained(main("clean", status=1), "DeleteConflictException", "thing_0", message)
+    proxy.reset()
+    main("clean")
+    assert account.is_empty()
+
+
+def test_credentials_of_another_account_are_explained(
+    main_of_pair: InProcess, misc: Path, pair: Pair, service: AwsService, explained: Explained
+) -> None:
+    main_of_pair.use(Account(service).credentials)
+    explained(main_of_pair("clean", status=1), "OtherAccount", pair.account.id)
+
+
+ANOTHER_ELF = "urn:uuid:00000000-0000-0000-0000-000000000000"
+
+
+@pytest.mark.parametrize(
+    ("attributes", "failure", "facts"),
+    [
+        pytest.param({}, "ThingTaken", (), id="nobody's"),
+        pytest.param({"elf_id": ANOTHER_ELF}, "ThingOfAnotherElf", (ANOTHER_ELF,), id="another ELF's"),
+    ],
+)
+def test_a_thing_of_somebody_else_is_explained(
+    main: InProcess,
+    account: Account,
+    explained: Explained,
+    attributes: dict[str, str],
+    failure: str,
+    facts: tuple[str, ...],
+) -> None:
+    account.iot.create_thing(thingName="thing_1", attributePayload={"attributes": attributes})
+    explained(main("create", 2, status=1), failure, "thing_1", "elf.py create --prefix NAME", *facts)
+    main("clean")
+    assert account.things() == ["thing_1"]
+
+
+def test_the_elf_id_that_is_put_back_as_told_takes_the_things_up_again(
+    main: InProcess, elf: Elf, account: Account, explained: Explained
+) -> None:
+    main("create", 2)
+    shutil.rmtree(elf.misc)
+    told = re.findall(r'put (\{"elf_id": "\S+"\}) in misc/elf.json', main("create", 2, status=1).err)
+    assert len(told) == 1
+    (elf.misc / "elf.json").write_text(told[0])
+    main("create", 2)
+    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.things().values()}
+    main("clean")
+    assert account.is_empty()
+
+
+def test_a_policy_of_somebody_else_is_explained(
+    main: InProcess, elf: Elf, account: Account, explained: Explained
+) -> None:
+    main("create")
+    account.iot.create_policy(policyName="policy-thing_0", policyDocument=json.dumps(DENY_ALL))
+    result = main("send", *elf.broker, *ONCE, status=1)
+    explained(result, "PolicyTaken", "policy-thing_0", "aws iot delete-policy --policy-name policy-thing_0")
+    explained(result, "NoneAuthorised")
+    account.iot.delete_policy(policyName="policy-thing_0")
+    main("send", *elf.broker, *ONCE)
+
+
+DENY_ALL = {"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "iot:*", "Resource": "*"}]}
+
+
+def test_a_certificate_of_others_on_a_stray_thing_is_explained_and_left_alone(
+    main: InProcess, account: Account, explained: Explained
+) -> None:
+    main("create")
+    main("clean", "--only-local")
+    others = account.iot.create_keys_and_certificate(setAsActive=True)["certificateArn"]
+    account.iot.create_policy(policyName="others", policyDocument=json.dumps(DENY_ALL))
+    account.iot.attach_policy(policyName="others", target=others)
+    account.iot.attach_thing_principal(thingName="thing_0", principal=others)
+    detach = f"aws iot detach-thing-principal --thing-name thing_0 --principal {others}"
+    explained(main("create", status=1), "CertificateOfOthers", "thing_0", detach)
+    assert account.certificates()[others.rpartition("/")[2]] == "ACTIVE"
+    account.iot.detach_thing_principal(thingName="thing_0", principal=others)
+    main("create")
+    main("clean")
+    assert list(account.certificates()) == [others.rpartition("/")[2]]
+
+
+# The way to the broker
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "root_cert", "failure"),
+    [
+        pytest.param(f"localhost:{CLOSED_PORT}", None, "NothingListens", id="a closed port"),
+        pytest.param("broker.invalid", None, "HostUnknown", id="a name that does not resolve"),
+        # No connection leads to everybody on a network.
+        pytest.param("255.255.255.255", None, "HostUnreachable", id="an address without a way"),
+        pytest.param("localhost:{mqtt_port}", BOTOCORE / "cacert.pem", "NotTrusted", id="another's root certificate"),
+        # That is 127.0.0.1, but not a name in the broker's certificate.
+        pytest.param("127.1:{mqtt_port}", None, "OtherHost", id="another host's name"),
+        pytest.param("localhost:{http_port}", None, "TlsFails", id="no TLS"),
+    ],
+)
+def test_an_endpoint_that_is_no_broker_is_explained(
+    main_of_pair: InProcess,
+    misc: Path,
+    service: AwsService,
+    explained: Explained,
+    endpoint: str,
+    root_cert: Path | None,
+    failure: str,
+) -> None:
+    keep_one_thing(misc)
+    endpoint = endpoint.format(mqtt_port=service.mqtt_port, http_port=urlsplit(service.url).port)
+    options = ("--mqtt-endpoint", endpoint, "--root-cert", root_cert or service.root_cert)
+    result = main_of_pair("send", *options, *ONCE, status=1)
+    explained(result, failure, "thing_0", endpoint)
+    explained(result, "NoneConnected")
+
+
+def keep_one_thing(misc: Path) -> None:
+    """Have a copied fleet consist of thing_0 alone: what keeps all from connecting is told for each."""
+    (misc / "things.json").write_text(json.dumps(json.loads((misc / "things.json").read_text())[:1]))
+
+
+@pytest.mark.parametrize("port", [silent_port, deaf_port])
+def test_a_port_that_swallows_everything_is_explained(
+    main_of_pair: InProcess,
+    misc: Path,
+    service: AwsService,
+    explained: Explained,
+    monkeypatch: pytest.MonkeyPatch,
+    port: Callable[[], Any],
+) -> None:
+    keep_one_thing(misc)
+    monkeypatch.setattr(main_of_pair.module, "CONNECT_TIMEOUT_S", SHORT_S)
+    with port() as number:
+        options = ("--mqtt-endpoint", f"localhost:{number}", "--root-cert", service.root_cert)
+        result = main_of_pair("subscribe", *options, *ONCE, status=1)
+    explained(result, "PortUnanswered", f"localhost:{number}", "--mqtt-endpoint :443")
+
+
+def test_a_broker_that_says_nothing_is_explained(
+    main_of_pair: InProcess, misc: Path, tmp_path: Path, explained: Explained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main_of_pair.module, "CONNECT_TIMEOUT_S", SHORT_S)
+    with contextlib.closing(Impostor(tmp_path, holds=True)) as impostor:
+        options = ("--mqtt-endpoint", f"localhost:{impostor.port}", "--root-cert", impostor.root_cert)
+        explained(main_of_pair("send", *options, *ONCE, status=1), "PortUnanswered", f"localhost:{impostor.port}")
+
+
+def test_an_endpoint_of_another_account_is_named_with_the_right_one(
+    main_of_pair: InProcess, misc: Path, pair: Pair, impostor: Impostor, explained: Explained
+) -> None:
+    keep_one_thing(misc)
+    right = pair.account.iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"].partition(":")[0]
+    options = ("--mqtt-endpoint", f"localhost:{impostor.port}", "--root-cert", impostor.root_cert)
+    result = main_of_pair("send", *options, *ONCE, status=1)
+    explained(result, "EndpointElsewhere", f"localhost:{impostor.port}", right, pair.account.id)
+
+
+class Fleet:
+    """A fleet of two things that have sent, of which thing_0 is going to have trouble, and what sends for it."""
+
+    def __init__(self, main: InProcess, elf: Elf, account: Account) -> None:
+        self.main, self.elf, self.account = main, elf, account
+        main("create", 2)
+        self.send()
+
+    def send(self, *options: object, status: int = 0) -> Result:
+        return self.main("send", *self.elf.broker, *ONCE, *options, status=status)
+
+    def subscribe(self, *options: object, status: int = 0) -> Result:
+        return self.main("subscribe", *self.elf.broker, *ONCE, *options, status=status)
+
+    @property
+    def certificate(self) -> str:
+        return self.account.certificate_of("thing_0")
+
+    def forbid(self, action: str) -> None:
+        """Change thing_0's policy, as somebody at the AWS console can: it is without that action."""
+        document = json.loads(self.account.iot.get_policy(policyName="policy-thing_0")["policyDocument"])
+        for statement in document["Statement"]:
+            actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
+            statement["Action"] = [each for each in actions if each != action] or ["iot:GetThingShadow"]
+        text = json.dumps(document)
+        self.account.iot.create_policy_version(policyName="policy-thing_0", policyDocument=text, setAsDefault=True)
+
+
+@pytest.fixture
+def fleet(main: InProcess, elf: Elf, account: Account) -> Fleet:
+    return Fleet(main, elf, account)
+
+
+@pytest.fixture
+def distant_fleet(proxy: FaultProxy, fleet: Fleet) -> Fleet:
+    """One whose control plane is behind `proxy`."""
+    return fleet
+
+
+def test_a_certificate_that_was_deleted_is_named(fleet: Fleet, explained: Explained) -> None:
+    certificate_id = delete_certificate_of(fleet.account, "thing_0")
+    result = fleet.send(status=1)
+    explained(result, "CertificateUnknown", "thing_0", certificate_id, fleet.account.id, "region us-west-2")
+    assert "1 acknowledged, 0 lost" in result.err
+
+
+REACTIVATE = "aws iot update-certificate --new-status ACTIVE --certificate-id "
+
+
+def test_a_certificate_that_is_not_active_is_named(fleet: Fleet, explained: Explained) -> None:
+    fleet.account.iot.update_certificate(certificateId=fleet.certificate, newStatus="INACTIVE")
+    result = fleet.send(status=1)
+    explained(result, "CertificateNotActive", "thing_0", "INACTIVE", REACTIVATE + fleet.certificate)
+    assert "1 acknowledged, 0 lost" in result.err
+
+
+def test_a_certificate_that_is_revoked_is_named_and_goes(
+    main: InProcess,
+    elf: Elf,
+    account: Account,
+    proxy: FaultProxy,
+    explained: Explained,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
+    main("create")
+    main("send", *elf.broker, *ONCE)
+    account.iot.update_certificate(certificateId=account.certificate_of("thing_0"), newStatus="REVOKED")
+    explained(main("send", *elf.broker, *ONCE, status=1), "CertificateRevoked", "thing_0")
+    refusal = aws_error(406, "CertificateStateException", "The certificate is revoked.")  # AWS lets none come back
+    proxy.inject("UpdateCertificate", refusal)
+    main("clean")
+    assert proxy.faults["UpdateCertificate"] == 1
+    assert account.is_empty()
+
+
+def test_a_certificate_without_a_policy_is_named(fleet: Fleet, explained: Explained) -> None:
+    arn = fleet.elf.things()["thing_0"]["certificateArn"]
+    fleet.account.iot.detach_policy(policyName="policy-thing_0", target=arn)
+    result = fleet.send(status=1)
+    command = f"aws iot attach-policy --policy-name policy-thing_0 --target {arn}"
+    explained(result, "NoPolicy", "thing_0", command)
+    assert "1 acknowledged, 0 lost" in result.err
+
+
+@pytest.mark.parametrize(
+    ("action", "command", "facts"),
+    [
+        pytest.param("iot:Connect", "send", ("connect as thing_0-",), id="the client"),
+        pytest.param("iot:Publish", "send", ("publish to elf/thing_0",), id="the topic"),
+        pytest.param("iot:Subscribe", "subscribe", ("subscribe to elf/#",), id="the topic filter"),
+    ],
+)
+def test_a_policy_that_lacks_something_is_named_with_it(
+    fleet: Fleet, explained: Explained, action: str, command: str, facts: tuple[str, ...]
+) -> None:
+    fleet.forbid(action)
+    result = fleet.send(status=1) if command == "send" else fleet.subscribe(status=1)
+    explained(result, "PolicyForbids", "thing_0", action, "policy-thing_0", *facts)
+
+
+def test_a_topic_that_the_policy_forbids_costs_messages(fleet: Fleet, explained: Explained) -> None:
+    fleet.forbid("iot:Publish")
+    explained(fleet.send(status=1), "MessagesLost", "1 message lost")
+
+
+@pytest.mark.parametrize(
+    ("action", "failure", "fact"),
+    [
+        pytest.param("iot:Connect", "Refused", "without an answer", id="Refused"),
+        pytest.param("iot:Publish", "PublishRefused", "elf/thing_0", id="PublishRefused"),
+        pytest.param("iot:Subscribe", "SubscribeRefused", "elf/#", id="SubscribeRefused"),
+    ],
+)
+def test_a_refusal_that_aws_does_not_explain_is_told_as_it_is(
+    proxy: FaultProxy, distant_fleet: Fleet, explained: Explained, action: str, failure: str, fact: str
+) -> None:
+    distant_fleet.forbid(action)
+    proxy.inject("DescribeCertificate", denied("DescribeCertificate"), onwards=True)
+    command = distant_fleet.subscribe if action == "iot:Subscribe" else distant_fleet.send
+    explained(command(status=1), failure, "thing_0", fact)
+
+
+def test_a_client_id_that_is_taken_over_is_named(pair: Pair, service: AwsService, explained: Explained) -> None:
+    window = pair.start("subscribe", "--debug", *pair.broker, "--duration", "60")
+    window.await_line("ELF listening on 2 things")
+    client_id = window.await_line("thing_0: CONNECT to ").split()[-1]
+    thief = client_of(pair, service, "thing_0", client_id)
+    assert thief.connect() == "Success"
+    window.await_line("thing_0 lost its connection to ")
+    window.await_line("thing_0 has its connection to ")
+    thief.close()
+    window.signal(signal.SIGINT)
+    explained(window.end(130), "ConnectionLost", "thing_0", client_id)
+
+
+@pytest.fixture
+def relay(service: AwsService) -> Iterator[Relay]:
+    relay = Relay(service.mqtt_port)
+    yield relay
+    relay.close()
+
+
+def through(relay: Relay, service: AwsService) -> tuple[object, ...]:
+    return ("--mqtt-endpoint", f"localhost:{relay.port}", "--root-cert", service.root_cert)
+
+
+def test_a_subscription_that_is_deaf_in_the_end_is_explained(
+    pair: Pair, relay: Relay, service: AwsService, explained: Explained
+) -> None:
+    window = pair.start("subscribe", *through(relay, service), "--duration", "4")
+    window.await_line("ELF listening on 2 things")
+    relay.down()
+    result = window.end(1)
+    explained(result, "StillDeaf", "thing_0", "thing_1")
+
+
+# misc/
+
+
+def test_a_command_before_create_is_explained(main: InProcess, explained: Explained) -> None:
+    explained(main("send", status=1), "NothingYet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "failure", "facts"),
+    [
+        pytest.param(("create", 1), "TooMany", ("2 things", "the 1 you ask for"), id="fewer things"),
+        pytest.param(
+            ("send", "--region", "eu-west-1"), "Contradiction", ("--region eu-west-1", "us-west-2"), id="another region"
+        ),
+        pytest.param(("clean", "--local"), "Contradiction", ("--local",), id="another kind of place"),
+    ],
+)
+def test_a_command_that_does_not_fit_the_fleet_is_explained(
+    main_of_pair: InProcess, explained: Explained, arguments: tuple[object, ...], failure: str, facts: tuple[str, ...]
+) -> None:
+    explained(main_of_pair(*arguments, status=1), failure, *facts)
+
+
+def test_a_subscription_that_hears_too_little_is_explained(
+    main_of_pair: InProcess, pair: Pair, explained: Explained
+) -> None:
+    result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--count", 3, status=1)
+    explained(result, "TooFewMessages", "0 messages came in 0.1 s, not 3")
+
+
+def test_a_fleet_that_is_half_made_or_half_cleaned_is_explained(
+    main: InProcess, proxy: FaultProxy, account: Account, explained: Explained
+) -> None:
+    proxy.inject("CreateKeysAndCertificate", denied("CreateKeysAndCertificate"), onwards=True)
+    main("create", status=1)
+    explained(main("send", status=1), "Incomplete")
+    proxy.reset()
+    main("create")
+    proxy.inject("DeleteThing", denied("DeleteThing"), onwards=True)
+    main("clean", status=1)
+    explained(main("create", status=1), "HalfCleaned", "thing_0")
+    proxy.reset()
+    main("clean")
+    assert account.is_empty()
+
+
+def test_another_elf_at_work_is_named_with_its_process(
+    main_of_pair: InProcess, pair: Pair, explained: Explained
+) -> None:
+    window = pair.subscribe()
+    holder = f"`elf.py subscribe` (process {window.process.pid})"
+    explained(main_of_pair("clean", status=1), "Locked", pair.misc, holder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "failure", "fact"),
+    [
+        pytest.param("things.json", "{thing_0}", "NotElfs", "line 1", id="things.json is not JSON"),
+        pytest.param("things.json", "{}", "NotElfs", "not a JSON list", id="things.json is not ELF's"),
+        pytest.param("things.json", '[{"../t": {}}]', "NotElfs", "'../t'", id="things.json has a hostile name"),
+        pytest.param("things.json", "[" * 100_000, "NotElfs", "recursion", id="things.json is a thousand levels deep"),
+        pytest.param("things.json", b"\xff", "NotElfs", "utf-8", id="things.json is not UTF-8"),
+        pytest.param("things.json", '{"version": 2}', "NewerElf", "(this is ", id="things.json is a newer ELF's"),
+        pytest.param("things.json", '[{"thing_0": {"elf_x": 1}}]', "NewerElf", "elf_x", id="things.json says more"),
+        pytest.param(
+            "things.json",
+            *('[{"thing_0": {"elf_stage": "asleep"}}]', "NewerElf", "stage of thing_0"),
+            id="things.json has a stage of a newer ELF",
+        ),
+        pytest.param("elf.json", "not JSON", "NotElfs", "line 1", id="elf.json is not JSON"),
+        pytest.param("elf.json", '{"elf_id": "me"}', "NotElfs", "URN", id="elf.json has another ID"),
+        pytest.param("things.journal", "not JSON\n", "NotElfs", "line 1", id="the journal is not JSON"),
+    ],
+)
+def test_a_state_that_elf_cannot_use_is_explained(
+    main_of_pair: InProcess, misc: Path, explained: Explained, file: str, content: str | bytes, failure: str, fact: str
+) -> None:
+    data = content if isinstance(content, bytes) else content.encode()
+    (misc / file).write_bytes(data)
+    explained(main_of_pair("clean", status=1), failure, misc / file, fact)
+    assert (misc / file).read_bytes() == data
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links are POSIX's")
+@pytest.mark.parametrize("file", ["things.json", "things.journal", "elf.json", ".lock", ".writing"])
+def test_a_symbolic_link_is_not_followed(
+    main_of_pair: InProcess, misc: Path, tmp_path: Path, explained: Explained, file: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("[]")
+    (misc / file).unlink(missing_ok=True)
+    (misc / file).symlink_to(elsewhere)
+    explained(main_of_pair("create", 3, status=1), "ELOOP", misc / file)
+    assert elsewhere.read_text() == "[]"
+
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="limits and modes are POSIX's")
+needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="this machine gives a user no namespaces")
+
+
+@posix_only
+@pytest.mark.parametrize("limit", [10, 1000, 6000])
+def test_a_full_disk_loses_nothing(
+    elf: Elf, account: Account, tmp_path: Path, explained: Explained, limit: int
+) -> None:
+    python = elf.python
+    hamper(elf, tmp_path, limited("RLIMIT_FSIZE", limit))
+    explained(elf("create", 3, status=1), "EFBIG", elf.misc)
+    elf.python = python
+    recorded = {thing["certificateId"] for thing in elf.things().values() if "certificateId" in thing}
+    assert set(account.things()) <= set(elf.things())
+    assert set(account.certificates()) == recorded
+    elf("create", 3)
+    assert account.things() == ["thing_0", "thing_1", "thing_2"]
+    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.things().values()}
+    elf("clean")
+    assert account.is_empty()
+
+
+@needs_namespaces
+def test_a_disk_that_is_read_only_is_explained(
+    elf: Elf, account: Account, tmp_path: Path, explained: Explained
+) -> None:
+    elf.misc.mkdir()
+    hamper(elf, tmp_path, read_only(elf.misc))
+    explained(elf("create", status=1), "EROFS", elf.misc)
+    assert account.is_empty()
+
+
+@posix_only
+def test_a_directory_that_may_not_be_written_is_explained(
+    elf: Elf, account: Account, tmp_path: Path, explained: Explained
+) -> None:
+    elf.misc.mkdir(mode=0o500)
+    hamper(elf, tmp_path, NOT_AS_ROOT)
+    explained(elf("create", status=1), "PermissionError", elf.misc)
+    assert account.is_empty()
+
+
+@pytest.mark.parametrize(
+    ("at", "failure"),
+    [
+        pytest.param("misc", "FileExistsError", id="a file"),
+        pytest.param("", "NotADirectoryError", id="a file above"),
+        pytest.param("misc/things.json/x", "OSError", id="a directory for a file"),
+    ],
+)
+def test_a_misc_that_is_no_directory_is_explained(
+    main: InProcess, account: Account, tmp_path: Path, explained: Explained, at: str, failure: str
+) -> None:
+    directory = tmp_path / "deep"
+    (directory / at).parent.mkdir(parents=True, exist_ok=True)
+    (directory / at).touch()
+    explained(main("create", "--misc-dir", directory / "misc", status=1), failure, directory)
+    assert account.is_empty()
+
+
+def test_a_misc_that_disappears_in_mid_run_is_explained(
+    elf: Elf, account: Account, tmp_path: Path, explained: Explained
+) -> None:
+    window = elf.start("create", 20)
+    window.await_line("Thing:'thing_0' associated")
+    elf.misc.rename(tmp_path / "trash")
+    explained(window.end(1), "FileNotFoundError", elf.misc)
+    (tmp_path / "trash").rename(elf.misc)
+    elf("clean")
+    assert account.is_empty()
+
+
+ANOTHERS_KEY = "thing_1.prv"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "failure", "named"),
+    [
+        pytest.param("thing_0.prv", None, "KeyMissing", "thing_0.prv", id="no key"),
+        pytest.param("thing_0.pem", None, "KeyMissing", "thing_0.pem", id="no certificate"),
+        pytest.param("thing_0.prv", "", "KeyEmpty", "thing_0.prv", id="an empty key"),
+        pytest.param("thing_0.pem", "\n", "KeyEmpty", "thing_0.pem", id="an empty certificate"),
+        pytest.param("thing_0.prv", "0123", "KeyInvalid", "thing_0.prv", id="no key in it"),
+        pytest.param("thing_0.pem", "true", "KeyInvalid", "thing_0.pem", id="no certificate in it"),
+        pytest.param("thing_0.prv", ANOTHERS_KEY, "NotAPair", "thing_0.prv", id="another thing's key"),
+    ],
+)
+def test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone(
+    main_of_pair: InProcess,
+    pair: Pair,
+    misc: Path,
+    explained: Explained,
+    file: str,
+    content: str | None,
+    failure: str,
+    named: str,
+) -> None:
+    if content is None:
+        (misc / file).unlink()
+    else:
+        (misc / file).write_text((misc / content).read_text() if content == ANOTHERS_KEY else content)
+    result = main_of_pair("send", *pair.broker, *ONCE, status=1)
+    explained(result, failure, "thing_0", misc / named)
+    assert "1 acknowledged, 0 lost" in result.err
+
+
+@posix_only
+def test_a_key_that_may_not_be_read_is_explained(elf: Elf, pair: Pair, tmp_path: Path, explained: Explained) -> None:
+    shutil.copytree(pair.misc, elf.misc)
+    (elf.misc / "thing_0.prv").chmod(0)
+    hamper(elf, tmp_path, NOT_AS_ROOT)
+    elf.environment |= pair.account.credentials
+    explained(elf("send", *elf.broker, *ONCE, status=1), "KeyUnreadable", elf.misc / "thing_0.prv", "Permission denied")
+
+
+# What the user gives
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "failure"),
+    [
+        pytest.param("--root-cert", None, "RootMissing", id="no root certificate"),
+        pytest.param("--root-cert", b"root", "RootInvalid", id="a root certificate that is none"),
+        pytest.param("--root-cert", b"", "RootInvalid", id="an empty root certificate"),
+        pytest.param("--json-message", None, "MessageMissing", id="no message"),
+        pytest.param("--json-message", b"\xff", "MessageNotUtf8", id="a message that is not UTF-8"),
+        pytest.param("--json-message", b"{'a': 1}", "MessageNotJson", id="a message that is not JSON"),
+        pytest.param("--json-message", b'{"a": NaN}', "MessageNotJson", id="a message with NaN"),
+        pytest.param("--json-message", b"[1]", "MessageNotObject", id="a message that is no object"),
+    ],
+)
+def test_a_file_that_the_user_names_is_explained(
+    main_of_pair: InProcess,
+    pair: Pair,
+    tmp_path: Path,
+    explained: Explained,
+    option: str,
+    content: bytes | None,
+    failure: str,
+) -> None:
+    file = tmp_path / "given"
+    if content is not None:
+        file.write_bytes(content)
+    result = main_of_pair("send", *pair.broker, *ONCE, option, file, status=1)
+    explained(result, failure, file)
+    assert "posting" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "failure", "fact"),
+    [
+        pytest.param(("send", "\udcff"), "NotUtf8", "UTF-8", id="a message of other bytes"),
+        pytest.param(("send", "--topic", "\udcff"), "NotUtf8", "UTF-8", id="a topic of other bytes"),
+        pytest.param(("send", "x" * 2**17), "PayloadTooLong", "128 KiB", id="a long message"),
+        pytest.param(("send", "--topic", ""), "TopicEmpty", "''", id="an empty topic"),
+        pytest.param(("send", "--topic", "a\0b"), "TopicEmpty", "a\\x00b", id="a null in a topic"),
+        pytest.param(("subscribe", "--topic", "x" * 257), "TopicTooLong", "256 bytes", id="a long topic"),
+        pytest.param(("send", "--topic", "1/2/3/4/5/6/7/8/9"), "TopicTooDeep", "7/8/9", id="a deep topic"),
+        pytest.param(("send", "--topic", "a/+"), "TopicHasWildcard", "a/+", id="a wildcard"),
+        pytest.param(("subscribe", "--topic", "a/#/b"), "FilterMisplaced", "a/#/b", id="a # in the middle"),
+        pytest.param(("subscribe", "--topic", "a+/b"), "FilterMisplaced", "a+/b", id="a + in a level"),
+        pytest.param(("send", "--topic", "$SYS/x"), "TopicReserved", "$SYS/x", id="a reserved topic"),
+        pytest.param(
+            ("send", "--topic", "$aws/things/{thing_name}/shadow/get/accepted"),
+            *("TopicReserved", "thing_0"),
+            id="an answer of AWS IoT's",
+        ),
+    ],
+)
+def test_a_message_or_topic_that_aws_does_not_take_is_explained(
+    main_of_pair: InProcess, explained: Explained, arguments: tuple[str, ...], failure: str, fact: str
+) -> None:
+    result = main_of_pair(*arguments, status=1)
+    explained(result, failure, fact)
+    assert len(result.lines) == 2  # bad input is found before anything is done
+
+
+# This machine
+
+
+def test_a_system_without_amazons_roots_is_explained(pair: Pair, tmp_path: Path, explained: Explained) -> None:
+    """A distribution's botocore can be without them; this one has nothing else missing."""
+    (tmp_path / "botocore").mkdir()
+    for path in BOTOCORE.iterdir():
+        if path.name != "cacert.pem":
+            (tmp_path / "botocore" / path.name).symlink_to(path)
+    environment = {"PYTHONPATH": str(tmp_path), "SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": str(tmp_path / "none")}
+    endpoint = pair.broker[:2]
+    shutil.copytree(pair.misc, tmp_path / "misc", ignore=shutil.ignore_patterns("amazon-root-ca.pem"))
+    result = pair("send", *endpoint, *ONCE, status=1, env=environment | {"ELF_MISC_DIR": str(tmp_path / "misc")})
+    explained(result, "NoAmazonRoots", "https://www.amazontrust.com/repository/AmazonRootCA1.pem", "--root-cert")
+
+
+@posix_only
+def test_a_python_without_the_packages_is_explained(elf: Elf, tmp_path: Path, explained: Explained) -> None:
+    hamper(elf, tmp_path, WITHOUT_PACKAGES)
+    explained(elf("create", status=1), "ModuleNotFoundError", "boto", ROOT / "requirements.txt", "uv run elf.py")
+
+
+@posix_only
+def test_a_system_that_allows_few_open_files_is_explained(
+    elf: Elf, pair: Pair, tmp_path: Path, explained: Explained
+) -> None:
+    shutil.copytree(pair.misc, elf.misc)
+    hamper(elf, tmp_path, limited("RLIMIT_NOFILE", 100))
+    result = elf("send", *elf.broker, *ONCE, status=1)
+    explained(result, "TooFewDescriptors", "2 things in a process need 106 open files", "allows 100", "ulimit -Hn")
+
+
+def test_an_embedded_aws_that_does_not_start_is_explained(local: Elf, explained: Explained) -> None:
+    (local.misc / "local" / "address.json").mkdir(parents=True)
+    log = local.misc / "local" / "ministack.log"
+    explained(local("--local", "create", status=1), "LocalDidNotStart", "exit status 1", log)
+    assert "Traceback" in log.read_text()
+
+
+def test_an_embedded_aws_whose_ports_were_taken_takes_others(local: Elf, service: AwsService) -> None:
+    local("--local", "create")
+    (server,) = servers_of(local)
+    server.kill()
+    await_end(server)
+    address = local.misc / "local" / "address.json"
+    taken = {"http": urlsplit(service.url).port, "mqtt": service.mqtt_port}
+    address.write_text(json.dumps(taken))  # as if another one had got the ports that it had
+    local("create", 2)
+    assert not set(taken.values()) & set(json.loads(address.read_text()).values())
+    assert "2 acknowledged, 0 lost" in local("send", *ONCE).err
+
+
+def test_an_embedded_aws_that_dies_in_mid_run_is_explained(local: Elf, explained: Explained) -> None:
+    local("--local", "create")
+    local("send", *ONCE)
+    window = local.start("send", "--duration", "60", "--interval", "0.1")
+    window.await_line("posting message")
+    (server,) = servers_of(local)
+    server.kill()
+    explained(window.end(1), "LocalDied", local.misc / "local" / "ministack.log")
+    local("send", *ONCE)
+
+
+@needs_namespaces
+def test_a_machine_without_a_free_port_is_explained(local: Elf, tmp_path: Path, explained: Explained) -> None:
+    hamper(local, tmp_path, WITH_ONE_FREE_PORT)
+    explained(local("--local", "create", status=1), "NoFreePort", "127.0.0.1")
+
+
+def test_what_nobody_thought_of_is_explained_as_such(main: InProcess, proxy: FaultProxy, explained: Explained) -> None:
+    proxy.inject("DescribeEndpoint", aws_error(418, "TeapotException", "Short and stout."))
+    explained(main("create", status=1), "Exception", "Short and stout.", "--debug")
+
+
+def test_debug_adds_the_traceback(main: InProcess, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy.inject("DescribeEndpoint", denied("DescribeEndpoint"), call=1)
+    proxy.inject("CreateThing", denied("CreateThing"), call=1)
+    for _ in range(2):
+        said = main("create", "--debug", status=1).err
+        assert "Traceback (most recent call last)" in said
+        assert said.count("what to do: ") == 1

@@ -1,0 +1,249 @@
+"""Every operation that ELF calls meets every fault there is on the way to AWS, and nothing is lost or left behind."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+from botocore import xform_name
+from fault_proxy import (
+    CUT_AFTER,
+    CUT_BEFORE,
+    HANG,
+    HANG_AFTER,
+    INTERNAL_FAILURE,
+    THROTTLED,
+    UNAVAILABLE,
+    Fault,
+    FaultProxy,
+    denied,
+)
+from harness import ELF, PATIENCE_S, Account, AwsService, Elf, InProcess, Result
+from quota_proxy import OPERATIONS
+
+THINGS = ["thing_0", "thing_1"]
+PASSING = {
+    "500": INTERNAL_FAILURE,
+    "503": UNAVAILABLE,
+    "429": THROTTLED,
+    "cut-before": CUT_BEFORE,
+    "cut-after": CUT_AFTER,
+    "hang": HANG,
+}
+# botocore pauses for a random part of a second before it makes a call again: with this seed for a small one.
+SEED = next(seed for seed in itertools.count() if max(random.Random(seed).choices(range(100), k=3)) < 10)
+UNNAMED = ("CreateKeysAndCertificate", "cut-after")  # AWS gives no handle on what this one leaves behind
+
+
+class Situation(NamedTuple):
+    """Where an operation is called: by which command, after what, and what else has to go wrong for it."""
+
+    command: str
+    after: tuple[str, ...] = ()
+    provoked_by: tuple[tuple[str, Fault], ...] = ()
+    stops: int = 1  # so many things go without, where the operation is denied for one
+
+
+CREATE = Situation("create")
+CREATE_ANEW = Situation("create", after=("create", "clean"))
+CREATE_AFTER_LOSS = Situation("create", after=("create", "lose things.json"))
+FIRST_SEND = Situation("send", after=("create",))
+CLEAN = Situation("clean", after=("create", "send"))
+CLEAN_EDITED = Situation("clean", after=("create", "send", "edit a policy"))
+
+# A row for each operation that ELF calls, but for the one that asks why a broker refuses a thing.
+SITUATIONS = {
+    "DescribeEndpoint": CREATE._replace(stops=2),
+    "CreateThing": CREATE,
+    "CreateKeysAndCertificate": CREATE,
+    "AttachThingPrincipal": CREATE,
+    "ListThings": CREATE_ANEW._replace(stops=2),
+    "ListThingPrincipals": CREATE_AFTER_LOSS,
+    "ListPrincipalThings": CREATE_AFTER_LOSS,
+    "ListAttachedPolicies": CREATE_AFTER_LOSS,
+    "ListCertificates": CREATE._replace(provoked_by=(("CreateKeysAndCertificate", CUT_BEFORE),), stops=0),
+    "CreatePolicy": FIRST_SEND,
+    "GetPolicy": FIRST_SEND._replace(provoked_by=(("CreatePolicy", CUT_AFTER),)),  # made again, it exists already
+    "AttachPolicy": FIRST_SEND,
+    "DescribeThing": Situation("clean", after=("create without certificates",)),
+    "DetachPolicy": CLEAN,
+    "DeletePolicy": CLEAN,
+    "UpdateCertificate": CLEAN,
+    "ListPolicyVersions": CLEAN_EDITED,
+    "DeletePolicyVersion": CLEAN_EDITED,
+    "DetachThingPrincipal": CLEAN,
+    "DeleteCertificate": CLEAN,
+    "DeleteThing": CLEAN,
+}
+CHANGES = [name for method, _, name, _ in OPERATIONS if method != "GET" and name != "ListAttachedPolicies"]
+DIAGNOSIS = "DescribeCertificate"
+
+
+class User:
+    """A user with two things, whose calls to AWS go through a proxy that makes them fail."""
+
+    def __init__(self, main: InProcess, elf: Elf, account: Account, proxy: FaultProxy) -> None:
+        self.elf, self.account, self.proxy, self._main = elf, account, proxy, main
+        self._arguments = {
+            "create": ("create", len(THINGS)),
+            "send": ("send", *elf.broker, "--duration", "0.01"),
+            "clean": ("clean",),
+        }
+        elf.environment["AWS_ENDPOINT_URL"] = proxy.url
+        main.use(elf.environment)
+
+    def run(self, command: str, status: int = 0) -> Result:
+        return self._main(*self._arguments[command], status=status)
+
+    def prepare(self, step: str) -> None:
+        if step == "lose things.json":
+            (self.elf.misc / "things.json").unlink()
+        elif step == "edit a policy":
+            self.account.edit_policy("policy-thing_0", lambda statements: statements.pop())
+        elif step == "create without certificates":
+            self.proxy.inject("CreateKeysAndCertificate", denied("CreateKeysAndCertificate"), onwards=True)
+            self.run("create", status=1)
+        else:
+            self.run(step)
+
+    def meet(self, operation: str, fault: Fault, status: int = 0) -> Result:
+        """Come to where ELF calls the operation, and have the first call of it go wrong."""
+        command = self.approach(operation)
+        return self.run_into(operation, fault, command, status)
+
+    def approach(self, operation: str) -> str:
+        """Do what comes before the command that calls the operation; return that command."""
+        situation = SITUATIONS[operation]
+        for step in situation.after:
+            self.prepare(step)
+        self.proxy.reset()
+        for other, provocation in situation.provoked_by:
+            self.proxy.inject(other, provocation)
+        return situation.command
+
+    def run_into(self, operation: str, fault: Fault, command: str, status: int) -> Result:
+        self.proxy.inject(operation, fault)
+        with pytest.MonkeyPatch.context() as patch:
+            if fault.hangs:
+                patch.setattr(self._main.module, "CALL_TIMEOUT_S", 1.0)
+            result = self.run(command, status)
+        assert self.proxy.faults[operation] == 1
+        return result
+
+    def kill(self, operation: str, fault: Fault) -> None:
+        """Kill the command that calls the operation while its first call hangs."""
+        command = self.approach(operation)
+        self.proxy.inject(operation, fault)
+        window = self.elf.start(*self._arguments[command])
+        self.proxy.await_hang(PATIENCE_S)
+        window.kill()
+        self.proxy.release()
+        self.proxy.await_quiet(PATIENCE_S)
+
+    def finish(self, operation: str) -> str:
+        """Run the same command again, then clean; return what they printed."""
+        printed = self.run(SITUATIONS[operation].command).err + self.run("clean").err
+        assert self.elf.files() == ["elf.json"]
+        return printed
+
+    def served(self, operation: str) -> list[str]:
+        """Ask AWS which things the operation's command is done with."""
+        present, command = self.account.things(), SITUATIONS[operation].command
+        if command == "clean":
+            return [name for name in THINGS if name not in present]
+        complete = []
+        for name in present:
+            principals = self.account.iot.list_thing_principals(thingName=name)["principals"]
+            if principals == [self.elf.things()[name].get("certificateArn")] and (
+                command == "create" or self.account.policies_of(name) == [f"policy-{name}"]
+            ):
+                complete.append(name)
+        return complete
+
+
+@pytest.fixture
+def user(main: InProcess, elf: Elf, account: Account, service: AwsService) -> Iterator[User]:
+    random.seed(SEED)
+    proxy = FaultProxy(urlsplit(service.url).port or 0)
+    yield User(main, elf, account, proxy)
+    proxy.close()
+
+
+def test_every_operation_that_elf_calls_is_here() -> None:
+    called = set(re.findall(r'\biot\.(?:get_paginator\(")?([a-z_]+)[",(]', ELF.read_text().partition("# Local AWS")[0]))
+    assert called == {xform_name(operation) for operation in (*SITUATIONS, DIAGNOSIS)}
+    assert {operation for _, _, operation, _ in OPERATIONS} == {*SITUATIONS, DIAGNOSIS}
+
+
+@pytest.mark.parametrize(
+    ("operation", "fault"),
+    [(operation, fault) for operation in SITUATIONS for fault in PASSING if (operation, fault) != UNNAMED],
+)
+def test_a_passing_fault_is_ridden_out_and_leaves_nothing_behind(
+    user: User, account: Account, operation: str, fault: str
+) -> None:
+    user.meet(operation, PASSING[fault])
+    assert user.served(operation) == THINGS
+    user.finish(operation)
+    assert account.is_empty()
+
+
+def test_a_certificate_whose_answer_is_lost_is_named_and_left_to_the_user(user: User, account: Account) -> None:
+    operation, fault = UNNAMED
+    printed = user.meet(operation, PASSING[fault]).err + user.finish(operation)
+    assert (account.things(), account.policies()) == ([], [])
+    (certificate_id,) = account.certificates()
+    assert certificate_id in printed
+    arn = account.iot.describe_certificate(certificateId=certificate_id)["certificateDescription"]["certificateArn"]
+    assert account.iot.list_principal_things(principal=arn)["things"] == []
+    assert account.iot.list_attached_policies(target=arn)["policies"] == []
+
+
+@pytest.mark.parametrize("operation", SITUATIONS)
+def test_a_denied_call_is_explained_and_stops_no_other_thing(user: User, account: Account, operation: str) -> None:
+    stops = SITUATIONS[operation].stops
+    result = user.meet(operation, denied(operation), status=1 if stops else 0)
+    assert len([line for line in result.lines if f"AWS denies iot:{operation} to" in line]) == 1
+    assert len([line for line in result.lines if line.startswith("what to do: ")]) == 1
+    assert "Traceback" not in result.out + result.err
+    assert len(user.served(operation)) == len(THINGS) - stops
+    user.finish(operation)
+    assert account.is_empty()
+
+
+@pytest.mark.parametrize("moment", ["before-aws-acts", "after-aws-acts"])
+@pytest.mark.parametrize("operation", CHANGES)
+def test_clean_empties_the_account_after_a_kill_in_mid_call(
+    user: User, account: Account, operation: str, moment: str
+) -> None:
+    user.kill(operation, HANG if moment == "before-aws-acts" else HANG_AFTER)
+    printed = user.run("clean").err
+    assert user.elf.files() == ["elf.json"]
+    assert (account.things(), account.policies()) == ([], [])
+    unanswered = len(THINGS) if SITUATIONS[operation].command == "create" else 0
+    assert len(account.certificates()) <= unanswered
+    assert all(certificate_id in printed for certificate_id in account.certificates())
+
+
+@pytest.mark.parametrize("fault", [*PASSING, "403"])
+def test_a_fault_in_asking_why_a_thing_is_refused_costs_the_reason_at_the_most(
+    user: User, account: Account, monkeypatch: pytest.MonkeyPatch, main: InProcess, fault: str
+) -> None:
+    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
+    for command in ("create", "send"):
+        user.run(command)
+    account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")
+    result = user.run_into(DIAGNOSIS, PASSING.get(fault) or denied(DIAGNOSIS), "send", status=1)
+    assert "thing_1" in "".join(line for line in result.err.splitlines() if ":ERROR - " in line)
+    assert ("INACTIVE" in result.err) is (fault in PASSING)
+    assert "what to do: " in result.err
+    assert "Traceback" not in result.out + result.err
+    assert "sent 1 message from 1 thing: 1 acknowledged, 0 lost" in result.err
+    assert "INACTIVE" in user.run("send", status=1).err
+    user.run("clean")
+    assert account.is_empty()

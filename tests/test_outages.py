@@ -1,0 +1,215 @@
+"""The network and the broker come and go, and a thing is refused: nothing that was said to be sent is lost."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+from harness import Account, AwsService, Client, Elf, InProcess, Pair, Relay, Result
+
+POSTED = re.compile(r"posting message:'(.*)' on topic: (\S+)")
+
+
+@pytest.fixture
+def relay(service: AwsService) -> Iterator[Relay]:
+    relay = Relay(service.mqtt_port)
+    yield relay
+    relay.close()
+
+
+def through(relay: Relay, service: AwsService) -> tuple[str, ...]:
+    return "--mqtt-endpoint", f"localhost:{relay.port}", "--root-cert", str(service.root_cert)
+
+
+def assert_all_heard(result: Result, ear: Client, messages: int) -> None:
+    """What ELF said that it sent has been heard by somebody else, at least once."""
+    posted = Counter((topic, payload) for payload, topic in POSTED.findall(result.err))
+    heard = Counter((message.topic, message.payload.decode()) for message in ear.hear_all())
+    assert posted.total() == messages
+    assert posted <= heard
+
+
+def deny(action: str, resource: str = "*") -> Callable[[list[dict[str, Any]]], object]:
+    return lambda statements: statements.append({"Effect": "Deny", "Action": action, "Resource": resource})
+
+
+@pytest.mark.parametrize("interval", ["0.1", "0.01"])
+def test_what_is_published_while_the_broker_is_away_arrives_later(
+    pair: Pair, ear: Client, service: AwsService, relay: Relay, interval: str
+) -> None:
+    window = pair.start("send", *through(relay, service), "--duration", "3", "--interval", interval)
+    window.await_line("posting message")
+    relay.down()
+    for name in pair.things():
+        window.await_line(f"{name} lost its connection to localhost:{relay.port}")
+    window.await_line(r"waiting for \d+ acknowledgements")  # all is published, and the broker is still away
+    relay.up()
+    result = window.end()
+    messages = round(2 * 3 / float(interval))
+    assert re.search(r"offline: 2 things, thing_\d for [\d.]+ s at the longest; \d+ messages? sent again", result.err)
+    assert f"ELF sent {messages} messages from 2 things: {messages} acknowledged, 0 lost" in result.err
+    assert_all_heard(result, ear, messages)
+
+
+def test_a_network_that_swallows_everything_loses_nothing(
+    pair: Pair, ear: Client, service: AwsService, relay: Relay
+) -> None:
+    window = pair.start("send", *through(relay, service), "--duration", "2", "--interval", "0.1")
+    window.await_line("posting message")
+    relay.silence()
+    window.await_line(r"waiting for \d+ acknowledgements")
+    relay.unsilence()  # which cuts what was silent
+    result = window.end()
+    assert int(re.findall(r"(\d+) messages? sent again", result.err)[0]) > 0
+    assert "ELF sent 40 messages from 2 things: 40 acknowledged, 0 lost" in result.err
+    assert_all_heard(result, ear, 40)
+
+
+def test_an_outage_longer_than_the_grace_is_given_up_and_what_is_lost_is_listed(
+    main_of_pair: InProcess, service: AwsService, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main_of_pair.module, "ACK_GRACE_S", 1.0)
+    monkeypatch.setattr(main_of_pair.module, "ACK_PAUSE_S", 1.0)
+    relay.silence()
+    threading.Timer(1.0, relay.close).start()
+    relay.unsilence()
+    result = main_of_pair("send", *through(relay, service), "--duration", "3", "--interval", "0.1", status=1)
+    sent, acknowledged, lost = map(int, re.findall(r"sent (\d+) .*: (\d+) acknowledged, (\d+) lost", result.err)[0])
+    assert (sent, acknowledged + lost) == (60, 60)
+    assert lost > 0
+    listed = len(re.findall(r"not acknowledged: message \d+ of thing_\d on elf/thing_\d: '", result.err))
+    more = re.findall(r"not acknowledged: (\d+) messages? more", result.err)
+    assert listed + sum(map(int, more)) == lost
+    assert f"{lost} messages lost" in result.err
+    assert "what to do: " in result.lines[-1]
+
+
+def test_subscribe_comes_back_by_itself_and_says_how_long_it_was_deaf(
+    pair: Pair, connect: Callable[[Account], Client], service: AwsService, relay: Relay
+) -> None:
+    client = connect(pair.account)
+    window = pair.start("subscribe", *through(relay, service), "--duration", "60", "--count", "2")
+    window.await_line("ELF listening on 2 things")
+    relay.down()
+    for name in pair.things():
+        window.await_line(f"{name} lost its connection")
+    client.publish("elf/x", "nobody hears this")
+    relay.up()
+    for name in pair.things():
+        window.await_line(rf"{name} has its connection to localhost:{relay.port} again, after [\d.]+ s")
+    client.publish("elf/x", "everybody hears this")
+    result = window.end()
+    assert result.received == [("elf/x", "everybody hears this")] * 2
+    assert re.search(r"offline: 2 things, thing_\d for [\d.]+ s at the longest; they were deaf meanwhile", result.err)
+
+
+def test_subscribe_that_is_deaf_in_the_end_fails(pair: Pair, service: AwsService, relay: Relay) -> None:
+    window = pair.start("subscribe", *through(relay, service), "--duration", "3")
+    window.await_line("ELF listening on 2 things")
+    relay.down()
+    assert "had no connection in the end" in window.end(1).err
+
+
+@pytest.mark.long
+def test_a_fleet_on_several_processes_rides_out_an_outage(
+    elf: Elf, account: Account, connect: Callable[[Account], Client], service: AwsService, relay: Relay
+) -> None:
+    elf("create", 60, "--rate", 200)
+    elf("send", *elf.broker, "--duration", "0.01", "--rate", 200)
+    ear = connect(account)
+    ear.subscribe("elf/#")
+    window = elf.start("send", *through(relay, service), "--duration", "5", "--interval", "0.5")
+    window.await_line("posting message")
+    relay.down()
+    window.await_line(r"thing_59 lost its connection")
+    window.await_line(r"waiting for \d+ acknowledgements")
+    relay.up()
+    result = window.end()
+    assert "ELF sent 600 messages from 60 things: 600 acknowledged, 0 lost" in result.err
+    assert_all_heard(result, ear, 600)
+
+
+@pytest.mark.long
+def test_many_reconnections_leak_no_thread_and_no_open_file(pair: Pair, service: AwsService, relay: Relay) -> None:
+    window = pair.start("subscribe", *through(relay, service), "--duration", "120")
+    window.await_line("ELF listening on 2 things")
+
+    def cut(times: int) -> None:
+        for _ in range(times):
+            seen = window.count("has its connection")
+            relay.cut()
+            window.await_count("has its connection", seen + 2)
+
+    process = psutil.Process(window.process.pid)
+    cut(3)
+    threads, files = process.num_threads(), process.num_fds()
+    cut(8)
+    assert process.num_threads() <= threads + 4  # those of a connection just lost go on for a second
+    assert process.num_fds() <= files + 8
+
+
+@pytest.mark.parametrize("qos", ["0", "1"])
+def test_a_publish_that_the_policy_forbids_is_named_by_its_topic_and_others_go_on(
+    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch, qos: str
+) -> None:
+    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
+    main("create", 2)
+    main("send", *elf.broker, "--duration", "0.01")
+    account.edit_policy("policy-thing_0", deny("iot:Publish", "*:topic/elf/thing_0"))
+    result = main("send", *elf.broker, "--duration", "3", "--interval", "0.5", "--qos", qos, status=1)
+    assert "thing_0 may not publish to elf/thing_0: no policy of its certificate allows iot:Publish" in result.err
+    posted = [topic for _, topic in POSTED.findall(result.err)]
+    assert posted.count("elf/thing_1") == 6
+    assert posted.count("elf/thing_0") < 6
+    main("send", *elf.broker, "--duration", "0.01", "--topic", "elsewhere")  # which it may
+
+
+def test_a_subscription_that_the_policy_forbids_is_named_by_its_filter_and_others_go_on(
+    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
+    main("create", 2)
+    main("send", *elf.broker, "--duration", "0.01")
+    account.edit_policy("policy-thing_0", deny("iot:Subscribe"))
+    result = main("subscribe", *elf.broker, "--duration", "0.5", status=1)
+    assert "thing_0 may not subscribe to elf/#: no policy of its certificate allows iot:Subscribe" in result.err
+    assert "ELF listening on 1 thing" in result.err
+
+
+@pytest.mark.parametrize(("command", "action"), [("send", "Connect"), ("send", "Publish"), ("subscribe", "Subscribe")])
+def test_what_was_made_seconds_ago_and_is_not_in_force_yet_is_tried_again(
+    elf: Elf, account: Account, command: str, action: str
+) -> None:
+    elf("create")
+    elf("subscribe", *elf.broker, "--duration", "0.01")
+    account.edit_policy("policy-thing_0", deny(f"iot:{action}"))
+    window = elf.start(command, *elf.broker, "--debug", "--duration", "2")
+    window.await_line("lost its connection|trying again")
+    account.edit_policy("policy-thing_0", lambda statements: statements.pop())
+    result = window.end()
+    if command == "send":
+        assert "ELF sent 2 messages from 1 thing: 2 acknowledged, 0 lost" in result.err
+
+
+def test_a_thing_whose_certificate_goes_in_mid_run_is_given_up_and_explained(
+    elf: Elf, account: Account, service: AwsService, relay: Relay, main: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main.module, "PROPAGATION_S", 1.0)
+    main("create", 2)
+    main("send", *elf.broker, "--duration", "0.01")
+    certificate = account.certificate_of("thing_1")
+
+    def break_it() -> None:
+        account.iot.update_certificate(certificateId=certificate, newStatus="INACTIVE")
+        relay.cut()
+
+    threading.Timer(1.5, break_it).start()
+    result = main("send", *through(relay, service), "--duration", "8", "--interval", "0.5", status=1)
+    assert "thing_1 can't connect: its certificate is INACTIVE" in result.err
+    posted = [topic for _, topic in POSTED.findall(result.err)]
+    assert posted.count("elf/thing_0") == 16

@@ -1,0 +1,66 @@
+"""README's troubleshooting is the table of failures in prose: what one of them has, the other has as well."""
+
+from __future__ import annotations
+
+import re
+import string
+from types import ModuleType
+
+import pytest
+from harness import ROOT
+
+
+def with_ellipses(template: str) -> str:
+    """Put an ellipsis for each {name} of a message, and one for several side by side."""
+    parts = [text + ("…" if name is not None else "") for text, name, _, _ in string.Formatter().parse(template)]
+    return normal("".join(parts))
+
+
+def normal(text: str) -> str:
+    return re.sub(r"…( ?…)+", "…", " ".join(text.split()))
+
+
+@pytest.fixture(scope="session")
+def causes(module: ModuleType) -> dict[str, str]:
+    """The remedy of each failure, by its cause."""
+    found = {with_ellipses(cause): with_ellipses(remedy) for cause, remedy in module.FAILURES.values()}
+    assert len(found) == len(module.FAILURES)
+    return found
+
+
+@pytest.fixture(scope="session")
+def rows() -> dict[str, str]:
+    """What the tables of the section say to do, by what one sees."""
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Troubleshooting\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\|([^|\n]*)\|([^|\n]*)\|$", section, re.MULTILINE)
+    assert len(cells) == len(re.findall(r"^\|", section, re.MULTILINE))
+    headers = {cells[index - 1] for index, (cell, _) in enumerate(cells) if set(cell) == {"-"}}
+    found = [
+        (normal(cause), normal(remedy))
+        for cause, remedy in cells
+        if (cause, remedy) not in headers and cause.strip("-")
+    ]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+def test_every_failure_is_in_the_readme(causes: dict[str, str], rows: dict[str, str]) -> None:
+    assert [cause for cause in causes if cause not in rows] == []
+
+
+def test_every_row_of_the_readme_is_a_failure(causes: dict[str, str], rows: dict[str, str]) -> None:
+    assert [cause for cause in rows if cause not in causes] == []
+
+
+def test_the_readme_names_the_same_commands_and_options(causes: dict[str, str], rows: dict[str, str]) -> None:
+    lacking = [
+        (cause, named)
+        for cause, remedy in causes.items()
+        for named in re.findall(r"`[^`]+`|(?<![\w-])--[a-z][a-z-]*", remedy)
+        if named.strip("`") not in rows.get(cause, "")
+    ]
+    assert lacking == []
+
+
+def test_the_readme_goes_through_the_failures_in_their_order(causes: dict[str, str], rows: dict[str, str]) -> None:
+    assert [cause for cause in rows if cause in causes] == [cause for cause in causes if cause in rows]

@@ -1,0 +1,108 @@
+"""Commands that run at the same time on the same misc/."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+from harness import Account, Elf, Pair
+
+
+def test_sends_and_subscribes_run_together(pair: Pair) -> None:
+    listening = [pair.subscribe("--count", 4) for _ in range(2)]
+    sending = [pair.start("send", *pair.broker, "--duration", "0.01") for _ in range(2)]
+    for window in sending:
+        window.end()
+    for window in listening:
+        assert len(window.end().received) == 4
+
+
+@pytest.mark.parametrize("command", ["create", "clean"])
+def test_create_and_clean_do_not_run_beside_a_send_and_say_who_is_at_work(pair: Pair, command: str) -> None:
+    window = pair.start("send", *pair.broker, "--duration", "60")
+    window.await_line("posting message")
+    refused = pair(command, status=1)
+    assert f"another ELF is at work on {pair.misc}: `elf.py send` (process {window.process.pid})" in refused.err
+    assert "--wait" in refused.lines[-1]
+    window.signal(signal.SIGTERM)
+    window.end(143)
+
+
+@pytest.mark.parametrize("command", ["create", "send", "subscribe", "clean"])
+def test_nothing_runs_beside_a_create(elf: Elf, account: Account, command: str) -> None:
+    window = elf.start("create", 400)
+    window.await_line("Thing:'thing_0' associated")
+    refused = elf(command, status=1)
+    assert f"`elf.py create` (process {window.process.pid})" in refused.err
+    window.signal(signal.SIGTERM)
+    window.end(143)
+    elf("clean")
+    assert account.is_empty()
+
+
+def test_wait_waits_for_the_other_one(pair: Pair) -> None:
+    first = pair.start("send", *pair.broker, "--duration", "2")
+    first.await_line("posting message")
+    second = pair.start("create", 2, "--wait", 60)
+    second.await_line(f"waiting for `elf.py send` \\(process {first.process.pid}\\)")
+    first.end()
+    second.end()
+
+
+def test_a_wait_that_was_too_short_says_who_is_at_work(pair: Pair) -> None:
+    first = pair.start("send", *pair.broker, "--duration", "60")
+    first.await_line("posting message")
+    refused = pair("create", 2, "--wait", 0.5, status=1)
+    assert f"(process {first.process.pid})" in refused.err
+
+
+def test_what_a_killed_command_had_locked_is_free(elf: Elf, account: Account) -> None:
+    window = elf.start("create", 400)
+    window.await_line("Thing:'thing_0' associated")
+    window.kill()
+    assert ".lock" in elf.files()
+    elf("clean")
+    assert account.things() == []
+
+
+@pytest.mark.long
+def test_the_workers_of_a_killed_send_keep_nothing_locked(elf: Elf, account: Account) -> None:
+    elf("create", 60, "--rate", 200)
+    elf("send", *elf.broker, "--duration", "0.01", "--rate", 200)
+    window = elf.start("send", *elf.broker, "--duration", "60")
+    window.await_line("posting message")
+    workers = psutil.Process(window.process.pid).children(recursive=True)
+    window.kill()
+    elf("clean", "--rate", 200)  # whether they have ended by now or not
+    assert account.is_empty()
+    assert psutil.wait_procs(workers, timeout=15)[1] == []
+
+
+def test_two_first_sends_at_once_make_one_policy_a_thing(elf: Elf, account: Account) -> None:
+    elf("create", 3)
+    windows = [elf.start("send", *elf.broker, "--duration", "0.01") for _ in range(3)]
+    for window in windows:
+        assert "3 acknowledged, 0 lost" in window.end().err
+    assert account.policies() == [f"policy-thing_{number}" for number in range(3)]
+    for number in range(3):
+        assert account.policies_of(f"thing_{number}") == [f"policy-thing_{number}"]
+
+
+def test_two_cleans_at_once_clean_once(elf: Elf, account: Account) -> None:
+    elf("create", 5)
+    windows = [elf.start("clean", "--wait", 30) for _ in range(2)]
+    for window in windows:
+        window.end()
+    assert account.is_empty()
+    assert elf.files() == ["elf.json"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
+def test_things_send_from_a_directory_that_can_only_be_read(pair: Pair) -> None:
+    pair.misc.chmod(0o500)
+    try:
+        pair("send", *pair.broker, "--duration", "0.01")
+    finally:
+        pair.misc.chmod(0o700)
