@@ -1246,6 +1246,7 @@ def connect_control_plane(place: Place, inbox: Inbox, things_per_s: float = THIN
             proxies={} if place.local else None,
         ),
     )
+    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
     events = iot.meta.events
     if not place.local:
         pacer = Pacer(things_per_s)

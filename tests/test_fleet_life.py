@@ -5,10 +5,20 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 from harness import REGION, Account, AwsService, Client, Elf, InProcess, Pair, client_of
+
+
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Switch between threads so often that a race which can be lost is lost."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval_s)
 
 
 def test_a_fleet_is_made_sends_listens_and_goes(elf: Elf, account: Account) -> None:
@@ -162,6 +172,19 @@ def test_what_is_gone_already_counts_as_cleaned(main: InProcess, elf: Elf, accou
     main("clean")
     assert account.is_empty()
     assert elf.files() == ["elf.json"]
+
+
+def test_errors_that_come_at_once_are_told_apart(
+    main: InProcess, elf: Elf, account: Account, eager_threads: None
+) -> None:
+    main("create", 10)
+    for name, thing in elf.things().items():
+        account.iot.detach_thing_principal(thingName=name, principal=thing["certificateArn"])
+        account.iot.update_certificate(certificateId=thing["certificateId"], newStatus="INACTIVE")
+        account.iot.delete_certificate(certificateId=thing["certificateId"])
+        account.iot.delete_thing(thingName=name)
+    main("clean")
+    assert elf.things() == {}
 
 
 def test_clean_leaves_the_thing_that_fails_and_finishes_it_later(main: InProcess, elf: Elf, account: Account) -> None:
