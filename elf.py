@@ -2,25 +2,28 @@
 # SPDX-License-Identifier: Apache-2.0
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1"]
+# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1", "tqdm>=4.66"]
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
 A thing goes through this file from top to bottom: `create` makes it in AWS IoT with a certificate of its own and
 remembers it in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over
-MQTT with mutual TLS (Device) and let it talk, on one of several processes if there are many (Crew); `clean` takes all
-of it away again. `--local` puts an embedded AWS IoT under the same commands (Local AWS). Each section uses those above
-it and none below.
+MQTT with mutual TLS and let it talk (Messages, Device), on one of several processes if there are many (Crew); `clean`
+takes all of it away again. `--local` puts an embedded AWS IoT under the same commands (Local AWS). Each section uses
+those above it and none below.
 """
 
 from __future__ import annotations
 
 # What only some commands need is imported where they need it, boto3 and the SDK among it: `--help` is to be quick.
 import argparse
+import bisect
+import codecs
 import collections
 import contextlib
 import errno
 import functools
+import itertools
 import json
 import logging
 import math
@@ -41,12 +44,15 @@ from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
 # ---------------------------------------------------------------------------------------------------------------------
 
 VERSION = "1.0.0"
+POSIX = hasattr(os, "fork")  # Windows has no fork, file modes, descriptors of directories, nor harmless os.kill(pid, 0)
 HERE = Path(__file__).resolve().parent
+T = TypeVar("T")
 
 REGION = "us-west-2"
 PREFIX = "thing"
 MESSAGE = "IoT ELF Hello"
 TOPIC_ROOT = "elf"
+REPLAYED = ".jsonl"  # the suffix of a file of messages
 DURATION_S = 10.0
 INTERVAL_S = 1.0
 MQTT_PORT = 8883
@@ -61,31 +67,17 @@ UNPUBLISHABLE = re.compile(
     r"\$(?!aws/)|\$aws/events/|\$aws/things/.*/(accepted|rejected|delta|documents|notify|notify-next)$"
 )
 MAX_CLIENT_ID_BYTES = 128
+MAX_SUBSCRIPTIONS = 50  # a connection
 MIN_INTERVAL_S = 0.01  # 100 publishes a second a connection
 # The same page, control-plane API: calls a second an account and region.
 QUOTAS: Mapping[str, float] = {
-    "CreateKeysAndCertificate": 10,
-    "UpdateCertificate": 10,
-    "DeleteCertificate": 10,
-    "CreatePolicy": 10,
-    "DeletePolicy": 10,
-    "DeletePolicyVersion": 10,
-    "ListPolicyVersions": 10,
-    "GetPolicy": 10,
-    "DescribeEndpoint": 10,
-    "AttachPolicy": 15,
-    "DetachPolicy": 15,
-    "CreateThing": 100,
-    "DeleteThing": 100,
-    "AttachThingPrincipal": 100,
-    "DetachThingPrincipal": 100,
-    "DescribeThing": 350,
+    **dict.fromkeys(("CreateKeysAndCertificate", "UpdateCertificate", "DeleteCertificate", "DescribeCertificate"), 10),
+    **dict.fromkeys(("ListCertificates", "ListPrincipalThings", "ListThings", "DescribeEndpoint"), 10),
+    **dict.fromkeys(("CreatePolicy", "DeletePolicy", "DeletePolicyVersion", "ListPolicyVersions", "GetPolicy"), 10),
+    **dict.fromkeys(("AttachPolicy", "DetachPolicy", "ListAttachedPolicies"), 15),
+    **dict.fromkeys(("CreateThing", "DeleteThing", "AttachThingPrincipal", "DetachThingPrincipal"), 100),
     "ListThingPrincipals": 20,
-    "ListAttachedPolicies": 15,
-    "DescribeCertificate": 10,
-    "ListCertificates": 10,
-    "ListPrincipalThings": 10,
-    "ListThings": 10,
+    "DescribeThing": 350,
 }
 THINGS_PER_S = 10.0  # what these quotas come to
 
@@ -107,12 +99,16 @@ CONNECTS_PER_S = 400.0  # AWS takes 500 an account
 DEVICES_A_PROCESS = 250  # the SDK waits with select(), which ends at descriptor 1,024, three a device
 DESCRIPTORS_A_DEVICE = 3
 DEVICES_A_CORE = 50  # fewer are not worth a process; so many can be too busy for one
+ORDERS_AHEAD = 8  # lines of standard input that are read before the things have sent those before them
 CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s a thing; AWS takes half of that
 DIAGNOSES = 20  # of things that the broker refuses: the rest fail alike
-LISTED_MESSAGES = 20  # of those that were lost
+LISTED = 20  # things or messages, at the most, that get a line each without --verbose
+FEW_THINGS = 5  # so many are made or cleaned before anybody looks for a progress bar
+REDRAW_S = 0.2  # the live line
 LOCAL_START_S = 60.0  # one second as a rule; a cold disk takes longer
 
 log = logging.getLogger("iot-elf")
+each = log.getChild("each")  # for what is said of one thing or one message, which brevity_for() may hold back
 
 
 class ElfError(Exception):
@@ -125,10 +121,10 @@ class ElfError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """The user pressed Ctrl-C, or the system asked ELF to end (SIGTERM)."""
+    """The user pressed Ctrl-C, the system asked ELF to end (SIGTERM), or who read its output has gone (SIGPIPE)."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
+        super().__init__(signum)
         self.signum = signum
 
 
@@ -376,11 +372,14 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "MessageNotJson": ("the message file {file} is not JSON: {error}", "mend it; example.json shows one"),
     "MessageNotObject": ("the message file {file} holds no JSON object", "put one in; example.json shows one"),
     "NotUtf8": ("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8"),
+    "MessageFileEmpty": ("the message file {file} holds no message", "put some in, a line each"),
+    "LinesRefused": ("{lines} of the input could not be sent", _SEE_ABOVE),
     "PayloadTooLong": ("the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one"),
     "TopicEmpty": ("the topic is empty, or has a null character: {topic}", _TOPIC),
     "TopicTooLong": ("the topic is longer than AWS IoT's 256 bytes: {topic}", _TOPIC),
     "TopicTooDeep": ("the topic has more than AWS IoT's 7 slashes: {topic}", _TOPIC),
     "TopicHasWildcard": ("a message is published to one topic, without + and #: {topic}", _TOPIC),
+    "TooManyFilters": ("AWS IoT takes 50 subscriptions a connection, not {count}", "leave some --topic out"),
     "FilterMisplaced": ("in a topic filter + is one whole level, and # all the rest at the end: {topic}", _TOPIC),
     "TopicReserved": ("AWS IoT keeps this topic for itself, and lets nobody publish to it: {topic}", _TOPIC),
     # This machine
@@ -404,19 +403,11 @@ FAILURES: Mapping[str, tuple[str, str]] = {
 _FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
 
 # After one of these, the same call for another thing would fail as well.
-HOPELESS = {
-    "ExpiredTokenException",
-    "ExpiredToken",
-    "UnrecognizedClientException",
-    "InvalidClientTokenId",
-    "InvalidSignatureException",
-    "RequestTimeTooSkewed",
-    "NoCredentialsError",
-    "CredentialRetrievalError",
-    "TokenRetrievalError",
-    "EndpointConnectionError",
-    "OSError",
-}
+HOPELESS = frozenset(
+    "ExpiredTokenException ExpiredToken UnrecognizedClientException InvalidClientTokenId InvalidSignatureException "
+    "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError EndpointConnectionError "
+    "OSError".split()
+)
 
 
 def names_of(error: BaseException) -> list[str]:
@@ -474,23 +465,151 @@ def complain(error: BaseException) -> None:
     log.debug("traceback:", exc_info=error)
 
 
-class Failures:
-    """The things that failed: a line for each at once, and in the end how many, which, and what to do."""
+# ---------------------------------------------------------------------------------------------------------------------
+# Console: what the user sees, and Ctrl-C
+# ---------------------------------------------------------------------------------------------------------------------
+
+EVERYTHING = logging.INFO - 1  # the level of --verbose
+SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
+COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
+
+
+def on_terminal() -> bool:
+    """Say whether a person watches standard error who can be shown more than lines."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def discard(stream: TextIO) -> None:
+    """Have all that is still written to a stream vanish, since the stream takes no more."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes log lines above the bar or the live line, if there is one; whoever closed standard error ends ELF."""
+
+    def __init__(self, inbox: Inbox | None) -> None:
+        super().__init__(sys.stderr)
+        self._inbox = inbox
+        self._coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
+        if self._coloured and sys.platform == "win32":
+            import colorama  # which tqdm brings along there
+
+            colorama.just_fix_windows_console()
+
+    def format(self, record: logging.LogRecord) -> str:
+        colour = COLOURS.get(record.levelno) if self._coloured else None
+        return f"{colour}{super().format(record)}\x1b[0m" if colour else super().format(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm = sys.modules.get("tqdm")  # which the first bar imports
+        with tqdm.tqdm.external_write_mode(self.stream) if tqdm else contextlib.nullcontext():
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            super().handleError(record)
+        elif self._inbox:
+            discard(self.stream)
+            self._inbox.hang_up()
+
+
+def start_logging(level: int, inbox: Inbox | None = None) -> None:
+    """Log ELF's own lines, in UTC, on standard error; what libraries log can hold keys, and stays unheard."""
+    formatter = logging.Formatter("%(asctime)s:iot-elf:%(levelname)s - %(message)s")
+    formatter.converter = time.gmtime
+    handler = LogHandler(inbox)
+    handler.setFormatter(formatter)
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(level)
+    each.filters.clear()
+    logging.getLogger("AWSIoTPythonSDK").addHandler(logging.NullHandler())
+
+
+class Brevity(logging.Filter):
+    """Of the lines about one thing or message, lets the first that tell of a failure pass, and none that does not."""
 
     def __init__(self) -> None:
-        self.things: dict[str, str] = {}  # each with its remedy
+        super().__init__()
+        self._left = LISTED
 
-    def add(self, thing: str, error: BaseException) -> None:
-        cause, self.things[thing] = explain(error)
-        log.error("%s", cause if cause.startswith(thing) else f"{thing}: {cause}")
-        log.debug("traceback:", exc_info=error)
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return False
+        self._left -= 1
+        if self._left == -1:
+            log.log(record.levelno, "more lines like these are held back; --verbose shows them")
+        return self._left >= 0
 
-    def report(self, of: int) -> None:
-        """Log the end of the story; `of` is the number of things that there were."""
-        for remedy in dict.fromkeys(self.things.values()):
-            things = sorted((thing for thing, its in self.things.items() if its == remedy), key=by_number)
-            log.error("%d of %s failed: %s", len(things), plural(of, "thing"), ", ".join(things))
-            log.error("what to do: %s", remedy)
+
+def brevity_for(things: int) -> None:
+    """Hold back the lines about one thing or message if there are many things, unless --verbose asks for them."""
+    if things > LISTED and not each.filters and not each.isEnabledFor(EVERYTHING):
+        log.info("%s: no line for each, unless --verbose asks for it", plural(things, "thing"))
+        each.filters[:] = [Brevity()]
+
+
+def _bar(**settings: Any) -> Any:
+    import tqdm
+
+    tqdm.tqdm.monitor_interval = 0  # no thread: worker processes are forked from a process that has one
+    tqdm.tqdm.set_lock(threading.RLock())  # its own takes a semaphore of the system's
+    return tqdm.tqdm(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
+
+
+def progress(what: str, steps: Iterable[T], total: int) -> Iterable[T]:
+    """Go through `steps`, with a progress bar if there are more than a few and a person watches."""
+    if total <= FEW_THINGS or not on_terminal() or log.isEnabledFor(logging.DEBUG):
+        return steps
+    bar: Iterable[T] = _bar(iterable=steps, desc=what, total=total, unit=" things")
+    return bar
+
+
+@contextlib.contextmanager
+def live_line(inbox: Inbox, text: Callable[[], str]) -> Iterator[None]:
+    """Keep a line that `text` makes at the foot of the terminal, if a person watches, as long as the block runs."""
+    if not on_terminal() or log.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    bar = _bar(bar_format="{desc}")
+    drawn_at = 0.0
+
+    def draw() -> None:
+        nonlocal drawn_at
+        if time.monotonic() > drawn_at + REDRAW_S:
+            drawn_at = time.monotonic()
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            bar.set_description_str(text()[: columns - 1])
+
+    inbox.between = draw
+    try:
+        yield
+    finally:
+        inbox.between = None
+        bar.close()
+
+
+class Results:
+    """What a program reads: with --output json, one JSON object a line on standard output, the last a summary."""
+
+    def __init__(self, stream: TextIO | None, inbox: Inbox) -> None:
+        self._stream = stream
+        self._inbox = inbox
+        self.summary: dict[str, Any] = {}  # which the command fills
+
+    def put(self, event: str, **fields: Any) -> None:
+        if self._stream:
+            try:
+                self._stream.write(json.dumps({"event": event, **fields}) + "\n")
+                self._stream.flush()
+            except OSError as error:
+                stream, self._stream = self._stream, None
+                discard(stream)
+                if not isinstance(error, BrokenPipeError):
+                    error.filename = "standard output"
+                    raise
+                self._inbox.hang_up()
 
 
 def printable(text: str) -> str:
@@ -519,20 +638,34 @@ def by_number(thing: str) -> tuple[str, int]:
     return prefix, int(number) if number.isdecimal() else 0
 
 
+def listed(things: Iterable[str]) -> str:
+    """Name things in order, the first LISTED of them if they are many."""
+    names = sorted(things, key=by_number)
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED and not each.isEnabledFor(EVERYTHING) else ""
+    return ", ".join(names[:LISTED] if more else names) + more
+
+
 def utc(time_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_s))
 
 
-def start_logging(level: int) -> None:
-    """Log ELF's own lines, in UTC, on standard error; what libraries log can hold keys, and stays unheard."""
-    formatter = logging.Formatter("%(asctime)s:%(name)s:%(levelname)s - %(message)s")
-    formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    log.handlers[:] = [handler]
-    log.propagate = False
-    log.setLevel(level)
-    logging.getLogger("AWSIoTPythonSDK").addHandler(logging.NullHandler())
+class Failures:
+    """The things that failed: a line for each at once, and in the end how many, which, and what to do."""
+
+    def __init__(self) -> None:
+        self.things: dict[str, str] = {}  # each with its remedy
+
+    def add(self, thing: str, error: BaseException) -> None:
+        cause, self.things[thing] = explain(error)
+        each.error("%s", cause if cause.startswith(thing) else f"{thing}: {cause}")
+        log.debug("traceback:", exc_info=error)
+
+    def report(self, of: int) -> None:
+        """Log the end of the story; `of` is the number of things that there were."""
+        for remedy in dict.fromkeys(self.things.values()):
+            things = [thing for thing, its in self.things.items() if its == remedy]
+            log.error("%d of %s failed: %s", len(things), plural(of, "thing"), listed(things))
+            log.error("what to do: %s", remedy)
 
 
 class Inbox:
@@ -545,6 +678,7 @@ class Inbox:
         self._arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._events: collections.deque[Any] = collections.deque()
         self._signum: int | None = None
+        self.between: Callable[[], None] | None = None  # called again and again while get() has nothing to return
 
     def put(self, event: Any) -> None:
         self._arriving.put(event)
@@ -555,6 +689,11 @@ class Inbox:
             raise KeyboardInterrupt
         self._signum = signum
         self.put([])  # SimpleQueue.put() is safe in a signal handler
+
+    def hang_up(self) -> None:
+        """Stop, quietly: who read the output has gone."""
+        if self._signum is None:
+            self.interrupt(SIGPIPE, None)
 
     def check(self, **_: object) -> None:
         """Raise Interrupted if the user asked to stop. Any thread may call this, and botocore before it sends."""
@@ -567,13 +706,15 @@ class Inbox:
             self.check()
             if self._events:
                 return self._events.popleft()
+            if self.between:
+                self.between()
             wait_s = deadline - time.monotonic()
+            longest_s = REDRAW_S if self.between else 1.0  # Windows can't interrupt a wait
             try:
-                # Windows can't interrupt a wait: never wait long.
-                event = self._arriving.get(timeout=max(0.0, min(1.0, wait_s)))
+                event = self._arriving.get(timeout=max(0.0, min(longest_s, wait_s)))
                 self._events.extend(event if isinstance(event, list) else [event])
             except queue.Empty:
-                if wait_s <= 1.0:
+                if wait_s <= longest_s:
                     return None
 
     def rest(self) -> Iterator[Any]:
@@ -852,8 +993,9 @@ class Fleet:
             finally:
                 self.lock = None
                 if alone or _lock(handle, shared=False):  # the last one out
-                    with contextlib.suppress(OSError):  # Windows keeps an open file
-                        path.unlink()
+                    with contextlib.suppress(OSError):
+                        handle.truncate(0)
+                        path.unlink()  # Windows keeps an open file
 
     @contextlib.contextmanager
     def locked(self, inbox: Inbox) -> Iterator[None]:
@@ -870,14 +1012,16 @@ class Fleet:
             try:
                 self.reload()
                 self._repair()
-                with open(self.journal_file, "ab", 0, opener=_not_through_links) as self._journal:
-                    try:
-                        yield
-                    finally:
-                        with self._writing:  # a call that outlasts Ctrl-C may still want to record its answer
-                            self._journal = None
-                        with contextlib.suppress(OSError):  # a full disk: the journal keeps it for the next command
-                            self._fold()
+                try:
+                    with open(self.journal_file, "ab", 0, opener=_not_through_links) as self._journal:
+                        try:
+                            yield
+                        finally:
+                            with self._writing:  # a call that outlasts Ctrl-C may still want to record its answer
+                                self._journal = None
+                finally:
+                    with contextlib.suppress(OSError):  # a full disk: the journal keeps it for the next command
+                        self._fold()
             finally:
                 with contextlib.suppress(OSError):
                     path.unlink()
@@ -915,7 +1059,7 @@ class Fleet:
             log.info("Read ELF ID from config: %s", self.elf_id.removeprefix("urn:uuid:"))
 
     def _tighten(self) -> None:
-        if os.name != "posix":
+        if not POSIX:
             return
         exposed = []
         for path in (self.directory, *filter(lambda path: _OWN_FILE.fullmatch(path.name), self.directory.iterdir())):
@@ -1078,14 +1222,20 @@ def _lock_on_windows(handle: TextIO, shared: bool) -> bool:
     """Lock 64 bytes, beyond the text that others may read: one of them to share, all of them to be alone."""
     import msvcrt
 
-    locking: Any = msvcrt.locking  # type: ignore[attr-defined,unused-ignore]
-    mode = msvcrt.LK_NBLCK  # type: ignore[attr-defined,unused-ignore]
-    for place in range(64 if shared else 1):
+    windows: Any = msvcrt
+
+    def lock(mode: int, place: int, length: int) -> bool:
         os.lseek(handle.fileno(), 2**20 + place, os.SEEK_SET)
         with contextlib.suppress(OSError):
-            locking(handle.fileno(), mode, 1 if shared else 64)
+            windows.locking(handle.fileno(), mode, length)
             return True
-    return False
+        return False
+
+    if shared:
+        return any(lock(windows.LK_NBLCK, place, 1) for place in range(64))
+    for place in range(64):
+        lock(windows.LK_UNLCK, place, 1)  # the one that it shares, maybe, which would be in its way
+    return lock(windows.LK_NBLCK, 0, 64)
 
 
 def _holders(path: Path) -> str:
@@ -1099,7 +1249,7 @@ def _holders(path: Path) -> str:
 
 
 def _is_alive(pid: str) -> bool:
-    if os.name != "posix":
+    if not POSIX:
         return True  # there, os.kill() would end it
     try:
         os.kill(int(pid), 0)
@@ -1139,7 +1289,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _sync(directory: Path) -> None:
     """Have a directory's entries survive a power failure."""
-    if os.name == "posix":
+    if POSIX:
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -1162,16 +1312,7 @@ def partition_region_account(arn: str) -> tuple[str, str, str]:
 # Control plane: boto3
 # ---------------------------------------------------------------------------------------------------------------------
 
-_LOGGED_PARAMETERS = (
-    "thingName",
-    "policyName",
-    "certificateId",
-    "principal",
-    "target",
-    "newStatus",
-    "setAsActive",
-    "endpointType",
-)
+_LOGGED_PARAMETERS = "thingName policyName certificateId principal target newStatus setAsActive endpointType".split()
 
 
 class Pacer:
@@ -1335,9 +1476,6 @@ def _refused_at_once(error: Exception) -> bool:
     """Say whether AWS has refused a call and no attempt of it can have done anything before."""
     metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
     return 400 <= metadata.get("HTTPStatusCode", 0) < 500 and not metadata.get("RetryAttempts")
-
-
-T = TypeVar("T")
 
 
 class Step(NamedTuple):
@@ -1645,20 +1783,19 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Unclaimed]:
         # AWS's clock, to the second, and this machine's may differ.
         answered = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
         ahead = 0.0 if abs(answered - time.time()) < 3 else answered - time.time()
-        made = {}
+        at = math.inf
         for certificate in page["certificates"]:
+            name, arn = certificate["certificateId"], certificate["certificateArn"]
             at = certificate["creationDate"].timestamp()
-            made[certificate["certificateId"]] = at
             in_time = any(call.since - 1 <= at - ahead <= call.until + 1 for call in fleet.unanswered)
-            arn = certificate["certificateArn"]
             if (
                 in_time
-                and certificate["certificateId"] not in mine
+                and name not in mine
                 and not iot.list_principal_things(principal=arn)["things"]
                 and not iot.list_attached_policies(target=arn)["policies"]
             ):
-                found.append(Unclaimed(certificate["certificateId"], certificate["status"], at))
-        if made and min(made.values()) - ahead < first - 1:
+                found.append(Unclaimed(name, certificate["status"], at))
+        if at - ahead < first - 1:
             break  # the newest come first
     return found
 
@@ -1755,6 +1892,184 @@ def _common_name(certificate: Mapping[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Messages: what things say, and where
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Composer(NamedTuple):
+    """What the things say: `text` to AWS's own topics, which take nothing that is not theirs, else `head` and ts."""
+
+    text: bytes
+    head: str  # a JSON object, open at the end
+
+    @classmethod
+    def of(cls, text: bytes, content: Mapping[str, Any]) -> Composer:
+        """Make one that sends `content` with the time of publishing. Raises ValueError for what is not JSON."""
+        without_ts = {key: value for key, value in content.items() if key != "ts"}
+        head = json.dumps(without_ts, ensure_ascii=False, allow_nan=False)[:-1]
+        return cls(text, head + ", " if without_ts else head)
+
+    @classmethod
+    def of_line(cls, text: bytes) -> Composer:
+        """Make one of a line: a JSON object, or any other text. Raises ElfError."""
+        with contextlib.suppress(ValueError, RecursionError):
+            content = json.loads(text)
+            if isinstance(content, dict):
+                return cls.of(text, content)
+        try:
+            return cls.of(text, {"msg": text.decode("utf-8")})
+        except UnicodeDecodeError as error:
+            raise ElfError("NotUtf8") from error
+
+    def payload(self, topic: str) -> bytes:
+        ts = math.floor(100 * time.time()) / 100  # and not later than now
+        return self.text if topic.startswith("$") else utf8(f'{self.head}"ts": "{ts:.2f}"}}')
+
+
+def read_messages(cli: argparse.Namespace) -> list[Composer] | None:
+    """Read what the things shall say, one after the other; None: what will come on standard input. Raises ElfError."""
+    if not cli.json_message:
+        return [Composer.of(utf8(cli.message), {"msg": cli.message})]
+    path: Path = cli.json_message
+    if str(path) == "-":
+        return None
+    try:
+        text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        text.decode("utf-8")
+        if path.suffix == REPLAYED:
+            messages = [Composer.of_line(line) for line in text.splitlines() if line.strip()]
+            if not messages:
+                raise ElfError("MessageFileEmpty", file=path)
+            return messages
+        content = json.loads(text)
+        if isinstance(content, dict):
+            return [Composer.of(text, content)]
+    except OSError as error:
+        raise ElfError("MessageMissing", file=path, error=error.strerror) from error
+    except UnicodeDecodeError as error:
+        raise ElfError("MessageNotUtf8", file=path, error=error) from error
+    except (ValueError, RecursionError) as error:
+        raise ElfError("MessageNotJson", file=path, error=error) from error
+    raise ElfError("MessageNotObject", file=path)
+
+
+def refuse_long_message(message: Composer, topics: Mapping[str, Sequence[str]]) -> None:
+    for topic in {topic.startswith("$"): topic for (topic,) in topics.values()}.values():  # one of each kind will do
+        if (size := len(message.payload(topic))) > MAX_PAYLOAD_BYTES:
+            raise ElfError("PayloadTooLong", size=size)
+
+
+def topics_of(cli: argparse.Namespace, given: Iterable[str | None], thing_name: str, default: str) -> list[str]:
+    """Make a thing's topics or topic filters of what is given as --topic and of --append-thing-name."""
+    if cli.append_thing_name:
+        topics = [f"{TOPIC_ROOT if topic is None else topic}/{{thing_name}}" for topic in given]
+    else:
+        topics = [default if topic is None else topic for topic in given]
+    return [topic.replace("{thing_name}", thing_name) for topic in dict.fromkeys(topics)]
+
+
+def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False) -> None:
+    """Raise ElfError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
+    for each_of_thing in topics.values():
+        if len(each_of_thing) > MAX_SUBSCRIPTIONS:
+            raise ElfError("TooManyFilters", count=len(each_of_thing))
+        for topic in each_of_thing:
+            if problem := problem_of_topic(topic, wildcards):
+                raise ElfError(problem, topic=repr(topic[:300]))
+
+
+def problem_of_topic(topic: str, wildcards: bool) -> str | None:
+    """Name, as FAILURES does, what is wrong with a topic or topic filter."""
+    levels = topic.split("/")
+    if not topic or "\0" in topic:
+        return "TopicEmpty"
+    if len(utf8(topic)) > MAX_TOPIC_BYTES:
+        return "TopicTooLong"
+    if len(levels) - 1 - 3 * topic.startswith(("$aws/rules/", "$share/")) > MAX_TOPIC_SLASHES:
+        return "TopicTooDeep"
+    if not wildcards and ("#" in topic or "+" in topic):
+        return "TopicHasWildcard"
+    if "#" in topic[:-1] or any(level != wild and wild in level for level in levels for wild in "+#"):
+        return "FilterMisplaced"
+    if not wildcards and UNPUBLISHABLE.match(topic):
+        return "TopicReserved"
+    return None
+
+
+class Line(NamedTuple):
+    """An event: a line of standard input has come, or with an empty `text` its end."""
+
+    text: bytes
+    error: Exception | None = None
+
+
+def read_lines(inbox: Inbox, asked: threading.Semaphore) -> None:
+    """Read standard input, a line each time that it is asked for. Of one that is too long, the beginning will do."""
+    try:
+        with open(0, "rb", closefd=False) as stdin:
+            text = b"\n"
+            while text:
+                asked.acquire()
+                rest = text = stdin.readline(MAX_PAYLOAD_BYTES + 2)
+                while rest and not rest.endswith(b"\n"):
+                    rest = stdin.readline(MAX_PAYLOAD_BYTES)
+                inbox.put(Line(text))
+    except OSError as error:
+        inbox.put(Line(b"", error))
+
+
+class Times:
+    """How long something took, each time. In steps of 0.1 ms, so that it stays small however often that was."""
+
+    def __init__(self) -> None:
+        self._counts: collections.Counter[int] = collections.Counter()
+        self._recent: collections.deque[float] = collections.deque([0.0], maxlen=100)
+
+    def add(self, took_s: float) -> None:
+        self._counts[round(took_s * 10_000)] += 1
+        self._recent.append(1000 * took_s)
+
+    @property
+    def recent_ms(self) -> float:
+        return sorted(self._recent)[len(self._recent) // 2]
+
+    def in_ms(self) -> dict[str, float]:
+        """Return the percentiles: the shortest time that so many of a hundred do not exceed."""
+        steps = sorted(self._counts)
+        reached = list(itertools.accumulate(self._counts[step] for step in steps))
+        percents = {"p50": 50, "p95": 95, "p99": 99, "max": 100} if steps else {}
+        return {
+            name: steps[bisect.bisect_left(reached, percent * reached[-1] / 100)] / 10
+            for name, percent in percents.items()
+        }
+
+    def __str__(self) -> str:
+        return ", ".join(f"{value:.1f} ms ({name})" for name, value in self.in_ms().items())
+
+
+class Rate:
+    """How many a second there have been in the last seconds, of what `count` counts."""
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+        self._seen: collections.deque[tuple[float, int]] = collections.deque(maxlen=round(3.0 / REDRAW_S))
+
+    def __str__(self) -> str:
+        self._seen.append((time.monotonic(), self._count()))
+        (began, first), (ended, last) = self._seen[0], self._seen[-1]
+        return f"{(last - first) / max(ended - began, REDRAW_S):.1f} messages/s"
+
+
+def time_of_sending(payload: bytes) -> float | None:
+    """Return the time.time() in a message's `ts`, if it has one."""
+    try:
+        sent_at = float(json.loads(payload)["ts"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return sent_at if 1e9 < sent_at < 1e11 else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Device: AWSIoTPythonSDK
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -1774,6 +2089,7 @@ class Published(NamedTuple):
     number: int  # of the thing's messages
     topic: str
     payload: bytes
+    at: float  # time.time()
     late_s: float  # behind the schedule
     lost: bool
 
@@ -1794,13 +2110,14 @@ class Received(NamedTuple):
     payload: bytes
     qos: int
     retain: bool
+    at: float  # time.time()
 
 
 class Connected(NamedTuple):
     """An event: a thing is connected, and subscribed where it is to listen."""
 
     thing: str
-    topic_filter: str | None
+    topic_filters: Sequence[str]
 
 
 class Offline(NamedTuple):
@@ -1844,15 +2161,19 @@ def failed(thing: str, error: Exception) -> Failed:
 
 
 class Finished(NamedTuple):
-    """An event: a share of the fleet has published all its messages, or can't go on."""
+    """An event: a share of the fleet has carried out an order to publish, or can't carry out any more."""
+
+    share: int
+    ended: bool = False
 
 
 class RefusedError(Exception):
-    """The broker was reached, and does not let the thing in, or not subscribe: `failure` says which."""
+    """The broker was reached, and does not let the thing in, or not subscribe to `topic`: `failure` says which."""
 
-    def __init__(self, reason: str, failure: str = "Refused") -> None:
+    def __init__(self, reason: str, failure: str = "Refused", topic: str = "") -> None:
         super().__init__(reason)
         self.failure = failure
+        self.topic = topic
 
 
 _REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # what the other side says of a certificate
@@ -1897,7 +2218,8 @@ class Device:
         self._put = put
         self._patient_until = time.monotonic() + patience_s
         self._lost = lost
-        self._subscription: tuple[str, int] | None = None  # topic filter, QoS
+        self._topic_filters: Sequence[str] = ()
+        self._qos = 0  # of the subscriptions
         self._client: Any = None  # None while offline
         self._client_id = ""
         self._ended = False
@@ -1913,13 +2235,13 @@ class Device:
         self._rejections = 0  # connections in a row that were closed just after their first message
         self._refusals = 0  # attempts in a row that the broker refused
 
-    def connect(self, subscription: tuple[str, int] | None, give_up: Callable[[], bool]) -> None:
-        """Connect, and subscribe to a topic filter at a QoS. Raises ElfError.
+    def connect(self, topic_filters: Sequence[str], qos: int, give_up: Callable[[], bool]) -> None:
+        """Connect, and subscribe to each of the topic filters, if any. Raises ElfError.
 
         Where the broker refuses what was made a moment ago, go on trying; where it is silent, try twice; and no more
         once `give_up` says so.
         """
-        self._subscription = subscription
+        self._topic_filters, self._qos = topic_filters, qos
         started = time.monotonic()
         while True:
             try:
@@ -1959,6 +2281,7 @@ class Device:
             self._on_lost(client)
 
         client.onOffline = on_offline  # the SDK takes no other after the connect
+        client.onMessage = self._on_message  # once a message: a subscription's own comes once a filter that matches
         log.debug("MQTT %s: CONNECT to %s as %s", self.name, self._endpoint, client_id)
         try:
             client.connectAsync(KEEP_ALIVE_S, ackCallback=lambda mid, data: answers.put(data))
@@ -1974,8 +2297,8 @@ class Device:
                 raise RefusedError("the broker closed the connection without an answer")
             if answer:
                 raise RefusedError(f"the broker refused: {_CONNACK.get(answer, f'code {answer}')}")
-            if self._subscription:
-                self._subscribe(client, *self._subscription, answers)
+            for topic_filter in self._topic_filters:
+                self._subscribe(client, topic_filter, answers)
         except (queue.Empty, RefusedError) as error:
             _end(client)  # or the SDK would go on trying behind our back
             raise TimeoutError("no CONNACK") if isinstance(error, queue.Empty) else error from None
@@ -1985,17 +2308,16 @@ class Device:
         if not answers.empty() and answers.get() is None:  # lost meanwhile
             self._on_lost(client)
 
-    def _subscribe(self, client: Any, topic_filter: str, qos: int, answers: queue.SimpleQueue[int | None]) -> None:
+    def _on_message(self, message: Any) -> None:
+        payload = bytes(message.payload or b"")
+        self._put(Received(self.name, message.topic, payload, message.qos, bool(message.retain), time.time()))
+
+    def _subscribe(self, client: Any, topic_filter: str, answers: queue.SimpleQueue[int | None]) -> None:
         """Subscribe and wait for the SUBACK, or for the connection's end, which is AWS's way to refuse."""
-
-        def on_message(_client: object, _userdata: object, message: Any) -> None:
-            payload = bytes(message.payload or b"")
-            self._put(Received(self.name, message.topic, payload, message.qos, bool(message.retain)))
-
         log.debug("MQTT %s: SUBSCRIBE to %s", self.name, topic_filter)
-        refused = RefusedError("the broker does not accept the subscription", "SubscribeRefused")
+        refused = RefusedError("the broker does not accept the subscription", "SubscribeRefused", topic_filter)
         try:
-            client.subscribeAsync(topic_filter, qos, lambda mid, data: answers.put(data[0]), on_message)
+            client.subscribeAsync(topic_filter, self._qos, lambda mid, data: answers.put(data[0]))
             granted = answers.get(timeout=CONNECT_TIMEOUT_S)
         except Exception as error:  # the SDK's: it has gone offline
             if isinstance(error, queue.Empty):
@@ -2026,29 +2348,24 @@ class Device:
         import socket
         import ssl
 
-        facts = {
-            "thing": self.name,
-            "endpoint": str(self._endpoint),
-            "error": str(error),
-            "client_id": f"{self.name}-*",
-        }
+        facts = {"thing": self.name, "endpoint": self._endpoint, "error": error, "client_id": f"{self.name}-*"}
         if isinstance(error, RefusedError):
-            return ElfError(error.failure, **facts, topic=self._subscription[0] if self._subscription else "")
+            return ElfError(error.failure, **facts, topic=error.topic)
         if broken := self._broken_file():
             return broken
         if isinstance(error, ssl.SSLCertVerificationError):
             # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, OpenSSL's x509_vfy.h
             return ElfError("OtherHost" if error.verify_code in (62, 64) else "NotTrusted", **facts)
-        if isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
-            return ElfError("TlsFails", **facts)
-        if isinstance(error, TimeoutError):
-            return ElfError("PortUnanswered", **facts)
-        if isinstance(error, ConnectionRefusedError):
-            return ElfError("NothingListens", **facts)
-        if isinstance(error, socket.gaierror):
-            return ElfError("HostUnknown", **facts)
-        if isinstance(error, OSError):
-            return ElfError("HostUnreachable", **facts)
+        kinds: dict[str, Any] = {
+            "TlsFails": (ssl.SSLError, ConnectionResetError, BrokenPipeError, EOFError),
+            "PortUnanswered": TimeoutError,
+            "NothingListens": ConnectionRefusedError,
+            "HostUnknown": socket.gaierror,
+            "HostUnreachable": OSError,
+        }
+        for failure, kind in kinds.items():
+            if isinstance(error, kind):
+                return ElfError(failure, **facts)
         raise error
 
     def _broken_file(self) -> ElfError | None:
@@ -2086,10 +2403,10 @@ class Device:
                 self._settled.clear()
             in_turn = not self._behind
         if qos:
-            self._put(Published(self.name, number, topic, payload, late_s, lost=False))
+            self._put(Published(self.name, number, topic, payload, time.time(), late_s, lost=False))
         sent = in_turn and self._hand_over(number, message)
         if not qos:
-            self._put(Published(self.name, number, topic, payload, late_s, lost=not sent))
+            self._put(Published(self.name, number, topic, payload, time.time(), late_s, lost=not sent))
 
     def _hand_over(self, number: int, message: Message) -> bool:
         """Give a message to the SDK, or return False: it can't take it."""
@@ -2218,29 +2535,12 @@ def _release(client: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Composer(NamedTuple):
-    """What the things say: `text` to AWS's own topics, which take nothing that is not theirs, else `head` and ts."""
-
-    text: bytes
-    head: str  # a JSON object, open at the end
-
-    @classmethod
-    def of(cls, text: bytes, content: Mapping[str, Any]) -> Composer:
-        """Make one that sends `content` with the time of publishing. Raises ValueError for what is not JSON."""
-        without_ts = {key: value for key, value in content.items() if key != "ts"}
-        head = json.dumps(without_ts, ensure_ascii=False, allow_nan=False)[:-1]
-        return cls(text, head + ", " if without_ts else head)
-
-    def payload(self, topic: str) -> bytes:
-        return self.text if topic.startswith("$") else utf8(f'{self.head}"ts": "{time.time():.2f}"}}')
-
-
 class Duty(NamedTuple):
     """What one thing has to do."""
 
     name: str
     files: ThingFiles
-    topic: str  # to publish to, or the filter to subscribe to
+    topics: tuple[str, ...]  # the one to publish to, or the filters to subscribe to
     phase: float  # the part of an interval by which its messages come after the schedule's start
     patience_s: float
     reconnect_after_s: float
@@ -2249,20 +2549,22 @@ class Duty(NamedTuple):
 class Job(NamedTuple):
     """What one process has to do for its share of the fleet."""
 
+    share: int  # its number
     duties: tuple[Duty, ...]
     endpoint: Endpoint
     root_cert: Path
     qos: int
     connects_per_s: float
-    composer: Composer | None = None  # None listens
-    interval_s: float = 1.0
-    rounds: int = 0
+    publishes: bool  # or listens
+    interval_s: float
 
 
 class Go(NamedTuple):
-    """An order: publish on a schedule that starts `at` time.monotonic(), which all processes of a machine share."""
+    """An order: publish `rounds` messages, over and over the same ones, one an interval, and a Finished after them."""
 
-    at: float
+    at: float  # time.monotonic() of the first, a clock that all processes of a machine share
+    messages: Sequence[Composer]
+    rounds: int
 
 
 class Stop(NamedTuple):
@@ -2311,50 +2613,57 @@ def drive(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | S
         return not orders.empty()  # the first is to go when all are connected; one that comes before is to stop
 
     def connect(number: int, duty: Duty) -> None:
+        topic_filters = () if job.publishes else duty.topics
         turn = number + random.random()  # noqa: S311 - jitter, so that processes and fleets do not step together
         time.sleep(max(0.0, started + turn / job.connects_per_s - time.monotonic()))
         if is_over():
             return
         try:
-            devices[duty].connect(None if job.composer else (duty.topic, job.qos), give_up=is_over)
+            devices[duty].connect(topic_filters, job.qos, give_up=is_over)
         except Exception as error:
             log.debug("traceback:", exc_info=error)
             put(failed(duty.name, error))
         else:
             online[duty] = devices[duty]
-            put(Connected(duty.name, None if job.composer else duty.topic))
+            put(Connected(duty.name, topic_filters))
 
     with pool:
         list(pool.map(connect, range(len(devices)), devices))
         EventConsumer.MAX_DISPATCH_INTERNAL_SEC = 1.0
-        order: Go | Stop | None = Stop(0.0)
+        patience_s = 0.0
         try:
-            order = orders.get()
-            if isinstance(order, Go) and job.composer:
-                order = publish_on_schedule(job, order.at, online, orders)
-                put(Finished())
-            while not isinstance(order, Stop):
-                order = orders.get()
+            patience_s = carry_out(job, online, put, orders).patience_s
         finally:
             stopping.set()
-            patience_s = order.patience_s if isinstance(order, Stop) else 0.0
             list(pool.map(lambda device: device.disconnect(patience_s), devices.values()))
 
 
-def publish_on_schedule(
-    job: Job, start: float, online: Mapping[Duty, Device], orders: queue.SimpleQueue[Go | Stop]
-) -> Go | Stop | None:
-    """Publish message k of each thing at start + (k + phase) * interval, or at once if that is past; return the order
-    that ended it early."""
-    assert job.composer
+def carry_out(
+    job: Job, online: Mapping[Duty, Device], put: Callable[[Any], None], orders: queue.SimpleQueue[Go | Stop]
+) -> Stop:
+    """Publish as ordered, until the order to stop, which is returned, comes.
+
+    A thing's message k is due at at + (k + phase) * interval, and leaves at once if that is past.
+    """
     in_order = sorted(online.items(), key=lambda pair: pair[0].phase)
-    for number in range(job.rounds):
-        for duty, device in in_order:
-            due = start + (number + duty.phase) * job.interval_s
-            with contextlib.suppress(queue.Empty):
-                return orders.get(timeout=max(0.0, due - time.monotonic()))
-            device.publish(duty.topic, job.composer.payload(duty.topic), job.qos, time.monotonic() - due)
-    return None
+    next_ones: collections.deque[Go] = collections.deque()
+    while True:
+        go = next_ones.popleft() if next_ones else orders.get()
+        if isinstance(go, Stop):
+            return go
+        for number in range(go.rounds):
+            message = go.messages[number % len(go.messages)]
+            for duty, device in in_order:
+                due = go.at + (number + duty.phase) * job.interval_s
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        order = orders.get(timeout=max(0.0, due - time.monotonic()))
+                        if isinstance(order, Stop):
+                            return order
+                        next_ones.append(order)
+                (topic,) = duty.topics
+                device.publish(topic, message.payload(topic), job.qos, time.monotonic() - due)
+        put(Finished(job.share))
 
 
 def drive_or_fail(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | Stop]) -> None:
@@ -2365,7 +2674,7 @@ def drive_or_fail(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueu
         log.debug("traceback:", exc_info=error)
         for duty in job.duties:
             put(failed(duty.name, error))
-        put(Finished())
+        put(Finished(job.share, ended=True))
 
 
 class Crew:
@@ -2378,11 +2687,12 @@ class Crew:
         """Start; `not_theirs` are open files that a worker process shall not keep open."""
         import gc
 
-        self.shares = len(jobs)
+        self._unfinished = dict.fromkeys(range(len(jobs)), 0)  # orders to publish, by the shares that can go on
         self._inbox = inbox
         self._orders: list[Callable[[Go | Stop], None]] = []
         self._threads: list[threading.Thread] = []
         self._stopping = False
+        self._publish_from = 0.0  # time.monotonic()
         if len(jobs) == 1:
             orders: queue.SimpleQueue[Go | Stop] = queue.SimpleQueue()
             self._orders.append(orders.put)
@@ -2393,7 +2703,7 @@ class Crew:
         import AWSIoTPythonSDK.MQTTLib  # noqa: F401 - once for all workers
 
         # A fork shares what is loaded; it is safe while there is one thread, and where the system's libraries allow it.
-        forking = sys.platform == "linux" and threading.active_count() == 1
+        forking = POSIX and sys.platform == "linux" and threading.active_count() == 1
         context: Any = multiprocessing.get_context("fork" if forking else "spawn")
         gc.freeze()  # a collection in a worker would copy what it shares
         connections: list[Any] = []
@@ -2417,9 +2727,33 @@ class Crew:
                 self._inbox.put(connection.recv())
         if not self._stopping:
             self._inbox.put([Failed(duty.name, "WorkerDied", {}) for duty in job.duties])
-            self._inbox.put(Finished())
+            self._inbox.put(Finished(job.share, ended=True))
 
-    def order(self, order: Go | Stop) -> None:
+    @property
+    def is_busy(self) -> bool:
+        """Say whether an order to publish is not carried out yet."""
+        return any(self._unfinished.values())
+
+    @property
+    def has_room(self) -> bool:
+        """Say whether it can take more orders, or has enough to go on with."""
+        return max(self._unfinished.values(), default=0) < ORDERS_AHEAD
+
+    def take(self, finished: Finished) -> None:
+        if finished.ended:
+            self._unfinished.pop(finished.share, None)
+        elif finished.share in self._unfinished:
+            self._unfinished[finished.share] -= 1
+
+    def publish(self, messages: Sequence[Composer], rounds: int) -> None:
+        """Have all things publish `rounds` messages, one an interval from now on, and no faster than AWS takes them."""
+        for share in self._unfinished:
+            self._unfinished[share] += 1
+        at = max(time.monotonic() + 0.05 * (len(self._orders) > 1), self._publish_from)
+        self._publish_from = at + rounds * MIN_INTERVAL_S
+        self._order(Go(at, messages, rounds))
+
+    def _order(self, order: Go | Stop) -> None:
         for give in self._orders:
             with contextlib.suppress(OSError):  # that worker has ended
                 give(order)
@@ -2429,7 +2763,7 @@ class Crew:
         if self._stopping:
             return
         self._stopping = True
-        self.order(Stop(patience_s))
+        self._order(Stop(patience_s))
         deadline = time.monotonic() + within_s
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -2440,10 +2774,12 @@ def work(job: Job, connection: Any, inherited: Sequence[Any], log_level: int) ->
     import pickle
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent too, which sees to it
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if POSIX:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for handle in inherited:
         handle.close()  # or nobody would see the parent end, nor its lock go
     start_logging(log_level)
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the SDK, which prints there
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     orders: queue.SimpleQueue[Go | Stop] = queue.SimpleQueue()
 
@@ -2493,66 +2829,6 @@ def raise_descriptor_limit(devices: int) -> None:
             raise ElfError("TooFewDescriptors", things=plural(devices, "thing"), needed=needed, allowed=hard) from error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Commands
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def create_things(cli: argparse.Namespace) -> int:
-    """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, never take away."""
-    fleet: Fleet = cli.fleet
-    with fleet.locked(cli.inbox):
-        is_new = fleet.elf_id is None
-        fleet.open()
-        missing = missing_things(fleet, cli.prefix, cli.count)
-        if not missing and not fleet.unanswered:
-            things = plural(cli.count, "thing")
-            log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
-            return 0
-        iot, place = reach_aws(cli)
-        log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
-        fleet.settle(place)
-        failures = Failures()
-        try:
-            strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
-            if lost := sorted(strays - fleet.things.keys() - set(missing)):
-                log.warning("things of this ELF in AWS that it forgot, and that a larger COUNT takes up: %s", lost)
-            for name, thing in for_each(cli.inbox, missing, functools.partial(make_thing, iot, fleet, strays)):
-                if isinstance(thing, Exception):
-                    failures.add(name, thing)
-                    continue
-                fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
-                files = fleet.files(name)
-                log.info("Thing:'%s' associated with cert:'%s'", name, thing.certificate_arn)
-                log.info("Thing Name: %s and PEM file: %s", name, files.certificate)
-                log.info("Thing Name: %s Public Key File: %s", name, files.public_key)
-                log.info("Thing Name: %s Private Key File: %s", name, files.private_key)
-            show_unanswered(cli)
-        finally:
-            if fleet.things or fleet.unanswered:
-                log.info("Wrote %d things to config file: %s", len(fleet.things), fleet.things_file)
-            else:
-                fleet.dissolve()
-            created = [thing for thing in fleet.ready if thing.name in missing]
-            log.info("[create_things] ELF created %d things in region:'%s'.", len(created), place.region)
-            if left := len(missing) - len(created):
-                log.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
-            failures.report(of=len(missing))
-    return 0 if len(created) == len(missing) else 1
-
-
-def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
-    """Name what a fleet of `count` things lacks. Raises ElfError where it can't be had by making more."""
-    names = [f"{prefix}_{number}" for number in range(count)]
-    numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
-    existing = [name for name in fleet.things if numbered.fullmatch(name)]
-    if set(existing) - set(names):
-        raise ElfError("TooMany", existing=plural(len(existing), "thing"), count=count)
-    if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
-        raise ElfError("HalfCleaned", things=", ".join(cleaning))
-    return [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
-
-
 class Diagnosed(NamedTuple):
     """An event: AWS has been asked why the broker refused a thing."""
 
@@ -2578,8 +2854,8 @@ class Shift:
     def take(self, event: Any) -> None:
         if isinstance(event, Connected):
             self.online += 1
-            if event.topic_filter:
-                log.info("ELF %s subscribed to topic: %s", event.thing, event.topic_filter)
+            for topic_filter in event.topic_filters:
+                each.info("ELF %s subscribed to topic: %s", event.thing, topic_filter)
         elif isinstance(event, Failed):
             self.failed.add(event.thing)
             failure = ElfError(event.failure, **event.facts)
@@ -2595,7 +2871,7 @@ class Shift:
             self._cli.refuse_dead_local()
             facts = {"thing": event.thing, "endpoint": event.endpoint, "client_id": event.client_id}
             cause, remedy = explain(ElfError("ConnectionLost", **facts))
-            log.warning("%s", cause)
+            each.warning("%s", cause)
             if not event.rejected and not self._advised:
                 log.warning("what to do: %s", remedy)
                 self._advised = True
@@ -2603,7 +2879,9 @@ class Shift:
         elif isinstance(event, Back):
             after_s = event.at - self._offline_since.pop(event.thing, event.at)
             self.offline_s[event.thing] += after_s
-            log.warning("%s has its connection to %s again, after %.1f s", event.thing, event.endpoint, after_s)
+            each.warning("%s has its connection to %s again, after %.1f s", event.thing, event.endpoint, after_s)
+        elif isinstance(event, Finished):
+            self.crew.take(event)
 
     def _diagnose(self, thing: Thing, failure: ElfError) -> None:
         try:
@@ -2623,6 +2901,11 @@ class Shift:
             self.take(event)
 
     @property
+    def has_failed(self) -> bool:
+        """Say whether there is none left that could do anything."""
+        return self.failed >= self.things.keys()
+
+    @property
     def still_offline(self) -> list[str]:
         return [thing for thing in self._offline_since if thing not in self.failed]
 
@@ -2632,26 +2915,24 @@ class Shift:
             self.offline_s[thing] += now - since
         if self.offline_s:
             longest, longest_s = max(self.offline_s.items(), key=lambda pair: pair[1])
+            things = plural(len(self.offline_s), "thing")
             log.warning(
-                "[%s] offline: %s, %s for %.1f s at the longest; %s",
-                command,
-                plural(len(self.offline_s), "thing"),
-                longest,
-                longest_s,
-                effect,
+                "[%s] offline: %s, %s for %.1f s at the longest; %s", command, things, longest, longest_s, effect
             )
 
 
 class Tally:
     """What has become of the messages."""
 
-    def __init__(self, qos: int) -> None:
-        self._qos = qos
+    def __init__(self, cli: argparse.Namespace) -> None:
+        self._qos: int = cli.qos
+        self._results: Results = cli.results
         self.unacknowledged: dict[tuple[str, int], Published] = {}
-        self.published = self.dropped = self.resent = 0
+        self.published = self.acknowledged = self.dropped = self.resent = 0
         self.late_s = 0.0  # at the worst
-        self.latencies_s: list[float] = []  # of what was acknowledged
+        self.latency = Times()  # of what was acknowledged
         self.last_at = 0.0  # time.monotonic() of the last acknowledgement
+        self._rate = Rate(lambda: self.published)
 
     @property
     def lost(self) -> int:
@@ -2659,17 +2940,21 @@ class Tally:
 
     def take(self, event: Any) -> None:
         if isinstance(event, Acknowledged):
-            self.latencies_s.append(event.after_s)
+            self.acknowledged += 1
+            self.latency.add(event.after_s)
             self.last_at = time.monotonic()
             self.unacknowledged.pop((event.thing, event.number), None)
+            latency_ms = round(1000 * event.after_s, 1)
+            self._results.put("acknowledged", thingName=event.thing, number=event.number, latencyMs=latency_ms)
         elif isinstance(event, Published):
             text = decoded(event.payload)
-            log.info("ELF %s posting message:'%s' on topic: %s", event.thing, text, event.topic)
+            each.info("ELF %s posting message:'%s' on topic: %s", event.thing, text, event.topic)
             self.published += 1
             self.dropped += event.lost
             self.late_s = max(self.late_s, event.late_s)
             if self._qos:
                 self.unacknowledged[event.thing, event.number] = event
+            self._results.put("sent", number=event.number, **in_json(event), qos=self._qos, lost=event.lost)
         elif isinstance(event, Resent):
             self.resent += event.messages
 
@@ -2677,111 +2962,276 @@ class Tally:
         """Say whether there is nothing more to wait for."""
         return not self.unacknowledged or all(thing in failed for thing, _ in self.unacknowledged)
 
+    def __str__(self) -> str:
+        counts = f"sent {self.published}, acknowledged {self.acknowledged}, lost {self.dropped}"
+        return f"{counts} | {self._rate} | latency {self.latency.recent_ms:.1f} ms"
+
     def report(self, things: int) -> None:
-        if self.latencies_s:
-            log.info(
-                "[send_messages] acknowledged within %.1f ms (p50), %.1f ms (p99); at most %.1f ms behind schedule",
-                1000 * percentile(self.latencies_s, 50),
-                1000 * percentile(self.latencies_s, 99),
-                1000 * self.late_s,
-            )
-        for (thing, number), message in list(self.unacknowledged.items())[:LISTED_MESSAGES]:
+        if self.acknowledged:
+            late_ms = 1000 * self.late_s
+            log.info("[send_messages] acknowledged within %s; at most %.1f ms behind schedule", self.latency, late_ms)
+        for (thing, number), message in list(self.unacknowledged.items())[:LISTED]:
             text = decoded(message.payload)
             log.warning("not acknowledged: message %d of %s on %s: '%s'", number, thing, message.topic, text)
-        if (more := len(self.unacknowledged) - LISTED_MESSAGES) > 0:
+        if (more := len(self.unacknowledged) - LISTED) > 0:
             log.warning("not acknowledged: %s more", plural(more, "message"))
         log.info(
             "[send_messages] ELF sent %s from %s: %s, %d lost",
             plural(self.published, "message"),
             plural(things, "thing"),
-            f"{len(self.latencies_s)} acknowledged" if self._qos else "none acknowledged (QoS 0)",
+            f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)",
             self.lost,
         )
-        if self.lost:
-            complain(ElfError("MessagesLost", messages=plural(self.lost, "message")))
+        self._results.summary.update(
+            sent=self.published,
+            acknowledged=self.acknowledged,
+            lost=self.lost,
+            sentAgain=self.resent,
+            latencyMs=self.latency.in_ms(),
+        )
+
+
+def in_json(event: Published | Received) -> dict[str, Any]:
+    """Return what the JSON output says of any message. A payload that is no text is in Base64."""
+    message = {"thingName": event.thing, "topic": event.topic, "time": round(event.at, 3)}
+    try:
+        return {**message, "payload": event.payload.decode("utf-8")}
+    except UnicodeDecodeError:
+        import base64
+
+        return {**message, "payload": None, "payloadBase64": base64.b64encode(event.payload).decode("ascii")}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def create_things(cli: argparse.Namespace) -> int:
+    """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, never take away."""
+    fleet: Fleet = cli.fleet
+    with fleet.locked(cli.inbox):
+        is_new = fleet.elf_id is None
+        fleet.open()
+        missing = missing_things(fleet, cli.prefix, cli.count)
+        cli.results.summary.update(things=len(fleet.things), created=0)
+        if not missing and not fleet.unanswered:
+            things = plural(cli.count, "thing")
+            log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
+            return 0
+        iot, place = reach_aws(cli)
+        log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
+        fleet.settle(place)
+        failures = Failures()
+        try:
+            strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
+            if lost := strays - fleet.things.keys() - set(missing):
+                names = listed(lost)
+                log.warning("things of this ELF in AWS that it forgot, and that a larger COUNT takes up: %s", names)
+            make = functools.partial(make_thing, iot, fleet, strays)
+            for name, thing in step_by_step(cli, "create", missing, make, failures):
+                fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
+                files = fleet.files(name)
+                each.info("Thing:'%s' associated with cert:'%s'", name, thing.certificate_arn)
+                each.info("Thing Name: %s and PEM file: %s", name, files.certificate)
+                each.info("Thing Name: %s Public Key File: %s", name, files.public_key)
+                each.info("Thing Name: %s Private Key File: %s", name, files.private_key)
+                cli.results.put(
+                    "created",
+                    thingName=name,
+                    certificateArn=thing.certificate_arn,
+                    certificateId=thing.certificate_id,
+                    certificateFile=str(files.certificate),
+                    publicKeyFile=str(files.public_key),
+                    privateKeyFile=str(files.private_key),
+                )
+            show_unanswered(cli)
+        finally:
+            if fleet.things or fleet.unanswered:
+                log.info("Wrote %d things to config file: %s", len(fleet.things), fleet.things_file)
+            else:
+                fleet.dissolve()
+            wanted = set(missing)
+            created = [thing for thing in fleet.ready if thing.name in wanted]
+            log.info("[create_things] ELF created %d things in region:'%s'.", len(created), place.region)
+            if left := len(missing) - len(created):
+                log.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
+            failures.report(of=len(missing))
+            cli.results.summary.update(things=len(fleet.ready), created=len(created), failed=list(failures.things))
+    return 0 if len(created) == len(missing) else 1
+
+
+def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
+    """Name what a fleet of `count` things lacks. Raises ElfError where it can't be had by making more."""
+    names = [f"{prefix}_{number}" for number in range(count)]
+    numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
+    existing = [name for name in fleet.things if numbered.fullmatch(name)]
+    if set(existing) - set(names):
+        raise ElfError("TooMany", existing=plural(len(existing), "thing"), count=count)
+    if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
+        raise ElfError("HalfCleaned", things=listed(cleaning))
+    return [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
+
+
+def step_by_step(
+    cli: argparse.Namespace, what: str, things: Sequence[T], step: Callable[[T], Any], failures: Failures
+) -> Iterator[tuple[T, Any]]:
+    """Take a step with many things at once; yield each that it succeeds with, and the result."""
+    brevity_for(len(things))
+    for thing, result in progress(what, for_each(cli.inbox, things, step), len(things)):
+        if isinstance(result, Exception):
+            failures.add(getattr(thing, "name", str(thing)), result)
+        else:
+            yield thing, result
 
 
 def send_messages(cli: argparse.Namespace) -> int:
-    """Have every thing publish a message each `cli.interval` until `cli.duration` is over, and account for each."""
+    """Have every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
     things = ready_things(cli.fleet)
-    composer = read_message(cli)
-    topics = {thing.name: topic_of(cli, thing.name, f"{TOPIC_ROOT}/{thing.name}") for thing in things}
-    for topic in topics.values():
-        refuse_bad_topic(topic)
-        if (size := len(composer.payload(topic))) > MAX_PAYLOAD_BYTES:
-            raise ElfError("PayloadTooLong", size=size)
-    # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
-    rounds = math.ceil(cli.duration / cli.interval - 1e-9)
-    tally = Tally(cli.qos)
-    schedule = {"composer": composer, "interval_s": cli.interval, "rounds": rounds}
+    messages = read_messages(cli)
+    topics = {thing.name: topics_of(cli, [cli.topic], thing.name, f"{TOPIC_ROOT}/{thing.name}") for thing in things}
+    refuse_bad_topics(topics)
+    for message in messages or ():
+        refuse_long_message(message, topics)
+    rounds = rounds_of(cli, messages)
+    spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 else 1.0
+    tally = Tally(cli)
 
-    def take(event: Any) -> Any:
+    def take(event: Any) -> None:
         shift.take(event)
         tally.take(event)
-        return event
 
-    with at_work(cli, things, topics, **schedule) as shift:
-        log.info(
-            "[send_messages] ELF sending %s from each of %s", plural(rounds, "message"), plural(shift.online, "thing")
-        )
-        shift.crew.order(Go(at=time.monotonic() + 0.05 * (shift.crew.shares > 1)))
+    with at_work(cli, things, topics, spread if messages else 0.0) as shift, live_line(cli.inbox, tally.__str__):
+        what = plural(rounds, "message") if messages else "each line of standard input"
+        log.info("[send_messages] ELF sending %s from each of %s", what, plural(shift.online, "thing"))
+        refused = 0
         try:
-            finished = 0
-            while finished < shift.crew.shares:
-                finished += isinstance(take(cli.inbox.get(math.inf)), Finished)
-            ended = time.monotonic()
-            news_at = ended + 2.0
-            while not tally.is_complete(shift.failed):
-                deadline = max(ended + ACK_GRACE_S, tally.last_at + ACK_PAUSE_S)
-                if (event := cli.inbox.get(min(deadline, news_at))) is not None:
-                    take(event)
-                elif news_at < deadline:
-                    waiting, left_s = len(tally.unacknowledged), deadline - time.monotonic()
-                    log.info("[send_messages] waiting for %s, up to %.0f s", plural(waiting, "acknowledgement"), left_s)
-                    news_at = math.inf
-                else:
-                    break
+            if messages:
+                shift.crew.publish(messages, rounds)
+            else:
+                refused = relay_input(cli, shift, topics, take)
+            while shift.crew.is_busy:
+                take(cli.inbox.get(math.inf))
+            await_acknowledgements(cli, shift, tally, take)
         except Interrupted:
             shift.crew.stop(within_s=STOP_S, patience_s=STOP_S / 2)
-            log.info("[send_messages] stopped before all %d messages were sent", rounds * shift.online)
+            left = f"all {rounds * shift.online} messages were sent" if messages else "the end of the input"
+            log.info("[send_messages] stopped before %s", left)
             raise
         finally:
             for event in cli.inbox.rest():
                 tally.take(event)
             shift.report_outages("send_messages", f"{plural(tally.resent, 'message')} sent again")
             tally.report(shift.online)
-    return 1 if tally.lost or shift.failed else 0
+    if tally.lost:
+        raise ElfError("MessagesLost", messages=plural(tally.lost, "message"))
+    if refused:
+        raise ElfError("LinesRefused", lines=plural(refused, "line"))
+    return 1 if shift.failed else 0
+
+
+def rounds_of(cli: argparse.Namespace, messages: Sequence[Composer] | None) -> int:
+    """Say how many messages each thing is to publish."""
+    # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
+    in_time = math.ceil((cli.duration or DURATION_S) / cli.interval - 1e-9)
+    rounds: int = cli.count or in_time
+    if messages and cli.json_message and cli.json_message.suffix == REPLAYED:
+        return min(len(messages), rounds) if cli.count or cli.duration else len(messages)
+    return rounds
+
+
+def relay_input(
+    cli: argparse.Namespace, shift: Shift, topics: Mapping[str, Sequence[str]], take: Callable[[Any], None]
+) -> int:
+    """Have all things publish each line of standard input as it comes; return how many were none that can be sent."""
+    asked = threading.Semaphore(0)
+    threading.Thread(target=read_lines, args=(cli.inbox, asked), daemon=True).start()
+    deadline = time.monotonic() + (cli.duration or math.inf)
+    refused = number = sent = 0
+    is_asked = False
+    while sent < (cli.count or math.inf) and time.monotonic() < deadline and not shift.has_failed:
+        if not is_asked and shift.crew.has_room:
+            asked.release()
+            is_asked = True
+        event = cli.inbox.get(deadline)
+        if not isinstance(event, Line):
+            take(event)
+            continue
+        if event.error:
+            raise event.error
+        if not event.text:
+            break
+        is_asked = False
+        number += 1
+        if not event.text.strip():
+            continue
+        try:
+            message = Composer.of_line(event.text.rstrip(b"\r\n"))
+            refuse_long_message(message, topics)
+        except ElfError as error:
+            cause, _ = explain(error)
+            each.error("line %d is not sent: %s", number, cause)
+            refused += 1
+        else:
+            shift.crew.publish([message], rounds=1)
+            sent += 1
+    return refused
+
+
+def await_acknowledgements(cli: argparse.Namespace, shift: Shift, tally: Tally, take: Callable[[Any], None]) -> None:
+    """Wait until all is acknowledged, ACK_GRACE_S seconds at the least and as long as acknowledgements come."""
+    ended = time.monotonic()
+    news_at = ended + 2.0
+    while not tally.is_complete(shift.failed):
+        deadline = max(ended + ACK_GRACE_S, tally.last_at + ACK_PAUSE_S)
+        if (event := cli.inbox.get(min(deadline, news_at))) is not None:
+            take(event)
+        elif news_at < deadline:
+            waiting, left_s = len(tally.unacknowledged), deadline - time.monotonic()
+            log.info("[send_messages] waiting for %s, up to %.0f s", plural(waiting, "acknowledgement"), left_s)
+            news_at = math.inf
+        else:
+            break
 
 
 def subscribe(cli: argparse.Namespace) -> int:
     """Have every thing subscribe, and log what comes until `cli.duration` is over or `cli.count` messages have come."""
     things = ready_things(cli.fleet)
-    filters = {thing.name: topic_of(cli, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
-    for topic_filter in filters.values():
-        refuse_bad_topic(topic_filter, wildcards=True)
+    filters = {thing.name: topics_of(cli, cli.topic or [None], thing.name, f"{TOPIC_ROOT}/#") for thing in things}
+    refuse_bad_topics(filters, wildcards=True)
     received = 0
-    with at_work(cli, things, filters) as shift:
+    latency = Times()  # from the sender's ts
+    rate = Rate(lambda: received)
+
+    def text() -> str:
+        return f"received {received} | {rate}" + (f" | latency {latency.recent_ms:.0f} ms" if latency.in_ms() else "")
+
+    with at_work(cli, things, filters) as shift, live_line(cli.inbox, text):
         log.info("[subscribe] ELF listening on %s for %g s", plural(shift.online, "thing"), cli.duration)
         deadline = time.monotonic() + cli.duration
         try:
-            while (cli.count is None or received < cli.count) and (event := cli.inbox.get(deadline)) is not None:
+            while received < (cli.count or math.inf) and time.monotonic() < deadline and not shift.has_failed:
+                event = cli.inbox.get(deadline)
                 if isinstance(event, Received):
                     received += 1
-                    log.info("Received message: %s from topic: %s", decoded(event.payload), printable(event.topic))
+                    each.info("Received message: %s from topic: %s", decoded(event.payload), printable(event.topic))
+                    if (sent_at := time_of_sending(event.payload)) is not None:
+                        latency.add(event.at - sent_at)
+                    cli.results.put("received", **in_json(event), qos=event.qos, retain=event.retain)
                 shift.take(event)
-                if shift.failed >= shift.things.keys():
-                    break
         finally:
             deaf = shift.still_offline
             shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
+            if latency.in_ms():
+                log.info("[subscribe] received, after the time in their ts, within %s", latency)
             log.info("[subscribe] ELF received %s on %s", plural(received, "message"), plural(shift.online, "thing"))
-    if deaf:
-        complain(ElfError("StillDeaf", things=", ".join(sorted(deaf, key=by_number))))
+            cli.results.summary.update(received=received, latencyMs=latency.in_ms())
     if cli.count is not None and received < cli.count:
         messages = plural(received, "message")
-        complain(ElfError("TooFewMessages", messages=messages, duration=cli.duration, count=cli.count))
-        return 1
-    return 1 if shift.failed or deaf else 0
+        raise ElfError("TooFewMessages", messages=messages, duration=cli.duration, count=cli.count)
+    if deaf:
+        raise ElfError("StillDeaf", things=listed(deaf))
+    return 1 if shift.failed else 0
 
 
 def clean_up(cli: argparse.Namespace) -> int:
@@ -2789,35 +3239,49 @@ def clean_up(cli: argparse.Namespace) -> int:
     fleet: Fleet = cli.fleet
     with fleet.locked(cli.inbox):
         things = list(fleet.things.values())
-        if not things and not fleet.unanswered:
-            log.info("[clean_up] ELF has no things to clean up")
-        elif cli.only_local:
-            if not cli.place.local:
-                names = ", ".join(fleet.things)
-                log.warning("left in AWS IoT, with their certificates and policies: %s (%s)", names, cli.place)
-            for thing in things:
-                fleet.forget(thing)
-            fleet.forget_unanswered()
-        else:
-            log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
-            iot, _ = reach_aws(cli)  # in another account all would seem to be gone
-            failures = Failures()
-            try:
-                for thing, error in for_each(cli.inbox, things, functools.partial(retire, iot, fleet)):
-                    if error:
-                        failures.add(thing.name, error)
-                    else:
-                        log.info("Thing:'%s' cleaned up", thing.name)
-                show_unanswered(cli)
-            finally:
-                left = len(fleet.things)
-                log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
-                failures.report(of=len(things))
-        if not fleet.things:
-            if cli.place.local:
-                fleet.forget_unanswered()  # it goes away as a whole
-            fleet.dissolve()
+        failures = Failures()
+        try:
+            if not things and not fleet.unanswered:
+                log.info("[clean_up] ELF has no things to clean up")
+            elif cli.only_local:
+                forget_things(cli)
+            else:
+                log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
+                iot, _ = reach_aws(cli)  # in another account all would seem to be gone
+                retire_things(cli, iot, failures)
+            if not fleet.things:
+                if cli.place.local:
+                    fleet.forget_unanswered()  # it goes away as a whole
+                fleet.dissolve()
+        finally:
+            left = len(fleet.things)
+            cli.results.summary.update(cleaned=len(things) - left, left=left, failed=list(failures.things))
     return 1 if fleet.things else 0
+
+
+def retire_things(cli: argparse.Namespace, iot: Any, failures: Failures) -> None:
+    fleet: Fleet = cli.fleet
+    things = list(fleet.things.values())
+    try:
+        for thing, _ in step_by_step(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
+            each.info("Thing:'%s' cleaned up", thing.name)
+            cli.results.put("cleaned", thingName=thing.name)
+        show_unanswered(cli)
+    finally:
+        left = len(fleet.things)
+        log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
+        failures.report(of=len(things))
+
+
+def forget_things(cli: argparse.Namespace) -> None:
+    fleet: Fleet = cli.fleet
+    if not cli.place.local:
+        names = listed(fleet.things)
+        log.warning("left in AWS IoT, with their certificates and policies: %s (%s)", names, cli.place)
+    for thing in list(fleet.things.values()):
+        fleet.forget(thing)
+        cli.results.put("cleaned", thingName=thing.name)
+    fleet.forget_unanswered()
 
 
 def reach_aws(cli: argparse.Namespace) -> tuple[Any, Place]:
@@ -2833,12 +3297,10 @@ def show_unanswered(cli: argparse.Namespace) -> None:
     fleet: Fleet = cli.fleet
     if not fleet.unanswered:
         return
-    log.warning(
-        "%s for a certificate never got an answer: as many may have been made whose keys nobody has, from %s to %s",
-        plural(len(fleet.unanswered), "call"),
-        utc(min(call.since for call in fleet.unanswered)),
-        utc(max(call.until for call in fleet.unanswered)),
-    )
+    calls = plural(len(fleet.unanswered), "call")
+    since, until = min(call.since for call in fleet.unanswered), max(call.until for call in fleet.unanswered)
+    what = "as many may have been made whose keys nobody has"
+    log.warning("%s for a certificate never got an answer: %s, from %s to %s", calls, what, utc(since), utc(until))
     try:
         iot, _ = reach_aws(cli)
         found = in_background(cli.inbox, lambda: unclaimed_certificates(iot, fleet))
@@ -2869,7 +3331,7 @@ def ready_things(fleet: Fleet) -> list[Thing]:
     for thing in fleet.things.values():
         if thing.stage != READY:
             command = "create" if thing.stage == CREATING else "clean"
-            log.warning("%s is not complete and stays out: `elf.py %s` finishes it", thing.name, command)
+            each.warning("%s is not complete and stays out: `elf.py %s` finishes it", thing.name, command)
     if not fleet.ready:
         raise ElfError("Incomplete" if fleet.things else "NothingYet")
     return fleet.ready
@@ -2877,15 +3339,17 @@ def ready_things(fleet: Fleet) -> list[Thing]:
 
 @contextlib.contextmanager
 def at_work(
-    cli: argparse.Namespace, things: Sequence[Thing], topics: Mapping[str, str], **work: Any
+    cli: argparse.Namespace, things: Sequence[Thing], topics: Mapping[str, Sequence[str]], spread: float | None = None
 ) -> Iterator[Shift]:
     """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
 
+    They publish to their topics, taking turns over the part `spread` of an interval, or without it subscribe to them.
     What keeps some from it is reported. Raises ElfError when none is connected.
     """
     import random
 
     fleet: Fleet = cli.fleet
+    brevity_for(len(things))
     root_cert = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
     refuse_bad_root(root_cert)
     raise_descriptor_limit(min(len(things), DEVICES_A_PROCESS))
@@ -2903,20 +3367,30 @@ def at_work(
         things = [thing for thing in with_policies(cli, newcomers) if thing.name in topics]
     shares = processes_for(len(things))
     reconnects_s = 2 * len(things) / CONNECTS_PER_S
-    spread = min(1.0, cli.duration / cli.interval) if "interval" in cli else 0.0
     duties = [
         Duty(
             thing.name,
             fleet.files(thing.name),
-            topics[thing.name],
-            phase=number / len(things) * spread,
+            tuple(topics[thing.name]),
+            phase=number / len(things) * (spread or 0.0),
             patience_s=PROPAGATION_S if thing.name in newcomers else young_s,
             reconnect_after_s=random.uniform(0.5, 1.0 + reconnects_s),  # noqa: S311 - jitter
         )
         for number, thing in enumerate(things)
     ]
-    job = Job((), endpoint, root_cert, cli.qos, CONNECTS_PER_S / shares, **work)
-    jobs = [job._replace(duties=tuple(duties[share::shares])) for share in range(shares)]
+    jobs = [
+        Job(
+            share,
+            tuple(duties[share::shares]),
+            endpoint,
+            root_cert,
+            cli.qos,
+            CONNECTS_PER_S / shares,
+            publishes=spread is not None,
+            interval_s=vars(cli).get("interval", 0.0),
+        )
+        for share in range(shares)
+    ]
     crew = Crew(jobs, cli.inbox, not_theirs=[fleet.lock] if fleet.lock else [])
     shift = Shift(cli, crew, things)
     shift.failed |= topics.keys() - shift.things.keys()  # without a policy
@@ -2924,7 +3398,7 @@ def at_work(
         waiting, early = {duty.name for duty in duties}, []
         while waiting:
             event = cli.inbox.get(math.inf)
-            if isinstance(event, Received | Finished):  # of the first things, before the last are connected
+            if isinstance(event, Received):  # by the first things, before the last are connected
                 early.append(event)
                 continue
             shift.take(event)
@@ -2946,6 +3420,7 @@ def at_work(
         crew.stop()
     finally:
         shift.failures.report(of=len(shift.things))
+        cli.results.summary.update(things=shift.online, failed=sorted(shift.failed, key=by_number))
 
 
 def with_policies(cli: argparse.Namespace, newcomers: set[str]) -> list[Thing]:
@@ -2957,11 +3432,9 @@ def with_policies(cli: argparse.Namespace, newcomers: set[str]) -> list[Thing]:
         # Another send or subscribe may have been quicker.
         without = [thing for thing in fleet.ready if thing.name in newcomers and not thing.policy_arn]
         try:
-            for thing, authorised in for_each(cli.inbox, without, functools.partial(authorise, iot, fleet)):
-                if isinstance(authorised, Exception):
-                    failures.add(thing.name, authorised)
-                else:
-                    log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
+            authorise_one = functools.partial(authorise, iot, fleet)
+            for thing, authorised in step_by_step(cli, "policies", without, authorise_one, failures):
+                each.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
         finally:
             things = [thing for thing in fleet.ready if thing.policy_arn]
             if left := len(fleet.ready) - len(things):
@@ -2970,58 +3443,6 @@ def with_policies(cli: argparse.Namespace, newcomers: set[str]) -> list[Thing]:
     if not things:
         raise ElfError("NoneAuthorised")
     return things
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """Return the smallest of `values` that `percent` of them do not exceed."""
-    return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
-
-
-def topic_of(cli: argparse.Namespace, thing_name: str, default: str) -> str:
-    """Make a thing's topic or topic filter of --topic and --append-thing-name, or of neither the default."""
-    topic: str = default if cli.topic is None else cli.topic
-    if cli.append_thing_name:
-        topic = f"{TOPIC_ROOT if cli.topic is None else cli.topic}/{{thing_name}}"
-    return topic.replace("{thing_name}", thing_name)
-
-
-def read_message(cli: argparse.Namespace) -> Composer:
-    """Read what the things shall say. Raises ElfError."""
-    if not cli.json_message:
-        return Composer.of(utf8(cli.message), {"msg": cli.message})
-    path: Path = cli.json_message
-    try:
-        text = path.read_bytes()
-        content = json.loads(text.decode("utf-8-sig"))
-        if isinstance(content, dict):
-            return Composer.of(text, content)
-    except OSError as error:
-        raise ElfError("MessageMissing", file=path, error=error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise ElfError("MessageNotUtf8", file=path, error=error) from error
-    except (ValueError, RecursionError) as error:
-        raise ElfError("MessageNotJson", file=path, error=error) from error
-    raise ElfError("MessageNotObject", file=path)
-
-
-def refuse_bad_topic(topic: str, wildcards: bool = False) -> None:
-    """Raise ElfError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
-    levels = topic.split("/")
-    problem = None
-    if not topic or "\0" in topic:
-        problem = "TopicEmpty"
-    elif len(utf8(topic)) > MAX_TOPIC_BYTES:
-        problem = "TopicTooLong"
-    elif len(levels) - 1 - 3 * topic.startswith(("$aws/rules/", "$share/")) > MAX_TOPIC_SLASHES:
-        problem = "TopicTooDeep"
-    elif not wildcards and ("#" in topic or "+" in topic):
-        problem = "TopicHasWildcard"
-    elif "#" in topic[:-1] or any(level != wild and wild in level for level in levels for wild in "+#"):
-        problem = "FilterMisplaced"
-    elif not wildcards and UNPUBLISHABLE.match(topic):
-        problem = "TopicReserved"
-    if problem:
-        raise ElfError(problem, topic=repr(topic[:300]))
 
 
 def refuse_bad_root(path: Path) -> None:
@@ -3040,7 +3461,7 @@ def refuse_bad_root(path: Path) -> None:
 # Local AWS: MiniStack
 # ---------------------------------------------------------------------------------------------------------------------
 
-
+ROOT_PATH = "/_ministack/iot/ca.pem"
 SAVE_PATH = "/_elf/save"
 LOCAL_LOG = "ministack.log"
 
@@ -3053,19 +3474,13 @@ class LocalAws(NamedTuple):
 
 def find_local(directory: Path) -> LocalAws | None:
     """Find the embedded AWS IoT of `directory` (misc/local/), if it runs."""
-    import http.client
-
-    ports = _address(directory)
-    if not ports or not _is_ready(ports[0]):
+    ports, root_cert = _address(directory), directory / "ca.pem"
+    if not ports or not _is_ready(ports[0]) or not root_cert.exists():
         return None
     http_port, mqtt_port = ports
-    try:
-        known_root = (directory / "ca.pem").read_bytes()
-        if _get(http_port, "/_ministack/iot/ca.pem") != known_root:  # another one, that got the port since
-            return None
-    except (OSError, http.client.HTTPException):
+    if _get(http_port, ROOT_PATH) != root_cert.read_bytes():  # another one, that got the port since
         return None
-    return LocalAws(f"http://127.0.0.1:{http_port}", Endpoint("localhost", mqtt_port), directory / "ca.pem")
+    return LocalAws(f"http://127.0.0.1:{http_port}", Endpoint("localhost", mqtt_port), root_cert)
 
 
 def start_local(directory: Path, inbox: Inbox) -> LocalAws:
@@ -3073,7 +3488,6 @@ def start_local(directory: Path, inbox: Inbox) -> LocalAws:
 
     Raises: ElfError when MiniStack is not installed or does not start.
     """
-    import http.client
     import importlib.util
     import subprocess
 
@@ -3084,16 +3498,9 @@ def start_local(directory: Path, inbox: Inbox) -> LocalAws:
     http_port, mqtt_port = _ports(directory)
     log.info("starting the embedded AWS IoT in %s", directory)
     with open(directory / LOCAL_LOG, "w", opener=_not_through_links) as logfile:
+        arguments = (Path(__file__).resolve(), directory, http_port, mqtt_port)
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                _LAUNCHER,
-                str(Path(__file__).resolve()),
-                str(directory),
-                str(http_port),
-                str(mqtt_port),
-            ],
+            [sys.executable, "-c", _LAUNCHER, *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=logfile,
             stderr=subprocess.STDOUT,
@@ -3105,11 +3512,10 @@ def start_local(directory: Path, inbox: Inbox) -> LocalAws:
     deadline = time.monotonic() + LOCAL_START_S
     try:
         while process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(OSError, http.client.HTTPException):  # it died: the next turn sees that
-                if _is_ready(http_port):
-                    write_private(directory / "ca.pem", _get(http_port, "/_ministack/iot/ca.pem").decode("ascii"))
-                    if local := find_local(directory):
-                        return local
+            if _is_ready(http_port) and (root_cert := _get(http_port, ROOT_PATH)):
+                write_private(directory / "ca.pem", root_cert.decode("ascii"))
+                if local := find_local(directory):
+                    return local
             inbox.check()
             time.sleep(0.05)
     except BaseException:
@@ -3121,10 +3527,7 @@ def start_local(directory: Path, inbox: Inbox) -> LocalAws:
 
 def save_local(local: LocalAws) -> None:
     """Have the embedded AWS IoT save its state, so that not even kill -9 takes away what a command has made."""
-    import http.client
-
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        _get(int(local.url.rpartition(":")[2]), SAVE_PATH)
+    _get(int(local.url.rpartition(":")[2]), SAVE_PATH)
 
 
 def stop_local(directory: Path) -> None:
@@ -3134,7 +3537,7 @@ def stop_local(directory: Path) -> None:
     ports = _address(directory)
     (directory / "address.json").unlink(missing_ok=True)  # which is what tells it to end
     deadline = time.monotonic() + 5
-    while ports and _listens(ports[0]) and time.monotonic() < deadline:
+    while ports and _is_ready(ports[0]) and time.monotonic() < deadline:
         time.sleep(0.05)
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -3157,12 +3560,9 @@ def _address(directory: Path) -> tuple[int, int] | None:
 
 
 def _is_ready(http_port: int) -> bool:
-    import http.client
-
-    try:
+    with contextlib.suppress(ValueError, KeyError, TypeError):
         return bool(json.loads(_get(http_port, "/_ministack/ready"))["iot_mtls"] == "listening")
-    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
-        return False
+    return False
 
 
 def _reserve(stack: contextlib.ExitStack, port: int) -> int:
@@ -3172,27 +3572,17 @@ def _reserve(stack: contextlib.ExitStack, port: int) -> int:
     return int(listener.getsockname()[1])
 
 
-def _listens(port: int) -> bool:
-    import socket
-
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
 def _get(port: int, path: str) -> bytes:
+    """Ask the embedded AWS IoT, and return its answer, which is empty if there is none."""
     import http.client
 
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)  # by no proxy
-    try:
+    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
         connection.request("GET", path)
         response = connection.getresponse()
-        body = response.read()
-        if response.status != 200:
-            raise http.client.HTTPException(f"HTTP {response.status}")
-        return body
-    finally:
-        connection.close()
+        if response.status == 200:
+            return response.read()
+    return b""
 
 
 def _local_environment(directory: Path, http_port: int, mqtt_port: int) -> dict[str, str]:
@@ -3325,32 +3715,19 @@ def whole(text: str) -> int:
     return int(text)
 
 
-def seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return value
+def number(what: str, least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
+    """Make the parser of a number that is `what`, from `least` to `most`."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least <= float(text) <= most:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+
+    return parse
 
 
-def patience(text: str) -> float:
-    return 0.0 if re.fullmatch(r"0+(\.0*)?", text) else seconds(text)
-
-
-def interval(text: str) -> float:
-    if (value := seconds(text)) < MIN_INTERVAL_S:
-        raise argparse.ArgumentTypeError(
-            f"AWS IoT takes 100 messages a second a connection: {MIN_INTERVAL_S} at the least"
-        )
-    return value
-
-
-def rate(text: str) -> float:
-    if not 0.1 <= (value := seconds(text)) <= 1000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of things a second, from 0.1 to 1000")
-    return value
+seconds = number("a number of seconds above 0", sys.float_info.min)
 
 
 def prefix(text: str) -> str:
@@ -3404,24 +3781,31 @@ GLOBAL_OPTIONS = (
     option(
         "--wait",
         metavar="S",
-        type=patience,
+        type=number("a number of seconds from 0", 0),
         default=0.0,
         help="wait so long for another ELF to finish with that directory (default: 0 s)",
     ),
+    option(
+        "--output",
+        choices=("text", "json"),
+        default="text",
+        help="json: one object a line on standard output as well (default: text)",
+    ),
+    option("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well"),
     option("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure"),
-    option("--version", action="version", version=f"aws-iot-elf {VERSION}"),
+    option("--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit"),
+    option("-h", "--help", action="help", help="show this and exit"),
 )
 RATE_OPTION = option(
     "--rate",
     metavar="N",
-    type=rate,
+    type=number("a number of things a second, from 0.1 to 1000", 0.1, 1000),
     default=THINGS_PER_S,
     help="things a second to make or clean, where AWS raised your quotas (default: %(default)g)",
 )
 MESSAGING_OPTIONS = (
     RATE_OPTION,
     option("--append-thing-name", action="store_true", help=f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"),
-    option("--duration", metavar="S", type=seconds, default=DURATION_S, help="for so long (default: %(default)g s)"),
     option("--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)"),
     option("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)"),
     option(
@@ -3452,15 +3836,25 @@ COMMANDS = (
         "send --duration 30 --interval 0.5 'Hello from ELF'",
         (
             option("message", metavar="MESSAGE", nargs="?", default=MESSAGE, help="text (default: %(default)s)"),
-            option("--json-message", metavar="FILE", type=Path, help="send the JSON object in FILE instead of MESSAGE"),
+            option(
+                "--json-message",
+                metavar="FILE",
+                type=Path,
+                help=f"send the JSON object in FILE instead of MESSAGE, or of FILE{REPLAYED} a line each interval, "
+                "or of - (standard input) each line as it comes",
+            ),
             option("--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)"),
             option(
                 "--interval",
                 metavar="S",
-                type=interval,
+                type=number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT takes 100 messages a second", MIN_INTERVAL_S),
                 default=INTERVAL_S,
                 help="a message every (default: %(default)g s)",
             ),
+            option(
+                "--duration", metavar="S", type=seconds, help=f"for so long (default: {DURATION_S:g} s, or all lines)"
+            ),
+            option("--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration"),
             *MESSAGING_OPTIONS,
         ),
     ),
@@ -3471,10 +3865,16 @@ COMMANDS = (
         "have every thing listen, and log what it hears",
         "subscribe --duration 30",
         (
-            option("--topic", metavar="T", help=f"topic filter, may hold {{thing_name}} (default: {TOPIC_ROOT}/#)"),
             option(
-                "--count", metavar="N", type=whole, help="end after N messages in all (default: none); 1 if fewer come"
+                "--topic",
+                metavar="T",
+                action="append",
+                help=f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)",
             ),
+            option(
+                "--duration", metavar="S", type=seconds, default=DURATION_S, help="for so long (default: %(default)g s)"
+            ),
+            option("--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come"),
             *MESSAGING_OPTIONS,
         ),
     ),
@@ -3493,18 +3893,31 @@ COMMANDS = (
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse whose usage errors are one line, and which takes no abbreviation that a later option could break."""
+    """An argparse whose usage errors are one line that may suggest what was meant, and which takes no abbreviation
+    that a later option could break."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+        super().__init__(allow_abbrev=False, add_help=False, **settings)
+        self.known: list[str] = []  # commands and options
+        self.typed: list[str] = []
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        import difflib
+
+        options = [word.partition("=")[0] for word in self.typed if word.startswith("--")]
+        mistyped = [word for word in options if word not in self.known] or re.findall(
+            "invalid choice: '(.+?)'", message
+        )
+        known = [*self.known, *re.findall(r"[\w-]+", message.partition("choose from")[2])]
+        meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
+        suggestion = f"; did you mean {meant[0]}?" if meant else ""
+        self.exit(2, f"{self.prog}: error: {message}{suggestion} (see {self.prog} --help)\n")
 
     def add_options(self, options: Sequence[Option], group: str | None = None) -> None:
         target = self.add_argument_group(group) if group else self
         for names, settings in options:
             target.add_argument(*names, **settings)
+            self.known += [name for name in names if name.startswith("-")]
 
 
 def build_parser() -> Parser:
@@ -3514,8 +3927,8 @@ def build_parser() -> Parser:
         description="The Extremely Low Friction AWS IoT client: make things, let them send and listen, clean up.",
         epilog="example: python elf.py --local create 3",
     )
-    parser.add_options(GLOBAL_OPTIONS, group="options of every command")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    parser.add_options(GLOBAL_OPTIONS, group="options of every command")
     for command in COMMANDS:
         subparser = commands.add_parser(
             command.name,
@@ -3528,6 +3941,7 @@ def build_parser() -> Parser:
         # Without SUPPRESS, the default of what is not given after the command would undo what is given before it.
         after = tuple(Option(names, settings | {"default": argparse.SUPPRESS}) for names, settings in GLOBAL_OPTIONS)
         subparser.add_options(after, group="options of every command")
+        parser.known += [command.name, *subparser.known]  # for it is the parser that meets an unknown option
     return parser
 
 
@@ -3583,6 +3997,9 @@ def run_command(cli: argparse.Namespace) -> int:
         cli.refuse_dead_local = refuse_dead_local
         try:
             status = command.run(cli)
+        except ElfError:
+            refuse_dead_local()
+            raise
         finally:
             if local:
                 save_local(local)
@@ -3597,7 +4014,8 @@ def run_command(cli: argparse.Namespace) -> int:
 def signals_to(inbox: Inbox) -> Iterator[None]:
     """Bring SIGINT and SIGTERM to the inbox, unless the caller has them ignored (a shell's background job, say)."""
     before = {}
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    wanted = ("SIGINT", "SIGTERM", "SIGBREAK")  # Windows has the last, Ctrl-Break, and can't be asked by the second
+    for signum in (getattr(signal, name) for name in wanted if hasattr(signal, name)):
         if signal.getsignal(signum) is not signal.SIG_IGN:
             with contextlib.suppress(ValueError):  # not in the main thread
                 before[signum] = signal.signal(signum, inbox.interrupt)
@@ -3609,30 +4027,52 @@ def signals_to(inbox: Inbox) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ELF. Returns the exit status: 0 done, 1 something failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM."""
+    """Run ELF, and return the exit status.
+
+    0 done, 1 something failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads the output any more.
+    """
     parser = build_parser()
+    parser.typed = list(sys.argv[1:] if argv is None else argv)
     try:
-        cli = parser.parse_args(argv)
+        cli = parser.parse_args(parser.typed)
         if cli.local and (cli.profile or cli.endpoint_url):
             parser.error("--local has no --profile and no --endpoint-url")
+        if "interval" in cli and cli.count and cli.duration:
+            parser.error("send takes --count or --duration, not both")
     except SystemExit as usage:  # argparse has printed what there is to say
         return int(usage.code or 0)
     if "command" not in cli:
         parser.print_help()
         return 2
-    start_logging(logging.DEBUG if cli.debug else logging.INFO)
     cli.inbox = Inbox()
+    cli.results = Results(sys.stdout if cli.output == "json" else None, cli.inbox)
+    start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else logging.INFO, cli.inbox)
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # the SDK prints there
+        status = run_to_the_end(cli)
+    try:
+        cli.results.put("summary", command=cli.command.name, exitStatus=status, **cli.results.summary)
+    except OSError as error:
+        complain(error)
+        return 1
+    return status
+
+
+def run_to_the_end(cli: argparse.Namespace) -> int:
+    """Run the command, explain what keeps it from success, and return the exit status."""
     try:
         with signals_to(cli.inbox):
             return run_command(cli)
     except Interrupted as interrupted:
-        log.warning("stopped by %s", interrupted)
+        if interrupted.signum != SIGPIPE:
+            log.warning("stopped by %s", signal.Signals(interrupted.signum).name)
         return 128 + interrupted.signum
     except KeyboardInterrupt:
         log.warning("stopped at once")
         return 128 + signal.SIGINT
     except Exception as error:
         complain(error)
+        cause, remedy = explain(error)
+        cli.results.summary["error"] = {"cause": cause, "remedy": remedy}
         return 1
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
+import pty
 import queue
 import re
 import secrets
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 import urllib.request
@@ -24,6 +28,7 @@ from typing import Any, NamedTuple
 import boto3
 import paho.mqtt.client as mqtt
 import psutil  # type: ignore[import-untyped]
+import pyte
 from botocore.config import Config
 from paho.mqtt.enums import CallbackAPIVersion
 
@@ -246,16 +251,39 @@ class Result(NamedTuple):
         return [(match[2], match[1]) for match in found if match]
 
 
+class Terminal(NamedTuple):
+    """A terminal in which a command has run."""
+
+    status: int
+    written: str  # with all that moves the cursor and colours
+    columns: int
+
+    @property
+    def seen(self) -> list[str]:
+        """What it shows in the end, and what has scrolled away."""
+        screen = pyte.HistoryScreen(self.columns, 24, history=10_000)
+        pyte.Stream(screen).feed(self.written)
+        gone = ["".join(row[column].data for column in range(self.columns)) for row in screen.history.top]
+        return [line.rstrip() for line in (*gone, *screen.display) if line.strip()]
+
+    @property
+    def drawn(self) -> list[str]:
+        """All that was ever written between two returns of the cursor."""
+        return [text for text in re.split(r"[\r\n]+", self.written) if text.strip()]
+
+
 class Running:
     """A command in a window of its own."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
+        self.out = ""  # once it has ended, the standard output
         self._lines: list[str] = []
         self._news = threading.Condition()
         self._ended = False
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._readers = [threading.Thread(target=read, daemon=True) for read in (self._read, self._read_output)]
+        for reader in self._readers:
+            reader.start()
 
     def _read(self) -> None:
         assert self.process.stderr
@@ -266,6 +294,11 @@ class Running:
         with self._news:
             self._ended = True
             self._news.notify_all()
+
+    def _read_output(self) -> None:
+        if self.process.stdout:
+            with self.process.stdout:
+                self.out = self.process.stdout.read()
 
     def await_line(self, pattern: str) -> str:
         """Wait until a line of the standard error matches."""
@@ -295,15 +328,17 @@ class Running:
     def end(self, status: int = 0) -> Result:
         """Wait until it ends, with `status`."""
         self.process.wait(PATIENCE_S)
-        self._reader.join(PATIENCE_S)
-        result = Result(self.process.returncode, "", "".join(self._lines))
+        for reader in self._readers:
+            reader.join(PATIENCE_S)
+        result = Result(self.process.returncode, self.out, "".join(self._lines))
         assert result.status == status, f"exit status {result.status}, not {status}:\n{result.err}"
         return result
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        self._reader.join()
+        for reader in self._readers:
+            reader.join()
         assert self.process.stderr
         self.process.stderr.close()
 
@@ -333,25 +368,31 @@ class Elf:
             "stdin": subprocess.DEVNULL,
             "text": True,
             "encoding": "utf-8",
+            "errors": "surrogateescape",
         }
 
-    def __call__(self, *args: object, status: int = 0, env: Mapping[str, str] | None = None, umask: int = -1) -> Result:
-        """Run a command, and make sure of its exit status."""
-        done = subprocess.run(
-            **self._command(args, env or {}), capture_output=True, timeout=PATIENCE_S * 2, check=False, umask=umask
-        )
+    def __call__(
+        self,
+        *args: object,
+        status: int = 0,
+        env: Mapping[str, str] | None = None,
+        umask: int = -1,
+        feed: bytes | None = None,
+    ) -> Result:
+        """Run a command, with `feed` as its standard input, and make sure of its exit status."""
+        command = self._command(args, env or {})
+        if feed is not None:
+            command["input"] = feed.decode("utf-8", "surrogateescape")
+            del command["stdin"]
+        done = subprocess.run(**command, capture_output=True, timeout=PATIENCE_S * 2, check=False, umask=umask)
         result = Result(done.returncode, done.stdout, done.stderr)
         assert result.status == status, f"exit status {result.status}, not {status}:\n{result.out}{result.err}"
         return result
 
-    def start(self, *args: object, env: Mapping[str, str] | None = None) -> Running:
-        """Run a command in another window, a process group of its own."""
-        process = subprocess.Popen(
-            **self._command(args, env or {}),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+    def start(self, *args: object, env: Mapping[str, str] | None = None, **settings: Any) -> Running:
+        """Run a command in another window, a process group of its own; `settings` are subprocess.Popen()'s."""
+        kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+        process = subprocess.Popen(**{**self._command(args, env or {}), **kept, **settings})
         running = Running(process)
         self._running.append(running)
         return running
@@ -361,6 +402,20 @@ class Elf:
         running = self.start("subscribe", *self.broker, "--duration", "30", *args)
         running.await_line("ELF listening on")
         return running
+
+    def in_terminal(self, *args: object, columns: int = 120, env: Mapping[str, str] | None = None) -> Terminal:
+        """Run a command to its end in a terminal of its own."""
+        mine, its = pty.openpty()
+        fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        command = self._command(args, {"TERM": "xterm-256color", **(env or {})})
+        process = subprocess.Popen(**{**command, "stdin": its, "stdout": its, "stderr": its, "start_new_session": True})
+        os.close(its)
+        written = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while chunk := os.read(mine, 65536):
+                written += chunk
+        os.close(mine)
+        return Terminal(process.wait(PATIENCE_S), written.decode("utf-8"), columns)
 
     def close_windows(self) -> None:
         for running in self._running:

@@ -85,7 +85,9 @@ def test_version_is_printed(main: InProcess, where: tuple[str, ...]) -> None:
         "send --interval 0",
         "send --interval 1e-9",
         "send --qos 2",
-        "send --count 1",
+        "send --count 0",
+        "send --count 1 --duration 1",
+        "create --output yaml",
         "send a b",
         "send --mqtt-endpoint host:",
         "send --mqtt-endpoint host:0",
@@ -111,6 +113,32 @@ def test_wrong_usage_is_one_line_and_status_2(main: InProcess, line: str) -> Non
     result = main(*line.split(" "), status=2)
     assert result.out == ""
     assert re.fullmatch(r"elf\.py.*: error: .*\n", result.err)
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("creat 3", "create"),
+        ("suscribe", "subscribe"),
+        ("send --durtaion 3", "--duration"),
+        ("send --durtaion=3", "--duration"),
+        ("--regoin eu-west-1 create", "--region"),
+        ("clean --onlylocal", "--only-local"),
+        ("create --output jsn", "json"),
+    ],
+)
+def test_a_mistyped_word_gets_a_suggestion(main: InProcess, line: str, meant: str) -> None:
+    assert f"did you mean {meant}?" in main(*line.split(" "), status=2).err
+
+
+def test_a_word_like_none_that_is_known_gets_no_suggestion(main: InProcess) -> None:
+    assert "did you mean" not in main("explode", status=2).err
+
+
+@pytest.mark.parametrize("command", [(), ("create",), ("send",), ("subscribe",), ("clean",)])
+def test_help_fits_into_80_columns(main: InProcess, command: tuple[str, ...]) -> None:
+    main.use({"COLUMNS": "80"})
+    assert max(map(len, main(*command, "--help").out.splitlines())) <= 80
 
 
 def test_wrong_usage_in_a_shell_exits_2(elf: Elf) -> None:

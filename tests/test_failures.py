@@ -151,11 +151,14 @@ PROVOKED_BY = {
     "MessageNotJson": "test_a_file_that_the_user_names_is_explained[a message that is not JSON]",
     "MessageNotObject": "test_a_file_that_the_user_names_is_explained[a message that is no object]",
     "NotUtf8": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a message of other bytes]",
+    "MessageFileEmpty": "test_a_file_of_messages_that_has_none_is_explained",
+    "LinesRefused": "test_lines_of_the_input_that_can_not_be_sent_are_explained",
     "PayloadTooLong": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a long message]",
     "TopicEmpty": "test_a_message_or_topic_that_aws_does_not_take_is_explained[an empty topic]",
     "TopicTooLong": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a long topic]",
     "TopicTooDeep": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a deep topic]",
     "TopicHasWildcard": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a wildcard]",
+    "TooManyFilters": "test_a_message_or_topic_that_aws_does_not_take_is_explained[too many filters]",
     "FilterMisplaced": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a # in the middle]",
     "TopicReserved": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a reserved topic]",
     # This machine
@@ -1112,6 +1115,21 @@ def test_a_file_that_the_user_names_is_explained(
     assert "posting" not in result.err
 
 
+def test_a_file_of_messages_that_has_none_is_explained(
+    main_of_pair: InProcess, pair: Pair, tmp_path: Path, explained: Explained
+) -> None:
+    file = tmp_path / "empty.jsonl"
+    file.write_text("\n \n")
+    result = main_of_pair("send", *pair.broker, "--json-message", file, status=1)
+    explained(result, "MessageFileEmpty", file)
+    assert len(result.lines) == 2
+
+
+def test_lines_of_the_input_that_can_not_be_sent_are_explained(pair: Pair, explained: Explained) -> None:
+    result = pair("send", *pair.broker, "--json-message", "-", feed=b"one\n\xff\n", status=1)
+    explained(result, "LinesRefused", "1 line of the input")
+
+
 @pytest.mark.parametrize(
     ("arguments", "failure", "fact"),
     [
@@ -1123,6 +1141,12 @@ def test_a_file_that_the_user_names_is_explained(
         pytest.param(("subscribe", "--topic", "x" * 257), "TopicTooLong", "256 bytes", id="a long topic"),
         pytest.param(("send", "--topic", "1/2/3/4/5/6/7/8/9"), "TopicTooDeep", "7/8/9", id="a deep topic"),
         pytest.param(("send", "--topic", "a/+"), "TopicHasWildcard", "a/+", id="a wildcard"),
+        pytest.param(
+            ("subscribe", *(word for number in range(51) for word in ("--topic", str(number)))),
+            "TooManyFilters",
+            "50 subscriptions a connection, not 51",
+            id="too many filters",
+        ),
         pytest.param(("subscribe", "--topic", "a/#/b"), "FilterMisplaced", "a/#/b", id="a # in the middle"),
         pytest.param(("subscribe", "--topic", "a+/b"), "FilterMisplaced", "a+/b", id="a + in a level"),
         pytest.param(("send", "--topic", "$SYS/x"), "TopicReserved", "$SYS/x", id="a reserved topic"),

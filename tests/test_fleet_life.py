@@ -289,7 +289,7 @@ def test_clean_deletes_no_file_that_is_not_elfs(main: InProcess, elf: Elf) -> No
 def test_create_that_is_stopped_has_recorded_all_it_made(
     elf: Elf, account: Account, signum: signal.Signals, status: int
 ) -> None:
-    window = elf.start("create", 900)
+    window = elf.start("create", 900, "--verbose")
     window.await_line("Thing:'thing_0' associated")
     window.signal(signum)
     window.end(status)

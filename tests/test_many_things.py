@@ -42,9 +42,9 @@ def workers_of(running: Running) -> list[psutil.Process]:
 
 
 def test_every_thing_is_heard_once_by_every_thing_and_no_line_is_torn(crowd: Elf) -> None:
-    window = crowd.subscribe("--count", THINGS * THINGS)
+    window = crowd.subscribe("--count", THINGS * THINGS, "--verbose")
     assert len(workers_of(window)) >= 2
-    sent = crowd("send", *crowd.broker, "--duration", "1")
+    sent = crowd("send", *crowd.broker, "--duration", "1", "--verbose")
     assert (
         f"[send_messages] ELF sent {THINGS} messages from {THINGS} things: {THINGS} acknowledged, 0 lost" in sent.lines
     )
@@ -57,7 +57,7 @@ def test_every_thing_is_heard_once_by_every_thing_and_no_line_is_torn(crowd: Elf
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_workers_and_still_brings_the_report(crowd: Elf, signum: signal.Signals, status: int) -> None:
-    window = crowd.start("send", *crowd.broker, "--duration", "60")
+    window = crowd.start("send", *crowd.broker, "--duration", "60", "--verbose")
     window.await_line("posting message")
     workers = workers_of(window)
     assert len(workers) >= 2
@@ -70,7 +70,7 @@ def test_a_signal_ends_the_workers_and_still_brings_the_report(crowd: Elf, signu
 
 
 def test_a_worker_that_dies_is_reported_and_the_others_go_on(crowd: Elf) -> None:
-    window = crowd.start("send", *crowd.broker, "--duration", "3", "--interval", "0.5")
+    window = crowd.start("send", *crowd.broker, "--duration", "3", "--interval", "0.5", "--verbose")
     window.await_line("posting message")
     victim = max(workers_of(window), key=lambda process: process.pid)
     victim.kill()

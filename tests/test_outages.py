@@ -123,7 +123,7 @@ def test_a_fleet_on_several_processes_rides_out_an_outage(
     elf("send", *elf.broker, "--duration", "0.01", "--rate", 200)
     ear = connect(account)
     ear.subscribe("elf/#")
-    window = elf.start("send", *through(relay, service), "--duration", "5", "--interval", "0.5")
+    window = elf.start("send", *through(relay, service), "--duration", "5", "--interval", "0.5", "--verbose")
     window.await_line("posting message")
     relay.down()
     window.await_line(r"thing_59 lost its connection")

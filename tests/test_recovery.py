@@ -40,7 +40,7 @@ def test_clean_that_is_stopped_says_what_is_left_and_goes_on_later(
     elf: Elf, account: Account, signum: signal.Signals, status: int
 ) -> None:
     elf("create", 60, "--rate", 200)
-    window = elf.start("clean")
+    window = elf.start("clean", "--verbose")
     window.await_line("cleaned up")
     window.signal(signum)
     result = window.end(status)

@@ -32,7 +32,7 @@ def test_create_and_clean_do_not_run_beside_a_send_and_say_who_is_at_work(pair: 
 
 @pytest.mark.parametrize("command", ["create", "send", "subscribe", "clean"])
 def test_nothing_runs_beside_a_create(elf: Elf, account: Account, command: str) -> None:
-    window = elf.start("create", 400)
+    window = elf.start("create", 400, "--verbose")
     window.await_line("Thing:'thing_0' associated")
     refused = elf(command, status=1)
     assert f"`elf.py create` (process {window.process.pid})" in refused.err
@@ -59,7 +59,7 @@ def test_a_wait_that_was_too_short_says_who_is_at_work(pair: Pair) -> None:
 
 
 def test_what_a_killed_command_had_locked_is_free(elf: Elf, account: Account) -> None:
-    window = elf.start("create", 400)
+    window = elf.start("create", 400, "--verbose")
     window.await_line("Thing:'thing_0' associated")
     window.kill()
     assert ".lock" in elf.files()
@@ -71,7 +71,7 @@ def test_what_a_killed_command_had_locked_is_free(elf: Elf, account: Account) ->
 def test_the_workers_of_a_killed_send_keep_nothing_locked(elf: Elf, account: Account) -> None:
     elf("create", 60, "--rate", 200)
     elf("send", *elf.broker, "--duration", "0.01", "--rate", 200)
-    window = elf.start("send", *elf.broker, "--duration", "60")
+    window = elf.start("send", *elf.broker, "--duration", "60", "--verbose")
     window.await_line("posting message")
     workers = psutil.Process(window.process.pid).children(recursive=True)
     window.kill()

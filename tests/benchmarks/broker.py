@@ -106,7 +106,8 @@ def mosquitto(directory: Path, authority: Authority) -> Iterator[tuple[int, int]
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     (directory / "mosquitto.conf").write_text(CONFIGURATION.format(port=port, directory=directory))
-    broker = subprocess.Popen([str(find_mosquitto()), "-c", str(directory / "mosquitto.conf")])
+    with (directory / "mosquitto.log").open("w") as log:
+        broker = subprocess.Popen([str(find_mosquitto()), "-c", str(directory / "mosquitto.conf")], stderr=log)
     try:
         while broker.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

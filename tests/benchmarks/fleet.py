@@ -95,7 +95,7 @@ def main() -> None:
             ]
             output, usage = measure(elf, "ELF sending", options.duration)
             lost = re.search(r"(\d+) lost", output)
-            times = re.search(r"([\d.]+) ms \(p50\), ([\d.]+) ms \(p99\); at most ([\d.]+) ms", output)
+            times = re.search(r"([\d.]+) ms \(p50\), .*, ([\d.]+) ms \(p99\), .*; at most ([\d.]+) ms", output)
             if not lost or not times:
                 sys.exit(output[-2000:])
             rows.append(["elf.py send", lost[1], *times.groups(), *_used(usage, options.things)])

@@ -1,0 +1,213 @@
+"""What things are given to send: a number of messages, the lines of standard input, a file that is replayed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Account, Client, Elf, InProcess, Pair, Running
+
+LINES = ("send", "--json-message", "-")
+
+
+class Typist:
+    """A `send` that waits for lines."""
+
+    def __init__(self, pair: Pair, *options: object) -> None:
+        self.window: Running = pair.start(*LINES, *pair.broker, *options, stdin=subprocess.PIPE)
+        self.window.await_line("sending each line of standard input from each of 2 things")
+
+    def type(self, text: str) -> None:
+        assert self.window.process.stdin
+        self.window.process.stdin.write(text)
+        self.window.process.stdin.flush()
+
+    def leave(self) -> None:
+        assert self.window.process.stdin
+        self.window.process.stdin.close()
+
+
+def messages_of(client: Client, thing: str = "thing_0") -> list[dict[str, Any]]:
+    """What a thing has sent until now, in order and without ts."""
+    heard = [json.loads(each.payload) for each in client.hear_all() if each.topic == f"elf/{thing}"]
+    for message in heard:
+        assert float(message.pop("ts")) > 0
+    return heard
+
+
+def test_a_line_is_sent_as_it_comes_by_every_thing_until_the_end(pair: Pair, ear: Client) -> None:
+    typist = Typist(pair)
+    for temperature in (20.5, 21.0):
+        typist.type(json.dumps({"temperature": temperature}) + "\n")
+        heard = [ear.hear(), ear.hear()]  # while standard input is still open
+        assert {message.topic for message in heard} == {"elf/thing_0", "elf/thing_1"}
+        assert {json.loads(message.payload)["temperature"] for message in heard} == {temperature}
+    assert typist.window.process.poll() is None
+    typist.leave()
+    assert typist.window.end().lines[-1].endswith("ELF sent 4 messages from 2 things: 4 acknowledged, 0 lost")
+
+
+def test_what_is_no_json_object_is_a_text_message(pair: Pair, ear: Client) -> None:
+    feed = 'hello, ELF\r\n\n  \n{"half": \n[1, 2]\n"text"\n{"ts": 1, "whole": "ü"}\nno end'
+    pair(*LINES, *pair.broker, feed=feed.encode())
+    texts = ["hello, ELF", '{"half": ', "[1, 2]", '"text"']
+    assert messages_of(ear) == [*({"msg": text} for text in texts), {"whole": "ü"}, {"msg": "no end"}]
+
+
+def test_a_line_to_a_topic_of_aws_goes_out_as_it_is(pair: Pair) -> None:
+    feed = b'{"state": {"reported": {"line": 1}}}\n{"state":{"reported":{"line":2}}}\n'
+    topic = "$aws/things/{thing_name}/shadow/update"
+    pair(*LINES, *pair.broker, "--topic", topic, feed=feed)
+    for name in ("thing_0", "thing_1"):
+        assert pair.account.shadow(name)["state"]["reported"] == {"line": 2}
+
+
+def test_lines_that_can_not_be_sent_are_named_and_the_others_go_out(pair: Pair, ear: Client) -> None:
+    feed = b"first\nnot \xff UTF-8\n" + 300_000 * b"x" + b"\n" + b"last\n"
+    result = pair(*LINES, *pair.broker, feed=feed, status=1)
+    assert messages_of(ear) == [{"msg": "first"}, {"msg": "last"}]
+    assert "line 2 is not sent: the message or topic is not UTF-8" in result.lines
+    assert any(line.startswith("line 3 is not sent: the message is too long") for line in result.lines)
+    assert result.lines[-2:] == ["2 lines of the input could not be sent", "what to do: see the lines above"]
+
+
+def test_more_lines_than_aws_takes_wait_for_their_turn(pair: Pair, ear: Client) -> None:
+    feed = "".join(f"{number}\n" for number in range(150))
+    result = pair(*LINES, *pair.broker, "--output", "json", feed=feed.encode())
+    assert [message["msg"] for message in messages_of(ear)] == [str(number) for number in range(150)]
+    sent = [json.loads(line) for line in result.out.splitlines()]
+    times = [each["time"] for each in sent if each["event"] == "sent" and each["thingName"] == "thing_0"]
+    assert times[-1] - times[0] >= 148 * 0.01  # 100 a second
+
+
+@pytest.fixture
+def endless(pair: Pair) -> Iterator[subprocess.Popen[str]]:
+    """Something that never ends to write lines."""
+    writer = subprocess.Popen(
+        [pair.python, "-c", "while True: print('again', flush=True)"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    yield writer
+    writer.kill()
+    writer.wait()
+    assert writer.stdout
+    writer.stdout.close()
+
+
+@pytest.mark.parametrize(("options", "number"), [(("--count", 5), 10), (("--duration", 0.5), None)])
+def test_count_and_duration_end_what_would_not_end(
+    pair: Pair, endless: subprocess.Popen[str], options: tuple[object, ...], number: int | None
+) -> None:
+    window = pair.start(*LINES, *pair.broker, *options, "--output", "json", stdin=endless.stdout)
+    window.end()
+    sent = json.loads(window.out.splitlines()[-1])["sent"]
+    assert sent == number if number else 2 <= sent <= 2 * (51 + 8)
+
+
+def test_ctrl_c_ends_the_wait_for_a_line(pair: Pair) -> None:
+    typist = Typist(pair)
+    typist.type("one\n")
+    typist.window.await_count("posting message", 2)
+    typist.window.signal(signal.SIGINT)
+    result = typist.window.end(130)
+    assert any("ELF sent 2 messages from 2 things: 2 acknowledged, 0 lost" in line for line in result.lines)
+
+
+def test_no_standard_input_is_an_end_of_it(pair: Pair) -> None:
+    assert pair(*LINES, *pair.broker).lines[-1].endswith("ELF sent 0 messages from 2 things: 0 acknowledged, 0 lost")
+
+
+def test_a_standard_input_that_can_not_be_read_is_explained(pair: Pair, tmp_path: Path) -> None:
+    with (tmp_path / "for-writing-only").open("w") as file:
+        window = pair.start(*LINES, *pair.broker, stdin=file)
+    cause, remedy = window.end(1).lines[-2:]
+    assert "Bad file descriptor" in cause
+    assert remedy.startswith("what to do: ")
+
+
+def test_lines_reach_things_of_several_processes(
+    elf: Elf, account: Account, connect: Callable[[Account], Client]
+) -> None:
+    elf("create", 60, "--rate", 300)
+    client = connect(account)
+    client.subscribe("#")
+    result = elf(*LINES, *elf.broker, "--rate", 300, feed=b"one\ntwo\nthree\n")
+    heard = [(each.topic, json.loads(each.payload)["msg"]) for each in client.hear_all()]
+    assert Counter(heard) == {(f"elf/thing_{n}", text): 1 for n in range(60) for text in ("one", "two", "three")}
+    assert result.lines[-1].endswith("ELF sent 180 messages from 60 things: 180 acknowledged, 0 lost")
+
+
+# A file that is replayed
+
+
+def test_a_jsonl_file_is_replayed_a_line_an_interval(pair: Pair, ear: Client) -> None:
+    lines = [{"line": 1}, {"line": 2}, {"msg": "three"}, {"line": 4}]
+    (pair.cwd / "readings.jsonl").write_bytes(b'\xef\xbb\xbf{"line": 1}\r\n\n{"line": 2}\nthree\n{"line": 4}')
+    result = pair("send", "--json-message", "readings.jsonl", *pair.broker, "--interval", "0.2", "--output", "json")
+    assert messages_of(ear, "thing_0") == lines
+    sent = [json.loads(line) for line in result.out.splitlines()]
+    times = [each["time"] for each in sent if each["event"] == "sent" and each["thingName"] == "thing_1"]
+    assert len(times) == 4
+    assert times[-1] - times[0] >= 0.59
+    assert "[send_messages] ELF sending 4 messages from each of 2 things" in result.lines
+
+
+@pytest.mark.parametrize(
+    ("options", "number"),
+    [((), 3), (("--count", 2), 2), (("--count", 9), 3), (("--duration", 0.1), 2), (("--duration", 9), 3)],
+)
+def test_a_replay_ends_with_the_file_or_earlier_if_the_user_says_so(
+    main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path, options: tuple[object, ...], number: int
+) -> None:
+    (tmp_path / "three.jsonl").write_text("1\n2\n3\n")
+    main_of_pair("send", "--json-message", tmp_path / "three.jsonl", *pair.broker, "--interval", "0.05", *options)
+    assert [message["msg"] for message in messages_of(ear)] == ["1", "2", "3"][:number]
+
+
+def test_a_replay_of_one_line_sends_it_once(main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text("1\n")
+    main_of_pair("send", "--json-message", tmp_path / "one.jsonl", *pair.broker, "--interval", "0.01")
+    assert messages_of(ear) == [{"msg": "1"}]
+
+
+# A number of messages, and several topics
+
+
+def test_count_is_the_number_of_messages_of_each_thing(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
+    main_of_pair("send", *pair.broker, "--count", 3, "--interval", "0.05")
+    assert Counter(heard.topic for heard in ear.hear_all()) == {"elf/thing_0": 3, "elf/thing_1": 3}
+
+
+def test_subscribe_takes_several_topics(pair: Pair, ear: Client) -> None:
+    window = pair.subscribe("--topic", "a/+", "--topic", "b/{thing_name}", "--count", 3)
+    for topic in ("c", "a/1", "b/thing_1"):  # c is for nobody
+        ear.publish(topic, topic)
+    result = window.end()
+    subscribed = {line for line in result.lines if "subscribed to topic" in line}
+    assert subscribed == {
+        f"ELF {name} subscribed to topic: {topic}" for name in ("thing_0", "thing_1") for topic in ("a/+", f"b/{name}")
+    }
+    assert Counter(topic for topic, _ in result.received) == {"a/1": 2, "b/thing_1": 1}
+
+
+def test_topics_that_overlap_bring_a_message_as_often_as_the_broker_sends_it(
+    pair: Pair, connect: Callable[[Account], Client]
+) -> None:
+    other, sender = connect(pair.account), connect(pair.account)
+    for topic_filter in ("a/+", "a/#"):
+        other.subscribe(topic_filter)
+    window = pair.subscribe("--topic", "a/+", "--topic", "a/#", "--topic", "end")
+    sender.publish("a/1", "once")
+    copies = len(other.hear_all())
+    sender.publish("end", "end")
+    window.await_count("from topic: end", 2)
+    window.signal(signal.SIGINT)
+    assert Counter(topic for topic, _ in window.end(130).received) == {"a/1": 2 * copies, "end": 2}

@@ -1,0 +1,156 @@
+"""What a person sees in a terminal: bars, a live line, colours, and a large fleet's summaries."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from harness import Account, AwsService, Elf, Pair, Terminal
+
+LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}:iot-elf:[A-Z]+ - .+")
+BAR = re.compile(
+    r"(create|policies|clean): +\d+%\|.*\| \d+/8 \[\d\d:\d\d<(\d\d:\d\d|\?), +([\d.]+|\?) ?(things/s|s/ things)\]"
+)
+LIVE_SEND = re.compile(r"sent (\d+), acknowledged (\d+), lost 0 \| (\d+\.\d) messages/s \| latency \d+\.\d ms")
+LIVE_SUBSCRIBE = re.compile(r"received (\d+) \| \d+\.\d messages/s( \| latency -?\d+ ms)?")
+MANY = 25
+
+
+def matches(pattern: re.Pattern[str], terminal: Terminal) -> list[re.Match[str]]:
+    return [match for text in terminal.drawn if (match := pattern.search(text))]
+
+
+def test_more_than_a_few_things_come_and_go_under_a_bar_and_whole_log_lines(elf: Elf, account: Account) -> None:
+    for command, rate in (("create", ()), ("send", (*elf.broker, "--count", 1)), ("clean", ())):
+        count = (8,) if command == "create" else ()
+        terminal = elf.in_terminal(command, *count, *rate, "--rate", 100, columns=300)
+        assert terminal.status == 0
+        assert {match[1] for match in matches(BAR, terminal)} == {{"send": "policies"}.get(command, command)}
+        assert [line for line in terminal.seen if not LINE.fullmatch(line)] == []
+    assert account.is_empty()
+
+
+def test_a_few_things_need_no_bar(elf: Elf) -> None:
+    assert "%|" not in elf.in_terminal("create", 3).written
+
+
+def test_no_terminal_no_bar_no_live_line_and_no_colour(elf: Elf) -> None:
+    for command in (("create", 8, "--rate", 100), ("send", *elf.broker, "--count", 2, "--interval", "0.3"), ("clean",)):
+        result = elf(*command)
+        assert [line for line in result.err.splitlines() if not LINE.fullmatch(line)] == []
+        assert result.out == ""
+        assert set("\r\x1b").isdisjoint(result.err)
+
+
+def test_send_keeps_a_live_line_and_takes_it_away_again(pair: Pair) -> None:
+    terminal = pair.in_terminal("send", *pair.broker, "--duration", "1.5", "--interval", "0.1", columns=300)
+    live = matches(LIVE_SEND, terminal)
+    sent, acknowledged = ([int(match[group]) for match in live] for group in (1, 2))
+    assert sent == sorted(sent)
+    assert acknowledged == sorted(acknowledged)
+    assert 0 < sent[-1] <= 30
+    assert any(float(match[3]) > 0 for match in live)
+    assert [line for line in terminal.seen if not LINE.fullmatch(line)] == []
+    assert terminal.seen[-1].endswith("ELF sent 30 messages from 2 things: 30 acknowledged, 0 lost")
+
+
+def test_the_live_line_of_subscribe_counts_and_measures_from_the_senders_ts(pair: Pair) -> None:
+    sender = pair.start("send", *pair.broker, "--duration", "30", "--interval", "0.1")
+    sender.await_line("posting message")
+    terminal = pair.in_terminal("subscribe", *pair.broker, "--duration", "1.5", columns=300)
+    live = matches(LIVE_SUBSCRIBE, terminal)
+    assert int(live[-1][1]) > 0
+    assert live[-1][2]
+    assert [line for line in terminal.seen if not LINE.fullmatch(line)] == []
+    (within,) = (line for line in terminal.seen if "after the time in their ts" in line)
+    assert re.search(r"within \d+\.\d ms \(p50\), \d+\.\d ms \(p95\), \d+\.\d ms \(p99\), \d+\.\d ms \(max\)", within)
+
+
+@pytest.mark.parametrize("columns", [20, 40])
+def test_the_live_line_fits_into_a_narrow_terminal(pair: Pair, columns: int) -> None:
+    terminal = pair.in_terminal("send", *pair.broker, "--count", 5, "--interval", "0.2", columns=columns)
+    live = [text for text in terminal.drawn if text.startswith("sent ")]
+    assert live
+    assert max(map(len, live)) < columns
+    assert not any(line.startswith("sent ") for line in terminal.seen)
+
+
+def test_bars_are_drawn_in_what_the_terminal_can_show(elf: Elf) -> None:
+    def drawn(encoding: str) -> str:
+        terminal = elf.in_terminal("create", 8, "--rate", 4, env={"PYTHONIOENCODING": encoding})
+        elf("clean")
+        return "".join(match[0] for match in matches(BAR, terminal))
+
+    assert drawn("ascii").isascii()
+    assert not drawn("utf-8").isascii()
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_warnings_and_errors_are_coloured_unless_the_user_minds(
+    elf: Elf, environment: dict[str, str], coloured: bool
+) -> None:
+    terminal = elf.in_terminal("send", env=environment)
+    assert terminal.status == 1
+    errors = [line for line in terminal.drawn if "ERROR" in line]
+    assert len(errors) == 2
+    for line in errors:
+        assert (line.startswith("\x1b[31m") and line.endswith("\x1b[0m")) == coloured
+    assert ("\x1b" in terminal.written) == coloured
+
+
+def test_warnings_have_another_colour_than_errors_and_news_has_none(elf: Elf) -> None:
+    elf("create", 1)
+    (elf.misc / "things.json").chmod(0o644)
+    drawn = elf.in_terminal("create", 1).drawn
+    colours = {line.partition(" - ")[0].rpartition(":")[2]: line.partition("2")[0] for line in drawn}
+    assert colours == {"WARNING": "\x1b[33m", "INFO": ""}
+
+
+@pytest.fixture(scope="module")
+def crowd(service: AwsService, tmp_path_factory: pytest.TempPathFactory) -> Elf:
+    """A fleet that is too large for a line a thing."""
+    account = Account(service)
+    environment = account.credentials | {"AWS_ENDPOINT_URL": service.url}
+    return Elf(tmp_path_factory.mktemp("crowd"), environment, service)
+
+
+def test_a_large_fleet_has_summaries_and_with_verbose_a_line_a_thing(crowd: Elf) -> None:
+    def assert_brief(command: str, brief: list[str], verbose: list[str], said: Callable[[int], str], each: int) -> None:
+        assert len(brief) <= 12, command
+        for number in range(MANY):
+            assert sum(said(number) in line for line in brief) == 0
+            assert sum(said(number) in line for line in verbose) >= each
+
+    create = ("create", MANY, "--rate", 200)
+    send = ("send", *crowd.broker, "--count", 1, "--rate", 200)
+    clean = ("clean", "--rate", 200)
+    brief = {command[0]: crowd(*command).lines for command in (create, send, clean)}
+    verbose = {command[0]: crowd(*command, "--verbose").lines for command in (create, send, clean)}
+    for command, each, said in (
+        ("create", 4, "thing_{}"),
+        ("send", 2, "thing_{}"),
+        ("clean", 1, "Thing:'thing_{}' cleaned up"),
+    ):
+        assert_brief(command, brief[command], verbose[command], said.format, each)
+    assert f"[create_things] ELF created {MANY} things in region:'us-west-2'." in brief["create"]
+    assert brief["send"][-1].endswith(f"ELF sent {MANY} messages from {MANY} things: {MANY} acknowledged, 0 lost")
+    assert brief["clean"][-1] == f"[clean_up] ELF cleaned up {MANY} things, 0 left"
+
+
+def test_of_many_things_that_fail_alike_some_are_named_and_all_are_counted(crowd: Elf) -> None:
+    crowd("create", MANY, "--rate", 200)
+    crowd("send", *crowd.broker, "--count", 1, "--rate", 200)
+    for path in crowd.misc.glob("*.prv"):
+        path.write_text("")
+    brief, verbose = (crowd("send", *crowd.broker, *more, status=1).lines for more in ((), ("--verbose",)))
+    crowd("clean", "--rate", 200)
+    assert sum("is empty" in line for line in brief) == 20
+    assert sum("is empty" in line for line in verbose) == MANY
+    names = [f"thing_{number}" for number in range(MANY)]
+    assert f"{MANY} of {MANY} things failed: {', '.join(names[:20])}, and 5 more" in brief
+    assert f"{MANY} of {MANY} things failed: {', '.join(names)}" in verbose
+    assert any("--verbose shows them" in line for line in brief)
