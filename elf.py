@@ -3727,7 +3727,10 @@ def number(what: str, least: float, most: float = sys.float_info.max) -> Callabl
     return parse
 
 
-seconds = number("a number of seconds above 0", sys.float_info.min)
+above_0 = number("a number of seconds above 0", sys.float_info.min)
+from_0 = number("a number of seconds from 0", 0)
+interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT takes 100 messages a second", MIN_INTERVAL_S)
+rate = number("a number of things a second, from 0.1 to 1000", 0.1, 1000)
 
 
 def prefix(text: str) -> str:
@@ -3757,8 +3760,12 @@ class Option(NamedTuple):
     settings: dict[str, Any]
 
 
-def option(*names: str, **settings: Any) -> Option:
-    return Option(names, settings)
+def option(
+    names: str, help: str, metavar: str | None = None, parse: Callable[[str], Any] | None = None, **settings: Any
+) -> Option:
+    """Make an option; what else it can be given is argparse's."""
+    settings |= {"help": help, "metavar": metavar, "type": parse}
+    return Option(tuple(names.split()), {name: value for name, value in settings.items() if value is not None})
 
 
 class Command(NamedTuple):
@@ -3771,50 +3778,33 @@ class Command(NamedTuple):
 
 
 GLOBAL_OPTIONS = (
-    option("--region", metavar="R", help=f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})"),
-    option("--profile", metavar="P", help="named profile of the AWS CLI (default: the fleet's, else none)"),
-    option("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)"),
-    option("--local", action="store_true", help="an AWS IoT embedded in this machine; needs no account"),
-    option(
-        "--misc-dir", metavar="D", type=Path, help="keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
-    ),
-    option(
-        "--wait",
-        metavar="S",
-        type=number("a number of seconds from 0", 0),
-        default=0.0,
-        help="wait so long for another ELF to finish with that directory (default: 0 s)",
-    ),
-    option(
-        "--output",
-        choices=("text", "json"),
-        default="text",
-        help="json: one object a line on standard output as well (default: text)",
-    ),
-    option("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well"),
-    option("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure"),
-    option("--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit"),
-    option("-h", "--help", action="help", help="show this and exit"),
+    option("--region", f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})", "R"),
+    option("--profile", "named profile of the AWS CLI (default: the fleet's, else none)", "P"),
+    option("--endpoint-url", "another control-plane endpoint (default: AWS's)", "URL", url),
+    option("--local", "an AWS IoT embedded in this machine; needs no account", action="store_true"),
+    option("--misc-dir", "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)", "D", Path),
+    option("--wait", "wait so long for another ELF to finish there (default: 0 s)", "S", from_0, default=0.0),
+    option("--output", "json: one object a line on standard output, too (default: text)", choices=("text", "json")),
+    option("--verbose", f"log each thing and message, of more than {LISTED} things as well", action="store_true"),
+    option("--debug", "log each AWS and MQTT call, and the traceback of a failure", action="store_true"),
+    option("--version", "show the version and exit", action="version", version=f"aws-iot-elf {VERSION}"),
+    option("-h --help", "show this and exit", action="help"),
 )
-RATE_OPTION = option(
-    "--rate",
-    metavar="N",
-    type=number("a number of things a second, from 0.1 to 1000", 0.1, 1000),
-    default=THINGS_PER_S,
-    help="things a second to make or clean, where AWS raised your quotas (default: %(default)g)",
-)
+_QUOTAS_RAISED = "things a second to make or clean, where AWS raised your quotas (default: %(default)g)"
+RATE_OPTION = option("--rate", _QUOTAS_RAISED, "N", rate, default=THINGS_PER_S)
+_BROKER = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
 MESSAGING_OPTIONS = (
     RATE_OPTION,
-    option("--append-thing-name", action="store_true", help=f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"),
-    option("--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)"),
-    option("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)"),
-    option(
-        "--mqtt-endpoint",
-        metavar="HOST[:PORT]",
-        type=mqtt_endpoint,
-        help=f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443",
-    ),
+    option("--append-thing-name", f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic", action="store_true"),
+    option("--qos", "MQTT quality of service (default: %(default)s)", parse=int, choices=(0, 1), default=1),
+    option("--root-cert", "root certificates of the broker (default: Amazon's)", "FILE", Path),
+    option("--mqtt-endpoint", _BROKER, "HOST[:PORT]", mqtt_endpoint),
 )
+_MESSAGES = (
+    f"send the JSON object in FILE instead of MESSAGE, or of FILE{REPLAYED} a line each interval, or of - (standard "
+    "input) each line as it comes"
+)
+_FILTER = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
 COMMANDS = (
     Command(
         "create",
@@ -3823,8 +3813,8 @@ COMMANDS = (
         "make things in AWS IoT, each with a certificate and keys",
         "create 3",
         (
-            option("count", metavar="COUNT", nargs="?", type=whole, default=1, help="how many (default: %(default)s)"),
-            option("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="as in NAME_0 (default: %(default)s)"),
+            option("count", "how many (default: %(default)s)", "COUNT", whole, nargs="?", default=1),
+            option("--prefix", "as in NAME_0 (default: %(default)s)", "NAME", prefix, default=PREFIX),
             RATE_OPTION,
         ),
     ),
@@ -3835,26 +3825,12 @@ COMMANDS = (
         "have every thing publish messages",
         "send --duration 30 --interval 0.5 'Hello from ELF'",
         (
-            option("message", metavar="MESSAGE", nargs="?", default=MESSAGE, help="text (default: %(default)s)"),
-            option(
-                "--json-message",
-                metavar="FILE",
-                type=Path,
-                help=f"send the JSON object in FILE instead of MESSAGE, or of FILE{REPLAYED} a line each interval, "
-                "or of - (standard input) each line as it comes",
-            ),
-            option("--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)"),
-            option(
-                "--interval",
-                metavar="S",
-                type=number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT takes 100 messages a second", MIN_INTERVAL_S),
-                default=INTERVAL_S,
-                help="a message every (default: %(default)g s)",
-            ),
-            option(
-                "--duration", metavar="S", type=seconds, help=f"for so long (default: {DURATION_S:g} s, or all lines)"
-            ),
-            option("--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration"),
+            option("message", "text (default: %(default)s)", "MESSAGE", nargs="?", default=MESSAGE),
+            option("--json-message", _MESSAGES, "FILE", Path),
+            option("--topic", f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)", "T"),
+            option("--interval", "a message every (default: %(default)g s)", "S", interval, default=INTERVAL_S),
+            option("--duration", f"for so long (default: {DURATION_S:g} s, or all lines)", "S", above_0),
+            option("--count", "so many messages from each thing, instead of --duration", "N", whole),
             *MESSAGING_OPTIONS,
         ),
     ),
@@ -3865,16 +3841,9 @@ COMMANDS = (
         "have every thing listen, and log what it hears",
         "subscribe --duration 30",
         (
-            option(
-                "--topic",
-                metavar="T",
-                action="append",
-                help=f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)",
-            ),
-            option(
-                "--duration", metavar="S", type=seconds, default=DURATION_S, help="for so long (default: %(default)g s)"
-            ),
-            option("--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come"),
+            option("--topic", _FILTER, "T", action="append"),
+            option("--duration", "for so long (default: %(default)g s)", "S", above_0, default=DURATION_S),
+            option("--count", "end after N messages in all; exit status 1 if fewer come", "N", whole),
             *MESSAGING_OPTIONS,
         ),
     ),
@@ -3885,7 +3854,7 @@ COMMANDS = (
         "take everything away again, in AWS IoT and on disk",
         "clean",
         (
-            option("--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)"),
+            option("--only-local --force", "local files only (default: AWS IoT as well)", action="store_true"),
             RATE_OPTION,
         ),
     ),
