@@ -3328,10 +3328,9 @@ def show_unanswered(cli: argparse.Namespace) -> None:
 
 def ready_things(fleet: Fleet) -> list[Thing]:
     """Return the things that can connect. Raises ElfError when there is none."""
-    for thing in fleet.things.values():
-        if thing.stage != READY:
-            command = "create" if thing.stage == CREATING else "clean"
-            each.warning("%s is not complete and stays out: `elf.py %s` finishes it", thing.name, command)
+    for stage, command in ((CREATING, "create"), (CLEANING, "clean")):
+        if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
+            log.warning("not complete, and left out: %s; `elf.py %s` finishes what it began", listed(names), command)
     if not fleet.ready:
         raise ElfError("Incomplete" if fleet.things else "NothingYet")
     return fleet.ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 
@@ -154,3 +155,12 @@ def test_of_many_things_that_fail_alike_some_are_named_and_all_are_counted(crowd
     assert f"{MANY} of {MANY} things failed: {', '.join(names[:20])}, and 5 more" in brief
     assert f"{MANY} of {MANY} things failed: {', '.join(names)}" in verbose
     assert any("--verbose shows them" in line for line in brief)
+
+
+def test_of_many_things_that_are_not_complete_some_are_named(elf: Elf) -> None:
+    elf("create", 1)
+    entries = json.loads((elf.misc / "things.json").read_text())
+    entries += [{f"thing_{number}": {"elf_stage": "creating"}} for number in range(1, 30)]
+    (elf.misc / "things.json").write_text(json.dumps(entries))
+    (line,) = (line for line in elf("send", *elf.broker, "--count", 1).lines if "not complete" in line)
+    assert line.endswith(", thing_20, and 9 more; `elf.py create` finishes what it began")
