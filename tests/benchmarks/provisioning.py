@@ -37,6 +37,10 @@ key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 rsa.generate_private_key = lambda *_, **__: key
 bind = socket.socket.bind
 socket.socket.bind = lambda self, to: bind(self, ("127.0.0.1", *to[1:]) if self.family == socket.AF_INET else to)
+if sys.version_info < (3, 12):  # else a paused connection reads, and the broker loses a client's first words
+    from asyncio.selector_events import _SelectorSocketTransport as transport
+    add_reader = transport._add_reader
+    transport._add_reader = lambda self, *to: add_reader(self, *to) if self.is_reading() else None
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from ministack.app import app
