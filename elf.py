@@ -93,7 +93,8 @@ PROPAGATION_S = 20.0  # a certificate or policy made a moment ago is not in forc
 CONSISTENCY_S = 30.0  # a detached certificate counts as attached for a while on AWS
 VISIBLE_S = 10.0  # what was just made is not to be found everywhere on AWS at once
 REJECTED_WITHIN_S = 2.0  # AWS IoT hangs up so soon after a message that it does not take
-LONGEST_PAUSE_S = 4.0  # between two attempts to get a connection back
+LONGEST_PAUSE_S = 4.0  # between two attempts to get a connection back, of a fleet that AWS takes in that time
+LOOK_S = 1.0  # between two looks of the SDK at what it is notified of
 CONNECTS_AT_ONCE = 16  # in a process
 CONNECTS_PER_S = 400.0  # AWS takes 500 an account
 DEVICES_A_PROCESS = 250  # the SDK waits with select(), which ends at descriptor 1,024, three a device
@@ -400,7 +401,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "NoFreePort": ("there is no free port on 127.0.0.1", "end other programs, then try again"),
     "Exception": ("unexpected {name}: {error}", "run the command again with --debug to see where it comes from"),
 }
-_FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
+FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
 
 # After one of these, the same call for another thing would fail as well.
 HOPELESS = frozenset(
@@ -443,7 +444,7 @@ def explain(error: BaseException) -> tuple[str, str]:
         **(error.facts if isinstance(error, ElfError) else {}),
     }
     facts = {name: value if isinstance(value, float) else printable(str(value)) for name, value in facts.items()}
-    cause, remedy = next(_FAILURE_OF[name] for name in names_of(error) if name in _FAILURE_OF)
+    cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
     return cause.format(**facts), remedy.format(**facts)
 
 
@@ -515,7 +516,7 @@ class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def start_logging(level: int, inbox: Inbox | None = None) -> None:
-    """Log ELF's own lines, in UTC, on standard error; what libraries log can hold keys, and stays unheard."""
+    """Log ELF's own lines, in UTC, on standard error; what libraries log stays unheard."""
     formatter = logging.Formatter("%(asctime)s:iot-elf:%(levelname)s - %(message)s")
     formatter.converter = time.gmtime
     handler = LogHandler(inbox)
@@ -524,7 +525,6 @@ def start_logging(level: int, inbox: Inbox | None = None) -> None:
     log.propagate = False
     log.setLevel(level)
     each.filters.clear()
-    logging.getLogger("AWSIoTPythonSDK").addHandler(logging.NullHandler())
 
 
 class Brevity(logging.Filter):
@@ -539,7 +539,7 @@ class Brevity(logging.Filter):
             return False
         self._left -= 1
         if self._left == -1:
-            log.log(record.levelno, "more lines like these are held back; --verbose shows them")
+            log.log(record.levelno, "more lines like these are held back")
         return self._left >= 0
 
 
@@ -2167,6 +2167,60 @@ class Finished(NamedTuple):
     ended: bool = False
 
 
+class _EventQueue(collections.deque[Any]):
+    """What the SDK calls a Queue, which each of its clients uses under a lock of its own.
+
+    It reaches into the standard library's for a mutex, which the one that gevent puts in its place does not have.
+    """
+
+    mutex = contextlib.nullcontext()
+    put, get = collections.deque.append, collections.deque.popleft
+
+    @property
+    def queue(self) -> _EventQueue:
+        return self
+
+    def empty(self) -> bool:
+        return not self
+
+
+class _Poll:
+    """What the SDK calls the module select, whose select() ends at descriptor 1,024, or 340 devices."""
+
+    @staticmethod
+    def select(readers: Sequence[Any], writers: Sequence[Any], _: object, timeout_s: float) -> tuple[list[Any], ...]:
+        import select
+
+        polled, sockets = select.poll(), {}
+        for connection in {*readers, *writers}:
+            polled.register(connection, select.POLLIN | (select.POLLOUT if connection in writers else 0))
+            sockets[connection.fileno()] = connection
+        ready = polled.poll(1000 * timeout_s)
+        return (
+            [sockets[descriptor] for descriptor, events in ready if events & ~select.POLLOUT],
+            [sockets[descriptor] for descriptor, events in ready if events & select.POLLOUT],
+            [],
+        )
+
+
+@functools.cache
+def load_sdk() -> Any:
+    """Import the SDK and mend it; return the class of its clients."""
+    import select
+
+    from AWSIoTPythonSDK.core.protocol import mqtt_core
+    from AWSIoTPythonSDK.core.protocol.internal.workers import EventConsumer
+    from AWSIoTPythonSDK.core.protocol.paho import client
+    from AWSIoTPythonSDK.MQTTLib import AWSIoTMQTTClient
+
+    logging.getLogger("AWSIoTPythonSDK").setLevel(logging.CRITICAL + 1)  # what it logs can hold keys
+    EventConsumer.MAX_DISPATCH_INTERNAL_SEC = LOOK_S  # it looks every 10 ms for what it is notified of: a core for 300
+    mqtt_core.Queue = _EventQueue
+    if hasattr(select, "poll"):  # Windows has none, nor such an end to select()
+        client.select = _Poll
+    return AWSIoTMQTTClient
+
+
 class RefusedError(Exception):
     """The broker was reached, and does not let the thing in, or not subscribe to `topic`: `failure` says which."""
 
@@ -2259,10 +2313,8 @@ class Device:
         import secrets
         import ssl
 
-        from AWSIoTPythonSDK.MQTTLib import AWSIoTMQTTClient
-
         client_id = f"{self.name}-{secrets.token_hex(4)}"
-        client = AWSIoTMQTTClient(client_id)
+        client = load_sdk()(client_id)
         client.configureEndpoint(self._endpoint.host, self._endpoint.port)  # the SDK asks for ALPN on port 443
         client.configureCredentials(str(self._root_cert), str(self._files.private_key), str(self._files.certificate))
         client.configureSocketFactory(self._open_socket)
@@ -2303,6 +2355,9 @@ class Device:
             _end(client)  # or the SDK would go on trying behind our back
             raise TimeoutError("no CONNACK") if isinstance(error, queue.Empty) else error from None
         with self._lock:
+            if self._ended:  # meanwhile
+                _end(client)
+                return
             self._client, self._client_id, self._first_publish = client, client_id, None
             self._behind = bool(self._unacknowledged)
         if not answers.empty() and answers.get() is None:  # lost meanwhile
@@ -2555,6 +2610,7 @@ class Job(NamedTuple):
     root_cert: Path
     qos: int
     connects_per_s: float
+    longest_pause_s: float  # between two attempts to get a connection back
     publishes: bool  # or listens
     interval_s: float
 
@@ -2580,9 +2636,8 @@ def drive(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | S
 
     from AWSIoTPythonSDK.core.protocol.internal.workers import EventConsumer
 
-    # The SDK looks every 10 ms for events that it is notified of, which burns a core for 300 devices. Its failed
-    # connects do wait for such a look, though.
-    EventConsumer.MAX_DISPATCH_INTERNAL_SEC = 0.1
+    load_sdk()
+    EventConsumer.MAX_DISPATCH_INTERNAL_SEC = 0.1  # while connects can fail, which wait for the next look
     pool = ThreadPoolExecutor(CONNECTS_AT_ONCE)
     stopping = threading.Event()
 
@@ -2592,7 +2647,7 @@ def drive(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | S
 
     def come_back(device: Device, pause_s: float, due: float) -> None:
         if not stopping.wait(max(0.0, due - time.monotonic())) and not device.come_back():
-            lost(device, min(2 * pause_s, LONGEST_PAUSE_S) * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            lost(device, min(2 * pause_s, job.longest_pause_s) * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     devices = {
         duty: Device(
@@ -2629,7 +2684,7 @@ def drive(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | S
 
     with pool:
         list(pool.map(connect, range(len(devices)), devices))
-        EventConsumer.MAX_DISPATCH_INTERNAL_SEC = 1.0
+        EventConsumer.MAX_DISPATCH_INTERNAL_SEC = LOOK_S
         patience_s = 0.0
         try:
             patience_s = carry_out(job, online, put, orders).patience_s
@@ -2700,8 +2755,7 @@ class Crew:
             return
         import multiprocessing
 
-        import AWSIoTPythonSDK.MQTTLib  # noqa: F401 - once for all workers
-
+        load_sdk()  # once for all workers
         # A fork shares what is loaded; it is safe while there is one thread, and where the system's libraries allow it.
         forking = POSIX and sys.platform == "linux" and threading.active_count() == 1
         context: Any = multiprocessing.get_context("fork" if forking else "spawn")
@@ -2814,6 +2868,18 @@ def processes_for(devices: int) -> int:
     return max(cores, math.ceil(devices / DEVICES_A_PROCESS))
 
 
+def first_pause_for(devices: int) -> float:
+    """Say how many seconds after the loss of its connection a device tries to get it back: another time for each."""
+    import random
+
+    return random.uniform(0.5, 1.0 + 2 * devices / CONNECTS_PER_S)  # noqa: S311 - jitter
+
+
+def pause_for(devices: int) -> float:
+    """Say how many seconds there are at the most between two such attempts: AWS takes the connects of all."""
+    return max(LONGEST_PAUSE_S, 2 * devices / CONNECTS_PER_S)
+
+
 def raise_descriptor_limit(devices: int) -> None:
     """Make sure that a process may open what `devices` connections take, or raise ElfError."""
     try:
@@ -2834,6 +2900,18 @@ class Diagnosed(NamedTuple):
 
     thing: str
     failure: ElfError
+
+
+def diagnosed(cli: argparse.Namespace, thing: Thing, failure: ElfError) -> ElfError:
+    """Return what AWS knows of why the broker refused a thing, or `failure` where AWS can't be asked."""
+    try:
+        with cli.asking:  # one client for all
+            cli.control_plane = cli.control_plane or connect_control_plane(cli.place, cli.inbox)
+            iot, place = cli.control_plane
+        return diagnose(iot, place, thing, failure)
+    except Exception as error:
+        log.debug("no diagnosis of %s:", thing.name, exc_info=error)
+        return failure
 
 
 class Shift:
@@ -2884,16 +2962,7 @@ class Shift:
             self.crew.take(event)
 
     def _diagnose(self, thing: Thing, failure: ElfError) -> None:
-        try:
-            with self._cli.asking:  # one client for all
-                self._cli.control_plane = self._cli.control_plane or connect_control_plane(
-                    self._cli.place, self._cli.inbox
-                )
-                iot, place = self._cli.control_plane
-            failure = diagnose(iot, place, thing, failure)
-        except Exception as error:  # then AWS can't be asked
-            log.debug("no diagnosis of %s:", thing.name, exc_info=error)
-        self._cli.inbox.put(Diagnosed(thing.name, failure))
+        self._cli.inbox.put(Diagnosed(thing.name, diagnosed(self._cli, thing, failure)))
 
     def await_diagnoses(self) -> None:
         deadline = time.monotonic() + 2 * CALL_TIMEOUT_S
@@ -3345,35 +3414,23 @@ def at_work(
     They publish to their topics, taking turns over the part `spread` of an interval, or without it subscribe to them.
     What keeps some from it is reported. Raises ElfError when none is connected.
     """
-    import random
-
     fleet: Fleet = cli.fleet
     brevity_for(len(things))
-    root_cert = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
-    refuse_bad_root(root_cert)
+    root_cert = root_of(cli)
     raise_descriptor_limit(min(len(things), DEVICES_A_PROCESS))
     if fleet.unanswered:
         with fleet.locked(cli.inbox):
             show_unanswered(cli)
-    endpoint: Endpoint | None = cli.mqtt_endpoint
-    newcomers = {thing.name for thing in things if not thing.policy_arn}
-    young_s = max(0.0, PROPAGATION_S - fleet.changed_s_ago())
-    if newcomers or not endpoint or not endpoint.host:
-        _, place = reach_aws(cli)
-        if not endpoint or not endpoint.host:
-            endpoint = Endpoint(place.data_endpoint or "", endpoint.port if endpoint else MQTT_PORT)
-    if newcomers:
-        things = [thing for thing in with_policies(cli, newcomers) if thing.name in topics]
+    things, endpoint, patience_s = admit(cli, things)
     shares = processes_for(len(things))
-    reconnects_s = 2 * len(things) / CONNECTS_PER_S
     duties = [
         Duty(
             thing.name,
             fleet.files(thing.name),
             tuple(topics[thing.name]),
             phase=number / len(things) * (spread or 0.0),
-            patience_s=PROPAGATION_S if thing.name in newcomers else young_s,
-            reconnect_after_s=random.uniform(0.5, 1.0 + reconnects_s),  # noqa: S311 - jitter
+            patience_s=patience_s[thing.name],
+            reconnect_after_s=first_pause_for(len(things)),
         )
         for number, thing in enumerate(things)
     ]
@@ -3385,6 +3442,7 @@ def at_work(
             root_cert,
             cli.qos,
             CONNECTS_PER_S / shares,
+            pause_for(len(things)),
             publishes=spread is not None,
             interval_s=vars(cli).get("interval", 0.0),
         )
@@ -3422,6 +3480,34 @@ def at_work(
         cli.results.summary.update(things=shift.online, failed=sorted(shift.failed, key=by_number))
 
 
+class Admission(NamedTuple):
+    """What lets things in: their policies, which they have now, and the broker's address."""
+
+    things: Sequence[Thing]
+    endpoint: Endpoint
+    patience_s: Mapping[str, float]  # by thing: how long it may still be refused, since AWS takes time to know of it
+
+
+def admit(cli: argparse.Namespace, things: Sequence[Thing]) -> Admission:
+    """Give the things a policy where they have none yet, and find the broker. Raises ElfError; botocore's errors."""
+    fleet: Fleet = cli.fleet
+    endpoint: Endpoint | None = cli.mqtt_endpoint
+    newcomers = {thing.name for thing in things if not thing.policy_arn}
+    young_s = max(0.0, PROPAGATION_S - fleet.changed_s_ago())
+    if newcomers or not endpoint or not endpoint.host:
+        _, place = reach_aws(cli)
+        if not endpoint or not endpoint.host:
+            endpoint = Endpoint(place.data_endpoint or "", endpoint.port if endpoint else MQTT_PORT)
+    if newcomers:
+        names = {thing.name for thing in things}
+        things = [thing for thing in with_policies(cli, newcomers) if thing.name in names]
+    return Admission(
+        things,
+        endpoint,
+        {thing.name: PROPAGATION_S if thing.name in newcomers else young_s for thing in things},
+    )
+
+
 def with_policies(cli: argparse.Namespace, newcomers: set[str]) -> list[Thing]:
     """Give a policy to each newcomer that has none; return the fleet's things that have one now."""
     fleet: Fleet = cli.fleet
@@ -3444,16 +3530,19 @@ def with_policies(cli: argparse.Namespace, newcomers: set[str]) -> list[Thing]:
     return things
 
 
-def refuse_bad_root(path: Path) -> None:
-    """Raise ElfError when `path` holds no certificate."""
+def root_of(cli: argparse.Namespace) -> Path:
+    """Return the file with the broker's root certificates. Raises ElfError when it holds none."""
     import ssl
 
+    fleet: Fleet = cli.fleet
+    path: Path = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except FileNotFoundError as error:
         raise ElfError("RootMissing", file=path) from error
     except OSError as error:  # ssl.SSLError is one
         raise ElfError("RootInvalid", file=path, error=error.strerror or error) from error
+    return path
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3938,41 +4027,59 @@ def _contradicts(place: Place, key: str, value: str) -> bool:
     return known is not None and known.rstrip("/") != value.rstrip("/")
 
 
-def run_command(cli: argparse.Namespace) -> int:
-    """Find the fleet and its AWS, the embedded one included, and run the command on them."""
-    command: Command = cli.command
+@contextlib.contextmanager
+def held_fleet(cli: argparse.Namespace, name: str, alone: bool) -> Iterator[Fleet]:
+    """Find the fleet and where it lives; until the block ends, what can't run beside `name` has to wait.
+
+    Raises ElfError, for one when something can't run beside it already.
+    """
     directory = cli.misc_dir or os.environ.get("ELF_MISC_DIR") or HERE / "misc"
     cli.fleet = fleet = Fleet(Path(directory).expanduser().absolute())
     cli.control_plane, cli.asking = None, threading.Lock()
-    with fleet.held(command.name, command.alone, cli.wait, cli.inbox):
+    with fleet.held(name, alone, cli.wait, cli.inbox):
         cli.place = locate(cli, fleet.place)
+        yield fleet
+
+
+@contextlib.contextmanager
+def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
+    """Start the embedded AWS IoT, if the fleet lives there and it does not run yet, and say so if it dies meanwhile."""
+    fleet: Fleet = cli.fleet
+    local = None
+    if cli.place.local and is_needed:
+        local = find_local(fleet.local_directory)
+        if not local:
+            with fleet.locked(cli.inbox):
+                local = find_local(fleet.local_directory) or start_local(fleet.local_directory, cli.inbox)
+        cli.place = cli.place._replace(endpoint_url=local.url)
+        cli.mqtt_endpoint = getattr(cli, "mqtt_endpoint", None) or local.mqtt
+        cli.root_cert = getattr(cli, "root_cert", None) or local.root_cert
+
+    def refuse_dead_local() -> None:
+        if local and not find_local(fleet.local_directory):
+            raise ElfError("LocalDied", log=fleet.local_directory / LOCAL_LOG)
+
+    cli.refuse_dead_local = refuse_dead_local
+    try:
+        yield
+    except ElfError:
+        refuse_dead_local()
+        raise
+    finally:
+        if local:
+            save_local(local)
+
+
+def run_command(cli: argparse.Namespace) -> int:
+    """Find the fleet and its AWS, and run the command on them."""
+    command: Command = cli.command
+    with held_fleet(cli, command.name, command.alone) as fleet:
         cleaning = command.run is clean_up
-        local = None
         has_work = fleet.things or fleet.unanswered or command.run is create_things
-        if cli.place.local and has_work and not (cleaning and cli.only_local):
-            local = find_local(fleet.local_directory)
-            if not local:
-                with fleet.locked(cli.inbox):
-                    local = find_local(fleet.local_directory) or start_local(fleet.local_directory, cli.inbox)
-            cli.place = cli.place._replace(endpoint_url=local.url)
-            cli.mqtt_endpoint = getattr(cli, "mqtt_endpoint", None) or local.mqtt
-            cli.root_cert = getattr(cli, "root_cert", None) or local.root_cert
-
-        def refuse_dead_local() -> None:
-            if local and not find_local(fleet.local_directory):
-                raise ElfError("LocalDied", log=fleet.local_directory / LOCAL_LOG)
-
-        cli.refuse_dead_local = refuse_dead_local
-        try:
+        with embedded_aws(cli, is_needed=bool(has_work) and not (cleaning and cli.only_local)):
             status = command.run(cli)
-        except ElfError:
-            refuse_dead_local()
-            raise
-        finally:
-            if local:
-                save_local(local)
         if status:
-            refuse_dead_local()
+            cli.refuse_dead_local()
         if cleaning and not status and fleet.local_directory.exists():
             stop_local(fleet.local_directory)
     return int(status)
