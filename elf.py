@@ -97,7 +97,7 @@ LONGEST_PAUSE_S = 4.0  # between two attempts to get a connection back, of a fle
 LOOK_S = 1.0  # between two looks of the SDK at what it is notified of
 CONNECTS_AT_ONCE = 16  # in a process
 CONNECTS_PER_S = 400.0  # AWS takes 500 an account
-DEVICES_A_PROCESS = 250  # the SDK waits with select(), which ends at descriptor 1,024, three a device
+DEVICES_A_PROCESS = 250  # three threads each; and without poll() (Windows) select() takes 512 sockets, two a device
 DESCRIPTORS_A_DEVICE = 3
 DEVICES_A_CORE = 50  # fewer are not worth a process; so many can be too busy for one
 ORDERS_AHEAD = 8  # lines of standard input that are read before the things have sent those before them
@@ -539,7 +539,7 @@ class Brevity(logging.Filter):
             return False
         self._left -= 1
         if self._left == -1:
-            log.log(record.levelno, "more lines like these are held back")
+            log.log(record.levelno, "more lines like these are held back; --verbose shows them")
         return self._left >= 0
 
 
@@ -2079,7 +2079,7 @@ class Endpoint(NamedTuple):
     port: int = MQTT_PORT
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Published(NamedTuple):
@@ -2216,6 +2216,7 @@ def load_sdk() -> Any:
     logging.getLogger("AWSIoTPythonSDK").setLevel(logging.CRITICAL + 1)  # what it logs can hold keys
     EventConsumer.MAX_DISPATCH_INTERNAL_SEC = LOOK_S  # it looks every 10 ms for what it is notified of: a core for 300
     mqtt_core.Queue = _EventQueue
+    client.print = lambda *_: None  # of socket errors, on the standard output that is for --output json
     if hasattr(select, "poll"):  # Windows has none, nor such an end to select()
         client.select = _Poll
     return AWSIoTMQTTClient
@@ -2337,7 +2338,7 @@ class Device:
         log.debug("MQTT %s: CONNECT to %s as %s", self.name, self._endpoint, client_id)
         try:
             client.connectAsync(KEEP_ALIVE_S, ackCallback=lambda mid, data: answers.put(data))
-        except Exception as error:
+        except BaseException as error:  # a greenlet's end among them
             _release(client)
             if isinstance(error, ssl.SSLError) and _REFUSAL.search(error.reason or ""):
                 raise RefusedError(f"TLS says {error.reason}") from error
@@ -2351,9 +2352,11 @@ class Device:
                 raise RefusedError(f"the broker refused: {_CONNACK.get(answer, f'code {answer}')}")
             for topic_filter in self._topic_filters:
                 self._subscribe(client, topic_filter, answers)
-        except (queue.Empty, RefusedError) as error:
+        except BaseException as error:  # a greenlet's end among them
             _end(client)  # or the SDK would go on trying behind our back
-            raise TimeoutError("no CONNACK") if isinstance(error, queue.Empty) else error from None
+            if isinstance(error, queue.Empty):
+                raise TimeoutError("no CONNACK") from None
+            raise
         with self._lock:
             if self._ended:  # meanwhile
                 _end(client)
@@ -2598,7 +2601,6 @@ class Duty(NamedTuple):
     topics: tuple[str, ...]  # the one to publish to, or the filters to subscribe to
     phase: float  # the part of an interval by which its messages come after the schedule's start
     patience_s: float
-    reconnect_after_s: float
 
 
 class Job(NamedTuple):
@@ -2610,7 +2612,7 @@ class Job(NamedTuple):
     root_cert: Path
     qos: int
     connects_per_s: float
-    longest_pause_s: float  # between two attempts to get a connection back
+    fleet_size: int
     publishes: bool  # or listens
     interval_s: float
 
@@ -2641,24 +2643,19 @@ def drive(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | S
     pool = ThreadPoolExecutor(CONNECTS_AT_ONCE)
     stopping = threading.Event()
 
-    def lost(device: Device, pause_s: float) -> None:
-        with contextlib.suppress(RuntimeError):  # the pool takes no more: this is the end
-            pool.submit(come_back, device, pause_s, time.monotonic() + pause_s)
+    def lost(device: Device) -> None:
+        bring_back(device, pauses_of(job.fleet_size))
 
-    def come_back(device: Device, pause_s: float, due: float) -> None:
+    def bring_back(device: Device, pauses_s: Iterator[float]) -> None:
+        with contextlib.suppress(RuntimeError):  # the pool takes no more: this is the end
+            pool.submit(come_back, device, pauses_s, time.monotonic() + next(pauses_s))
+
+    def come_back(device: Device, pauses_s: Iterator[float], due: float) -> None:
         if not stopping.wait(max(0.0, due - time.monotonic())) and not device.come_back():
-            lost(device, min(2 * pause_s, job.longest_pause_s) * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+            bring_back(device, pauses_s)
 
     devices = {
-        duty: Device(
-            duty.name,
-            duty.files,
-            job.endpoint,
-            job.root_cert,
-            put,
-            duty.patience_s,
-            functools.partial(lost, pause_s=duty.reconnect_after_s),
-        )
+        duty: Device(duty.name, duty.files, job.endpoint, job.root_cert, put, duty.patience_s, lost)
         for duty in job.duties
     }
     online: dict[Duty, Device] = {}
@@ -2833,7 +2830,6 @@ def work(job: Job, connection: Any, inherited: Sequence[Any], log_level: int) ->
     for handle in inherited:
         handle.close()  # or nobody would see the parent end, nor its lock go
     start_logging(log_level)
-    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the SDK, which prints there
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     orders: queue.SimpleQueue[Go | Stop] = queue.SimpleQueue()
 
@@ -2868,16 +2864,18 @@ def processes_for(devices: int) -> int:
     return max(cores, math.ceil(devices / DEVICES_A_PROCESS))
 
 
-def first_pause_for(devices: int) -> float:
-    """Say how many seconds after the loss of its connection a device tries to get it back: another time for each."""
+def pauses_of(devices: int) -> Iterator[float]:
+    """Yield how many seconds a device of so many waits before each attempt to get its connection back.
+
+    Together they keep to CONNECTS_PER_S, even if all have lost it at once and the broker refuses for long.
+    """
     import random
 
-    return random.uniform(0.5, 1.0 + 2 * devices / CONNECTS_PER_S)  # noqa: S311 - jitter
-
-
-def pause_for(devices: int) -> float:
-    """Say how many seconds there are at the most between two such attempts: AWS takes the connects of all."""
-    return max(LONGEST_PAUSE_S, 2 * devices / CONNECTS_PER_S)
+    longest_s = max(LONGEST_PAUSE_S, 2 * devices / CONNECTS_PER_S)
+    pause_s = random.uniform(0.5, 1.0 + 2 * devices / CONNECTS_PER_S)  # noqa: S311 - jitter
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, longest_s) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
 
 
 def raise_descriptor_limit(devices: int) -> None:
@@ -3156,12 +3154,7 @@ def step_by_step(
 
 def send_messages(cli: argparse.Namespace) -> int:
     """Have every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
-    things = ready_things(cli.fleet)
-    messages = read_messages(cli)
-    topics = {thing.name: topics_of(cli, [cli.topic], thing.name, f"{TOPIC_ROOT}/{thing.name}") for thing in things}
-    refuse_bad_topics(topics)
-    for message in messages or ():
-        refuse_long_message(message, topics)
+    things, messages, topics = what_to_send(cli)
     rounds = rounds_of(cli, messages)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 else 1.0
     tally = Tally(cli)
@@ -3197,6 +3190,17 @@ def send_messages(cli: argparse.Namespace) -> int:
     if refused:
         raise ElfError("LinesRefused", lines=plural(refused, "line"))
     return 1 if shift.failed else 0
+
+
+def what_to_send(cli: argparse.Namespace) -> tuple[list[Thing], list[Composer] | None, dict[str, list[str]]]:
+    """Return who can send, what (None: lines of standard input), and the topic of each. Raises ElfError."""
+    things = ready_things(cli.fleet)
+    messages = read_messages(cli)
+    topics = {thing.name: topics_of(cli, [cli.topic], thing.name, f"{TOPIC_ROOT}/{thing.name}") for thing in things}
+    refuse_bad_topics(topics)
+    for message in messages or ():
+        refuse_long_message(message, topics)
+    return things, messages, topics
 
 
 def rounds_of(cli: argparse.Namespace, messages: Sequence[Composer] | None) -> int:
@@ -3430,7 +3434,6 @@ def at_work(
             tuple(topics[thing.name]),
             phase=number / len(things) * (spread or 0.0),
             patience_s=patience_s[thing.name],
-            reconnect_after_s=first_pause_for(len(things)),
         )
         for number, thing in enumerate(things)
     ]
@@ -3442,7 +3445,7 @@ def at_work(
             root_cert,
             cli.qos,
             CONNECTS_PER_S / shares,
-            pause_for(len(things)),
+            fleet_size=len(things),
             publishes=spread is not None,
             interval_s=vars(cli).get("interval", 0.0),
         )
@@ -4122,8 +4125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.inbox = Inbox()
     cli.results = Results(sys.stdout if cli.output == "json" else None, cli.inbox)
     start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else logging.INFO, cli.inbox)
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):  # the SDK prints there
-        status = run_to_the_end(cli)
+    status = run_to_the_end(cli)
     try:
         cli.results.put("summary", command=cli.command.name, exitStatus=status, **cli.results.summary)
     except OSError as error:

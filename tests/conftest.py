@@ -23,6 +23,7 @@ from harness import (
     Elf,
     InProcess,
     Pair,
+    Relay,
     aws_service,
     kill_servers_of,
 )
@@ -103,6 +104,14 @@ def ear(pair: Pair, connect: Callable[[Account], Client]) -> Client:
     client = connect(pair.account)
     client.subscribe("#")
     return client
+
+
+@pytest.fixture
+def relay(service: AwsService) -> Iterator[Relay]:
+    """A network between the things and the broker."""
+    relay = Relay(service.mqtt_port)
+    yield relay
+    relay.close()
 
 
 @pytest.fixture(scope="session")

@@ -554,7 +554,7 @@ def await_end(process: psutil.Process) -> None:
 class Relay:
     """A TCP relay to a port of this machine: a network that can break in several ways, and be repaired.
 
-    `accepted` counts the connections that came.
+    `arrivals` has the time.monotonic() of each connection that came.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -562,7 +562,7 @@ class Relay:
         self._sockets: list[socket.socket] = []  # of what is connected
         self._changing = threading.Lock()
         self._silent = False
-        self.accepted = 0
+        self.arrivals: list[float] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._serve()
@@ -578,7 +578,7 @@ class Relay:
                     if listener is not self._listener:  # it went down meanwhile
                         client.close()
                         return
-                    self.accepted += 1
+                    self.arrivals.append(time.monotonic())
                     self._connect(client)
 
     def _connect(self, client: socket.socket) -> None:

@@ -849,13 +849,6 @@ def test_a_client_id_that_is_taken_over_is_named(pair: Pair, service: AwsService
     explained(window.end(130), "ConnectionLost", "thing_0", client_id)
 
 
-@pytest.fixture
-def relay(service: AwsService) -> Iterator[Relay]:
-    relay = Relay(service.mqtt_port)
-    yield relay
-    relay.close()
-
-
 def through(relay: Relay, service: AwsService) -> tuple[object, ...]:
     return ("--mqtt-endpoint", f"localhost:{relay.port}", "--root-cert", service.root_cert)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
@@ -13,13 +13,6 @@ import pytest
 from harness import Account, AwsService, Client, Elf, InProcess, Pair, Relay, Result
 
 POSTED = re.compile(r"posting message:'(.*)' on topic: (\S+)")
-
-
-@pytest.fixture
-def relay(service: AwsService) -> Iterator[Relay]:
-    relay = Relay(service.mqtt_port)
-    yield relay
-    relay.close()
 
 
 def through(relay: Relay, service: AwsService) -> tuple[str, ...]:
