@@ -1244,8 +1244,8 @@ def _holders(path: Path) -> str:
         holders = [line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError:
         holders = []
-    alive = [f"`elf.py {command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
-    return printable(", ".join(alive)) or "one that has just started"
+    alive = [f"`{command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
+    return printable(", ".join(dict.fromkeys(alive))) or "one that has just started"
 
 
 def _is_alive(pid: str) -> bool:
@@ -2213,6 +2213,15 @@ def load_sdk() -> Any:
     from AWSIoTPythonSDK.core.protocol.paho import client
     from AWSIoTPythonSDK.MQTTLib import AWSIoTMQTTClient
 
+    run_thread = client.Client._thread_main
+
+    def run_thread_quietly(self: Any) -> None:
+        try:
+            run_thread(self)
+        except Exception:  # it was connecting again when _release() closed what it uses
+            log.debug("traceback:", exc_info=True)
+
+    client.Client._thread_main = run_thread_quietly
     logging.getLogger("AWSIoTPythonSDK").setLevel(logging.CRITICAL + 1)  # what it logs can hold keys
     EventConsumer.MAX_DISPATCH_INTERNAL_SEC = LOOK_S  # it looks every 10 ms for what it is notified of: a core for 300
     mqtt_core.Queue = _EventQueue
@@ -3183,6 +3192,8 @@ def send_messages(cli: argparse.Namespace) -> int:
         finally:
             for event in cli.inbox.rest():
                 tally.take(event)
+                if isinstance(event, Diagnosed | Failed):
+                    shift.take(event)
             shift.report_outages("send_messages", f"{plural(tally.resent, 'message')} sent again")
             tally.report(shift.online)
     if tally.lost:
@@ -4076,7 +4087,7 @@ def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
 def run_command(cli: argparse.Namespace) -> int:
     """Find the fleet and its AWS, and run the command on them."""
     command: Command = cli.command
-    with held_fleet(cli, command.name, command.alone) as fleet:
+    with held_fleet(cli, f"elf.py {command.name}", command.alone) as fleet:
         cleaning = command.run is clean_up
         has_work = fleet.things or fleet.unanswered or command.run is create_things
         with embedded_aws(cli, is_needed=bool(has_work) and not (cleaning and cli.only_local)):

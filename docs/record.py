@@ -1,6 +1,6 @@
 """Record elf.svg, the picture in the README: a real run in a pseudo-terminal, on the embedded AWS IoT.
 
-usage: pip install -r docs/requirements.txt -r requirements-local.txt && python docs/record.py
+usage: pip install -r docs/requirements.txt && python docs/record.py
 """
 
 from __future__ import annotations

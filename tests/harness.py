@@ -60,6 +60,18 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def await_listener(port: int) -> None:
+    """Wait until somebody listens on a port of this machine."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            socket.create_connection(("localhost", port)).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"nobody listens on port {port}"
+            time.sleep(0.05)  # there is no event to wait for
+
+
 class AwsService(NamedTuple):
     """A MiniStack that ELF did not start: somewhere else, as far as ELF is concerned."""
 

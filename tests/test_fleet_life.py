@@ -6,10 +6,11 @@ import json
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import REGION, Account, AwsService, Client, Elf, InProcess, Pair, client_of
+from harness import PATIENCE_S, REGION, Account, AwsService, Client, Elf, InProcess, Pair, client_of
 
 
 @pytest.fixture
@@ -363,3 +364,36 @@ def test_a_thing_that_cannot_connect_fails_alone(
     result = main("send", *elf.broker, "--duration", "0.01", status=1)
     assert "thing_1 can't connect" in result.err
     assert "sent 1 message from 1 thing: 1 acknowledged, 0 lost" in result.err
+
+
+def test_what_aws_says_at_the_last_moment_is_not_missed(
+    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
+    elf("create", 2)
+    elf("send", *elf.broker, "--count", 1)
+    account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")
+    await_acknowledgements, diagnosed = main.module.await_acknowledgements, main.module.diagnosed
+    all_acknowledged, answered = threading.Event(), threading.Event()
+
+    def await_them_and_the_answer(*args: object) -> None:
+        await_acknowledgements(*args)
+        all_acknowledged.set()
+        assert answered.wait(PATIENCE_S)
+
+    def answer_then(*args: object) -> object:
+        assert all_acknowledged.wait(PATIENCE_S)
+        return diagnosed(*args)
+
+    put = main.module.Inbox.put
+
+    def put_and_tell(inbox: object, event: object) -> None:
+        put(inbox, event)
+        if isinstance(event, main.module.Diagnosed):
+            answered.set()
+
+    monkeypatch.setattr(main.module, "await_acknowledgements", await_them_and_the_answer)
+    monkeypatch.setattr(main.module, "diagnosed", answer_then)
+    monkeypatch.setattr(main.module.Inbox, "put", put_and_tell)
+    result = main("send", *elf.broker, "--count", 1, status=1)
+    assert "thing_1 can't connect: its certificate is INACTIVE" in result.err

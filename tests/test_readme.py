@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -10,17 +11,20 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import pytest
-from harness import PATIENCE_S, ROOT, Elf, clean_environment, kill_servers_of
+from harness import PATIENCE_S, ROOT, Elf, await_listener, clean_environment, free_port, kill_servers_of
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BY_CI = {"Quick start": "block 'Quick start'", "Tests": "block Tests"}  # the two make a virtual environment
 SMALLER = {"provisioning.py": "--things 12", "fleet.py": "--things 20 --duration 2"}
+
+Shell = Callable[[str], "subprocess.Popen[str]"]
 
 
 class Block(NamedTuple):
@@ -38,9 +42,12 @@ def blocks() -> list[Block]:
     return found
 
 
+def in_language(language: str) -> list[Block]:
+    return [block for block in blocks() if block.language == language]
+
+
 def in_shell(language: str) -> list[object]:
-    chosen = [block for block in blocks() if block.language == language]
-    return [pytest.param(block, id=f"{block.heading} {number}") for number, block in enumerate(chosen)]
+    return [pytest.param(block, id=f"{block.heading} {number}") for number, block in enumerate(in_language(language))]
 
 
 @pytest.fixture
@@ -67,21 +74,33 @@ def clone(tmp_path: Path) -> Iterator[Elf]:
     kill_servers_of(user)
 
 
-def shell(clone: Elf, script: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", script],
-        cwd=clone.cwd,
-        env=clone.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+@pytest.fixture
+def shell(clone: Elf) -> Iterator[Shell]:
+    """Start a script in a shell of its own in the clone."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(script: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=clone.cwd,
+            env=clone.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("block", in_shell("sh"))
-def test_a_block_of_commands_does_what_it_says(block: Block, clone: Elf) -> None:
+def test_a_block_of_commands_does_what_it_says(block: Block, shell: Shell) -> None:
     if block.heading in BY_CI:
         assert BY_CI[block.heading] in (ROOT / ".ci" / "run").read_text()
         pytest.skip(".ci/run runs this one")
@@ -91,24 +110,26 @@ def test_a_block_of_commands_does_what_it_says(block: Block, clone: Elf) -> None
         pytest.skip("it needs AWS: test_container runs such commands on MiniStack")
     if "jq" in block.text and not shutil.which("jq"):
         pytest.skip("jq is not installed")
-    if "fleet.py" in block.text and not (shutil.which("mosquitto") and importlib.util.find_spec("awsiot")):
-        pytest.skip("Mosquitto or awsiotsdk is not installed")
-    if "tail -f" in block.text:
-        pytest.skip("it has no end: the next test runs it")
+    if "fleet.py" in block.text and not shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin"):
+        pytest.skip("Mosquitto is not installed")
+    if "/fleet.py" in block.text and not importlib.util.find_spec("awsiot"):
+        pytest.skip("awsiotsdk is not installed")
+    if "tail -f" in block.text or "locust --processes" in block.text:
+        pytest.skip("it has no end: a test below runs it")
     script = block.text
     for benchmark, options in SMALLER.items():
         script = script.replace(benchmark, f"{benchmark} {options}")
-    process = shell(clone, script)
+    process = shell(script)
     out, _ = process.communicate(timeout=4 * PATIENCE_S)
     assert process.returncode == 0, out
     assert "Traceback" not in out
 
 
-def test_a_file_that_grows_is_followed_until_ctrl_c(clone: Elf) -> None:
+def test_a_file_that_grows_is_followed_until_ctrl_c(clone: Elf, shell: Shell) -> None:
     (block,) = (block for block in blocks() if "tail -f" in block.text)
     readings = clone.cwd / "readings.jsonl"
     readings.write_text('{"reading": 1}\n')
-    process = shell(clone, block.text)
+    process = shell(block.text)
     assert process.stdout
     for line in process.stdout:
         if "posting message" in line and '"reading": 1' in line:
@@ -119,6 +140,39 @@ def test_a_file_that_grows_is_followed_until_ctrl_c(clone: Elf) -> None:
         if "ELF sent" in line:
             assert line.endswith("ELF sent 6 messages from 3 things: 6 acknowledged, 0 lost\n") or " 0 lost" in line
     assert process.wait(PATIENCE_S) in (130, -signal.SIGINT)
+
+
+def test_locusts_page_is_there_until_ctrl_c(shell: Shell) -> None:
+    (block,) = (block for block in in_language("sh") if "locust --processes" in block.text)
+    process = shell(block.text)
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "1 workers connected" in line:
+            await_listener(8089)
+            with urllib.request.urlopen("http://localhost:8089", timeout=PATIENCE_S) as page:
+                assert b"Locust" in page.read()
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(PATIENCE_S) in (0, 130, -signal.SIGINT), "".join(lines)
+    assert "Traceback" not in "".join(lines)
+
+
+@pytest.mark.long
+def test_the_commands_for_three_machines_share_a_fleet(shell: Shell) -> None:
+    commands = re.findall(r"^\S+\$ (.*)$", "".join(block.text for block in in_language("console")), re.MULTILINE)
+    assert len(commands) == 3
+    port = free_port()
+    for ours, theirs in (
+        ("--master ", f"--master --master-bind-port {port} --headless --run-time 4s "),
+        ("--master-host master", f"--master-host 127.0.0.1 --master-port {port}"),
+    ):
+        commands = [command.replace(ours, theirs) for command in commands]
+    machines = [shell(command) for command in commands]
+    outputs = [machine.communicate(timeout=4 * PATIENCE_S)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0, 0], outputs
+    assert "to 4 ready workers" in outputs[0]
+    assert re.search(r"CONNECT +\S+ +3 +0\(0.00%\)", outputs[0]), outputs[0]
 
 
 @pytest.mark.skipif(not shutil.which("pwsh"), reason="PowerShell is not installed")

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Locust drives ELF's fleet: every thing is a Locust user, on as many processes and machines as it takes.
+
+The master, or the only process, is the desk: it gives the things their policies, hands one to each user that starts, on
+whichever worker, at the pace at which AWS takes connects, and has it back when the user stops or its worker is gone. It
+alone asks AWS anything; workers need the things' files, and no credentials.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import logging
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gevent
+from flask import jsonify, request
+from gevent.event import AsyncResult, Event
+from gevent.lock import BoundedSemaphore
+from gevent.queue import Queue
+from locust import User, events, task
+from locust.exception import StopUser
+from locust.runners import STATE_INIT, STATE_RUNNING, STATE_SPAWNING, MasterRunner, WorkerRunner
+
+import elf
+
+SETTLE_S = 10.0  # what was published before the end of a run has so long to be acknowledged
+SET_UP = Event()  # Locust can start users before
+SPAWN_RATE = 100  # users a second, unless told otherwise; Locust warns of more
+elf.each.addFilter(lambda record: record.levelno > logging.INFO)  # Locust's tables say the rest
+elf.FAILURE_OF |= {
+    "TooFewThings": (
+        "{users} users are asked for, and there are {things}: each user is one of them",
+        "ask for {count} users at the most, or make more things: `elf.py create {users}`",
+    ),
+    "WorkerGone": (
+        "worker {worker} is gone, and {things} with it; the others go on, and take them over in a minute",
+        "see its own log; what it did in its last seconds is not in the report",
+    ),
+    "WrongOption": ("{error}", "see `locust --help`"),
+}
+
+
+def qos(text: str) -> int:
+    if text not in ("0", "1"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not 0 or 1")
+    return int(text)
+
+
+OPTIONS = (
+    ("topic", f"{elf.TOPIC_ROOT}/{{thing_name}}", str, "where to; {thing_name} stands for the thing's name"),
+    ("interval", elf.INTERVAL_S, elf.interval, "seconds between two messages of a thing"),
+    ("qos", 1, qos, "MQTT quality of service, 0 or 1"),
+    ("json-message", "", str, f"file of a JSON object, or {elf.REPLAYED} of many, that each worker has"),
+    ("subscribers", 0.0, elf.number("a share from 0 to 1", 0, 1), "the share of the things that hear the others"),
+    ("root-cert", "", str, "file of the broker's root certificates, that each worker has (default: Amazon's)"),
+)
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: Any) -> None:
+    for name, default, parse, help in OPTIONS:
+        parser.add_argument(f"--{name}", default=default, type=parse, help=help)
+
+
+@contextlib.contextmanager
+def opened_fleet(options: argparse.Namespace) -> Iterator[argparse.Namespace]:
+    """Hold the fleet until the block ends; yield Locust's options as `elf.py send` has them. Raises ElfError."""
+    cli = elf.build_parser().parse_args(["send"])
+    try:
+        for name, _, parse, _ in OPTIONS:
+            dest = name.replace("-", "_")
+            setattr(cli, dest, parse(str(getattr(options, dest))))  # Locust's page has not checked it
+        cli.mqtt_endpoint = elf.mqtt_endpoint(options.host) if options.host else None
+    except argparse.ArgumentTypeError as error:
+        raise elf.ElfError("WrongOption", error=error) from error
+    cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
+    cli.inbox = elf.Inbox()
+    with elf.held_fleet(cli, "locust", alone=False), elf.embedded_aws(cli, is_needed=True):
+        yield cli
+
+
+def admit(cli: argparse.Namespace, users: int) -> dict[str, dict[str, Any]]:
+    """Give the things their policies; return what the user of each has to know. Raises ElfError; botocore's errors."""
+    things, messages, topics = elf.what_to_send(cli)
+    refuse_too_many(users, len(things))
+    if messages is None:
+        raise elf.ElfError("MessageMissing", file="-", error="workers share no standard input")
+    things, endpoint, patience_s = elf.admit(cli, things)
+    refuse_too_many(users, len(things))
+    heard = "/".join("+" if "{thing_name}" in level else level for level in cli.topic.split("/"))
+    listeners = [math.ceil(number * cli.subscribers) for number in range(len(things) + 1)]  # among the first so many
+    return {
+        thing.name: {
+            "thing": thing.name,
+            "endpoint": endpoint,
+            "patience_s": patience_s[thing.name],
+            "topic": topics[thing.name][0],
+            "filters": [heard] if after > before else [],  # who listens does not publish
+            "fleet_size": len(things),
+        }
+        for thing, (before, after) in zip(things, itertools.pairwise(listeners), strict=True)
+    }
+
+
+def refuse_too_many(users: int, count: int) -> None:
+    if users > count:
+        raise elf.ElfError("TooFewThings", users=users, count=count, things=elf.plural(count, "thing"))
+
+
+def in_a_line(error: BaseException) -> str:
+    return "; what to do: ".join(elf.explain(error))
+
+
+class Run:
+    """A run as one process sees it: with the fleet and the options of the run."""
+
+    def __init__(self, environment: Any) -> None:
+        self.environment, self.runner, self.options = environment, environment.runner, environment.parsed_options
+        self.held = contextlib.ExitStack()
+        environment.events.test_start.add_listener(self.open)
+        environment.events.test_stop.add_listener(lambda **_: self.held.close())
+        if getattr(self.runner, "worker_state", STATE_INIT) != STATE_INIT:  # it joined a run before it was set up
+            self.open()
+
+    def open(self, **_: object) -> None:
+        self.failure: Exception | None = None  # which then keeps each user from connecting
+        try:
+            self.cli = self.held.enter_context(opened_fleet(self.options))
+            self.root_cert, self.messages = elf.root_of(self.cli), elf.read_messages(self.cli) or []
+        except Exception as error:
+            elf.complain(error)
+            self.failure = error
+
+    def count(self, kind: str, name: object, took_s: float | None, size: int = 0, error: Any = None) -> None:
+        """Have Locust count a request, which has no time if `took_s` is None, and which failed if there is an error."""
+        self.environment.events.request.fire(
+            request_type=kind,
+            name=str(name),
+            response_time=None if took_s is None else 1000 * took_s,
+            response_length=size,
+            exception=in_a_line(error) if error else None,
+            context={},
+        )
+
+
+class Desk(Run):
+    """What the master, or the only process, does for all users, wherever they are."""
+
+    def __init__(self, environment: Any, web_ui: Any) -> None:
+        super().__init__(environment)
+        self.duties: dict[str, dict[str, Any]] = {}  # by thing
+        self.free: Queue[str] = Queue()  # things that no user has
+        self.worker_of: dict[str, str] = {}  # by thing that a user has
+        self.gone: set[str] = set()  # workers, without a word
+        self.turn = 0.0  # time.monotonic() of the last connect
+        self.asked = 0  # diagnoses
+        self.start, self.runner.start = self.runner.start, self.start_unless_refused
+        for message, listener in (("take", self.hand_out), ("give", self.take_back), ("failed", self.find_cause)):
+            self.runner.register_message(f"elf-{message}", listener, concurrent=True)
+        if isinstance(self.runner, MasterRunner):
+            environment.events.test_stopping.add_listener(self.await_users)
+            gevent.spawn(self.watch_workers)
+        if web_ui:
+            answer = web_ui.auth_required_if_enabled(self.refuse_on_page)
+            web_ui.app.before_request(lambda: answer() if request.path.endswith("/swarm") else None)
+        try:
+            with opened_fleet(self.options) as cli:
+                things = len(elf.ready_things(cli.fleet))
+                environment.host = str(cli.mqtt_endpoint or elf.Endpoint(cli.place.data_endpoint or ""))
+            self.options.num_users = self.options.num_users or things
+            self.options.spawn_rate = self.options.spawn_rate or min(things, SPAWN_RATE)
+        except Exception as error:
+            elf.complain(error)
+            things = 0
+        if self.options.headless or self.options.autostart:  # before the run, whose time policies would take
+            error = self.refusal(self.options.num_users, self.options) if things else True
+            if error and self.options.headless:
+                sys.exit(1)
+
+    def refusal(self, users: int, options: argparse.Namespace) -> Exception | None:
+        """Say why a run can't have so many users; if there is no reason, the things are ready for them."""
+        try:
+            if self.runner.state in (STATE_SPAWNING, STATE_RUNNING):
+                refuse_too_many(users, len(self.duties))
+            else:
+                with opened_fleet(options) as cli:
+                    self.duties = admit(cli, users)
+        except Exception as error:
+            elf.complain(error)
+            return error
+        return None
+
+    def refuse_on_page(self) -> Any:
+        """Answer the page's request to start what can't be; Locust answers the others."""
+        form = request.form.to_dict()
+        users = form.pop("user_count", "")
+        options = argparse.Namespace(**{**vars(self.options), **form})
+        error = self.refusal(int(users), options) if users.isdecimal() else None
+        return jsonify(success=False, message=in_a_line(error)) if error else None
+
+    def start_unless_refused(self, user_count: int, *args: Any, **settings: Any) -> None:
+        """Start a run, or change its users, in place of the runner's own start()."""
+        if not self.refusal(user_count, self.options):
+            self.environment.host = str(next(iter(self.duties.values()))["endpoint"])
+            self.start(user_count, *args, **settings)
+        elif self.options.headless:
+            self.environment.process_exit_code = 1
+            self.runner.quit()
+
+    def open(self, **_: object) -> None:
+        super().open()
+        self.free, self.worker_of, self.asked = Queue(items=self.duties), {}, 0
+
+    def hand_out(self, msg: Any, **_: object) -> None:
+        """Have a thing for a user, when there is one, and say when its turn to connect is."""
+        thing = self.free.get()
+        self.worker_of[thing] = msg.node_id
+        self.turn = max(self.turn + 1 / elf.CONNECTS_PER_S, time.monotonic())
+        duty = {**self.duties[thing], "after_s": self.turn - time.monotonic()}
+        self.runner.send_message("elf-thing", (msg.data, duty), client_id=msg.node_id)
+
+    def take_back(self, msg: Any, **_: object) -> None:
+        self.set_free(msg.data, msg.node_id)
+
+    def set_free(self, thing: str, worker: str) -> None:
+        if self.worker_of.get(thing) == worker:
+            del self.worker_of[thing]
+            self.free.put(thing)
+
+    def find_cause(self, msg: Any, **_: object) -> None:
+        """Count what failed, as what AWS says that it is."""
+        kind, name, took_s, (thing, failure, facts) = msg.data
+        error = elf.ElfError(failure, **facts)
+        if failure.endswith("Refused") and self.asked < elf.DIAGNOSES:
+            self.asked += 1
+            error = elf.diagnosed(self.cli, self.cli.fleet.things[thing], error)
+        self.count(kind, name, took_s, error=error)
+
+    def watch_workers(self) -> None:
+        """Tell of workers that are gone. Their things are free once Locust gives up on them, a minute later."""
+        while True:
+            gevent.sleep(1.0)
+            clients = self.runner.clients
+            missing = {client.id for client in clients.missing}
+            for worker in missing - self.gone:
+                things = elf.plural(list(self.worker_of.values()).count(worker), "thing")
+                error = elf.ElfError("WorkerGone", worker=worker, things=things)
+                elf.complain(error)
+                self.count("WORKER", worker, None, error=error)
+            self.gone = missing | (self.gone - clients.keys())
+            for thing, worker in list(self.worker_of.items()):
+                if worker in self.gone - clients.keys():
+                    self.set_free(thing, worker)
+
+    def await_users(self, **_: object) -> None:
+        """Have all users stop, and wait: at its own end Locust does not, and misses what they still have to report."""
+        self.runner.send_message("elf-stop")
+        with gevent.Timeout(2 * SETTLE_S, False):
+            while set(self.worker_of.values()) - self.gone:
+                gevent.sleep(0.05)
+
+
+class Worker(Run):
+    """What the users of one process share."""
+
+    def __init__(self, environment: Any) -> None:
+        super().__init__(environment)
+        self.connects = BoundedSemaphore(elf.CONNECTS_AT_ONCE)
+        self.waiting: dict[int, AsyncResult[dict[str, Any]]] = {}  # by the ID of the user
+        self.runner.register_message("elf-thing", self.pass_on)
+        self.runner.register_message("elf-stop", lambda **_: self.runner.stop())
+
+    def pass_on(self, msg: Any, **_: object) -> None:
+        user, duty = msg.data
+        if user in self.waiting:
+            self.waiting.pop(user).set(duty)
+        else:  # it has stopped meanwhile
+            self.runner.send_message("elf-give", duty["thing"])
+
+
+class Thing(User):
+    """A thing that publishes, or one that listens."""
+
+    def on_start(self) -> None:
+        SET_UP.wait()
+        self.worker: Worker = self.environment.elf_worker
+        self.duty: dict[str, Any] = {}  # which the desk hands out
+        self.device: elf.Device | None = None  # until it can't do anything any more
+        self.sizes: dict[int, int] = {}  # of what is not acknowledged, by number
+        self.worker.waiting[id(self)] = answer = AsyncResult()
+        self.worker.runner.send_message("elf-take", id(self))
+        self.duty = duty = answer.get()
+        endpoint = elf.Endpoint(*duty["endpoint"])
+        gevent.sleep(duty["after_s"])
+        began = time.monotonic()
+        try:
+            if self.worker.failure:
+                raise self.worker.failure
+            elf.raise_descriptor_limit(self.worker.runner.user_count)
+            self.cli, self.messages = self.worker.cli, itertools.cycle(self.worker.messages)
+            files, root_cert = self.cli.fleet.files(duty["thing"]), self.worker.root_cert
+            self.device = elf.Device(
+                duty["thing"], files, endpoint, root_cert, self.on_event, duty["patience_s"], self.on_lost
+            )
+            with self.worker.connects:
+                began = time.monotonic()
+                self.device.connect(duty["filters"], self.cli.qos, give_up=lambda: False)
+        except Exception as error:
+            self.fail("CONNECT", endpoint, error, time.monotonic() - began)
+        else:
+            self.worker.count("CONNECT", endpoint, time.monotonic() - began)
+            gevent.sleep(random.uniform(0, self.cli.interval))  # noqa: S311 - so that things take turns
+            self.due = time.monotonic()
+
+    def wait_time(self) -> float:
+        """Keep the beat. What is late does not have the next ones follow faster."""
+        now = time.monotonic()
+        self.due = max(self.due + self.cli.interval, now)
+        return self.due - now
+
+    @task
+    def publish(self) -> None:
+        if not self.device:
+            raise StopUser
+        if not self.duty["filters"]:
+            topic = self.duty["topic"]
+            self.device.publish(topic, next(self.messages).payload(topic), self.cli.qos)
+
+    def on_event(self, event: Any) -> None:
+        """Count what happens to the thing. Threads of the SDK call this, which are greenlets here."""
+        if isinstance(event, elf.Published):
+            self.sizes[event.number] = len(event.payload)
+            if not self.cli.qos:
+                self.count_published(event.number, None, lost=event.lost)
+        elif isinstance(event, elf.Acknowledged):
+            self.count_published(event.number, event.after_s)
+        elif isinstance(event, elf.Received):
+            sent_at = elf.time_of_sending(event.payload)
+            took_s = None if sent_at is None else max(0.0, event.at - sent_at)
+            self.worker.count("RECEIVE", self.duty["filters"][0], took_s, len(event.payload))
+        elif isinstance(event, elf.Offline):
+            self.offline_at = event.at
+            error = elf.ElfError("ConnectionLost", **event._asdict())
+            self.worker.count("DISCONNECT", event.endpoint, None, error=error)
+        elif isinstance(event, elf.Back):
+            self.worker.count("RECONNECT", event.endpoint, event.at - self.offline_at)
+        elif isinstance(event, elf.Failed):
+            self.fail("PUBLISH", self.cli.topic, elf.ElfError(event.failure, **event.facts))
+
+    def count_published(self, number: int, took_s: float | None, lost: bool = False) -> None:
+        error = elf.ElfError("MessagesLost", messages="1 message") if lost else None
+        self.worker.count("PUBLISH", self.cli.topic, took_s, self.sizes.pop(number), error)
+
+    def fail(self, kind: str, name: object, error: Exception, took_s: float | None = None) -> None:
+        """Have the thing do no more, and a failure counted: by the desk if AWS knows why, maybe."""
+        self.device = None
+        if isinstance(error, elf.ElfError) and error.failure.endswith("Refused"):
+            self.worker.runner.send_message(
+                "elf-failed", (kind, str(name), took_s, elf.failed(self.duty["thing"], error))
+            )
+        else:
+            self.worker.count(kind, name, took_s, error=error)
+
+    def on_lost(self, device: elf.Device) -> None:
+        gevent.spawn(self.bring_back, device)
+
+    def bring_back(self, device: elf.Device) -> None:
+        for pause_s in elf.pauses_of(self.duty["fleet_size"]):
+            gevent.sleep(pause_s)
+            with self.worker.connects:
+                if device.come_back():
+                    return
+
+    def on_stop(self) -> None:
+        self.worker.waiting.pop(id(self), None)
+        if self.device:
+            self.device.disconnect(SETTLE_S)
+        for number in list(self.sizes):
+            self.count_published(number, None, lost=True)
+        if self.duty:
+            self.worker.runner.send_message("elf-give", self.duty["thing"])
+
+
+@events.init.add_listener
+def set_up(environment: Any, web_ui: Any, **_: object) -> None:
+    if not isinstance(environment.runner, MasterRunner):
+        environment.elf_worker = Worker(environment)
+    if not isinstance(environment.runner, WorkerRunner):
+        Desk(environment, web_ui)
+    SET_UP.set()

@@ -1,0 +1,379 @@
+"""Locust drives the fleet: on several workers that come, go and die, over a bad network, and from its page."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+from harness import (
+    PATIENCE_S,
+    ROOT,
+    Account,
+    AwsService,
+    Client,
+    Elf,
+    Heard,
+    Relay,
+    Running,
+    await_end,
+    await_listener,
+    free_port,
+)
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+THINGS = 60
+SLOW = """
+import elf
+elf.CONNECTS_PER_S = 10
+from locustfile import *
+"""
+
+
+class Locusts:
+    """A user of Locust: its windows, on a fleet and its broker."""
+
+    def __init__(self, elf: Elf, service: AwsService) -> None:
+        self.elf = elf
+        self.file = ROOT / "locustfile.py"
+        self.report = elf.cwd / "report"
+        self.broker: tuple[object, ...] = ("--host", f"localhost:{service.mqtt_port}")
+        self.root = ("--root-cert", service.root_cert)
+        self.web_port = free_port()
+        self.windows: list[Running] = []
+        self._port = free_port()
+
+    def start(self, *args: object, **environment: str) -> Running:
+        reports = ("--csv", self.report, "--html", f"{self.report}.html", "--json-file", self.report)
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "locust",
+                "-f",
+                str(self.file),
+                *map(str, args if "--worker" in args else (*args, *reports)),
+            ],
+            cwd=self.elf.cwd,
+            env={**self.elf.environment, "PYTHONPATH": str(ROOT), **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.windows.append(Running(process))
+        return self.windows[-1]
+
+    def headless(self, *args: object) -> Running:
+        return self.start("--headless", *self.broker, *self.root, *args)
+
+    def master(self, workers: int, *args: object) -> Running:
+        port = ("--master-bind-host", "127.0.0.1", "--master-bind-port", self._port)
+        return self.headless("--master", *port, "--expect-workers", workers, *args)
+
+    def worker(self, **environment: str) -> Running:
+        """A worker, which has no credentials."""
+        nobody = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+        where = ("--master-host", "127.0.0.1", "--master-port", self._port)
+        return self.start("--worker", *where, **nobody, **environment)
+
+    def page(self, *args: object) -> Running:
+        window = self.start("--web-host", "127.0.0.1", "--web-port", self.web_port, *self.broker, *self.root, *args)
+        await_listener(self.web_port)
+        return window
+
+    def ask(self, path: str, form: bytes | None = None) -> Any:
+        """What Locust's page asks, or posts, and is answered."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.web_port}/{path}", form, timeout=PATIENCE_S) as answer:
+            return json.load(answer)
+
+    def swarm(self, **form: object) -> Any:
+        """What the button on the page does that starts a run, or changes one."""
+        return self.ask("swarm", urllib.parse.urlencode(form).encode())
+
+    def stop(self) -> None:
+        try:
+            self.ask("stop", b"")
+        except urllib.error.HTTPError:  # Locust before 2.47
+            self.ask("stop")
+
+    def await_requests(self, kind: str, number: int) -> None:
+        """Wait until Locust has counted so many of a type."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            stats = self.ask("stats/requests")["stats"]
+            if sum(row["num_requests"] for row in stats if row["method"] == kind) >= number:
+                return
+            time.sleep(0.1)  # Locust tells of it when asked, alone
+        raise AssertionError(f"there are no {number} requests of type {kind}: {stats}")
+
+    def counts(self) -> dict[str, tuple[int, int]]:
+        """Requests and failures of each type, as Locust has them in the end."""
+        rows = json.loads(self.report.with_suffix(".json").read_text())
+        return {row["method"]: (row["num_requests"], row["num_failures"]) for row in rows}
+
+    def failures(self) -> str:
+        return Path(f"{self.report}_failures.csv").read_text()
+
+
+@pytest.fixture
+def locusts(elf: Elf, service: AwsService) -> Iterator[Locusts]:
+    users = Locusts(elf, service)
+    yield users
+    for window in users.windows:
+        with contextlib.suppress(ValueError):  # it has ended, and its files are closed
+            window.kill()
+
+
+@pytest.fixture
+def ear(account: Account, connect: Callable[[Account], Client]) -> Client:
+    """An MQTT client in the account that hears what the things publish."""
+    client = connect(account)
+    client.subscribe("elf/#")
+    return client
+
+
+def hear_from(ear: Client, things: int) -> list[Heard]:
+    """Listen until so many things have been heard."""
+    heard: list[Heard] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while len(topics := {message.topic for message in heard}) < things:
+        assert time.monotonic() < deadline, f"of {things} things only {topics} are heard"
+        heard.append(ear.hear())
+    return heard
+
+
+def assert_one_at_a_time(heard: list[Heard], interval_s: float) -> None:
+    """No thing has spoken more often than one user of it does."""
+    times = [float(json.loads(message.payload)["ts"]) for message in heard]
+    most = (max(times) - min(times)) / interval_s + 2
+    assert max(Counter(message.topic for message in heard).values()) <= most
+
+
+@pytest.mark.long
+def test_two_workers_share_the_fleet_and_every_message_is_accounted_for(
+    locusts: Locusts, account: Account, ear: Client
+) -> None:
+    locusts.elf("create", THINGS)
+    workers = [locusts.worker(), locusts.worker()]
+    master = locusts.master(2, "--run-time", "6s", "--subscribers", 0.05)
+    master.end()
+    for worker in workers:
+        worker.end()
+    counts, heard = locusts.counts(), ear.hear_all()
+    listeners = {"thing_0", "thing_20", "thing_40"}
+    assert {message.topic for message in heard} == {f"elf/{name}" for name in {*locusts.elf.things()} - listeners}
+    assert_one_at_a_time(heard, interval_s=1.0)
+    assert counts["CONNECT"] == (THINGS, 0)
+    assert counts["PUBLISH"] == (len(heard), 0)
+    assert counts["RECEIVE"][0] > len(heard) and counts["RECEIVE"][1] == 0
+    assert counts.keys() == {"CONNECT", "PUBLISH", "RECEIVE"}
+    assert all(account.policies_of(name) == [f"policy-{name}"] for name in locusts.elf.things())
+
+
+@pytest.mark.long
+def test_a_worker_is_killed_and_the_others_go_on(locusts: Locusts, ear: Client) -> None:
+    locusts.elf("create", 7)
+    victim, survivor = locusts.worker(), locusts.worker()
+    master = locusts.master(2, "--interval", "0.2")
+    hear_from(ear, 7)
+    victim.process.kill()
+    line = master.await_line("is gone, and [34] things with it")
+    gone = int(re.findall(r"and ([34]) things", line)[0])
+    ear.hear_all()
+    assert len({ear.hear().topic for _ in range(100)}) == 7 - gone
+    master.process.terminate()
+    result = master.end(status=1)
+    survivor.end()
+    assert "Traceback" not in result.err
+    assert locusts.counts()["WORKER"] == (1, 1)
+    assert "is gone, and" in locusts.report.with_suffix(".html").read_text()
+
+
+@pytest.mark.long
+def test_a_worker_that_joins_has_things_of_the_others(locusts: Locusts, relay: Relay, ear: Client) -> None:
+    locusts.elf("create", 6)
+    locusts.broker = ("--host", f"localhost:{relay.port}")
+    workers = [locusts.worker()]
+    master = locusts.master(1, "--interval", "0.2")
+    heard = hear_from(ear, 6)
+    workers.append(locusts.worker())
+    master.await_line("6 users .* to 2 ready workers")
+    assert_moved(locusts, relay, ear, master, workers, heard)
+
+
+@pytest.mark.long
+def test_the_others_have_the_things_of_a_worker_that_leaves(locusts: Locusts, relay: Relay, ear: Client) -> None:
+    locusts.elf("create", 6)
+    locusts.broker = ("--host", f"localhost:{relay.port}")
+    leaver, stayer = locusts.worker(), locusts.worker()
+    master = locusts.master(2, "--interval", "0.2")
+    heard = hear_from(ear, 6)
+    leaver.process.terminate()
+    master.await_line("6 users .* to 1 ready workers")
+    leaver.end()
+    assert_moved(locusts, relay, ear, master, [stayer], heard)
+
+
+def assert_moved(
+    locusts: Locusts, relay: Relay, ear: Client, master: Running, workers: list[Running], heard: list[Heard]
+) -> None:
+    """Half of six things have connected once more, elsewhere; all go on, and none has been in two places."""
+    heard += ear.hear_all() + hear_from(ear, 6)
+    master.process.terminate()
+    master.end()
+    for worker in workers:
+        worker.end()
+    assert_one_at_a_time(heard + ear.hear_all(), interval_s=0.2)
+    assert locusts.counts().keys() == {"CONNECT", "PUBLISH"}
+    assert len(relay.arrivals) == 6 + 3
+
+
+def test_all_workers_together_connect_at_one_pace(locusts: Locusts, relay: Relay) -> None:
+    locusts.elf("create", 20)
+    locusts.file = locusts.elf.cwd / "slow.py"
+    locusts.file.write_text(SLOW)
+    locusts.broker = ("--host", f"localhost:{relay.port}")
+    workers = [locusts.worker(), locusts.worker()]
+    locusts.master(2, "--run-time", "5s").end()
+    for worker in workers:
+        worker.end()
+    arrivals = relay.arrivals
+    assert len(arrivals) == 20
+    assert all(later - earlier > 0.7 for earlier, later in zip(arrivals, arrivals[10:], strict=False))
+
+
+def test_an_outage_is_counted_and_no_message_lost(locusts: Locusts, relay: Relay, ear: Client) -> None:
+    locusts.elf("create", 3)
+    locusts.broker = ("--host", f"localhost:{relay.port}")
+    window = locusts.page()
+    assert locusts.swarm(user_count=3, spawn_rate=3, interval="0.1")["success"]
+    hear_from(ear, 3)
+    relay.down()
+    locusts.await_requests("DISCONNECT", 3)
+    relay.up()
+    locusts.await_requests("RECONNECT", 3)
+    locusts.stop()
+    window.process.terminate()
+    window.end(status=1)
+    counts, heard = locusts.counts(), {message.payload for message in ear.hear_all()}
+    assert counts["DISCONNECT"] == (3, 3)
+    assert counts["RECONNECT"] == (3, 0)
+    assert counts["PUBLISH"][1] == 0 and counts["PUBLISH"][0] >= len(heard)
+    assert "lost its connection to" in locusts.failures()
+
+
+def test_more_users_than_things_are_refused(locusts: Locusts) -> None:
+    locusts.elf("create", 2)
+    result = locusts.headless("--users", 3, "--run-time", "1s").end(status=1)
+    assert "3 users are asked for, and there are 2 things: each user is one of them" in result.err
+    assert "what to do: ask for 2 users at the most, or make more things: `elf.py create 3`" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_without_things_there_is_nothing_to_run(locusts: Locusts) -> None:
+    result = locusts.headless("--run-time", "1s").end(status=1)
+    assert "there are no things yet" in result.err
+    assert "what to do: make some" in result.err
+
+
+def test_a_failure_is_explained_as_aws_explains_it(locusts: Locusts, account: Account) -> None:
+    locusts.elf("create", 2)
+    account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")
+    locusts.elf("send", *locusts.elf.broker, "--count", 1, status=1)
+    worker = locusts.worker()
+    result = locusts.master(1, "--run-time", "4s").end(status=1)
+    worker.end()
+    assert "thing_1 can't connect: its certificate is INACTIVE; what to do: `aws iot" in locusts.failures()
+    assert locusts.counts()["CONNECT"] == (2, 1)
+    assert "Traceback" not in result.err
+
+
+def test_a_worker_that_lacks_the_files_says_so(locusts: Locusts) -> None:
+    locusts.elf("create", 2)
+    worker = locusts.worker(ELF_MISC_DIR=str(locusts.elf.cwd / "nothing"))
+    locusts.master(1, "--run-time", "2s").end(status=1)
+    worker.end()
+    assert "thing_0 has no file" in locusts.failures()
+    assert locusts.counts() == {"CONNECT": (2, 2)}
+
+
+def test_what_is_wrong_is_said_on_the_page(locusts: Locusts, account: Account, ear: Client) -> None:
+    locusts.elf("create", 2)
+    window = locusts.page()
+    for wrong, said in (
+        ({"interval": "0.001"}, "'0.001' is not 0.01 seconds or more"),
+        ({"qos": "2"}, "'2' is not 0 or 1"),
+        ({"subscribers": "much"}, "'much' is not a share from 0 to 1"),
+        ({"topic": "elf/#"}, "a message is published to one topic, without + and #"),
+        ({"json_message": "-"}, "workers share no standard input"),
+        ({"json_message": "none.json"}, "the message file none.json can't be read"),
+        ({"host": "a b"}, "'a b' is not HOST"),
+        ({"user_count": "3"}, "3 users are asked for, and there are 2 things"),
+    ):
+        answer = locusts.swarm(**{"user_count": 2, "spawn_rate": 2, **wrong})
+        assert not answer["success"] and said in answer["message"] and "what to do: " in answer["message"], answer
+    assert not account.policies_of("thing_0")
+    for _ in range(2):  # one run after the other
+        assert locusts.swarm(user_count=1, spawn_rate=2, interval="0.2")["success"]
+        hear_from(ear, 1)
+        assert locusts.swarm(user_count=2, spawn_rate=2)["success"]
+        hear_from(ear, 2)
+        assert "3 users are asked for" in locusts.swarm(user_count=3, spawn_rate=2)["message"]
+        assert locusts.swarm(user_count=1, spawn_rate=2)["success"]
+        locusts.stop()
+        ear.hear_all()
+    window.process.terminate()
+    assert "Traceback" not in window.end().err
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+def test_the_page_in_a_browser(locusts: Locusts, ear: Client) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    locusts.elf("create", 3)
+    port = free_port()
+    window = locusts.page("--processes", 2, "--master-bind-port", port, "--master-port", port)
+    processes = psutil.Process(window.process.pid).children()
+    assert len(processes) == 2
+    window.await_line("2 workers connected")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(1000 * PATIENCE_S)
+        page.goto(f"http://127.0.0.1:{locusts.web_port}")
+        users = page.locator("input[name=userCount]")
+        assert users.input_value() == "3"
+        page.get_by_text("Custom parameters").click()
+        page.locator("input[name=topic]").fill("elf/page/{thing_name}")
+        users.fill("4")
+        page.get_by_role("button", name="START").click()
+        expect(page.get_by_text("4 users are asked for, and there are 3 things")).to_be_visible()
+        users.fill("3")
+        page.get_by_role("button", name="START").click()
+        expect(page.get_by_role("button", name="STOP")).to_be_visible()
+        expect(page.get_by_text("elf/page/{thing_name}")).to_be_visible(timeout=1000 * PATIENCE_S)
+        assert {message.topic for message in hear_from(ear, 3)} == {f"elf/page/thing_{number}" for number in range(3)}
+        page.wait_for_function(
+            "fetch('/stats/requests').then(r => r.json()).then(s => s.total_rps > 0 && s.fail_ratio === 0)"
+        )
+        page.get_by_role("button", name="STOP").click()
+        expect(page.get_by_role("button", name="NEW")).to_be_visible()
+        browser.close()
+    window.process.terminate()
+    window.end()
+    for process in processes:
+        await_end(process)
