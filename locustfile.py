@@ -160,13 +160,15 @@ class Desk(Run):
         self.free: Queue[str] = Queue()  # things that no user has
         self.worker_of: dict[str, str] = {}  # by thing that a user has
         self.gone: set[str] = set()  # workers, without a word
+        self.working: set[str] = set()  # workers, at the end of a run
         self.turn = 0.0  # time.monotonic() of the last connect
         self.asked = 0  # diagnoses
         self.start, self.runner.start = self.runner.start, self.start_unless_refused
         for message, listener in (("take", self.hand_out), ("give", self.take_back), ("failed", self.find_cause)):
             self.runner.register_message(f"elf-{message}", listener, concurrent=True)
         if isinstance(self.runner, MasterRunner):
-            environment.events.test_stopping.add_listener(self.await_users)
+            self.runner.register_message("elf-finished", lambda msg, **_: self.working.discard(msg.node_id))
+            environment.events.test_stopping.add_listener(self.await_workers)
             gevent.spawn(self.watch_workers)
         if web_ui:
             answer = web_ui.auth_required_if_enabled(self.refuse_on_page)
@@ -260,11 +262,12 @@ class Desk(Run):
                 if worker in self.gone - clients.keys():
                     self.set_free(thing, worker)
 
-    def await_users(self, **_: object) -> None:
-        """Have all users stop, and wait: at its own end Locust does not, and misses what they still have to report."""
-        self.runner.send_message("elf-stop")
+    def await_workers(self, **_: object) -> None:
+        """Have the workers stop and report, and wait for it: Locust, at its own end, gives them half a second."""
+        self.working = {client.id for client in self.runner.clients.all}
+        self.runner.send_message("elf-finish")
         with gevent.Timeout(2 * SETTLE_S, False):
-            while set(self.worker_of.values()) - self.gone:
+            while self.working - self.gone:
                 gevent.sleep(0.05)
 
 
@@ -276,7 +279,9 @@ class Worker(Run):
         self.connects = BoundedSemaphore(elf.CONNECTS_AT_ONCE)
         self.waiting: dict[int, AsyncResult[dict[str, Any]]] = {}  # by the ID of the user
         self.runner.register_message("elf-thing", self.pass_on)
-        self.runner.register_message("elf-stop", lambda **_: self.runner.stop())
+        if isinstance(self.runner, WorkerRunner):
+            self.runner.register_message("elf-finish", self.finish)
+            environment.events.quitting.add_listener(self.finish)
 
     def pass_on(self, msg: Any, **_: object) -> None:
         user, duty = msg.data
@@ -284,6 +289,14 @@ class Worker(Run):
             self.waiting.pop(user).set(duty)
         else:  # it has stopped meanwhile
             self.runner.send_message("elf-give", duty["thing"])
+
+    def finish(self, **_: object) -> None:
+        """Stop the users, and report what they have done since Locust's last report."""
+        self.runner.stop()
+        data: dict[str, Any] = {}
+        self.environment.events.report_to_master.fire(client_id=self.runner.client_id, data=data)
+        self.runner.send_message("stats", data)
+        self.runner.send_message("elf-finished")
 
 
 class Thing(User):

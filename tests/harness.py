@@ -575,6 +575,7 @@ class Relay:
         self._changing = threading.Lock()
         self._silent = False
         self.arrivals: list[float] = []
+        self._arrived = threading.Condition()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._serve()
@@ -590,7 +591,9 @@ class Relay:
                     if listener is not self._listener:  # it went down meanwhile
                         client.close()
                         return
-                    self.arrivals.append(time.monotonic())
+                    with self._arrived:
+                        self.arrivals.append(time.monotonic())
+                        self._arrived.notify_all()
                     self._connect(client)
 
     def _connect(self, client: socket.socket) -> None:
@@ -614,6 +617,11 @@ class Relay:
         if not self._silent:  # else the other end does not hear of this one's end either
             with contextlib.suppress(OSError):
                 sink.shutdown(socket.SHUT_RDWR)
+
+    def await_arrivals(self, number: int) -> None:
+        """Wait until so many connections have come."""
+        with self._arrived:
+            assert self._arrived.wait_for(lambda: len(self.arrivals) >= number, PATIENCE_S), self.arrivals
 
     def cut(self) -> None:
         """Cut what is connected now; new connections are taken."""
