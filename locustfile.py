@@ -9,6 +9,7 @@ alone asks AWS anything; workers need the things' files, and no credentials.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import itertools
 import logging
@@ -93,10 +94,10 @@ def admit(cli: argparse.Namespace, users: int) -> dict[str, dict[str, Any]]:
     refuse_too_many(users, len(things))
     if messages is None:
         raise elf.ElfError("MessageMissing", file="-", error="workers share no standard input")
-    things, endpoint, patience_s = elf.admit(cli, things)
-    refuse_too_many(users, len(things))
+    admitted, endpoint, patience_s = elf.admit(cli, things)
+    refuse_too_many(users, len(admitted))
     heard = "/".join("+" if "{thing_name}" in level else level for level in cli.topic.split("/"))
-    listeners = [math.ceil(number * cli.subscribers) for number in range(len(things) + 1)]  # among the first so many
+    listeners = [math.ceil(number * cli.subscribers) for number in range(len(admitted) + 1)]  # among the first so many
     return {
         thing.name: {
             "thing": thing.name,
@@ -104,9 +105,9 @@ def admit(cli: argparse.Namespace, users: int) -> dict[str, dict[str, Any]]:
             "patience_s": patience_s[thing.name],
             "topic": topics[thing.name][0],
             "filters": [heard] if after > before else [],  # who listens does not publish
-            "fleet_size": len(things),
+            "fleet_size": len(admitted),
         }
-        for thing, (before, after) in zip(things, itertools.pairwise(listeners), strict=True)
+        for thing, (before, after) in zip(admitted, itertools.pairwise(listeners), strict=True)
     }
 
 
@@ -182,9 +183,9 @@ class Desk(Run):
         except Exception as error:
             elf.complain(error)
             things = 0
-        if self.options.headless or self.options.autostart:  # before the run, whose time policies would take
-            error = self.refusal(self.options.num_users, self.options) if things else True
-            if error and self.options.headless:
+        if self.options.headless or self.options.autostart:  # or policies would be made in the time of the run
+            refused = not things or self.refusal(self.options.num_users, self.options)
+            if refused and self.options.headless:
                 sys.exit(1)
 
     def refusal(self, users: int, options: argparse.Namespace) -> Exception | None:
@@ -211,7 +212,6 @@ class Desk(Run):
     def start_unless_refused(self, user_count: int, *args: Any, **settings: Any) -> None:
         """Start a run, or change its users, in place of the runner's own start()."""
         if not self.refusal(user_count, self.options):
-            self.environment.host = str(next(iter(self.duties.values()))["endpoint"])
             self.start(user_count, *args, **settings)
         elif self.options.headless:
             self.environment.process_exit_code = 1
@@ -250,17 +250,16 @@ class Desk(Run):
         """Tell of workers that are gone. Their things are free once Locust gives up on them, a minute later."""
         while True:
             gevent.sleep(1.0)
-            clients = self.runner.clients
-            missing = {client.id for client in clients.missing}
-            for worker in missing - self.gone:
-                things = elf.plural(list(self.worker_of.values()).count(worker), "thing")
-                error = elf.ElfError("WorkerGone", worker=worker, things=things)
+            missing = {client.id for client in self.runner.clients.missing}
+            given_up = self.gone - self.runner.clients.keys()
+            things = collections.Counter(self.worker_of.values())
+            for worker in things.keys() & missing - self.gone:
+                error = elf.ElfError("WorkerGone", worker=worker, things=elf.plural(things[worker], "thing"))
                 elf.complain(error)
                 self.count("WORKER", worker, None, error=error)
-            self.gone = missing | (self.gone - clients.keys())
-            for thing, worker in list(self.worker_of.items()):
-                if worker in self.gone - clients.keys():
-                    self.set_free(thing, worker)
+            self.gone = missing | given_up
+            for thing in [thing for thing, worker in self.worker_of.items() if worker in given_up]:
+                self.set_free(thing, self.worker_of[thing])
 
     def await_workers(self, **_: object) -> None:
         """Have the workers stop and report, and wait for it: Locust, at its own end, gives them half a second."""
