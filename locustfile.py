@@ -135,6 +135,7 @@ class Run:
         self.failure: Exception | None = None  # which then keeps each user from connecting
         try:
             self.cli = self.held.enter_context(opened_fleet(self.options))
+            # The desk as well: workers that can only read misc/ find the root certificates there.
             self.root_cert, self.messages = elf.root_of(self.cli), elf.read_messages(self.cli) or []
         except Exception as error:
             elf.complain(error)
@@ -165,7 +166,7 @@ class Desk(Run):
         self.turn = 0.0  # time.monotonic() of the last connect
         self.asked = 0  # diagnoses
         self.start, self.runner.start = self.runner.start, self.start_unless_refused
-        for message, listener in (("take", self.hand_out), ("give", self.take_back), ("failed", self.find_cause)):
+        for message, listener in (("take", self.hand_out), ("give", self.take_back), ("refused", self.find_cause)):
             self.runner.register_message(f"elf-{message}", listener, concurrent=True)
         if isinstance(self.runner, MasterRunner):
             self.runner.register_message("elf-finished", lambda msg, **_: self.working.discard(msg.node_id))
@@ -230,18 +231,18 @@ class Desk(Run):
         self.runner.send_message("elf-thing", (msg.data, duty), client_id=msg.node_id)
 
     def take_back(self, msg: Any, **_: object) -> None:
-        self.set_free(msg.data, msg.node_id)
+        if self.worker_of.get(msg.data) == msg.node_id:  # else it was given up on meanwhile
+            self.set_free(msg.data)
 
-    def set_free(self, thing: str, worker: str) -> None:
-        if self.worker_of.get(thing) == worker:
-            del self.worker_of[thing]
-            self.free.put(thing)
+    def set_free(self, thing: str) -> None:
+        del self.worker_of[thing]
+        self.free.put(thing)
 
     def find_cause(self, msg: Any, **_: object) -> None:
-        """Count what failed, as what AWS says that it is."""
+        """Count what the broker refused, as what AWS says that it is."""
         kind, name, took_s, (thing, failure, facts) = msg.data
         error = elf.ElfError(failure, **facts)
-        if failure.endswith("Refused") and self.asked < elf.DIAGNOSES:
+        if self.asked < elf.DIAGNOSES:
             self.asked += 1
             error = elf.diagnosed(self.cli, self.cli.fleet.things[thing], error)
         self.count(kind, name, took_s, error=error)
@@ -259,7 +260,7 @@ class Desk(Run):
                 self.count("WORKER", worker, None, error=error)
             self.gone = missing | given_up
             for thing in [thing for thing, worker in self.worker_of.items() if worker in given_up]:
-                self.set_free(thing, self.worker_of[thing])
+                self.set_free(thing)
 
     def await_workers(self, **_: object) -> None:
         """Have the workers stop and report, and wait for it: Locust, at its own end, gives them half a second."""
@@ -376,7 +377,7 @@ class Thing(User):
         self.device = None
         if isinstance(error, elf.ElfError) and error.failure.endswith("Refused"):
             self.worker.runner.send_message(
-                "elf-failed", (kind, str(name), took_s, elf.failed(self.duty["thing"], error))
+                "elf-refused", (kind, str(name), took_s, elf.failed(self.duty["thing"], error))
             )
         else:
             self.worker.count(kind, name, took_s, error=error)

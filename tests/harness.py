@@ -618,6 +618,10 @@ class Relay:
             with contextlib.suppress(OSError):
                 sink.shutdown(socket.SHUT_RDWR)
 
+    def broker(self, service: AwsService) -> tuple[str, ...]:
+        """The options by which ELF connects through it."""
+        return "--mqtt-endpoint", f"localhost:{self.port}", "--root-cert", str(service.root_cert)
+
     def await_arrivals(self, number: int) -> None:
         """Wait until so many connections have come."""
         with self._arrived:

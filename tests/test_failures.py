@@ -849,14 +849,10 @@ def test_a_client_id_that_is_taken_over_is_named(pair: Pair, service: AwsService
     explained(window.end(130), "ConnectionLost", "thing_0", client_id)
 
 
-def through(relay: Relay, service: AwsService) -> tuple[object, ...]:
-    return ("--mqtt-endpoint", f"localhost:{relay.port}", "--root-cert", service.root_cert)
-
-
 def test_a_subscription_that_is_deaf_in_the_end_is_explained(
     pair: Pair, relay: Relay, service: AwsService, explained: Explained
 ) -> None:
-    window = pair.start("subscribe", *through(relay, service), "--duration", "4")
+    window = pair.start("subscribe", *relay.broker(service), "--duration", "4")
     window.await_line("ELF listening on 2 things")
     relay.down()
     result = window.end(1)

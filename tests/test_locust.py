@@ -52,22 +52,15 @@ class Locusts:
         self.file = ROOT / "locustfile.py"
         self.report = elf.cwd / "report"
         self.broker: tuple[object, ...] = ("--host", f"localhost:{service.mqtt_port}")
-        self.root = ("--root-cert", service.root_cert)
+        reports = ("--csv", self.report, "--html", f"{self.report}.html", "--json-file", self.report)
+        self.options = ("--root-cert", service.root_cert, *reports)
         self.web_port = free_port()
         self.windows: list[Running] = []
         self._port = free_port()
 
     def start(self, *args: object, **environment: str) -> Running:
-        reports = ("--csv", self.report, "--html", f"{self.report}.html", "--json-file", self.report)
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "locust",
-                "-f",
-                str(self.file),
-                *map(str, args if "--worker" in args else (*args, *reports)),
-            ],
+            [sys.executable, "-m", "locust", "-f", str(self.file), *map(str, args)],
             cwd=self.elf.cwd,
             env={**self.elf.environment, "PYTHONPATH": str(ROOT), **environment},
             stdin=subprocess.DEVNULL,
@@ -79,7 +72,7 @@ class Locusts:
         return self.windows[-1]
 
     def headless(self, *args: object) -> Running:
-        return self.start("--headless", *self.broker, *self.root, *args)
+        return self.start("--headless", *self.broker, *self.options, *args)
 
     def master(self, workers: int, *args: object) -> Running:
         port = ("--master-bind-host", "127.0.0.1", "--master-bind-port", self._port)
@@ -92,7 +85,7 @@ class Locusts:
         return self.start("--worker", *where, **nobody, **environment)
 
     def page(self, *args: object) -> Running:
-        window = self.start("--web-host", "127.0.0.1", "--web-port", self.web_port, *self.broker, *self.root, *args)
+        window = self.start("--web-host", "127.0.0.1", "--web-port", self.web_port, *self.broker, *self.options, *args)
         await_listener(self.web_port)
         return window
 

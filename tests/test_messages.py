@@ -251,19 +251,16 @@ def test_a_connection_lost_in_the_middle_costs_messages_and_the_status(
     assert "sent 2 messages from 1 thing: 0 acknowledged, 2 lost" in result.err
 
 
-def test_a_connection_that_is_cut_is_said_to_be_and_comes_back(pair: Pair, ear: Client, service: AwsService) -> None:
-    relay = Relay(service.mqtt_port)
-    try:
-        through_relay = ("--mqtt-endpoint", f"localhost:{relay.port}", "--root-cert", str(service.root_cert))
-        window = pair.start("send", *through_relay, "--duration", "5", "--interval", "0.1")
-        window.await_line("posting message")
-        relay.cut()
-        for name in pair.things():
-            window.await_line(f"{name} lost its connection to localhost:{relay.port}")
-            window.await_line(f"{name} has its connection to localhost:{relay.port} again")
-        result = window.end()
-        assert re.search("ELF sent 100 messages from 2 things: 100 acknowledged, 0 lost", result.err)
-        heard = [message.payload.decode() for message in ear.hear_all()]
-        assert set(re.findall(r"posting message:'(.*)' on topic", result.err)) == set(heard)
-    finally:
-        relay.close()
+def test_a_connection_that_is_cut_is_said_to_be_and_comes_back(
+    pair: Pair, ear: Client, service: AwsService, relay: Relay
+) -> None:
+    window = pair.start("send", *relay.broker(service), "--duration", "5", "--interval", "0.1")
+    window.await_line("posting message")
+    relay.cut()
+    for name in pair.things():
+        window.await_line(f"{name} lost its connection to localhost:{relay.port}")
+        window.await_line(f"{name} has its connection to localhost:{relay.port} again")
+    result = window.end()
+    assert re.search("ELF sent 100 messages from 2 things: 100 acknowledged, 0 lost", result.err)
+    heard = [message.payload.decode() for message in ear.hear_all()]
+    assert set(re.findall(r"posting message:'(.*)' on topic", result.err)) == set(heard)

@@ -15,10 +15,6 @@ from harness import Account, AwsService, Client, Elf, InProcess, Pair, Relay, Re
 POSTED = re.compile(r"posting message:'(.*)' on topic: (\S+)")
 
 
-def through(relay: Relay, service: AwsService) -> tuple[str, ...]:
-    return "--mqtt-endpoint", f"localhost:{relay.port}", "--root-cert", str(service.root_cert)
-
-
 def assert_all_heard(result: Result, ear: Client, messages: int) -> None:
     """What ELF said that it sent has been heard by somebody else, at least once."""
     posted = Counter((topic, payload) for payload, topic in POSTED.findall(result.err))
@@ -35,7 +31,7 @@ def deny(action: str, resource: str = "*") -> Callable[[list[dict[str, Any]]], o
 def test_what_is_published_while_the_broker_is_away_arrives_later(
     pair: Pair, ear: Client, service: AwsService, relay: Relay, interval: str
 ) -> None:
-    window = pair.start("send", *through(relay, service), "--duration", "3", "--interval", interval)
+    window = pair.start("send", *relay.broker(service), "--duration", "3", "--interval", interval)
     window.await_line("posting message")
     relay.down()
     for name in pair.things():
@@ -52,7 +48,7 @@ def test_what_is_published_while_the_broker_is_away_arrives_later(
 def test_a_network_that_swallows_everything_loses_nothing(
     pair: Pair, ear: Client, service: AwsService, relay: Relay
 ) -> None:
-    window = pair.start("send", *through(relay, service), "--duration", "2", "--interval", "0.1")
+    window = pair.start("send", *relay.broker(service), "--duration", "2", "--interval", "0.1")
     window.await_line("posting message")
     relay.silence()
     window.await_line(r"waiting for \d+ acknowledgements")
@@ -71,7 +67,7 @@ def test_an_outage_longer_than_the_grace_is_given_up_and_what_is_lost_is_listed(
     relay.silence()
     threading.Timer(1.0, relay.close).start()
     relay.unsilence()
-    result = main_of_pair("send", *through(relay, service), "--duration", "3", "--interval", "0.1", status=1)
+    result = main_of_pair("send", *relay.broker(service), "--duration", "3", "--interval", "0.1", status=1)
     sent, acknowledged, lost = map(int, re.findall(r"sent (\d+) .*: (\d+) acknowledged, (\d+) lost", result.err)[0])
     assert (sent, acknowledged + lost) == (60, 60)
     assert lost > 0
@@ -86,7 +82,7 @@ def test_subscribe_comes_back_by_itself_and_says_how_long_it_was_deaf(
     pair: Pair, connect: Callable[[Account], Client], service: AwsService, relay: Relay
 ) -> None:
     client = connect(pair.account)
-    window = pair.start("subscribe", *through(relay, service), "--duration", "60", "--count", "2")
+    window = pair.start("subscribe", *relay.broker(service), "--duration", "60", "--count", "2")
     window.await_line("ELF listening on 2 things")
     relay.down()
     for name in pair.things():
@@ -102,7 +98,7 @@ def test_subscribe_comes_back_by_itself_and_says_how_long_it_was_deaf(
 
 
 def test_subscribe_that_is_deaf_in_the_end_fails(pair: Pair, service: AwsService, relay: Relay) -> None:
-    window = pair.start("subscribe", *through(relay, service), "--duration", "3")
+    window = pair.start("subscribe", *relay.broker(service), "--duration", "3")
     window.await_line("ELF listening on 2 things")
     relay.down()
     assert "had no connection in the end" in window.end(1).err
@@ -116,7 +112,7 @@ def test_a_fleet_on_several_processes_rides_out_an_outage(
     elf("send", *elf.broker, "--duration", "0.01", "--rate", 200)
     ear = connect(account)
     ear.subscribe("elf/#")
-    window = elf.start("send", *through(relay, service), "--duration", "5", "--interval", "0.5", "--verbose")
+    window = elf.start("send", *relay.broker(service), "--duration", "5", "--interval", "0.5", "--verbose")
     window.await_line("posting message")
     relay.down()
     window.await_line(r"thing_59 lost its connection")
@@ -129,7 +125,7 @@ def test_a_fleet_on_several_processes_rides_out_an_outage(
 
 @pytest.mark.long
 def test_many_reconnections_leak_no_thread_and_no_open_file(pair: Pair, service: AwsService, relay: Relay) -> None:
-    window = pair.start("subscribe", *through(relay, service), "--duration", "120")
+    window = pair.start("subscribe", *relay.broker(service), "--duration", "120")
     window.await_line("ELF listening on 2 things")
 
     def cut(times: int) -> None:
@@ -202,7 +198,7 @@ def test_a_thing_whose_certificate_goes_in_mid_run_is_given_up_and_explained(
         relay.cut()
 
     threading.Timer(1.5, break_it).start()
-    result = main("send", *through(relay, service), "--duration", "8", "--interval", "0.5", status=1)
+    result = main("send", *relay.broker(service), "--duration", "8", "--interval", "0.5", status=1)
     assert "thing_1 can't connect: its certificate is INACTIVE" in result.err
     posted = [topic for _, topic in POSTED.findall(result.err)]
     assert posted.count("elf/thing_0") == 16

@@ -147,8 +147,7 @@ def test_ctrl_c_still_brings_the_summary(pair: Pair) -> None:
 
 
 def test_what_the_sdk_prints_stays_out_of_the_json(pair: Pair, service: AwsService, relay: Relay) -> None:
-    broker = ("--mqtt-endpoint", f"localhost:{relay.port}", "--root-cert", service.root_cert)
-    window = pair.start("send", *broker, "--count", 30, "--interval", "0.1", *JSON)
+    window = pair.start("send", *relay.broker(service), "--count", 30, "--interval", "0.1", *JSON)
     window.await_line("posting message")
     relay.cut()
     window.await_count("has its connection", 2)

@@ -8,10 +8,13 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -95,16 +98,40 @@ def write_fleet(directory: Path, authority: Authority, things: int) -> None:
     (directory / "elf.json").write_text(json.dumps({"elf_id": uuid.uuid4().urn, "fleet": {"region": "us-west-2"}}))
 
 
+class Site(NamedTuple):
+    """A fleet, and a broker that lets it in."""
+
+    misc: Path
+    port: int
+    root_cert: Path
+
+
 @contextlib.contextmanager
-def mosquitto(directory: Path, authority: Authority) -> Iterator[tuple[int, int]]:
-    """Run Mosquitto with files in `directory`; yield its port and its process ID."""
+def site(things: int) -> Iterator[Site]:
+    """Have a fleet of `things` and a Mosquitto for it until the block ends; exit where there is no Mosquitto."""
+    if not find_mosquitto():
+        sys.exit("this benchmark needs Mosquitto: apt-get install mosquitto, or brew install mosquitto")
+    with tempfile.TemporaryDirectory() as name:
+        directory, authority = Path(name), Authority()
+        write_fleet(directory / "misc", authority, things)
+        with mosquitto(directory / "broker", authority) as port:
+            yield Site(directory / "misc", port, directory / "broker" / "ca.pem")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def mosquitto(directory: Path, authority: Authority) -> Iterator[int]:
+    """Run Mosquitto with files in `directory`; yield its port."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / "ca.pem").write_text(authority.root_pem)
     (directory / "server.pem").write_text(authority.certificate_pem("localhost"))
     (directory / "server.prv").touch(mode=0o600)
     (directory / "server.prv").write_text(authority.private_key_pem)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     (directory / "mosquitto.conf").write_text(CONFIGURATION.format(port=port, directory=directory))
     with (directory / "mosquitto.log").open("w") as log:
         broker = subprocess.Popen([str(find_mosquitto()), "-c", str(directory / "mosquitto.conf")], stderr=log)
@@ -115,7 +142,7 @@ def mosquitto(directory: Path, authority: Authority) -> Iterator[tuple[int, int]
             time.sleep(0.05)
         if broker.poll() is not None:
             raise RuntimeError(f"mosquitto ended with {broker.returncode}")
-        yield port, broker.pid
+        yield port
     finally:
         broker.terminate()
         broker.wait()

@@ -10,7 +10,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -70,49 +69,58 @@ def measure(command: list[str], ready: str, duration_s: float) -> tuple[str, Usa
     return "".join(lines), usage
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+class Sent(NamedTuple):
+    """What `elf.py send` reports."""
+
+    messages: str
+    lost: str
+    p50_ms: str
+    p99_ms: str
+    late_ms: str
+
+
+def run_elf(site: broker.Site, duration_s: int) -> tuple[Sent, Usage]:
+    """Have all things send at one message a second for `duration_s`."""
+    elf = [sys.executable, str(ELF), "--misc-dir", str(site.misc), "send", "--duration", str(duration_s)]
+    elf += ["--root-cert", str(site.root_cert), "--mqtt-endpoint", f"localhost:{site.port}"]
+    output, usage = measure(elf, "ELF sending", duration_s)
+    counts = re.search(r"sent (\d+) messages .* (\d+) lost", output)
+    times = re.search(r"([\d.]+) ms \(p50\), .*, ([\d.]+) ms \(p99\), .*; at most ([\d.]+) ms", output)
+    if not counts or not times:
+        sys.exit(output[-2000:])
+    return Sent(*counts.groups(), *times.groups()), usage
+
+
+def used(usage: Usage, things: int) -> list[str]:
+    return [f"{usage.cores:.2f}", f"{usage.memory_kib / things:.0f}"]
+
+
+def parse_arguments(description: str, duration_s: int) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--things", type=int, default=1000)
-    parser.add_argument("--duration", type=int, default=30)
-    options = parser.parse_args()
-    if not broker.find_mosquitto():
-        sys.exit("this benchmark needs Mosquitto: apt-get install mosquitto, or brew install mosquitto")
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        authority = broker.Authority()
-        broker.write_fleet(directory / "misc", authority, options.things)
-        with broker.mosquitto(directory / "broker", authority) as (port, _):
-            root_cert = str(directory / "broker" / "ca.pem")
-            elf = [sys.executable, str(ELF), "--misc-dir", str(directory / "misc"), "send"]
-            elf += [
-                "--duration",
-                str(options.duration),
-                "--root-cert",
-                root_cert,
-                "--mqtt-endpoint",
-                f"localhost:{port}",
-            ]
-            output, usage = measure(elf, "ELF sending", options.duration)
-            lost = re.search(r"(\d+) lost", output)
-            times = re.search(r"([\d.]+) ms \(p50\), .*, ([\d.]+) ms \(p99\), .*; at most ([\d.]+) ms", output)
-            if not lost or not times:
-                sys.exit(output[-2000:])
-            rows.append(["elf.py send", lost[1], *times.groups(), *_used(usage, options.things)])
-            crt = [sys.executable, str(HERE / "crt_fleet.py"), str(directory / "misc"), str(port), root_cert]
-            output, usage = measure([*crt, str(options.things), str(options.duration)], "connected", options.duration)
-            result = json.loads(output.splitlines()[-1])
-            times_ms = (f"{result[key]:.1f}" for key in ("p50_ms", "p99_ms", "late_ms"))
-            rows.append(["AWS CRT client", result["lost"], *times_ms, *_used(usage, options.things)])
+    parser.add_argument("--duration", type=int, default=duration_s)
+    return parser.parse_args()
+
+
+def show(options: argparse.Namespace, heads: list[str], rows: list[list[object]]) -> None:
     table.show(
         f"{options.things} things, one QoS 1 message a second each for {options.duration} s, Mosquitto, mutual TLS",
-        ["client", "lost", "ack p50 ms", "ack p99 ms", "late ms", "cores", "KiB a thing"],
+        heads,
         rows,
     )
 
 
-def _used(usage: Usage, things: int) -> list[str]:
-    return [f"{usage.cores:.2f}", f"{usage.memory_kib / things:.0f}"]
+def main() -> None:
+    options = parse_arguments(__doc__, duration_s=30)
+    with broker.site(options.things) as site:
+        sent, usage = run_elf(site, options.duration)
+        rows: list[list[object]] = [["elf.py send", *sent[1:], *used(usage, options.things)]]
+        crt = [sys.executable, str(HERE / "crt_fleet.py"), str(site.misc), str(site.port), str(site.root_cert)]
+        output, usage = measure([*crt, str(options.things), str(options.duration)], "connected", options.duration)
+        result = json.loads(output.splitlines()[-1])
+        times_ms = (f"{result[key]:.1f}" for key in ("p50_ms", "p99_ms", "late_ms"))
+        rows.append(["AWS CRT client", result["lost"], *times_ms, *used(usage, options.things)])
+    show(options, ["client", "lost", "ack p50 ms", "ack p99 ms", "late ms", "cores", "KiB a thing"], rows)
 
 
 if __name__ == "__main__":
