@@ -113,11 +113,12 @@ each = log.getChild("each")  # for what is said of one thing or one message, whi
 
 
 class ElfError(Exception):
-    """A failure that ELF finds itself: its name in FAILURES, and the facts that the two lines mention."""
+    """A failure that ELF finds itself: its two lines, cause and remedy; or a name in FAILURES, and their facts."""
 
-    def __init__(self, failure: str, **facts: object) -> None:
-        super().__init__(failure, facts)
+    def __init__(self, failure: str, remedy: str = "", **facts: object) -> None:
+        super().__init__(failure, remedy, facts)
         self.failure = failure
+        self.remedy = remedy
         self.facts = facts
 
 
@@ -433,6 +434,8 @@ def names_of(error: BaseException) -> list[str]:
 
 def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause in plain words, and the remedy."""
+    if isinstance(error, ElfError) and error.remedy:
+        return printable(error.failure), printable(error.remedy)
     message = _message(error)
     who = re.search(r"User: (\S+)", message)
     facts = {
