@@ -115,7 +115,7 @@ each = log.getChild("each")  # for what is said of one thing or one message, whi
 class ElfError(Exception):
     """A failure that ELF finds itself: its two lines, cause and remedy; or a name in FAILURES, and their facts."""
 
-    def __init__(self, failure: str, remedy: str = "", **facts: object) -> None:
+    def __init__(self, failure: str, remedy: str = "", **facts: Any) -> None:
         super().__init__(failure, remedy, facts)
         self.failure = failure
         self.remedy = remedy
@@ -2418,7 +2418,8 @@ class Device:
         import socket
         import ssl
 
-        facts = {"thing": self.name, "endpoint": self._endpoint, "error": error, "client_id": f"{self.name}-*"}
+        facts: dict[str, Any] = {"thing": self.name, "endpoint": self._endpoint, "error": error}
+        facts["client_id"] = f"{self.name}-*"
         if isinstance(error, RefusedError):
             return ElfError(error.failure, **facts, topic=error.topic)
         if broken := self._broken_file():
