@@ -15,6 +15,11 @@ those above it and none below.
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - macOS's own is 3.9, which would get as far as losing keys
+    sys.exit("elf.py needs Python 3.10 or later, and this is {}.{}: try `uv run elf.py`".format(*sys.version_info))
+
 # What only some commands need is imported where they need it, boto3 and the SDK among it: `--help` is to be quick.
 import argparse
 import bisect
@@ -31,7 +36,6 @@ import os
 import queue
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -435,7 +439,7 @@ def names_of(error: BaseException) -> list[str]:
 def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause in plain words, and the remedy."""
     if isinstance(error, ElfError) and error.remedy:
-        return printable(error.failure), printable(error.remedy)
+        return error.failure, error.remedy
     message = _message(error)
     who = re.search(r"User: (\S+)", message)
     facts = {
@@ -446,7 +450,6 @@ def explain(error: BaseException) -> tuple[str, str]:
         "url": "the control plane's endpoint",
         **(error.facts if isinstance(error, ElfError) else {}),
     }
-    facts = {name: value if isinstance(value, float) else printable(str(value)) for name, value in facts.items()}
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
     return cause.format(**facts), remedy.format(**facts)
 
@@ -474,6 +477,7 @@ def complain(error: BaseException) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 EVERYTHING = logging.INFO - 1  # the level of --verbose
+KEY_ID_CHARACTERS = 16  # at the least (AccessKey, IAM API reference); what is shorter may be a word
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
@@ -487,6 +491,54 @@ def discard(stream: TextIO) -> None:
     """Have all that is still written to a stream vanish, since the stream takes no more."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+_secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
+
+
+def hide(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
+    """Have a credential, or a user and password, never be shown, however a library may write it in its messages."""
+    global _secrets
+    import urllib.parse
+
+    for value in filter(None, values):
+        escaped = value.encode("unicode_escape").decode(), json.dumps(value)[1:-1], repr(value)[1:-1]
+        forms = {value, urllib.parse.quote(value, safe=""), *escaped, *value.split()}
+        _secrets |= {form for form in forms if len(form) >= least}
+
+
+def hide_environment() -> None:
+    """Hide the credentials in the environment, and the passwords in its URLs."""
+    for name, value in os.environ.items():
+        if re.fullmatch("AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|SECURITY_TOKEN)", name):
+            hide(value)
+        elif user := re.search("//(.+)@", value) if re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) else None:
+            hide(user[1], user[1].partition(":")[2], least=4)
+
+
+def redacted(text: str) -> str:
+    """Take the secrets out of a text. All that ELF says passes here: log lines, tracebacks, JSON, usage errors."""
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+class LogFormatter(logging.Formatter):
+    """Writes the original's log lines, in UTC, in which nothing moves the reader's cursor and no secret stands."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s:iot-elf:%(levelname)s - %(message)s")
+        self.converter = time.gmtime
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -520,10 +572,8 @@ class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 def start_logging(level: int, inbox: Inbox | None = None) -> None:
     """Log ELF's own lines, in UTC, on standard error; what libraries log stays unheard."""
-    formatter = logging.Formatter("%(asctime)s:iot-elf:%(levelname)s - %(message)s")
-    formatter.converter = time.gmtime
     handler = LogHandler(inbox)
-    handler.setFormatter(formatter)
+    handler.setFormatter(LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
@@ -604,7 +654,7 @@ class Results:
     def put(self, event: str, **fields: Any) -> None:
         if self._stream:
             try:
-                self._stream.write(json.dumps({"event": event, **fields}) + "\n")
+                self._stream.write(redacted(json.dumps({"event": event, **fields})) + "\n")
                 self._stream.flush()
             except OSError as error:
                 stream, self._stream = self._stream, None
@@ -621,7 +671,7 @@ def printable(text: str) -> str:
 
 
 def decoded(payload: bytes) -> str:
-    return printable(payload.decode("utf-8", errors="backslashreplace"))
+    return payload.decode("utf-8", errors="backslashreplace")
 
 
 def utf8(text: str) -> bytes:
@@ -1248,7 +1298,7 @@ def _holders(path: Path) -> str:
     except OSError:
         holders = []
     alive = [f"`{command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
-    return printable(", ".join(dict.fromkeys(alive))) or "one that has just started"
+    return ", ".join(dict.fromkeys(alive)) or "one that has just started"
 
 
 def _is_alive(pid: str) -> bool:
@@ -1373,6 +1423,9 @@ def connect_control_plane(place: Place, inbox: Inbox, things_per_s: float = THIN
     from botocore.config import Config
 
     session = _session(place)
+    credentials = session.get_credentials()  # of which there may be none
+    if credentials:
+        refuse_bad_credentials(credentials)
     if not place.local and not place.region:
         place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION)
     if not place.local and not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
@@ -1396,6 +1449,8 @@ def connect_control_plane(place: Place, inbox: Inbox, things_per_s: float = THIN
         pacer = Pacer(things_per_s)
         events.register("before-send.iot", pacer.wait)
         events.register("response-received.iot", pacer.learn)
+    if credentials:
+        events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
     events.register_last("before-send.iot", inbox.check)
     events.register_first("needs-retry.iot.DescribeEndpoint", _give_up_early)
     events.register_first("needs-retry.iot.CreateKeysAndCertificate", _ask_once)
@@ -1433,6 +1488,20 @@ def _session(place: Place) -> Any:
     empty = (None, None, os.devnull, None)
     core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
     return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+
+
+def refuse_bad_credentials(credentials: Any) -> None:
+    """Keep credentials secret, and raise ElfError where HTTP can't carry one: a line end comes along with a copy."""
+    frozen = credentials.get_frozen_credentials()
+    hide(frozen.access_key, frozen.secret_key, frozen.token)
+    names = {"access key ID": frozen.access_key, "secret access key": frozen.secret_key, "session token": frozen.token}
+    for name, value in names.items():
+        if value and not re.fullmatch("[!-~]+", value):
+            raise ElfError(
+                f"the AWS {name} (from {credentials.method}) has a line end, a space or another character that no "
+                f"{name} has",
+                "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
+            )
 
 
 def _account(session: Any, place: Place) -> str:
@@ -2840,6 +2909,7 @@ def work(job: Job, connection: Any, inherited: Sequence[Any], log_level: int) ->
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent too, which sees to it
     if POSIX:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for handle in inherited:
         handle.close()  # or nobody would see the parent end, nor its lock go
     start_logging(log_level)
@@ -3302,7 +3372,7 @@ def subscribe(cli: argparse.Namespace) -> int:
                 event = cli.inbox.get(deadline)
                 if isinstance(event, Received):
                     received += 1
-                    each.info("Received message: %s from topic: %s", decoded(event.payload), printable(event.topic))
+                    each.info("Received message: %s from topic: %s", decoded(event.payload), event.topic)
                     if (sent_at := time_of_sending(event.payload)) is not None:
                         latency.add(event.at - sent_at)
                     cli.results.put("received", **in_json(event), qos=event.qos, retain=event.retain)
@@ -3986,7 +4056,7 @@ class Parser(argparse.ArgumentParser):
         known = [*self.known, *re.findall(r"[\w-]+", message.partition("choose from")[2])]
         meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
-        self.exit(2, f"{self.prog}: error: {message}{suggestion} (see {self.prog} --help)\n")
+        self.exit(2, redacted(printable(f"{self.prog}: error: {message}{suggestion} (see {self.prog} --help)")) + "\n")
 
     def add_options(self, options: Sequence[Option], group: str | None = None) -> None:
         target = self.add_argument_group(group) if group else self
@@ -4105,9 +4175,10 @@ def run_command(cli: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def signals_to(inbox: Inbox) -> Iterator[None]:
-    """Bring SIGINT and SIGTERM to the inbox, unless the caller has them ignored (a shell's background job, say)."""
+    """Bring signals to the inbox, unless the caller has them ignored (a shell's background job, nohup)."""
     before = {}
-    wanted = ("SIGINT", "SIGTERM", "SIGBREAK")  # Windows has the last, Ctrl-Break, and can't be asked by the second
+    # Windows has the last, Ctrl-Break, and neither SIGHUP, a terminal's end, nor a way to ask by SIGTERM.
+    wanted = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     for signum in (getattr(signal, name) for name in wanted if hasattr(signal, name)):
         if signal.getsignal(signum) is not signal.SIG_IGN:
             with contextlib.suppress(ValueError):  # not in the main thread
@@ -4122,8 +4193,9 @@ def signals_to(inbox: Inbox) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ELF, and return the exit status.
 
-    0 done, 1 something failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads the output any more.
+    0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 who read the output is gone.
     """
+    hide_environment()
     parser = build_parser()
     parser.typed = list(sys.argv[1:] if argv is None else argv)
     try:
