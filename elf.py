@@ -66,9 +66,21 @@ ROOT_CERT = HERE / "aws-iot-rootCA.crt"
 MAX_PAYLOAD_BYTES = 128 * 1024
 MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
-# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: "Subscribe" alone, or not listed
-UNPUBLISHABLE = re.compile(
-    r"\$(?!aws/)|\$aws/events/|\$aws/things/.*/(accepted|rejected|delta|documents|notify|notify-next)$"
+# The same page: neither the slashes nor the bytes of these count. Its slashes forbid a command's answer with a format,
+# and the page of reserved topics has that topic: it gets the slash that it needs.
+UNCOUNTED = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
+# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: those of $aws/ that it lets clients
+# publish to. What is not listed there, and all else that begins with $, AWS answers by closing the connection.
+PUBLISHABLE = re.compile(
+    r"\$aws/(rules/.+"
+    r"|things/[^/]+/shadow/(name/[^/]+/)?(get|update|delete)"
+    r"|things/[^/]+/jobs/(get|start-next|[^/]+/(get|update))"
+    r"|things/[^/]+/defender/metrics/(json|cbor)"
+    r"|things/[^/]+/streams/[^/]+/(describe|get)/(json|cbor)"
+    r"|certificates/(create|create-from-csr)/(json|cbor)"
+    r"|provisioning-templates/[^/]+/provision/(json|cbor)"
+    r"|device_location/[^/]+/get_position_estimate"
+    r"|commands/(things|clients)/[^/]+/executions/[^/]+/response(/(json|cbor))?)"
 )
 MAX_CLIENT_ID_BYTES = 128
 MAX_SUBSCRIPTIONS = 50  # a connection
@@ -388,6 +400,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "TooManyFilters": ("AWS IoT takes 50 subscriptions a connection, not {count}", "leave some --topic out"),
     "FilterMisplaced": ("in a topic filter + is one whole level, and # all the rest at the end: {topic}", _TOPIC),
     "TopicReserved": ("AWS IoT keeps this topic for itself, and lets nobody publish to it: {topic}", _TOPIC),
+    "TopicUnheard": ("what is published there goes to a rule, and to no subscriber: {topic}", _TOPIC),
     # This machine
     "ModuleNotFoundError": (
         "a Python package is missing: {error}",
@@ -2055,17 +2068,18 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
     levels = topic.split("/")
     if not topic or "\0" in topic:
         return "TopicEmpty"
-    if len(utf8(topic)) > MAX_TOPIC_BYTES:
+    counted = UNCOUNTED.sub("", topic, count=1) if topic.startswith("$") else topic
+    if len(utf8(counted)) > MAX_TOPIC_BYTES:
         return "TopicTooLong"
-    if len(levels) - 1 - 3 * topic.startswith(("$aws/rules/", "$share/")) > MAX_TOPIC_SLASHES:
+    if counted.count("/") > MAX_TOPIC_SLASHES:
         return "TopicTooDeep"
     if not wildcards and ("#" in topic or "+" in topic):
         return "TopicHasWildcard"
     if "#" in topic[:-1] or any(level != wild and wild in level for level in levels for wild in "+#"):
         return "FilterMisplaced"
-    if not wildcards and UNPUBLISHABLE.match(topic):
-        return "TopicReserved"
-    return None
+    if wildcards:
+        return "TopicUnheard" if topic.startswith("$aws/rules/") else None
+    return "TopicReserved" if topic.startswith("$") and not PUBLISHABLE.fullmatch(topic) else None
 
 
 class Line(NamedTuple):
