@@ -122,6 +122,7 @@ DIAGNOSES = 20  # of things that the broker refuses: the rest fail alike
 LISTED = 20  # things or messages, at the most, that get a line each without --verbose
 FEW_THINGS = 5  # so many are made or cleaned before anybody looks for a progress bar
 REDRAW_S = 0.2  # the live line
+MOST_UNREAD = 8 * 1024 * 1024  # characters that a slow reader leaves waiting: some 50,000 messages
 LOCAL_START_S = 60.0  # one second as a rule; a cold disk takes longer
 
 log = logging.getLogger("iot-elf")
@@ -500,10 +501,101 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def discard(stream: TextIO) -> None:
-    """Have all that is still written to a stream vanish, since the stream takes no more."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def open_standard_streams() -> None:
+    """Have descriptors 0, 1 and 2 lead somewhere, or a key file could get the number of one that is closed.
+
+    What is written to one that does not block would be lost when its reader is slow.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free
+        if number and hasattr(os, "set_blocking"):  # Windows has none before Python 3.12
+            with contextlib.suppress(OSError):
+                os.set_blocking(number, True)
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it is there to the end
+
+
+class Output:
+    """Writes log lines and JSON in their order, in a thread of its own: a reader that stalls does not stall ELF.
+
+    What is unread is bounded: whoever has more to say waits for the reader, or for the user who ends ELF.
+    """
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+        self._jobs: collections.deque[tuple[Callable[[], object], TextIO, int]] = collections.deque()
+        self._changed = threading.Condition()
+        self._unread = 0  # characters
+        self._thread: threading.Thread | None = None
+        self._broken: set[TextIO] = set()  # streams that take no more
+        self.failure: OSError | None = None  # of one of these, unless its reader has simply gone
+
+    def write(self, stream: TextIO, text: str) -> None:
+        def write() -> None:
+            tqdm = sys.modules.get("tqdm")  # which the first bar imports
+            above = tqdm and stream is sys.stderr
+            with tqdm.tqdm.external_write_mode(stream) if tqdm and above else contextlib.nullcontext():
+                stream.write(text)
+                stream.flush()
+
+        self.call(write, stream, len(text))
+
+    def call(self, job: Callable[[], object], stream: TextIO, size: int = 0) -> None:
+        """Have the thread do something that writes to a stream. Any thread may call this."""
+        with self._changed:
+            while self._unread > MOST_UNREAD and self._inbox.signum is None:
+                self._changed.wait(REDRAW_S)  # a signal's handler must not touch a condition, so look for it
+            self._jobs.append((job, stream, size))
+            self._unread += size
+            if not self._thread:
+                self._thread = threading.Thread(target=self._work, daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or not self._thread)
+                if not self._jobs:
+                    return
+                job, stream, size = self._jobs[0]
+            try:
+                if stream not in self._broken:
+                    job()
+            except Exception as error:
+                self._broken.add(stream)
+                with contextlib.suppress(OSError, ValueError):  # or Python, at its end, would try once more
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader has gone, or its terminal
+                    self._inbox.hang_up()
+                else:
+                    self.failure = error if isinstance(error, OSError) else OSError(str(error))
+                    self.failure.filename = "standard error" if stream is sys.stderr else "standard output"
+            with self._changed:
+                self._jobs.popleft()
+                self._unread -= size
+                self._changed.notify_all()
+
+    def rest(self, patience_s: float = math.inf) -> bool:
+        """Wait until all is written, and end the thread; or until the user stops ELF, and a little longer.
+
+        Returns whether all is written.
+        """
+        deadline = time.monotonic() + patience_s
+        with self._changed:
+            while self._jobs and time.monotonic() < deadline:
+                self._changed.wait(REDRAW_S)
+                if self._inbox.signum is not None:
+                    deadline = min(deadline, time.monotonic() + STOP_S / 2)
+            thread, is_written = self._thread, not self._jobs
+            if is_written:
+                self._thread = None
+                self._changed.notify_all()
+        if thread and is_written:
+            thread.join()
+        return is_written
 
 
 _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
@@ -555,11 +647,11 @@ class LogFormatter(logging.Formatter):
 
 
 class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes log lines above the bar or the live line, if there is one; whoever closed standard error ends ELF."""
+    """Writes log lines above the bar or the live line, if there is one."""
 
-    def __init__(self, inbox: Inbox | None) -> None:
+    def __init__(self, output: Output | None) -> None:
         super().__init__(sys.stderr)
-        self._inbox = inbox
+        self._output = output
         self._coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
         if self._coloured and sys.platform == "win32":
             import colorama  # which tqdm brings along there
@@ -571,21 +663,15 @@ class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
         return f"{colour}{super().format(record)}\x1b[0m" if colour else super().format(record)
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm = sys.modules.get("tqdm")  # which the first bar imports
-        with tqdm.tqdm.external_write_mode(self.stream) if tqdm else contextlib.nullcontext():
+        if self._output:
+            self._output.write(self.stream, self.format(record) + self.terminator)
+        else:  # a worker process's
             super().emit(record)
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        if not isinstance(sys.exc_info()[1], BrokenPipeError):
-            super().handleError(record)
-        elif self._inbox:
-            discard(self.stream)
-            self._inbox.hang_up()
 
-
-def start_logging(level: int, inbox: Inbox | None = None) -> None:
+def start_logging(level: int, output: Output | None = None) -> None:
     """Log ELF's own lines, in UTC, on standard error; what libraries log stays unheard."""
-    handler = LogHandler(inbox)
+    handler = LogHandler(output)
     handler.setFormatter(LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
@@ -624,58 +710,67 @@ def _bar(**settings: Any) -> Any:
     return tqdm.tqdm(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
 
 
-def progress(what: str, steps: Iterable[T], total: int) -> Iterable[T]:
+def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
     """Go through `steps`, with a progress bar if there are more than a few and a person watches."""
     if total <= FEW_THINGS or not on_terminal() or log.isEnabledFor(logging.DEBUG):
-        return steps
-    bar: Iterable[T] = _bar(iterable=steps, desc=what, total=total, unit=" things")
-    return bar
+        yield from steps
+        return
+    bar = _bar(desc=what, total=total, unit=" things")
+    try:
+        for step in steps:
+            yield step
+            output.call(bar.update, sys.stderr)
+    finally:
+        output.call(bar.close, sys.stderr)
 
 
 @contextlib.contextmanager
-def live_line(inbox: Inbox, text: Callable[[], str]) -> Iterator[None]:
+def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
     """Keep a line that `text` makes at the foot of the terminal, if a person watches, as long as the block runs."""
     if not on_terminal() or log.isEnabledFor(logging.DEBUG):
         yield
         return
     bar = _bar(bar_format="{desc}")
     drawn_at = 0.0
+    is_drawn = threading.Event()
+    is_drawn.set()
+
+    def show() -> None:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        bar.set_description_str(text()[: columns - 1])
+        is_drawn.set()
 
     def draw() -> None:
         nonlocal drawn_at
-        if time.monotonic() > drawn_at + REDRAW_S:
+        if time.monotonic() > drawn_at + REDRAW_S and is_drawn.is_set():
             drawn_at = time.monotonic()
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-            bar.set_description_str(text()[: columns - 1])
+            is_drawn.clear()
+            output.call(show, sys.stderr)
 
     inbox.between = draw
     try:
         yield
     finally:
         inbox.between = None
-        bar.close()
+        output.call(bar.close, sys.stderr)
 
 
 class Results:
     """What a program reads: with --output json, one JSON object a line on standard output, the last a summary."""
 
-    def __init__(self, stream: TextIO | None, inbox: Inbox) -> None:
+    def __init__(self, stream: TextIO | None, output: Output) -> None:
         self._stream = stream
-        self._inbox = inbox
+        self._output = output
         self.summary: dict[str, Any] = {}  # which the command fills
 
     def put(self, event: str, **fields: Any) -> None:
-        if self._stream:
-            try:
-                self._stream.write(redacted(json.dumps({"event": event, **fields})) + "\n")
-                self._stream.flush()
-            except OSError as error:
-                stream, self._stream = self._stream, None
-                discard(stream)
-                if not isinstance(error, BrokenPipeError):
-                    error.filename = "standard output"
-                    raise
-                self._inbox.hang_up()
+        """Write an event. Raises the OSError that an earlier one met."""
+        if not self._stream:
+            return
+        if error := self._output.failure:
+            self._stream = None
+            raise error
+        self._output.write(self._stream, redacted(json.dumps({"event": event, **fields})) + "\n")
 
 
 def printable(text: str) -> str:
@@ -743,7 +838,7 @@ class Inbox:
     def __init__(self) -> None:
         self._arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._events: collections.deque[Any] = collections.deque()
-        self._signum: int | None = None
+        self.signum: int | None = None
         self.between: Callable[[], None] | None = None  # called again and again while get() has nothing to return
 
     def put(self, event: Any) -> None:
@@ -751,20 +846,20 @@ class Inbox:
 
     def interrupt(self, signum: int, _frame: object) -> None:
         """Handle a signal: the first lets the calls under way finish and be recorded, a second stops at once."""
-        if self._signum is not None:
+        if self.signum is not None:
             raise KeyboardInterrupt
-        self._signum = signum
+        self.signum = signum
         self.put([])  # SimpleQueue.put() is safe in a signal handler
 
     def hang_up(self) -> None:
         """Stop, quietly: who read the output has gone."""
-        if self._signum is None:
+        if self.signum is None:
             self.interrupt(SIGPIPE, None)
 
     def check(self, **_: object) -> None:
         """Raise Interrupted if the user asked to stop. Any thread may call this, and botocore before it sends."""
-        if self._signum is not None:
-            raise Interrupted(self._signum)
+        if self.signum is not None:
+            raise Interrupted(self.signum)
 
     def get(self, deadline: float) -> Any:
         """Return the next event, or None once `deadline` (time.monotonic()) is past; raise Interrupted."""
@@ -2017,6 +2112,8 @@ def read_messages(cli: argparse.Namespace) -> list[Composer] | None:
         return [Composer.of(utf8(cli.message), {"msg": cli.message})]
     path: Path = cli.json_message
     if str(path) == "-":
+        if sys.stdin is None:
+            raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
         return None
     try:
         text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
@@ -2831,7 +2928,7 @@ class Crew:
     All that happens to them comes to `inbox` as events.
     """
 
-    def __init__(self, jobs: Sequence[Job], inbox: Inbox, not_theirs: Sequence[Any] = ()) -> None:
+    def __init__(self, jobs: Sequence[Job], inbox: Inbox, output: Output, not_theirs: Sequence[Any] = ()) -> None:
         """Start; `not_theirs` are open files that a worker process shall not keep open."""
         import gc
 
@@ -2849,6 +2946,7 @@ class Crew:
         import multiprocessing
 
         load_sdk()  # once for all workers
+        output.rest(patience_s=1.0)  # a fork wants a single thread
         # A fork shares what is loaded; it is safe while there is one thread, and where the system's libraries allow it.
         forking = POSIX and sys.platform == "linux" and threading.active_count() == 1
         context: Any = multiprocessing.get_context("fork" if forking else "spawn")
@@ -3242,7 +3340,7 @@ def step_by_step(
 ) -> Iterator[tuple[T, Any]]:
     """Take a step with many things at once; yield each that it succeeds with, and the result."""
     brevity_for(len(things))
-    for thing, result in progress(what, for_each(cli.inbox, things, step), len(things)):
+    for thing, result in progress(cli.printer, what, for_each(cli.inbox, things, step), len(things)):
         if isinstance(result, Exception):
             failures.add(getattr(thing, "name", str(thing)), result)
         else:
@@ -3260,7 +3358,10 @@ def send_messages(cli: argparse.Namespace) -> int:
         shift.take(event)
         tally.take(event)
 
-    with at_work(cli, things, topics, spread if messages else 0.0) as shift, live_line(cli.inbox, tally.__str__):
+    with (
+        at_work(cli, things, topics, spread if messages else 0.0) as shift,
+        live_line(cli.inbox, cli.printer, tally.__str__),
+    ):
         what = plural(rounds, "message") if messages else "each line of standard input"
         log.info("[send_messages] ELF sending %s from each of %s", what, plural(shift.online, "thing"))
         refused = 0
@@ -3378,26 +3479,35 @@ def subscribe(cli: argparse.Namespace) -> int:
     def text() -> str:
         return f"received {received} | {rate}" + (f" | latency {latency.recent_ms:.0f} ms" if latency.in_ms() else "")
 
-    with at_work(cli, things, filters) as shift, live_line(cli.inbox, text):
+    def take(event: Any) -> None:
+        nonlocal received
+        shift.take(event)
+        if isinstance(event, Received) and event.at < ends_at and received < (cli.count or math.inf):
+            received += 1
+            each.info("Received message: %s from topic: %s", decoded(event.payload), event.topic)
+            if (sent_at := time_of_sending(event.payload)) is not None:
+                latency.add(event.at - sent_at)
+            cli.results.put("received", **in_json(event), qos=event.qos, retain=event.retain)
+
+    with at_work(cli, things, filters) as shift, live_line(cli.inbox, cli.printer, text):
         log.info("[subscribe] ELF listening on %s for %g s", plural(shift.online, "thing"), cli.duration)
-        deadline = time.monotonic() + cli.duration
+        deadline, ends_at = time.monotonic() + cli.duration, time.time() + cli.duration
         try:
             while received < (cli.count or math.inf) and time.monotonic() < deadline and not shift.has_failed:
-                event = cli.inbox.get(deadline)
-                if isinstance(event, Received):
-                    received += 1
-                    each.info("Received message: %s from topic: %s", decoded(event.payload), event.topic)
-                    if (sent_at := time_of_sending(event.payload)) is not None:
-                        latency.add(event.at - sent_at)
-                    cli.results.put("received", **in_json(event), qos=event.qos, retain=event.retain)
-                shift.take(event)
-        finally:
+                take(cli.inbox.get(deadline))
             deaf = shift.still_offline
+            shift.crew.stop()
+            for event in cli.inbox.rest():  # what came in time, and nobody had the time to report
+                cli.inbox.check()
+                take(event)
+        finally:
+            if unreported := sum(isinstance(event, Received) for event in cli.inbox.rest()):
+                log.warning("[subscribe] %s more came, and had not been reported", plural(unreported, "message"))
             shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
             if latency.in_ms():
                 log.info("[subscribe] received, after the time in their ts, within %s", latency)
             log.info("[subscribe] ELF received %s on %s", plural(received, "message"), plural(shift.online, "thing"))
-            cli.results.summary.update(received=received, latencyMs=latency.in_ms())
+            cli.results.summary.update(received=received, notReported=unreported, latencyMs=latency.in_ms())
     if cli.count is not None and received < cli.count:
         messages = plural(received, "message")
         raise ElfError("TooFewMessages", messages=messages, duration=cli.duration, count=cli.count)
@@ -3550,7 +3660,7 @@ def at_work(
         )
         for share in range(shares)
     ]
-    crew = Crew(jobs, cli.inbox, not_theirs=[fleet.lock] if fleet.lock else [])
+    crew = Crew(jobs, cli.inbox, cli.printer, not_theirs=[fleet.lock] if fleet.lock else [])
     shift = Shift(cli, crew, things)
     shift.failed |= topics.keys() - shift.things.keys()  # without a policy
     try:
@@ -4209,6 +4319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 who read the output is gone.
     """
+    open_standard_streams()
     hide_environment()
     parser = build_parser()
     parser.typed = list(sys.argv[1:] if argv is None else argv)
@@ -4224,22 +4335,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     cli.inbox = Inbox()
-    cli.results = Results(sys.stdout if cli.output == "json" else None, cli.inbox)
-    start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else logging.INFO, cli.inbox)
-    status = run_to_the_end(cli)
+    cli.printer = Output(cli.inbox)
+    cli.results = Results(sys.stdout if cli.output == "json" else None, cli.printer)
+    start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else logging.INFO, cli.printer)
+    with signals_to(cli.inbox):
+        status = run_to_the_end(cli)
+        try:
+            return report_end(cli, status)
+        except KeyboardInterrupt:
+            return status or 128 + signal.SIGINT
+
+
+def report_end(cli: argparse.Namespace, status: int) -> int:
+    """Write the summary and all that is not written yet, and return the exit status: not 0 if that failed."""
+    printer: Output = cli.printer
     try:
         cli.results.put("summary", command=cli.command.name, exitStatus=status, **cli.results.summary)
     except OSError as error:
         complain(error)
-        return 1
-    return status
+        status = status or 1
+    is_written = printer.rest()
+    if printer.failure and not status:
+        complain(printer.failure)
+        printer.rest()
+        status = 1
+    return status or (0 if is_written else 128 + (cli.inbox.signum or 0))
 
 
 def run_to_the_end(cli: argparse.Namespace) -> int:
     """Run the command, explain what keeps it from success, and return the exit status."""
     try:
-        with signals_to(cli.inbox):
-            return run_command(cli)
+        if cli.output == "json" and sys.stdout is None:
+            raise ElfError(
+                "standard output is closed, and --output json writes there", "open it, or leave --output out"
+            )
+        return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:
             log.warning("stopped by %s", signal.Signals(interrupted.signum).name)
@@ -4256,7 +4386,6 @@ def run_to_the_end(cli: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     exit_status = main()
-    if threading.active_count() > 1:  # a call that outlasts Ctrl-C, or a connection that hangs, holds nobody up
-        sys.stdout.flush()
+    if threading.active_count() > 1:  # a call that outlasts Ctrl-C, a connection that hangs or a reader holds nobody up
         os._exit(exit_status)
     sys.exit(exit_status)
