@@ -71,16 +71,20 @@ MAX_TOPIC_SLASHES = 7
 UNCOUNTED = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
 # https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: those of $aws/ that it lets clients
 # publish to. What is not listed there, and all else that begins with $, AWS answers by closing the connection.
+# It leaves out those of two services: greengrass/v2/developerguide/device-auth.html (its minimal policy) and
+# iot-fleetwise/latest/developerguide/reserved-topics.html, whose vehicles answer commands in protobuf.
 PUBLISHABLE = re.compile(
     r"\$aws/(rules/.+"
     r"|things/[^/]+/shadow/(name/[^/]+/)?(get|update|delete)"
     r"|things/[^/]+/jobs/(get|start-next|[^/]+/(get|update))"
     r"|things/[^/]+/defender/metrics/(json|cbor)"
+    r"|things/[^/]+/greengrass(v2)?/health/json"
     r"|things/[^/]+/streams/[^/]+/(describe|get)/(json|cbor)"
     r"|certificates/(create|create-from-csr)/(json|cbor)"
     r"|provisioning-templates/[^/]+/provision/(json|cbor)"
     r"|device_location/[^/]+/get_position_estimate"
-    r"|commands/(things|clients)/[^/]+/executions/[^/]+/response(/(json|cbor))?)"
+    r"|commands/(things|clients)/[^/]+/executions/[^/]+/response(/(json|cbor|protobuf))?"
+    r"|iotfleetwise/vehicles/[^/]+/(checkins|signals|command/response|last_known_states/data))"
 )
 MAX_CLIENT_ID_BYTES = 128
 MAX_SUBSCRIPTIONS = 50  # a connection
@@ -159,7 +163,6 @@ _ANOTHER_PLACE = "check who owns it, or choose another place with --misc-dir"
 _ANEW = "`elf.py clean` and `elf.py create` make the fleet anew"
 _NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twice: {_ANEW}"
 _SEE_ABOVE = "see the lines above"
-_TOPIC = "name another with --topic"
 
 # Every failure a user can meet: what is wrong, and what to do. Its names are ELF's own, an AWS error code, an errno or
 # an exception class; the nearest counts. {error} is the message it came with. README's troubleshooting has all of them.
@@ -394,14 +397,6 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "MessageFileEmpty": ("the message file {file} holds no message", "put some in, a line each"),
     "LinesRefused": ("{lines} of the input could not be sent", _SEE_ABOVE),
     "PayloadTooLong": ("the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one"),
-    "TopicEmpty": ("the topic is empty, or has a null character: {topic}", _TOPIC),
-    "TopicTooLong": ("the topic is longer than AWS IoT's 256 bytes: {topic}", _TOPIC),
-    "TopicTooDeep": ("the topic has more than AWS IoT's 7 slashes: {topic}", _TOPIC),
-    "TopicHasWildcard": ("a message is published to one topic, without + and #: {topic}", _TOPIC),
-    "TooManyFilters": ("AWS IoT takes 50 subscriptions a connection, not {count}", "leave some --topic out"),
-    "FilterMisplaced": ("in a topic filter + is one whole level, and # all the rest at the end: {topic}", _TOPIC),
-    "TopicReserved": ("AWS IoT keeps this topic for itself, and lets nobody publish to it: {topic}", _TOPIC),
-    "TopicUnheard": ("what is published there goes to a rule, and to no subscriber: {topic}", _TOPIC),
     # This machine
     "ModuleNotFoundError": (
         "a Python package is missing: {error}",
@@ -2154,29 +2149,34 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
     """Raise ElfError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
     for each_of_thing in topics.values():
         if len(each_of_thing) > MAX_SUBSCRIPTIONS:
-            raise ElfError("TooManyFilters", count=len(each_of_thing))
+            raise ElfError(
+                f"AWS IoT takes {MAX_SUBSCRIPTIONS} subscriptions a connection, not {len(each_of_thing)}",
+                "leave some --topic out, or use a wildcard",
+            )
         for topic in each_of_thing:
             if problem := problem_of_topic(topic, wildcards):
-                raise ElfError(problem, topic=repr(topic[:300]))
+                raise ElfError(f"{problem}: {topic[:300]!r}", "name another with --topic")
 
 
 def problem_of_topic(topic: str, wildcards: bool) -> str | None:
-    """Name, as FAILURES does, what is wrong with a topic or topic filter."""
+    """Say what is wrong with a topic, or with `wildcards` a topic filter; None: nothing."""
     levels = topic.split("/")
     if not topic or "\0" in topic:
-        return "TopicEmpty"
+        return "the topic is empty, or has a null character"
     counted = UNCOUNTED.sub("", topic, count=1) if topic.startswith("$") else topic
     if len(utf8(counted)) > MAX_TOPIC_BYTES:
-        return "TopicTooLong"
+        return f"the topic is longer than AWS IoT's {MAX_TOPIC_BYTES} bytes"
     if counted.count("/") > MAX_TOPIC_SLASHES:
-        return "TopicTooDeep"
+        return f"the topic has more than AWS IoT's {MAX_TOPIC_SLASHES} slashes"
     if not wildcards and ("#" in topic or "+" in topic):
-        return "TopicHasWildcard"
+        return "a message is published to one topic, without + and #"
     if "#" in topic[:-1] or any(level != wild and wild in level for level in levels for wild in "+#"):
-        return "FilterMisplaced"
-    if wildcards:
-        return "TopicUnheard" if topic.startswith("$aws/rules/") else None
-    return "TopicReserved" if topic.startswith("$") and not PUBLISHABLE.fullmatch(topic) else None
+        return "in a topic filter + is one whole level, and # all the rest at the end"
+    if wildcards and topic.startswith("$aws/rules/"):
+        return "what is published there goes to a rule, and to no subscriber"
+    if not wildcards and topic.startswith("$") and not PUBLISHABLE.fullmatch(topic):
+        return "AWS IoT keeps this topic for itself, and lets nobody publish to it"
+    return None
 
 
 class Line(NamedTuple):

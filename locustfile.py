@@ -141,7 +141,10 @@ def refuse_others(web_host: str) -> Any:
     sites = [urlsplit(request.headers[name]).netloc for name in ("Origin", "Referer") if name in request.headers]
     is_own = request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin") and set(sites) <= {own.netloc}
     is_link = request.method == "GET" and request.path == "/"  # which anybody may have
-    if not is_known or not (is_own or is_link):
+    # GET in Locust before 2.47, for which a browser may keep the other site's name to itself; the page's own it sends.
+    is_change = request.method != "POST" and request.path.endswith(("/stop", "/stats/reset"))
+    is_nameless = not sites and "Sec-Fetch-Site" not in request.headers
+    if not is_known or not (is_own or is_link) or (is_change and is_nameless):
         return "Locust's page takes requests from itself alone", 403
     request.form = ImmutableMultiDict((key, value) for key, value in request.form.items(multi=True) if key in EDITABLE)
     return None

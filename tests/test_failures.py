@@ -154,14 +154,6 @@ PROVOKED_BY = {
     "MessageFileEmpty": "test_a_file_of_messages_that_has_none_is_explained",
     "LinesRefused": "test_lines_of_the_input_that_can_not_be_sent_are_explained",
     "PayloadTooLong": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a long message]",
-    "TopicEmpty": "test_a_message_or_topic_that_aws_does_not_take_is_explained[an empty topic]",
-    "TopicTooLong": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a long topic]",
-    "TopicTooDeep": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a deep topic]",
-    "TopicHasWildcard": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a wildcard]",
-    "TooManyFilters": "test_a_message_or_topic_that_aws_does_not_take_is_explained[too many filters]",
-    "FilterMisplaced": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a # in the middle]",
-    "TopicReserved": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a reserved topic]",
-    "TopicUnheard": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a topic of rules]",
     # This machine
     "ModuleNotFoundError": "test_a_python_without_the_packages_is_explained",
     "TooFewDescriptors": "test_a_system_that_allows_few_open_files_is_explained",
@@ -1126,28 +1118,6 @@ def test_lines_of_the_input_that_can_not_be_sent_are_explained(pair: Pair, expla
         pytest.param(("send", "\udcff"), "NotUtf8", "UTF-8", id="a message of other bytes"),
         pytest.param(("send", "--topic", "\udcff"), "NotUtf8", "UTF-8", id="a topic of other bytes"),
         pytest.param(("send", "x" * 2**17), "PayloadTooLong", "128 KiB", id="a long message"),
-        pytest.param(("send", "--topic", ""), "TopicEmpty", "''", id="an empty topic"),
-        pytest.param(("send", "--topic", "a\0b"), "TopicEmpty", "a\\x00b", id="a null in a topic"),
-        pytest.param(("subscribe", "--topic", "x" * 257), "TopicTooLong", "256 bytes", id="a long topic"),
-        pytest.param(("send", "--topic", "1/2/3/4/5/6/7/8/9"), "TopicTooDeep", "7/8/9", id="a deep topic"),
-        pytest.param(("send", "--topic", "a/+"), "TopicHasWildcard", "a/+", id="a wildcard"),
-        pytest.param(
-            ("subscribe", *(word for number in range(51) for word in ("--topic", str(number)))),
-            "TooManyFilters",
-            "50 subscriptions a connection, not 51",
-            id="too many filters",
-        ),
-        pytest.param(("subscribe", "--topic", "a/#/b"), "FilterMisplaced", "a/#/b", id="a # in the middle"),
-        pytest.param(("subscribe", "--topic", "a+/b"), "FilterMisplaced", "a+/b", id="a + in a level"),
-        pytest.param(("send", "--topic", "$SYS/x"), "TopicReserved", "$SYS/x", id="a reserved topic"),
-        pytest.param(
-            ("subscribe", "--topic", "$aws/rules/r/#"), "TopicUnheard", "$aws/rules/r/#", id="a topic of rules"
-        ),
-        pytest.param(
-            ("send", "--topic", "$aws/things/{thing_name}/shadow/get/accepted"),
-            *("TopicReserved", "thing_0"),
-            id="an answer of AWS IoT's",
-        ),
     ],
 )
 def test_a_message_or_topic_that_aws_does_not_take_is_explained(

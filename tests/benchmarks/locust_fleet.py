@@ -33,7 +33,9 @@ def run_locust(site: broker.Site, things: int, duration_s: int) -> list[str]:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment)
 
     def ask(path: str, posted: bytes | None = None) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/stats/{path}", posted, timeout=30) as answer:
+        own = f"http://127.0.0.1:{port}/"
+        page_asks = urllib.request.Request(f"{own}stats/{path}", posted, {"Referer": own})
+        with urllib.request.urlopen(page_asks, timeout=30) as answer:
             return str(answer.read(), "utf-8")
 
     def row(kind: str) -> dict[str, float]:
