@@ -115,7 +115,7 @@ each = log.getChild("each")  # for what is said of one thing or one message, whi
 class ElfError(Exception):
     """A failure that ELF finds itself: its two lines, cause and remedy; or a name in FAILURES, and their facts."""
 
-    def __init__(self, failure: str, remedy: str = "", **facts: object) -> None:
+    def __init__(self, failure: str, remedy: str = "", **facts: Any) -> None:
         super().__init__(failure, remedy, facts)
         self.failure = failure
         self.remedy = remedy
