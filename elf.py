@@ -3819,7 +3819,7 @@ def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
     fleet: Fleet = cli.fleet
     directory = fleet.local_directory
     local_aws = _local_aws()
-    local = local_aws.find(directory)
+    local = local_aws.find(directory, cli.inbox.check)
     if not local:
         with fleet.locked(cli.inbox):
             try:

@@ -25,14 +25,16 @@ import hmac
 import json
 import os
 import secrets
+import shlex
 import shutil
 import socket
 import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
@@ -88,14 +90,14 @@ class LocalAws(NamedTuple):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def find(directory: Path) -> LocalAws | None:
-    """Find the server of `directory`, if one runs and is ready; it takes ANSWER_S at the most."""
+def find(directory: Path, check: Callable[[], object] = lambda: None) -> LocalAws | None:
+    """Find the server of `directory`, if one runs and answers within ANSWER_S."""
     local = _read_address(directory) if is_alive(directory) else None
-    return local if local and _ask(local, "ready", ANSWER_S) else None
+    return local if local and _ask(local, "ready", ANSWER_S, check) else None
 
 
 def find_or_start(directory: Path, check: Callable[[], object], say: Callable[[str, Path], object]) -> LocalAws:
-    """Find the server of `directory`, or start one with the state it had, and wait until it is ready, START_S at most.
+    """Find the server of `directory`, or start one with the state it had, and wait until it answers, START_S at most.
 
     `check` is called several times a second, and may raise; `say` is called before a server is started. One that is
     alive but slow is waited for, and never replaced.
@@ -104,11 +106,9 @@ def find_or_start(directory: Path, check: Callable[[], object], say: Callable[[s
     started: subprocess.Popen[bytes] | None = None
     deadline = time.monotonic() + START_S
     try:
-        while time.monotonic() < deadline:
+        while not (local := find(directory, check)):
             if is_alive(directory):
-                local = _read_address(directory)
-                if local and _ask(local, "ready", ANSWER_S, check):
-                    return local
+                pass
             elif not started:
                 say("starting the embedded AWS IoT in %s", directory)
                 started = _start(directory)
@@ -117,25 +117,27 @@ def find_or_start(directory: Path, check: Callable[[], object], say: Callable[[s
                     f"the embedded AWS IoT did not start: {_last_line(directory)} (exit status {status})",
                     f"see why in {directory / LOG}",
                 )
+            if time.monotonic() > deadline:
+                raise LocalAwsError(
+                    f"the embedded AWS IoT has not answered for {START_S:g} s",
+                    f"see why in {directory / LOG}, and end its process if it still runs",
+                )
             check()
             time.sleep(LOOK_S)
     except BaseException:
         if started:
             started.kill()
         raise
-    if started:
-        started.kill()
-    raise LocalAwsError(
-        f"the embedded AWS IoT in {directory} runs, but has not answered for {START_S:g} s",
-        f"end its process if it hangs, and run the command again; its log is {directory / LOG}",
-    )
+    return local
 
 
 def is_alive(directory: Path) -> bool:
     """Say whether a server runs for `directory`, be it ready or not."""
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), _opened_lock(directory, os.O_RDWR) as descriptor:
-        return not _lock(descriptor)
-    return False
+    try:
+        with open(directory / LOCK, "r+b", opener=_open_private) as file:
+            return not _lock(file.fileno())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def save(local: LocalAws) -> None:
@@ -183,16 +185,10 @@ def _environment(directory: Path) -> dict[str, str]:
         # or relative entry would be its working directory, which others may have filled.
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry),
         "PYTHONSAFEPATH": "1",
-        "BIND_HOST": "127.0.0.1",
         "AUTH": "true",  # IoT policies are enforced, as AWS does
         "PERSIST_STATE": "1",
         "STATE_DIR": "state",
-        "S3_DATA_DIR": "s3",
         "TMPDIR": str(directory),
-        "DOCKER_HOST": "unix:///nonexistent",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
     }
 
 
@@ -248,15 +244,6 @@ def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o600)
 
 
-@contextlib.contextmanager
-def _opened_lock(directory: Path, flags: int) -> Iterator[int]:
-    descriptor = _open_private(str(directory / LOCK), flags)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _lock(descriptor: int) -> bool:
     """Lock a file until it is closed, or return False: another process has it. The system unlocks it for the dead."""
     try:
@@ -286,14 +273,13 @@ def serve(directory: Path) -> None:
     os.umask(0o077)
     os.chdir(directory)
     _raise_limits()
-    here = Path()
-    with _opened_lock(here, os.O_RDWR | os.O_CREAT) as descriptor:
+    with open(LOCK, "a+b", opener=_open_private) as file:
         deadline = time.monotonic() + ANSWER_S
-        while not _lock(descriptor):  # a command looks whether we are alive
+        while not _lock(file.fileno()):  # for a moment, a command that looks whether we are alive has it
             if time.monotonic() > deadline:
                 sys.exit("another server runs here")
             time.sleep(LOOK_S)
-        before = _read_address(here)
+        before = _read_address(Path())
         Path(ADDRESS).unlink(missing_ok=True)  # a dead server's
         http, mqtt = _listen(before.http_port if before else 0), _listen(before.mqtt_port if before else 0)
         os.environ["GATEWAY_PORT"] = str(http.getsockname()[1])  # for the addresses that DescribeEndpoint gives
@@ -322,8 +308,10 @@ async def _serve(http: socket.socket, mqtt: socket.socket) -> None:
     from ministack.core.persistence import load_state, save_state
     from ministack.services import iot
 
+    saving = threading.Lock()
+
     def save_now() -> None:
-        with contextlib.suppress(RuntimeError):  # a change in mid-copy: the next time
+        with saving, contextlib.suppress(RuntimeError):  # a change in mid-copy: the next time
             save_state("iot", iot.get_state())
 
     if state := load_state("iot"):
@@ -365,13 +353,11 @@ async def _end_with_address(mine: str) -> None:
     while True:
         await asyncio.sleep(0.2)
         try:
-            if Path(ADDRESS).read_text(encoding="ascii") != mine:
+            if Path(ADDRESS).read_bytes() != mine.encode("ascii"):
                 os._exit(0)
         except OSError as error:  # too many open files, say, is no reason to end
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
                 os._exit(0)
-        except ValueError:
-            os._exit(0)
 
 
 def _write_private(name: str, text: str) -> None:
@@ -465,6 +451,8 @@ async def _read_body(receive: Any) -> bytes:
     parts = []
     while True:
         event = await receive()
+        if event["type"] == "http.disconnect":
+            raise ConnectionError("the client hung up in mid-request")
         parts.append(event.get("body", b""))
         if not event.get("more_body"):
             return b"".join(parts)
@@ -482,7 +470,9 @@ def show_environment(misc: Path) -> int:
         print(f"no embedded AWS IoT runs in {misc / 'local'}", file=sys.stderr)  # noqa: T201
         print("what to do: start one with `elf.py --local create`, or name its misc/ with --misc-dir", file=sys.stderr)  # noqa: T201
         return 1
-    region = json.loads((misc / "elf.json").read_text(encoding="utf-8"))["fleet"]["region"]
+    region = "us-west-2"
+    with contextlib.suppress(OSError, ValueError, KeyError):  # before the fleet's first thing
+        region = json.loads((misc / "elf.json").read_text(encoding="utf-8"))["fleet"]["region"]
     variables = {
         "AWS_ENDPOINT_URL": local.url,
         "AWS_ACCESS_KEY_ID": local.token,
@@ -492,7 +482,7 @@ def show_environment(misc: Path) -> int:
         "NO_PROXY": "127.0.0.1",
     }
     for name, value in variables.items():
-        print(f"export {name}={value}")  # noqa: T201
+        print(f"export {name}={shlex.quote(value)}")  # noqa: T201
     return 0
 
 
