@@ -9,7 +9,7 @@
 A thing goes through this file from top to bottom: `create` makes it in AWS IoT with a certificate of its own and
 remembers it in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over
 MQTT with mutual TLS and let it talk (Messages, Device), on one of several processes if there are many (Crew); `clean`
-takes all of it away again. `--local` puts an embedded AWS IoT under the same commands (Local AWS). Each section uses
+takes all of it away again. `--local` puts an embedded AWS IoT under the same commands (local_aws.py). Each section uses
 those above it and none below.
 """
 
@@ -127,7 +127,6 @@ LISTED = 20  # things or messages, at the most, that get a line each without --v
 FEW_THINGS = 5  # so many are made or cleaned before anybody looks for a progress bar
 REDRAW_S = 0.2  # the live line
 MOST_UNREAD = 8 * 1024 * 1024  # characters that a slow reader leaves waiting: some 50,000 messages
-LOCAL_START_S = 60.0  # one second as a rule; a cold disk takes longer
 
 log = logging.getLogger("iot-elf")
 each = log.getChild("each")  # for what is said of one thing or one message, which brevity_for() may hold back
@@ -406,13 +405,6 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "{things} in a process need {needed} open files, and this system allows {allowed}",
         "raise the limit (`ulimit -Hn`, or nofile in /etc/security/limits.conf), or use fewer things",
     ),
-    "NoMiniStack": (
-        "--local needs MiniStack, and there is no Python package {packages}",
-        f"{_PIP} {HERE / 'requirements-local.txt'}",
-    ),
-    "LocalDidNotStart": ("the embedded AWS IoT did not start: {error}", "see why in {log}"),
-    "LocalDied": ("the embedded AWS IoT ended in mid-run", "see why in {log}; the next command starts it again"),
-    "NoFreePort": ("there is no free port on 127.0.0.1", "end other programs, then try again"),
     "Exception": ("unexpected {name}: {error}", "run the command again with --debug to see where it comes from"),
 }
 FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
@@ -1515,9 +1507,12 @@ class Pacer:
                 self._slowness.pop(operation, None)
 
 
-def connect_control_plane(place: Place, inbox: Inbox, things_per_s: float = THINGS_PER_S) -> tuple[Any, Place]:
+def connect_control_plane(
+    place: Place, inbox: Inbox, headers: Mapping[str, str], things_per_s: float = THINGS_PER_S
+) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
+    Every request carries `headers`, without which the embedded AWS IoT lets nobody in.
     Once the user has asked to stop, its calls raise Interrupted before they are sent.
     Returns it with the place as it is once AWS's configuration and DescribeEndpoint have had their say.
     Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors; Interrupted.
@@ -1554,6 +1549,8 @@ def connect_control_plane(place: Place, inbox: Inbox, things_per_s: float = THIN
         events.register("response-received.iot", pacer.learn)
     if credentials:
         events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
+    hide(*headers.values())
+    events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     events.register_last("before-send.iot", inbox.check)
     events.register_first("needs-retry.iot.DescribeEndpoint", _give_up_early)
     events.register_first("needs-retry.iot.CreateKeysAndCertificate", _ask_once)
@@ -3099,7 +3096,7 @@ def diagnosed(cli: argparse.Namespace, thing: Thing, failure: ElfError) -> ElfEr
     """Return what AWS knows of why the broker refused a thing, or `failure` where AWS can't be asked."""
     try:
         with cli.asking:  # one client for all
-            cli.control_plane = cli.control_plane or connect_control_plane(cli.place, cli.inbox)
+            cli.control_plane = cli.control_plane or connect_control_plane(cli.place, cli.inbox, cli.headers)
             iot, place = cli.control_plane
         return diagnose(iot, place, thing, failure)
     except Exception as error:
@@ -3569,7 +3566,9 @@ def forget_things(cli: argparse.Namespace) -> None:
 def reach_aws(cli: argparse.Namespace) -> tuple[Any, Place]:
     """Connect to the control plane where the fleet lives, or shall."""
     if not cli.control_plane:
-        cli.control_plane = in_background(cli.inbox, lambda: connect_control_plane(cli.place, cli.inbox, cli.rate))
+        cli.control_plane = in_background(
+            cli.inbox, lambda: connect_control_plane(cli.place, cli.inbox, cli.headers, cli.rate)
+        )
     control_plane: tuple[Any, Place] = cli.control_plane
     return control_plane
 
@@ -3755,253 +3754,6 @@ def root_of(cli: argparse.Namespace) -> Path:
     except OSError as error:  # ssl.SSLError is one
         raise ElfError("RootInvalid", file=path, error=error.strerror or error) from error
     return path
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Local AWS: MiniStack
-# ---------------------------------------------------------------------------------------------------------------------
-
-ROOT_PATH = "/_ministack/iot/ca.pem"
-SAVE_PATH = "/_elf/save"
-LOCAL_LOG = "ministack.log"
-
-
-class LocalAws(NamedTuple):
-    url: str
-    mqtt: Endpoint
-    root_cert: Path
-
-
-def find_local(directory: Path) -> LocalAws | None:
-    """Find the embedded AWS IoT of `directory` (misc/local/), if it runs."""
-    ports, root_cert = _address(directory), directory / "ca.pem"
-    if not ports or not _is_ready(ports[0]) or not root_cert.exists():
-        return None
-    http_port, mqtt_port = ports
-    if _get(http_port, ROOT_PATH) != root_cert.read_bytes():  # another one, that got the port since
-        return None
-    return LocalAws(f"http://127.0.0.1:{http_port}", Endpoint("localhost", mqtt_port), root_cert)
-
-
-def start_local(directory: Path, inbox: Inbox) -> LocalAws:
-    """Start the embedded AWS IoT in the background, with the state it had, and wait until it is ready.
-
-    Raises: ElfError when MiniStack is not installed or does not start.
-    """
-    import importlib.util
-    import subprocess
-
-    missing = [name for name in ("ministack", "hypercorn", "cryptography") if not importlib.util.find_spec(name)]
-    if missing:
-        raise ElfError("NoMiniStack", packages=" or ".join(missing))
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    http_port, mqtt_port = _ports(directory)
-    log.info("starting the embedded AWS IoT in %s", directory)
-    with open(directory / LOCAL_LOG, "w", opener=_not_through_links) as logfile:
-        arguments = (Path(__file__).resolve(), directory, http_port, mqtt_port)
-        process = subprocess.Popen(
-            [sys.executable, "-c", _LAUNCHER, *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=logfile,
-            stderr=subprocess.STDOUT,
-            cwd=directory,
-            env=_local_environment(directory, http_port, mqtt_port),
-            start_new_session=True,  # the terminal's Ctrl-C is not for it
-            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )
-    deadline = time.monotonic() + LOCAL_START_S
-    try:
-        while process.poll() is None and time.monotonic() < deadline:
-            if _is_ready(http_port) and (root_cert := _get(http_port, ROOT_PATH)):
-                write_private(directory / "ca.pem", root_cert.decode("ascii"))
-                if local := find_local(directory):
-                    return local
-            inbox.check()
-            time.sleep(0.05)
-    except BaseException:
-        process.kill()
-        raise
-    process.kill()
-    raise ElfError("LocalDidNotStart", error=f"exit status {process.wait()}", log=directory / LOCAL_LOG)
-
-
-def save_local(local: LocalAws) -> None:
-    """Have the embedded AWS IoT save its state, so that not even kill -9 takes away what a command has made."""
-    _get(int(local.url.rpartition(":")[2]), SAVE_PATH)
-
-
-def stop_local(directory: Path) -> None:
-    """Stop the embedded AWS IoT, if it runs, and remove its directory."""
-    import shutil
-
-    ports = _address(directory)
-    (directory / "address.json").unlink(missing_ok=True)  # which is what tells it to end
-    deadline = time.monotonic() + 5
-    while ports and _is_ready(ports[0]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    shutil.rmtree(directory, ignore_errors=True)
-
-
-def _ports(directory: Path) -> tuple[int, int]:
-    """Choose the ports it had the last time, or free ones."""
-    for http_port, mqtt_port in filter(None, (_address(directory), (0, 0))):
-        with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as stack:
-            return _reserve(stack, http_port), _reserve(stack, mqtt_port)
-    raise ElfError("NoFreePort")
-
-
-def _address(directory: Path) -> tuple[int, int] | None:
-    """Read on which ports, HTTP and MQTT, the embedded AWS IoT listens, or did."""
-    try:
-        address = json.loads((directory / "address.json").read_text(encoding="ascii"))
-        return int(address["http"]), int(address["mqtt"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _is_ready(http_port: int) -> bool:
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        return bool(json.loads(_get(http_port, "/_ministack/ready"))["iot_mtls"] == "listening")
-    return False
-
-
-def _reserve(stack: contextlib.ExitStack, port: int) -> int:
-    import socket
-
-    listener = stack.enter_context(socket.create_server(("127.0.0.1", port)))
-    return int(listener.getsockname()[1])
-
-
-def _get(port: int, path: str) -> bytes:
-    """Ask the embedded AWS IoT, and return its answer, which is empty if there is none."""
-    import http.client
-
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)  # by no proxy
-    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
-        connection.request("GET", path)
-        response = connection.getresponse()
-        if response.status == 200:
-            return response.read()
-    return b""
-
-
-def _local_environment(directory: Path, http_port: int, mqtt_port: int) -> dict[str, str]:
-    """Give MiniStack what it needs, and nothing of the user's AWS configuration, Docker or home."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "DOCKER_", "PYTHON"))}
-    return inherited | {
-        "GATEWAY_PORT": str(http_port),
-        "IOT_MTLS_PORT": str(mqtt_port),
-        "BIND_HOST": "127.0.0.1",
-        "AUTH": "true",  # IoT policies are enforced, as AWS does
-        "PERSIST_STATE": "1",
-        "STATE_DIR": "state",
-        "S3_DATA_DIR": "s3",
-        "TMPDIR": str(directory),
-        "DOCKER_HOST": "unix:///nonexistent",  # it would tidy up containers at its start
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-
-
-# The background process runs serve_local() of this very file, whatever its name.
-_LAUNCHER = "import runpy, sys; runpy.run_path(sys.argv[1])['serve_local'](*sys.argv[2:])"
-
-
-def serve_local(directory: str, http_port: str, mqtt_port: str) -> None:
-    """Be the embedded AWS IoT, in a process of its own, until address.json is gone or another's.
-
-    So it ends by itself when misc/ is deleted, and nobody has to trust a process ID. Its working directory is
-    `directory`, and the paths that it writes to are relative: it makes nothing anew when that is gone.
-    """
-    os.umask(0o077)
-    _bind_to_loopback_only()
-    _mend_asyncio()
-    address = Path(directory, "address.json")
-    content = json.dumps({"http": int(http_port), "mqtt": int(mqtt_port), "pid": os.getpid()})
-    write_private(address, content)
-
-    import asyncio
-
-    from hypercorn.asyncio import serve
-    from hypercorn.config import Config
-    from ministack.app import app
-    from ministack.core.persistence import save_state
-    from ministack.services import iot
-
-    logging.getLogger("persistence").setLevel(logging.WARNING)
-    config = Config()
-    config.bind = [f"127.0.0.1:{http_port}"]
-
-    # MiniStack saves its state at a clean end only, and would lose it in a crash: save it when a command ends, and
-    # after any other work, which shows in the processor time whether it came over HTTP or MQTT.
-    async def save() -> None:
-        with contextlib.suppress(RuntimeError):  # a change in mid-copy: the next time
-            await asyncio.to_thread(lambda: save_state("iot", iot.get_state()))
-
-    async def save_after_work() -> None:
-        worked = 0.0
-        while True:
-            await asyncio.sleep(0.2)
-            began = time.process_time()
-            if began - worked > 0.01:
-                await save()
-                worked = time.process_time()
-                await asyncio.sleep(10 * (worked - began))  # a tenth of the time at the most
-
-    async def gateway(scope: Any, receive: Any, send: Any) -> None:
-        if scope.get("path") != SAVE_PATH:
-            await app(scope, receive, send)
-            return
-        await save()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
-
-    async def end_with_address() -> None:
-        with contextlib.suppress(OSError):
-            while address.read_text(encoding="ascii") == content:
-                await asyncio.sleep(0.2)
-        os._exit(0)  # at once: nobody wants its state any more
-
-    async def run() -> None:
-        background = [asyncio.create_task(work) for work in (save_after_work(), end_with_address())]
-        await serve(gateway, config)  # until SIGTERM, which saves the state too
-        for task in background:
-            task.cancel()
-
-    asyncio.run(run())
-
-
-def _bind_to_loopback_only() -> None:
-    """Keep every listener of this process off the network: MiniStack's MQTT broker asks for 0.0.0.0."""
-    import socket
-
-    bind = socket.socket.bind
-    loopback = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
-
-    def bind_to_loopback(self: Any, address: Any) -> None:
-        bind(self, (loopback[self.family], *address[1:]) if self.family in loopback else address)
-
-    setattr(socket.socket, "bind", bind_to_loopback)  # noqa: B010 - mypy takes no assignment to a method
-
-
-def _mend_asyncio() -> None:
-    """Keep a paused transport from reading, as later CPythons do.
-
-    On 3.10, and on 3.11 in its early releases, MiniStack's broker pauses a new connection until it is ready for TLS,
-    and loses what the client says meanwhile.
-    """
-    from asyncio import selector_events
-
-    if sys.version_info < (3, 12):
-        transport: Any = selector_events._SelectorSocketTransport  # type: ignore[attr-defined]
-        add_reader = transport._add_reader
-
-        def add_reader_if_reading(self: Any, *arguments: Any) -> None:
-            if self.is_reading():
-                add_reader(self, *arguments)
-
-        transport._add_reader = add_reader_if_reading
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4256,20 +4008,31 @@ def held_fleet(cli: argparse.Namespace, name: str, alone: bool) -> Iterator[Flee
 @contextlib.contextmanager
 def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
     """Start the embedded AWS IoT, if the fleet lives there and it does not run yet, and say so if it dies meanwhile."""
+    cli.headers, cli.refuse_dead_local = {}, lambda: None
+    if not (cli.place.local and is_needed):
+        yield
+        return
     fleet: Fleet = cli.fleet
-    local = None
-    if cli.place.local and is_needed:
-        local = find_local(fleet.local_directory)
-        if not local:
-            with fleet.locked(cli.inbox):
-                local = find_local(fleet.local_directory) or start_local(fleet.local_directory, cli.inbox)
-        cli.place = cli.place._replace(endpoint_url=local.url)
-        cli.mqtt_endpoint = getattr(cli, "mqtt_endpoint", None) or local.mqtt
-        cli.root_cert = getattr(cli, "root_cert", None) or local.root_cert
+    directory = fleet.local_directory
+    local_aws = _local_aws()
+    local = local_aws.find(directory, cli.inbox.check)
+    if not local:
+        with fleet.locked(cli.inbox):
+            try:
+                local = local_aws.find_or_start(directory, cli.inbox.check, log.info)
+            except local_aws.LocalAwsError as error:
+                raise ElfError(error.cause, error.remedy) from error
+    cli.headers = local.headers
+    cli.place = cli.place._replace(endpoint_url=local.url)
+    cli.mqtt_endpoint = getattr(cli, "mqtt_endpoint", None) or Endpoint("localhost", local.mqtt_port)
+    cli.root_cert = getattr(cli, "root_cert", None) or local.root_cert
 
     def refuse_dead_local() -> None:
-        if local and not find_local(fleet.local_directory):
-            raise ElfError("LocalDied", log=fleet.local_directory / LOCAL_LOG)
+        if not local_aws.is_alive(directory):
+            raise ElfError(
+                "the embedded AWS IoT ended in mid-run",
+                f"see why in {directory / local_aws.LOG}; the next command starts it again",
+            )
 
     cli.refuse_dead_local = refuse_dead_local
     try:
@@ -4278,8 +4041,19 @@ def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
         refuse_dead_local()
         raise
     finally:
-        if local:
-            save_local(local)
+        local_aws.save(local)
+
+
+def _local_aws() -> Any:
+    """Import local_aws.py, which only a fleet on the embedded AWS IoT needs."""
+    try:
+        import local_aws
+    except ModuleNotFoundError as error:
+        raise ElfError(
+            f"--local needs local_aws.py, and it is not in {HERE}",
+            "copy it there from where elf.py comes from",
+        ) from error
+    return local_aws
 
 
 def run_command(cli: argparse.Namespace) -> int:
@@ -4293,7 +4067,7 @@ def run_command(cli: argparse.Namespace) -> int:
         if status:
             cli.refuse_dead_local()
         if cleaning and not status and fleet.local_directory.exists():
-            stop_local(fleet.local_directory)
+            _local_aws().stop(fleet.local_directory)
     return int(status)
 
 

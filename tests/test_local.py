@@ -33,7 +33,7 @@ def iot_of(elf: Elf, name: str = "iot") -> Any:
         name,
         region_name=REGION,
         endpoint_url=f"http://127.0.0.1:{address['http']}",
-        aws_access_key_id="test",
+        aws_access_key_id=address["token"],
         aws_secret_access_key="test",
         config=Config(proxies={}),
     )

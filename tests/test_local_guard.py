@@ -1,0 +1,391 @@
+"""Nobody but its owner gets into the embedded AWS IoT, and nothing but an order or its directory's end ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import psutil  # type: ignore[import-untyped]
+import pytest
+from botocore.config import Config
+from harness import ELF, PATIENCE_S, REGION, Elf, await_end, kill_servers_of, servers_of
+
+ONCE = ("--duration", "0.01")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HEADER = "X-ELF-Token"
+
+
+def address_of(elf: Elf) -> dict[str, Any]:
+    return dict(json.loads((elf.misc / "local" / "address.json").read_text()))
+
+
+def ask(elf: Elf, method: str, path: str, headers: dict[str, str] | None = None, body: str = "") -> tuple[int, Any]:
+    """Send a request to the embedded AWS IoT's HTTP port; return the status and the headers of its answer."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", address_of(elf)["http"], timeout=10)) as connection:
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, {name.lower() for name, _ in answer.getheaders()}
+
+
+def signed_for(service: str, key: str = "test") -> str:
+    scope = f"{key}/20261125/{REGION}/{service}/aws4_request"
+    return f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
+
+
+def client_of(elf: Elf, service: str, key: str | None = None) -> Any:
+    address = address_of(elf)
+    return boto3.client(
+        service,
+        region_name=REGION,
+        endpoint_url=f"http://127.0.0.1:{address['http']}",
+        aws_access_key_id=key or address["token"],
+        aws_secret_access_key="test",
+        config=Config(proxies={}, retries={"total_max_attempts": 1}),
+    )
+
+
+def things(elf: Elf) -> list[str]:
+    return sorted(thing["thingName"] for thing in client_of(elf, "iot").list_things()["things"])
+
+
+@pytest.fixture(scope="module")
+def _started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elf]:
+    user = Elf(tmp_path_factory.mktemp("guarded"), {})
+    try:
+        user("--local", "create", 2)
+        user("send", *ONCE)
+        yield user
+    finally:
+        kill_servers_of(user)
+
+
+@pytest.fixture
+def started(_started: Elf) -> Iterator[Elf]:
+    """A fleet of two things on an embedded AWS IoT, in which nobody changes anything."""
+    yield _started
+    assert things(_started) == ["thing_0", "thing_1"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("GET", "/things", {}),
+        ("GET", "/things", {"Authorization": signed_for("iot")}),
+        ("GET", "/things", {"Authorization": signed_for("iot"), HEADER: "0" * 64}),
+        ("DELETE", "/things/thing_0", {"Authorization": signed_for("iot", "0" * 64)}),
+        ("OPTIONS", "/things", {"Origin": "http://elsewhere.example", "Access-Control-Request-Method": "POST"}),
+        ("POST", "/_ministack/reset", {}),
+        ("GET", "/_ministack/health", {}),
+        ("POST", "/_elf/save", {"X-ELF-Proof": "0:0"}),
+        ("POST", "/_elf/ready", {"X-ELF-Proof": "é"}),
+    ],
+)
+def test_without_the_token_nothing_is_answered(started: Elf, method: str, path: str, headers: dict[str, str]) -> None:
+    encoded = {name: value.encode("latin-1") for name, value in headers.items()}
+    status, answered = ask(started, method, path, encoded)  # type: ignore[arg-type]
+    assert status == 403
+    assert not {name for name in answered if name.startswith("access-control-")}
+
+
+FUNCTION = json.dumps({"FunctionName": "f", "Role": "arn:aws:iam::000000000000:role/r", "Handler": "h", "Code": {}})
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "body"),
+    [
+        ("/2015-03-31/functions", {"Authorization": signed_for("lambda")}, FUNCTION),
+        ("/2015-03-31/functions", {"Authorization": signed_for("iot")}, FUNCTION),
+        ("/2015-03-31/functions", {"Host": f"lambda.{REGION}.amazonaws.com"}, FUNCTION),
+        ("/", {"Authorization": signed_for("iot"), "X-Amz-Target": "AWSStepFunctions.CreateStateMachine"}, "{}"),
+        ("/?Action=CreateUser&UserName=u", {"Authorization": signed_for("iot")}, ""),
+        ("/bucket", {"Authorization": signed_for("s3")}, ""),
+        ("/_ministack/reset", {"Authorization": signed_for("iot")}, ""),
+        ("/_ministack/config", {"Authorization": signed_for("iot")}, "{}"),
+        ("//_ministack/reset", {"Authorization": signed_for("iot")}, ""),
+        ("/%5fministack/reset", {"Authorization": signed_for("iot")}, ""),
+        ("/iceberg/v1/config", {"Authorization": signed_for("iot")}, ""),
+    ],
+)
+def test_its_owner_reaches_aws_iot_and_nothing_else(
+    started: Elf, path: str, headers: dict[str, str], body: str
+) -> None:
+    status, _ = ask(started, "POST", path, {HEADER: address_of(started)["token"], **headers}, body)
+    assert status == 403
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": f"lambda.{REGION}.amazonaws.com"},
+        {"Host": "f.lambda-url.us-east-1.localhost", "X-Amz-Target": "AWSLambda.CreateFunction"},
+        {"Host": "bucket.s3.amazonaws.com", "X-Amz-Request-Route": "r"},
+    ],
+)
+def test_a_request_that_hints_at_another_service_is_still_aws_iots(started: Elf, headers: dict[str, str]) -> None:
+    token = {HEADER: address_of(started)["token"], "Authorization": signed_for("iot")}
+    status, answered = ask(started, "GET", "/things?Action=ListUsers", {**token, **headers})
+    assert status == 200
+    assert not {name for name in answered if name.startswith("access-control-")}
+
+
+def test_other_tools_get_in_with_what_it_prints_for_a_shell(started: Elf) -> None:
+    script = ELF.with_name("local_aws.py")
+    run = {"env": started.environment, "capture_output": True, "text": True, "check": True}
+    printed = subprocess.run([sys.executable, script, "env"], **run).stdout  # type: ignore[call-overload]
+    exported = dict(word.split("=", 1) for line in printed.splitlines() for word in shlex.split(line)[1:])
+    ask_boto3 = "import boto3; print(len(boto3.client('iot').list_things()['things']))"
+    run["env"] = {**started.environment, **exported}
+    assert subprocess.run([sys.executable, "-c", ask_boto3], **run).stdout == "2\n"  # type: ignore[call-overload]
+
+
+def test_where_none_runs_there_is_nothing_to_print(tmp_path: Path) -> None:
+    command = [sys.executable, ELF.with_name("local_aws.py"), "env", "--misc-dir", tmp_path / "misc"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 2
+    assert not (tmp_path / "misc").exists()
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can be somebody else")
+def test_another_user_gets_nowhere(started: Elf) -> None:
+    address = address_of(started)
+    asks = f"""
+import boto3, os, pathlib, urllib.request
+os.setgid(65534); os.setgroups([]); os.setuid(65534)
+for path in pathlib.Path({str(started.misc)!r}), pathlib.Path({str(started.misc / "local" / "address.json")!r}):
+    try:
+        path.read_text() if path.suffix else list(path.iterdir()); print("read", path)
+    except PermissionError:
+        print("shut")
+for service, call in ("lambda", "list_functions"), ("iam", "list_users"), ("iot", "list_things"):
+    client = boto3.client(service, "{REGION}", endpoint_url="http://127.0.0.1:{address["http"]}",
+                          aws_access_key_id="test", aws_secret_access_key="test")
+    try:
+        getattr(client, call)(); print("got in")
+    except Exception as error:
+        print("shut")
+"""
+    done = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["shut"] * 5
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+def test_a_page_of_another_origin_gets_nowhere(started: Elf, tmp_path: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    url = f"http://127.0.0.1:{address_of(started)['http']}"
+    attempts = """async url => {
+        const authorization = "AWS4-HMAC-SHA256 Credential=test/1/us-west-2/iot/aws4_request";
+        const get = (path, options) => fetch(url + path, options).then(r => r.status, () => "shut");
+        const socket = new Promise(done => {
+            const it = new WebSocket(url.replace("http", "ws") + "/mqtt", ["mqtt"]);
+            it.onopen = () => done("open"); it.onerror = () => done("shut");
+        });
+        await fetch(url + "/_ministack/reset", {method: "POST", mode: "no-cors"});
+        return [
+            await get("/things", {headers: {authorization}}),
+            await get("/things"),
+            await get("/2015-03-31/functions", {method: "POST", body: "{}"}),
+            await socket,
+        ];
+    }"""
+    (tmp_path / "page.html").write_text("<p>elsewhere")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        assert page.evaluate(attempts, url) == ["shut"] * 4
+        browser.close()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_device_without_a_certificate_gets_nowhere(started: Elf, version: ssl.TLSVersion) -> None:
+    context = ssl.create_default_context(cafile=str(started.misc / "local" / "ca.pem"))
+    context.minimum_version = context.maximum_version = version
+    connect = b"\x10\x0f\x00\x04MQTT\x04\x02\x00\x3c\x00\x03any"
+    answer = b""
+    plain = socket.create_connection(("127.0.0.1", address_of(started)["mqtt"]), timeout=PATIENCE_S)
+    with contextlib.suppress(ssl.SSLError, ConnectionError), plain:
+        device = context.wrap_socket(plain, server_hostname="localhost")
+        device.sendall(connect)
+        answer = device.recv(4)
+    assert answer == b""  # and no CONNACK
+
+
+def test_mqtt_over_a_websocket_is_refused(started: Elf) -> None:
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Protocol": "mqtt"}
+    host = {"Host": f"data-ats.iot.{REGION}.localhost", HEADER: address_of(started)["token"]}
+    status, _ = ask(started, "GET", "/mqtt", {**upgrade, **key, **host})
+    assert status == 403
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
+def test_only_its_owner_can_read_the_token(started: Elf) -> None:
+    assert stat.S_IMODE((started.misc / "local").stat().st_mode) == 0o700
+    assert stat.S_IMODE((started.misc / "local" / "address.json").stat().st_mode) == 0o600
+
+
+def test_a_token_is_worth_nothing_after_a_restart(local: Elf) -> None:
+    local("--local", "create")
+    old = address_of(local)["token"]
+    (server,) = servers_of(local)
+    server.kill()
+    await_end(server)
+    local("create", 2)
+    with pytest.raises(Exception, match="AccessDenied"):
+        client_of(local, "iot", old).list_things()
+
+
+# Its life
+
+
+def test_too_many_open_files_do_not_end_it(local: Elf) -> None:
+    local("--local", "create")
+    (server,) = servers_of(local)
+    soft, hard = server.rlimit(psutil.RLIMIT_NOFILE)
+    assert soft == hard  # it has raised what it may
+    server.rlimit(psutil.RLIMIT_NOFILE, (server.num_fds() + 2, hard))
+    flood = [socket.create_connection(("127.0.0.1", address_of(local)["http"])) for _ in range(20)]
+    deadline = time.monotonic() + 3  # it looks five times a second whether it is to go on
+    while time.monotonic() < deadline:
+        assert server.is_running()
+        with contextlib.suppress(psutil.TimeoutExpired):
+            server.wait(0.2)
+            raise AssertionError("it ended")
+    server.rlimit(psutil.RLIMIT_NOFILE, (hard, hard))
+    for connection in flood:
+        connection.close()
+    local("create", 2)
+    assert servers_of(local) == [server]
+
+
+def test_one_that_is_slow_is_waited_for(local: Elf) -> None:
+    local("--local", "create")
+    (server,) = servers_of(local)
+    server.suspend()
+    window = local.start("create", 2)
+    waker = threading.Timer(5, server.resume)
+    waker.start()
+    assert "starting the embedded AWS IoT" not in window.end().err
+    waker.join()
+    assert servers_of(local) == [server]
+    assert things(local) == ["thing_0", "thing_1"]
+
+
+def test_ctrl_c_ends_the_wait_for_one_that_is_slow(local: Elf) -> None:
+    local("--local", "create")
+    (server,) = servers_of(local)
+    server.suspend()
+    window = local.start("create", 2, "--verbose")
+    with pytest.raises(subprocess.TimeoutExpired):
+        window.process.wait(2)
+    began = time.monotonic()
+    window.signal(signal.SIGINT)
+    window.end(130)
+    assert time.monotonic() - began < 2
+    server.resume()
+
+
+def says_nothing(connection: socket.socket) -> None:
+    connection.recv(1)  # until the command hangs up
+
+
+def drips(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        connection.sendall(b"x")
+        time.sleep(0.05)
+
+
+def floods(connection: socket.socket) -> None:
+    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+    while True:
+        connection.sendall(b"x" * 65536)
+
+
+@pytest.mark.parametrize("behaves", [says_nothing, drips, floods])
+@pytest.mark.parametrize("locked", [False, True], ids=["dead", "alive"])
+def test_whoever_has_its_port_learns_nothing_and_holds_nobody_up(
+    local: Elf, behaves: Callable[[socket.socket], None], locked: bool
+) -> None:
+    """`alive`: as if it had got the port in the moment before the server wrote where it listens now."""
+    local("--local", "create")
+    (server,) = servers_of(local)
+    address = local.misc / "local" / "address.json"
+    remembered = json.loads(address.read_text())
+    heard: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def meet(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:  # the command hangs up
+            heard.append(connection.recv(65536))
+            behaves(connection)
+
+    def impersonate() -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                threading.Thread(target=meet, args=listener.accept()[:1], daemon=True).start()
+
+    server.kill()
+    await_end(server)
+    remembered["http"] = listener.getsockname()[1]
+    address.write_text(json.dumps(remembered))
+    threading.Thread(target=impersonate, daemon=True).start()
+    with (local.misc / "local" / "lock").open("r+") as lock:
+        if locked:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            window = local.start("send", *ONCE)
+            with pytest.raises(subprocess.TimeoutExpired):
+                window.process.wait(4)
+            window.signal(signal.SIGINT)
+            window.end(130)
+            assert heard
+        else:
+            local("send", *ONCE)
+    assert not [said for said in heard if remembered["token"].encode() in said]
+    listener.close()
+
+
+def test_it_finds_packages_where_the_command_does_and_none_in_its_directory(local: Elf, tmp_path: Path) -> None:
+    packages = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+    local.python = os.path.realpath(sys.executable)  # which has none of them
+    local.environment["PYTHONPATH"] = str(packages)
+    poisoned = local.misc / "local"
+    poisoned.mkdir(parents=True, mode=0o700)
+    local.misc.chmod(0o700)
+    for directory in (poisoned, local.cwd):
+        for name in ("asyncio", "ssl", "json", "ministack", "hypercorn", "sitecustomize"):
+            (directory / f"{name}.py").write_text(f"open({str(tmp_path / 'poisoned')!r}, 'w')")
+    local("--local", "create")
+    local("send", *ONCE)
+    assert not (tmp_path / "poisoned").exists()
+    assert things(local) == ["thing_0"]
+
+
+def test_without_local_aws_py_all_but_local_works(elf: Elf, tmp_path: Path) -> None:
+    elf.script = Path(shutil.copy(ELF, tmp_path / "elf.py"))
+    refused = elf("--local", "create", status=1)
+    assert "--local needs local_aws.py" in refused.err
+    assert "Traceback" not in refused.err
+    elf("create")
+    elf("clean")
