@@ -1530,15 +1530,17 @@ def _refused_at_once(error: Exception) -> bool:
 
 
 class NotYet(Exception):  # noqa: N818 - it passes
-    """Ends a step that AWS is not ready for, in the words of `reason`: for_each() is to repeat it for `patience_s`.
+    """Ends a step that AWS is not ready for: for_each() is to do `again`, then the step, for `patience_s` in all.
 
-    Its __cause__ is what AWS answered, which ends the step in the end.
+    What AWS answered, `error`, ends the step after that time.
     """
 
-    def __init__(self, patience_s: float, reason: str) -> None:
-        super().__init__(patience_s, reason)
-        self.patience_s = patience_s
-        self.reason = reason
+    def __init__(
+        self, error: Exception, patience_s: float, reason: str, again: Callable[[], Any] = lambda: None
+    ) -> None:
+        super().__init__(error)
+        self.error, self.patience_s, self.again = error, patience_s, again
+        self.reason = f"{getattr(error, 'operation_name', 'AWS')}: {reason}"
 
 
 class Step(NamedTuple):
@@ -1552,7 +1554,8 @@ class Rests:
     """The steps that AWS was not ready for."""
 
     def __init__(self) -> None:
-        self.due: list[tuple[float, int]] = []  # a heap: time.monotonic(), and the step's number
+        # A heap: time.monotonic(), the step's number, and what to do first.
+        self.due: list[tuple[float, int, Callable[[], Any]]] = []
         self._since: dict[tuple[str, int], float] = {}  # by reason and number: when AWS refused it first
 
     def add(self, number: int, refusal: NotYet) -> bool:
@@ -1563,7 +1566,7 @@ class Rests:
         waited_s = now - self._since.setdefault((refusal.reason, number), now)
         rest_s = min(max(waited_s, 1.0), LONGEST_REST_S, refusal.patience_s - waited_s)
         if rest_s > 0:
-            heapq.heappush(self.due, (now + rest_s, number))
+            heapq.heappush(self.due, (now + rest_s, number, refusal.again))
         return rest_s > 0
 
 
@@ -1577,13 +1580,15 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
     things = list(things)
     left = len(things)
     rests = Rests()
-    waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    waiting: queue.SimpleQueue[tuple[int, Callable[[], Any]] | None] = queue.SimpleQueue()
     for number in range(left):
-        waiting.put(number)
+        waiting.put((number, lambda: None))
 
     def work() -> None:
-        while (number := waiting.get()) is not None:
+        while task := waiting.get():
+            number, first = task
             try:
+                first()
                 result = step(things[number])
             except BaseException as error:
                 result = error
@@ -1597,13 +1602,13 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
         while left:
             event = inbox.get(deadline=rests.due[0][0] if rests.due else math.inf)
             if event is None:
-                waiting.put(heapq.heappop(rests.due)[1])
+                waiting.put(heapq.heappop(rests.due)[1:])
                 continue
             number, result = event
             if isinstance(result, NotYet):
                 if rests.add(number, result):
                     continue
-                result = result.__cause__
+                result = result.error
             left -= 1
             yield things[number], result
             if isinstance(result, Exception) and not HOPELESS.isdisjoint(names_of(result)):
@@ -1683,10 +1688,10 @@ def _certify(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     except Exception as error:
         if _may_have_arrived(error):
             fleet.record_unanswered(thing)
-            raise NotYet(1.0, "an answer of AWS's is lost") from error  # asked once more: this may make another one
+            raise NotYet(error, 1.0, "the answer is lost") from error  # once more: this may make another one
         fleet.record(thing._replace(asked=None))
         if not BUSY.isdisjoint(names_of(error)):
-            raise NotYet(BUSY_S, "AWS can't make certificates now") from error
+            raise NotYet(error, BUSY_S, "AWS does not take it now") from error
         raise
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = thing._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
@@ -1828,9 +1833,9 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
     """
     lost = iot.list_thing_principals(thingName=name)["principals"]
     for arn in lost:
-        things = iot.list_principal_things(principal=arn)["things"]
+        others = {*iot.list_principal_things(principal=arn)["things"]} - {name}
         policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
-        if not ARN.fullmatch(arn) or things != [name] or policies - {policy_name(name)}:
+        if not ARN.fullmatch(arn) or others or policies - {policy_name(name)}:
             raise ElfError("CertificateOfOthers", thing=name, certificate=arn)
         for policy in policies:
             gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
@@ -1849,9 +1854,8 @@ def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
         call(**parameters)
     except Exception as error:
         if _is_missing(error):
-            raise NotYet(
-                VISIBLE_S, f"{getattr(error, 'operation_name', '')}: AWS does not find yet what was just made"
-            ) from error
+            again = functools.partial(once_visible, call, **parameters)
+            raise NotYet(error, VISIBLE_S, "AWS does not find yet what was just made", again) from error
         raise
 
 
@@ -1875,9 +1879,8 @@ def gone_is_fine(call: Callable[..., Any], others: Callable[[], Iterable[str]] =
                 f"AWS does not delete {next(iter(parameters.values()))}: it is attached to {users}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
-        raise NotYet(
-            CONSISTENCY_S, f"{getattr(error, 'operation_name', '')}: to AWS, what was just detached is attached still"
-        ) from error
+        again = functools.partial(gone_is_fine, call, others, **parameters)
+        raise NotYet(error, CONSISTENCY_S, "to AWS, what was just detached is attached still", again) from error
 
 
 class Unclaimed(NamedTuple):
