@@ -87,7 +87,7 @@ CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each; and a connection to t
 KEEP_ALIVE_S = 30  # AWS IoT takes no less; a broker that is silent for twice as long is given up
 CALL_TIMEOUT_S = 20.0  # for the control plane's answer
 CALL_ATTEMPTS = 10  # with the pauses between them a minute, or throttling by others
-BUSY_S = 60.0  # for the same without botocore
+BUSY_S = 60.0  # the same for what ELF tries again without botocore
 LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_ATTEMPTS - 1) * 20.0  # botocore's pauses
 STOP_S = 4.0  # what is under way at Ctrl-C has so long to finish; a shell or a container waits little longer
 ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements: it rides out an outage of a minute
@@ -408,7 +408,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
 }
 FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
 
-# These pass.
+# After one of these, which AWS has not acted on, the same call is worth another try.
 BUSY = frozenset(
     "ThrottlingException TooManyRequestsException ServiceUnavailableException ServiceUnavailable InternalFailure "
     "EndpointConnectionError ConnectTimeoutError".split()
@@ -1550,24 +1550,43 @@ class Step(NamedTuple):
     result: Any
 
 
-class Rests:
-    """The steps that AWS was not ready for."""
+class Tasks:
+    """The steps to be taken, by number: `waiting` for a thread, or resting since AWS was not ready for them."""
 
-    def __init__(self) -> None:
-        # A heap: time.monotonic(), the step's number, and what to do first.
-        self.due: list[tuple[float, int, Callable[[], Any]]] = []
+    def __init__(self, count: int) -> None:
+        self.waiting: queue.SimpleQueue[tuple[int, Callable[[], Any]] | None] = queue.SimpleQueue()
+        for number in range(count):
+            self.waiting.put((number, lambda: None))
+        self._resting: list[tuple[float, int, Callable[[], Any]]] = []  # a heap, by time.monotonic()
         self._since: dict[tuple[str, int], float] = {}  # by reason and number: when AWS refused it first
 
-    def add(self, number: int, refusal: NotYet) -> bool:
-        """Have a step be repeated after a while that grows; return False where AWS has had the time it may take."""
+    @property
+    def due(self) -> float:
+        return self._resting[0][0] if self._resting else math.inf
+
+    def wake(self) -> None:
+        self.waiting.put(heapq.heappop(self._resting)[1:])
+
+    def put_off(self, number: int, refusal: NotYet) -> bool:
+        """Have a step rest for a while, longer each time; return False once AWS has had the time it may take."""
         now = time.monotonic()
         if all(reason != refusal.reason for reason, _ in self._since):
             log.info("%s: trying again for up to %g s", refusal.reason, refusal.patience_s)
         waited_s = now - self._since.setdefault((refusal.reason, number), now)
         rest_s = min(max(waited_s, 1.0), LONGEST_REST_S, refusal.patience_s - waited_s)
         if rest_s > 0:
-            heapq.heappush(self.due, (now + rest_s, number, refusal.again))
+            heapq.heappush(self._resting, (now + rest_s, number, refusal.again))
         return rest_s > 0
+
+    def clear(self) -> int:
+        """Drop the steps that no thread has begun; return how many they were."""
+        count = len(self._resting)
+        self._resting.clear()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.waiting.get_nowait()
+                count += 1
+        return count
 
 
 def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
@@ -1579,13 +1598,10 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
     """
     things = list(things)
     left = len(things)
-    rests = Rests()
-    waiting: queue.SimpleQueue[tuple[int, Callable[[], Any]] | None] = queue.SimpleQueue()
-    for number in range(left):
-        waiting.put((number, lambda: None))
+    tasks = Tasks(left)
 
     def work() -> None:
-        while task := waiting.get():
+        while task := tasks.waiting.get():
             number, first = task
             try:
                 first()
@@ -1600,40 +1616,29 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
         thread.start()
     try:
         while left:
-            event = inbox.get(deadline=rests.due[0][0] if rests.due else math.inf)
+            event = inbox.get(deadline=tasks.due)
             if event is None:
-                waiting.put(heapq.heappop(rests.due)[1:])
+                tasks.wake()
                 continue
             number, result = event
             if isinstance(result, NotYet):
-                if rests.add(number, result):
+                if tasks.put_off(number, result):
                     continue
                 result = result.error
             left -= 1
             yield things[number], result
             if isinstance(result, Exception) and not HOPELESS.isdisjoint(names_of(result)):
-                left -= _drain(waiting) + len(rests.due)
-                rests.due.clear()
+                left -= tasks.clear()
     except Interrupted:
         log.warning("finishing the calls under way, up to %g s; Ctrl-C again stops at once", STOP_S)
         raise
     finally:
-        _drain(waiting)
+        tasks.clear()
         deadline = time.monotonic() + STOP_S
         for _ in threads:
-            waiting.put(None)
+            tasks.waiting.put(None)
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-
-
-def _drain(waiting: queue.SimpleQueue[Any]) -> int:
-    """Empty a queue; return how many it held."""
-    count = 0
-    with contextlib.suppress(queue.Empty):
-        while True:
-            waiting.get_nowait()
-            count += 1
-    return count
 
 
 def in_background(inbox: Inbox, call: Callable[[], T]) -> T:
