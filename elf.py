@@ -1455,10 +1455,12 @@ def _account(session: Any, place: Place) -> str:
     """Ask whose credentials these are, for a fleet of the original program's. It takes no permission."""
     on_aws = ".amazonaws.com" in (place.endpoint_url or "")
     sts = session.client("sts", region_name=place.region, endpoint_url=None if on_aws else place.endpoint_url)
+    sts.meta.events.register("after-call.sts", functools.partial(_check_answer, sts.meta.endpoint_url))
     return str(sts.get_caller_identity()["Account"])
 
 
 _READ = {  # what ELF reads of answers; botocore's model marks no field of them as required
+    "GetCallerIdentity": "Account",
     "DescribeEndpoint": "endpointAddress",
     "CreateKeysAndCertificate": "certificateArn certificateId certificatePem keyPair",
     "DescribeThing": "thingArn",
@@ -1908,7 +1910,8 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Unclaimed]:
     found = []
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
         # AWS's clock, to the second, and this machine's may differ.
-        answered = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+        date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
+        answered = parsedate_to_datetime(date).timestamp() if date else time.time()
         ahead = 0.0 if abs(answered - time.time()) < 3 else answered - time.time()
         at = math.inf
         for certificate in page["certificates"]:

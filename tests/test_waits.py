@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fault_proxy import THROTTLED, Answer, Fault, FaultProxy, aws_error
+from fault_proxy import CUT_BEFORE, THROTTLED, Answer, Fault, FaultProxy, aws_error
 from harness import Account, AwsService, Elf, InProcess
 
 ONCE = ("--duration", "0.01")
@@ -284,3 +284,19 @@ def test_a_step_that_is_stopped_leaves_no_thread_behind(module: Any) -> None:
     inbox = module.Inbox()
     assert dict(module.for_each(inbox, range(50), lambda number: number * 2)) == {n: 2 * n for n in range(50)}
     assert threading.active_count() == before
+
+
+def test_a_list_of_certificates_without_a_date_is_read(main: InProcess, proxy: FaultProxy) -> None:
+    proxy.inject("CreateKeysAndCertificate", CUT_BEFORE)
+    proxy.inject("ListCertificates", answer({}))
+    assert "there is none: none was made" in main("create").err
+
+
+def test_an_identity_without_an_account_is_explained(main: InProcess, elf: Elf, proxy: FaultProxy) -> None:
+    main("create")
+    (elf.misc / "elf.json").write_text(json.dumps({"elf_id": elf.elf_json()["elf_id"]}))  # as the original left it
+    name = "GetCallerIdentity"
+    body = f'<{name}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{name}Result/></{name}Response>'
+    proxy.inject("POST /", Fault(answer=Answer(200, body.encode(), (("Content-Type", "text/xml"),))))
+    assert "to GetCallerIdentity, without Account, is not AWS IoT" in main("clean", status=1).err
+    main("clean")
