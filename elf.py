@@ -15,6 +15,11 @@ those above it and none below.
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - macOS's own is 3.9, which would get as far as losing keys
+    sys.exit("elf.py needs Python 3.10 or later, and this is {}.{}: try `uv run elf.py`".format(*sys.version_info))
+
 # What only some commands need is imported where they need it, boto3 and the SDK among it: `--help` is to be quick.
 import argparse
 import bisect
@@ -32,7 +37,6 @@ import os
 import queue
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -63,9 +67,21 @@ ROOT_CERT = HERE / "aws-iot-rootCA.crt"
 MAX_PAYLOAD_BYTES = 128 * 1024
 MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
-# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: "Subscribe" alone, or not listed
-UNPUBLISHABLE = re.compile(
-    r"\$(?!aws/)|\$aws/events/|\$aws/things/.*/(accepted|rejected|delta|documents|notify|notify-next)$"
+# The same page: neither the slashes nor the bytes of these count. Its slashes forbid a command's answer with a format,
+# and the page of reserved topics has that topic: it gets the slash that it needs.
+UNCOUNTED = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
+# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: those of $aws/ that it lets clients
+# publish to. What is not listed there, and all else that begins with $, AWS answers by closing the connection.
+PUBLISHABLE = re.compile(
+    r"\$aws/(rules/.+"
+    r"|things/[^/]+/shadow/(name/[^/]+/)?(get|update|delete)"
+    r"|things/[^/]+/jobs/(get|start-next|[^/]+/(get|update))"
+    r"|things/[^/]+/defender/metrics/(json|cbor)"
+    r"|things/[^/]+/streams/[^/]+/(describe|get)/(json|cbor)"
+    r"|certificates/(create|create-from-csr)/(json|cbor)"
+    r"|provisioning-templates/[^/]+/provision/(json|cbor)"
+    r"|device_location/[^/]+/get_position_estimate"
+    r"|commands/(things|clients)/[^/]+/executions/[^/]+/response(/(json|cbor))?)"
 )
 MAX_CLIENT_ID_BYTES = 128
 MAX_SUBSCRIPTIONS = 50  # a connection
@@ -388,6 +404,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "TooManyFilters": ("AWS IoT takes 50 subscriptions a connection, not {count}", "leave some --topic out"),
     "FilterMisplaced": ("in a topic filter + is one whole level, and # all the rest at the end: {topic}", _TOPIC),
     "TopicReserved": ("AWS IoT keeps this topic for itself, and lets nobody publish to it: {topic}", _TOPIC),
+    "TopicUnheard": ("what is published there goes to a rule, and to no subscriber: {topic}", _TOPIC),
     # This machine
     "ModuleNotFoundError": (
         "a Python package is missing: {error}",
@@ -444,7 +461,7 @@ def names_of(error: BaseException) -> list[str]:
 def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause in plain words, and the remedy."""
     if isinstance(error, ElfError) and error.remedy:
-        return printable(error.failure), printable(error.remedy)
+        return error.failure, error.remedy
     message = _message(error)
     who = re.search(r"User: (\S+)", message)
     facts = {
@@ -455,7 +472,6 @@ def explain(error: BaseException) -> tuple[str, str]:
         "url": "the control plane's endpoint",
         **(error.facts if isinstance(error, ElfError) else {}),
     }
-    facts = {name: value if isinstance(value, float) else printable(str(value)) for name, value in facts.items()}
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
     return cause.format(**facts), remedy.format(**facts)
 
@@ -483,6 +499,7 @@ def complain(error: BaseException) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 EVERYTHING = logging.INFO - 1  # the level of --verbose
+KEY_ID_CHARACTERS = 16  # at the least (AccessKey, IAM API reference); what is shorter may be a word
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
@@ -496,6 +513,54 @@ def discard(stream: TextIO) -> None:
     """Have all that is still written to a stream vanish, since the stream takes no more."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+_secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
+
+
+def hide(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
+    """Have a credential, or a user and password, never be shown, however a library may write it in its messages."""
+    global _secrets
+    import urllib.parse
+
+    for value in filter(None, values):
+        escaped = value.encode("unicode_escape").decode(), json.dumps(value)[1:-1], repr(value)[1:-1]
+        forms = {value, urllib.parse.quote(value, safe=""), *escaped, *value.split()}
+        _secrets |= {form for form in forms if len(form) >= least}
+
+
+def hide_environment() -> None:
+    """Hide the credentials in the environment, and the passwords in its URLs."""
+    for name, value in os.environ.items():
+        if re.fullmatch("AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|SECURITY_TOKEN)", name):
+            hide(value)
+        elif user := re.search("//(.+)@", value) if re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) else None:
+            hide(user[1], user[1].partition(":")[2], least=4)
+
+
+def redacted(text: str) -> str:
+    """Take the secrets out of a text. All that ELF says passes here: log lines, tracebacks, JSON, usage errors."""
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+class LogFormatter(logging.Formatter):
+    """Writes the original's log lines, in UTC, in which nothing moves the reader's cursor and no secret stands."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s:iot-elf:%(levelname)s - %(message)s")
+        self.converter = time.gmtime
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -529,10 +594,8 @@ class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 def start_logging(level: int, inbox: Inbox | None = None) -> None:
     """Log ELF's own lines, in UTC, on standard error; what libraries log stays unheard."""
-    formatter = logging.Formatter("%(asctime)s:iot-elf:%(levelname)s - %(message)s")
-    formatter.converter = time.gmtime
     handler = LogHandler(inbox)
-    handler.setFormatter(formatter)
+    handler.setFormatter(LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
@@ -613,7 +676,7 @@ class Results:
     def put(self, event: str, **fields: Any) -> None:
         if self._stream:
             try:
-                self._stream.write(json.dumps({"event": event, **fields}) + "\n")
+                self._stream.write(redacted(json.dumps({"event": event, **fields})) + "\n")
                 self._stream.flush()
             except OSError as error:
                 stream, self._stream = self._stream, None
@@ -630,7 +693,7 @@ def printable(text: str) -> str:
 
 
 def decoded(payload: bytes) -> str:
-    return printable(payload.decode("utf-8", errors="backslashreplace"))
+    return payload.decode("utf-8", errors="backslashreplace")
 
 
 def utf8(text: str) -> bytes:
@@ -1260,7 +1323,7 @@ def _holders(path: Path) -> str:
     except OSError:
         holders = []
     alive = [f"`{command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
-    return printable(", ".join(dict.fromkeys(alive))) or "one that has just started"
+    return ", ".join(dict.fromkeys(alive)) or "one that has just started"
 
 
 def _is_alive(pid: str) -> bool:
@@ -1390,6 +1453,9 @@ def connect_control_plane(place: Place, inbox: Inbox, things_per_s: float = THIN
     from botocore.config import Config
 
     session = _session(place)
+    credentials = session.get_credentials()  # of which there may be none
+    if credentials:
+        refuse_bad_credentials(credentials)
     if not place.local and not place.region:
         place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION)
     if not place.local and not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
@@ -1413,6 +1479,8 @@ def connect_control_plane(place: Place, inbox: Inbox, things_per_s: float = THIN
         pacer = Pacer(things_per_s, inbox.stopping)
         events.register("before-send.iot", pacer.wait)
         events.register("response-received.iot", pacer.learn)
+    if credentials:
+        events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
     events.register_last("before-send.iot", inbox.check)
     events.register_first("needs-retry.iot.DescribeEndpoint", _give_up_early)
     events.register_first("needs-retry.iot", _ask_once)
@@ -1449,6 +1517,20 @@ def _session(place: Place) -> Any:
     empty = (None, None, os.devnull, None)
     core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
     return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+
+
+def refuse_bad_credentials(credentials: Any) -> None:
+    """Keep credentials secret, and raise ElfError where HTTP can't carry one: a line end comes along with a copy."""
+    frozen = credentials.get_frozen_credentials()
+    hide(frozen.access_key, frozen.secret_key, frozen.token)
+    names = {"access key ID": frozen.access_key, "secret access key": frozen.secret_key, "session token": frozen.token}
+    for name, value in names.items():
+        if value and not re.fullmatch("[!-~]+", value):
+            raise ElfError(
+                f"the AWS {name} (from {credentials.method}) has a line end, a space or another character that no "
+                f"{name} has",
+                "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
+            )
 
 
 def _account(session: Any, place: Place) -> str:
@@ -2113,17 +2195,18 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
     levels = topic.split("/")
     if not topic or "\0" in topic:
         return "TopicEmpty"
-    if len(utf8(topic)) > MAX_TOPIC_BYTES:
+    counted = UNCOUNTED.sub("", topic, count=1) if topic.startswith("$") else topic
+    if len(utf8(counted)) > MAX_TOPIC_BYTES:
         return "TopicTooLong"
-    if len(levels) - 1 - 3 * topic.startswith(("$aws/rules/", "$share/")) > MAX_TOPIC_SLASHES:
+    if counted.count("/") > MAX_TOPIC_SLASHES:
         return "TopicTooDeep"
     if not wildcards and ("#" in topic or "+" in topic):
         return "TopicHasWildcard"
     if "#" in topic[:-1] or any(level != wild and wild in level for level in levels for wild in "+#"):
         return "FilterMisplaced"
-    if not wildcards and UNPUBLISHABLE.match(topic):
-        return "TopicReserved"
-    return None
+    if wildcards:
+        return "TopicUnheard" if topic.startswith("$aws/rules/") else None
+    return "TopicReserved" if topic.startswith("$") and not PUBLISHABLE.fullmatch(topic) else None
 
 
 class Line(NamedTuple):
@@ -2967,6 +3050,7 @@ def work(job: Job, connection: Any, inherited: Sequence[Any], log_level: int) ->
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent too, which sees to it
     if POSIX:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for handle in inherited:
         handle.close()  # or nobody would see the parent end, nor its lock go
     start_logging(log_level)
@@ -3430,7 +3514,7 @@ def subscribe(cli: argparse.Namespace) -> int:
                 event = cli.inbox.get(deadline)
                 if isinstance(event, Received):
                     received += 1
-                    each.info("Received message: %s from topic: %s", decoded(event.payload), printable(event.topic))
+                    each.info("Received message: %s from topic: %s", decoded(event.payload), event.topic)
                     if (sent_at := time_of_sending(event.payload)) is not None:
                         latency.add(event.at - sent_at)
                     cli.results.put("received", **in_json(event), qos=event.qos, retain=event.retain)
@@ -4114,7 +4198,7 @@ class Parser(argparse.ArgumentParser):
         known = [*self.known, *re.findall(r"[\w-]+", message.partition("choose from")[2])]
         meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
-        self.exit(2, f"{self.prog}: error: {message}{suggestion} (see {self.prog} --help)\n")
+        self.exit(2, redacted(printable(f"{self.prog}: error: {message}{suggestion} (see {self.prog} --help)")) + "\n")
 
     def add_options(self, options: Sequence[Option], group: str | None = None) -> None:
         target = self.add_argument_group(group) if group else self
@@ -4233,9 +4317,10 @@ def run_command(cli: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def signals_to(inbox: Inbox) -> Iterator[None]:
-    """Bring SIGINT and SIGTERM to the inbox, unless the caller has them ignored (a shell's background job, say)."""
+    """Bring signals to the inbox, unless the caller has them ignored (a shell's background job, nohup)."""
     before = {}
-    wanted = ("SIGINT", "SIGTERM", "SIGBREAK")  # Windows has the last, Ctrl-Break, and can't be asked by the second
+    # Windows has the last, Ctrl-Break, and neither SIGHUP, a terminal's end, nor a way to ask by SIGTERM.
+    wanted = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     for signum in (getattr(signal, name) for name in wanted if hasattr(signal, name)):
         if signal.getsignal(signum) is not signal.SIG_IGN:
             with contextlib.suppress(ValueError):  # not in the main thread
@@ -4250,8 +4335,9 @@ def signals_to(inbox: Inbox) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ELF, and return the exit status.
 
-    0 done, 1 something failed, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM, 141 nobody reads the output any more.
+    0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 who read the output is gone.
     """
+    hide_environment()
     parser = build_parser()
     parser.typed = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -11,15 +11,18 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import ipaddress
 import itertools
 import logging
 import math
 import random
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gevent
 from flask import jsonify, request
@@ -29,6 +32,7 @@ from gevent.queue import Queue
 from locust import User, events, task
 from locust.exception import StopUser
 from locust.runners import STATE_INIT, STATE_RUNNING, STATE_SPAWNING, MasterRunner, WorkerRunner
+from werkzeug.datastructures import ImmutableMultiDict
 
 import elf
 
@@ -65,10 +69,13 @@ OPTIONS = (
 )
 
 
+EDITABLE = {"topic", "interval", "qos", "subscribers", "user_count", "spawn_rate", "run_time"}  # on Locust's page
+
+
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
     for name, default, parse, help in OPTIONS:
-        parser.add_argument(f"--{name}", default=default, type=parse, help=help)
+        parser.add_argument(f"--{name}", default=default, type=parse, help=help, include_in_web_ui=name in EDITABLE)
 
 
 @contextlib.contextmanager
@@ -118,6 +125,26 @@ def refuse_too_many(users: int, count: int) -> None:
 
 def in_a_line(error: BaseException) -> str:
     return "; what to do: ".join(elf.explain(error))
+
+
+def refuse_others(web_host: str) -> Any:
+    """Answer a request that another site has the user's browser make; of the page's own, drop what it may not set.
+
+    Files, hosts and all other options come from the command line alone. A Host that is a name, and none of this
+    machine's, is how a site whose name leads to this machine gives itself away (DNS rebinding).
+    """
+    own = urlsplit(f"//{request.host}")
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(own.hostname or "")
+        web_host = own.hostname or ""
+    is_known = own.hostname in (web_host, "localhost", socket.gethostname().lower(), socket.getfqdn().lower())
+    sites = [urlsplit(request.headers[name]).netloc for name in ("Origin", "Referer") if name in request.headers]
+    is_own = request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin") and set(sites) <= {own.netloc}
+    is_link = request.method == "GET" and request.path == "/"  # which anybody may have
+    if not is_known or not (is_own or is_link):
+        return "Locust's page takes requests from itself alone", 403
+    request.form = ImmutableMultiDict((key, value) for key, value in request.form.items(multi=True) if key in EDITABLE)
+    return None
 
 
 class Run:
@@ -173,6 +200,7 @@ class Desk(Run):
             environment.events.test_stopping.add_listener(self.await_workers)
             gevent.spawn(self.watch_workers)
         if web_ui:
+            web_ui.app.before_request(lambda: refuse_others(self.options.web_host))
             answer = web_ui.auth_required_if_enabled(self.refuse_on_page)
             web_ui.app.before_request(lambda: answer() if request.path.endswith("/swarm") else None)
         try:

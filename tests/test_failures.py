@@ -163,6 +163,7 @@ PROVOKED_BY = {
     "TooManyFilters": "test_a_message_or_topic_that_aws_does_not_take_is_explained[too many filters]",
     "FilterMisplaced": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a # in the middle]",
     "TopicReserved": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a reserved topic]",
+    "TopicUnheard": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a topic of rules]",
     # This machine
     "ModuleNotFoundError": "test_a_python_without_the_packages_is_explained",
     "TooFewDescriptors": "test_a_system_that_allows_few_open_files_is_explained",
@@ -1120,6 +1121,9 @@ def test_lines_of_the_input_that_can_not_be_sent_are_explained(pair: Pair, expla
         pytest.param(("subscribe", "--topic", "a/#/b"), "FilterMisplaced", "a/#/b", id="a # in the middle"),
         pytest.param(("subscribe", "--topic", "a+/b"), "FilterMisplaced", "a+/b", id="a + in a level"),
         pytest.param(("send", "--topic", "$SYS/x"), "TopicReserved", "$SYS/x", id="a reserved topic"),
+        pytest.param(
+            ("subscribe", "--topic", "$aws/rules/r/#"), "TopicUnheard", "$aws/rules/r/#", id="a topic of rules"
+        ),
         pytest.param(
             ("send", "--topic", "$aws/things/{thing_name}/shadow/get/accepted"),
             *("TopicReserved", "thing_0"),

@@ -286,7 +286,7 @@ def test_clean_deletes_no_file_that_is_not_elfs(main: InProcess, elf: Elf) -> No
     assert elf.files() == ["elf.json", "notes.txt", "other.pem", "thing_00.prv", "thing_1.pem"]
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_create_that_is_stopped_has_recorded_all_it_made(
     elf: Elf, account: Account, signum: signal.Signals, status: int
 ) -> None:

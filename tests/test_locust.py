@@ -315,9 +315,6 @@ def test_what_is_wrong_is_said_on_the_page(locusts: Locusts, account: Account, e
         ({"qos": "2"}, "'2' is not 0 or 1"),
         ({"subscribers": "much"}, "'much' is not a share from 0 to 1"),
         ({"topic": "elf/#"}, "a message is published to one topic, without + and #"),
-        ({"json_message": "-"}, "workers share no standard input"),
-        ({"json_message": "none.json"}, "the message file none.json can't be read"),
-        ({"host": "a b"}, "'a b' is not HOST"),
         ({"user_count": "3"}, "3 users are asked for, and there are 2 things"),
     ):
         answer = locusts.swarm(**{"user_count": 2, "spawn_rate": 2, **wrong})
@@ -334,6 +331,95 @@ def test_what_is_wrong_is_said_on_the_page(locusts: Locusts, account: Account, e
         ear.hear_all()
     window.process.terminate()
     assert "Traceback" not in window.end().err
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--json-message", "-"), "workers share no standard input"),
+        (("--json-message", "none.json"), "the message file none.json can't be read"),
+        (("--host", "a b"), "'a b' is not HOST"),
+    ],
+)
+def test_files_and_hosts_are_checked_on_the_command_line(locusts: Locusts, option: tuple[str, str], said: str) -> None:
+    locusts.elf("create", 1)
+    assert said in locusts.headless("--run-time", "1s", *option).end(status=1).err
+
+
+def test_the_page_sets_no_file_and_no_host(locusts: Locusts, ear: Client) -> None:
+    """What is posted for them is as if it were not there: nothing is read, dialled or written that it names."""
+    secret, trap = locusts.elf.cwd / "secret.json", Relay(free_port())
+    secret.write_text('{"secret": 1}')
+    locusts.elf("create", 1)
+    window = locusts.page()
+    wanted = {"json_message": secret, "host": f"localhost:{trap.port}", "root_cert": secret, "html_file": "evil.html"}
+    answer = locusts.swarm(user_count=1, spawn_rate=1, topic="elf/mine", **wanted)
+    assert answer["success"]
+    assert str(trap.port) not in answer["host"]
+    message = ear.hear()
+    assert (message.topic, b"IoT ELF Hello" in message.payload) == ("elf/mine", True)
+    window.process.terminate()
+    window.end()
+    assert trap.arrivals == []
+    assert not (locusts.elf.cwd / "evil.html").exists()
+    trap.close()
+
+
+OTHERS: tuple[dict[str, str], ...] = (
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:1"},
+    {"Referer": "http://evil.example/page"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Host": "evil.example"},
+    {"Host": "evil.example:8089", "Origin": "http://evil.example:8089", "Sec-Fetch-Site": "same-origin"},
+)
+
+
+def test_another_site_can_ask_the_page_nothing(locusts: Locusts, ear: Client) -> None:
+    locusts.elf("create", 1)
+    locusts.page()
+    start = urllib.parse.urlencode({"user_count": 1, "spawn_rate": 1}).encode()
+    own = f"http://127.0.0.1:{locusts.web_port}"
+    for headers in OTHERS:
+        for path, form in (("swarm", start), ("stop", b""), ("stop", None), ("stats/requests", None), ("logs", None)):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(urllib.request.Request(f"{own}/{path}", form, headers), timeout=PATIENCE_S)
+            assert refused.value.code == 403, (headers, path)
+    assert locusts.ask("stats/requests")["state"] == "ready"
+    link = urllib.request.Request(own, headers={"Sec-Fetch-Site": "cross-site", "Referer": "http://other.example/"})
+    assert urllib.request.urlopen(link, timeout=PATIENCE_S).status == 200  # anybody may have a link to the page
+    same = urllib.request.Request(f"{own}/swarm", start, {"Origin": own, "Sec-Fetch-Site": "same-origin"})
+    assert json.load(urllib.request.urlopen(same, timeout=PATIENCE_S))["success"]
+    ear.hear()
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+def test_a_page_of_another_origin_starts_nothing(locusts: Locusts) -> None:
+    from playwright.sync_api import sync_playwright
+
+    locusts.elf("create", 1)
+    locusts.page()
+    swarm = f"http://127.0.0.1:{locusts.web_port}/swarm"
+    html = (
+        f'<form method="post" action="{swarm}"><input name="user_count" value="1"><input name="spawn_rate" value="1">'
+        '<input name="json_message" value="/etc/hostname"></form>'
+    )
+    fetch = """([url]) => fetch(
+        url, {method: 'POST', mode: 'no-cors', body: new URLSearchParams('user_count=1&spawn_rate=1')}
+    ).catch(() => null)"""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.route("http://evil.example/", lambda route: route.fulfill(body=html, content_type="text/html"))
+        page.goto("http://evil.example/")
+        page.evaluate(fetch, [swarm])
+        with page.expect_response(swarm) as answer:
+            page.evaluate("document.forms[0].submit()")
+        assert answer.value.status == 403
+        browser.close()
+    assert locusts.ask("stats/requests")["state"] == "ready"
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")

@@ -202,7 +202,7 @@ def test_what_comes_cannot_play_with_the_terminal(pair: Pair, connect: Callable[
     }
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize(
     ("command", "sign_of_life", "report"),
     [

@@ -35,7 +35,7 @@ def proxy(service: AwsService, elf: Elf, main: InProcess) -> Iterator[FaultProxy
 # Ctrl-C
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_clean_that_is_stopped_says_what_is_left_and_goes_on_later(
     elf: Elf, account: Account, signum: signal.Signals, status: int
 ) -> None:

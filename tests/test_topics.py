@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import pytest
 from harness import Client, InProcess, Pair
 
@@ -96,3 +98,88 @@ def test_a_topic_that_aws_does_not_take_is_refused(
 def test_an_empty_topic_is_refused(main_of_pair: InProcess, pair: Pair, command: str) -> None:
     result = main_of_pair(command, *pair.broker, *ONCE, "--topic", "", status=1)
     assert "the topic is empty" in result.err
+
+
+# What AWS's page of reserved topics lets a client do with each of them.
+# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html
+THING = "$aws/things/t"
+ANSWERS = ("accepted", "rejected")
+PUBLISH = [
+    "$aws/rules/my_rule",
+    "$aws/rules/my_rule/any/thing",
+    *(f"{THING}/shadow/{verb}" for verb in ("get", "update", "delete")),
+    *(f"{THING}/shadow/name/n/{verb}" for verb in ("get", "update", "delete")),
+    *(f"{THING}/jobs/{verb}" for verb in ("get", "start-next", "j/get", "j/update", "$next/get")),
+    *(f"{THING}/defender/metrics/{kind}" for kind in ("json", "cbor")),
+    *(f"{THING}/streams/s/{verb}/{kind}" for verb in ("describe", "get") for kind in ("json", "cbor")),
+    *(f"$aws/certificates/{verb}/{kind}" for verb in ("create", "create-from-csr") for kind in ("json", "cbor")),
+    *(f"$aws/provisioning-templates/p/provision/{kind}" for kind in ("json", "cbor")),
+    "$aws/device_location/t/get_position_estimate",
+    *(
+        f"$aws/commands/{whose}/t/executions/e/response{kind}"
+        for whose in ("things", "clients")
+        for kind in ("", "/json")
+    ),
+]
+SUBSCRIBE = [
+    "$aws/sitewise/asset-models/m/assets/a/properties/p",
+    "$aws/events/presence/connected/c",
+    "$aws/events/#",
+    "$aws/events/thingGroupHierarchy/thingGroup/p/childThingGroup/c/added",
+    *(
+        f"{topic}/{answer}"
+        for topic in PUBLISH
+        for answer in ANSWERS
+        if "/streams/" not in topic and "/rules/" not in topic
+    ),
+    *(f"{THING}/shadow/update/{news}" for news in ("delta", "documents")),
+    *(f"{THING}/shadow/name/n/update/{news}" for news in ("delta", "documents")),
+    *(f"{THING}/jobs/{news}" for news in ("notify", "notify-next")),
+    *(f"{THING}/streams/s/{news}/json" for news in ("data", "description", "rejected")),
+    f"{THING}/tunnels/notify",
+    *(f"$aws/commands/things/t/executions/e/request{kind}" for kind in ("", "/json")),
+    "$aws/commands/things/t/executions/e/response/accepted/json",  # eight slashes
+    "$aws/things/+/shadow/#",
+]
+
+
+@pytest.mark.parametrize(
+    ("topic", "verbs"),
+    [
+        *((topic, "publish") for topic in PUBLISH),
+        *((topic, "subscribe") for topic in SUBSCRIBE),
+        ("$aws/no/such/topic", ""),
+        ("$aws/things/t/shadow/name/n", ""),
+        ("$aws/rules", ""),
+        ("$aws/rules/", ""),
+        ("$SYS/broker/uptime", ""),
+    ],
+)
+def test_a_reserved_topic_is_used_as_aws_lets_one(module: ModuleType, topic: str, verbs: str) -> None:
+    """What to listen to is left to AWS, but for what it is known never to deliver."""
+    wild = "+" in topic or "#" in topic
+    assert (module.problem_of_topic(topic, wildcards=False) is None) == (verbs == "publish"), topic
+    if verbs == "subscribe" or wild:
+        assert module.problem_of_topic(topic, wildcards=True) is None, topic
+    assert (module.problem_of_topic(topic, wildcards=True) is None) != topic.startswith("$aws/rules/")
+
+
+@pytest.mark.parametrize(
+    ("topic", "wildcards", "problem"),
+    [
+        ("$aws/rules/my_rule/" + "x" * 256, False, None),
+        ("$aws/rules/my_rule/" + "x" * 257, False, "TopicTooLong"),
+        (f"$aws/rules/my_rule/{SEVEN_SLASHES}", False, None),
+        (f"$aws/rules/my_rule/{SEVEN_SLASHES}/9", False, "TopicTooDeep"),
+        (f"$share/group/{SEVEN_SLASHES}", True, None),
+        (f"$share/group/{SEVEN_SLASHES}/9", True, "TopicTooDeep"),
+        ("$share/group/" + "x" * 256, True, None),
+        ("$share/group/" + "x" * 257, True, "TopicTooLong"),
+        ("$share/group/a", False, "TopicReserved"),
+        (f"a/$aws/rules/r/{SEVEN_SLASHES}", False, "TopicTooDeep"),
+    ],
+)
+def test_what_aws_does_not_count_of_a_topic_is_not_counted(
+    module: ModuleType, topic: str, wildcards: bool, problem: str | None
+) -> None:
+    assert module.problem_of_topic(topic, wildcards) == problem

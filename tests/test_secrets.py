@@ -1,0 +1,108 @@
+"""No credential comes out of ELF, nor what moves a terminal's cursor, whatever a library puts in its messages."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import urlsplit
+
+import pytest
+from fault_proxy import FaultProxy, aws_error
+from harness import ELF, SESSION_TOKEN, AwsService, Elf
+
+TOKEN = "TOKENthatIsASecret0123456789+/="
+PYTHONS = sorted(Path(os.environ.get("PYENV_ROOT", "/nonexistent")).glob("versions/3.[89].*/bin/python"))
+
+
+@pytest.fixture
+def proxy(service: AwsService, elf: Elf) -> Iterator[FaultProxy]:
+    """What sits between `elf` and AWS."""
+    proxy = FaultProxy(urlsplit(service.url).port or 0)
+    elf.environment["AWS_ENDPOINT_URL"] = proxy.url
+    yield proxy
+    proxy.close()
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", " ", "\t", "é"])
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        ("AWS_SESSION_TOKEN", "session token"),
+        ("AWS_SECRET_ACCESS_KEY", "secret access key"),
+        ("AWS_ACCESS_KEY_ID", "access key ID"),
+    ],
+)
+def test_a_credential_with_a_line_end_is_named_and_not_shown(elf: Elf, variable: str, name: str, end: str) -> None:
+    elf.environment |= {"AWS_SESSION_TOKEN": SESSION_TOKEN, variable: TOKEN + end}
+    result = elf("--debug", "--output", "json", "create", status=1)
+    assert f"the AWS {name} (from env) has a line end" in result.err
+    assert "what to do: set it again" in result.err
+    assert TOKEN.rstrip("=") not in result.err + result.out
+    assert not elf.things()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [TOKEN, repr(TOKEN + "\r"), repr(TOKEN.encode()), urllib.parse.quote(TOKEN, safe=""), json.dumps(TOKEN)],
+    ids=["plain", "repr", "bytes", "in-a-url", "in-json"],
+)
+def test_a_secret_in_aws_answer_is_not_shown(elf: Elf, proxy: FaultProxy, written: str) -> None:
+    """Whoever writes it: a message that AWS or a proxy in between makes of the request, say."""
+    elf.environment["AWS_SESSION_TOKEN"] = TOKEN
+    proxy.inject("DescribeEndpoint", aws_error(403, "AccessDeniedException", f"you said {written}, and may not"))
+    result = elf("--debug", "--output", "json", "create", status=1)
+    assert "you said " in result.err
+    assert "***" in result.err
+    assert "***" in json.loads(result.out)["error"]["cause"]
+    assert TOKEN not in result.err + result.out
+    assert urllib.parse.quote(TOKEN, safe="") not in result.err + result.out
+
+
+def test_a_password_in_a_url_is_not_shown(elf: Elf) -> None:
+    elf.environment |= {"HTTP_PROXY": "http://somebody:hunter2hunter2@127.0.0.1:9", "NO_PROXY": ""}
+    result = elf("--debug", "--output", "json", "create", status=1)
+    assert "the proxy can't be reached" in result.err
+    assert "hunter2" not in result.err + result.out
+    result = elf("create", "--no-such-option", "somebody:hunter2hunter2@", status=2)
+    assert "hunter2" not in result.err
+
+
+def test_nothing_that_is_logged_moves_the_cursor(module: ModuleType) -> None:
+    """A traceback keeps its lines, and its text can't pretend to be one of them."""
+    try:
+        raise ValueError("\x1b[2Jgone\r\x07")
+    except ValueError as error:
+        facts = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("iot-elf", logging.ERROR, "", 0, "name\n\x1b[31m\u202e: %s", ("\x9b1A",), facts)
+    first, *rest = module.LogFormatter().format(record).split("\n")
+    assert first.endswith("ERROR - name\\n\\x1b[31m\\u202e: \\x9b1A")
+    assert rest[0].startswith("Traceback")
+    assert rest[-1] == "ValueError: \\x1b[2Jgone\\r\\x07"
+    assert all(line.isprintable() for line in (first, *rest))
+
+
+@pytest.mark.skipif(not PYTHONS, reason="there is no Python 3.8 or 3.9 here")
+@pytest.mark.parametrize("python", PYTHONS, ids=lambda python: python.parent.parent.name)
+def test_an_old_python_is_refused_before_anything_is_done(python: Path, tmp_path: Path) -> None:
+    command = [str(python), str(ELF), "create", "--misc-dir", str(tmp_path / "misc")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "needs Python 3.10 or later" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_nohup_is_heeded(elf: Elf) -> None:
+    """A SIGHUP that whoever started ELF has it ignore ends nothing."""
+    window = elf.start("create", 5, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    window.await_line("ELF creating 5 things")
+    window.signal(signal.SIGHUP)
+    window.end(0)
+    assert len(elf.things()) == 5
