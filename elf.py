@@ -28,6 +28,7 @@ import collections
 import contextlib
 import errno
 import functools
+import heapq
 import itertools
 import json
 import logging
@@ -96,6 +97,7 @@ QUOTAS: Mapping[str, float] = {
     **dict.fromkeys(("CreatePolicy", "DeletePolicy", "DeletePolicyVersion", "ListPolicyVersions", "GetPolicy"), 10),
     **dict.fromkeys(("AttachPolicy", "DetachPolicy", "ListAttachedPolicies"), 15),
     **dict.fromkeys(("CreateThing", "DeleteThing", "AttachThingPrincipal", "DetachThingPrincipal"), 100),
+    "ListTargetsForPolicy": 10,
     "ListThingPrincipals": 20,
     "DescribeThing": 350,
 }
@@ -105,13 +107,15 @@ CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each; and a connection to t
 KEEP_ALIVE_S = 30  # AWS IoT takes no less; a broker that is silent for twice as long is given up
 CALL_TIMEOUT_S = 20.0  # for the control plane's answer
 CALL_ATTEMPTS = 10  # with the pauses between them a minute, or throttling by others
+BUSY_S = 60.0  # the same for what ELF tries again without botocore
 LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_ATTEMPTS - 1) * 20.0  # botocore's pauses
 STOP_S = 4.0  # what is under way at Ctrl-C has so long to finish; a shell or a container waits little longer
 ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements: it rides out an outage of a minute
 ACK_PAUSE_S = 15.0  # and longer, as long as they come no further apart
-PROPAGATION_S = 20.0  # a certificate or policy made a moment ago is not in force everywhere on AWS at once
-CONSISTENCY_S = 30.0  # a detached certificate counts as attached for a while on AWS
+PROPAGATION_S = 20.0  # what was made a moment ago takes some seconds to count; changed policies, 6 to 8 minutes
+CONSISTENCY_S = 300.0  # what was detached may count as attached for so long (DeletePolicy, AWS IoT API reference)
 VISIBLE_S = 10.0  # what was just made is not to be found everywhere on AWS at once
+LONGEST_REST_S = 30.0  # of a thing that AWS is not ready for: 300 of them are 10 calls a second, which is a quota
 REJECTED_WITHIN_S = 2.0  # AWS IoT hangs up so soon after a message that it does not take
 LONGEST_PAUSE_S = 4.0  # between two attempts to get a connection back, of a fleet that AWS takes in that time
 LOOK_S = 1.0  # between two looks of the SDK at what it is notified of
@@ -231,8 +235,8 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "run the command again with --debug, and report what it shows",
     ),
     "DeleteConflictException CertificateStateException": (
-        "AWS does not let it go: {error}",
-        "detach what others have attached to it, then run the same command again",
+        "AWS refuses to delete it: {error}",
+        "AWS names nobody else who uses it: run the same command again later",
     ),
     "OtherAccount": (
         "these credentials are another account's: the fleet lives in {place}",
@@ -409,11 +413,16 @@ FAILURES: Mapping[str, tuple[str, str]] = {
 }
 FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
 
+# After one of these, which AWS has not acted on, the same call is worth another try.
+BUSY = frozenset(
+    "ThrottlingException TooManyRequestsException ServiceUnavailableException ServiceUnavailable InternalFailure "
+    "EndpointConnectionError ConnectTimeoutError".split()
+)
 # After one of these, the same call for another thing would fail as well.
 HOPELESS = frozenset(
     "ExpiredTokenException ExpiredToken UnrecognizedClientException InvalidClientTokenId InvalidSignatureException "
     "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError EndpointConnectionError "
-    "OSError".split()
+    "LimitExceededException OSError".split()
 )
 
 
@@ -826,6 +835,8 @@ class Inbox:
         self._arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._events: collections.deque[Any] = collections.deque()
         self.signum: int | None = None
+        # For other threads' waits alone: a signal that met the main thread in its wait() would block in set().
+        self.stopping = threading.Event()
         self.between: Callable[[], None] | None = None  # called again and again while get() has nothing to return
 
     def put(self, event: Any) -> None:
@@ -836,6 +847,7 @@ class Inbox:
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = signum
+        self.stopping.set()
         self.put([])  # SimpleQueue.put() is safe in a signal handler
 
     def hang_up(self) -> None:
@@ -1470,15 +1482,17 @@ class Pacer:
     somebody else uses the quota or it is another one, the operation slows down, and recovers with each success.
     """
 
-    def __init__(self, things_per_s: float) -> None:
+    def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
         self._speed = things_per_s / THINGS_PER_S
+        self._stopping = stopping
+        self._has_warned = False
         self._lock = threading.Lock()
         self._slowness: dict[str, float] = {}  # by operation: 1.0, or more where AWS throttled it
         self._slowed: dict[str, float] = {}  # by operation: when it was last slowed down
         self._due: dict[str, float] = {}  # by operation: when the next call would come if all came evenly
 
     def wait(self, event_name: str, **_: object) -> None:
-        """Wait for an operation's turn: botocore's before-send event, so that its retries are paced as well."""
+        """Wait for an operation's turn, or the user's Ctrl-C: botocore's before-send event, for retries as well."""
         operation = event_name.rpartition(".")[2]
         rate = QUOTAS[operation] * self._speed
         with self._lock:
@@ -1488,7 +1502,7 @@ class Pacer:
             # 20 ms behind AWS's own count, so that no call overtakes its token on the way.
             due = max(self._due.get(operation, 0.0), now + 0.02)
             self._due[operation] = due + period
-        time.sleep(max(0.0, due - burst - now))
+        self._stopping.wait(max(0.0, due - burst - now))
 
     def learn(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
         """Slow down after a throttled call, recover after another: botocore's response-received event."""
@@ -1497,6 +1511,9 @@ class Pacer:
         with self._lock:
             slowness = self._slowness.get(operation, 1.0)
             if code == "ThrottlingException":  # HTTP 429 or 400
+                if not self._has_warned:
+                    self._has_warned = True
+                    log.warning("AWS throttles %s: slowing down", operation)
                 # Once a second at the most: the calls of one burst that AWS refuses are one piece of news.
                 if time.monotonic() - self._slowed.get(operation, -math.inf) > 1.0:
                     self._slowed[operation] = time.monotonic()
@@ -1544,7 +1561,7 @@ def connect_control_plane(
     _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
     events = iot.meta.events
     if not place.local:
-        pacer = Pacer(things_per_s)
+        pacer = Pacer(things_per_s, inbox.stopping)
         events.register("before-send.iot", pacer.wait)
         events.register("response-received.iot", pacer.learn)
     if credentials:
@@ -1553,20 +1570,19 @@ def connect_control_plane(
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     events.register_last("before-send.iot", inbox.check)
     events.register_first("needs-retry.iot.DescribeEndpoint", _give_up_early)
-    events.register_first("needs-retry.iot.CreateKeysAndCertificate", _ask_once)
+    events.register_first("needs-retry.iot", _ask_once)
     if log.isEnabledFor(logging.DEBUG):
         events.register("provide-client-params.iot", _log_call)
         events.register("after-call.iot", _log_answer)
+    events.register("after-call.iot", functools.partial(_check_answer, iot.meta.endpoint_url))
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url)
     try:
-        address: str | None = iot.describe_endpoint(endpointType="iot:Data-ATS").get("endpointAddress")
+        address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
     except botocore.exceptions.EndpointConnectionError as error:
         known = {name for p in session.get_available_partitions() for name in session.get_available_regions("iot", p)}
         if place.region not in known and ".amazonaws.com" in (place.endpoint_url or ""):
             raise ElfError("RegionUnknown", region=place.region) from error
         raise
-    if not address:
-        raise ElfError("NotAws", url=place.endpoint_url)
     host = address.partition(":")[0]
     if place.data_endpoint:  # which begins with another name for every account
         same_account = place.data_endpoint.partition(".")[0] == host.partition(".")[0]
@@ -1608,7 +1624,34 @@ def _account(session: Any, place: Place) -> str:
     """Ask whose credentials these are, for a fleet of the original program's. It takes no permission."""
     on_aws = ".amazonaws.com" in (place.endpoint_url or "")
     sts = session.client("sts", region_name=place.region, endpoint_url=None if on_aws else place.endpoint_url)
+    sts.meta.events.register("after-call.sts", functools.partial(_check_answer, sts.meta.endpoint_url))
     return str(sts.get_caller_identity()["Account"])
+
+
+_READ = {  # what ELF reads of answers; botocore's model marks no field of them as required
+    "GetCallerIdentity": "Account",
+    "DescribeEndpoint": "endpointAddress",
+    "CreateKeysAndCertificate": "certificateArn certificateId certificatePem keyPair",
+    "DescribeThing": "thingArn",
+    "DescribeCertificate": "certificateDescription.status",
+    "GetPolicy": "policyDocument defaultVersionId",
+    "ListThings": "things.thingName",
+    "ListCertificates": "certificates.certificateId certificates.certificateArn certificates.creationDate",
+    "ListAttachedPolicies": "policies.policyName",
+    "ListPolicyVersions": "policyVersions.versionId",
+}
+
+
+def _check_answer(url: str, http_response: Any, parsed: dict[str, Any], model: Any, **_: object) -> None:
+    # A list that is left out is empty; what else ELF reads has to be there.
+    if http_response.status_code < 300 and model.output_shape:
+        lists = [name for name, shape in model.output_shape.members.items() if shape.type_name == "list"]
+        parsed.update({name: [] for name in lists if not parsed.get(name)})
+        for path in _READ.get(model.name, "").split():
+            field, dot, member = path.partition(".")
+            for found in parsed[field] if field in lists else [parsed.get(field)]:
+                if not (found.get(member) if found and dot else found):
+                    raise ElfError("NotAws", url=f"{url} to {model.name}, without {path},")
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
@@ -1628,12 +1671,19 @@ def _give_up_early(attempts: int, caught_exception: Exception | None, **_: objec
         raise caught_exception
 
 
-def _ask_once(response: tuple[Any, Any] | None, caught_exception: Exception | None, **_: object) -> None:
-    # Each try that AWS may have acted on may have made a certificate: _certify() is to know of every one.
+def _ask_once(
+    response: tuple[Any, Any] | None, caught_exception: Exception | None, attempts: int, operation: Any, **_: object
+) -> None:
+    # botocore takes a limit for throttling, which passes. And _certify() is to know of every call that it makes: each
+    # that AWS may have acted on may have made a certificate, and one that waits in botocore, where Ctrl-C does not
+    # reach it, would count as sent.
     from botocore.exceptions import ClientError
 
-    error = caught_exception or (response and ClientError(response[1], "CreateKeysAndCertificate"))
-    if error and _may_have_arrived(error):
+    error = caught_exception
+    if response and response[0].status_code >= 300:
+        response[1]["ResponseMetadata"]["RetryAttempts"] = attempts - 1
+        error = ClientError(response[1], operation.name)
+    if error and (operation.name == "CreateKeysAndCertificate" or names_of(error)[0] == "LimitExceededException"):
         raise error
 
 
@@ -1641,7 +1691,7 @@ def _may_have_arrived(error: Exception) -> bool:
     """Say whether AWS may have acted on a call that ended with `error`."""
     if status := (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode"):
         return status in (500, 502, 504)  # 503 is an answer: not now
-    return not {"HTTPClientError", "ResponseParserError"}.isdisjoint(names_of(error))
+    return not {"HTTPClientError", "ResponseParserError", "NotAws"}.isdisjoint(names_of(error))
 
 
 def _refused_at_once(error: Exception) -> bool:
@@ -1650,31 +1700,86 @@ def _refused_at_once(error: Exception) -> bool:
     return 400 <= metadata.get("HTTPStatusCode", 0) < 500 and not metadata.get("RetryAttempts")
 
 
+class NotYet(Exception):  # noqa: N818 - it passes
+    """Ends a step that AWS is not ready for: for_each() is to do `again`, then the step, for `patience_s` in all.
+
+    What AWS answered, `error`, ends the step after that time.
+    """
+
+    def __init__(
+        self, error: Exception, patience_s: float, reason: str, again: Callable[[], Any] = lambda: None
+    ) -> None:
+        super().__init__(error)
+        self.error, self.patience_s, self.again = error, patience_s, again
+        self.reason = f"{getattr(error, 'operation_name', 'AWS')}: {reason}"
+
+
 class Step(NamedTuple):
     """An event: a step with a thing has been taken."""
 
-    thing: Any
+    number: int
     result: Any
+
+
+class Tasks:
+    """The steps to be taken, by number: `waiting` for a thread, or resting since AWS was not ready for them."""
+
+    def __init__(self, count: int) -> None:
+        self.waiting: queue.SimpleQueue[tuple[int, Callable[[], Any]] | None] = queue.SimpleQueue()
+        for number in range(count):
+            self.waiting.put((number, lambda: None))
+        self._resting: list[tuple[float, int, Callable[[], Any]]] = []  # a heap, by time.monotonic()
+        self._since: dict[tuple[str, int], float] = {}  # by reason and number: when AWS refused it first
+
+    @property
+    def due(self) -> float:
+        return self._resting[0][0] if self._resting else math.inf
+
+    def wake(self) -> None:
+        self.waiting.put(heapq.heappop(self._resting)[1:])
+
+    def put_off(self, number: int, refusal: NotYet) -> bool:
+        """Have a step rest for a while, longer each time; return False once AWS has had the time it may take."""
+        now = time.monotonic()
+        if all(reason != refusal.reason for reason, _ in self._since):
+            log.info("%s: trying again for up to %g s", refusal.reason, refusal.patience_s)
+        waited_s = now - self._since.setdefault((refusal.reason, number), now)
+        rest_s = min(max(waited_s, 1.0), LONGEST_REST_S, refusal.patience_s - waited_s)
+        if rest_s > 0:
+            heapq.heappush(self._resting, (now + rest_s, number, refusal.again))
+        return rest_s > 0
+
+    def clear(self) -> int:
+        """Drop the steps that no thread has begun; return how many they were."""
+        count = len(self._resting)
+        self._resting.clear()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self.waiting.get_nowait()
+                count += 1
+        return count
 
 
 def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
     """Take a step with many things at once; yield each with its result, or with the exception that ended it.
 
+    A step that raises NotYet is repeated later, and holds up no other meanwhile: it must be safe to repeat.
     Starts no more after a failure that the others would share. Raises Interrupted on the user's Ctrl-C, once the calls
     under way are finished and recorded, or STOP_S seconds later.
     """
-    waiting = collections.deque(things)
-    left = len(waiting)
+    things = list(things)
+    left = len(things)
+    tasks = Tasks(left)
 
     def work() -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                thing = waiting.popleft()
-                try:
-                    result = step(thing)
-                except BaseException as error:
-                    result = error
-                inbox.put(Step(thing, result))
+        while task := tasks.waiting.get():
+            number, first = task
+            try:
+                first()
+                result = step(things[number])
+            except BaseException as error:
+                result = error
+            inbox.put(Step(number, result))
 
     # The pools of concurrent.futures hold up the end of the process until their last call is over.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(CALLS_IN_FLIGHT, left))]
@@ -1682,20 +1787,27 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
         thread.start()
     try:
         while left:
-            thing, result = inbox.get(deadline=math.inf)
+            event = inbox.get(deadline=tasks.due)
+            if event is None:
+                tasks.wake()
+                continue
+            number, result = event
+            if isinstance(result, NotYet):
+                if tasks.put_off(number, result):
+                    continue
+                result = result.error
             left -= 1
-            yield thing, result
+            yield things[number], result
             if isinstance(result, Exception) and not HOPELESS.isdisjoint(names_of(result)):
-                with contextlib.suppress(IndexError):
-                    while True:
-                        waiting.pop()
-                        left -= 1
+                left -= tasks.clear()
     except Interrupted:
         log.warning("finishing the calls under way, up to %g s; Ctrl-C again stops at once", STOP_S)
         raise
     finally:
-        waiting.clear()
+        tasks.clear()
         deadline = time.monotonic() + STOP_S
+        for _ in threads:
+            tasks.waiting.put(None)
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
@@ -1740,28 +1852,23 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
             thing = fleet.record(thing._replace(policy_name=policy_name(name)))  # it may have one
             _retire_lost_certificates(iot, name)
         thing = _certify(iot, fleet, thing)
-    until(VISIBLE_S, _is_missing, iot.attach_thing_principal, thingName=name, principal=thing.certificate_arn)
+    once_visible(iot.attach_thing_principal, thingName=name, principal=thing.certificate_arn)
     return fleet.record(thing._replace(stage=READY))
 
 
 def _certify(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
-    """Make a certificate and keys for a thing. An answer that is lost is asked for once more, and remembered."""
-    for may_repeat in (True, False):
-        thing = fleet.record(thing._replace(asked=time.time()))
-        try:
-            keys = iot.create_keys_and_certificate(setAsActive=True)
-            break
-        except Exception as error:
-            if not _may_have_arrived(error):
-                fleet.record(thing._replace(asked=None))
-                raise
-            thing = fleet.record_unanswered(thing)
-            if not may_repeat:
-                raise
-            time.sleep(1.0)
-    if "certificateArn" not in keys:
-        fleet.record_unanswered(thing)
-        raise ElfError("NotAws", url=iot.meta.endpoint_url)
+    """Make a certificate and keys for a thing. Raises NotYet where AWS may be asked again, and botocore's errors."""
+    thing = fleet.record(thing._replace(asked=time.time()))
+    try:
+        keys = iot.create_keys_and_certificate(setAsActive=True)
+    except Exception as error:
+        if _may_have_arrived(error):
+            fleet.record_unanswered(thing)
+            raise NotYet(error, 1.0, "the answer is lost") from error  # once more: this may make another one
+        fleet.record(thing._replace(asked=None))
+        if not BUSY.isdisjoint(names_of(error)):
+            raise NotYet(error, BUSY_S, "AWS does not take it now") from error
+        raise
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = thing._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
     try:
@@ -1771,7 +1878,7 @@ def _certify(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
             raise
         # A certificate without a key is of no use to anybody.
         _deactivate(iot, certificate_id)
-        gone_is_fine(iot.delete_certificate, certificateId=certificate_id)
+        iot.delete_certificate(certificateId=certificate_id)
         fleet.record(thing._replace(asked=None))
         raise
 
@@ -1795,6 +1902,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
     Raises: ElfError when a policy of that name says something else; botocore's errors.
     """
+    thing = fleet.things[thing.name]  # as an earlier try has left it
     name, arn = policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
     asked = fleet.record(thing._replace(policy_name=name))
@@ -1809,7 +1917,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
             raise ElfError("PolicyTaken", policy=name) from error
         if not exists:
             raise
-    until(VISIBLE_S, _is_missing, iot.attach_policy, policyName=name, target=arn)
+    once_visible(iot.attach_policy, policyName=name, target=arn)
     partition, region, account = partition_region_account(arn)
     return fleet.record(asked._replace(policy_arn=f"arn:{partition}:iot:{region}:{account}:policy/{name}"))
 
@@ -1825,25 +1933,25 @@ def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     """Take a thing, its certificate and its policy away, in the order AWS requires. Safe to repeat.
 
     What is gone already counts as done; what was asked for and may be somebody else's is looked at first, and left
-    alone. Raises ElfError and botocore's errors; what is left then stays recorded.
+    alone. Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
     """
+    thing = fleet.things[thing.name]  # as an earlier try has left it
     own_arn = thing.certificate_arn or _own_thing_arn(iot, thing.name, fleet.elf_id)
     if not own_arn:
         fleet.forget(thing)
         return
     thing = fleet.record(thing._replace(stage=CLEANING))
-    if not thing.certificate_arn:
-        _retire_lost_certificates(iot, thing.name)
+    own = {thing.certificate_arn} if thing.certificate_arn else _retire_lost_certificates(iot, thing.name)
     if name := thing.policy_name:
         if thing.policy_arn or _policy_says(iot, name, policy_document(thing.name, own_arn)):
             if thing.certificate_arn:
                 gone_is_fine(iot.detach_policy, policyName=name, target=thing.certificate_arn)
-            _delete_policy(iot, name)
+            _delete_policy(iot, name, own)
         thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
     if thing.certificate_arn:
         _retire_certificate(iot, thing.name, thing.certificate_arn)
-        thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None))
-    gone_is_fine(iot.delete_thing, thingName=thing.name)
+    principals = functools.partial(iot.list_thing_principals, thingName=thing.name)
+    gone_is_fine(iot.delete_thing, lambda: {*principals()["principals"]} - own, thingName=thing.name)
     fleet.forget(thing)
 
 
@@ -1856,23 +1964,36 @@ def _own_thing_arn(iot: Any, name: str, elf_id: str | None) -> str | None:
     return described["thingArn"] if described.get("attributes", {}).get("elf_id") == elf_id else None
 
 
-def _delete_policy(iot: Any, name: str) -> None:
-    """Delete a policy, with the versions that somebody's edits have made of it: DeletePolicy wants a single one."""
+def _delete_policy(iot: Any, name: str, own: set[str]) -> None:
+    """Delete a policy that is attached to nothing but ELF's `own` certificates, which may count as attached still.
+
+    DeletePolicy wants a single version; somebody's edits may have made more.
+    """
+    targets = functools.partial(iot.list_targets_for_policy, policyName=name)
+    delete = functools.partial(gone_is_fine, iot.delete_policy, lambda: {*targets()["targets"]} - own, policyName=name)
     try:
-        iot.delete_policy(policyName=name)
-    except iot.exceptions.ResourceNotFoundException:
-        pass
-    except iot.exceptions.DeleteConflictException:
-        for version in iot.list_policy_versions(policyName=name)["policyVersions"]:
-            if not version["isDefaultVersion"]:
-                gone_is_fine(iot.delete_policy_version, policyName=name, policyVersionId=version["versionId"])
-        gone_is_fine(iot.delete_policy, policyName=name)
+        delete()
+    except NotYet:
+        default = iot.get_policy(policyName=name)["defaultVersionId"]
+        versions = {version["versionId"] for version in iot.list_policy_versions(policyName=name)["policyVersions"]}
+        if versions == {default}:
+            raise
+        for version in versions - {default}:
+            gone_is_fine(iot.delete_policy_version, policyName=name, policyVersionId=version)
+        delete()
 
 
 def _retire_certificate(iot: Any, thing_name: str, arn: str) -> None:
+    def others() -> Iterable[str]:
+        things = {*iot.list_principal_things(principal=arn)["things"]} - {thing_name}
+        policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
+        return {f"thing {name}" for name in things} | {
+            f"policy {name}" for name in policies - {policy_name(thing_name)}
+        }
+
     _deactivate(iot, arn.rpartition("/")[2])
     gone_is_fine(iot.detach_thing_principal, thingName=thing_name, principal=arn)
-    gone_is_fine(iot.delete_certificate, certificateId=arn.rpartition("/")[2])
+    gone_is_fine(iot.delete_certificate, others, certificateId=arn.rpartition("/")[2])
 
 
 def _deactivate(iot: Any, certificate_id: str) -> None:
@@ -1881,56 +2002,61 @@ def _deactivate(iot: Any, certificate_id: str) -> None:
         iot.update_certificate(certificateId=certificate_id, newStatus="INACTIVE")
 
 
-def _retire_lost_certificates(iot: Any, name: str) -> None:
-    """Take away the certificates that this ELF made for a thing of its own and does not remember.
+def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
+    """Take away the certificates that this ELF made for a thing of its own and does not remember; return their ARNs.
 
     Those are they that are attached to that thing alone, and have its policy or none. Raises ElfError for another.
     """
-    for arn in iot.list_thing_principals(thingName=name)["principals"]:
-        things = iot.list_principal_things(principal=arn)["things"]
+    lost = iot.list_thing_principals(thingName=name)["principals"]
+    for arn in lost:
+        others = {*iot.list_principal_things(principal=arn)["things"]} - {name}
         policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
-        if not ARN.fullmatch(arn) or things != [name] or policies - {policy_name(name)}:
+        if not ARN.fullmatch(arn) or others or policies - {policy_name(name)}:
             raise ElfError("CertificateOfOthers", thing=name, certificate=arn)
         for policy in policies:
             gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
         _retire_certificate(iot, name, arn)
         log.info("%s: took away its certificate %s, whose key is lost", name, arn)
-
-
-def until(patience_s: float, not_yet: Callable[[Exception], bool], call: Callable[..., Any], **parameters: Any) -> None:
-    """Make a call again as long as its error says that AWS is `not_yet` that far, for `patience_s` seconds."""
-    deadline = time.monotonic() + patience_s
-    pause = 0.25
-    while True:
-        try:
-            call(**parameters)
-            return
-        except Exception as error:
-            if not not_yet(error) or time.monotonic() + pause > deadline:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, 2.0)
+    return set(lost)
 
 
 def _is_missing(error: Exception) -> bool:
     return _answer(error).get("Code") == "ResourceNotFoundException"
 
 
-def _is_in_use(error: Exception) -> bool:
-    return names_of(error)[0] in ("DeleteConflictException", "CertificateStateException")
+def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
+    """Make a call that needs what was just made. Raises NotYet where AWS does not find it; botocore's errors."""
+    try:
+        call(**parameters)
+    except Exception as error:
+        if _is_missing(error):
+            again = functools.partial(once_visible, call, **parameters)
+            raise NotYet(error, VISIBLE_S, "AWS does not find yet what was just made", again) from error
+        raise
 
 
-def gone_is_fine(call: Callable[..., Any], **parameters: Any) -> None:
-    """Make a call that takes something away: what is not there is done, what is still in use is asked again.
+def gone_is_fine(call: Callable[..., Any], others: Callable[[], Iterable[str]] = tuple, **parameters: Any) -> None:
+    """Make a call that takes something away; what is not there is done.
 
-    AWS goes on for some seconds to count a detached certificate or policy as attached (DetachThingPrincipal, AWS IoT
-    API reference), and then refuses the deletion; after CONSISTENCY_S it really is in use, and the error is raised.
+    AWS is distributed: "it can take up to five minutes after a policy is detached before it's ready to be deleted"
+    (DetachPolicy, AWS IoT API reference); of a certificate, DetachThingPrincipal says "several seconds".
+    Raises ElfError where `others`, which asks AWS, names somebody else that uses it, NotYet where it names nobody;
+    botocore's errors.
     """
     try:
-        until(CONSISTENCY_S, _is_in_use, call, **parameters)
+        call(**parameters)
     except Exception as error:
-        if not _is_missing(error):
+        if _is_missing(error):
+            return
+        if names_of(error)[0] not in ("DeleteConflictException", "CertificateStateException"):
             raise
+        if users := listed(others()):
+            raise ElfError(
+                f"AWS does not delete {next(iter(parameters.values()))}: it is attached to {users}",
+                "detach it there if nobody needs it, then run the same command again",
+            ) from error
+        again = functools.partial(gone_is_fine, call, others, **parameters)
+        raise NotYet(error, CONSISTENCY_S, "to AWS, what was just detached is attached still", again) from error
 
 
 class Unclaimed(NamedTuple):
@@ -1953,7 +2079,8 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Unclaimed]:
     found = []
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
         # AWS's clock, to the second, and this machine's may differ.
-        answered = parsedate_to_datetime(page["ResponseMetadata"]["HTTPHeaders"]["date"]).timestamp()
+        date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
+        answered = parsedate_to_datetime(date).timestamp() if date else time.time()
         ahead = 0.0 if abs(answered - time.time()) < 3 else answered - time.time()
         at = math.inf
         for certificate in page["certificates"]:
@@ -1966,7 +2093,7 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Unclaimed]:
                 and not iot.list_principal_things(principal=arn)["things"]
                 and not iot.list_attached_policies(target=arn)["policies"]
             ):
-                found.append(Unclaimed(name, certificate["status"], at))
+                found.append(Unclaimed(name, certificate.get("status", "of unknown status"), at))
         if at - ahead < first - 1:
             break  # the newest come first
     return found
@@ -3307,12 +3434,13 @@ def create_things(cli: argparse.Namespace) -> int:
             show_unanswered(cli)
         finally:
             if fleet.things or fleet.unanswered:
-                log.info("Wrote %d things to config file: %s", len(fleet.things), fleet.things_file)
+                log.info("Wrote %s to config file: %s", plural(len(fleet.things), "thing"), fleet.things_file)
             else:
                 fleet.dissolve()
             wanted = set(missing)
             created = [thing for thing in fleet.ready if thing.name in wanted]
-            log.info("[create_things] ELF created %d things in region:'%s'.", len(created), place.region)
+            made = plural(len(created), "thing")
+            log.info("[create_things] ELF created %s in region:'%s'.", made, place.region)
             if left := len(missing) - len(created):
                 log.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
             failures.report(of=len(missing))

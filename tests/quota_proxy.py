@@ -27,6 +27,7 @@ OPERATIONS = [
     ("GET", r"/certificates", "ListCertificates", 10),
     # A target is an ARN, whose slash a client should escape.
     ("POST", r"/attached-policies/.+", "ListAttachedPolicies", 15),
+    ("POST", r"/policy-targets/[^/]+", "ListTargetsForPolicy", 10),
     ("GET", r"/principals/things", "ListPrincipalThings", 10),
     ("POST", r"/things/[^/]+", "CreateThing", 100),
     ("GET", r"/things/[^/]+", "DescribeThing", 350),

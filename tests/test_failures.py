@@ -91,7 +91,9 @@ PROVOKED_BY = {
     "LimitExceededException": "test_a_limit_of_the_account_stops_what_is_over_it_and_is_explained",
     "ResourceNotFoundException": "test_a_certificate_that_is_gone_before_the_first_send_is_explained",
     "InvalidRequestException": "test_what_aws_answers_is_explained[a request that it does not take]",
-    "DeleteConflictException CertificateStateException": "test_what_others_have_attached_is_explained[DeletePolicy]",
+    "DeleteConflictException CertificateStateException": (
+        "test_what_aws_goes_on_to_hold_is_explained[DeleteCertificate]"
+    ),
     "OtherAccount": "test_credentials_of_another_account_are_explained",
     "ThingTaken": "test_a_thing_of_somebody_else_is_explained[nobody's]",
     "ThingOfAnotherElf": "test_a_thing_of_somebody_else_is_explained[another ELF's]",
@@ -501,27 +503,6 @@ def delete_certificate_of(account: Account, thing: str) -> str:
     account.iot.update_certificate(certificateId=certificate_id, newStatus="INACTIVE")
     account.iot.delete_certificate(certificateId=certificate_id)
     return certificate_id
-
-
-@pytest.mark.parametrize("operation", ["DeletePolicy", "DeleteCertificate"])
-def test_what_others_have_attached_is_explained(
-    main: InProcess, elf: Elf, account: Account, explained: Explained, operation: str
-) -> None:
-    main("create")
-    main("send", *elf.broker, *ONCE)
-    if operation == "DeletePolicy":
-        other = account.iot.create_keys_and_certificate()["certificateArn"]
-        account.iot.attach_policy(policyName="policy-thing_0", target=other)
-    else:
-        account.iot.create_thing(thingName="other")
-        account.iot.attach_thing_principal(thingName="other", principal=elf.things()["thing_0"]["certificateArn"])
-    explained(main("clean", status=1), "DeleteConflictException", "detach what others have attached")
-    assert list(elf.things()) == ["thing_0"]
-    if operation == "DeletePolicy":
-        account.iot.detach_policy(policyName="policy-thing_0", target=other)
-    else:
-        account.iot.detach_thing_principal(thingName="other", principal=elf.things()["thing_0"]["certificateArn"])
-    main("clean")
 
 
 @pytest.mark.parametrize(

@@ -74,13 +74,14 @@ SITUATIONS = {
     "DetachPolicy": CLEAN,
     "DeletePolicy": CLEAN,
     "UpdateCertificate": CLEAN,
+    "ListTargetsForPolicy": CLEAN_EDITED,
     "ListPolicyVersions": CLEAN_EDITED,
     "DeletePolicyVersion": CLEAN_EDITED,
     "DetachThingPrincipal": CLEAN,
     "DeleteCertificate": CLEAN,
     "DeleteThing": CLEAN,
 }
-CHANGES = [name for method, _, name, _ in OPERATIONS if method != "GET" and name != "ListAttachedPolicies"]
+CHANGES = [name for method, _, name, _ in OPERATIONS if method != "GET" and not name.startswith("List")]
 DIAGNOSIS = "DescribeCertificate"
 
 

@@ -44,6 +44,7 @@ NEEDED_BY = {
     "iot:DescribeThing": Need("clean", after=("create without a certificate",)),
     "iot:DetachPolicy": CLEAN,
     "iot:DeletePolicy": CLEAN,
+    "iot:ListTargetsForPolicy": CLEAN_EDITED,
     "iot:ListPolicyVersions": CLEAN_EDITED,
     "iot:DeletePolicyVersion": CLEAN_EDITED,
     "iot:UpdateCertificate": CLEAN,
