@@ -798,17 +798,17 @@ class Inbox:
 
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
-ARN = re.compile(r"arn:(aws[a-z-]*):iot:([a-z0-9-]+):([0-9]{12}):(cert/[0-9a-f]{64}|thing/[a-zA-Z0-9:_-]{1,128})")
+ARN = re.compile(r"arn:([a-z0-9-]+):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
 PLACE = {  # what elf.json may say of a place: it is sent to AWS, dialled and printed
-    "region": re.compile(r"[a-z0-9-]{1,32}"),
+    "region": re.compile(r"[a-z0-9-]{1,63}"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
     "endpoint_url": re.compile(
-        r"https?://([A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*|\[[0-9a-fA-F:.]+\])"
+        r"https?://([a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+\])"
         r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
         r"(/[^\s\x00-\x1f\x7f]*)?"
     ),
     "account": re.compile(r"[0-9]{12}"),
-    "data_endpoint": re.compile(r"[A-Za-z0-9.-]{1,253}"),
+    "data_endpoint": re.compile(r"[a-z0-9._-]{1,253}"),
 }
 
 CREATING, READY, CLEANING = "creating", "ready", "cleaning"
@@ -847,6 +847,31 @@ class Place(NamedTuple):
         profile = f", profile {self.profile}" if self.profile else ""
         url = f", endpoint {self.endpoint_url}" if self.endpoint_url else ""
         return f"region {self.region}{account}{profile}{url}"
+
+    def checked(self) -> Place:
+        """Return it with what is lower case by definition in lower case. Raises ElfError for what can't be recorded."""
+        lower: dict[str, Any] = {key: getattr(self, key) for key in PLACE if getattr(self, key) is not None}
+        for key in lower.keys() - {"profile"}:
+            # Of a URL, scheme and host; a path may be in capitals.
+            lower[key] = re.sub(r"\A(https?://)?[^/]*", lambda found: found[0].lower(), str(lower[key]), flags=re.I)
+        if "@" in lower.get("endpoint_url", "").partition("://")[2].partition("/")[0]:
+            raise ElfError(
+                "the endpoint URL has a user name or password in it, which AWS does not use and ELF does not record",
+                "leave out what stands before the @, in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
+            )
+        for key, value in lower.items():
+            if not isinstance(getattr(self, key), str) or not PLACE[key].fullmatch(value):
+                names = {
+                    "endpoint_url": "http or https URL",
+                    "data_endpoint": "device endpoint",
+                    "account": "account ID",
+                }
+                what = names.get(key, key)
+                raise ElfError(
+                    f"{value[:140]!r} is not {'an' if what[0] in 'ah' else 'a'} {what}",
+                    "check --region, --profile and --endpoint-url, and what AWS's configuration says in their place",
+                )
+        return self._replace(**lower)
 
 
 class Unanswered(NamedTuple):
@@ -935,10 +960,9 @@ class Fleet:
         if isinstance(recorded, dict):
             known: dict[str, Any] = {key: value for key, value in recorded.items() if key in Place._fields}
             is_local = known.pop("local", False)
-            if isinstance(is_local, bool) and all(
-                isinstance(value, str) and PLACE[key].fullmatch(value) for key, value in known.items()
-            ):
-                return Place(**known, local=is_local)
+            with contextlib.suppress(ElfError):
+                if isinstance(is_local, bool) and None not in known.values():
+                    return Place(**known, local=is_local).checked()
         raise self._not_elfs(self.elf_file, "where the fleet lives is not a place")
 
     def _read(self, path: Path, otherwise: Any) -> Any:
@@ -982,18 +1006,8 @@ class Fleet:
         thing = Thing(name, **{"stage": READY, **known})
         if thing.stage not in (CREATING, READY, CLEANING):
             raise refusal(f"the stage of {name} means nothing to this one", newer=True)
-        arn = thing.certificate_arn
-        match = ARN.fullmatch(arn) if isinstance(arn, str) else None
-        if (arn or thing.certificate_id) and (not match or match[4] != f"cert/{thing.certificate_id}"):
-            raise refusal(f"the certificate of {name} is not one")
-        policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{policy_name(name)}" if match else None
-        if thing.policy_name not in (None, policy_name(name)) or thing.policy_arn not in (None, policy_arn):
-            raise refusal(f"the policy of {name} is not ELF's")
-        if thing.asked is not None:
-            try:
-                _moment(thing.asked)
-            except (TypeError, ValueError) as error:
-                raise refusal(f"the time of {name} is none") from error
+        if problem := problem_of(thing):
+            raise refusal(f"{name}: {problem}")
         if "keyPair" in recorded or "certificatePem" in recorded:
             self._key_material[name] = recorded
         self.things[name] = thing
@@ -1142,6 +1156,7 @@ class Fleet:
         """Remember where the fleet lives, until the last thing is forgotten."""
         if place.local:
             place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
+        place = place.checked()
         with self._writing:
             if place != self.place:
                 self.place = place
@@ -1236,6 +1251,22 @@ class Fleet:
         parts = {"elf_id": self.elf_id, "fleet": place, "unanswered": self.unanswered}
         write_private(self.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
         _sync(self.directory)
+
+
+def problem_of(thing: Thing) -> str:
+    """Say what of a thing is not as ELF records it and reads it again; nothing if all is well."""
+    arn = thing.certificate_arn
+    match = ARN.fullmatch(arn) if isinstance(arn, str) else None
+    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
+        return "certificate missing or invalid"
+    policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{policy_name(thing.name)}" if match else None
+    if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
+        return "policy not ELF's"
+    try:
+        _moment(1 if thing.asked is None else thing.asked)
+    except (TypeError, ValueError):
+        return "time invalid"
+    return ""
 
 
 def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
@@ -1440,22 +1471,25 @@ def connect_control_plane(place: Place, inbox: Inbox, things_per_s: float = THIN
     if credentials:
         refuse_bad_credentials(credentials)
     if not place.local and not place.region:
-        place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION)
+        place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION).checked()
     if not place.local and not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
         place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
-    iot = session.client(
-        "iot",
-        region_name=place.region,
-        endpoint_url=place.endpoint_url,
-        config=Config(
-            retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=CALL_TIMEOUT_S,
-            max_pool_connections=CALLS_IN_FLIGHT,
-            user_agent_extra=f"aws-iot-elf/{VERSION}",
-            proxies={} if place.local else None,
-        ),
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=CALL_TIMEOUT_S,
+        max_pool_connections=CALLS_IN_FLIGHT,
+        user_agent_extra=f"aws-iot-elf/{VERSION}",
+        proxies={} if place.local else None,
     )
+    try:
+        iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url, config=config)
+    except ValueError as error:  # whose message has the URL, and so a password maybe
+        raise ElfError(
+            "the endpoint URL is not one that botocore accepts",
+            "it is http:// or https://, and a host name without _; check --endpoint-url, AWS_ENDPOINT_URL and AWS's "
+            "configuration",
+        ) from error
     _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
     events = iot.meta.events
     if not place.local:
@@ -1470,7 +1504,7 @@ def connect_control_plane(place: Place, inbox: Inbox, things_per_s: float = THIN
     if log.isEnabledFor(logging.DEBUG):
         events.register("provide-client-params.iot", _log_call)
         events.register("after-call.iot", _log_answer)
-    place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url)
+    place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     try:
         address: str | None = iot.describe_endpoint(endpointType="iot:Data-ATS").get("endpointAddress")
     except botocore.exceptions.EndpointConnectionError as error:
@@ -1480,14 +1514,14 @@ def connect_control_plane(place: Place, inbox: Inbox, things_per_s: float = THIN
         raise
     if not address:
         raise ElfError("NotAws", url=place.endpoint_url)
-    host = address.partition(":")[0]
+    host = address.partition(":")[0].lower()
     if place.data_endpoint:  # which begins with another name for every account
         same_account = place.data_endpoint.partition(".")[0] == host.partition(".")[0]
     else:
         same_account = not place.account or place.account == _account(session, place)
     if not same_account:
         raise ElfError("OtherAccount", place=place)
-    return iot, place._replace(data_endpoint=host)
+    return iot, place._replace(data_endpoint=host).checked()
 
 
 def _session(place: Place) -> Any:
@@ -1672,11 +1706,11 @@ def _certify(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
             if not may_repeat:
                 raise
             time.sleep(1.0)
-    if "certificateArn" not in keys:
+    arn, certificate_id = keys.get("certificateArn"), keys.get("certificateId")
+    certified = thing._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
+    if not {"certificatePem", "keyPair"} <= keys.keys() or problem_of(certified._replace(stage=READY)):
         fleet.record_unanswered(thing)
         raise ElfError("NotAws", url=iot.meta.endpoint_url)
-    arn, certificate_id = keys["certificateArn"], keys["certificateId"]
-    certified = thing._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
     try:
         return fleet.record(certified, keys)
     except OSError:
@@ -3940,9 +3974,10 @@ def mqtt_endpoint(text: str) -> Endpoint:
 
 
 def url(text: str) -> str:
-    if not PLACE["endpoint_url"].fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an http or https URL")
-    return text
+    try:
+        return Place(endpoint_url=text).checked().endpoint_url or ""
+    except ElfError as error:
+        raise argparse.ArgumentTypeError(error.failure) from None
 
 
 class Option(NamedTuple):
@@ -4109,16 +4144,18 @@ def locate(cli: argparse.Namespace, remembered: Place | None) -> Place:
 
     Raises: ElfError when an explicit option contradicts what is remembered.
     """
-    explicit = {key: getattr(cli, key) for key in ("region", "profile", "endpoint_url") if getattr(cli, key)}
+    options = {key: getattr(cli, key) for key in ("region", "profile", "endpoint_url") if getattr(cli, key)}
+    given = Place(**options).checked()
+    explicit = {key: getattr(given, key) for key in options}
     if not remembered:
         return Place(**explicit, local=cli.local)
-    options = [
+    against = [
         f"--{key.replace('_', '-')} {value}" for key, value in explicit.items() if _contradicts(remembered, key, value)
     ]
     if cli.local and not remembered.local:
-        options.append("--local")
-    if options:
-        raise ElfError("Contradiction", options=" ".join(options), place=remembered)
+        against.append("--local")
+    if against:
+        raise ElfError("Contradiction", options=" ".join(against), place=remembered)
     return remembered._replace(profile=remembered.profile or cli.profile)
 
 
