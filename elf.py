@@ -36,6 +36,7 @@ import os
 import queue
 import re
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,6 +65,8 @@ ROOT_CERT = HERE / "aws-iot-rootCA.crt"
 
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html (message broker and protocol limits)
 MAX_PAYLOAD_BYTES = 128 * 1024
+MAX_ROOTS_BYTES = 4 * 1024 * 1024  # of root certificates; a system's bundle has 0.2
+MAX_INPUT_BYTES = 64 * 1024 * 1024  # of a file of messages
 MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
 # The same page: neither the slashes nor the bytes of these count. Its slashes forbid a command's answer with a format,
@@ -173,7 +176,6 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "`aws configure list-profiles` names the profiles there are; choose with --profile",
     ),
     "ConfigParseError": ("the AWS configuration can't be read: {error}", "mend that file, or run `aws configure`"),
-    "InvalidRegionError": ("that is no region: {error}", "name a region such as us-west-2 with --region"),
     "RegionUnknown": (
         "no AWS IoT answers in region {region}, which is none that is known",
         "check --region; `aws ec2 describe-regions` names the regions there are",
@@ -800,7 +802,7 @@ THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API re
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
 ARN = re.compile(r"arn:([a-z0-9-]+):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
 PLACE = {  # what elf.json may say of a place: it is sent to AWS, dialled and printed
-    "region": re.compile(r"[a-z0-9-]{1,63}"),
+    "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
     "endpoint_url": re.compile(
         r"https?://([a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+\])"
@@ -850,26 +852,20 @@ class Place(NamedTuple):
 
     def checked(self) -> Place:
         """Return it with what is lower case by definition in lower case. Raises ElfError for what can't be recorded."""
-        lower: dict[str, Any] = {key: getattr(self, key) for key in PLACE if getattr(self, key) is not None}
-        for key in lower.keys() - {"profile"}:
-            # Of a URL, scheme and host; a path may be in capitals.
-            lower[key] = re.sub(r"\A(https?://)?[^/]*", lambda found: found[0].lower(), str(lower[key]), flags=re.I)
-        if "@" in lower.get("endpoint_url", "").partition("://")[2].partition("/")[0]:
+        given = {key: getattr(self, key) for key in PLACE if getattr(self, key) is not None}
+        if "@" in str(given.get("endpoint_url")):
             raise ElfError(
                 "the endpoint URL has a user name or password in it, which AWS does not use and ELF does not record",
                 "leave out what stands before the @, in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
             )
-        for key, value in lower.items():
-            if not isinstance(getattr(self, key), str) or not PLACE[key].fullmatch(value):
-                names = {
-                    "endpoint_url": "http or https URL",
-                    "data_endpoint": "device endpoint",
-                    "account": "account ID",
-                }
-                what = names.get(key, key)
+        lower: dict[str, Any] = {}
+        for key, value in given.items():
+            case = {"profile": "", "endpoint_url": "(.*?://)?[^/]*"}.get(key, ".*")  # a URL's path may have capitals
+            lower[key] = re.sub(rf"\A{case}", lambda found: found[0].lower(), str(value))
+            if not isinstance(value, str) or not PLACE[key].fullmatch(lower[key]):
                 raise ElfError(
-                    f"{value[:140]!r} is not {'an' if what[0] in 'ah' else 'a'} {what}",
-                    "check --region, --profile and --endpoint-url, and what AWS's configuration says in their place",
+                    f"{value!r:.140} is not a valid {key.replace('_url', ' URL').replace('_', ' ')}",
+                    "check --region (one is us-west-2), --profile and --endpoint-url, and AWS's configuration",
                 )
         return self._replace(**lower)
 
@@ -897,12 +893,11 @@ _THING_KEYS = {
     "asked": "elf_asked",
 }
 ROOTS_FILE = "amazon-root-ca.pem"
-_OWN_FILE = re.compile(
-    rf"(things\.json|things\.journal|elf\.json|\.lock|\.writing|{ROOTS_FILE}|[\w:-]+\.(pem|pub|prv))"
-)
-_LEFTOVER = re.compile(
-    r"\.(?!amazon-root)(things\.json|elf\.json|[\w:-]+\.(pem|pub|prv))\.[a-z0-9_]{8}"
-)  # half written
+_STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".writing")
+_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
+_KEY_FILE = re.compile(r"[\w:+-]+_[0-9]+\.(pem|pub|prv)")
+# What systems put into any directory, Kubernetes' links among it, and git's file in misc/ of ELF's repository.
+_NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.\..+")
 
 
 class Fleet:
@@ -922,6 +917,7 @@ class Fleet:
         self.elf_file = directory / "elf.json"
         self.journal_file = directory / "things.journal"
         self.lock: TextIO | None = None  # open while a command holds the directory
+        self._is_claimed = False
         self._writing = threading.Lock()
         self._journal: FileIO | None = None  # open while the fleet is locked
         self.reload()
@@ -1017,7 +1013,9 @@ class Fleet:
         return [thing for thing in self.things.values() if thing.stage == READY]
 
     def files(self, name: str) -> ThingFiles:
-        return ThingFiles(*(self.directory / f"{name}.{suffix}" for suffix in ("pem", "pub", "prv")))
+        """Name a thing's files, with + for a colon, which Windows does not take; files of before may have one."""
+        stem = name if POSIX and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
+        return ThingFiles(*(self.directory / f"{stem}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
         """Say how long ago the things last changed; ages ago if that is not known."""
@@ -1035,10 +1033,9 @@ class Fleet:
         Commands that do not ask to be `alone` run together. Raises ElfError, naming who is at work, when `wait_s`
         seconds were not enough.
         """
-        if not alone and not self.directory.exists():
+        if not self._is_there():
             yield
             return
-        self._make_directory()
         path = self.directory / ".lock"
         announced = ""
         deadline = time.monotonic() + max(wait_s, 0.2)  # one that is just ending takes less
@@ -1080,7 +1077,9 @@ class Fleet:
     @contextlib.contextmanager
     def locked(self, inbox: Inbox) -> Iterator[None]:
         """Be the only one that writes, having read what others wrote before and repaired what a crash left behind."""
-        self._make_directory()
+        if not self._is_there():
+            yield
+            return
         path = self.directory / ".writing"
         announce_at = time.monotonic() + 1.0  # a policy takes another elf.py less
         while not (handle := _open_locked(path, shared=False)):
@@ -1106,15 +1105,50 @@ class Fleet:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def _make_directory(self) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def claim(self) -> None:
+        """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError where it is neither."""
+        with contextlib.suppress(FileExistsError):
+            self.directory.mkdir(mode=0o700, parents=True)
+        paths = list(self.directory.iterdir())
+        self.reload()  # after that: another create may be at work
+        if foreign := self._foreign(paths):
+            raise ElfError(
+                f"{self.directory} is not ELF's alone: {listed(foreign)}",
+                "name a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
+            )
+        self._is_claimed = True
+
+    def _is_there(self) -> bool:
+        """Say if this is a fleet's directory, or is to be one. Any other is left as it is."""
+        return self._is_claimed or any(os.path.lexists(self.directory / name) for name in _STATE_FILES)
+
+    def _own(self, paths: Iterable[Path]) -> list[Path]:
+        """Choose what ELF has written: its state, the files of the things that this names, and halves of these."""
+        own = {*_STATE_FILES, ROOTS_FILE, *(path.name for name in self.things for path in self.files(name))}
+        return [path for path in paths if path.name in own or _HALF.sub(r"\1", path.name) in own]
+
+    def _foreign(self, paths: Sequence[Path]) -> list[str]:
+        """Say what makes the directory others' as well. Keys of things that ELF has forgotten do not."""
+        if self.directory.stat().st_mode & stat.S_ISVTX:
+            return ["its sticky bit says that it is for everybody"]
+        names = {path.name for path in paths} - {path.name for path in self._own(paths)}
+        names -= {name for name in names if _NOBODYS.fullmatch(name) or (self.elf_id and _KEY_FILE.fullmatch(name))}
+        return sorted(names - {"local"} if self.has_local() else names)
+
+    def has_local(self) -> bool:
+        """Say if local/ is an embedded AWS IoT's, and not something else of that name."""
+        return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
+
+    def ignores_case(self) -> bool:
+        """Say if names that differ in case alone are one file, as on macOS and Windows, by a file that is there."""
+        return self.elf_file.with_name("ELF.JSON").exists()
 
     def _repair(self) -> None:
         """Take up what an elf.py left behind that was killed, or could write no more."""
         if self._changes:
             log.warning("an elf.py ended in mid-work; took up its %s", plural(len(self._changes), "change"))
-        for path in self.directory.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
+        for path in self._own(self.directory.iterdir()):
+            if _HALF.fullmatch(path.name) and ROOTS_FILE not in path.name:  # which `send` writes without a lock
                 path.unlink(missing_ok=True)
         if asked := [thing.asked for thing in self.things.values() if thing.asked]:
             known = {call.since for call in self.unanswered}
@@ -1142,7 +1176,8 @@ class Fleet:
         if not POSIX:
             return
         exposed = []
-        for path in (self.directory, *filter(lambda path: _OWN_FILE.fullmatch(path.name), self.directory.iterdir())):
+        paths = list(self.directory.iterdir())
+        for path in (*self._own(paths), *(() if self._foreign(paths) else [self.directory])):
             with contextlib.suppress(FileNotFoundError):  # another command's, that has just ended
                 if not path.is_symlink() and path.stat().st_mode & 0o077:
                     path.chmod(0o700 if path.is_dir() else 0o600)
@@ -1362,7 +1397,7 @@ def write_private(path: Path, text: str) -> None:
     import tempfile
 
     with _naming(path):
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
+        descriptor, name = tempfile.mkstemp(".elf-half", f".{path.name}.", path.parent)  # which makes it 0600
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
                 file.write(text)
@@ -2045,6 +2080,19 @@ class Composer(NamedTuple):
         return self.text if topic.startswith("$") else utf8(f'{self.head}"ts": "{ts:.2f}"}}')
 
 
+def read_given(cli: argparse.Namespace, path: Path) -> bytes:
+    """Read a file that the user names, which may be a pipe that nobody writes to: Ctrl-C ends that. Raises OSError."""
+
+    def read() -> bytes:
+        with path.open("rb") as file:
+            return file.read(MAX_INPUT_BYTES + 1)
+
+    content = in_background(cli.inbox, read)
+    if len(content) > MAX_INPUT_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_INPUT_BYTES >> 20} MiB")
+    return content
+
+
 def read_messages(cli: argparse.Namespace) -> list[Composer] | None:
     """Read what the things shall say, one after the other; None: what will come on standard input. Raises ElfError."""
     if not cli.json_message:
@@ -2053,7 +2101,7 @@ def read_messages(cli: argparse.Namespace) -> list[Composer] | None:
     if str(path) == "-":
         return None
     try:
-        text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        text = read_given(cli, path).removeprefix(codecs.BOM_UTF8)
         text.decode("utf-8")
         if path.suffix == REPLAYED:
             messages = [Composer.of_line(line) for line in text.splitlines() if line.strip()]
@@ -3266,6 +3314,13 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
     existing = [name for name in fleet.things if numbered.fullmatch(name)]
     if set(existing) - set(names):
         raise ElfError("TooMany", existing=plural(len(existing), "thing"), count=count)
+    folded = {name.casefold(): name for name in names}
+    alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
+    if alike and fleet.ignores_case():
+        raise ElfError(
+            f"{fleet.directory} takes names that differ in case alone for the same: {listed(alike)} is there already",
+            "choose another --prefix, or keep that fleet elsewhere with --misc-dir",
+        )
     if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
         raise ElfError("HalfCleaned", things=listed(cleaning))
     return [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
@@ -3673,6 +3728,9 @@ def root_of(cli: argparse.Namespace) -> Path:
     fleet: Fleet = cli.fleet
     path: Path = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
     try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_ROOTS_BYTES:
+            raise ElfError("RootInvalid", file=path, error="not a regular file, or too large")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except FileNotFoundError as error:
         raise ElfError("RootMissing", file=path) from error
@@ -3973,6 +4031,12 @@ def mqtt_endpoint(text: str) -> Endpoint:
     return Endpoint(match["ipv6"] or match["host"], port)
 
 
+def directory(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the directory is empty")
+    return Path(text)
+
+
 def url(text: str) -> str:
     try:
         return Place(endpoint_url=text).checked().endpoint_url or ""
@@ -4007,7 +4071,7 @@ GLOBAL_OPTIONS = (
     option("--profile", "named profile of the AWS CLI (default: the fleet's, else none)", "P"),
     option("--endpoint-url", "another control-plane endpoint (default: AWS's)", "URL", url),
     option("--local", "an AWS IoT embedded in this machine; needs no account", action="store_true"),
-    option("--misc-dir", "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)", "D", Path),
+    option("--misc-dir", "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)", "D", directory),
     option("--wait", "wait so long for another ELF to finish there (default: 0 s)", "S", from_0, default=0.0),
     option("--output", "json: one object a line on standard output, too (default: text)", choices=("text", "json")),
     option("--verbose", f"log each thing and message, of more than {LISTED} things as well", action="store_true"),
@@ -4167,13 +4231,22 @@ def _contradicts(place: Place, key: str, value: str) -> bool:
 
 
 @contextlib.contextmanager
-def held_fleet(cli: argparse.Namespace, name: str, alone: bool) -> Iterator[Fleet]:
+def held_fleet(cli: argparse.Namespace, name: str, alone: bool, creates: bool = False) -> Iterator[Fleet]:
     """Find the fleet and where it lives; until the block ends, what can't run beside `name` has to wait.
 
     Raises ElfError, for one when something can't run beside it already.
     """
-    directory = cli.misc_dir or os.environ.get("ELF_MISC_DIR") or HERE / "misc"
-    cli.fleet = fleet = Fleet(Path(directory).expanduser().absolute())
+    directory = Path(cli.misc_dir or os.environ.get("ELF_MISC_DIR") or HERE / "misc")
+    try:
+        directory = directory.expanduser().absolute()
+    except RuntimeError as error:
+        raise ElfError(
+            f"nobody knows the home directory that {directory} begins with",
+            "set HOME, or name the directory without ~",
+        ) from error
+    cli.fleet = fleet = Fleet(directory)
+    if creates:
+        fleet.claim()
     cli.control_plane, cli.asking = None, threading.Lock()
     with fleet.held(name, alone, cli.wait, cli.inbox):
         cli.place = locate(cli, fleet.place)
@@ -4212,14 +4285,15 @@ def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
 def run_command(cli: argparse.Namespace) -> int:
     """Find the fleet and its AWS, and run the command on them."""
     command: Command = cli.command
-    with held_fleet(cli, f"elf.py {command.name}", command.alone) as fleet:
+    creates = command.run is create_things
+    with held_fleet(cli, f"elf.py {command.name}", command.alone, creates) as fleet:
         cleaning = command.run is clean_up
-        has_work = fleet.things or fleet.unanswered or command.run is create_things
+        has_work = fleet.things or fleet.unanswered or creates
         with embedded_aws(cli, is_needed=bool(has_work) and not (cleaning and cli.only_local)):
             status = command.run(cli)
         if status:
             cli.refuse_dead_local()
-        if cleaning and not status and fleet.local_directory.exists():
+        if cleaning and not status and fleet.elf_id and fleet.has_local():
             stop_local(fleet.local_directory)
     return int(status)
 
@@ -4251,6 +4325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.typed = list(sys.argv[1:] if argv is None else argv)
     try:
         cli = parser.parse_args(parser.typed)
+        if not cli.misc_dir and os.environ.get("ELF_MISC_DIR") == "":
+            parser.error("ELF_MISC_DIR is empty: name a directory, or unset it")
         if cli.local and (cli.profile or cli.endpoint_url):
             parser.error("--local has no --profile and no --endpoint-url")
         if "interval" in cli and cli.count and cli.duration:
