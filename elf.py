@@ -62,11 +62,10 @@ DURATION_S = 10.0
 INTERVAL_S = 1.0
 MQTT_PORT = 8883
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
+MAX_FILE_BYTES = 64 * 1024 * 1024  # that the user names
 
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html (message broker and protocol limits)
 MAX_PAYLOAD_BYTES = 128 * 1024
-MAX_ROOTS_BYTES = 4 * 1024 * 1024  # of root certificates; a system's bundle has 0.2
-MAX_INPUT_BYTES = 64 * 1024 * 1024  # of a file of messages
 MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
 # The same page: neither the slashes nor the bytes of these count. Its slashes forbid a command's answer with a format,
@@ -2085,11 +2084,12 @@ def read_given(cli: argparse.Namespace, path: Path) -> bytes:
 
     def read() -> bytes:
         with path.open("rb") as file:
-            return file.read(MAX_INPUT_BYTES + 1)
+            return file.read(MAX_FILE_BYTES + 1)
 
+    log.debug("reading %s", path)
     content = in_background(cli.inbox, read)
-    if len(content) > MAX_INPUT_BYTES:
-        raise OSError(errno.EFBIG, f"it has more than {MAX_INPUT_BYTES >> 20} MiB")
+    if len(content) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_FILE_BYTES >> 20} MiB")
     return content
 
 
@@ -3729,7 +3729,7 @@ def root_of(cli: argparse.Namespace) -> Path:
     path: Path = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
     try:
         about = path.stat()
-        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_ROOTS_BYTES:
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE_BYTES:
             raise ElfError("RootInvalid", file=path, error="not a regular file, or too large")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except FileNotFoundError as error:
