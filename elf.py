@@ -37,6 +37,7 @@ import os
 import queue
 import re
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -62,6 +63,7 @@ DURATION_S = 10.0
 INTERVAL_S = 1.0
 MQTT_PORT = 8883
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
+MAX_FILE_BYTES = 64 * 1024 * 1024  # that the user names
 
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html (message broker and protocol limits)
 MAX_PAYLOAD_BYTES = 128 * 1024
@@ -180,7 +182,6 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "`aws configure list-profiles` names the profiles there are; choose with --profile",
     ),
     "ConfigParseError": ("the AWS configuration can't be read: {error}", "mend that file, or run `aws configure`"),
-    "InvalidRegionError": ("that is no region: {error}", "name a region such as us-west-2 with --region"),
     "RegionUnknown": (
         "no AWS IoT answers in region {region}, which is none that is known",
         "check --region; `aws ec2 describe-regions` names the regions there are",
@@ -892,17 +893,17 @@ class Inbox:
 
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
-ARN = re.compile(r"arn:(aws[a-z-]*):iot:([a-z0-9-]+):([0-9]{12}):(cert/[0-9a-f]{64}|thing/[a-zA-Z0-9:_-]{1,128})")
+ARN = re.compile(r"arn:([a-z0-9-]+):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
 PLACE = {  # what elf.json may say of a place: it is sent to AWS, dialled and printed
-    "region": re.compile(r"[a-z0-9-]{1,32}"),
+    "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
     "endpoint_url": re.compile(
-        r"https?://([A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*|\[[0-9a-fA-F:.]+\])"
+        r"https?://([a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+\])"
         r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
         r"(/[^\s\x00-\x1f\x7f]*)?"
     ),
     "account": re.compile(r"[0-9]{12}"),
-    "data_endpoint": re.compile(r"[A-Za-z0-9.-]{1,253}"),
+    "data_endpoint": re.compile(r"[a-z0-9._-]{1,253}"),
 }
 
 CREATING, READY, CLEANING = "creating", "ready", "cleaning"
@@ -942,6 +943,25 @@ class Place(NamedTuple):
         url = f", endpoint {self.endpoint_url}" if self.endpoint_url else ""
         return f"region {self.region}{account}{profile}{url}"
 
+    def checked(self) -> Place:
+        """Return it with what is lower case by definition in lower case. Raises ElfError for what can't be recorded."""
+        given = {key: getattr(self, key) for key in PLACE if getattr(self, key) is not None}
+        if "@" in str(given.get("endpoint_url")):
+            raise ElfError(
+                "the endpoint URL has a user name or password in it, which AWS does not use and ELF does not record",
+                "leave out what stands before the @, in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
+            )
+        lower: dict[str, Any] = {}
+        for key, value in given.items():
+            case = {"profile": "", "endpoint_url": "(.*?://)?[^/]*"}.get(key, ".*")  # a URL's path may have capitals
+            lower[key] = re.sub(rf"\A{case}", lambda found: found[0].lower(), str(value))
+            if not isinstance(value, str) or not PLACE[key].fullmatch(lower[key]):
+                raise ElfError(
+                    f"{value!r:.140} is not a valid {key.replace('_url', ' URL').replace('_', ' ')}",
+                    "check --region (one is us-west-2), --profile and --endpoint-url, and AWS's configuration",
+                )
+        return self._replace(**lower)
+
 
 class Unanswered(NamedTuple):
     """A call for a certificate whose answer never came: between these times AWS may have made one."""
@@ -966,12 +986,11 @@ _THING_KEYS = {
     "asked": "elf_asked",
 }
 ROOTS_FILE = "amazon-root-ca.pem"
-_OWN_FILE = re.compile(
-    rf"(things\.json|things\.journal|elf\.json|\.lock|\.writing|{ROOTS_FILE}|[\w:-]+\.(pem|pub|prv))"
-)
-_LEFTOVER = re.compile(
-    r"\.(?!amazon-root)(things\.json|elf\.json|[\w:-]+\.(pem|pub|prv))\.[a-z0-9_]{8}"
-)  # half written
+_STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".writing")
+_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
+_KEY_FILE = re.compile(r"[\w:+-]+_[0-9]+\.(pem|pub|prv)")
+# What systems put into any directory, Kubernetes' links among it, and git's file in misc/ of ELF's repository.
+_NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.\..+")
 
 
 class Fleet:
@@ -991,6 +1010,7 @@ class Fleet:
         self.elf_file = directory / "elf.json"
         self.journal_file = directory / "things.journal"
         self.lock: TextIO | None = None  # open while a command holds the directory
+        self._is_claimed = False
         self._writing = threading.Lock()
         self._journal: FileIO | None = None  # open while the fleet is locked
         self.reload()
@@ -1029,10 +1049,9 @@ class Fleet:
         if isinstance(recorded, dict):
             known: dict[str, Any] = {key: value for key, value in recorded.items() if key in Place._fields}
             is_local = known.pop("local", False)
-            if isinstance(is_local, bool) and all(
-                isinstance(value, str) and PLACE[key].fullmatch(value) for key, value in known.items()
-            ):
-                return Place(**known, local=is_local)
+            with contextlib.suppress(ElfError):
+                if isinstance(is_local, bool) and None not in known.values():
+                    return Place(**known, local=is_local).checked()
         raise self._not_elfs(self.elf_file, "where the fleet lives is not a place")
 
     def _read(self, path: Path, otherwise: Any) -> Any:
@@ -1076,18 +1095,8 @@ class Fleet:
         thing = Thing(name, **{"stage": READY, **known})
         if thing.stage not in (CREATING, READY, CLEANING):
             raise refusal(f"the stage of {name} means nothing to this one", newer=True)
-        arn = thing.certificate_arn
-        match = ARN.fullmatch(arn) if isinstance(arn, str) else None
-        if (arn or thing.certificate_id) and (not match or match[4] != f"cert/{thing.certificate_id}"):
-            raise refusal(f"the certificate of {name} is not one")
-        policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{policy_name(name)}" if match else None
-        if thing.policy_name not in (None, policy_name(name)) or thing.policy_arn not in (None, policy_arn):
-            raise refusal(f"the policy of {name} is not ELF's")
-        if thing.asked is not None:
-            try:
-                _moment(thing.asked)
-            except (TypeError, ValueError) as error:
-                raise refusal(f"the time of {name} is none") from error
+        if problem := problem_of(thing):
+            raise refusal(f"{name}: {problem}")
         if "keyPair" in recorded or "certificatePem" in recorded:
             self._key_material[name] = recorded
         self.things[name] = thing
@@ -1097,7 +1106,9 @@ class Fleet:
         return [thing for thing in self.things.values() if thing.stage == READY]
 
     def files(self, name: str) -> ThingFiles:
-        return ThingFiles(*(self.directory / f"{name}.{suffix}" for suffix in ("pem", "pub", "prv")))
+        """Name a thing's files, with + for a colon, which Windows does not take; files of before may have one."""
+        stem = name if POSIX and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
+        return ThingFiles(*(self.directory / f"{stem}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
         """Say how long ago the things last changed; ages ago if that is not known."""
@@ -1115,10 +1126,9 @@ class Fleet:
         Commands that do not ask to be `alone` run together. Raises ElfError, naming who is at work, when `wait_s`
         seconds were not enough.
         """
-        if not alone and not self.directory.exists():
+        if not self._is_there():
             yield
             return
-        self._make_directory()
         path = self.directory / ".lock"
         announced = ""
         deadline = time.monotonic() + max(wait_s, 0.2)  # one that is just ending takes less
@@ -1160,7 +1170,9 @@ class Fleet:
     @contextlib.contextmanager
     def locked(self, inbox: Inbox) -> Iterator[None]:
         """Be the only one that writes, having read what others wrote before and repaired what a crash left behind."""
-        self._make_directory()
+        if not self._is_there():
+            yield
+            return
         path = self.directory / ".writing"
         announce_at = time.monotonic() + 1.0  # a policy takes another elf.py less
         while not (handle := _open_locked(path, shared=False)):
@@ -1186,15 +1198,50 @@ class Fleet:
                 with contextlib.suppress(OSError):
                     path.unlink()
 
-    def _make_directory(self) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def claim(self) -> None:
+        """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError where it is neither."""
+        with contextlib.suppress(FileExistsError):
+            self.directory.mkdir(mode=0o700, parents=True)
+        paths = list(self.directory.iterdir())
+        self.reload()  # after that: another create may be at work
+        if foreign := self._foreign(paths):
+            raise ElfError(
+                f"{self.directory} is not ELF's alone: {listed(foreign)}",
+                "name a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
+            )
+        self._is_claimed = True
+
+    def _is_there(self) -> bool:
+        """Say if this is a fleet's directory, or is to be one. Any other is left as it is."""
+        return self._is_claimed or any(os.path.lexists(self.directory / name) for name in _STATE_FILES)
+
+    def _own(self, paths: Iterable[Path]) -> list[Path]:
+        """Choose what ELF has written: its state, the files of the things that this names, and halves of these."""
+        own = {*_STATE_FILES, ROOTS_FILE, *(path.name for name in self.things for path in self.files(name))}
+        return [path for path in paths if path.name in own or _HALF.sub(r"\1", path.name) in own]
+
+    def _foreign(self, paths: Sequence[Path]) -> list[str]:
+        """Say what makes the directory others' as well. Keys of things that ELF has forgotten do not."""
+        if self.directory.stat().st_mode & stat.S_ISVTX:
+            return ["its sticky bit says that it is for everybody"]
+        names = {path.name for path in paths} - {path.name for path in self._own(paths)}
+        names -= {name for name in names if _NOBODYS.fullmatch(name) or (self.elf_id and _KEY_FILE.fullmatch(name))}
+        return sorted(names - {"local"} if self.has_local() else names)
+
+    def has_local(self) -> bool:
+        """Say if local/ is an embedded AWS IoT's, and not something else of that name."""
+        return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
+
+    def ignores_case(self) -> bool:
+        """Say if names that differ in case alone are one file, as on macOS and Windows, by a file that is there."""
+        return self.elf_file.with_name("ELF.JSON").exists()
 
     def _repair(self) -> None:
         """Take up what an elf.py left behind that was killed, or could write no more."""
         if self._changes:
             log.warning("an elf.py ended in mid-work; took up its %s", plural(len(self._changes), "change"))
-        for path in self.directory.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
+        for path in self._own(self.directory.iterdir()):
+            if _HALF.fullmatch(path.name) and ROOTS_FILE not in path.name:  # which `send` writes without a lock
                 path.unlink(missing_ok=True)
         if asked := [thing.asked for thing in self.things.values() if thing.asked]:
             known = {call.since for call in self.unanswered}
@@ -1222,7 +1269,8 @@ class Fleet:
         if not POSIX:
             return
         exposed = []
-        for path in (self.directory, *filter(lambda path: _OWN_FILE.fullmatch(path.name), self.directory.iterdir())):
+        paths = list(self.directory.iterdir())
+        for path in (*self._own(paths), *(() if self._foreign(paths) else [self.directory])):
             with contextlib.suppress(FileNotFoundError):  # another command's, that has just ended
                 if not path.is_symlink() and path.stat().st_mode & 0o077:
                     path.chmod(0o700 if path.is_dir() else 0o600)
@@ -1236,6 +1284,7 @@ class Fleet:
         """Remember where the fleet lives, until the last thing is forgotten."""
         if place.local:
             place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
+        place = place.checked()
         with self._writing:
             if place != self.place:
                 self.place = place
@@ -1332,6 +1381,22 @@ class Fleet:
         _sync(self.directory)
 
 
+def problem_of(thing: Thing) -> str:
+    """Say what of a thing is not as ELF records it and reads it again; nothing if all is well."""
+    arn = thing.certificate_arn
+    match = ARN.fullmatch(arn) if isinstance(arn, str) else None
+    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
+        return "certificate missing or invalid"
+    policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{policy_name(thing.name)}" if match else None
+    if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
+        return "policy not ELF's"
+    try:
+        _moment(1 if thing.asked is None else thing.asked)
+    except (TypeError, ValueError):
+        return "time invalid"
+    return ""
+
+
 def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
     recorded = {key: value for field, key in _THING_KEYS.items() if (value := getattr(thing, field))}
     if thing.stage == READY:
@@ -1425,7 +1490,7 @@ def write_private(path: Path, text: str) -> None:
     import tempfile
 
     with _naming(path):
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
+        descriptor, name = tempfile.mkstemp(".elf-half", f".{path.name}.", path.parent)  # which makes it 0600
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
                 file.write(text)
@@ -1542,22 +1607,25 @@ def connect_control_plane(
     if credentials:
         refuse_bad_credentials(credentials)
     if not place.local and not place.region:
-        place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION)
+        place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION).checked()
     if not place.local and not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
         place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
-    iot = session.client(
-        "iot",
-        region_name=place.region,
-        endpoint_url=place.endpoint_url,
-        config=Config(
-            retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
-            connect_timeout=CONNECT_TIMEOUT_S,
-            read_timeout=CALL_TIMEOUT_S,
-            max_pool_connections=CALLS_IN_FLIGHT,
-            user_agent_extra=f"aws-iot-elf/{VERSION}",
-            proxies={} if place.local else None,
-        ),
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=CALL_TIMEOUT_S,
+        max_pool_connections=CALLS_IN_FLIGHT,
+        user_agent_extra=f"aws-iot-elf/{VERSION}",
+        proxies={} if place.local else None,
     )
+    try:
+        iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url, config=config)
+    except ValueError as error:  # whose message has the URL, and so a password maybe
+        raise ElfError(
+            "the endpoint URL is not one that botocore accepts",
+            "it is http:// or https://, and a host name without _; check --endpoint-url, AWS_ENDPOINT_URL and AWS's "
+            "configuration",
+        ) from error
     _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
     events = iot.meta.events
     if not place.local:
@@ -1575,7 +1643,7 @@ def connect_control_plane(
         events.register("provide-client-params.iot", _log_call)
         events.register("after-call.iot", _log_answer)
     events.register("after-call.iot", functools.partial(_check_answer, iot.meta.endpoint_url))
-    place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url)
+    place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     try:
         address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
     except botocore.exceptions.EndpointConnectionError as error:
@@ -1583,14 +1651,14 @@ def connect_control_plane(
         if place.region not in known and ".amazonaws.com" in (place.endpoint_url or ""):
             raise ElfError("RegionUnknown", region=place.region) from error
         raise
-    host = address.partition(":")[0]
+    host = address.partition(":")[0].lower()
     if place.data_endpoint:  # which begins with another name for every account
         same_account = place.data_endpoint.partition(".")[0] == host.partition(".")[0]
     else:
         same_account = not place.account or place.account == _account(session, place)
     if not same_account:
         raise ElfError("OtherAccount", place=place)
-    return iot, place._replace(data_endpoint=host)
+    return iot, place._replace(data_endpoint=host).checked()
 
 
 def _session(place: Place) -> Any:
@@ -1871,6 +1939,9 @@ def _certify(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
         raise
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = thing._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
+    if problem_of(certified._replace(stage=READY)):
+        fleet.record_unanswered(thing)
+        raise ElfError("NotAws", url=iot.meta.endpoint_url)
     try:
         return fleet.record(certified, keys)
     except OSError:
@@ -2225,6 +2296,20 @@ class Composer(NamedTuple):
         return self.text if topic.startswith("$") else utf8(f'{self.head}"ts": "{ts:.2f}"}}')
 
 
+def read_given(cli: argparse.Namespace, path: Path) -> bytes:
+    """Read a file that the user names, which may be a pipe that nobody writes to: Ctrl-C ends that. Raises OSError."""
+
+    def read() -> bytes:
+        with path.open("rb") as file:
+            return file.read(MAX_FILE_BYTES + 1)
+
+    log.debug("reading %s", path)
+    content = in_background(cli.inbox, read)
+    if len(content) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"it has more than {MAX_FILE_BYTES >> 20} MiB")
+    return content
+
+
 def read_messages(cli: argparse.Namespace) -> list[Composer] | None:
     """Read what the things shall say, one after the other; None: what will come on standard input. Raises ElfError."""
     if not cli.json_message:
@@ -2235,7 +2320,7 @@ def read_messages(cli: argparse.Namespace) -> list[Composer] | None:
             raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
         return None
     try:
-        text = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        text = read_given(cli, path).removeprefix(codecs.BOM_UTF8)
         text.decode("utf-8")
         if path.suffix == REPLAYED:
             messages = [Composer.of_line(line) for line in text.splitlines() if line.strip()]
@@ -3455,6 +3540,13 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
     existing = [name for name in fleet.things if numbered.fullmatch(name)]
     if set(existing) - set(names):
         raise ElfError("TooMany", existing=plural(len(existing), "thing"), count=count)
+    folded = {name.casefold(): name for name in names}
+    alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
+    if alike and fleet.ignores_case():
+        raise ElfError(
+            f"{fleet.directory} takes names that differ in case alone for the same: {listed(alike)} is there already",
+            "choose another --prefix, or keep that fleet elsewhere with --misc-dir",
+        )
     if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
         raise ElfError("HalfCleaned", things=listed(cleaning))
     return [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
@@ -3876,6 +3968,9 @@ def root_of(cli: argparse.Namespace) -> Path:
     fleet: Fleet = cli.fleet
     path: Path = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
     try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE_BYTES:
+            raise ElfError("RootInvalid", file=path, error="not a regular file, or too large")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except FileNotFoundError as error:
         raise ElfError("RootMissing", file=path) from error
@@ -3929,10 +4024,17 @@ def mqtt_endpoint(text: str) -> Endpoint:
     return Endpoint(match["ipv6"] or match["host"], port)
 
 
+def directory(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the directory is empty")
+    return Path(text)
+
+
 def url(text: str) -> str:
-    if not PLACE["endpoint_url"].fullmatch(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not an http or https URL")
-    return text
+    try:
+        return Place(endpoint_url=text).checked().endpoint_url or ""
+    except ElfError as error:
+        raise argparse.ArgumentTypeError(error.failure) from None
 
 
 class Option(NamedTuple):
@@ -3962,7 +4064,7 @@ GLOBAL_OPTIONS = (
     option("--profile", "named profile of the AWS CLI (default: the fleet's, else none)", "P"),
     option("--endpoint-url", "another control-plane endpoint (default: AWS's)", "URL", url),
     option("--local", "an AWS IoT embedded in this machine; needs no account", action="store_true"),
-    option("--misc-dir", "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)", "D", Path),
+    option("--misc-dir", "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)", "D", directory),
     option("--wait", "wait so long for another ELF to finish there (default: 0 s)", "S", from_0, default=0.0),
     option("--output", "json: one object a line on standard output, too (default: text)", choices=("text", "json")),
     option("--verbose", f"log each thing and message, of more than {LISTED} things as well", action="store_true"),
@@ -4099,16 +4201,18 @@ def locate(cli: argparse.Namespace, remembered: Place | None) -> Place:
 
     Raises: ElfError when an explicit option contradicts what is remembered.
     """
-    explicit = {key: getattr(cli, key) for key in ("region", "profile", "endpoint_url") if getattr(cli, key)}
+    options = {key: getattr(cli, key) for key in ("region", "profile", "endpoint_url") if getattr(cli, key)}
+    given = Place(**options).checked()
+    explicit = {key: getattr(given, key) for key in options}
     if not remembered:
         return Place(**explicit, local=cli.local)
-    options = [
+    against = [
         f"--{key.replace('_', '-')} {value}" for key, value in explicit.items() if _contradicts(remembered, key, value)
     ]
     if cli.local and not remembered.local:
-        options.append("--local")
-    if options:
-        raise ElfError("Contradiction", options=" ".join(options), place=remembered)
+        against.append("--local")
+    if against:
+        raise ElfError("Contradiction", options=" ".join(against), place=remembered)
     return remembered._replace(profile=remembered.profile or cli.profile)
 
 
@@ -4120,13 +4224,22 @@ def _contradicts(place: Place, key: str, value: str) -> bool:
 
 
 @contextlib.contextmanager
-def held_fleet(cli: argparse.Namespace, name: str, alone: bool) -> Iterator[Fleet]:
+def held_fleet(cli: argparse.Namespace, name: str, alone: bool, creates: bool = False) -> Iterator[Fleet]:
     """Find the fleet and where it lives; until the block ends, what can't run beside `name` has to wait.
 
     Raises ElfError, for one when something can't run beside it already.
     """
-    directory = cli.misc_dir or os.environ.get("ELF_MISC_DIR") or HERE / "misc"
-    cli.fleet = fleet = Fleet(Path(directory).expanduser().absolute())
+    directory = Path(cli.misc_dir or os.environ.get("ELF_MISC_DIR") or HERE / "misc")
+    try:
+        directory = directory.expanduser().absolute()
+    except RuntimeError as error:
+        raise ElfError(
+            f"nobody knows the home directory that {directory} begins with",
+            "set HOME, or name the directory without ~",
+        ) from error
+    cli.fleet = fleet = Fleet(directory)
+    if creates:
+        fleet.claim()
     cli.control_plane, cli.asking = None, threading.Lock()
     with fleet.held(name, alone, cli.wait, cli.inbox):
         cli.place = locate(cli, fleet.place)
@@ -4187,14 +4300,15 @@ def _local_aws() -> Any:
 def run_command(cli: argparse.Namespace) -> int:
     """Find the fleet and its AWS, and run the command on them."""
     command: Command = cli.command
-    with held_fleet(cli, f"elf.py {command.name}", command.alone) as fleet:
+    creates = command.run is create_things
+    with held_fleet(cli, f"elf.py {command.name}", command.alone, creates) as fleet:
         cleaning = command.run is clean_up
-        has_work = fleet.things or fleet.unanswered or command.run is create_things
+        has_work = fleet.things or fleet.unanswered or creates
         with embedded_aws(cli, is_needed=bool(has_work) and not (cleaning and cli.only_local)):
             status = command.run(cli)
         if status:
             cli.refuse_dead_local()
-        if cleaning and not status and fleet.local_directory.exists():
+        if cleaning and not status and fleet.elf_id and fleet.has_local():
             _local_aws().stop(fleet.local_directory)
     return int(status)
 
@@ -4227,6 +4341,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.typed = list(sys.argv[1:] if argv is None else argv)
     try:
         cli = parser.parse_args(parser.typed)
+        if not cli.misc_dir and os.environ.get("ELF_MISC_DIR") == "":
+            parser.error("ELF_MISC_DIR is empty: name a directory, or unset it")
         if cli.local and (cli.profile or cli.endpoint_url):
             parser.error("--local has no --profile and no --endpoint-url")
         if "interval" in cli and cli.count and cli.duration:

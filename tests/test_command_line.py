@@ -278,6 +278,21 @@ def test_a_misc_dir_is_relative_to_the_working_directory(
     assert (tmp_path / "here" / "thing_0.prv").exists()
 
 
+def test_a_misc_dir_without_a_name_is_a_usage_error(main: InProcess, account: Account) -> None:
+    """An unset variable in a script, most likely; it is not the working directory."""
+    assert "argument --misc-dir: the name of the directory is empty" in main("--misc-dir", "", "create", status=2).err
+    main.use({"ELF_MISC_DIR": ""})
+    assert "ELF_MISC_DIR is empty: name a directory, or unset it" in main("create", status=2).err
+    assert account.is_empty()
+
+
+def test_a_home_directory_that_nobody_has_is_named(main: InProcess, account: Account) -> None:
+    cause, remedy = main("create", "--misc-dir", "~nobody-of-that-name/misc", status=1).lines
+    assert cause == "nobody knows the home directory that ~nobody-of-that-name/misc begins with"
+    assert remedy == "what to do: set HOME, or name the directory without ~"
+    assert account.is_empty()
+
+
 def test_what_elf_says_it_needs_is_what_requirements_txt_says() -> None:
     block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", ELF.read_text(encoding="utf-8"), re.MULTILINE)
     assert block

@@ -66,7 +66,6 @@ PROVOKED_BY = {
     "TokenRetrievalError SSOError": "test_an_aws_configuration_is_explained[not signed in to SSO]",
     "ProfileNotFound": "test_an_aws_configuration_is_explained[a profile that does not exist]",
     "ConfigParseError": "test_an_aws_configuration_is_explained[a file of another format]",
-    "InvalidRegionError": "test_an_aws_configuration_is_explained[a region that is none]",
     "RegionUnknown": "test_an_aws_configuration_is_explained[an unknown region]",
     "UnrecognizedClientException InvalidClientTokenId": "test_an_aws_configuration_is_explained[an unknown key]",
     "ExpiredTokenException ExpiredToken": "test_what_aws_answers_is_explained[an expired token]",
@@ -284,7 +283,6 @@ sso_region = us-west-2
         pytest.param({}, {}, ("--profile", "elf"), "ProfileNotFound", "elf", id="a profile that does not exist"),
         pytest.param({}, {"AWS_PROFILE": "elf"}, (), "ProfileNotFound", "elf", id="a profile in the environment"),
         pytest.param({"config": "{}"}, {}, (), "ConfigParseError", ".aws/config", id="a file of another format"),
-        pytest.param({}, {}, ("--region", "US West"), "InvalidRegionError", "US West", id="a region that is none"),
         pytest.param(
             {},
             {"AWS_ENDPOINT_URL": "", "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from harness import Account, Client, Elf, InProcess, Pair, Running
 
+ONCE = ("--duration", "0.01")
 LINES = ("send", "--json-message", "-")
 
 
@@ -211,3 +213,51 @@ def test_topics_that_overlap_bring_a_message_as_often_as_the_broker_sends_it(
     window.await_count("from topic: end", 2)
     window.signal(signal.SIGINT)
     assert Counter(topic for topic, _ in window.end(130).received) == {"a/1": 2 * copies, "end": 2}
+
+
+# Files that are none
+
+
+def put(path: Path, kind: str) -> None:
+    if kind == "a directory":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    else:
+        with path.open("wb") as file:
+            file.truncate(20 * 2**30)  # which takes no room
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pipe with a name, and a file with a hole, are POSIX's")
+@pytest.mark.parametrize(
+    ("option", "kind", "cause"),
+    [
+        ("--root-cert", "a directory", "is no root certificate: not a regular file, or too large"),
+        ("--root-cert", "a pipe", "is no root certificate: not a regular file, or too large"),
+        ("--root-cert", "20 GiB", "is no root certificate: not a regular file, or too large"),
+        ("--json-message", "a directory", "can't be read: Is a directory"),
+        ("--json-message", "20 GiB", "can't be read: it has more than 64 MiB"),
+    ],
+)
+def test_what_is_no_file_of_a_user_is_explained(
+    main_of_pair: InProcess, pair: Pair, tmp_path: Path, option: str, kind: str, cause: str
+) -> None:
+    put(tmp_path / "given", kind)
+    refused = main_of_pair("send", *pair.broker, option, tmp_path / "given", *ONCE, status=1)
+    assert f"{tmp_path / 'given'} {cause}" in refused.err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with a name are POSIX's")
+def test_a_message_may_come_through_a_pipe_and_ctrl_c_ends_the_wait_for_it(pair: Pair, ear: Client) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b'{"temperature": 21}')
+    os.close(writer)
+    given = pair.start("send", "--json-message", "/dev/fd/0", *pair.broker, "--count", 1, stdin=reader)
+    given.end()
+    os.close(reader)
+    assert messages_of(ear) == [{"temperature": 21}]
+    os.mkfifo(pair.cwd / "nobody-writes")
+    waiting = pair.start("send", "--json-message", "nobody-writes", *pair.broker, "--debug")
+    waiting.await_line("reading nobody-writes")
+    waiting.signal(signal.SIGINT)
+    waiting.end(130)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from harness import REGION, SECRET, Account, AwsService, Elf, InProcess
 
@@ -75,6 +77,80 @@ def test_an_option_that_contradicts_where_the_fleet_lives_is_an_error_that_says_
             assert where in cause
         assert "what to do: " in remedy
     assert (account.snapshot(), elf.things()) == before
+
+
+@pytest.mark.parametrize("way", ["options", "environment", "configuration"])
+def test_what_is_lower_case_by_definition_may_be_written_in_capitals(
+    main: InProcess, elf: Elf, account: Account, service: AwsService, way: str
+) -> None:
+    region, url = "EU-WEST-1", service.url.replace("http", "HTTP")
+    options: tuple[str, ...] = ()
+    main.forget("AWS_ENDPOINT_URL")
+    if way == "options":
+        options = ("--region", region, "--endpoint-url", url)
+    elif way == "environment":
+        main.use({"AWS_REGION": region, "AWS_ENDPOINT_URL": url})
+    else:
+        (elf.home / ".aws").mkdir()
+        (elf.home / ".aws" / "config").write_text(f"[default]\nregion = {region}\nendpoint_url = {url}\n")
+    main("create", *options)
+    assert account.things("eu-west-1") == ["thing_0"]
+    assert elf.elf_json()["fleet"]["region"] == "eu-west-1"
+    main("create", 2, *options)
+    main("send", *elf.broker, *ONCE)
+    main("clean")
+    assert account.is_empty()
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "status", "cause"),
+    [
+        (("--region", "US West"), {}, 1, "'US West' is not a valid region"),
+        (("--region", "-"), {}, 1, "'-' is not a valid region"),
+        ((), {"AWS_REGION": "US West"}, 1, "'US West' is not a valid region"),
+        (("--profile", "a\nb"), {}, 1, "is not a valid profile"),
+        (("--endpoint-url", "localhost:4566"), {}, 2, "'localhost:4566' is not a valid endpoint URL"),
+        (("--endpoint-url", "http://elf:hunter2@localhost:9"), {}, 2, "has a user name or password in it"),
+        (("--endpoint-url", "elf:hunter2@localhost"), {}, 2, "has a user name or password in it"),
+        ((), {"AWS_ENDPOINT_URL": "http://elf:hunter2@localhost:9"}, 1, "has a user name or password in it"),
+        ((), {"AWS_ENDPOINT_URL": "elf:hunter2@local_host"}, 1, "is not one that botocore accepts"),
+        ((), {"AWS_ENDPOINT_URL": "localhost:4566"}, 1, "is not one that botocore accepts"),
+        (("--endpoint-url", "http://localstack_main:9"), {}, 1, "is not one that botocore accepts"),
+    ],
+)
+def test_a_place_that_could_not_be_recorded_is_refused_before_anything_is_made(
+    main: InProcess,
+    elf: Elf,
+    account: Account,
+    options: tuple[str, ...],
+    environment: dict[str, str],
+    status: int,
+    cause: str,
+) -> None:
+    main.use(environment)
+    said = main("create", *options, status=status).err
+    assert cause in said
+    assert "unexpected" not in said
+    assert "hunter2" not in said
+    assert "fleet" not in (elf.elf_json() if (elf.misc / "elf.json").exists() else {})
+    assert account.is_empty()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"data_endpoint": "a1-ats.iot.us-west-2.localstack_main"},
+        {"data_endpoint": "A1-ats.iot.us-west-2.amazonaws.com"},
+        {"endpoint_url": "http://localstack_main:4566"},
+        {"region": "EU-WEST-1"},
+    ],
+    ids=str,
+)
+def test_a_place_that_an_earlier_elf_recorded_can_be_read(main: InProcess, elf: Elf, place: dict[str, str]) -> None:
+    elf.misc.mkdir(mode=0o700)
+    (elf.misc / "elf.json").write_text(json.dumps({"fleet": {"region": REGION, **place}}))
+    assert "ELF has no things to clean up" in main("clean").err
+    assert "fleet" not in elf.elf_json()
 
 
 def test_options_that_agree_with_where_the_fleet_lives_are_fine(

@@ -259,13 +259,13 @@ def test_what_a_crash_left_is_taken_up_in_one_line_and_used(elf: Elf, account: A
         path.unlink()
     (elf.misc / "things.json").unlink()
     (elf.misc / "things.journal").write_text("".join(lines) + '{"thing_1": {"elf_st')
-    (elf.misc / ".thing_0.prv.abcd_123").write_text("half a key")
+    (elf.misc / ".thing_0.prv.abcd_123.elf-half").write_text("half a key")
     (elf.misc / ".mine").write_text("not ELF's")
     result = elf("send", *elf.broker, *ONCE)
     assert len([line for line in result.lines if "ended in mid-work; took up its 6 changes" in line]) == 1
     assert "2 acknowledged, 0 lost" in result.err
     assert "keyPair" not in (elf.misc / "things.json").read_text()
-    assert not {".thing_0.prv.abcd_123", "things.journal"} & set(elf.files())
+    assert not {".thing_0.prv.abcd_123.elf-half", "things.journal"} & set(elf.files())
     elf("clean")
     assert account.is_empty()
     assert elf.files() == [".mine", "elf.json"]

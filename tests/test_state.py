@@ -179,3 +179,49 @@ def test_what_a_crash_left_in_the_journal_counts_but_for_a_line_that_is_cut_off(
     (elf.misc / "things.json").write_text(json.dumps([first, second, third]))
     elf("clean")
     assert account.is_empty()
+
+
+def test_a_colon_is_in_the_name_of_a_thing_and_not_of_a_file(main: InProcess, elf: Elf, account: Account) -> None:
+    """Windows takes none."""
+    main("create", "--prefix", "a:b")
+    assert account.things() == ["a:b_0"]
+    assert {name for name in elf.files() if name.startswith("a")} == {"a+b_0.pem", "a+b_0.pub", "a+b_0.prv"} | (
+        {"amazon-root-ca.pem"} & set(elf.files())
+    )
+    main("send", *elf.broker, *ONCE)
+    main("clean")
+    assert account.is_empty()
+    assert elf.files() == ["elf.json"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows never had such files")
+def test_files_with_a_colon_from_before_serve_as_they_are(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", "--prefix", "a:b")
+    for suffix in ("pem", "pub", "prv"):
+        (elf.misc / f"a+b_0.{suffix}").rename(elf.misc / f"a:b_0.{suffix}")
+    main("send", *elf.broker, *ONCE)
+    main("create", 2, "--prefix", "a:b")
+    assert {path.name for path in elf.misc.glob("*.prv")} == {"a:b_0.prv", "a+b_1.prv"}
+    main("clean")
+    assert account.is_empty()
+    assert elf.files() == ["elf.json"]
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_names_that_differ_in_case_share_no_files(
+    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch, ignored: bool
+) -> None:
+    """On a file system that ignores case, as macOS and Windows have; here only looking for a file does so."""
+    look = os.stat
+
+    def look_for_lower_case(path: Any, **options: Any) -> os.stat_result:
+        is_in_misc = isinstance(path, (str, Path)) and Path(path).parent == elf.misc
+        return look(str(path).lower() if is_in_misc and Path(path).suffix == ".JSON" else path, **options)
+
+    main("create", "--prefix", "lamp")
+    if ignored:
+        monkeypatch.setattr(os, "stat", look_for_lower_case)
+    result = main("create", "--prefix", "Lamp", status=1 if ignored else 0)
+    assert ("takes names that differ in case alone for the same: lamp_0 is there already" in result.err) == ignored
+    assert account.things() == (["lamp_0"] if ignored else ["Lamp_0", "lamp_0"])
+    main("create", 2, "--prefix", "lamp")
