@@ -3575,10 +3575,8 @@ def send_messages(cli: argparse.Namespace) -> int:
         shift.take(event)
         tally.take(event)
 
-    with (
-        at_work(cli, things, topics, spread if messages else 0.0) as shift,
-        live_line(cli.inbox, cli.printer, tally.__str__),
-    ):
+    beat = spread if messages else 0.0
+    with at_work(cli, things, topics, beat) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
         what = plural(rounds, "message") if messages else "each line of standard input"
         log.info("[send_messages] ELF sending %s from each of %s", what, plural(shift.online, "thing"))
         refused = 0

@@ -17,6 +17,11 @@ and nothing of MiniStack is reached but its AWS IoT: no Lambda, no IAM, nothing 
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - see elf.py
+    sys.exit("local_aws.py needs Python 3.10 or later, and this is {}.{}".format(*sys.version_info))
+
 import argparse
 import asyncio
 import contextlib
@@ -30,7 +35,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -205,10 +209,8 @@ def _ask(local: LocalAws, question: str, patience_s: float, check: Callable[[], 
     )
     answer = b""
     deadline = time.monotonic() + patience_s
-    with (
-        contextlib.suppress(OSError),
-        socket.create_connection(("127.0.0.1", local.http_port), timeout=LOOK_S) as connection,
-    ):
+    address = "127.0.0.1", local.http_port
+    with contextlib.suppress(OSError), socket.create_connection(address, timeout=LOOK_S) as connection:
         connection.sendall(request.encode("ascii"))
         while len(answer) < MAX_ANSWER_BYTES and time.monotonic() < deadline:
             check()

@@ -8,6 +8,11 @@ alone asks AWS anything; workers need the things' files, and no credentials.
 
 from __future__ import annotations
 
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - see elf.py
+    sys.exit("locustfile.py needs Python 3.10 or later, and this is {}.{}".format(*sys.version_info))
+
 import argparse
 import collections
 import contextlib
@@ -17,7 +22,6 @@ import logging
 import math
 import random
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path

@@ -90,12 +90,13 @@ def test_nothing_that_is_logged_moves_the_cursor(module: ModuleType) -> None:
 
 @pytest.mark.skipif(not PYTHONS, reason="there is no Python 3.8 or 3.9 here")
 @pytest.mark.parametrize("python", PYTHONS, ids=lambda python: python.parent.parent.name)
-def test_an_old_python_is_refused_before_anything_is_done(python: Path, tmp_path: Path) -> None:
-    command = [str(python), str(ELF), "create", "--misc-dir", str(tmp_path / "misc")]
+@pytest.mark.parametrize("program", ["elf.py", "local_aws.py", "locustfile.py"])
+def test_an_old_python_is_refused_before_anything_is_done(python: Path, program: str, tmp_path: Path) -> None:
+    command = [str(python), str(ELF.with_name(program)), "create", "--misc-dir", str(tmp_path / "misc")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert "needs Python 3.10 or later" in line
+    assert line.startswith(f"{program} needs Python 3.10 or later")
     assert not list(tmp_path.iterdir())
 
 
