@@ -605,14 +605,16 @@ def hide(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
 
     for value in filter(None, values):
         escaped = value.encode("unicode_escape").decode(), json.dumps(value)[1:-1], repr(value)[1:-1]
-        forms = {value, urllib.parse.quote(value, safe=""), *escaped, *value.split()}
+        forms = {value, urllib.parse.quote(value), urllib.parse.quote(value, safe=""), *escaped, *value.split()}
         _secrets |= {form for form in forms if len(form) >= least}
 
 
 def hide_environment() -> None:
     """Hide the credentials in the environment, and the passwords in its URLs."""
     for name, value in os.environ.items():
-        if re.fullmatch("AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|SECURITY_TOKEN)", name):
+        if re.fullmatch(
+            "AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|SECURITY_TOKEN|CONTAINER_AUTHORIZATION_TOKEN)", name
+        ):
             hide(value)
         elif user := re.search("//(.+)@", value) if re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) else None:
             hide(user[1], user[1].partition(":")[2], least=4)
@@ -1603,6 +1605,7 @@ def connect_control_plane(
     from botocore.config import Config
 
     session = _session(place)
+    session.events.register("before-send", refuse_bad_headers)
     credentials = session.get_credentials()  # of which there may be none
     if credentials:
         refuse_bad_credentials(credentials)
@@ -1685,6 +1688,16 @@ def refuse_bad_credentials(credentials: Any) -> None:
                 f"the AWS {name} (from {credentials.method}) has a line end, a space or another character that no "
                 f"{name} has",
                 "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
+            )
+
+
+def refuse_bad_headers(request: Any, **_: object) -> None:
+    """Raise ElfError before a credential that HTTP can't carry is sent: one by which a role is assumed, say."""
+    for name, value in request.headers.items():
+        if not re.fullmatch("[ -~]*", value.decode("latin-1") if isinstance(value, bytes) else str(value)):
+            raise ElfError(
+                f"a credential has a line end or another character that HTTP can't carry (in the header {name})",
+                "set it again without that character; for a role, look at its source_profile",
             )
 
 
@@ -3233,6 +3246,7 @@ def work(job: Job, connection: Any, inherited: Sequence[Any], log_level: int) ->
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for handle in inherited:
         handle.close()  # or nobody would see the parent end, nor its lock go
+    hide_environment()  # which a process that is not forked does not inherit
     start_logging(log_level)
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     orders: queue.SimpleQueue[Go | Stop] = queue.SimpleQueue()

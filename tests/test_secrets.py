@@ -50,8 +50,15 @@ def test_a_credential_with_a_line_end_is_named_and_not_shown(elf: Elf, variable:
 
 @pytest.mark.parametrize(
     "written",
-    [TOKEN, repr(TOKEN + "\r"), repr(TOKEN.encode()), urllib.parse.quote(TOKEN, safe=""), json.dumps(TOKEN)],
-    ids=["plain", "repr", "bytes", "in-a-url", "in-json"],
+    [
+        TOKEN,
+        repr(TOKEN + "\r"),
+        repr(TOKEN.encode()),
+        urllib.parse.quote(TOKEN, safe=""),
+        urllib.parse.quote(TOKEN),
+        json.dumps(TOKEN),
+    ],
+    ids=["plain", "repr", "bytes", "in-a-query", "in-a-path", "in-json"],
 )
 def test_a_secret_in_aws_answer_is_not_shown(elf: Elf, proxy: FaultProxy, written: str) -> None:
     """Whoever writes it: a message that AWS or a proxy in between makes of the request, say."""
@@ -62,7 +69,23 @@ def test_a_secret_in_aws_answer_is_not_shown(elf: Elf, proxy: FaultProxy, writte
     assert "***" in result.err
     assert "***" in json.loads(result.out)["error"]["cause"]
     assert TOKEN not in result.err + result.out
-    assert urllib.parse.quote(TOKEN, safe="") not in result.err + result.out
+    for quoted in (urllib.parse.quote(TOKEN, safe=""), urllib.parse.quote(TOKEN)):
+        assert quoted not in result.err + result.out
+
+
+def test_a_credential_by_which_a_role_is_assumed_is_named_and_not_shown(elf: Elf, tmp_path: Path) -> None:
+    """It is not the one that the session ends up with."""
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile a]\nrole_arn = arn:aws:iam::123456789012:role/x\nsource_profile = b\nregion = us-west-2\n"
+        f"[profile b]\naws_access_key_id = x\naws_secret_access_key = x\naws_session_token = {TOKEN}\n  {TOKEN}\n"
+    )
+    elf.environment |= {"AWS_CONFIG_FILE": str(config)}
+    result = elf("--debug", "--output", "json", "--profile", "a", "create", status=1)
+    assert "(in the header X-Amz-Security-Token)" in result.err
+    assert "look at its source_profile" in result.err
+    assert TOKEN not in result.err + result.out
+    assert not elf.things()
 
 
 def test_a_password_in_a_url_is_not_shown(elf: Elf) -> None:
