@@ -1606,7 +1606,14 @@ def connect_control_plane(
 
     session = _session(place)
     session.events.register("before-send", refuse_bad_headers)
-    credentials = session.get_credentials()  # of which there may be none
+    try:
+        credentials = session.get_credentials()  # of which there may be none
+    except ValueError as error:  # botocore's, of a container's token
+        raise ElfError(
+            f"could not get AWS credentials: {error}",
+            "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from the file that "
+            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names",
+        ) from error
     if credentials:
         refuse_bad_credentials(credentials)
     if not place.local and not place.region:

@@ -88,6 +88,19 @@ def test_a_credential_by_which_a_role_is_assumed_is_named_and_not_shown(elf: Elf
     assert not elf.things()
 
 
+def test_a_containers_token_with_a_line_end_is_named_and_not_shown(elf: Elf) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        elf.environment.pop(name, None)
+    elf.environment |= {
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": "http://127.0.0.1:9/",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN": TOKEN + "\n",
+    }
+    result = elf("--debug", "create", status=1)
+    assert "could not get AWS credentials" in result.err
+    assert "what to do: remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN" in result.err
+    assert TOKEN not in result.err
+
+
 def test_a_password_in_a_url_is_not_shown(elf: Elf) -> None:
     elf.environment |= {"HTTP_PROXY": "http://somebody:hunter2hunter2@127.0.0.1:9", "NO_PROXY": ""}
     result = elf("--debug", "--output", "json", "create", status=1)
