@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from harness import PATIENCE_S, Account, Client, Elf, Pair
@@ -43,14 +44,18 @@ def test_a_reader_that_stalls_does_not_keep_a_signal_from_ending_elf(pair: Pair,
 
 
 def test_subscribe_reports_to_a_slow_reader_all_that_came_in_time(
-    pair: Pair, connect: Callable[[Account], Client]
+    pair: Pair, connect: Callable[[Account], Client], tmp_path: Path
 ) -> None:
     client = connect(pair.account)
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = start(pair, "subscribe", *pair.broker, "--duration", "3", "--output", "json", **streams)
+    lines = tmp_path / "lines"
+    with lines.open("w") as log:
+        streams = {"stdout": subprocess.PIPE, "stderr": log.fileno()}
+        process = start(pair, "subscribe", *pair.broker, "--duration", "6", "--output", "json", **streams)
     assert process.stdout
-    deadline = time.monotonic() + 3.0
-    time.sleep(1.5)  # nothing says when it listens: its output is what stalls here
+    while "ELF listening" not in lines.read_text():
+        assert process.poll() is None
+        time.sleep(0.02)
+    deadline = time.monotonic() + 5.9
     for number in range(400):
         client.publish("elf/slow", json.dumps({"number": number}) + LONG[:400])
     assert time.monotonic() < deadline
