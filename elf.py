@@ -1109,7 +1109,7 @@ class Fleet:
 
     def files(self, name: str) -> ThingFiles:
         """Name a thing's files, with + for a colon, which Windows does not take; files of before may have one."""
-        stem = name if POSIX and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
+        stem = name if POSIX and ":" in name and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
         return ThingFiles(*(self.directory / f"{stem}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
@@ -1219,7 +1219,11 @@ class Fleet:
 
     def _own(self, paths: Iterable[Path]) -> list[Path]:
         """Choose what ELF has written: its state, the files of the things that this names, and halves of these."""
-        own = {*_STATE_FILES, ROOTS_FILE, *(path.name for name in self.things for path in self.files(name))}
+        own = {
+            *_STATE_FILES,
+            ROOTS_FILE if self.elf_id else "",
+            *(path.name for name in self.things for path in self.files(name)),
+        }
         return [path for path in paths if path.name in own or _HALF.sub(r"\1", path.name) in own]
 
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
@@ -1233,10 +1237,6 @@ class Fleet:
     def has_local(self) -> bool:
         """Say if local/ is an embedded AWS IoT's, and not something else of that name."""
         return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
-
-    def ignores_case(self) -> bool:
-        """Say if names that differ in case alone are one file, as on macOS and Windows, by a file that is there."""
-        return self.elf_file.with_name("ELF.JSON").exists()
 
     def _repair(self) -> None:
         """Take up what an elf.py left behind that was killed, or could write no more."""
@@ -1355,7 +1355,8 @@ class Fleet:
 
     def dissolve(self) -> None:
         """Forget where the fleet lived, now that it is empty."""
-        (self.directory / ROOTS_FILE).unlink(missing_ok=True)
+        if self.elf_id:
+            (self.directory / ROOTS_FILE).unlink(missing_ok=True)
         if self.place:
             self.place = None
             self._save_elf()
@@ -3563,7 +3564,7 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
         raise ElfError("TooMany", existing=plural(len(existing), "thing"), count=count)
     folded = {name.casefold(): name for name in names}
     alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
-    if alike and fleet.ignores_case():
+    if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # as on macOS and Windows
         raise ElfError(
             f"{fleet.directory} takes names that differ in case alone for the same: {listed(alike)} is there already",
             "choose another --prefix, or keep that fleet elsewhere with --misc-dir",
@@ -4044,9 +4045,12 @@ def mqtt_endpoint(text: str) -> Endpoint:
 
 
 def directory(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("the name of the directory is empty")
-    return Path(text)
+    if not text:  # from a variable that is not set, most likely, and not meant for the working directory
+        raise argparse.ArgumentTypeError("the directory's name is empty, here or in ELF_MISC_DIR")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"no home directory is known for {text!r}: set HOME, or leave ~ out") from None
 
 
 def url(text: str) -> str:
@@ -4199,6 +4203,7 @@ def build_parser() -> Parser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     parser.add_options(GLOBAL_OPTIONS, group="options of every command")
+    parser.set_defaults(misc_dir=os.environ.get("ELF_MISC_DIR", str(HERE / "misc")))
     for command in COMMANDS:
         subparser = commands.add_parser(
             command.name,
@@ -4220,18 +4225,17 @@ def locate(cli: argparse.Namespace, remembered: Place | None) -> Place:
 
     Raises: ElfError when an explicit option contradicts what is remembered.
     """
-    options = {key: getattr(cli, key) for key in ("region", "profile", "endpoint_url") if getattr(cli, key)}
-    given = Place(**options).checked()
-    explicit = {key: getattr(given, key) for key in options}
+    given = Place(cli.region or None, cli.profile or None, cli.endpoint_url or None).checked()
+    explicit = {key: value for key, value in given._asdict().items() if value}
     if not remembered:
         return Place(**explicit, local=cli.local)
-    against = [
+    options = [
         f"--{key.replace('_', '-')} {value}" for key, value in explicit.items() if _contradicts(remembered, key, value)
     ]
     if cli.local and not remembered.local:
-        against.append("--local")
-    if against:
-        raise ElfError("Contradiction", options=" ".join(against), place=remembered)
+        options.append("--local")
+    if options:
+        raise ElfError("Contradiction", options=" ".join(options), place=remembered)
     return remembered._replace(profile=remembered.profile or cli.profile)
 
 
@@ -4248,15 +4252,7 @@ def held_fleet(cli: argparse.Namespace, name: str, alone: bool, creates: bool = 
 
     Raises ElfError, for one when something can't run beside it already.
     """
-    directory = Path(cli.misc_dir or os.environ.get("ELF_MISC_DIR") or HERE / "misc")
-    try:
-        directory = directory.expanduser().absolute()
-    except RuntimeError as error:
-        raise ElfError(
-            f"nobody knows the home directory that {directory} begins with",
-            "set HOME, or name the directory without ~",
-        ) from error
-    cli.fleet = fleet = Fleet(directory)
+    cli.fleet = fleet = Fleet(cli.misc_dir)
     if creates:
         fleet.claim()
     cli.control_plane, cli.asking = None, threading.Lock()
@@ -4327,7 +4323,7 @@ def run_command(cli: argparse.Namespace) -> int:
             status = command.run(cli)
         if status:
             cli.refuse_dead_local()
-        if cleaning and not status and fleet.elf_id and fleet.has_local():
+        if cleaning and not status and fleet.has_local():
             _local_aws().stop(fleet.local_directory)
     return int(status)
 
@@ -4360,8 +4356,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.typed = list(sys.argv[1:] if argv is None else argv)
     try:
         cli = parser.parse_args(parser.typed)
-        if not cli.misc_dir and os.environ.get("ELF_MISC_DIR") == "":
-            parser.error("ELF_MISC_DIR is empty: name a directory, or unset it")
         if cli.local and (cli.profile or cli.endpoint_url):
             parser.error("--local has no --profile and no --endpoint-url")
         if "interval" in cli and cli.count and cli.duration:

@@ -280,16 +280,15 @@ def test_a_misc_dir_is_relative_to_the_working_directory(
 
 def test_a_misc_dir_without_a_name_is_a_usage_error(main: InProcess, account: Account) -> None:
     """An unset variable in a script, most likely; it is not the working directory."""
-    assert "argument --misc-dir: the name of the directory is empty" in main("--misc-dir", "", "create", status=2).err
+    assert "argument --misc-dir: the directory's name is empty" in main("--misc-dir", "", "create", status=2).err
     main.use({"ELF_MISC_DIR": ""})
-    assert "ELF_MISC_DIR is empty: name a directory, or unset it" in main("create", status=2).err
+    assert "the directory's name is empty, here or in ELF_MISC_DIR" in main("create", status=2).err
     assert account.is_empty()
 
 
 def test_a_home_directory_that_nobody_has_is_named(main: InProcess, account: Account) -> None:
-    cause, remedy = main("create", "--misc-dir", "~nobody-of-that-name/misc", status=1).lines
-    assert cause == "nobody knows the home directory that ~nobody-of-that-name/misc begins with"
-    assert remedy == "what to do: set HOME, or name the directory without ~"
+    refused = main("create", "--misc-dir", "~nobody-of-that-name/misc", status=2).err
+    assert "no home directory is known for '~nobody-of-that-name/misc': set HOME, or leave ~ out" in refused
     assert account.is_empty()
 
 

@@ -80,7 +80,7 @@ def entries_of(directory: Path) -> dict[str, tuple[int, bytes]]:
     [
         (0o755, ["server.pem"]),
         (0o755, [".old.pem.20240131", ".id_ed25519.pub.original"]),
-        (0o755, ["thing_0.pem"]),
+        (0o755, ["thing_0.pem", "amazon-root-ca.pem"]),
         (0o755, ["local/bin/tool"]),
         (0o1777, []),
     ],
