@@ -64,6 +64,7 @@ INTERVAL_S = 1.0
 MQTT_PORT = 8883
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
 MAX_FILE_BYTES = 64 * 1024 * 1024  # that the user names
+MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html (message broker and protocol limits)
 MAX_PAYLOAD_BYTES = 128 * 1024
@@ -988,7 +989,7 @@ _THING_KEYS = {
     "asked": "elf_asked",
 }
 ROOTS_FILE = "amazon-root-ca.pem"
-_STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".writing")
+_STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".writing")  # the last of earlier versions
 _HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
 _KEY_FILE = re.compile(r"[\w:+-]+_[0-9]+\.(pem|pub|prv)")
 # What systems put into any directory, Kubernetes' links among it, and git's file in misc/ of ELF's repository.
@@ -1001,7 +1002,8 @@ class Fleet:
     Every change is on disk, whole and readable by its owner alone, before the method that makes it returns. What
     happens to a thing is added to a journal, at a cost that does not grow with the fleet; the journal is folded into
     things.json when the command ends, or when the next one starts. A command holds the directory as long as it runs,
-    alone or with others of its kind; what writes locks it as well, for that moment.
+    alone or with others of its kind; of those, one at a time holds the journal, in order to write. Reading goes through
+    symbolic links, of which Kubernetes makes a mounted Secret; writing does not.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -1011,10 +1013,10 @@ class Fleet:
         self.things_file = directory / "things.json"
         self.elf_file = directory / "elf.json"
         self.journal_file = directory / "things.journal"
-        self.lock: TextIO | None = None  # open while a command holds the directory
+        self.lock: Lock | None = None  # while a command holds the directory
         self._is_claimed = False
         self._writing = threading.Lock()
-        self._journal: FileIO | None = None  # open while the fleet is locked
+        self._journal: FileIO | None = None  # open, and locked, while this fleet is being written
         self.reload()
 
     def reload(self) -> None:
@@ -1058,8 +1060,7 @@ class Fleet:
 
     def _read(self, path: Path, otherwise: Any) -> Any:
         try:
-            with open(path, encoding="utf-8", opener=_not_through_links) as file:
-                return json.load(file)
+            return json.loads(read_file(path))
         except FileNotFoundError:
             return otherwise
         except (ValueError, RecursionError) as error:
@@ -1067,8 +1068,7 @@ class Fleet:
 
     def _read_journal(self) -> list[Any]:
         try:
-            with open(self.journal_file, encoding="utf-8", opener=_not_through_links) as file:
-                lines = file.read().split("\n")
+            lines = read_file(self.journal_file).split(b"\n")
         except FileNotFoundError:
             return []
         try:
@@ -1131,43 +1131,46 @@ class Fleet:
         if not self._is_there():
             yield
             return
-        path = self.directory / ".lock"
+        note = self.directory / ".lock"  # tells others who is at work, and does no more
         announced = ""
         deadline = time.monotonic() + max(wait_s, 0.2)  # one that is just ending takes less
+        while not (lock := Lock.take(self.directory, note, shared=not alone)):
+            holders = _holders(note)
+            if time.monotonic() >= deadline:
+                raise ElfError("Locked", directory=self.directory, holders=holders)
+            if holders != announced and wait_s:
+                log.info("waiting for %s", announced := holders)
+            inbox.get(min(deadline, time.monotonic() + 0.05))
         try:
-            while not (handle := _open_locked(path, shared=not alone)):
-                holders = _holders(path)
-                if time.monotonic() >= deadline:
-                    raise ElfError("Locked", directory=self.directory, holders=holders)
-                if holders != announced and wait_s:
-                    log.info("waiting for %s", announced := holders)
-                inbox.get(min(deadline, time.monotonic() + 0.05))
-        except OSError as error:
-            if alone or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-                raise
-            handle = None  # who can only read here gets by without a lock
-        if not handle:
-            yield
-            return
-        with handle:  # closing it unlocks it, as the end of the process does
-            try:
-                with _naming(path):
-                    if alone:
-                        handle.truncate(0)
-                    os.write(handle.fileno(), f"{os.getpid()} {command}\n".encode())
-                self.lock = handle
+            self.lock = lock
+            if self._can_write(note, f"{os.getpid()} {command}\n", alone):
                 self._tighten()
                 self.reload()
                 if self._changes or self._key_material or any(thing.asked for thing in self.things.values()):
                     with self.locked(inbox):
                         pass  # which repairs
-                yield
+            yield
+        finally:
+            self.lock = None
+            if alone or lock.is_last():
+                with contextlib.suppress(OSError):
+                    note.unlink() if POSIX else os.truncate(note, 0)  # Windows keeps an open file
+            lock.close()
+
+    def _can_write(self, note: Path, line: str, alone: bool) -> bool:
+        """Add a line to the note, and say if this directory can be written. Raises OSError if it has to be."""
+        try:
+            descriptor = os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600)
+            try:
+                os.write(descriptor, line.encode())
             finally:
-                self.lock = None
-                if alone or _lock(handle, shared=False):  # the last one out
-                    with contextlib.suppress(OSError):
-                        handle.truncate(0)
-                        path.unlink()  # Windows keeps an open file
+                os.close(descriptor)
+        except OSError as error:
+            error.filename = str(note)
+            if alone:
+                raise
+            return error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM)
+        return True
 
     @contextlib.contextmanager
     def locked(self, inbox: Inbox) -> Iterator[None]:
@@ -1175,30 +1178,44 @@ class Fleet:
         if not self._is_there():
             yield
             return
-        path = self.directory / ".writing"
         announce_at = time.monotonic() + 1.0  # a policy takes another elf.py less
-        while not (handle := _open_locked(path, shared=False)):
+        while not (journal := self._open_journal()):
             if time.monotonic() > announce_at:
                 log.info("waiting for another elf.py to finish with %s", self.directory)
                 announce_at = math.inf
             inbox.get(deadline=time.monotonic() + 0.05)
-        with handle:
+        with journal:
             try:
                 self.reload()
+                self._journal = journal
                 self._repair()
-                try:
-                    with open(self.journal_file, "ab", 0, opener=_not_through_links) as self._journal:
-                        try:
-                            yield
-                        finally:
-                            with self._writing:  # a call that outlasts Ctrl-C may still want to record its answer
-                                self._journal = None
-                finally:
-                    with contextlib.suppress(OSError):  # a full disk: the journal keeps it for the next command
-                        self._fold()
+                yield
             finally:
-                with contextlib.suppress(OSError):
-                    path.unlink()
+                with self._writing:  # a call that outlasts Ctrl-C may still want to record its answer
+                    self._journal = None
+                if self.fold(journal):
+                    with contextlib.suppress(OSError):
+                        self.journal_file.unlink()
+        if not POSIX and not self.journal_file.stat().st_size:
+            with contextlib.suppress(OSError):  # another has it open
+                self.journal_file.unlink()
+
+    def _open_journal(self) -> FileIO | None:
+        """Open and lock the journal, or return None: another process has it."""
+        for path in (self.things_file, self.elf_file):
+            if path.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        journal = FileIO(os.open(self.journal_file, _APPEND, 0o600), "ab")
+        try:
+            if _lock(journal.fileno(), shared=False) and os.path.samestat(
+                os.fstat(journal.fileno()), self.journal_file.stat()
+            ):
+                _sync(self.directory)  # or a power failure could take the journal away, with keys in it
+                return journal
+        except FileNotFoundError:
+            pass  # its last holder took it away between our open() and our lock
+        journal.close()
+        return None
 
     def claim(self) -> None:
         """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError where it is neither."""
@@ -1252,9 +1269,10 @@ class Fleet:
             self._save_elf()
             self.things = {name: thing._replace(asked=None) for name, thing in self.things.items()}
             self._save_things()
-        elif self._key_material:
+        elif self._changes or self._key_material:
             self._save_things()
-        self._fold()
+        if self._journal:
+            self._journal.truncate(0)
 
     def open(self) -> None:
         """Make sure of an ELF ID."""
@@ -1296,12 +1314,14 @@ class Fleet:
         """Remember `thing` as it now is, in place of what was known of it. Any thread may call this.
 
         `key_material` is CreateKeysAndCertificate's answer. It is in the journal in the same moment as its
-        certificate, and in the thing's files afterwards.
+        certificate, until the thing's files have it.
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
             self._add_to_journal({thing.name: {**_entry(thing)[thing.name], **keys}})
             self.things[thing.name] = thing
+            if keys:
+                self._key_material[thing.name] = keys
         if keys:
             self._write_key_files(thing.name, keys)
         return thing
@@ -1331,6 +1351,8 @@ class Fleet:
     def _add_to_journal(self, entry: Mapping[str, Any]) -> None:
         if not self._journal:
             raise RuntimeError("the fleet is not locked")
+        if POSIX and not os.fstat(self._journal.fileno()).st_nlink:
+            raise ElfError(f"{self.journal_file} was removed while ELF writes to it", "run the same command again")
         line, end = (json.dumps(entry) + "\n").encode(), self._journal.seek(0, os.SEEK_END)
         with _naming(self.journal_file):
             try:
@@ -1341,17 +1363,19 @@ class Fleet:
                 self._journal.truncate(end)
                 raise
 
-    def _fold(self) -> None:
-        """Write things.json anew with what the journal has, or remove it with the last thing."""
-        if not self.journal_file.exists():
-            return
-        if self.journal_file.stat().st_size == 0:
-            pass  # nothing happened
-        elif self.things:
-            self._save_things()
-        else:
-            self.things_file.unlink(missing_ok=True)
-        self.journal_file.unlink()
+    def fold(self, journal: FileIO | None = None) -> bool:
+        """Write what the journal has to things.json, and empty it; return False if the journal has to keep it."""
+        journal = journal or self._journal
+        if not journal or not os.fstat(journal.fileno()).st_size:
+            return True  # nothing happened
+        try:
+            with self._writing:
+                self._save_things()
+                journal.truncate(0)
+        except OSError as error:
+            log.debug("the journal keeps what can't be written now: %s", error)
+            return False
+        return True
 
     def dissolve(self) -> None:
         """Forget where the fleet lived, now that it is empty."""
@@ -1362,9 +1386,12 @@ class Fleet:
             self._save_elf()
 
     def _save_things(self) -> None:
-        for name in self._key_material.keys() & self.things.keys():  # things.json will not have it any more
-            self._write_key_files(name, self._key_material[name], missing_only=self.things[name].stage == READY)
-        self._key_material = {}
+        for name, keys in list(self._key_material.items()):  # which things.json will not have any more
+            if name in self.things:
+                self._write_key_files(name, keys, missing_only=self.things[name].stage == READY)
+        if not self.things:
+            self.things_file.unlink(missing_ok=True)
+            return
         entries = [_entry(self.things[name]) for name in sorted(self.things, key=by_number)]
         write_private(self.things_file, json.dumps(entries, indent=2) + "\n")
         _sync(self.directory)
@@ -1374,8 +1401,10 @@ class Fleet:
         pair = keys if isinstance(keys, dict) else {}
         material = (recorded.get("certificatePem"), pair.get("PublicKey"), pair.get("PrivateKey"))
         for path, text in zip(self.files(name), material, strict=True):
-            if isinstance(text, str) and not (missing_only and path.exists()):
+            if isinstance(text, str) and not (missing_only and path.is_file()):
                 write_private(path, text)
+        _sync(self.directory)
+        self._key_material.pop(name, None)  # not before: the journal, or the original's things.json, is to keep it
 
     def _save_elf(self) -> None:
         place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
@@ -1416,46 +1445,83 @@ def _moment(value: object) -> float:
     return float(value)
 
 
-def _not_through_links(path: str, flags: int) -> int:
-    """Open a file as its owner's alone, and not where a symbolic link leads to."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o600)
+_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
+for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # of which no system has all
+    _APPEND |= getattr(os, _name, 0)
 
 
-def _open_locked(path: Path, shared: bool) -> TextIO | None:
-    """Open and lock a file, which is made where it does not exist, or return None: another process has it."""
-    handle = open(path, "a+", encoding="utf-8", opener=_not_through_links)  # noqa: SIM115 - it is the lock
+def read_file(path: Path) -> bytes:
+    """Read a file of ELF's. Raises OSError, and ElfError for what is no file, which reading could wait for for ever."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
-        if _lock(handle, shared) and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-            return handle
-    except FileNotFoundError:
-        pass  # its last holder took it away between our open() and our lock
-    handle.close()
-    return None
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
+            raise ElfError(f"{path} is not a file, or is too large to be ELF's", "move it away, or restore it")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_STATE_BYTES)
+    finally:
+        os.close(descriptor)
 
 
-def _lock(handle: TextIO, shared: bool) -> bool:
-    """Lock an open file, or return False: another process has it. The lock goes with the process, however it ends."""
+class Lock(NamedTuple):
+    """A lock on a directory, which goes with its process, however that ends, and which nobody can remove under it."""
+
+    descriptor: int
+
+    @classmethod
+    def take(cls, directory: Path, file: Path, shared: bool) -> Lock | None:
+        """Lock a directory, or where the system locks files alone (Windows, some network disks) a file in it.
+
+        Returns None if another process has it.
+        """
+        if POSIX:
+            with contextlib.suppress(OSError):
+                return cls._of(os.open(directory, os.O_RDONLY), shared)
+        return cls._of(os.open(file, _APPEND, 0o600), shared)
+
+    @classmethod
+    def _of(cls, descriptor: int, shared: bool) -> Lock | None:
+        is_locked = False
+        try:
+            is_locked = _lock(descriptor, shared)
+        finally:
+            if not is_locked:
+                os.close(descriptor)
+        return cls(descriptor) if is_locked else None
+
+    def is_last(self) -> bool:
+        """Say if no other process shares the lock."""
+        with contextlib.suppress(OSError):
+            return _lock(self.descriptor, shared=False)
+        return False
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def _lock(descriptor: int, shared: bool) -> bool:
+    """Lock what is open, or return False: another process has it. Raises OSError where that can't be locked."""
     try:
         import fcntl
     except ImportError:
-        return _lock_on_windows(handle, shared)
+        return _lock_on_windows(descriptor, shared)
     try:
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
     return True
 
 
-def _lock_on_windows(handle: TextIO, shared: bool) -> bool:
-    """Lock 64 bytes, beyond the text that others may read: one of them to share, all of them to be alone."""
+def _lock_on_windows(descriptor: int, shared: bool) -> bool:
+    """Lock 64 bytes, beyond what others may read: one of them to share, all of them to be alone."""
     import msvcrt
 
     windows: Any = msvcrt
 
     def lock(mode: int, place: int, length: int) -> bool:
-        os.lseek(handle.fileno(), 2**20 + place, os.SEEK_SET)
+        os.lseek(descriptor, 2**40 + place, os.SEEK_SET)
         with contextlib.suppress(OSError):
-            windows.locking(handle.fileno(), mode, length)
+            windows.locking(descriptor, mode, length)
             return True
         return False
 
@@ -1469,8 +1535,8 @@ def _lock_on_windows(handle: TextIO, shared: bool) -> bool:
 def _holders(path: Path) -> str:
     """Say which processes hold a lock: its file has a line, process ID and command, of each that came."""
     try:
-        holders = [line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError:
+        holders = [line.partition(" ") for line in read_file(path).decode(errors="replace").splitlines()]
+    except (OSError, ElfError):
         holders = []
     alive = [f"`{command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
     return ", ".join(dict.fromkeys(alive)) or "one that has just started"
@@ -1965,7 +2031,7 @@ def _certify(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
         raise ElfError("NotAws", url=iot.meta.endpoint_url)
     try:
         return fleet.record(certified, keys)
-    except OSError:
+    except (OSError, ElfError):
         if fleet.things[thing.name] == certified:  # the journal has the keys: the next command writes their files
             raise
         # A certificate without a key is of no use to anybody.
@@ -2736,6 +2802,9 @@ class Device:
         import secrets
         import ssl
 
+        for path in self._files:
+            if path.exists() and not path.is_file():  # TLS would wait for what somebody writes into a pipe
+                raise ElfError("KeyUnreadable", thing=self.name, file=path, error="it is not a file")
         client_id = f"{self.name}-{secrets.token_hex(4)}"
         client = load_sdk()(client_id)
         client.configureEndpoint(self._endpoint.host, self._endpoint.port)  # the SDK asks for ALPN on port 443
@@ -2830,6 +2899,8 @@ class Device:
 
         facts: dict[str, Any] = {"thing": self.name, "endpoint": self._endpoint, "error": error}
         facts["client_id"] = f"{self.name}-*"
+        if isinstance(error, ElfError):
+            return error
         if isinstance(error, RefusedError):
             return ElfError(error.failure, **facts, topic=error.topic)
         if broken := self._broken_file():
@@ -3540,10 +3611,10 @@ def create_things(cli: argparse.Namespace) -> int:
                 )
             show_unanswered(cli)
         finally:
-            if fleet.things or fleet.unanswered:
-                log.info("Wrote %s to config file: %s", plural(len(fleet.things), "thing"), fleet.things_file)
-            else:
+            if not fleet.things and not fleet.unanswered:
                 fleet.dissolve()
+            elif fleet.fold():
+                log.info("Wrote %s to config file: %s", plural(len(fleet.things), "thing"), fleet.things_file)
             wanted = set(missing)
             created = [thing for thing in fleet.ready if thing.name in wanted]
             made = plural(len(created), "thing")
@@ -4268,16 +4339,12 @@ def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
     if not (cli.place.local and is_needed):
         yield
         return
-    fleet: Fleet = cli.fleet
-    directory = fleet.local_directory
+    directory = cli.fleet.local_directory
     local_aws = _local_aws()
-    local = local_aws.find(directory, cli.inbox.check)
-    if not local:
-        with fleet.locked(cli.inbox):
-            try:
-                local = local_aws.find_or_start(directory, cli.inbox.check, log.info)
-            except local_aws.LocalAwsError as error:
-                raise ElfError(error.cause, error.remedy) from error
+    try:
+        local = local_aws.find_or_start(directory, cli.inbox.check, log.info)
+    except local_aws.LocalAwsError as error:
+        raise ElfError(error.cause, error.remedy) from error
     cli.headers = local.headers
     cli.place = cli.place._replace(endpoint_url=local.url)
     cli.mqtt_endpoint = getattr(cli, "mqtt_endpoint", None) or Endpoint("localhost", local.mqtt_port)

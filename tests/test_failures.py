@@ -131,7 +131,7 @@ PROVOKED_BY = {
     "Locked": "test_another_elf_at_work_is_named_with_its_process",
     "NotElfs": "test_a_state_that_elf_cannot_use_is_explained[things.json is not JSON]",
     "NewerElf": "test_a_state_that_elf_cannot_use_is_explained[things.json has a stage of a newer ELF]",
-    "ELOOP": "test_a_symbolic_link_is_not_followed[things.json]",
+    "ELOOP": "test_a_symbolic_link_is_not_written_through[things.json]",
     "ENOSPC EDQUOT EFBIG": "test_a_full_disk_loses_nothing[1000]",
     "EROFS": "test_a_disk_that_is_read_only_is_explained",
     "PermissionError": "test_a_directory_that_may_not_be_written_is_explained",
@@ -911,16 +911,18 @@ def test_a_state_that_elf_cannot_use_is_explained(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="symbolic links are POSIX's")
-@pytest.mark.parametrize("file", ["things.json", "things.journal", "elf.json", ".lock", ".writing"])
-def test_a_symbolic_link_is_not_followed(
-    main_of_pair: InProcess, misc: Path, tmp_path: Path, explained: Explained, file: str
+@pytest.mark.parametrize(
+    ("file", "content"), [("things.json", "[]"), ("things.journal", ""), ("elf.json", "{}"), (".lock", "[]")]
+)
+def test_a_symbolic_link_is_not_written_through(
+    main_of_pair: InProcess, misc: Path, tmp_path: Path, explained: Explained, file: str, content: str
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
-    elsewhere.write_text("[]")
+    elsewhere.write_text(content)
     (misc / file).unlink(missing_ok=True)
     (misc / file).symlink_to(elsewhere)
     explained(main_of_pair("create", 3, status=1), "ELOOP", misc / file)
-    assert elsewhere.read_text() == "[]"
+    assert elsewhere.read_text() == content
 
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="limits and modes are POSIX's")

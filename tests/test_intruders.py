@@ -26,17 +26,19 @@ posix = pytest.mark.skipif(os.name != "posix", reason="links and modes are POSIX
 
 
 @posix
-@pytest.mark.parametrize("name", ["things.json", "elf.json", "things.journal", ".lock", ".writing"])
+@pytest.mark.parametrize(
+    ("name", "content"), [("things.json", "[]"), ("elf.json", "{}"), ("things.journal", ""), (".lock", "precious")]
+)
 def test_no_file_of_elfs_is_written_through_a_symbolic_link(
-    main: InProcess, elf: Elf, account: Account, tmp_path: Path, name: str
+    main: InProcess, elf: Elf, account: Account, tmp_path: Path, name: str, content: str
 ) -> None:
     target = tmp_path / "precious"
-    target.write_text("precious")
+    target.write_text(content)
     elf.misc.mkdir(mode=0o700)
     (elf.misc / name).symlink_to(target)
     refused = main("create", status=1)
     assert "a symbolic link is where ELF keeps a file of its own" in refused.err
-    assert target.read_text() == "precious"
+    assert target.read_text() == content
     assert account.is_empty()
 
 
