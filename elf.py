@@ -1646,48 +1646,87 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
 
 def _policy_says(iot: Any, name: str, document: Mapping[str, Any]) -> bool:
-    try:
-        return bool(json.loads(iot.get_policy(policyName=name)["policyDocument"]) == document)
-    except iot.exceptions.ResourceNotFoundException:
-        return False
+    policy = _unless_missing(iot, iot.get_policy, policyName=name)
+    return bool(policy) and json.loads(policy["policyDocument"]) == document
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     """Take a thing, its certificate and its policy away, in the order AWS requires. Safe to repeat.
 
-    What is gone already counts as done; what was asked for and may be somebody else's is looked at first, and left
-    alone. Raises ElfError and botocore's errors; what is left then stays recorded.
+    What is gone already counts as done. A thing or policy that is not this ELF's by what AWS says of it now was made
+    by someone else under the same name: it is left alone, with a line that says so, and forgotten; a certificate's
+    name is AWS's own. Raises ElfError and botocore's errors; what is left then stays recorded.
     """
-    own_arn = thing.certificate_arn or _own_thing_arn(iot, thing.name, fleet.elf_id)
+    described = _unless_missing(iot, iot.describe_thing, thingName=thing.name)
+    is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
+    if described and not is_own:
+        log.warning("thing %s was made by someone else: left alone", thing.name)
+    own_arn = thing.certificate_arn or (described["thingArn"] if is_own else None)
     if not own_arn:
         fleet.forget(thing)
         return
-    thing = fleet.record(thing._replace(stage=CLEANING))
-    if not thing.certificate_arn:
+    name = thing.policy_name
+    policy = _unless_missing(iot, iot.get_policy, policyName=name) if name else None
+    if policy and not _is_own_policy(iot, thing, policy, own_arn):
+        log.warning("policy %s was made by someone else: left alone", name)
+        policy = None
+    if not policy:
+        thing = thing._replace(policy_name=None, policy_arn=None)
+    if is_own or not described:  # the next clean takes what is CLEANING for this ELF's
+        thing = thing._replace(stage=CLEANING)
+    thing = fleet.record(thing)
+    if is_own and not thing.certificate_arn:
         _retire_lost_certificates(iot, thing.name)
-    if name := thing.policy_name:
-        if thing.policy_arn or _policy_says(iot, name, policy_document(thing.name, own_arn)):
-            if thing.certificate_arn:
-                gone_is_fine(iot.detach_policy, policyName=name, target=thing.certificate_arn)
-            _delete_policy(iot, name)
+    if name and policy:
+        if thing.certificate_arn:
+            gone_is_fine(iot.detach_policy, policyName=name, target=thing.certificate_arn)
+        _delete_policy(iot, name, policy["defaultVersionId"])
         thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
     if thing.certificate_arn:
         _retire_certificate(iot, thing.name, thing.certificate_arn)
         thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None))
-    gone_is_fine(iot.delete_thing, thingName=thing.name)
+    if is_own:
+        gone_is_fine(iot.delete_thing, thingName=thing.name)
     fleet.forget(thing)
 
 
-def _own_thing_arn(iot: Any, name: str, elf_id: str | None) -> str | None:
-    """Return the ARN of a thing if there is one and it is this ELF's."""
+def _unless_missing(iot: Any, call: Callable[..., Any], **parameters: Any) -> Any:
+    """Return what a call answers, or None where AWS does not have what it asks for."""
     try:
-        described = iot.describe_thing(thingName=name)
+        return call(**parameters)
     except iot.exceptions.ResourceNotFoundException:
         return None
-    return described["thingArn"] if described.get("attributes", {}).get("elf_id") == elf_id else None
 
 
-def _delete_policy(iot: Any, name: str) -> None:
+def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id: str | None) -> bool:
+    """Say whether a thing that AWS describes is the one that the fleet remembers.
+
+    Its elf_id says so, or the recorded certificate, which is attached to it: the original program gave no elf_id. One
+    of the original's that an earlier clean has detached has neither: nothing must have been added to it since.
+    """
+    if elf_id and attributes.get("elf_id") == elf_id:
+        return True
+    principals = iot.list_thing_principals(thingName=thing.name)["principals"]
+    return thing.certificate_arn in principals or (thing.stage == CLEANING and not attributes and not principals)
+
+
+def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) -> bool:
+    """Say whether a policy that AWS has is the one that ELF made for a thing, whose account and region `arn` names.
+
+    It says what ELF has it say; or it was edited since, or is the original program's, and the thing's certificate
+    has it, or had it until an earlier clean detached it.
+    """
+    if json.loads(policy["policyDocument"]) == policy_document(thing.name, arn):
+        return True
+    if thing.stage == CLEANING and thing.policy_arn:
+        return True
+    if not thing.certificate_arn:
+        return False
+    answer = _unless_missing(iot, iot.list_attached_policies, target=thing.certificate_arn)
+    return thing.policy_name in {attached["policyName"] for attached in (answer or {"policies": ()})["policies"]}
+
+
+def _delete_policy(iot: Any, name: str, default_version: str) -> None:
     """Delete a policy, with the versions that somebody's edits have made of it: DeletePolicy wants a single one."""
     try:
         iot.delete_policy(policyName=name)
@@ -1695,7 +1734,7 @@ def _delete_policy(iot: Any, name: str) -> None:
         pass
     except iot.exceptions.DeleteConflictException:
         for version in iot.list_policy_versions(policyName=name)["policyVersions"]:
-            if not version["isDefaultVersion"]:
+            if version["versionId"] != default_version:
                 gone_is_fine(iot.delete_policy_version, policyName=name, policyVersionId=version["versionId"])
         gone_is_fine(iot.delete_policy, policyName=name)
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import PATIENCE_S, REGION, Account, AwsService, Client, Elf, InProcess, Pair, client_of
+from harness import ANYTHING, PATIENCE_S, REGION, Account, AwsService, Client, Elf, InProcess, Pair, client_of
 
 
 @pytest.fixture
@@ -228,6 +228,69 @@ def test_clean_leaves_a_thing_whose_certificate_somebody_else_uses(
     account.iot.detach_thing_principal(thingName="theirs", principal=arn)
     main("clean")
     assert account.snapshot() == (["theirs"], {}, [])
+
+
+class Stranger:
+    """Somebody who deletes what ELF made behind its back, and uses the names for something else."""
+
+    def __init__(self, main: InProcess, elf: Elf, account: Account) -> None:
+        main("create")
+        main("send", *elf.broker, "--duration", "0.01")
+        self.iot, self.certificate = account.iot, elf.things()["thing_0"]["certificateArn"]
+        self.theirs = account.iot.create_keys_and_certificate(setAsActive=True)
+
+    def make_thing(self, **attributes: str) -> None:
+        self.iot.detach_thing_principal(thingName="thing_0", principal=self.certificate)
+        self.iot.delete_thing(thingName="thing_0")
+        self.iot.create_thing(thingName="thing_0", attributePayload={"attributes": attributes})
+        self.iot.attach_thing_principal(thingName="thing_0", principal=self.theirs["certificateArn"])
+
+    def make_policy(self) -> None:
+        self.iot.detach_policy(policyName="policy-thing_0", target=self.certificate)
+        self.iot.delete_policy(policyName="policy-thing_0")
+        document = json.dumps(ANYTHING)
+        self.iot.create_policy(policyName="policy-thing_0", policyDocument=document)
+        self.iot.create_policy_version(policyName="policy-thing_0", policyDocument=document, setAsDefault=True)
+        self.iot.attach_policy(policyName="policy-thing_0", target=self.theirs["certificateArn"])
+
+
+@pytest.fixture
+def stranger(main: InProcess, elf: Elf, account: Account) -> Stranger:
+    return Stranger(main, elf, account)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"elf_id": "urn:uuid:00000000-0000-0000-0000-000000000000"}])
+def test_clean_leaves_a_thing_that_somebody_else_made_under_its_name(
+    main: InProcess, account: Account, elf: Elf, stranger: Stranger, attributes: dict[str, str]
+) -> None:
+    stranger.make_thing(**attributes)
+    assert "thing thing_0 was made by someone else: left alone" in main("clean").err
+    assert account.snapshot() == (["thing_0"], {stranger.theirs["certificateId"]: "ACTIVE"}, [])
+    assert account.certificate_of("thing_0") == stranger.theirs["certificateId"]
+    assert elf.files() == ["elf.json"]
+
+
+def test_clean_leaves_a_policy_that_somebody_else_made_under_its_name(
+    main: InProcess, account: Account, elf: Elf, stranger: Stranger
+) -> None:
+    stranger.make_policy()
+    assert "policy policy-thing_0 was made by someone else: left alone" in main("clean").err
+    assert account.snapshot() == ([], {stranger.theirs["certificateId"]: "ACTIVE"}, ["policy-thing_0"])
+    assert len(account.iot.list_policy_versions(policyName="policy-thing_0")["policyVersions"]) == 2
+    assert elf.files() == ["elf.json"]
+
+
+def test_a_second_clean_does_not_take_somebody_elses_thing_for_a_half_cleaned_one(
+    main: InProcess, account: Account, stranger: Stranger
+) -> None:
+    stranger.make_thing()
+    account.iot.detach_thing_principal(thingName="thing_0", principal=stranger.theirs["certificateArn"])
+    deny = {"Effect": "Deny", "Action": "iot:DeleteCertificate", "Resource": "*"}
+    main.use(account.user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]}))
+    main("clean", status=1)
+    main.use(account.credentials)
+    assert "thing thing_0 was made by someone else: left alone" in main("clean").err
+    assert account.snapshot() == (["thing_0"], {stranger.theirs["certificateId"]: "ACTIVE"}, [])
 
 
 def test_a_half_cleaned_thing_is_neither_created_again_nor_sent_from(

@@ -37,6 +37,8 @@ def test_a_fleets_life_takes_the_calls_it_needs_many_at_once_and_is_not_throttle
         ("create", THINGS): ["CreateThing", "CreateKeysAndCertificate", "AttachThingPrincipal"],
         ("send", *elf.broker, "--duration", "0.01"): ["CreatePolicy", "AttachPolicy"],
         ("clean",): [
+            "DescribeThing",
+            "GetPolicy",
             "DetachPolicy",
             "DeletePolicy",
             "UpdateCertificate",
