@@ -923,8 +923,8 @@ class Fleet:
         match = ARN.fullmatch(arn) if isinstance(arn, str) else None
         if (arn or thing.certificate_id) and (not match or match[4] != f"cert/{thing.certificate_id}"):
             raise refusal(f"the certificate of {name} is not one")
-        policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{policy_name(name)}" if match else None
-        if thing.policy_name not in (None, policy_name(name)) or thing.policy_arn not in (None, policy_arn):
+        policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
+        if thing.policy_name not in (None, *policy_names(name)) or thing.policy_arn not in (None, policy_arn):
             raise refusal(f"the policy of {name} is not ELF's")
         if thing.asked is not None:
             try:
@@ -1301,8 +1301,18 @@ def _sync(directory: Path) -> None:
 
 
 def policy_name(thing_name: str) -> str:
-    """Name a thing's policy. Policy names take no colon (CreatePolicy, AWS IoT API reference)."""
-    return f"policy-{thing_name.replace(':', '-')}"
+    """Name a thing's policy, and no other thing's. Policy names take no colon (CreatePolicy, AWS IoT API reference)."""
+    if ":" not in thing_name:
+        return f"policy-{thing_name}"
+    import hashlib
+
+    digest = hashlib.sha256(thing_name.encode()).hexdigest()[:32]
+    return f"policy_{thing_name.replace(':', '-')[:88]}_{digest}"  # 128 characters at most
+
+
+def policy_names(thing_name: str) -> set[str]:
+    """Name the policies that a thing may have: earlier releases gave a thing a:b the name that a-b's has."""
+    return {policy_name(thing_name), f"policy-{thing_name.replace(':', '-')}"}
 
 
 def partition_region_account(arn: str) -> tuple[str, str, str]:
@@ -1560,12 +1570,13 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
         iot.create_thing(thingName=name, attributePayload=attributes)
     except iot.exceptions.ClientError as error:
         taken = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
-        if not thing.certificate_arn and (taken or _refused_at_once(error)):
-            fleet.forget(thing)
-        if taken:
-            owner = iot.describe_thing(thingName=name).get("attributes", {}).get("elf_id")
-            raise ElfError("ThingOfAnotherElf" if owner else "ThingTaken", thing=name, elf_id=owner) from error
-        raise
+        owner = iot.describe_thing(thingName=name).get("attributes", {}).get("elf_id") if taken else None
+        if owner != fleet.elf_id:  # else somebody has added attributes to a thing of this ELF's
+            if not thing.certificate_arn and (taken or _refused_at_once(error)):
+                fleet.forget(thing)
+            if taken:
+                raise ElfError("ThingOfAnotherElf" if owner else "ThingTaken", thing=name, elf_id=owner) from error
+            raise
     if not thing.certificate_arn:
         if name in strays:
             thing = fleet.record(thing._replace(policy_name=policy_name(name)))  # it may have one
@@ -1626,7 +1637,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
     Raises: ElfError when a policy of that name says something else; botocore's errors.
     """
-    name, arn = policy_name(thing.name), thing.certificate_arn or ""
+    name, arn = thing.policy_name or policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
     asked = fleet.record(thing._replace(policy_name=name))
     try:
@@ -1759,7 +1770,7 @@ def _retire_lost_certificates(iot: Any, name: str) -> None:
     for arn in iot.list_thing_principals(thingName=name)["principals"]:
         things = iot.list_principal_things(principal=arn)["things"]
         policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
-        if not ARN.fullmatch(arn) or things != [name] or policies - {policy_name(name)}:
+        if not ARN.fullmatch(arn) or things != [name] or policies - policy_names(name):
             raise ElfError("CertificateOfOthers", thing=name, certificate=arn)
         for policy in policies:
             gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
@@ -1881,7 +1892,9 @@ def diagnose(iot: Any, place: Place, thing: Thing, failure: ElfError) -> ElfErro
         return ElfError(failure_name, thing=thing.name, status=status, certificate=thing.certificate_id)
     names = [policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]]
     if not names:
-        return ElfError("NoPolicy", thing=thing.name, policy=policy_name(thing.name), certificate=arn)
+        return ElfError(
+            "NoPolicy", thing=thing.name, policy=thing.policy_name or policy_name(thing.name), certificate=arn
+        )
     documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
     topic = str(failure.facts.get("topic"))
     verb, action, kind, subject = {
