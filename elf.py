@@ -1564,6 +1564,10 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     Raises: ElfError when a thing of that name is not this ELF's; botocore's errors.
     """
     thing = fleet.things.get(name) or fleet.record(Thing(name))
+    if thing.stage == READY:  # it is gone in AWS; its certificate need not be
+        if not _unless_missing(iot, iot.describe_certificate, certificateId=thing.certificate_id):
+            thing = thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None)
+        thing = fleet.record(thing._replace(stage=CREATING))
     attributes = {"attributes": {"elf_id": fleet.elf_id}}
     try:
         # The attribute makes AWS refuse a name that somebody else's thing has, instead of handing it over.
@@ -3146,16 +3150,19 @@ def create_things(cli: argparse.Namespace) -> int:
         fleet.open()
         missing = missing_things(fleet, cli.prefix, cli.count)
         cli.results.summary.update(things=len(fleet.things), created=0)
+        iot, place = reach_aws(cli)
+        strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
+        if gone := gone_things(cli, iot, strays):
+            log.warning("gone in AWS, to be created again: %s", listed(gone))
+            missing = sorted([*missing, *gone], key=by_number)
         if not missing and not fleet.unanswered:
             things = plural(cli.count, "thing")
             log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
-        iot, place = reach_aws(cli)
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
         fleet.settle(place)
         failures = Failures()
         try:
-            strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
             if lost := strays - fleet.things.keys() - set(missing):
                 names = listed(lost)
                 log.warning("things of this ELF in AWS that it forgot, and that a larger COUNT takes up: %s", names)
@@ -3202,6 +3209,20 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
     if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
         raise ElfError("HalfCleaned", things=listed(cleaning))
     return [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
+
+
+def gone_things(cli: argparse.Namespace, iot: Any, listed_in_aws: set[str]) -> list[str]:
+    """Name the fleet's things that AWS does not have any more; those that it did not list may lack the attribute."""
+    names = [f"{cli.prefix}_{number}" for number in range(cli.count)]
+    unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names and thing.name not in listed_in_aws]
+    gone = []
+    describe = functools.partial(_unless_missing, iot, iot.describe_thing)
+    for name, described in for_each(cli.inbox, unlisted, lambda name: describe(thingName=name)):
+        if isinstance(described, Exception):
+            raise described
+        if not described:
+            gone.append(name)
+    return gone
 
 
 def step_by_step(

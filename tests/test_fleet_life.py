@@ -79,6 +79,30 @@ def test_create_with_more_adds_what_is_missing(main: InProcess, elf: Elf, accoun
     assert len(account.certificates()) == 3
 
 
+@pytest.mark.parametrize("certificate_survives", [True, False])
+def test_create_makes_again_what_is_gone_in_aws(
+    main: InProcess, elf: Elf, account: Account, certificate_survives: bool
+) -> None:
+    main("create", 2)
+    main("send", *elf.broker, "--duration", "0.01")
+    before, key = elf.things()["thing_0"]["certificateArn"], (elf.misc / "thing_0.prv").read_text()
+    account.iot.detach_thing_principal(thingName="thing_0", principal=before)
+    account.iot.delete_thing(thingName="thing_0")
+    if not certificate_survives:
+        account.iot.detach_policy(policyName="policy-thing_0", target=before)
+        account.iot.update_certificate(certificateId=before.rpartition("/")[2], newStatus="INACTIVE")
+        account.iot.delete_certificate(certificateId=before.rpartition("/")[2])
+    assert "gone in AWS, to be created again: thing_0" in main("create", 2).err
+    assert account.things() == ["thing_0", "thing_1"]
+    assert (account.certificate_of("thing_0") == before.rpartition("/")[2]) is certificate_survives
+    if certificate_survives:
+        assert (elf.misc / "thing_0.prv").read_text() == key
+    assert len(account.certificates()) == 2
+    assert "2 acknowledged" in main("send", *elf.broker, "--duration", "0.01").err
+    main("clean")
+    assert account.is_empty()
+
+
 def test_create_with_fewer_changes_nothing_and_names_clean(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", 2)
     before = account.snapshot(), elf.things()
