@@ -1564,10 +1564,9 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     Raises: ElfError when a thing of that name is not this ELF's; botocore's errors.
     """
     thing = fleet.things.get(name) or fleet.record(Thing(name))
-    if thing.stage == READY:  # it is gone in AWS; its certificate need not be
-        if not _unless_missing(iot, iot.describe_certificate, certificateId=thing.certificate_id):
-            thing = thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None)
-        thing = fleet.record(thing._replace(stage=CREATING))
+    # Its certificate may be gone, if it was made in an earlier run.
+    if thing.certificate_id and not _unless_missing(iot, iot.describe_certificate, certificateId=thing.certificate_id):
+        thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
     attributes = {"attributes": {"elf_id": fleet.elf_id}}
     try:
         # The attribute makes AWS refuse a name that somebody else's thing has, instead of handing it over.
@@ -3154,6 +3153,8 @@ def create_things(cli: argparse.Namespace) -> int:
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
         if gone := gone_things(cli, iot, strays):
             log.warning("gone in AWS, to be created again: %s", listed(gone))
+            for name in gone:
+                fleet.record(fleet.things[name]._replace(stage=CREATING))
             missing = sorted([*missing, *gone], key=by_number)
         if not missing and not fleet.unanswered:
             things = plural(cli.count, "thing")
