@@ -1419,8 +1419,8 @@ def problem_of(thing: Thing) -> str:
     match = ARN.fullmatch(arn) if isinstance(arn, str) else None
     if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
         return "certificate missing or invalid"
-    policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{policy_name(thing.name)}" if match else None
-    if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
+    policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
+    if thing.policy_name not in (None, *policy_names(thing.name)) or thing.policy_arn not in (None, policy_arn):
         return "policy not ELF's"
     try:
         _moment(1 if thing.asked is None else thing.asked)
@@ -1592,8 +1592,18 @@ def _sync(directory: Path) -> None:
 
 
 def policy_name(thing_name: str) -> str:
-    """Name a thing's policy. Policy names take no colon (CreatePolicy, AWS IoT API reference)."""
-    return f"policy-{thing_name.replace(':', '-')}"
+    """Name a thing's policy, and no other thing's. Policy names take no colon (CreatePolicy, AWS IoT API reference)."""
+    if ":" not in thing_name:
+        return f"policy-{thing_name}"
+    import hashlib
+
+    digest = hashlib.sha256(thing_name.encode()).hexdigest()[:32]
+    return f"policy_{thing_name.replace(':', '-')[:88]}_{digest}"  # 128 characters at most
+
+
+def policy_names(thing_name: str) -> set[str]:
+    """Name the policies that a thing may have: earlier releases gave a thing a:b the name that a-b's has."""
+    return {policy_name(thing_name), f"policy-{thing_name.replace(':', '-')}"}
 
 
 def partition_region_account(arn: str) -> tuple[str, str, str]:
@@ -1729,11 +1739,10 @@ def connect_control_plane(
             raise ElfError("RegionUnknown", region=place.region) from error
         raise
     host = address.partition(":")[0].lower()
-    if place.data_endpoint:  # which begins with another name for every account
-        same_account = place.data_endpoint.partition(".")[0] == host.partition(".")[0]
-    else:
-        same_account = not place.account or place.account == _account(session, place)
-    if not same_account:
+    # It begins with another name for every account; and in moto's server, for every answer.
+    same_endpoint = (place.data_endpoint or "").partition(".")[0] == host.partition(".")[0]
+    unknown = not (place.data_endpoint or place.account)
+    if not (same_endpoint or unknown or (place.account and place.account == _account(session, place))):
         raise ElfError("OtherAccount", place=place)
     return iot, place._replace(data_endpoint=host).checked()
 
@@ -1990,18 +1999,22 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     Raises: ElfError when a thing of that name is not this ELF's; botocore's errors.
     """
     thing = fleet.things.get(name) or fleet.record(Thing(name))
+    # Its certificate may be gone, if it was made in an earlier run.
+    if thing.certificate_id and not _unless_missing(iot, iot.describe_certificate, certificateId=thing.certificate_id):
+        thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
     attributes = {"attributes": {"elf_id": fleet.elf_id}}
     try:
         # The attribute makes AWS refuse a name that somebody else's thing has, instead of handing it over.
         iot.create_thing(thingName=name, attributePayload=attributes)
     except iot.exceptions.ClientError as error:
         taken = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
-        if not thing.certificate_arn and (taken or _refused_at_once(error)):
-            fleet.forget(thing)
-        if taken:
-            owner = iot.describe_thing(thingName=name).get("attributes", {}).get("elf_id")
-            raise ElfError("ThingOfAnotherElf" if owner else "ThingTaken", thing=name, elf_id=owner) from error
-        raise
+        owner = iot.describe_thing(thingName=name).get("attributes", {}).get("elf_id") if taken else None
+        if owner != fleet.elf_id:  # else somebody has added attributes to a thing of this ELF's
+            if not thing.certificate_arn and (taken or _refused_at_once(error)):
+                fleet.forget(thing)
+            if taken:
+                raise ElfError("ThingOfAnotherElf" if owner else "ThingTaken", thing=name, elf_id=owner) from error
+            raise
     if not thing.certificate_arn:
         if name in strays:
             thing = fleet.record(thing._replace(policy_name=policy_name(name)))  # it may have one
@@ -2061,7 +2074,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     Raises: ElfError when a policy of that name says something else; botocore's errors.
     """
     thing = fleet.things[thing.name]  # as an earlier try has left it
-    name, arn = policy_name(thing.name), thing.certificate_arn or ""
+    name, arn = thing.policy_name or policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
     asked = fleet.record(thing._replace(policy_name=name))
     try:
@@ -2081,48 +2094,87 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
 
 def _policy_says(iot: Any, name: str, document: Mapping[str, Any]) -> bool:
-    try:
-        return bool(json.loads(iot.get_policy(policyName=name)["policyDocument"]) == document)
-    except iot.exceptions.ResourceNotFoundException:
-        return False
+    policy = _unless_missing(iot, iot.get_policy, policyName=name)
+    return bool(policy) and json.loads(policy["policyDocument"]) == document
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     """Take a thing, its certificate and its policy away, in the order AWS requires. Safe to repeat.
 
-    What is gone already counts as done; what was asked for and may be somebody else's is looked at first, and left
-    alone. Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
+    What is gone already counts as done. A thing or policy that is not this ELF's by what AWS says of it now was made
+    by someone else under the same name: it is left alone, with a line that says so, and forgotten; a certificate's
+    name is AWS's own. Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
     """
     thing = fleet.things[thing.name]  # as an earlier try has left it
-    own_arn = thing.certificate_arn or _own_thing_arn(iot, thing.name, fleet.elf_id)
+    described = _unless_missing(iot, iot.describe_thing, thingName=thing.name)
+    is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
+    if described and not is_own:
+        log.warning("thing %s was made by someone else: left alone", thing.name)
+    own_arn = thing.certificate_arn or (described["thingArn"] if is_own else None)
     if not own_arn:
         fleet.forget(thing)
         return
-    thing = fleet.record(thing._replace(stage=CLEANING))
+    name = thing.policy_name
+    policy = _unless_missing(iot, iot.get_policy, policyName=name) if name else None
+    if policy and not _is_own_policy(iot, thing, policy, own_arn):
+        log.warning("policy %s was made by someone else: left alone", name)
+        policy = None
+    if not policy:
+        thing = thing._replace(policy_name=None, policy_arn=None)
+    if is_own or not described:  # the next clean takes what is CLEANING for this ELF's
+        thing = thing._replace(stage=CLEANING)
+    thing = fleet.record(thing)
     own = {thing.certificate_arn} if thing.certificate_arn else _retire_lost_certificates(iot, thing.name)
-    if name := thing.policy_name:
-        if thing.policy_arn or _policy_says(iot, name, policy_document(thing.name, own_arn)):
-            if thing.certificate_arn:
-                gone_is_fine(iot.detach_policy, policyName=name, target=thing.certificate_arn)
-            _delete_policy(iot, name, own)
+    if name and policy:
+        if thing.certificate_arn:
+            gone_is_fine(iot.detach_policy, policyName=name, target=thing.certificate_arn)
+        _delete_policy(iot, name, policy["defaultVersionId"], own)
         thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
     if thing.certificate_arn:
         _retire_certificate(iot, thing.name, thing.certificate_arn)
-    principals = functools.partial(iot.list_thing_principals, thingName=thing.name)
-    gone_is_fine(iot.delete_thing, lambda: {*principals()["principals"]} - own, thingName=thing.name)
+    if is_own:
+        principals = functools.partial(iot.list_thing_principals, thingName=thing.name)
+        gone_is_fine(iot.delete_thing, lambda: {*principals()["principals"]} - own, thingName=thing.name)
     fleet.forget(thing)
 
 
-def _own_thing_arn(iot: Any, name: str, elf_id: str | None) -> str | None:
-    """Return the ARN of a thing if there is one and it is this ELF's."""
+def _unless_missing(iot: Any, call: Callable[..., Any], **parameters: Any) -> Any:
+    """Return what a call answers, or None where AWS does not have what it asks for."""
     try:
-        described = iot.describe_thing(thingName=name)
+        return call(**parameters)
     except iot.exceptions.ResourceNotFoundException:
         return None
-    return described["thingArn"] if described.get("attributes", {}).get("elf_id") == elf_id else None
 
 
-def _delete_policy(iot: Any, name: str, own: set[str]) -> None:
+def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id: str | None) -> bool:
+    """Say whether a thing that AWS describes is the one that the fleet remembers.
+
+    Its elf_id says so, or the recorded certificate, which is attached to it: the original program gave no elf_id. One
+    of the original's that an earlier try has detached has neither: nothing must have been added to it since.
+    """
+    if elf_id and attributes.get("elf_id") == elf_id:
+        return True
+    principals = iot.list_thing_principals(thingName=thing.name)["principals"]
+    return thing.certificate_arn in principals or (thing.stage == CLEANING and not attributes and not principals)
+
+
+def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) -> bool:
+    """Say whether a policy that AWS has is the one that ELF made for a thing, whose account and region `arn` names.
+
+    It says what ELF has it say; or it was edited since, or is the original program's, and the thing's certificate
+    has it, or had it until an earlier try detached it.
+    """
+    if json.loads(policy["policyDocument"]) == policy_document(thing.name, arn):
+        return True
+    if thing.stage == CLEANING and thing.policy_arn:
+        return True
+    if not thing.certificate_arn:
+        return False
+    answer = _unless_missing(iot, iot.list_attached_policies, target=thing.certificate_arn)
+    return thing.policy_name in {attached["policyName"] for attached in (answer or {"policies": ()})["policies"]}
+
+
+def _delete_policy(iot: Any, name: str, default_version: str, own: set[str]) -> None:
     """Delete a policy that is attached to nothing but ELF's `own` certificates, which may count as attached still.
 
     DeletePolicy wants a single version; somebody's edits may have made more.
@@ -2132,11 +2184,10 @@ def _delete_policy(iot: Any, name: str, own: set[str]) -> None:
     try:
         delete()
     except NotYet:
-        default = iot.get_policy(policyName=name)["defaultVersionId"]
         versions = {version["versionId"] for version in iot.list_policy_versions(policyName=name)["policyVersions"]}
-        if versions == {default}:
+        if versions <= {default_version}:
             raise
-        for version in versions - {default}:
+        for version in versions - {default_version}:
             gone_is_fine(iot.delete_policy_version, policyName=name, policyVersionId=version)
         delete()
 
@@ -2169,7 +2220,7 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
     for arn in lost:
         others = {*iot.list_principal_things(principal=arn)["things"]} - {name}
         policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
-        if not ARN.fullmatch(arn) or others or policies - {policy_name(name)}:
+        if not ARN.fullmatch(arn) or others or policies - policy_names(name):
             raise ElfError("CertificateOfOthers", thing=name, certificate=arn)
         for policy in policies:
             gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
@@ -2296,7 +2347,9 @@ def diagnose(iot: Any, place: Place, thing: Thing, failure: ElfError) -> ElfErro
         return ElfError(failure_name, thing=thing.name, status=status, certificate=thing.certificate_id)
     names = [policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]]
     if not names:
-        return ElfError("NoPolicy", thing=thing.name, policy=policy_name(thing.name), certificate=arn)
+        return ElfError(
+            "NoPolicy", thing=thing.name, policy=thing.policy_name or policy_name(thing.name), certificate=arn
+        )
     documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
     topic = str(failure.facts.get("topic"))
     verb, action, kind, subject = {
@@ -3579,16 +3632,21 @@ def create_things(cli: argparse.Namespace) -> int:
         fleet.open()
         missing = missing_things(fleet, cli.prefix, cli.count)
         cli.results.summary.update(things=len(fleet.things), created=0)
+        iot, place = reach_aws(cli)
+        strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
+        if gone := gone_things(cli, iot, strays):
+            log.warning("gone in AWS, to be created again: %s", listed(gone))
+            for name in gone:
+                fleet.record(fleet.things[name]._replace(stage=CREATING))
+            missing = sorted([*missing, *gone], key=by_number)
         if not missing and not fleet.unanswered:
             things = plural(cli.count, "thing")
             log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
-        iot, place = reach_aws(cli)
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
         fleet.settle(place)
         failures = Failures()
         try:
-            strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
             if lost := strays - fleet.things.keys() - set(missing):
                 names = listed(lost)
                 log.warning("things of this ELF in AWS that it forgot, and that a larger COUNT takes up: %s", names)
@@ -3643,6 +3701,20 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
     if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
         raise ElfError("HalfCleaned", things=listed(cleaning))
     return [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
+
+
+def gone_things(cli: argparse.Namespace, iot: Any, listed_in_aws: set[str]) -> list[str]:
+    """Name the fleet's things that AWS does not have any more; those that it did not list may lack the attribute."""
+    names = [f"{cli.prefix}_{number}" for number in range(cli.count)]
+    unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names and thing.name not in listed_in_aws]
+    gone = []
+    describe = functools.partial(_unless_missing, iot, iot.describe_thing)
+    for name, described in for_each(cli.inbox, unlisted, lambda name: describe(thingName=name)):
+        if isinstance(described, Exception):
+            raise described
+        if not described:
+            gone.append(name)
+    return gone
 
 
 def step_by_step(

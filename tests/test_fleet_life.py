@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import PATIENCE_S, REGION, Account, AwsService, Client, Elf, InProcess, Pair, client_of
+from harness import ANYTHING, PATIENCE_S, REGION, Account, AwsService, Client, Elf, InProcess, Pair, client_of
 
 
 @pytest.fixture
@@ -79,6 +79,30 @@ def test_create_with_more_adds_what_is_missing(main: InProcess, elf: Elf, accoun
     assert len(account.certificates()) == 3
 
 
+@pytest.mark.parametrize("certificate_survives", [True, False])
+def test_create_makes_again_what_is_gone_in_aws(
+    main: InProcess, elf: Elf, account: Account, certificate_survives: bool
+) -> None:
+    main("create", 2)
+    main("send", *elf.broker, "--duration", "0.01")
+    before, key = elf.things()["thing_0"]["certificateArn"], (elf.misc / "thing_0.prv").read_text()
+    account.iot.detach_thing_principal(thingName="thing_0", principal=before)
+    account.iot.delete_thing(thingName="thing_0")
+    if not certificate_survives:
+        account.iot.detach_policy(policyName="policy-thing_0", target=before)
+        account.iot.update_certificate(certificateId=before.rpartition("/")[2], newStatus="INACTIVE")
+        account.iot.delete_certificate(certificateId=before.rpartition("/")[2])
+    assert "gone in AWS, to be created again: thing_0" in main("create", 2).err
+    assert account.things() == ["thing_0", "thing_1"]
+    assert (account.certificate_of("thing_0") == before.rpartition("/")[2]) is certificate_survives
+    if certificate_survives:
+        assert (elf.misc / "thing_0.prv").read_text() == key
+    assert len(account.certificates()) == 2
+    assert "2 acknowledged" in main("send", *elf.broker, "--duration", "0.01").err
+    main("clean")
+    assert account.is_empty()
+
+
 def test_create_with_fewer_changes_nothing_and_names_clean(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", 2)
     before = account.snapshot(), elf.things()
@@ -101,6 +125,48 @@ def test_a_prefix_with_a_colon_works_from_create_to_clean(main: InProcess, elf: 
     assert account.things() == ["hall:lamp_0"]
     main("send", *elf.broker, "--duration", "0.01")
     assert len(account.policies_of("hall:lamp_0")) == 1
+    main("clean")
+    assert account.is_empty()
+
+
+def test_prefixes_with_a_colon_and_a_dash_have_policies_of_their_own(
+    main: InProcess, elf: Elf, account: Account
+) -> None:
+    main("create", "--prefix", "a:b")
+    main("create", "--prefix", "a-b")
+    main("send", *elf.broker, "--duration", "0.01")
+    assert account.policies_of("a-b_0") == ["policy-a-b_0"]
+    assert len(account.policies()) == 2
+    main("clean")
+    assert account.is_empty()
+
+
+def test_a_policy_that_an_earlier_release_named_is_used_and_cleaned(
+    main: InProcess, elf: Elf, account: Account
+) -> None:
+    main("create", "--prefix", "a:b")
+    arn = elf.things()["a:b_0"]["certificateArn"]
+    document = json.dumps(main.module.policy_document("a:b_0", arn))
+    made = account.iot.create_policy(policyName="policy-a-b_0", policyDocument=document)
+    account.iot.attach_policy(policyName="policy-a-b_0", target=arn)
+    recorded = {**elf.things()["a:b_0"], "elf_policy": "policy-a-b_0", "elf_policy_arn": made["policyArn"]}
+    (elf.misc / "things.json").write_text(json.dumps([{"a:b_0": recorded}]))
+    main("send", *elf.broker, "--duration", "0.01")
+    assert account.policies() == ["policy-a-b_0"]
+    main("clean")
+    assert account.is_empty()
+
+
+def test_a_forgotten_thing_that_somebody_gave_more_attributes_is_taken_up(
+    main: InProcess, elf: Elf, account: Account
+) -> None:
+    main("create")
+    (elf.misc / "things.json").unlink()
+    more = {"attributes": {"floor": "2"}, "merge": True}
+    account.iot.update_thing(thingName="thing_0", attributePayload=more)
+    main("create")
+    assert account.iot.describe_thing(thingName="thing_0")["attributes"]["floor"] == "2"
+    assert list(account.certificates()) == [elf.things()["thing_0"]["certificateId"]]
     main("clean")
     assert account.is_empty()
 
@@ -228,6 +294,69 @@ def test_clean_leaves_a_thing_whose_certificate_somebody_else_uses(
     account.iot.detach_thing_principal(thingName="theirs", principal=arn)
     main("clean")
     assert account.snapshot() == (["theirs"], {}, [])
+
+
+class Stranger:
+    """Somebody who deletes what ELF made behind its back, and uses the names for something else."""
+
+    def __init__(self, main: InProcess, elf: Elf, account: Account) -> None:
+        main("create")
+        main("send", *elf.broker, "--duration", "0.01")
+        self.iot, self.certificate = account.iot, elf.things()["thing_0"]["certificateArn"]
+        self.theirs = account.iot.create_keys_and_certificate(setAsActive=True)
+
+    def make_thing(self, **attributes: str) -> None:
+        self.iot.detach_thing_principal(thingName="thing_0", principal=self.certificate)
+        self.iot.delete_thing(thingName="thing_0")
+        self.iot.create_thing(thingName="thing_0", attributePayload={"attributes": attributes})
+        self.iot.attach_thing_principal(thingName="thing_0", principal=self.theirs["certificateArn"])
+
+    def make_policy(self) -> None:
+        self.iot.detach_policy(policyName="policy-thing_0", target=self.certificate)
+        self.iot.delete_policy(policyName="policy-thing_0")
+        document = json.dumps(ANYTHING)
+        self.iot.create_policy(policyName="policy-thing_0", policyDocument=document)
+        self.iot.create_policy_version(policyName="policy-thing_0", policyDocument=document, setAsDefault=True)
+        self.iot.attach_policy(policyName="policy-thing_0", target=self.theirs["certificateArn"])
+
+
+@pytest.fixture
+def stranger(main: InProcess, elf: Elf, account: Account) -> Stranger:
+    return Stranger(main, elf, account)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"elf_id": "urn:uuid:00000000-0000-0000-0000-000000000000"}])
+def test_clean_leaves_a_thing_that_somebody_else_made_under_its_name(
+    main: InProcess, account: Account, elf: Elf, stranger: Stranger, attributes: dict[str, str]
+) -> None:
+    stranger.make_thing(**attributes)
+    assert "thing thing_0 was made by someone else: left alone" in main("clean").err
+    assert account.snapshot() == (["thing_0"], {stranger.theirs["certificateId"]: "ACTIVE"}, [])
+    assert account.certificate_of("thing_0") == stranger.theirs["certificateId"]
+    assert elf.files() == ["elf.json"]
+
+
+def test_clean_leaves_a_policy_that_somebody_else_made_under_its_name(
+    main: InProcess, account: Account, elf: Elf, stranger: Stranger
+) -> None:
+    stranger.make_policy()
+    assert "policy policy-thing_0 was made by someone else: left alone" in main("clean").err
+    assert account.snapshot() == ([], {stranger.theirs["certificateId"]: "ACTIVE"}, ["policy-thing_0"])
+    assert len(account.iot.list_policy_versions(policyName="policy-thing_0")["policyVersions"]) == 2
+    assert elf.files() == ["elf.json"]
+
+
+def test_a_second_clean_does_not_take_somebody_elses_thing_for_a_half_cleaned_one(
+    main: InProcess, account: Account, stranger: Stranger
+) -> None:
+    stranger.make_thing()
+    account.iot.detach_thing_principal(thingName="thing_0", principal=stranger.theirs["certificateArn"])
+    deny = {"Effect": "Deny", "Action": "iot:DeleteCertificate", "Resource": "*"}
+    main.use(account.user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]}))
+    main("clean", status=1)
+    main.use(account.credentials)
+    assert "thing thing_0 was made by someone else: left alone" in main("clean").err
+    assert account.snapshot() == (["thing_0"], {stranger.theirs["certificateId"]: "ACTIVE"}, [])
 
 
 def test_a_half_cleaned_thing_is_neither_created_again_nor_sent_from(

@@ -120,3 +120,15 @@ def test_a_clean_that_fails_keeps_the_keys_that_only_things_json_has(
     assert (original.misc / "thing_1.prv").read_text() == key
     original("clean")
     assert account.is_empty()
+
+
+def test_a_clean_that_fails_at_the_last_step_is_finished_by_the_next(
+    main: InProcess, original: Elf, account: Account
+) -> None:
+    deny = {"Effect": "Deny", "Action": "iot:DeleteThing", "Resource": "*"}
+    main.use(account.user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]}))
+    main("clean", status=1)
+    assert account.things() == list(original.things()) == ["thing_0", "thing_1"]
+    main.use(account.credentials)
+    main("clean")
+    assert account.is_empty()
