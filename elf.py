@@ -4423,7 +4423,7 @@ def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
     cli.root_cert = getattr(cli, "root_cert", None) or local.root_cert
 
     def refuse_dead_local() -> None:
-        if not local_aws.is_alive(directory):
+        if local_aws.has_ended(directory):
             raise ElfError(
                 "the embedded AWS IoT ended in mid-run",
                 f"see why in {directory / local_aws.LOG}; the next command starts it again",

@@ -58,6 +58,7 @@ START_S = 60.0  # one second as a rule; a cold disk takes longer, and so does a 
 ANSWER_S = 2.0
 SAVE_S = 10.0
 STOP_S = 5.0
+ENDING_S = 1.0
 LOOK_S = 0.05
 MAX_ANSWER_BYTES = 4096  # of the server to the questions below, and of address.json
 
@@ -142,6 +143,16 @@ def is_alive(directory: Path) -> bool:
             return not _lock(file.fileno())
     except (FileNotFoundError, NotADirectoryError):
         return False
+
+
+def has_ended(directory: Path) -> bool:
+    """Say whether the server has ended. The system closes a dead one's connections before it lets its lock go."""
+    deadline = time.monotonic() + ENDING_S
+    while is_alive(directory):
+        if find(directory) or time.monotonic() > deadline:
+            return False
+        time.sleep(LOOK_S)
+    return True
 
 
 def save(local: LocalAws) -> None:

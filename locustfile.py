@@ -95,6 +95,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[argparse.Namespace]:
         raise elf.ElfError("WrongOption", error=error) from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
     cli.inbox = elf.Inbox()
+    cli.printer = elf.Output(cli.inbox)
     with elf.held_fleet(cli, "locust", alone=False), elf.embedded_aws(cli, is_needed=True):
         yield cli
 

@@ -912,7 +912,9 @@ def test_a_state_that_elf_cannot_use_is_explained(
 
 @pytest.mark.skipif(os.name != "posix", reason="symbolic links are POSIX's")
 @pytest.mark.parametrize(
-    ("file", "content"), [("things.json", "[]"), ("things.journal", ""), ("elf.json", "{}"), (".lock", "[]")]
+    ("file", "content"),
+    [("things.json", "[]"), ("things.journal", ""), ("elf.json", "{}"), (".lock", "[]")],
+    ids=["things.json", "things.journal", "elf.json", ".lock"],
 )
 def test_a_symbolic_link_is_not_written_through(
     main_of_pair: InProcess, misc: Path, tmp_path: Path, explained: Explained, file: str, content: str
@@ -973,7 +975,7 @@ def test_a_directory_that_may_not_be_written_is_explained(
     [
         pytest.param("misc", "FileExistsError", id="a file"),
         pytest.param("", "NotADirectoryError", id="a file above"),
-        pytest.param("misc/things.json/x", "OSError", id="a directory for a file"),
+        pytest.param("misc/.lock/x", "OSError", id="a directory for a file"),
     ],
 )
 def test_a_misc_that_is_no_directory_is_explained(

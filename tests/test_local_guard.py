@@ -373,6 +373,7 @@ def test_it_finds_packages_where_the_command_does_and_none_in_its_directory(loca
     poisoned = local.misc / "local"
     poisoned.mkdir(parents=True, mode=0o700)
     local.misc.chmod(0o700)
+    (poisoned / "ministack.log").touch(mode=0o600)  # an earlier server's
     for directory in (poisoned, local.cwd):
         for name in ("asyncio", "ssl", "json", "ministack", "hypercorn", "sitecustomize"):
             (directory / f"{name}.py").write_text(f"open({str(tmp_path / 'poisoned')!r}, 'w')")

@@ -157,8 +157,9 @@ def test_debug_shows_each_call_of_clean(main: InProcess, elf: Elf) -> None:
     main("create")
     main("send", *elf.broker, *ONCE)
     calls = [line.partition("AWS ")[2].partition("(")[0] for line in main("clean", "--debug").lines if "(" in line]
-    order = ["DetachPolicy", "DeletePolicy", "UpdateCertificate", "DetachThingPrincipal", "DeleteCertificate"]
-    assert [call for call in calls if call not in ("", "DescribeEndpoint")] == [*order, "DeleteThing"]
+    order = ["DescribeThing", "GetPolicy", "DetachPolicy", "DeletePolicy", "UpdateCertificate"]
+    order += ["DetachThingPrincipal", "DeleteCertificate", "DeleteThing"]
+    assert [call for call in calls if call not in ("", "DescribeEndpoint")] == order
 
 
 def test_a_fleet_without_debug_says_nothing_secret_either(main: InProcess, elf: Elf) -> None:

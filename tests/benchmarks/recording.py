@@ -21,6 +21,7 @@ MEASURED = 300  # records
 def cost_s(directory: Path, things: int) -> tuple[float, float]:
     """Record the last MEASURED of `things`; return seconds a record, and seconds to fold the journal in the end."""
     fleet = elf.Fleet(directory)
+    fleet.claim()
     inbox = elf.Inbox()
 
     def thing(number: int) -> elf.Thing:
