@@ -841,7 +841,7 @@ class Inbox:
         self.signum: int | None = None
         # For other threads' waits alone: a signal that met the main thread in its wait() would block in set().
         self.stopping = threading.Event()
-        self.between: Callable[[], None] | None = None  # called again and again while get() has nothing to return
+        self.between: Callable[[], None] | None = None  # called at each get(), and again and again while it waits
 
     def put(self, event: Any) -> None:
         self._arriving.put(event)
@@ -868,10 +868,10 @@ class Inbox:
         """Return the next event, or None once `deadline` (time.monotonic()) is past; raise Interrupted."""
         while True:
             self.check()
-            if self._events:
-                return self._events.popleft()
             if self.between:
                 self.between()
+            if self._events:
+                return self._events.popleft()
             wait_s = deadline - time.monotonic()
             longest_s = REDRAW_S if self.between else 1.0  # Windows can't interrupt a wait
             try:
