@@ -1678,25 +1678,51 @@ def connect_control_plane(
     Returns it with the place as it is once AWS's configuration and DescribeEndpoint have had their say.
     Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors; Interrupted.
     """
-    import botocore.exceptions
-    from botocore.config import Config
-
     session = _session(place)
     session.events.register("before-send", refuse_bad_headers)
+    credentials = _credentials(session)
+    if not place.local and not place.region:
+        place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION).checked()
+    if not place.local and not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
+        place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
+    iot = _client(session, place)
+    hide(*headers.values())
+    events = iot.meta.events
+    if not place.local:
+        pacer = Pacer(things_per_s, inbox.stopping)
+        events.register("before-send.iot", pacer.wait)
+        events.register("response-received.iot", pacer.learn)
+    if credentials:
+        events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
+    events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
+    events.register_last("before-send.iot", inbox.check)
+    events.register_first("needs-retry.iot.DescribeEndpoint", _give_up_early)
+    events.register_first("needs-retry.iot", _ask_once)
+    if log.isEnabledFor(logging.DEBUG):
+        events.register("provide-client-params.iot", _log_call)
+        events.register("after-call.iot", _log_answer)
+    events.register("after-call.iot", functools.partial(_check_answer, iot.meta.endpoint_url))
+    place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
+    return iot, place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
+
+
+def _credentials(session: Any) -> Any:
+    """Return the session's credentials, None if there are none. Raises ElfError for what is none."""
     try:
-        credentials = session.get_credentials()  # of which there may be none
+        if credentials := session.get_credentials():
+            refuse_bad_credentials(credentials)
+        return credentials
     except ValueError as error:  # botocore's, of a container's token
         raise ElfError(
             f"could not get AWS credentials: {error}",
             "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from the file that "
             "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names",
         ) from error
-    if credentials:
-        refuse_bad_credentials(credentials)
-    if not place.local and not place.region:
-        place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION).checked()
-    if not place.local and not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
-        place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
+
+
+def _client(session: Any, place: Place) -> Any:
+    from botocore.config import Config
+
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
         connect_timeout=CONNECT_TIMEOUT_S,
@@ -1714,23 +1740,13 @@ def connect_control_plane(
             "configuration",
         ) from error
     _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
-    events = iot.meta.events
-    if not place.local:
-        pacer = Pacer(things_per_s, inbox.stopping)
-        events.register("before-send.iot", pacer.wait)
-        events.register("response-received.iot", pacer.learn)
-    if credentials:
-        events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
-    hide(*headers.values())
-    events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
-    events.register_last("before-send.iot", inbox.check)
-    events.register_first("needs-retry.iot.DescribeEndpoint", _give_up_early)
-    events.register_first("needs-retry.iot", _ask_once)
-    if log.isEnabledFor(logging.DEBUG):
-        events.register("provide-client-params.iot", _log_call)
-        events.register("after-call.iot", _log_answer)
-    events.register("after-call.iot", functools.partial(_check_answer, iot.meta.endpoint_url))
-    place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
+    return iot
+
+
+def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
+    """Ask AWS for the host name of its MQTT broker. Raises ElfError when these credentials are another account's."""
+    import botocore.exceptions
+
     try:
         address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
     except botocore.exceptions.EndpointConnectionError as error:
@@ -1744,7 +1760,7 @@ def connect_control_plane(
     unknown = not (place.data_endpoint or place.account)
     if not (same_endpoint or unknown or (place.account and place.account == _account(session, place))):
         raise ElfError("OtherAccount", place=place)
-    return iot, place._replace(data_endpoint=host).checked()
+    return host
 
 
 def _session(place: Place) -> Any:
@@ -3653,20 +3669,7 @@ def create_things(cli: argparse.Namespace) -> int:
             make = functools.partial(make_thing, iot, fleet, strays)
             for name, thing in step_by_step(cli, "create", missing, make, failures):
                 fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
-                files = fleet.files(name)
-                each.info("Thing:'%s' associated with cert:'%s'", name, thing.certificate_arn)
-                each.info("Thing Name: %s and PEM file: %s", name, files.certificate)
-                each.info("Thing Name: %s Public Key File: %s", name, files.public_key)
-                each.info("Thing Name: %s Private Key File: %s", name, files.private_key)
-                cli.results.put(
-                    "created",
-                    thingName=name,
-                    certificateArn=thing.certificate_arn,
-                    certificateId=thing.certificate_id,
-                    certificateFile=str(files.certificate),
-                    publicKeyFile=str(files.public_key),
-                    privateKeyFile=str(files.private_key),
-                )
+                report_created(cli.results, thing, fleet.files(name))
             show_unanswered(cli)
         finally:
             if not fleet.things and not fleet.unanswered:
@@ -3682,6 +3685,22 @@ def create_things(cli: argparse.Namespace) -> int:
             failures.report(of=len(missing))
             cli.results.summary.update(things=len(fleet.ready), created=len(created), failed=list(failures.things))
     return 0 if len(created) == len(missing) else 1
+
+
+def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
+    each.info("Thing:'%s' associated with cert:'%s'", thing.name, thing.certificate_arn)
+    each.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
+    each.info("Thing Name: %s Public Key File: %s", thing.name, files.public_key)
+    each.info("Thing Name: %s Private Key File: %s", thing.name, files.private_key)
+    results.put(
+        "created",
+        thingName=thing.name,
+        certificateArn=thing.certificate_arn,
+        certificateId=thing.certificate_id,
+        certificateFile=str(files.certificate),
+        publicKeyFile=str(files.public_key),
+        privateKeyFile=str(files.private_key),
+    )
 
 
 def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
