@@ -3900,7 +3900,8 @@ def subscribe(cli: argparse.Namespace) -> int:
                 cli.inbox.check()
                 take(event)
         finally:
-            if unreported := sum(isinstance(event, Received) for event in cli.inbox.rest()):
+            unreported = sum(isinstance(event, Received) for event in cli.inbox.rest())
+            if unreported and cli.inbox.signum != SIGPIPE:  # who has left does not ask
                 log.warning("[subscribe] %s more came, and had not been reported", plural(unreported, "message"))
             shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
             if latency.in_ms():
