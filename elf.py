@@ -4529,11 +4529,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.results = Results(sys.stdout if cli.output == "json" else None, cli.printer)
     start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else logging.INFO, cli.printer)
     with signals_to(cli.inbox):
-        status = run_to_the_end(cli)
         try:
-            return report_end(cli, status)
-        except KeyboardInterrupt:
-            return status or 128 + signal.SIGINT
+            return report_end(cli, run_to_the_end(cli))
+        except KeyboardInterrupt:  # the second signal, while the first is being reported
+            return 128 + (cli.inbox.signum or signal.SIGINT)
 
 
 def report_end(cli: argparse.Namespace, status: int) -> int:
