@@ -735,9 +735,9 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
     is_drawn = threading.Event()
     is_drawn.set()
 
-    def show() -> None:
+    def show(line: str) -> None:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        bar.set_description_str(text()[: columns - 1])
+        bar.set_description_str(line[: columns - 1])
         is_drawn.set()
 
     def draw() -> None:
@@ -745,7 +745,7 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
         if time.monotonic() > drawn_at + REDRAW_S and is_drawn.is_set():
             drawn_at = time.monotonic()
             is_drawn.clear()
-            output.call(show, sys.stderr)
+            output.call(functools.partial(show, text()), sys.stderr)
 
     inbox.between = draw
     try:
