@@ -532,9 +532,8 @@ class Output:
 
     def write(self, stream: TextIO, text: str) -> None:
         def write() -> None:
-            tqdm = sys.modules.get("tqdm")  # which the first bar imports
-            above = tqdm and stream is sys.stderr
-            with tqdm.tqdm.external_write_mode(stream) if tqdm and above else contextlib.nullcontext():
+            bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
+            with bars.external_write_mode(stream) if bars and stream is sys.stderr else contextlib.nullcontext():
                 stream.write(text)
                 stream.flush()
 
