@@ -93,6 +93,8 @@ PUBLISHABLE = re.compile(
 MAX_CLIENT_ID_BYTES = 128
 MAX_SUBSCRIPTIONS = 50  # a connection
 MIN_INTERVAL_S = 0.01  # 100 publishes a second a connection
+MAX_BYTES_PER_S = 512 * 1024  # a connection
+MAX_IN_FLIGHT = 100  # unacknowledged publishes a connection
 # The same page, control-plane API: calls a second an account and region.
 QUOTAS: Mapping[str, float] = {
     **dict.fromkeys(("CreateKeysAndCertificate", "UpdateCertificate", "DeleteCertificate", "DescribeCertificate"), 10),
@@ -115,21 +117,26 @@ LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_AT
 STOP_S = 4.0  # what is under way at Ctrl-C has so long to finish; a shell or a container waits little longer
 ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements: it rides out an outage of a minute
 ACK_PAUSE_S = 15.0  # and longer, as long as they come no further apart
-PROPAGATION_S = 20.0  # what was made a moment ago takes some seconds to count; changed policies, 6 to 8 minutes
+PROPAGATION_S = 20.0  # what was made a moment ago takes some seconds to count
+# https://docs.aws.amazon.com/iot/latest/developerguide/iot-policies.html: a changed policy takes 6 to 8 minutes.
+POLICY_CHANGE_S = 480.0
 CONSISTENCY_S = 300.0  # what was detached may count as attached for so long (DeletePolicy, AWS IoT API reference)
 VISIBLE_S = 10.0  # what was just made is not to be found everywhere on AWS at once
 LONGEST_REST_S = 30.0  # of a thing that AWS is not ready for: 300 of them are 10 calls a second, which is a quota
 REJECTED_WITHIN_S = 2.0  # AWS IoT hangs up so soon after a message that it does not take
 LONGEST_PAUSE_S = 4.0  # between two attempts to get a connection back, of a fleet that AWS takes in that time
-LOOK_S = 1.0  # between two looks of the SDK at what it is notified of
-CONNECTS_AT_ONCE = 16  # in a process
+LOOK_S = 5.0  # between two looks whether a connection is alive
+CONNECTS_AT_ONCE = 16
 CONNECTS_PER_S = 400.0  # AWS takes 500 an account
-DEVICES_A_PROCESS = 250  # three threads each; and without poll() (Windows) select() takes 512 sockets, two a device
-DESCRIPTORS_A_DEVICE = 3
-DEVICES_A_CORE = 50  # fewer are not worth a process; so many can be too busy for one
-ORDERS_AHEAD = 8  # lines of standard input that are read before the things have sent those before them
+SUBSCRIPTIONS_PER_S = 450.0  # the same
+BURST_S = 0.1  # what a connection's rate may run ahead, so that a late message does not make all later ones late
+MOST_WAITING = 10_000  # messages that a thing keeps in an outage: a megabyte
+TURNS_AT_ONCE = 64  # messages that leave before the loop looks what has come in
+LAG_S = 1.0  # behind schedule: this machine can't keep it
+LINES_AHEAD = 8  # lines of standard input that are read before the things have sent those before them
+SELECTABLE = 500  # sockets, where the system has neither epoll nor poll but select() (Windows)
 CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s a thing; AWS takes half of that
-DIAGNOSES = 20  # of things that the broker refuses: the rest fail alike
+DIAGNOSES_AT_ONCE = 4  # of things that the broker refuses
 LISTED = 20  # things or messages, at the most, that get a line each without --verbose
 FEW_THINGS = 5  # so many are made or cleaned before anybody looks for a progress bar
 REDRAW_S = 0.2  # the live line
@@ -694,6 +701,11 @@ class Brevity(logging.Filter):
         return self._left >= 0
 
 
+def says_each() -> bool:
+    """Say whether anybody sees a line about each message."""
+    return each.isEnabledFor(logging.INFO) and not each.filters
+
+
 def brevity_for(things: int) -> None:
     """Hold back the lines about one thing or message if there are many things, unless --verbose asks for them."""
     if things > LISTED and not each.filters and not each.isEnabledFor(EVERYTHING):
@@ -761,6 +773,10 @@ class Results:
         self._stream = stream
         self._output = output
         self.summary: dict[str, Any] = {}  # which the command fills
+
+    @property
+    def is_on(self) -> bool:
+        return self._stream is not None
 
     def put(self, event: str, **fields: Any) -> None:
         """Write an event. Raises the OSError that an earlier one met."""
@@ -2347,8 +2363,34 @@ def _matches(patterns: Any, text: str) -> bool:
     return False
 
 
-def diagnose(iot: Any, place: Place, thing: Thing, failure: ElfError) -> ElfError:
-    """Ask AWS why the broker refused a thing: return what is wrong, or `failure`, which says no more than that.
+class Refusal(ElfError):  # noqa: N818 - AWS's word for it
+    """The broker does not let a thing connect, publish or subscribe, and does not say why. AWS may."""
+
+    def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
+        """Tell of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
+        self.thing, self.endpoint, self.action, self.subject = thing, endpoint, action, subject
+        self.reason = reason
+        cause, remedy = {
+            "iot:Connect": (
+                f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
+                "look at its certificate and policy in the AWS IoT console (Security), or run the command again: "
+                "what was changed a moment ago is not in force everywhere",
+            ),
+            "iot:Publish": (
+                f"{thing} can't publish to {subject}: the broker closes the connection at each message, and "
+                "acknowledges none",
+                "see that its policy allows iot:Publish to that topic",
+            ),
+            "iot:Subscribe": (
+                f"{thing} can't subscribe to {subject}: the broker does not accept it",
+                "see that its policy allows iot:Subscribe to that topic filter",
+            ),
+        }[action]
+        super().__init__(cause, remedy)
+
+
+def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
+    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal`, which says no more than that.
 
     Raises botocore's errors.
     """
@@ -2356,30 +2398,41 @@ def diagnose(iot: Any, place: Place, thing: Thing, failure: ElfError) -> ElfErro
     try:
         certificate = iot.describe_certificate(certificateId=thing.certificate_id)["certificateDescription"]
     except iot.exceptions.ResourceNotFoundException:
-        return ElfError("CertificateUnknown", thing=thing.name, certificate=thing.certificate_id, place=place)
-    if (status := certificate["status"]) != "ACTIVE":
-        failure_name = "CertificateRevoked" if status == "REVOKED" else "CertificateNotActive"
-        return ElfError(failure_name, thing=thing.name, status=status, certificate=thing.certificate_id)
+        return ElfError(
+            f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
+            f"if the fleet lives elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
+        )
+    if (status := certificate["status"]) == "REVOKED":
+        return ElfError(f"{thing.name} can't connect: its certificate is revoked, for good", _ANEW)
+    if status != "ACTIVE":
+        return ElfError(
+            f"{thing.name} can't connect: its certificate is {status}",
+            f"`aws iot update-certificate --new-status ACTIVE --certificate-id {thing.certificate_id}`",
+        )
     names = [policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]]
     if not names:
+        name = thing.policy_name or policy_name(thing.name)
         return ElfError(
-            "NoPolicy", thing=thing.name, policy=thing.policy_name or policy_name(thing.name), certificate=arn
+            f"{thing.name} can't connect: its certificate has no policy",
+            f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, {_ANEW}",
         )
     documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
-    topic = str(failure.facts.get("topic"))
-    verb, action, kind, subject = {
-        "PublishRefused": ("publish to", "iot:Publish", "topic", topic),
-        "SubscribeRefused": ("subscribe to", "iot:Subscribe", "topicfilter", topic),
-    }.get(failure.failure, ("connect as", "iot:Connect", "client", str(failure.facts.get("client_id"))))
-    resource = f"{arn.rpartition(':')[0]}:{kind}/{subject}"
-    if not allows(documents, action, resource):
-        facts = {"verb": verb, "subject": subject, "action": action, "policies": ", ".join(names)}
-        return ElfError("PolicyForbids", thing=thing.name, **facts)
-    dialled = str(failure.facts.get("endpoint"))
-    if not place.local and failure.failure == "Refused" and dialled.rpartition(":")[0] != place.data_endpoint:
-        facts = {"endpoint": dialled, "place": str(place), "address": str(place.data_endpoint)}
-        return ElfError("EndpointElsewhere", thing=thing.name, **facts)
-    return failure
+    kinds = {"iot:Connect": ("client", "connect as"), "iot:Publish": ("topic", "publish to")}
+    kind, verb = kinds.get(refusal.action, ("topicfilter", "subscribe to"))
+    if not allows(documents, refusal.action, f"{arn.rpartition(':')[0]}:{kind}/{refusal.subject}"):
+        return ElfError(
+            f"{thing.name} may not {verb} {refusal.subject}: no policy of its certificate allows {refusal.action} "
+            f"({', '.join(names)})",
+            f"allow it in that policy (AWS IoT console, Security, Policies); {_ANEW}, with ELF's own policy",
+        )
+    host = refusal.endpoint.rpartition(":")[0]
+    if not place.local and refusal.action == "iot:Connect" and host != place.data_endpoint:
+        return ElfError(
+            f"{thing.name} can't connect to {refusal.endpoint}: its certificate is good, but the endpoint of {place} "
+            f"is {place.data_endpoint}",
+            "leave --mqtt-endpoint out",
+        )
+    return refusal
 
 
 def write_amazon_roots(directory: Path) -> Path:
@@ -2611,7 +2664,7 @@ def time_of_sending(payload: bytes) -> float | None:
     """Return the time.time() in a message's `ts`, if it has one."""
     try:
         sent_at = float(json.loads(payload)["ts"])
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, ArithmeticError, TypeError, KeyError, RecursionError):
         return None
     return sent_at if 1e9 < sent_at < 1e11 else None
 
@@ -2629,39 +2682,8 @@ class Endpoint(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class Published(NamedTuple):
-    """An event: it was a thing's turn to publish. At QoS 0 the message is `lost` if the thing was offline."""
-
-    thing: str
-    number: int  # of the thing's messages
-    topic: str
-    payload: bytes
-    at: float  # time.time()
-    late_s: float  # behind the schedule
-    lost: bool
-
-
-class Acknowledged(NamedTuple):
-    """An event: the broker has taken a QoS 1 message."""
-
-    thing: str
-    number: int
-    after_s: float
-
-
-class Received(NamedTuple):
-    """An event: the broker has delivered a message to `thing`."""
-
-    thing: str
-    topic: str
-    payload: bytes
-    qos: int
-    retain: bool
-    at: float  # time.time()
-
-
 class Connected(NamedTuple):
-    """An event: a thing is connected, and subscribed where it is to listen."""
+    """An event: a thing is connected for the first time, and subscribed where it is to listen."""
 
     thing: str
     topic_filters: Sequence[str]
@@ -2671,123 +2693,354 @@ class Offline(NamedTuple):
     """An event: a thing has lost its connection, and tries to get it back."""
 
     thing: str
-    endpoint: str
+    endpoint: Endpoint
     client_id: str
     at: float  # time.monotonic()
     rejected: bool  # just after a message: the broker may not take it
 
 
 class Back(NamedTuple):
-    """An event: a thing has its connection again, and its subscription."""
+    """An event: a thing has its connection again, and its subscriptions."""
 
     thing: str
-    endpoint: str
+    endpoint: Endpoint
     at: float  # time.monotonic()
 
 
-class Resent(NamedTuple):
-    """An event: a thing has sent messages again that had not been acknowledged when its connection was lost."""
+class Refused(NamedTuple):
+    """An event: the broker refuses a thing, which goes on trying. AWS may know why."""
 
     thing: str
-    messages: int
+    refusal: Refusal
 
 
 class Failed(NamedTuple):
     """An event: a thing can't take part, or not any more."""
 
     thing: str
-    failure: str  # as in FAILURES
-    facts: Mapping[str, str]
+    failure: Exception
 
 
-def failed(thing: str, error: Exception) -> Failed:
-    """Make the event of an exception that ended a thing's work."""
-    if isinstance(error, ElfError):
-        return Failed(thing, error.failure, {name: str(value) for name, value in error.facts.items()})
-    return Failed(thing, "Exception", {"name": type(error).__name__, "error": str(error)})
+class Listener:
+    """Hears what becomes of devices and their messages: in the loop's thread, which waits for it."""
+
+    def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+        """A message, the thing's `number`th, has left; at QoS 0 it is `lost` if the thing was offline."""
+
+    def on_acknowledged(self, device: Device, number: int, after_s: float) -> None:
+        """The broker has taken a QoS 1 message."""
+
+    def on_resent(self, device: Device) -> None:
+        """A message has left again, on another connection, since it had not been acknowledged."""
+
+    def on_not_sent(self, device: Device, messages: int) -> None:
+        """Messages were due, and will not leave any more."""
+
+    def on_received(self, device: Device, message: Any) -> None:
+        """The broker has delivered a message: the SDK's, with topic, payload, qos and retain."""
+
+    def on_unreadable(self, device: Device, error: Exception) -> None:
+        """A message was delivered, and on_received() has failed at it."""
+
+    def on_event(self, event: Any) -> None:
+        """One of the events above."""
 
 
-class Finished(NamedTuple):
-    """An event: a share of the fleet has carried out an order to publish, or can't carry out any more."""
+class Loop:
+    """The one thread that touches connections: it reads and writes when their sockets can, and calls what is due.
 
-    share: int
-    ended: bool = False
-
-
-class _EventQueue(collections.deque[Any]):
-    """What the SDK calls a Queue, which each of its clients uses under a lock of its own.
-
-    It reaches into the standard library's for a mutex, which the one that gevent puts in its place does not have.
+    A second thread that used the same TLS connection would corrupt it. Others hand over with call(), which wakes it.
     """
 
-    mutex = contextlib.nullcontext()
+    def __init__(
+        self, failed: Callable[[Exception], None], connects_per_s: float = 400.0, selector: Any = None
+    ) -> None:
+        """Start; `failed` gets what ends it, which is a bug. It may be given another selector than the system's."""
+        import selectors
+        import socket
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._failed = failed
+        self._connects_per_s = connects_per_s
+        self._turn = 0.0  # time.monotonic() of the last connect
+        self.pool = ThreadPoolExecutor(CONNECTS_AT_ONCE)  # where connects block: a TLS handshake each
+        self.selector = selector or selectors.DefaultSelector()
+        self._calls: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = collections.deque()
+        self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []  # a heap
+        self._numbers = itertools.count()  # which keep those apart that are due at the same time
+        self._waking, self._waker = socket.socketpair()
+        self._is_awake = self._is_closed = False
+        for end in (self._waking, self._waker):
+            end.setblocking(False)
+        self.selector.register(self._waking, selectors.EVENT_READ, lambda _: self._waking.recv(4096))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Have a function called in the loop's thread. Any thread may call this."""
+        self._calls.append((function, arguments))
+        if not self._is_awake:
+            self._is_awake = True
+            with contextlib.suppress(OSError):  # it is full of these already, or closed
+                self._waker.send(b"x")
+
+    def at(self, due: float, function: Callable[..., object], *arguments: Any) -> None:
+        """Have a function called at `due`, a time.monotonic(). For the loop's thread alone, as all that follows."""
+        heapq.heappush(self._due, (due, next(self._numbers), function, arguments))
+
+    def connect_in_turn(self, connect: Callable[[], None], after_s: float) -> None:
+        """Have a function called in the pool after a while, and no faster than AWS takes connects, one after another.
+
+        https://docs.aws.amazon.com/general/latest/gr/iot-core.html: 500 connects a second an account.
+        """
+        self._turn = max(self._turn + 1 / self._connects_per_s, time.monotonic())
+        self.at(self._turn + after_s, self._submit, connect)
+
+    def _submit(self, connect: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # it takes no more: this is the end
+            self.pool.submit(connect)
+
+    def close(self) -> None:
+        """End, once the calls before this one are done."""
+        self._is_closed = True
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def join(self, patience_s: float) -> None:
+        """Wait for the end. Another thread may call this."""
+        self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        try:
+            while not self._is_closed:
+                self._take_turns()
+        except Exception as error:
+            self._failed(error)
+        finally:
+            self.selector.close()
+            self._waking.close()
+            self._waker.close()
+
+    def _take_turns(self) -> None:
+        wait_s = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+        ready = self.selector.select(0.0 if self._calls else wait_s)
+        self._is_awake = True  # what is handed over from now on is seen below
+        for key, events in ready:
+            key.data(events)
+        self._is_awake = False
+        for _ in range(len(self._calls)):
+            function, arguments = self._calls.popleft()
+            function(*arguments)
+        now = time.monotonic()
+        while self._due and self._due[0][0] <= now:
+            _, _, function, arguments = heapq.heappop(self._due)
+            function(*arguments)
+
+
+class _Events(collections.deque[Any]):
+    """What the SDK calls a Queue: it puts events in while it reads, under locks, and Connection takes them out."""
+
     put, get = collections.deque.append, collections.deque.popleft
 
-    @property
-    def queue(self) -> _EventQueue:
-        return self
 
-    def empty(self) -> bool:
-        return not self
+class _Nobody:
+    """In the place of the sockets by which the SDK wakes a client's network thread, and of that thread's timer."""
 
+    def send(self, _: bytes) -> None: ...
 
-class _Poll:
-    """What the SDK calls the module select, whose select() ends at descriptor 1,024, or 340 devices."""
+    def close(self) -> None: ...
 
-    @staticmethod
-    def select(readers: Sequence[Any], writers: Sequence[Any], _: object, timeout_s: float) -> tuple[list[Any], ...]:
-        import select
-
-        polled, sockets = select.poll(), {}
-        for connection in {*readers, *writers}:
-            polled.register(connection, select.POLLIN | (select.POLLOUT if connection in writers else 0))
-            sockets[connection.fileno()] = connection
-        ready = polled.poll(1000 * timeout_s)
-        return (
-            [sockets[descriptor] for descriptor, events in ready if events & ~select.POLLOUT],
-            [sockets[descriptor] for descriptor, events in ready if events & select.POLLOUT],
-            [],
-        )
+    def startStableConnectionTimer(self) -> None: ...  # noqa: N802 - the SDK's name
 
 
 @functools.cache
 def load_sdk() -> Any:
     """Import the SDK and mend it; return the class of its clients."""
-    import select
+    from types import SimpleNamespace
 
+    from AWSIoTPythonSDK import MQTTLib
     from AWSIoTPythonSDK.core.protocol import mqtt_core
-    from AWSIoTPythonSDK.core.protocol.internal.workers import EventConsumer
-    from AWSIoTPythonSDK.core.protocol.paho import client
-    from AWSIoTPythonSDK.MQTTLib import AWSIoTMQTTClient
+    from AWSIoTPythonSDK.core.protocol.internal import clients, workers
+    from AWSIoTPythonSDK.core.protocol.paho import client as paho
 
-    run_thread = client.Client._thread_main
+    silent = logging.getLogger("silent")  # what the SDK logs can hold keys, and costs more than its packets
+    silent.disabled = True
+    for kind in (
+        MQTTLib.AWSIoTMQTTClient,
+        mqtt_core.MqttCore,
+        clients.InternalAsyncMqttClient,
+        workers.EventProducer,
+        workers.EventConsumer,
+        workers.SubscriptionManager,
+    ):
+        kind._logger = silent
+    logging.getLogger("AWSIoTPythonSDK").setLevel(logging.CRITICAL + 1)
+    mqtt_core.Queue = _Events
+    paho.print = lambda *_: None  # of socket errors, on the standard output that is for --output json
+    paho.time = SimpleNamespace(time=time.monotonic)  # or a clock that is set would end connections
+    paho.CONNACK_REFUSED_PROTOCOL_VERSION = None  # or it would connect anew, in the midst of reading, with MQTT 3.1
+    paho._socketpair_compat = lambda: (_Nobody(), _Nobody())
+    return MQTTLib.AWSIoTMQTTClient
 
-    def run_thread_quietly(self: Any) -> None:
+
+def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_answer: Any) -> Any:
+    """Connect a client of the SDK by mutual TLS, and return it; `on_answer` is then called with the CONNACK's code.
+
+    Raises what the network and TLS have to say: OSError, ssl.SSLError.
+    """
+    client = load_sdk()(client_id)
+    client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
+    client.configureCredentials(str(root_cert), str(files.private_key), str(files.certificate))
+    client.configureSocketFactory(functools.partial(open_socket, endpoint))
+    client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
+    client.disableMetricsCollection()  # a user name without a password, which other brokers refuse
+    without_threads(client)
+    client.connectAsync(KEEP_ALIVE_S, ackCallback=on_answer)
+    return client
+
+
+def without_threads(client: Any) -> None:
+    """Have a client of the SDK 1.6 start no thread, and leave the window, repetitions and writing to Connection."""
+    events, paho = client._mqtt_core._event_consumer, client._mqtt_core._internal_async_client._paho_client
+    events.start = lambda: None
+    events._stopper.set()  # for which a connect that fails would wait
+    paho._thread = threading.current_thread()  # that there is one keeps publish() from writing
+    paho._backoffCore = _Nobody()
+    paho._max_inflight_messages, paho._message_retry = 0, math.inf
+
+
+def open_socket(endpoint: Endpoint) -> Any:
+    import socket
+
+    connection = socket.create_connection(endpoint, timeout=CONNECT_TIMEOUT_S)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
+    # A network that swallows everything ends a connection within half a minute, where the system can tell.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", 15),
+        ("TCP_KEEPINTVL", 5),
+        ("TCP_KEEPCNT", 3),
+        ("TCP_USER_TIMEOUT", 30_000),
+    ):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return connection
+
+
+class _Stream:
+    """A TLS connection as paho uses one: read ahead, since paho asks byte by byte, and with an end that is an error.
+
+    paho would read for ever where it comes inside a packet.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._ahead, self._at = b"", 0
+        self.write, self.fileno, self.really_close = connection.write, connection.fileno, connection.close
+        self.error: OSError | None = None  # that ended it
+
+    def read(self, size: int) -> bytes:
+        if self._at == len(self._ahead):
+            try:
+                self._ahead, self._at = self._connection.read(16384), 0  # a TLS record has no more
+                if not self._ahead:
+                    raise ConnectionResetError("closed by the other side")
+            except OSError as error:
+                self.error = error
+                raise
+        data: bytes = self._ahead[self._at : self._at + size]
+        self._at += len(data)
+        return data
+
+    @property
+    def is_ahead(self) -> bool:
+        return self._at < len(self._ahead) or self._connection.pending() > 0
+
+    def close(self) -> None:
+        """Do nothing yet: the loop has to let go of the socket before its number is another one's."""
+
+
+class Connection:
+    """A client of the SDK, connected, that the loop serves. What goes wrong with it is its loss, told once."""
+
+    def __init__(self, client: Any, loop: Loop, on_lost: Callable[[Exception], None]) -> None:
+        """Take over what open_client() has returned, in the loop's thread. Nothing is written yet."""
+        import selectors
+
+        self.client = client
+        self._loop, self._on_lost = loop, on_lost
+        self._events = client._mqtt_core._event_queue
+        self._dispatch = client._mqtt_core._event_consumer._dispatch_one
+        self._paho = client._mqtt_core._internal_async_client._paho_client
+        self._paho._ssl = self._stream = _Stream(self._paho._ssl)
+        self._is_open = True
+        self.on_room: Callable[[], None] = lambda: None  # called when the socket takes more again
+        self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
+        self._wanted = self._reading
+        loop.selector.register(self._stream, self._wanted, self._serve)
+        loop.at(time.monotonic() + LOOK_S, self._keep_alive)
+
+    @property
+    def is_full(self) -> bool:
+        """Say whether the socket takes no more for now."""
+        return bool(self._paho.want_write())
+
+    def write(self) -> None:
+        """Send what the SDK was given to send, as far as the socket takes it."""
+        self._try(self._paho.loop_write)
+        if self._is_open:
+            wanted = self._reading | (self._writing if self.is_full else 0)
+            if wanted != self._wanted:
+                self._wanted = wanted
+                self._loop.selector.modify(self._stream, wanted, self._serve)
+
+    def close(self) -> None:
+        """Say goodbye, if the socket takes that now, and release all. Tells nobody."""
+        if self._is_open:
+            with contextlib.suppress(Exception):
+                self.client.disconnectAsync()
+                self._paho.loop_write()
+            self._release()
+
+    def _serve(self, events: int) -> None:
+        if events & self._reading:
+            self._try(self._read)
+        if self._is_open and (events & self._writing or self.is_full):  # reading acknowledges what it reads
+            self.write()
+            if self._is_open and events & self._writing and not self.is_full:
+                self.on_room()
+
+    def _read(self) -> int:
+        while not (failed := self._paho.loop_read()) and self._paho._ssl and self._stream.is_ahead:
+            pass
+        return int(failed)
+
+    def _keep_alive(self) -> None:
+        if self._is_open:
+            self._try(self._paho.loop_misc)
+            self.write()
+            self._loop.at(time.monotonic() + LOOK_S, self._keep_alive)
+
+    def _try(self, step: Callable[[], int]) -> None:
+        """Take a step of the SDK's, which may close the connection, fail, or raise anything at rubbish."""
+        error: Exception | None = None
         try:
-            run_thread(self)
-        except Exception:  # it was connecting again when _release() closed what it uses
-            log.debug("traceback:", exc_info=True)
+            failed = step()
+        except Exception as rubbish:
+            failed, error = 1, rubbish
+        while self._is_open and self._events:
+            self._dispatch()  # to the callbacks, here, where no lock of the SDK's is held
+        if self._is_open and (failed or not self._paho._ssl):
+            self._release()
+            self._on_lost(error or self._stream.error or ConnectionResetError("given up"))
 
-    client.Client._thread_main = run_thread_quietly
-    logging.getLogger("AWSIoTPythonSDK").setLevel(logging.CRITICAL + 1)  # what it logs can hold keys
-    EventConsumer.MAX_DISPATCH_INTERNAL_SEC = LOOK_S  # it looks every 10 ms for what it is notified of: a core for 300
-    mqtt_core.Queue = _EventQueue
-    client.print = lambda *_: None  # of socket errors, on the standard output that is for --output json
-    if hasattr(select, "poll"):  # Windows has none, nor such an end to select()
-        client.select = _Poll
-    return AWSIoTMQTTClient
-
-
-class RefusedError(Exception):
-    """The broker was reached, and does not let the thing in, or not subscribe to `topic`: `failure` says which."""
-
-    def __init__(self, reason: str, failure: str = "Refused", topic: str = "") -> None:
-        super().__init__(reason)
-        self.failure = failure
-        self.topic = topic
+    def _release(self) -> None:
+        self._is_open = False
+        self._loop.selector.unregister(self._stream)
+        self._stream.really_close()
+        self._events.clear()
 
 
-_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # what the other side says of a certificate
+_TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # what the other side says of a certificate
 _CONNACK = {  # MQTT 3.1.1, table 3.1
     1: "it does not speak this version of MQTT",
     2: "it does not take the client ID",
@@ -2795,751 +3048,644 @@ _CONNACK = {  # MQTT 3.1.1, table 3.1
     4: "it does not take a user name",
     5: "the thing is not authorised",
 }
-
-
-class Message(NamedTuple):
-    topic: str
-    payload: bytes
-    qos: int
-    began: float  # time.monotonic()
+CONNECTING, ONLINE, ENDED = "connecting", "online", "ended"  # what a device is
+# Why a message leaves late, where it is not that this machine is busy.
+WINDOW = f"AWS takes {MAX_IN_FLIGHT} unacknowledged messages a connection, and acknowledgements take a round trip"
+SPEED = f"AWS takes {1 / MIN_INTERVAL_S:g} messages and {MAX_BYTES_PER_S >> 10} KiB a second a connection"
+NETWORK = "the network took no more"
+AWAY = "there was no connection"
 
 
 class Device:
-    """One thing on MQTT, with its own certificate and key. What happens to it goes to the inbox.
+    """One thing on MQTT, with its own certificate and key. For the loop's thread alone, and so is its listener.
 
-    It has one client of the SDK for each connection, and keeps what is not acknowledged: the SDK's own reconnection
-    takes a refusal for a success and can't tell what it sent again. `lost` is called when the connection is lost, in
-    a thread of the SDK's; come_back() is then to be called until it says that there is no more to do.
+    It connects, comes back when it has lost the connection, and keeps each QoS 1 message until it is acknowledged: the
+    SDK's own reconnection takes a refusal for a success, and can't tell what it sent again.
     """
 
     def __init__(
         self,
-        name: str,
+        thing: str,
         files: ThingFiles,
         endpoint: Endpoint,
         root_cert: Path,
-        put: Callable[[Any], None],
-        patience_s: float,
-        lost: Callable[[Device], None],
+        loop: Loop,
+        listener: Listener,
+        *,
+        qos: int,
+        topic: str = "",
+        topic_filters: Sequence[str] = (),
+        patience_s: float = 0.0,
     ) -> None:
-        self.name = name
-        self._files = files
-        self._endpoint = endpoint
-        self._root_cert = root_cert
-        self._put = put
+        """Make one that publishes to `topic`; that it is refused in the next `patience_s` means nothing."""
+        self.thing, self.topic = thing, topic
+        self.state = CONNECTING
+        self.has_joined = False  # it was online once
+        self.refusal: Refusal | None = None  # the last, if nothing has succeeded since
+        self.held_by = ""  # why what is waiting waits
+        self._files, self._endpoint, self._root_cert = files, endpoint, root_cert
+        self._loop, self._listener = loop, listener
+        self._qos, self._topic_filters = qos, topic_filters
         self._patient_until = time.monotonic() + patience_s
-        self._lost = lost
-        self._topic_filters: Sequence[str] = ()
-        self._qos = 0  # of the subscriptions
-        self._client: Any = None  # None while offline
+        self._refusals = self._attempts = 0  # in a row; to connect, since it was online
+        self._refused_since = 0.0  # time.monotonic()
+        self._connection: Connection | None = None
         self._client_id = ""
-        self._ended = False
-        self._count = 0
-        self._lock = threading.Lock()
-        self._unacknowledged: dict[int, Message] = {}  # QoS 1, by number
-        self._handed_over = 0  # the last message that a client of the SDK has taken
-        self._behind = False  # what is unacknowledged is being sent again: what is new comes after it
-        self._settled = threading.Event()  # nothing is unacknowledged
-        self._settled.set()
-        self._acknowledged = False  # ever: the policy allows something
-        self._first_publish: tuple[float, str] | None = None  # on this connection: when, and to which topic
-        self._rejections = 0  # connections in a row that were closed just after their first message
-        self._refusals = 0  # attempts in a row that the broker refused
+        self._awaited = ""  # CONNACK, or the topic filter whose SUBACK is to come
+        self._first_at = 0.0  # time.monotonic() of this connection's first message; ages ago once one is acknowledged
+        self._number = 0  # of the last message that left
+        self._in_flight: dict[int, tuple[bytes, float]] = {}  # by number: what is not acknowledged, and when it left
+        self._again: collections.deque[int] = collections.deque()  # those of them that have to leave once more
+        self._waiting: collections.deque[tuple[float, Composer]] = collections.deque()  # what is due, and since when
+        self._free_at = 0.0  # time.monotonic() at which the next message would leave if all left evenly
+        self._is_called = False  # when AWS takes the next
 
-    def connect(self, topic_filters: Sequence[str], qos: int, give_up: Callable[[], bool]) -> None:
-        """Connect, and subscribe to each of the topic filters, if any. Raises ElfError.
+    @property
+    def unacknowledged(self) -> list[tuple[int, bytes]]:
+        """The number and payload of each message that has left and is not acknowledged."""
+        return [(number, payload) for number, (payload, _) in self._in_flight.items()]
 
-        Where the broker refuses what was made a moment ago, go on trying; where it is silent, try twice; and no more
-        once `give_up` says so.
-        """
-        self._topic_filters, self._qos = topic_filters, qos
-        started = time.monotonic()
-        while True:
-            try:
-                self._connect_once()
-                return
-            except Exception as error:
-                silent = isinstance(error, TimeoutError) and time.monotonic() - started < 2 * CONNECT_TIMEOUT_S
-                patient = isinstance(error, RefusedError | TimeoutError) and time.monotonic() < self._patient_until
-                if give_up() or not (silent or patient):
-                    raise self._explained(error) from error
-                log.debug("MQTT %s: %s; trying again", self.name, error)
-            time.sleep(1.0)  # a second a connect is AWS's quota for one client ID
+    @property
+    def backlog(self) -> int:
+        """How many messages are waiting to leave, or for their acknowledgement."""
+        return len(self._waiting) + len(self._in_flight)
 
-    def _connect_once(self) -> None:
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    # Connecting
+
+    def connect(self, after_s: float = 0.0) -> None:
+        """Connect and subscribe after a while, when it is its turn. The listener hears of it."""
+        self.state = CONNECTING
+        self._loop.connect_in_turn(self._open, after_s)
+
+    def _open(self) -> None:
+        """Reach the broker: in the pool, whose threads alone may wait."""
         import secrets
-        import ssl
 
-        for path in self._files:
-            if path.exists() and not path.is_file():  # TLS would wait for what somebody writes into a pipe
-                raise ElfError("KeyUnreadable", thing=self.name, file=path, error="it is not a file")
-        client_id = f"{self.name}-{secrets.token_hex(4)}"
-        client = load_sdk()(client_id)
-        client.configureEndpoint(self._endpoint.host, self._endpoint.port)  # the SDK asks for ALPN on port 443
-        client.configureCredentials(str(self._root_cert), str(self._files.private_key), str(self._files.certificate))
-        client.configureSocketFactory(self._open_socket)
-        client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
-        # The SDK's thread waits for the first of these times before it ends, and for the last to put it back.
-        client.configureAutoReconnectBackoffTime(0.1, 1.0, 0.2)
-        client.configureConnectDisconnectTimeout(CONNECT_TIMEOUT_S)
-        client.configureMQTTOperationTimeout(CONNECT_TIMEOUT_S)
-        # connect() would call a refusal a success, and a closed connection a time-out: ask for both events instead.
-        answers: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-
-        def on_offline() -> None:
-            _end(client)  # from in here it ends its threads, too
-            _release(client)
-            answers.put(None)
-            self._on_lost(client)
-
-        client.onOffline = on_offline  # the SDK takes no other after the connect
-        client.onMessage = self._on_message  # once a message: a subscription's own comes once a filter that matches
-        log.debug("MQTT %s: CONNECT to %s as %s", self.name, self._endpoint, client_id)
+        client_id = f"{self.thing}-{secrets.token_hex(4)}"
         try:
-            client.connectAsync(KEEP_ALIVE_S, ackCallback=lambda mid, data: answers.put(data))
-        except BaseException as error:  # a greenlet's end among them
-            _release(client)
-            if isinstance(error, ssl.SSLError) and _REFUSAL.search(error.reason or ""):
-                raise RefusedError(f"TLS says {error.reason}") from error
-            raise
-        try:
-            answer = answers.get(timeout=CONNECT_TIMEOUT_S)
-            log.debug("MQTT %s: %s", self.name, "closed" if answer is None else f"CONNACK {answer}")
-            if answer is None:
-                raise RefusedError("the broker closed the connection without an answer")
-            if answer:
-                raise RefusedError(f"the broker refused: {_CONNACK.get(answer, f'code {answer}')}")
-            for topic_filter in self._topic_filters:
-                self._subscribe(client, topic_filter, answers)
-        except BaseException as error:  # a greenlet's end among them
-            _end(client)  # or the SDK would go on trying behind our back
-            if isinstance(error, queue.Empty):
-                raise TimeoutError("no CONNACK") from None
-            raise
-        with self._lock:
-            if self._ended:  # meanwhile
-                _end(client)
+            if self.state == ENDED:
                 return
-            self._client, self._client_id, self._first_publish = client, client_id, None
-            self._behind = bool(self._unacknowledged)
-        if not answers.empty() and answers.get() is None:  # lost meanwhile
-            self._on_lost(client)
+            log.debug("MQTT %s: CONNECT to %s as %s", self.thing, self._endpoint, client_id)
+            for path in self._files:
+                if path.exists() and not path.is_file():  # TLS would wait for what somebody writes into a pipe
+                    raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
+            client = open_client(client_id, self._endpoint, self._root_cert, self._files, self._on_connack)
+        except Exception as error:
+            self._loop.call(self._fail, error)
+        else:
+            self._loop.call(self._take, client, client_id)
+
+    def _take(self, client: Any, client_id: str) -> None:
+        client._mqtt_core._internal_async_client.on_message = self._on_message
+        self._client_id = client_id
+        self._connection = Connection(client, self._loop, self._on_lost)
+        if self.state == ENDED:  # meanwhile
+            self._drop()
+        else:
+            self._expect("CONNACK")
+
+    def _expect(self, answer: str) -> None:
+        """Send what is to be answered, and give the broker CONNECT_TIMEOUT_S."""
+        self._awaited = answer
+        self._loop.at(time.monotonic() + CONNECT_TIMEOUT_S, self._time_out, self._connection, answer)
+        if self._connection:
+            self._connection.write()
+
+    def _time_out(self, connection: Connection, answer: str) -> None:
+        if self._connection is connection and self._awaited == answer:
+            self._fail(TimeoutError(f"no {answer}"))
+
+    def _on_connack(self, mid: object, data: int) -> None:
+        log.debug("MQTT %s: CONNACK %s", self.thing, data)
+        if data:
+            self._fail(self._refused(f"it says that {_CONNACK.get(data, f'code {data}')}"))
+        else:
+            self._subscribe(iter(self._topic_filters))
+
+    def _subscribe(self, topic_filters: Iterator[str]) -> None:
+        """Subscribe to one after the other: AWS refuses by closing the connection, which does not say which it is."""
+
+        def on_suback(mid: object, data: Sequence[int]) -> None:
+            if data[0] > 1:
+                self._fail(self._refused("it does not accept the subscription"))
+            else:
+                self._subscribe(topic_filters)
+
+        topic_filter = next(topic_filters, "")
+        if not topic_filter:
+            self._go_online()
+        elif self._connection:
+            log.debug("MQTT %s: SUBSCRIBE to %s", self.thing, topic_filter)
+            self._connection.client.subscribeAsync(topic_filter, self._qos, on_suback)
+            self._expect(topic_filter)
+
+    def _go_online(self) -> None:
+        self.state, self._awaited, self._attempts, self._first_at = ONLINE, "", 0, 0.0
+        if self.refusal and self.refusal.action != "iot:Publish":
+            self.refusal = None
+        if self.has_joined:
+            self._listener.on_event(Back(self.thing, self._endpoint, time.monotonic()))
+        else:
+            self.has_joined = True
+            self._listener.on_event(Connected(self.thing, self._topic_filters))
+        self._flush()
 
     def _on_message(self, message: Any) -> None:
-        payload = bytes(message.payload or b"")
-        self._put(Received(self.name, message.topic, payload, message.qos, bool(message.retain), time.time()))
-
-    def _subscribe(self, client: Any, topic_filter: str, answers: queue.SimpleQueue[int | None]) -> None:
-        """Subscribe and wait for the SUBACK, or for the connection's end, which is AWS's way to refuse."""
-        log.debug("MQTT %s: SUBSCRIBE to %s", self.name, topic_filter)
-        refused = RefusedError("the broker does not accept the subscription", "SubscribeRefused", topic_filter)
         try:
-            client.subscribeAsync(topic_filter, self._qos, lambda mid, data: answers.put(data[0]))
-            granted = answers.get(timeout=CONNECT_TIMEOUT_S)
-        except Exception as error:  # the SDK's: it has gone offline
-            if isinstance(error, queue.Empty):
-                raise
-            raise refused from error
-        if granted is None or granted > 1:
-            raise refused
+            self._listener.on_received(self, message)
+        except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
+            self._listener.on_unreadable(self, error)
 
-    def _open_socket(self) -> Any:
-        import socket
-
-        connection = socket.create_connection(self._endpoint, timeout=CONNECT_TIMEOUT_S)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
-        # A network that swallows everything ends a connection within half a minute, where the system can tell.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (
-            ("TCP_KEEPIDLE", 15),
-            ("TCP_KEEPINTVL", 5),
-            ("TCP_KEEPCNT", 3),
-            ("TCP_USER_TIMEOUT", 30_000),
-        ):
-            if hasattr(socket, name):
-                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-        return connection
-
-    def _explained(self, error: Exception) -> ElfError:
-        """Say why a connect failed."""
-        import socket
-        import ssl
-
-        facts: dict[str, Any] = {"thing": self.name, "endpoint": self._endpoint, "error": error}
-        facts["client_id"] = f"{self.name}-*"
-        if isinstance(error, ElfError):
-            return error
-        if isinstance(error, RefusedError):
-            return ElfError(error.failure, **facts, topic=error.topic)
-        if broken := self._broken_file():
-            return broken
-        if isinstance(error, ssl.SSLCertVerificationError):
-            # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, OpenSSL's x509_vfy.h
-            return ElfError("OtherHost" if error.verify_code in (62, 64) else "NotTrusted", **facts)
-        kinds: dict[str, Any] = {
-            "TlsFails": (ssl.SSLError, ConnectionResetError, BrokenPipeError, EOFError),
-            "PortUnanswered": TimeoutError,
-            "NothingListens": ConnectionRefusedError,
-            "HostUnknown": socket.gaierror,
-            "HostUnreachable": OSError,
-        }
-        for failure, kind in kinds.items():
-            if isinstance(error, kind):
-                return ElfError(failure, **facts)
-        raise error
-
-    def _broken_file(self) -> ElfError | None:
-        """Find the file of the thing's that keeps it from connecting."""
-        import ssl
-
-        for file in (self._files.certificate, self._files.private_key):
-            try:
-                if not file.read_bytes().strip():
-                    return ElfError("KeyEmpty", thing=self.name, file=file)
-            except FileNotFoundError:
-                return ElfError("KeyMissing", thing=self.name, file=file)
-            except OSError as error:
-                return ElfError("KeyUnreadable", thing=self.name, file=file, error=error.strerror)
-        context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), self._files.certificate
-        try:
-            context.load_verify_locations(file)  # which takes certificates alone
-            file = self._files.private_key
-            context.load_cert_chain(self._files.certificate, file)
-        except ssl.SSLError as error:
-            failure = "NotAPair" if error.reason == "KEY_VALUES_MISMATCH" else "KeyInvalid"
-            return ElfError(failure, thing=self.name, file=file, error=error)
-        return None
-
-    def publish(self, topic: str, payload: bytes, qos: int, late_s: float = 0.0) -> None:
-        """Publish without waiting: a Published follows, and for QoS 1 an Acknowledged, once the thing is online."""
-        message = Message(topic, payload, qos, time.monotonic())
-        with self._lock:
-            if self._ended:
-                return
-            self._count += 1
-            number = self._count
-            if qos:
-                self._unacknowledged[number] = message
-                self._settled.clear()
-            in_turn = not self._behind
-        if qos:
-            self._put(Published(self.name, number, topic, payload, time.time(), late_s, lost=False))
-        sent = in_turn and self._hand_over(number, message)
-        if not qos:
-            self._put(Published(self.name, number, topic, payload, time.time(), late_s, lost=not sent))
-
-    def _hand_over(self, number: int, message: Message) -> bool:
-        """Give a message to the SDK, or return False: it can't take it."""
-
-        def on_ack(mid: int) -> None:
-            log.debug("MQTT %s: PUBACK %s", self.name, mid)
-            with self._lock:
-                known = self._unacknowledged.pop(number, None)
-                self._acknowledged, self._rejections = True, 0
-                if not self._unacknowledged:
-                    self._settled.set()
-            if known:  # a message that was sent again is acknowledged twice, maybe
-                self._put(Acknowledged(self.name, number, time.monotonic() - known.began))
-
-        client = self._client
-        if not client:
-            return False
-        self._first_publish = self._first_publish or (time.monotonic(), message.topic)
-        try:
-            mid = client.publishAsync(message.topic, message.payload, message.qos, ackCallback=on_ack)
-            self._handed_over = max(self._handed_over, number)
-            log.debug("MQTT %s: PUBLISH %s to %s", self.name, mid, message.topic)
-            return True
-        except Exception as error:  # the SDK's, and what comes out of it when the connection goes in this moment
-            log.debug("MQTT %s: PUBLISH failed, %s", self.name, type(error).__name__)
-            return False
-
-    def _on_lost(self, client: Any) -> None:
-        with self._lock:
-            if self._client is not client:
-                return
-            self._client = None
-            first, self._first_publish = self._first_publish, None
-        if self._ended:
+    def _on_lost(self, error: Exception) -> None:
+        """Come back. A loss in answer to a CONNECT, a SUBSCRIBE or a message is AWS's way to refuse, maybe."""
+        self._connection = None
+        if self.state == CONNECTING:
+            reason = getattr(error, "reason", None) or ""
+            says = f"TLS says {reason}" if _TLS_REFUSAL.search(reason) else "it closed the connection without an answer"
+            self._fail(self._refused(says))
             return
         now = time.monotonic()
-        rejected = first and now - first[0] < REJECTED_WITHIN_S and not self._acknowledged
-        self._rejections = self._rejections + 1 if rejected else 0
-        if first and self._rejections >= 2 and now > self._patient_until:
-            self.end()
-            self._put(failed(self.name, ElfError("PublishRefused", thing=self.name, topic=first[1])))
-            return
-        self._put(Offline(self.name, str(self._endpoint), self._client_id, now, bool(rejected)))
-        self._lost(self)
-
-    def come_back(self) -> bool:
-        """Try to get the connection back, and send again what is not acknowledged; say whether there is no more to do.
-
-        A broker that goes on refusing, for longer than what was made a moment ago takes to be in force, is believed.
-        """
-        if self._ended:
-            return True
-        try:
-            self._connect_once()
-        except Exception as error:
-            log.debug("MQTT %s: still offline: %s", self.name, error)
-            if not isinstance(error, RefusedError):
-                self._refusals = 0
-                return False
-            if not self._refusals:
-                self._patient_until = max(self._patient_until, time.monotonic() + PROPAGATION_S)
-            self._refusals += 1
-            if self._refusals < 3 or time.monotonic() < self._patient_until:
-                return False
-            self.end()
-            self._put(failed(self.name, self._explained(error)))
-            return True
-        self._refusals = 0
-        self._put(Back(self.name, str(self._endpoint), time.monotonic()))
-        self._catch_up()
-        return True
-
-    def _catch_up(self) -> None:
-        """Send again what is not acknowledged, in order and no faster than AWS takes it, until nothing is behind."""
-        last, again, client, handed_over = 0, 0, self._client, self._handed_over
-        while client and self._client is client:
-            with self._lock:
-                waiting = [(number, message) for number, message in self._unacknowledged.items() if number > last]
-                if not waiting:
-                    self._behind = False
-                    break
-            for number, message in waiting:
-                self._hand_over(number, message)
-                again += number <= handed_over
-                last = number
-                time.sleep(MIN_INTERVAL_S)
-        if again:
-            self._put(Resent(self.name, again))
-
-    def end(self) -> None:
-        """Have no more to do with the connection, without waiting."""
-        with self._lock:
-            self._ended = True
-            client, self._client = self._client, None
-        if client:
-            _end(client)
-
-    def disconnect(self, patience_s: float) -> None:
-        """Wait `patience_s` seconds at the most for the last acknowledgements, and disconnect; never raise."""
-        if self._client:
-            self._settled.wait(patience_s)
-        with self._lock:
-            self._ended = True
-            client, self._client = self._client, None
-        if client:
-            log.debug("MQTT %s: DISCONNECT", self.name)
-            with contextlib.suppress(Exception):  # the SDK raises a time-out when the network has gone
-                client.configureConnectDisconnectTimeout(1.0)
-                client.disconnect()
-
-
-def _end(client: Any) -> None:
-    """Have a client of the SDK disconnect, if it still can, and end its threads and its own attempts to come back."""
-    with contextlib.suppress(Exception):
-        client.disconnectAsync()
-
-
-def _release(client: Any) -> None:
-    """Close what a client of the SDK that is offline has open. It does so itself, but when the garbage is collected."""
-    with contextlib.suppress(Exception):
-        client._mqtt_core._internal_async_client._paho_client._reset_sockets()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Crew: a fleet's devices, spread over processes
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class Duty(NamedTuple):
-    """What one thing has to do."""
-
-    name: str
-    files: ThingFiles
-    topics: tuple[str, ...]  # the one to publish to, or the filters to subscribe to
-    phase: float  # the part of an interval by which its messages come after the schedule's start
-    patience_s: float
-
-
-class Job(NamedTuple):
-    """What one process has to do for its share of the fleet."""
-
-    share: int  # its number
-    duties: tuple[Duty, ...]
-    endpoint: Endpoint
-    root_cert: Path
-    qos: int
-    connects_per_s: float
-    fleet_size: int
-    publishes: bool  # or listens
-    interval_s: float
-
-
-class Go(NamedTuple):
-    """An order: publish `rounds` messages, over and over the same ones, one an interval, and a Finished after them."""
-
-    at: float  # time.monotonic() of the first, a clock that all processes of a machine share
-    messages: Sequence[Composer]
-    rounds: int
-
-
-class Stop(NamedTuple):
-    """An order: disconnect and end, once what is published is acknowledged, or `patience_s` seconds later."""
-
-    patience_s: float
-
-
-def drive(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | Stop]) -> None:
-    """Connect a share of the fleet, let it publish or listen as ordered, and disconnect it. Events go to `put`."""
-    import random
-    from concurrent.futures import ThreadPoolExecutor
-
-    from AWSIoTPythonSDK.core.protocol.internal.workers import EventConsumer
-
-    load_sdk()
-    EventConsumer.MAX_DISPATCH_INTERNAL_SEC = 0.1  # while connects can fail, which wait for the next look
-    pool = ThreadPoolExecutor(CONNECTS_AT_ONCE)
-    stopping = threading.Event()
-
-    def lost(device: Device) -> None:
-        bring_back(device, pauses_of(job.fleet_size))
-
-    def bring_back(device: Device, pauses_s: Iterator[float]) -> None:
-        with contextlib.suppress(RuntimeError):  # the pool takes no more: this is the end
-            pool.submit(come_back, device, pauses_s, time.monotonic() + next(pauses_s))
-
-    def come_back(device: Device, pauses_s: Iterator[float], due: float) -> None:
-        if not stopping.wait(max(0.0, due - time.monotonic())) and not device.come_back():
-            bring_back(device, pauses_s)
-
-    devices = {
-        duty: Device(duty.name, duty.files, job.endpoint, job.root_cert, put, duty.patience_s, lost)
-        for duty in job.duties
-    }
-    online: dict[Duty, Device] = {}
-    started = time.monotonic()
-
-    def is_over() -> bool:
-        return not orders.empty()  # the first is to go when all are connected; one that comes before is to stop
-
-    def connect(number: int, duty: Duty) -> None:
-        topic_filters = () if job.publishes else duty.topics
-        turn = number + random.random()  # noqa: S311 - jitter, so that processes and fleets do not step together
-        time.sleep(max(0.0, started + turn / job.connects_per_s - time.monotonic()))
-        if is_over():
-            return
-        try:
-            devices[duty].connect(topic_filters, job.qos, give_up=is_over)
-        except Exception as error:
-            log.debug("traceback:", exc_info=error)
-            put(failed(duty.name, error))
+        rejected = self._first_at > 0 and now - self._first_at < REJECTED_WITHIN_S
+        self.state, self.held_by = CONNECTING, AWAY
+        self._again = collections.deque(self._in_flight)
+        log.debug("MQTT %s: lost: %s", self.thing, error)
+        self._listener.on_event(Offline(self.thing, self._endpoint, self._client_id, now, rejected))
+        if rejected:
+            self._doubt(Refusal(self.thing, str(self._endpoint), "iot:Publish", self.topic))
         else:
-            online[duty] = devices[duty]
-            put(Connected(duty.name, topic_filters))
+            self.refusal = None
+        self._come_back()
 
-    with pool:
-        list(pool.map(connect, range(len(devices)), devices))
-        EventConsumer.MAX_DISPATCH_INTERNAL_SEC = LOOK_S
-        patience_s = 0.0
+    def _refused(self, reason: str) -> Refusal:
+        if self._awaited == "CONNACK":
+            return Refusal(self.thing, str(self._endpoint), "iot:Connect", f"{self.thing}-*", reason)
+        return Refusal(self.thing, str(self._endpoint), "iot:Subscribe", self._awaited, reason)
+
+    def _fail(self, error: Exception) -> None:
+        """Try again to connect, or give up where that is of no use."""
+        self._drop()
+        if self.state == ENDED:
+            return
+        log.debug("MQTT %s: %s; trying again", self.thing, error, exc_info=error)
+        self._attempts += 1
+        if isinstance(error, Refusal):
+            self._doubt(error)
+        elif self.has_joined or (isinstance(error, TimeoutError) and self._attempts < 2):
+            self.refusal = None
+        else:
+            self.end(explained(error, self.thing, self._endpoint, self._files))
+        self._come_back()
+
+    def _doubt(self, refusal: Refusal) -> None:
+        """Have AWS asked about a refusal, and believe it once there was nothing else for as long as AWS may take.
+
+        A message is refused by a loss, which may have another reason: AWS is asked about the second in a row.
+        """
+        now = time.monotonic()
+        if not self.refusal:
+            self._refusals, self._refused_since = 0, now
+        self.refusal = refusal
+        if now < self._patient_until:
+            return
+        self._refusals += 1
+        if self._refusals == (2 if refusal.action == "iot:Publish" else 1):
+            self._listener.on_event(Refused(self.thing, refusal))
+        if now > self._refused_since + POLICY_CHANGE_S:
+            self.end(refusal)
+
+    def _come_back(self) -> None:
+        import random
+
+        if self.state != ENDED:
+            longest_s = min(2.0**self._attempts, LONGEST_PAUSE_S)
+            self.connect(after_s=longest_s * random.uniform(0.5, 1.0))  # noqa: S311 - so that things take turns
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection:
+            connection.close()
+
+    def end(self, failure: Exception | None = None) -> None:
+        """Disconnect for good; `failure` says why if the thing can't go on."""
+        if self.state == ENDED:
+            return
+        self.state = ENDED
+        if self._connection:
+            log.debug("MQTT %s: DISCONNECT", self.thing)
+            self._drop()
+        if self._waiting:
+            self._listener.on_not_sent(self, len(self._waiting))
+            self._waiting.clear()
+        if failure:
+            self._listener.on_event(Failed(self.thing, failure))
+
+    # Publishing
+
+    def publish(self, message: Composer, due: float) -> None:
+        """Publish a message that is due since `due`, a time.monotonic(), as soon as it can leave."""
+        if self.state == CONNECTING and not self._qos:
+            self._number += 1
+            self._listener.on_published(self, self._number, message.payload(self.topic), 0.0, lost=True)
+        elif self.state == ENDED:
+            self._listener.on_not_sent(self, 1)
+        else:
+            self._waiting.append((due, message))
+            if len(self._waiting) > MOST_WAITING:
+                self._waiting.popleft()
+                self._listener.on_not_sent(self, 1)
+            self._flush()
+
+    def _flush(self) -> None:
+        """Send what a lost connection has left, then what is due, until something is in the way."""
+        while self._again or self._waiting:
+            if reason := self._in_the_way():
+                self.held_by = reason
+                return
+            if self._again:
+                number = self._again.popleft()
+                payload, _ = self._in_flight[number]
+                self._listener.on_resent(self)
+            else:
+                due, message = self._waiting.popleft()
+                payload, now = message.payload(self.topic), time.monotonic()
+                self._number = number = self._number + 1
+                if self._qos:
+                    self._in_flight[number] = payload, now
+                self._listener.on_published(self, number, payload, now - due, lost=False)
+            self._hand_over(number, payload)
+        self.held_by = ""
+
+    def _in_the_way(self) -> str:
+        """Say why no message can leave now, if so; what calls _flush() again is under way then."""
+        if self.state != ONLINE or not self._connection:
+            return AWAY
+        if len(self._in_flight) - len(self._again) >= MAX_IN_FLIGHT:
+            return WINDOW
+        if self._connection.is_full:
+            self._connection.on_room = self._flush
+            return NETWORK
+        if (free_at := self._free_at - BURST_S) > time.monotonic():
+            if not self._is_called:
+                self._is_called = True
+                self._loop.at(free_at, self._on_free)
+            return SPEED
+        return ""
+
+    def _on_free(self) -> None:
+        self._is_called = False
+        self._flush()
+
+    def _hand_over(self, number: int, payload: bytes) -> None:
+        connection, now = self._connection, time.monotonic()
+        if not connection:
+            return
+        self._first_at = self._first_at or now
+        self._free_at = max(self._free_at, now) + max(MIN_INTERVAL_S, len(payload) / MAX_BYTES_PER_S)
+        on_puback = functools.partial(self._on_puback, number) if self._qos else None
+        mid = connection.client.publishAsync(self.topic, payload, self._qos, on_puback)
+        log.debug("MQTT %s: PUBLISH %s to %s", self.thing, mid, self.topic)
+        connection.write()
+
+    def _on_puback(self, number: int, mid: int) -> None:
+        log.debug("MQTT %s: PUBACK %s", self.thing, mid)
+        self.refusal, self._first_at = None, -math.inf
+        if known := self._in_flight.pop(number, None):
+            self._listener.on_acknowledged(self, number, time.monotonic() - known[1])
+        if self._waiting or self._again:
+            self._flush()
+
+
+def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFiles) -> Exception:
+    """Say why a thing can't connect, as an ElfError; `error` itself where that is anybody's guess."""
+    import socket
+    import ssl
+
+    if isinstance(error, ElfError):
+        return error
+    if broken := _broken_file(thing, files):
+        return broken
+    here = "check --mqtt-endpoint; if a firewall blocks port 8883, try --mqtt-endpoint :443"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, OpenSSL's x509_vfy.h
+        if error.verify_code in (62, 64):
+            problem = f"its certificate is another host's: {error}"
+            remedy = "check the name in --mqtt-endpoint; without that option ELF asks AWS for it"
+        else:
+            problem = f"its certificate is not to be trusted: {error}"
+            remedy = "check --root-cert and --mqtt-endpoint, and that nobody sits in between"
+    elif isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
+        problem = f"TLS fails: {error}"
+        remedy = "see that AWS IoT listens there (--mqtt-endpoint), and what sits in between"
+    elif isinstance(error, TimeoutError):
+        problem, remedy = "it does not answer", "if a firewall blocks port 8883, try --mqtt-endpoint :443"
+    elif isinstance(error, ConnectionRefusedError):
+        problem, remedy = "nothing listens there", here
+    elif isinstance(error, socket.gaierror):
+        problem, remedy = "its name can't be resolved", "check the network's DNS, and --mqtt-endpoint"
+    elif isinstance(error, OSError):
+        problem, remedy = f"the network says: {error}", "check the network, and --mqtt-endpoint"
+    else:
+        return error
+    return ElfError(f"{thing} can't connect to {endpoint}: {problem}", remedy)
+
+
+def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
+    """Find the file of a thing's that keeps it from connecting."""
+    import ssl
+
+    for file in (files.certificate, files.private_key):
         try:
-            patience_s = carry_out(job, online, put, orders).patience_s
-        finally:
-            stopping.set()
-            list(pool.map(lambda device: device.disconnect(patience_s), devices.values()))
-
-
-def carry_out(
-    job: Job, online: Mapping[Duty, Device], put: Callable[[Any], None], orders: queue.SimpleQueue[Go | Stop]
-) -> Stop:
-    """Publish as ordered, until the order to stop, which is returned, comes.
-
-    A thing's message k is due at at + (k + phase) * interval, and leaves at once if that is past.
-    """
-    in_order = sorted(online.items(), key=lambda pair: pair[0].phase)
-    next_ones: collections.deque[Go] = collections.deque()
-    while True:
-        go = next_ones.popleft() if next_ones else orders.get()
-        if isinstance(go, Stop):
-            return go
-        for number in range(go.rounds):
-            message = go.messages[number % len(go.messages)]
-            for duty, device in in_order:
-                due = go.at + (number + duty.phase) * job.interval_s
-                with contextlib.suppress(queue.Empty):
-                    while True:
-                        order = orders.get(timeout=max(0.0, due - time.monotonic()))
-                        if isinstance(order, Stop):
-                            return order
-                        next_ones.append(order)
-                (topic,) = duty.topics
-                device.publish(topic, message.payload(topic), job.qos, time.monotonic() - due)
-        put(Finished(job.share))
-
-
-def drive_or_fail(job: Job, put: Callable[[Any], None], orders: queue.SimpleQueue[Go | Stop]) -> None:
-    """Drive a share of the fleet; an error that no single thing has is one of all of them."""
+            if not file.read_bytes().strip():
+                return ElfError(f"the file {file} of {thing} is empty", _NEW_KEYS)
+        except FileNotFoundError:
+            return ElfError(f"{thing} has no file {file}", _NEW_KEYS)
+        except OSError as error:
+            return ElfError(f"{thing} can't use its file {file}: {error.strerror}", f"make it readable, or {_NEW_KEYS}")
+    context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files.certificate
     try:
-        drive(job, put, orders)
-    except Exception as error:
-        log.debug("traceback:", exc_info=error)
-        for duty in job.duties:
-            put(failed(duty.name, error))
-        put(Finished(job.share, ended=True))
+        context.load_verify_locations(file)  # which takes certificates alone
+        file = files.private_key
+        context.load_cert_chain(files.certificate, file)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            return ElfError(
+                f"the certificate and the key of {thing} are not a pair: {error}",
+                f"restore {file} and its .pem from one backup; without one, {_ANEW}",
+            )
+        return ElfError(f"the file {file} of {thing} holds no key or certificate: {error}", _NEW_KEYS)
+    return None
+
+
+class Played:
+    """An event: all messages have become due."""
+
+
+class Settled:
+    """An event: no message is waited for any more."""
+
+
+class Room:
+    """An event: the things have sent nearly all that they were given."""
 
 
 class Crew:
-    """A fleet's devices at work: in this process, or where they are too many for one in worker processes.
+    """A fleet's devices, which one loop serves. All but the methods of a leading underscore are for other threads."""
 
-    All that happens to them comes to `inbox` as events.
-    """
-
-    def __init__(self, jobs: Sequence[Job], inbox: Inbox, output: Output, not_theirs: Sequence[Any] = ()) -> None:
-        """Start; `not_theirs` are open files that a worker process shall not keep open."""
-        import gc
-
-        self._unfinished = dict.fromkeys(range(len(jobs)), 0)  # orders to publish, by the shares that can go on
-        self._inbox = inbox
-        self._orders: list[Callable[[Go | Stop], None]] = []
-        self._threads: list[threading.Thread] = []
-        self._stopping = False
-        self._publish_from = 0.0  # time.monotonic()
-        if len(jobs) == 1:
-            orders: queue.SimpleQueue[Go | Stop] = queue.SimpleQueue()
-            self._orders.append(orders.put)
-            self._start_thread(drive_or_fail, jobs[0], inbox.put, orders)
-            return
-        import multiprocessing
-
-        load_sdk()  # once for all workers
-        output.rest(patience_s=1.0)  # a fork wants a single thread
-        # A fork shares what is loaded; it is safe while there is one thread, and where the system's libraries allow it.
-        forking = POSIX and sys.platform == "linux" and threading.active_count() == 1
-        context: Any = multiprocessing.get_context("fork" if forking else "spawn")
-        gc.freeze()  # a collection in a worker would copy what it shares
-        connections: list[Any] = []
-        for job in jobs:
-            ours, theirs = context.Pipe()
-            connections.append(ours)
-            inherited = (*connections, *not_theirs) if forking else ()
-            context.Process(target=work, args=(job, theirs, inherited, log.level), daemon=True).start()
-            theirs.close()
-        for job, connection in zip(jobs, connections, strict=True):
-            self._orders.append(connection.send)
-            self._start_thread(self._listen, connection, job)
-
-    def _start_thread(self, target: Callable[..., None], *arguments: Any) -> None:
-        self._threads.append(threading.Thread(target=target, args=arguments, daemon=True))
-        self._threads[-1].start()
-
-    def _listen(self, connection: Any, job: Job) -> None:
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                self._inbox.put(connection.recv())
-        if not self._stopping:
-            self._inbox.put([Failed(duty.name, "WorkerDied", {}) for duty in job.duties])
-            self._inbox.put(Finished(job.share, ended=True))
+    def __init__(self, devices: Sequence[Device], loop: Loop, happened: Callable[[Any], None]) -> None:
+        """Connect the devices; `happened` gets this class's events."""
+        self.devices = {device.thing: device for device in devices}
+        self._loop, self._happened = loop, happened
+        self._next_at = 0.0  # time.monotonic() from which AWS takes the next line of standard input
+        self._is_stopping = False
+        for device in devices:
+            loop.call(device.connect)
 
     @property
-    def is_busy(self) -> bool:
-        """Say whether an order to publish is not carried out yet."""
-        return any(self._unfinished.values())
+    def unacknowledged(self) -> list[tuple[Device, int, bytes]]:
+        """Each message that has left and is not acknowledged: whose, its number and payload. For after the end."""
+        return [(device, *message) for device in self.devices.values() for message in device.unacknowledged]
 
     @property
-    def has_room(self) -> bool:
-        """Say whether it can take more orders, or has enough to go on with."""
-        return max(self._unfinished.values(), default=0) < ORDERS_AHEAD
+    def backlog(self) -> int:
+        """How many messages are not acknowledged, or have not left yet."""
+        return sum(device.backlog for device in self.devices.values())
 
-    def take(self, finished: Finished) -> None:
-        if finished.ended:
-            self._unfinished.pop(finished.share, None)
-        elif finished.share in self._unfinished:
-            self._unfinished[finished.share] -= 1
+    def play(self, messages: Sequence[Composer], rounds: int, interval_s: float, spread: float) -> None:
+        """Have each thing publish so many messages, over and over the same ones, one an interval from now on.
 
-    def publish(self, messages: Sequence[Composer], rounds: int) -> None:
-        """Have all things publish `rounds` messages, one an interval from now on, and no faster than AWS takes them."""
-        for share in self._unfinished:
-            self._unfinished[share] += 1
-        at = max(time.monotonic() + 0.05 * (len(self._orders) > 1), self._publish_from)
-        self._publish_from = at + rounds * MIN_INTERVAL_S
-        self._order(Go(at, messages, rounds))
+        The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
+        first, whatever has become of those before. A Played follows, then a Settled.
+        """
+        start, devices = time.monotonic(), list(self.devices.values())
+        turns = (
+            (start + (number + spread * place / len(devices)) * interval_s, device, messages[number % len(messages)])
+            for number in range(rounds)
+            for place, device in enumerate(devices)
+        )
+        self._loop.call(self._play, turns, next(turns))
 
-    def _order(self, order: Go | Stop) -> None:
-        for give in self._orders:
-            with contextlib.suppress(OSError):  # that worker has ended
-                give(order)
+    def _play(self, turns: Iterator[tuple[float, Device, Composer]], turn: tuple[float, Device, Composer]) -> None:
+        for _ in range(TURNS_AT_ONCE):  # what has come in meanwhile is to be read, too
+            due, device, message = turn
+            if self._is_stopping:
+                return
+            if due > time.monotonic():
+                break
+            if device.has_joined:
+                device.publish(message, due)
+            following = next(turns, None)
+            if not following:
+                self._happened(Played())
+                self._settle()
+                return
+            turn = following
+        self._loop.at(turn[0], self._play, turns, turn)
 
-    def stop(self, within_s: float = 2 * CONNECT_TIMEOUT_S, patience_s: float = 0.0) -> None:
-        """Disconnect all, those that wait for acknowledgements after `patience_s` seconds; come back `within_s`."""
-        if self._stopping:
+    def publish(self, message: Composer) -> None:
+        """Have all things publish a message now, and no faster than AWS takes them. A Room follows."""
+        self._loop.call(self._publish, message)
+
+    def _publish(self, message: Composer) -> None:
+        self._next_at = max(time.monotonic(), self._next_at + MIN_INTERVAL_S)
+        self._loop.at(self._next_at, self._publish_now, message, self._next_at)
+        self._make_room()
+
+    def _publish_now(self, message: Composer, due: float) -> None:
+        for device in self.devices.values():
+            if device.has_joined:
+                device.publish(message, due)
+
+    def _make_room(self) -> None:
+        now = time.monotonic()
+        waiting = max((device.waiting for device in self.devices.values() if device.state == ONLINE), default=0)
+        if waiting < LINES_AHEAD and self._next_at < now + LINES_AHEAD * MIN_INTERVAL_S:
+            self._happened(Room())
+        elif not self._is_stopping:
+            self._loop.at(now + MIN_INTERVAL_S, self._make_room)
+
+    def settle(self) -> None:
+        """Have a Settled follow when what was given is acknowledged, or has been given up."""
+        self._loop.call(lambda: self._loop.at(self._next_at, self._settle))
+
+    def _settle(self) -> None:
+        if any(device.backlog for device in self.devices.values() if device.state != ENDED):
+            self._loop.at(time.monotonic() + MIN_INTERVAL_S, self._settle)
+        else:
+            self._happened(Settled())
+
+    def stop(self, within_s: float, patience_s: float) -> None:
+        """Disconnect all, but what has left has `patience_s` to be acknowledged; come back `within_s`."""
+        self._is_stopping = True
+        self._loop.call(self._stop, time.monotonic() + patience_s)
+        self._loop.join(within_s)
+
+    def _stop(self, deadline: float) -> None:
+        if time.monotonic() < deadline and any(device.unacknowledged for device in self.devices.values()):
+            self._loop.at(time.monotonic() + MIN_INTERVAL_S, self._stop, deadline)
             return
-        self._stopping = True
-        self._order(Stop(patience_s))
-        deadline = time.monotonic() + within_s
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-
-def work(job: Job, connection: Any, inherited: Sequence[Any], log_level: int) -> None:
-    """Be a worker process: drive a share of the fleet, hand its events over in batches, and end with the parent."""
-    import pickle
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches the parent too, which sees to it
-    if POSIX:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    for handle in inherited:
-        handle.close()  # or nobody would see the parent end, nor its lock go
-    hide_environment()  # which a process that is not forked does not inherit
-    start_logging(log_level)
-    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    orders: queue.SimpleQueue[Go | Stop] = queue.SimpleQueue()
-
-    def listen() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                orders.put(connection.recv())
-        orders.put(Stop(0.0))
-
-    def drive_to_the_end() -> None:
-        try:
-            drive_or_fail(job, events.put, orders)
-        finally:
-            events.put(None)
-
-    threading.Thread(target=listen, daemon=True).start()
-    threading.Thread(target=drive_to_the_end, daemon=True).start()
-    batch: list[Any] = []
-    while None not in batch:
-        batch = [events.get()]
-        time.sleep(0.05)  # a batch costs little more than an event
-        with contextlib.suppress(queue.Empty):
-            while True:
-                batch.append(events.get_nowait())
-        with contextlib.suppress(OSError):
-            connection.send_bytes(pickle.dumps([event for event in batch if event is not None]))
-
-
-def processes_for(devices: int) -> int:
-    """Say over how many processes to spread devices: a small fleet stays in this one."""
-    cores = min(os.cpu_count() or 1, math.ceil(devices / DEVICES_A_CORE))
-    return max(cores, math.ceil(devices / DEVICES_A_PROCESS))
-
-
-def pauses_of(devices: int) -> Iterator[float]:
-    """Yield how many seconds a device of so many waits before each attempt to get its connection back.
-
-    Together they keep to CONNECTS_PER_S, even if all have lost it at once and the broker refuses for long.
-    """
-    import random
-
-    longest_s = max(LONGEST_PAUSE_S, 2 * devices / CONNECTS_PER_S)
-    pause_s = random.uniform(0.5, 1.0 + 2 * devices / CONNECTS_PER_S)  # noqa: S311 - jitter
-    while True:
-        yield pause_s
-        pause_s = min(2 * pause_s, longest_s) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
+        for device in self.devices.values():
+            device.end(device.refusal)
+        self._loop.close()
 
 
 def raise_descriptor_limit(devices: int) -> None:
     """Make sure that a process may open what `devices` connections take, or raise ElfError."""
+    import select
+
+    if not hasattr(select, "poll") and devices > SELECTABLE:
+        raise ElfError(
+            f"{plural(devices, 'thing')} are more than the {SELECTABLE} connections that a program can watch here",
+            "use fewer things, or another system (Linux, macOS, WSL)",
+        )
     try:
         import resource
     except ImportError:  # Windows has no such limit
         return
-    needed = devices * DESCRIPTORS_A_DEVICE + 100
+    needed = devices + 100
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
         except (ValueError, OSError) as error:
-            raise ElfError("TooFewDescriptors", things=plural(devices, "thing"), needed=needed, allowed=hard) from error
+            raise ElfError(
+                f"{plural(devices, 'thing')} need {needed} open files, and this system allows {hard}",
+                "raise the limit (`ulimit -Hn`, or nofile in /etc/security/limits.conf), or use fewer things",
+            ) from error
 
 
-class Diagnosed(NamedTuple):
-    """An event: AWS has been asked why the broker refused a thing."""
-
-    thing: str
-    failure: ElfError
-
-
-def diagnosed(cli: argparse.Namespace, thing: Thing, failure: ElfError) -> ElfError:
-    """Return what AWS knows of why the broker refused a thing, or `failure` where AWS can't be asked."""
+def diagnosed(cli: argparse.Namespace, thing: Thing, refusal: Refusal) -> ElfError:
+    """Return what AWS knows of why the broker refuses a thing, or `refusal` where AWS can't be asked."""
     try:
         with cli.asking:  # one client for all
             cli.control_plane = cli.control_plane or connect_control_plane(cli.place, cli.inbox, cli.headers)
             iot, place = cli.control_plane
-        return diagnose(iot, place, thing, failure)
+        return diagnose(iot, place, thing, refusal)
     except Exception as error:
         log.debug("no diagnosis of %s:", thing.name, exc_info=error)
-        return failure
+        return refusal
+
+
+class Diagnosed(NamedTuple):
+    """An event: AWS has been asked why the broker refuses a thing."""
+
+    refused: Refused
+    failure: ElfError
 
 
 class Shift:
-    """The things at work in a command: which are connected, which failed and why, which were offline and how long."""
+    """The things at work in a command: which take part, which failed and why, which were offline and how long."""
 
-    def __init__(self, cli: argparse.Namespace, crew: Crew, things: Sequence[Thing]) -> None:
-        self.crew = crew
-        self.things = {thing.name: thing for thing in things}
-        self.online = 0
+    def __init__(self, cli: argparse.Namespace, devices: Sequence[Device], loop: Loop) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.crew = Crew(devices, loop, cli.inbox.put)
+        self.joined: set[str] = set()
         self.failed: set[str] = set()
         self.failures = Failures()
         self.offline_s: dict[str, float] = collections.defaultdict(float)
         self._offline_since: dict[str, float] = {}
-        self._cli = cli
-        self._asked = self._answered = 0  # diagnoses
-        self._advised = False
+        self._cli, self._loop = cli, loop
+        self._asking = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
+        self._in_doubt: set[str] = set()  # what AWS is being asked about
+        self._undecided: set[str] = set()  # what AWS says nothing about
+        self._advised = self._is_stopped = False
 
     def take(self, event: Any) -> None:
+        """Log an event, and do what follows from it."""
         if isinstance(event, Connected):
-            self.online += 1
+            self.joined.add(event.thing)
             for topic_filter in event.topic_filters:
                 each.info("ELF %s subscribed to topic: %s", event.thing, topic_filter)
         elif isinstance(event, Failed):
             self.failed.add(event.thing)
-            failure = ElfError(event.failure, **event.facts)
-            if event.failure.endswith("Refused") and self._asked < DIAGNOSES:
-                self._asked += 1
-                threading.Thread(target=self._diagnose, args=(self.things[event.thing], failure), daemon=True).start()
-            else:
-                self.failures.add(event.thing, failure)
-        elif isinstance(event, Diagnosed):
-            self._answered += 1
             self.failures.add(event.thing, event.failure)
+        elif isinstance(event, Refused):
+            self._in_doubt.add(event.thing)
+            self._asking.submit(self._diagnose, event)
+        elif isinstance(event, Diagnosed):
+            self._decide(event)
         elif isinstance(event, Offline):
             self._cli.refuse_dead_local()
-            facts = {"thing": event.thing, "endpoint": event.endpoint, "client_id": event.client_id}
-            cause, remedy = explain(ElfError("ConnectionLost", **facts))
-            each.warning("%s", cause)
+            each.warning("%s lost its connection to %s; trying to get it back", event.thing, event.endpoint)
             if not event.rejected and not self._advised:
-                log.warning("what to do: %s", remedy)
+                log.warning(
+                    "what to do: check the network; where that is good, another client took over the client ID %s: "
+                    "see who else has the keys of %s",
+                    event.client_id,
+                    event.thing,
+                )
                 self._advised = True
             self._offline_since.setdefault(event.thing, event.at)
         elif isinstance(event, Back):
             after_s = event.at - self._offline_since.pop(event.thing, event.at)
             self.offline_s[event.thing] += after_s
             each.warning("%s has its connection to %s again, after %.1f s", event.thing, event.endpoint, after_s)
-        elif isinstance(event, Finished):
-            self.crew.take(event)
+        elif isinstance(event, Lagging):
+            asked = len(self.joined) / self._cli.interval
+            log.warning("asked for %.0f messages a second, this machine does %.0f", asked, event.per_s)
+        elif isinstance(event, Exception):  # the loop has ended
+            raise event
 
-    def _diagnose(self, thing: Thing, failure: ElfError) -> None:
-        self._cli.inbox.put(Diagnosed(thing.name, diagnosed(self._cli, thing, failure)))
+    def _diagnose(self, event: Refused) -> None:
+        thing = self._cli.fleet.things[event.thing]
+        self._cli.inbox.put(Diagnosed(event, diagnosed(self._cli, thing, event.refusal)))
 
-    def await_diagnoses(self) -> None:
-        deadline = time.monotonic() + 2 * CALL_TIMEOUT_S
-        while self._answered < self._asked and (event := self._cli.inbox.get(deadline)) is not None:
+    def _decide(self, event: Diagnosed) -> None:
+        """End what AWS says is wrong; what it finds nothing wrong with goes on trying, and nobody waits for it."""
+        thing, refusal = event.refused
+        self._in_doubt.discard(thing)
+        if event.failure is not refusal:
+            self._loop.call(self.crew.devices[thing].end, event.failure)
+            return
+        self._undecided.add(thing)
+        each.warning("%s", refusal.failure)
+        each.warning("AWS names no reason: trying again for up to %g minutes, which it may take", POLICY_CHANGE_S / 60)
+
+    def gather(self) -> None:
+        """Wait until each thing takes part, has failed, or may take longer; raise ElfError if none takes part."""
+        while True:
+            known = self.joined | self.failed | (self._undecided if self.joined else set())
+            if known >= self.crew.devices.keys():
+                break
+            self.take(self._cli.inbox.get(math.inf))
+        if not self.joined:
+            raise ElfError("none of the things could connect", _SEE_ABOVE)
+
+    def take_until(self, kind: type[T], deadline: float = math.inf) -> T | None:
+        """Take what happens until there is an event of a kind, which is returned; None: it is late, or all failed."""
+        while not self.has_failed and (event := self._cli.inbox.get(deadline)) is not None:
+            if isinstance(event, kind):
+                return event
             self.take(event)
+        return None
 
     @property
     def has_failed(self) -> bool:
         """Say whether there is none left that could do anything."""
-        return self.failed >= self.things.keys()
+        return self.failed >= self.crew.devices.keys()
 
     @property
     def still_offline(self) -> list[str]:
         return [thing for thing in self._offline_since if thing not in self.failed]
+
+    def await_diagnoses(self) -> None:
+        deadline = time.monotonic() + 2 * CALL_TIMEOUT_S
+        while self._in_doubt and (event := self._cli.inbox.get(deadline)) is not None:
+            self.take(event)
+
+    def stop(self) -> None:
+        """Disconnect all, and take what has happened until then. Where the user is in a hurry, so is this."""
+        if not self._is_stopped:
+            self._is_stopped = True
+            self._asking.shutdown(wait=False, cancel_futures=True)
+            hurried = self._cli.inbox.signum is not None
+            self.crew.stop(STOP_S if hurried else 2 * CONNECT_TIMEOUT_S, patience_s=STOP_S / 2 if hurried else 0.0)
+            for event in self._cli.inbox.rest():
+                self.take(event)
 
     def report_outages(self, command: str, effect: str) -> None:
         now = time.monotonic()
@@ -3553,85 +3699,172 @@ class Shift:
             )
 
 
-class Tally:
-    """What has become of the messages."""
+class Lagging(NamedTuple):
+    """An event: this machine can't keep the schedule; it does so many messages a second."""
+
+    per_s: float
+
+
+class Account(Listener):
+    """What a command reports of its messages. They are counted in the loop's thread, events go to the inbox."""
 
     def __init__(self, cli: argparse.Namespace) -> None:
-        self._qos: int = cli.qos
+        self._put: Callable[[Any], None] = cli.inbox.put
         self._results: Results = cli.results
-        self.unacknowledged: dict[tuple[str, int], Published] = {}
-        self.published = self.acknowledged = self.dropped = self.resent = 0
-        self.late_s = 0.0  # at the worst
-        self.latency = Times()  # of what was acknowledged
+        self._is_heard = says_each() or cli.results.is_on  # or nothing need be formatted
+
+    def on_event(self, event: Any) -> None:
+        self._put(event)
+
+    def report(self, shift: Shift) -> None:
+        """Log what has become of all, and put it into the summary."""
+        raise NotImplementedError
+
+
+class Tally(Account):
+    """What has become of the messages that things publish."""
+
+    def __init__(self, cli: argparse.Namespace) -> None:
+        super().__init__(cli)
+        self._qos: int = cli.qos
+        self.sent = self.acknowledged = self.dropped = self.resent = self.unsent = 0
+        self._late_s: dict[str, float] = {"": 0.0}  # at the worst, by what held a message up
+        self._latency = Times()  # of what was acknowledged
         self.last_at = 0.0  # time.monotonic() of the last acknowledgement
-        self._rate = Rate(lambda: self.published)
+        self._began_at = 0.0  # time.monotonic() of the first message
+        self._is_lagging = False
+        self._rate = Rate(lambda: self.sent)
+        self._dropped: list[str] = []  # the first of those
+        self.unacknowledged: list[tuple[Device, int, bytes]] = []  # in the end
+        self.rounds: int | None = None  # how many messages of each thing were due in all, in the end
+
+    def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+        self.sent += 1
+        if late_s > self._late_s.get(device.held_by, 0.0):
+            self._late_s[device.held_by] = late_s
+            if late_s > LAG_S and not (device.held_by or self._is_lagging):
+                self._is_lagging = True
+                self._put(Lagging(self.sent / (time.monotonic() - self._began_at)))
+        self._began_at = self._began_at or time.monotonic()
+        if lost:
+            self.dropped += 1
+            self._dropped += [f"message {number} of {device.thing}"] if self.dropped <= LISTED else []
+        if self._is_heard:
+            message = said(device.thing, device.topic, payload)
+            each.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
+            self._results.put("sent", number=number, **message, qos=self._qos, lost=lost)
+
+    def on_acknowledged(self, device: Device, number: int, after_s: float) -> None:
+        self.acknowledged += 1
+        self._latency.add(after_s)
+        self.last_at = time.monotonic()
+        if self._results.is_on:
+            self._results.put("acknowledged", thingName=device.thing, number=number, latencyMs=round(1000 * after_s, 1))
+
+    def on_resent(self, device: Device) -> None:
+        self.resent += 1
+
+    def on_not_sent(self, device: Device, messages: int) -> None:
+        self.unsent += messages
+
+    def __str__(self) -> str:
+        counts = f"sent {self.sent}, acknowledged {self.acknowledged}, lost {self.dropped}"
+        return f"{counts} | {self._rate} | latency {self._latency.recent_ms:.1f} ms"
+
+    def report(self, shift: Shift) -> None:
+        shift.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
+        if self.acknowledged:
+            cause, late_s = max(self._late_s.items(), key=lambda pair: pair[1])
+            late = f"at most {1000 * late_s:.1f} ms behind schedule" + (f": {cause}" if cause and late_s > 0.1 else "")
+            log.info("[send_messages] acknowledged within %s; %s", self._latency, late)
+        self.unacknowledged = shift.crew.unacknowledged
+        if self.rounds is not None:
+            self.unsent = self.rounds * len(shift.joined) - self.sent
+        lost = [
+            f"not acknowledged: message {number} of {device.thing} on {device.topic}: '{decoded(payload)}'"
+            for device, number, payload in self.unacknowledged[:LISTED]
+        ]
+        lost += [f"lost while offline: {message}" for message in self._dropped]
+        for line in lost:
+            log.warning("%s", line)
+        if (more := self.lost - len(lost)) > 0:
+            log.warning("not acknowledged, or lost while offline: %s more", plural(more, "message"))
+        acknowledged = f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)"
+        log.info(
+            "[send_messages] ELF sent %s from %s: %s, %d lost%s",
+            plural(self.sent, "message"),
+            plural(len(shift.joined), "thing"),
+            acknowledged,
+            self.lost,
+            f", {self.unsent} not sent" if self.unsent else "",
+        )
+        self._results.summary.update(
+            sent=self.sent,
+            acknowledged=self.acknowledged,
+            lost=self.lost,
+            notSent=self.unsent,
+            sentAgain=self.resent,
+            latencyMs=self._latency.in_ms(),
+        )
 
     @property
     def lost(self) -> int:
         return self.dropped + len(self.unacknowledged)
 
-    def take(self, event: Any) -> None:
-        if isinstance(event, Acknowledged):
-            self.acknowledged += 1
-            self.latency.add(event.after_s)
-            self.last_at = time.monotonic()
-            self.unacknowledged.pop((event.thing, event.number), None)
-            latency_ms = round(1000 * event.after_s, 1)
-            self._results.put("acknowledged", thingName=event.thing, number=event.number, latencyMs=latency_ms)
-        elif isinstance(event, Published):
-            text = decoded(event.payload)
-            each.info("ELF %s posting message:'%s' on topic: %s", event.thing, text, event.topic)
-            self.published += 1
-            self.dropped += event.lost
-            self.late_s = max(self.late_s, event.late_s)
-            if self._qos:
-                self.unacknowledged[event.thing, event.number] = event
-            self._results.put("sent", number=event.number, **in_json(event), qos=self._qos, lost=event.lost)
-        elif isinstance(event, Resent):
-            self.resent += event.messages
 
-    def is_complete(self, failed: set[str]) -> bool:
-        """Say whether there is nothing more to wait for."""
-        return not self.unacknowledged or all(thing in failed for thing, _ in self.unacknowledged)
+class Hearing(Account):
+    """What things hear."""
+
+    def __init__(self, cli: argparse.Namespace) -> None:
+        super().__init__(cli)
+        self.received = self.unread = 0
+        self._most: float = cli.count or math.inf
+        self.ends_at = math.inf  # time.monotonic()
+        self._latency = Times()  # from the sender's ts
+        self._rate = Rate(lambda: self.received)
+
+    def on_received(self, device: Device, message: Any) -> None:
+        if time.monotonic() > self.ends_at or self.received >= self._most:
+            return
+        self.received += 1
+        payload, at = bytes(message.payload or b""), time.time()
+        if not message.retain and (sent_at := time_of_sending(payload)) is not None:
+            self._latency.add(at - sent_at)
+        if self._is_heard:
+            each.info("Received message: %s from topic: %s", decoded(payload), message.topic)
+            heard = said(device.thing, message.topic, payload)
+            self._results.put("received", **heard, qos=message.qos, retain=bool(message.retain))
+        if self.received == self._most:
+            self._put(Settled())
+
+    def on_unreadable(self, device: Device, error: Exception) -> None:
+        self.unread += 1
+        each.warning("%s can't make anything of a message: %s", device.thing, error)
 
     def __str__(self) -> str:
-        counts = f"sent {self.published}, acknowledged {self.acknowledged}, lost {self.dropped}"
-        return f"{counts} | {self._rate} | latency {self.latency.recent_ms:.1f} ms"
+        latency = f" | latency {self._latency.recent_ms:.0f} ms" if self._latency.in_ms() else ""
+        return f"received {self.received} | {self._rate}{latency}"
 
-    def report(self, things: int) -> None:
-        if self.acknowledged:
-            late_ms = 1000 * self.late_s
-            log.info("[send_messages] acknowledged within %s; at most %.1f ms behind schedule", self.latency, late_ms)
-        for (thing, number), message in list(self.unacknowledged.items())[:LISTED]:
-            text = decoded(message.payload)
-            log.warning("not acknowledged: message %d of %s on %s: '%s'", number, thing, message.topic, text)
-        if (more := len(self.unacknowledged) - LISTED) > 0:
-            log.warning("not acknowledged: %s more", plural(more, "message"))
-        log.info(
-            "[send_messages] ELF sent %s from %s: %s, %d lost",
-            plural(self.published, "message"),
-            plural(things, "thing"),
-            f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)",
-            self.lost,
-        )
-        self._results.summary.update(
-            sent=self.published,
-            acknowledged=self.acknowledged,
-            lost=self.lost,
-            sentAgain=self.resent,
-            latencyMs=self.latency.in_ms(),
-        )
+    def report(self, shift: Shift) -> None:
+        shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
+        if self._latency.in_ms():
+            log.info("[subscribe] received, after the time in their ts, within %s", self._latency)
+        if self.unread:
+            log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
+        messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
+        log.info("[subscribe] ELF received %s on %s", messages, things)
+        self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
 
 
-def in_json(event: Published | Received) -> dict[str, Any]:
+def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
     """Return what the JSON output says of any message. A payload that is no text is in Base64."""
-    message = {"thingName": event.thing, "topic": event.topic, "time": round(event.at, 3)}
+    message = {"thingName": thing, "topic": topic, "time": round(time.time(), 3)}
     try:
-        return {**message, "payload": event.payload.decode("utf-8")}
+        return {**message, "payload": payload.decode("utf-8")}
     except UnicodeDecodeError:
         import base64
 
-        return {**message, "payload": None, "payloadBase64": base64.b64encode(event.payload).decode("ascii")}
+        return {**message, "payload": None, "payloadBase64": base64.b64encode(payload).decode("ascii")}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3753,40 +3986,29 @@ def send_messages(cli: argparse.Namespace) -> int:
     rounds = rounds_of(cli, messages)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 else 1.0
     tally = Tally(cli)
-
-    def take(event: Any) -> None:
-        shift.take(event)
-        tally.take(event)
-
-    beat = spread if messages else 0.0
-    with at_work(cli, things, topics, beat) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
+    refused = 0
+    with at_work(cli, things, tally, topics=topics) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
         what = plural(rounds, "message") if messages else "each line of standard input"
-        log.info("[send_messages] ELF sending %s from each of %s", what, plural(shift.online, "thing"))
-        refused = 0
+        log.info("[send_messages] ELF sending %s from each of %s", what, plural(len(shift.joined), "thing"))
         try:
             if messages:
-                shift.crew.publish(messages, rounds)
+                shift.crew.play(messages, rounds, cli.interval, spread)
+                shift.take_until(Played)
             else:
-                refused = relay_input(cli, shift, topics, take)
-            while shift.crew.is_busy:
-                take(cli.inbox.get(math.inf))
-            await_acknowledgements(cli, shift, tally, take)
+                refused = relay_input(cli, shift, topics)
+            await_acknowledgements(shift, tally)
         except Interrupted:
-            shift.crew.stop(within_s=STOP_S, patience_s=STOP_S / 2)
-            left = f"all {rounds * shift.online} messages were sent" if messages else "the end of the input"
+            left = f"all {rounds * len(shift.joined)} messages were sent" if messages else "the end of the input"
             log.info("[send_messages] stopped before %s", left)
             raise
-        finally:
-            for event in cli.inbox.rest():
-                tally.take(event)
-                if isinstance(event, Diagnosed | Failed):
-                    shift.take(event)
-            shift.report_outages("send_messages", f"{plural(tally.resent, 'message')} sent again")
-            tally.report(shift.online)
-    if tally.lost:
-        raise ElfError("MessagesLost", messages=plural(tally.lost, "message"))
+        tally.rounds = rounds if messages else None
+    if lost := tally.lost + tally.unsent:
+        raise ElfError(
+            f"{plural(lost, 'message')} lost: not acknowledged, or not sent while offline",
+            "see the lines above, check the network, and send again",
+        )
     if refused:
-        raise ElfError("LinesRefused", lines=plural(refused, "line"))
+        raise ElfError(f"{plural(refused, 'line')} of the input could not be sent", _SEE_ABOVE)
     return 1 if shift.failed else 0
 
 
@@ -3811,58 +4033,44 @@ def rounds_of(cli: argparse.Namespace, messages: Sequence[Composer] | None) -> i
     return rounds
 
 
-def relay_input(
-    cli: argparse.Namespace, shift: Shift, topics: Mapping[str, Sequence[str]], take: Callable[[Any], None]
-) -> int:
+def relay_input(cli: argparse.Namespace, shift: Shift, topics: Mapping[str, Sequence[str]]) -> int:
     """Have all things publish each line of standard input as it comes; return how many were none that can be sent."""
-    asked = threading.Semaphore(0)
+    asked = threading.Semaphore(1)
     threading.Thread(target=read_lines, args=(cli.inbox, asked), daemon=True).start()
     deadline = time.monotonic() + (cli.duration or math.inf)
     refused = number = sent = 0
-    is_asked = False
-    while sent < (cli.count or math.inf) and time.monotonic() < deadline and not shift.has_failed:
-        if not is_asked and shift.crew.has_room:
-            asked.release()
-            is_asked = True
-        event = cli.inbox.get(deadline)
-        if not isinstance(event, Line):
-            take(event)
-            continue
-        if event.error:
-            raise event.error
-        if not event.text:
+    while sent < (cli.count or math.inf) and (line := shift.take_until(Line, deadline)):
+        if line.error:
+            raise line.error
+        if not line.text:
             break
-        is_asked = False
         number += 1
-        if not event.text.strip():
-            continue
         try:
-            message = Composer.of_line(event.text.rstrip(b"\r\n"))
-            refuse_long_message(message, topics)
+            if line.text.strip():
+                message = Composer.of_line(line.text.rstrip(b"\r\n"))
+                refuse_long_message(message, topics)
+                shift.crew.publish(message)
+                sent += 1
+                shift.take_until(Room)
         except ElfError as error:
             cause, _ = explain(error)
             each.error("line %d is not sent: %s", number, cause)
             refused += 1
-        else:
-            shift.crew.publish([message], rounds=1)
-            sent += 1
+        asked.release()
+    shift.crew.settle()
     return refused
 
 
-def await_acknowledgements(cli: argparse.Namespace, shift: Shift, tally: Tally, take: Callable[[Any], None]) -> None:
+def await_acknowledgements(shift: Shift, tally: Tally) -> None:
     """Wait until all is acknowledged, ACK_GRACE_S seconds at the least and as long as acknowledgements come."""
     ended = time.monotonic()
-    news_at = ended + 2.0
-    while not tally.is_complete(shift.failed):
-        deadline = max(ended + ACK_GRACE_S, tally.last_at + ACK_PAUSE_S)
-        if (event := cli.inbox.get(min(deadline, news_at))) is not None:
-            take(event)
-        elif news_at < deadline:
-            waiting, left_s = len(tally.unacknowledged), deadline - time.monotonic()
-            log.info("[send_messages] waiting for %s, up to %.0f s", plural(waiting, "acknowledgement"), left_s)
-            news_at = math.inf
-        else:
-            break
+    if shift.take_until(Settled, ended + 2.0) or shift.has_failed:
+        return
+    messages, left_s = plural(shift.crew.backlog, "acknowledgement"), ended + ACK_GRACE_S - time.monotonic()
+    log.info("[send_messages] waiting for %s, up to %.0f s", messages, left_s)
+    while (deadline := max(ended + ACK_GRACE_S, tally.last_at + ACK_PAUSE_S)) > time.monotonic():
+        if shift.take_until(Settled, deadline) or shift.has_failed:
+            return
 
 
 def subscribe(cli: argparse.Namespace) -> int:
@@ -3870,48 +4078,21 @@ def subscribe(cli: argparse.Namespace) -> int:
     things = ready_things(cli.fleet)
     filters = {thing.name: topics_of(cli, cli.topic or [None], thing.name, f"{TOPIC_ROOT}/#") for thing in things}
     refuse_bad_topics(filters, wildcards=True)
-    received = 0
-    latency = Times()  # from the sender's ts
-    rate = Rate(lambda: received)
-
-    def text() -> str:
-        return f"received {received} | {rate}" + (f" | latency {latency.recent_ms:.0f} ms" if latency.in_ms() else "")
-
-    def take(event: Any) -> None:
-        nonlocal received
-        shift.take(event)
-        if isinstance(event, Received) and event.at < ends_at and received < (cli.count or math.inf):
-            received += 1
-            each.info("Received message: %s from topic: %s", decoded(event.payload), event.topic)
-            if (sent_at := time_of_sending(event.payload)) is not None:
-                latency.add(event.at - sent_at)
-            cli.results.put("received", **in_json(event), qos=event.qos, retain=event.retain)
-
-    with at_work(cli, things, filters) as shift, live_line(cli.inbox, cli.printer, text):
-        log.info("[subscribe] ELF listening on %s for %g s", plural(shift.online, "thing"), cli.duration)
-        deadline, ends_at = time.monotonic() + cli.duration, time.time() + cli.duration
-        try:
-            while received < (cli.count or math.inf) and time.monotonic() < deadline and not shift.has_failed:
-                take(cli.inbox.get(deadline))
-            deaf = shift.still_offline
-            shift.crew.stop()
-            for event in cli.inbox.rest():  # what came in time, and nobody had the time to report
-                cli.inbox.check()
-                take(event)
-        finally:
-            unreported = sum(isinstance(event, Received) for event in cli.inbox.rest())
-            if unreported and cli.inbox.signum != SIGPIPE:  # who has left does not ask
-                log.warning("[subscribe] %s more came, and had not been reported", plural(unreported, "message"))
-            shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
-            if latency.in_ms():
-                log.info("[subscribe] received, after the time in their ts, within %s", latency)
-            log.info("[subscribe] ELF received %s on %s", plural(received, "message"), plural(shift.online, "thing"))
-            cli.results.summary.update(received=received, notReported=unreported, latencyMs=latency.in_ms())
-    if cli.count is not None and received < cli.count:
-        messages = plural(received, "message")
-        raise ElfError("TooFewMessages", messages=messages, duration=cli.duration, count=cli.count)
+    hearing = Hearing(cli)
+    with at_work(cli, things, hearing, filters=filters) as shift, live_line(cli.inbox, cli.printer, hearing.__str__):
+        log.info("[subscribe] ELF listening on %s for %g s", plural(len(shift.joined), "thing"), cli.duration)
+        hearing.ends_at = time.monotonic() + cli.duration
+        shift.take_until(Settled, hearing.ends_at)
+        deaf = shift.still_offline
+    if cli.count is not None and hearing.received < cli.count:
+        raise ElfError(
+            f"{plural(hearing.received, 'message')} came in {cli.duration:g} s, not {cli.count}",
+            "see that something is sent to that topic meanwhile, or give it a longer --duration",
+        )
     if deaf:
-        raise ElfError("StillDeaf", things=listed(deaf))
+        raise ElfError(
+            f"{listed(deaf)} had no connection in the end, and may have missed messages", "check the network"
+        )
     return 1 if shift.failed else 0
 
 
@@ -4021,76 +4202,61 @@ def ready_things(fleet: Fleet) -> list[Thing]:
 
 @contextlib.contextmanager
 def at_work(
-    cli: argparse.Namespace, things: Sequence[Thing], topics: Mapping[str, Sequence[str]], spread: float | None = None
+    cli: argparse.Namespace,
+    things: Sequence[Thing],
+    account: Account,
+    topics: Mapping[str, Sequence[str]] | None = None,
+    filters: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Shift]:
     """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
 
-    They publish to their topics, taking turns over the part `spread` of an interval, or without it subscribe to them.
-    What keeps some from it is reported. Raises ElfError when none is connected.
+    They publish to their topic, or subscribe to their filters. What keeps some from it is reported, then the account.
+    Raises ElfError when none is connected.
     """
     fleet: Fleet = cli.fleet
     brevity_for(len(things))
     root_cert = root_of(cli)
-    raise_descriptor_limit(min(len(things), DEVICES_A_PROCESS))
+    raise_descriptor_limit(len(things))
     if fleet.unanswered:
         with fleet.locked(cli.inbox):
             show_unanswered(cli)
-    things, endpoint, patience_s = admit(cli, things)
-    shares = processes_for(len(things))
-    duties = [
-        Duty(
+    admitted, endpoint, patience_s = admit(cli, things)
+    loop = Loop(cli.inbox.put, connects_per_s(filters or {}))
+    devices = [
+        Device(
             thing.name,
             fleet.files(thing.name),
-            tuple(topics[thing.name]),
-            phase=number / len(things) * (spread or 0.0),
-            patience_s=patience_s[thing.name],
-        )
-        for number, thing in enumerate(things)
-    ]
-    jobs = [
-        Job(
-            share,
-            tuple(duties[share::shares]),
             endpoint,
             root_cert,
-            cli.qos,
-            CONNECTS_PER_S / shares,
-            fleet_size=len(things),
-            publishes=spread is not None,
-            interval_s=vars(cli).get("interval", 0.0),
+            loop,
+            account,
+            qos=cli.qos,
+            topic=topics[thing.name][0] if topics else "",
+            topic_filters=filters[thing.name] if filters else (),
+            patience_s=patience_s[thing.name],
         )
-        for share in range(shares)
+        for thing in admitted
     ]
-    crew = Crew(jobs, cli.inbox, cli.printer, not_theirs=[fleet.lock] if fleet.lock else [])
-    shift = Shift(cli, crew, things)
-    shift.failed |= topics.keys() - shift.things.keys()  # without a policy
-    try:
-        waiting, early = {duty.name for duty in duties}, []
-        while waiting:
-            event = cli.inbox.get(math.inf)
-            if isinstance(event, Received):  # by the first things, before the last are connected
-                early.append(event)
-                continue
-            shift.take(event)
-            if isinstance(event, Connected | Failed):
-                waiting.discard(event.thing)
-        if shift.online:
-            cli.inbox.put(early)
-            yield shift
+    shift = Shift(cli, devices, loop)
+    shift.failed |= {thing.name for thing in things} - shift.crew.devices.keys()  # without a policy
+
+    def report_failures() -> None:
+        shift.failures.report(of=len(admitted))
+        cli.results.summary.update(things=len(shift.joined), failed=sorted(shift.failed, key=by_number))
+
+    with contextlib.ExitStack() as ends:  # what comes last is done first
+        ends.callback(report_failures)
+        ends.callback(shift.stop)
+        shift.gather()
+        ends.callback(account.report, shift)
+        ends.callback(shift.stop)
+        yield shift
         shift.await_diagnoses()
-        if not shift.online:
-            raise ElfError("NoneConnected")
-    except Interrupted:
-        crew.stop(within_s=STOP_S)
-        raise
-    except Exception:
-        crew.stop()
-        raise
-    else:
-        crew.stop()
-    finally:
-        shift.failures.report(of=len(shift.things))
-        cli.results.summary.update(things=shift.online, failed=sorted(shift.failed, key=by_number))
+
+
+def connects_per_s(filters: Mapping[str, Sequence[str]]) -> float:
+    """Say how many things may connect a second: AWS takes 500 connects and 500 subscriptions an account."""
+    return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max(map(len, filters.values()), default=1))
 
 
 class Admission(NamedTuple):
