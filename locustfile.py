@@ -283,9 +283,9 @@ class Desk(Run):
             given_up = self.gone - self.runner.clients.keys()
             things = collections.Counter(self.worker_of.values())
             for worker in things.keys() & missing - self.gone:
-                its_things = elf.plural(things[worker], "thing")
+                lost = elf.plural(things[worker], "thing")
                 error = elf.ElfError(
-                    f"worker {worker} is gone, and {its_things} with it; the others go on, and take them over in a minute",
+                    f"worker {worker} is gone, and {lost} with it; the others go on, and take them over in a minute",
                     "see its own log; what it did in its last seconds is not in the report",
                 )
                 elf.complain(error)
