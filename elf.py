@@ -164,10 +164,6 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
         self.signum = signum
 
 
-_START_HERE = (
-    "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
-    "or try ELF without an AWS account: `elf.py --local create`"
-)
 _CARRY_ON = "the same command again carries on where this one ended; try it in a minute"
 _NETWORK = "check the network, a proxy or firewall in the way, --region and --endpoint-url"
 _SIGN_IN = "a proxy or a login page sits in between, most likely: sign in to that network, or check --endpoint-url"
@@ -179,16 +175,20 @@ _SEE_ABOVE = "see the lines above"
 # do. {error} is the message it came with. README's troubleshooting has all of them.
 FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: credentials and configuration
-    "NoCredentialsError": ("there are no AWS credentials on this machine", _START_HERE),
-    "PartialCredentialsError": ("the AWS credentials are incomplete: {error}", _START_HERE),
+    "NoCredentialsError PartialCredentialsError": (
+        "there are no AWS credentials on this machine, or not all of them: {error}",
+        "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
+        "or try ELF without an AWS account: `elf.py --local create`",
+    ),
     "ProfileNotFound ConfigParseError": (
         "the AWS configuration does not work: {error}",
         "`aws configure list-profiles` names the profiles there are; choose with --profile, or run `aws configure`",
     ),
     "CredentialRetrievalError TokenRetrievalError SSOError "
-    "UnrecognizedClientException InvalidClientTokenId ExpiredTokenException ExpiredToken": (
+    "UnrecognizedClientException InvalidClientTokenId ExpiredTokenException ExpiredToken "
+    "InvalidSignatureException SignatureDoesNotMatch": (
         "the AWS credentials do not work: {error}",
-        "check them with `aws sts get-caller-identity`, and renew them (`aws sso login`)",
+        "check them with `aws sts get-caller-identity`, and renew them (`aws sso login` or `aws configure`)",
     ),
     # botocore: the way to AWS
     "NameResolutionError": ("the control plane's name can't be resolved: {error}", _NETWORK),
@@ -209,10 +209,6 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "RequestTimeTooSkewed RequestExpired": (
         "this machine's clock is wrong, AWS says: {error}",
         "set it (`timedatectl set-ntp true`, or the system's settings), and run the command again",
-    ),
-    "InvalidSignatureException SignatureDoesNotMatch": (
-        "AWS refuses the signature: {error}",
-        "the secret access key is not this access key's: run `aws configure` again",
     ),
     "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException": (
         "AWS denies {action} to {who}: {error}",
@@ -972,9 +968,7 @@ class Fleet:
         self.things: dict[str, Thing] = {}
         entries = self._read(self.things_file, [])
         if not isinstance(entries, list):
-            raise self._not_elfs(
-                self.things_file, "it is not a JSON list", newer=isinstance(entries, dict) and "version" in entries
-            )
+            raise self._not_elfs(self.things_file, "it is not a JSON list")
         self._changes = self._read_journal()
         for entry in (*entries, *self._changes):
             self._replay(entry)
@@ -1012,15 +1006,11 @@ class Fleet:
         except (ValueError, RecursionError) as error:
             raise self._not_elfs(self.journal_file, str(error)) from error
 
-    def _not_elfs(self, path: Path, reason: str, newer: bool = False) -> ElfError:
-        if newer:
-            return ElfError(
-                f"{path} was written by a newer ELF: {reason}",
-                f"use that ELF (this is {VERSION}), or another --misc-dir",
-            )
+    def _not_elfs(self, path: Path, reason: str) -> ElfError:
         return ElfError(
             f"{path} can't be read as ELF's: {reason}",
-            "restore it from a backup, or move it away: ELF then starts afresh and forgets what it made",
+            f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
+            "ELF then starts afresh and forgets what it made",
         )
 
     def _replay(self, entry: object) -> None:
@@ -1036,11 +1026,11 @@ class Fleet:
         if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
             raise refusal(f"{name[:140]!r} is not a thing of ELF's")
         if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
-            raise refusal(f"{unknown[0][:140]!r} of {name} means nothing to this one", newer=True)
+            raise refusal(f"{unknown[0][:140]!r} of {name} means nothing to this one")
         known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
         thing = Thing(name, **{"stage": READY, **known})
         if thing.stage not in (CREATING, READY, CLEANING):
-            raise refusal(f"the stage of {name} means nothing to this one", newer=True)
+            raise refusal(f"the stage of {name} means nothing to this one")
         if problem := problem_of(thing):
             raise refusal(f"{name}: {problem}")
         if "keyPair" in recorded or "certificatePem" in recorded:
@@ -1692,18 +1682,7 @@ def _client(session: Any, place: Place) -> Any:
 
 def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
     """Ask AWS for the host name of its MQTT broker. Raises ElfError when these credentials are another account's."""
-    import botocore.exceptions
-
-    try:
-        address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
-    except botocore.exceptions.EndpointConnectionError as error:
-        known = {name for p in session.get_available_partitions() for name in session.get_available_regions("iot", p)}
-        if place.region not in known and ".amazonaws.com" in (place.endpoint_url or ""):
-            raise ElfError(
-                f"no AWS IoT answers in region {place.region}, which is none that is known",
-                "check --region; `aws ec2 describe-regions` names the regions there are",
-            ) from error
-        raise
+    address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
     host = address.partition(":")[0].lower()
     # It begins with another name for every account; and in moto's server, for every answer.
     same_endpoint = (place.data_endpoint or "").partition(".")[0] == host.partition(".")[0]
@@ -1982,7 +1961,10 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
             if not thing.certificate_arn and (taken or _refused_at_once(error)):
                 fleet.forget(thing)
             if taken:
-                raise _taken(name, owner) from error
+                remedy = "choose other names, as in `elf.py create --prefix NAME`"
+                if owner:
+                    remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
+                raise ElfError(f"there is a thing named {name} already that this ELF did not make", remedy) from error
             raise
     if not thing.certificate_arn:
         if name in strays:
@@ -1991,17 +1973,6 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
         thing = _certify(iot, fleet, thing)
     once_visible(iot.attach_thing_principal, thingName=name, principal=thing.certificate_arn)
     return fleet.record(thing._replace(stage=READY))
-
-
-def _taken(name: str, owner: str | None) -> ElfError:
-    other_names = "choose other names, as in `elf.py create --prefix NAME`"
-    if not owner:
-        return ElfError(f"there is a thing named {name} already that this ELF did not make", other_names)
-    return ElfError(
-        f"there is a thing named {name} already that another ELF made, whose ID is {owner}",
-        f"{other_names}; if that ELF is yours and its misc/ was lost, "
-        f'put {{"elf_id": "{owner}"}} in misc/elf.json and create again',
-    )
 
 
 def _certify(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
