@@ -331,14 +331,10 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     # The system
     "ELOOP": ("a symbolic link is where ELF keeps a file of its own: {error}", "remove it, or use another --misc-dir"),
     "ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space; the same command again then carries on"),
-    "NotADirectoryError FileExistsError": (
-        "a file is where a directory should be: {error}",
-        "check what it is, or choose another place with --misc-dir",
-    ),
     "FileNotFoundError": ("a file is missing: {error}", "put it back, or mend the setting that names it"),
     "OSError": (
         "the operating system says: {error}",
-        "check its disk, and who owns it; or choose another place with --misc-dir",
+        "check what is there, who owns it, and its disk; or choose another place with --misc-dir",
     ),
     # Python
     "ModuleNotFoundError": (
@@ -409,12 +405,13 @@ def _message(error: BaseException) -> str:
     return _answer(error).get("Message") or str(error).rstrip(": ")
 
 
-def complain(error: BaseException) -> None:
-    """Log what is wrong in one line, what to do about it in another, and under --debug the traceback."""
+def complain(error: BaseException) -> tuple[str, str]:
+    """Log what is wrong in one line, what to do about it in another, and under --debug the traceback; return both."""
     cause, remedy = explain(error)
     log.error("%s", cause)
     log.error("what to do: %s", remedy)
     log.debug("traceback:", exc_info=error)
+    return cause, remedy
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4521,8 +4518,7 @@ def run_to_the_end(cli: argparse.Namespace) -> int:
         log.warning("stopped at once")
         return 128 + signal.SIGINT
     except Exception as error:
-        complain(error)
-        cause, remedy = explain(error)
+        cause, remedy = complain(error)
         cli.results.summary["error"] = {"cause": cause, "remedy": remedy}
         return 1
 
