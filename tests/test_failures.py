@@ -256,7 +256,7 @@ sso_region = us-west-2
         pytest.param(
             {},
             {"AWS_ENDPOINT_URL": "", "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET},
-            *(("--region", "us-wets-2"), "EndpointConnectionError", "https://iot.us-wets-2.amazonaws.com"),
+            *(("--region", "us-wets-2"), "NameResolutionError", "https://iot.us-wets-2.amazonaws.com"),
             id="an unknown region",
         ),
         pytest.param(
@@ -1001,7 +1001,7 @@ def test_a_directory_that_may_not_be_written_is_explained(
 @pytest.mark.parametrize(
     ("at", "reason"),
     [
-        pytest.param("misc", "File exists", id="a file"),
+        pytest.param("misc", "Not a directory", id="a file"),
         pytest.param("", "Not a directory", id="a file above"),
         pytest.param("misc/.lock/x", "Is a directory", id="a directory for a file"),
     ],
