@@ -156,6 +156,13 @@ class ElfError(Exception):
         self.facts = facts
 
 
+class NotAwsError(ElfError):
+    """An answer that AWS IoT would not give."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(f"what answers at {endpoint} is not AWS IoT", _SIGN_IN)
+
+
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
     """The user pressed Ctrl-C, the system asked ELF to end (SIGTERM), or who read its output has gone (SIGPIPE)."""
 
@@ -164,55 +171,38 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
         self.signum = signum
 
 
-_PIP = f"{sys.executable} -m pip install -r"
-_START_HERE = (
-    "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
-    "or try ELF without an AWS account: `elf.py --local create`"
-)
-_RENEW = "check the credentials with `aws sts get-caller-identity`, and renew them (`aws sso login`)"
 _CARRY_ON = "the same command again carries on where this one ended; try it in a minute"
 _NETWORK = "check the network, a proxy or firewall in the way, --region and --endpoint-url"
-_ANOTHER_PLACE = "check who owns it, or choose another place with --misc-dir"
+_SIGN_IN = "a proxy or a login page sits in between, most likely: sign in to that network, or check --endpoint-url"
 _ANEW = "`elf.py clean` and `elf.py create` make the fleet anew"
 _NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twice: {_ANEW}"
 _SEE_ABOVE = "see the lines above"
 
-# Every failure a user can meet: what is wrong, and what to do. Its names are ELF's own, an AWS error code, an errno or
-# an exception class; the nearest counts. {error} is the message it came with. README's troubleshooting has all of them.
+# What others raise, by AWS's error codes, classes and errnos, of which the nearest counts: what is wrong, and what to
+# do. {error} is the message it came with. README's troubleshooting has all of them.
 FAILURES: Mapping[str, tuple[str, str]] = {
-    # Credentials and configuration
-    "NoCredentialsError": ("there are no AWS credentials on this machine", _START_HERE),
-    "PartialCredentialsError": ("the AWS credentials are incomplete: {error}", _START_HERE),
-    "CredentialRetrievalError": ("the AWS credentials can't be had: {error}", _RENEW),
-    "TokenRetrievalError SSOError": ("the AWS SSO session can't be used: {error}", "sign in again: `aws sso login`"),
-    "ProfileNotFound": (
-        "the AWS profile does not exist: {error}",
-        "`aws configure list-profiles` names the profiles there are; choose with --profile",
+    # botocore: credentials and configuration
+    "NoCredentialsError PartialCredentialsError": (
+        "there are no AWS credentials on this machine, or not all of them: {error}",
+        "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
+        "or try ELF without an AWS account: `elf.py --local create`",
     ),
-    "ConfigParseError": ("the AWS configuration can't be read: {error}", "mend that file, or run `aws configure`"),
-    "RegionUnknown": (
-        "no AWS IoT answers in region {region}, which is none that is known",
-        "check --region; `aws ec2 describe-regions` names the regions there are",
+    "ProfileNotFound ConfigParseError": (
+        "the AWS configuration does not work: {error}",
+        "`aws configure list-profiles` names the profiles there are; choose with --profile, or run `aws configure`",
     ),
-    "UnrecognizedClientException InvalidClientTokenId": ("AWS does not know these credentials: {error}", _RENEW),
-    "ExpiredTokenException ExpiredToken": ("the AWS session has expired: {error}", _RENEW),
-    "RequestTimeTooSkewed RequestExpired": (
-        "this machine's clock is wrong, AWS says: {error}",
-        "set it (`timedatectl set-ntp true`, or the system's settings), and run the command again",
-    ),
+    "CredentialRetrievalError TokenRetrievalError SSOError "
+    "UnrecognizedClientException InvalidClientTokenId ExpiredTokenException ExpiredToken "
     "InvalidSignatureException SignatureDoesNotMatch": (
-        "AWS refuses the signature: {error}",
-        "the secret access key is not this access key's: run `aws configure` again",
+        "the AWS credentials do not work: {error}",
+        "check them with `aws sts get-caller-identity`, and renew them (`aws sso login` or `aws configure`)",
     ),
-    "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException": (
-        "AWS denies {action} to {who}: {error}",
-        "give that user or role the action; README.md has the IAM policy that ELF needs",
-    ),
-    # The way to AWS
+    # botocore: the way to AWS
     "NameResolutionError": ("the control plane's name can't be resolved: {error}", _NETWORK),
-    "EndpointConnectionError": ("the control plane can't be reached: {error}", _NETWORK),
-    "ConnectTimeoutError ReadTimeoutError": ("the control plane does not answer: {error}", _NETWORK),
-    "ConnectionClosedError HTTPClientError": ("the connection to the control plane fails: {error}", _NETWORK),
+    "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError": (
+        "the control plane can't be reached: {error}",
+        _NETWORK,
+    ),
     "SSLError": (
         "TLS to the control plane fails: {error}",
         "check AWS_CA_BUNDLE, a proxy that opens connections, and --endpoint-url",
@@ -221,11 +211,16 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "the proxy can't be reached: {error}",
         "check HTTPS_PROXY; NO_PROXY=.amazonaws.com goes around it",
     ),
-    "NotAws ResponseParserError": (
-        "what answers at {url} is not AWS IoT",
-        "a proxy or a login page sits in between, most likely: sign in to that network, or check --endpoint-url",
+    "NotAwsError ResponseParserError": ("what answers at the control plane's endpoint is not AWS IoT", _SIGN_IN),
+    # AWS
+    "RequestTimeTooSkewed RequestExpired": (
+        "this machine's clock is wrong, AWS says: {error}",
+        "set it (`timedatectl set-ntp true`, or the system's settings), and run the command again",
     ),
-    # What AWS answers
+    "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException": (
+        "AWS denies {action} to {who}: {error}",
+        "give that user or role the action; README.md has the IAM policy that ELF needs",
+    ),
     "ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CARRY_ON),
     "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable": (
         "AWS IoT has a failure of its own: {error}",
@@ -247,29 +242,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "AWS refuses to delete it: {error}",
         "AWS names nobody else who uses it: run the same command again later",
     ),
-    "OtherAccount": (
-        "these credentials are another account's: the fleet lives in {place}",
-        "use the credentials that created it, or another --misc-dir for another fleet",
-    ),
-    "ThingTaken": (
-        "there is a thing named {thing} already that this ELF did not make",
-        "choose other names, as in `elf.py create --prefix NAME`",
-    ),
-    "ThingOfAnotherElf": (
-        "there is a thing named {thing} already that another ELF made, whose ID is {elf_id}",
-        "choose other names, as in `elf.py create --prefix NAME`; if that ELF is yours and its misc/ was lost, "
-        'put {{"elf_id": "{elf_id}"}} in misc/elf.json and create again',
-    ),
-    "PolicyTaken": (
-        "there is a policy named {policy} already that ELF did not make",
-        "detach it from its targets and delete it (`aws iot delete-policy --policy-name {policy}`), "
-        "or make another fleet with --prefix",
-    ),
-    "CertificateOfOthers": (
-        "{thing} has a certificate that ELF did not make: {certificate}",
-        "detach it (`aws iot detach-thing-principal --thing-name {thing} --principal {certificate}`)",
-    ),
-    # The way to the broker
+    # ELF's own devices
     "PortUnanswered": (
         "{thing} can't connect to {endpoint}: it does not answer",
         "if a firewall blocks port 8883, try --mqtt-endpoint :443",
@@ -349,37 +322,11 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "see that something is sent to that topic meanwhile, or give it a longer --duration",
     ),
     "StillDeaf": ("{things} had no connection in the end, and may have missed messages", "check the network"),
-    # misc/
-    "NothingYet": ("there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)"),
-    "Incomplete": ("none of the things is complete", "finish with `elf.py create`, or `elf.py clean`"),
-    "TooMany": (
-        "there are {existing} already, more than the {count} you ask for",
-        "`elf.py clean` removes them all; `elf.py create` then makes as many as you like",
+    "LinesRefused": ("{lines} of the input could not be sent", _SEE_ABOVE),
+    "TooFewDescriptors": (
+        "{things} in a process need {needed} open files, and this system allows {allowed}",
+        "raise the limit (`ulimit -Hn`, or nofile in /etc/security/limits.conf), or use fewer things",
     ),
-    "HalfCleaned": ("half cleaned up: {things}", "finish with `elf.py clean`, then create again"),
-    "Contradiction": (
-        "{options} contradicts where the fleet lives: {place}",
-        "leave the option out, or clean this fleet first, or keep another one with --misc-dir",
-    ),
-    "Locked": (
-        "another ELF is at work on {directory}: {holders}",
-        "wait for its end (--wait 60 does), or keep another fleet with --misc-dir",
-    ),
-    "NotElfs": (
-        "{file} can't be read as ELF's: {error}",
-        "restore it from a backup, or move it away: ELF then starts afresh and forgets what it made",
-    ),
-    "NewerElf": (
-        "{file} was written by a newer ELF: {error}",
-        "use that ELF (this is {version}), or another --misc-dir",
-    ),
-    "ELOOP": ("a symbolic link is where ELF keeps a file of its own: {error}", "remove it, or use another --misc-dir"),
-    "ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space; the same command again then carries on"),
-    "EROFS": ("the disk is read-only: {error}", "choose another place with --misc-dir"),
-    "PermissionError": ("no permission: {error}", _ANOTHER_PLACE),
-    "NotADirectoryError FileExistsError": ("a file is where a directory should be: {error}", _ANOTHER_PLACE),
-    "FileNotFoundError": ("a file is missing: {error}", "put it back, or mend the setting that names it"),
-    "OSError": ("the operating system says: {error}", "repair that disk, or choose another place with --misc-dir"),
     "KeyMissing": ("{thing} has no file {file}", _NEW_KEYS),
     "KeyUnreadable": ("{thing} can't use its file {file}: {error}", f"make it readable, or {_NEW_KEYS}"),
     "KeyEmpty": ("the file {file} of {thing} is empty", _NEW_KEYS),
@@ -388,35 +335,18 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         f"restore {{file}} and its .pem from one backup; without one, {_ANEW}",
     ),
     "KeyInvalid": ("the file {file} of {thing} holds no key or certificate: {error}", _NEW_KEYS),
-    # What the user gives
-    "RootMissing": (
-        "there is no root certificate {file}",
-        "name a PEM file with --root-cert, or leave that option out",
+    # The system
+    "ELOOP": ("a symbolic link is where ELF keeps a file of its own: {error}", "remove it, or use another --misc-dir"),
+    "ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space; the same command again then carries on"),
+    "FileNotFoundError": ("a file is missing: {error}", "put it back, or mend the setting that names it"),
+    "OSError": (
+        "the operating system says: {error}",
+        "check what is there, who owns it, and its disk; or choose another place with --misc-dir",
     ),
-    "RootInvalid": (
-        "{file} is no root certificate: {error}",
-        "name a PEM file with --root-cert; without that option ELF uses Amazon's own",
-    ),
-    "NoAmazonRoots": (
-        "neither botocore nor this system has the Amazon root certificates",
-        "save https://www.amazontrust.com/repository/AmazonRootCA1.pem and name it with --root-cert",
-    ),
-    "MessageMissing": ("the message file {file} can't be read: {error}", "name a file with --json-message"),
-    "MessageNotUtf8": ("the message file {file} is not UTF-8: {error}", "save it as UTF-8"),
-    "MessageNotJson": ("the message file {file} is not JSON: {error}", "mend it; example.json shows one"),
-    "MessageNotObject": ("the message file {file} holds no JSON object", "put one in; example.json shows one"),
-    "NotUtf8": ("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8"),
-    "MessageFileEmpty": ("the message file {file} holds no message", "put some in, a line each"),
-    "LinesRefused": ("{lines} of the input could not be sent", _SEE_ABOVE),
-    "PayloadTooLong": ("the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one"),
-    # This machine
+    # Python
     "ModuleNotFoundError": (
         "a Python package is missing: {error}",
-        f"{_PIP} {HERE / 'requirements.txt'}, or run ELF with `uv run elf.py`",
-    ),
-    "TooFewDescriptors": (
-        "{things} in a process need {needed} open files, and this system allows {allowed}",
-        "raise the limit (`ulimit -Hn`, or nofile in /etc/security/limits.conf), or use fewer things",
+        f"{sys.executable} -m pip install -r {HERE / 'requirements.txt'}, or run ELF with `uv run elf.py`",
     ),
     "Exception": ("unexpected {name}: {error}", "run the command again with --debug to see where it comes from"),
 }
@@ -438,7 +368,7 @@ HOPELESS = frozenset(
 def names_of(error: BaseException) -> list[str]:
     """Name a failure as FAILURES does: ELF's or AWS's name, the errno, what caused it, the class; the nearest first."""
     if isinstance(error, ElfError):
-        return [error.failure]
+        return [error.failure, type(error).__name__]
     names = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, OSError) and error.errno:
         names.insert(0, errno.errorcode.get(error.errno, ""))
@@ -451,7 +381,7 @@ def names_of(error: BaseException) -> list[str]:
         if code == "InvalidRequestException" and "attached" in _message(error):
             names[0] = "DeleteConflictException"  # as DeleteThing has it
         if code.isdigit():  # an HTTP status alone: this is no answer of AWS IoT's, 511 a login page's
-            names[0] = "NotAws" if int(code) < 500 or code == "511" else "InternalFailure"
+            names[0] = "NotAwsError" if int(code) < 500 or code == "511" else "InternalFailure"
     return names
 
 
@@ -466,7 +396,6 @@ def explain(error: BaseException) -> tuple[str, str]:
         "error": message,
         "action": f"iot:{getattr(error, 'operation_name', '')}",
         "who": who[1] if who else "these credentials",
-        "url": "the control plane's endpoint",
         **(error.facts if isinstance(error, ElfError) else {}),
     }
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
@@ -483,12 +412,13 @@ def _message(error: BaseException) -> str:
     return _answer(error).get("Message") or str(error).rstrip(": ")
 
 
-def complain(error: BaseException) -> None:
-    """Log what is wrong in one line, what to do about it in another, and under --debug the traceback."""
+def complain(error: BaseException) -> tuple[str, str]:
+    """Log what is wrong in one line, what to do about it in another, and under --debug the traceback; return both."""
     cause, remedy = explain(error)
     log.error("%s", cause)
     log.error("what to do: %s", remedy)
     log.debug("traceback:", exc_info=error)
+    return cause, remedy
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -801,7 +731,7 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ElfError("NotUtf8") from error
+        raise ElfError("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8") from error
 
 
 def plural(number: int, noun: str) -> str:
@@ -1051,9 +981,7 @@ class Fleet:
         self.things: dict[str, Thing] = {}
         entries = self._read(self.things_file, [])
         if not isinstance(entries, list):
-            raise self._not_elfs(
-                self.things_file, "it is not a JSON list", newer=isinstance(entries, dict) and "version" in entries
-            )
+            raise self._not_elfs(self.things_file, "it is not a JSON list")
         self._changes = self._read_journal()
         for entry in (*entries, *self._changes):
             self._replay(entry)
@@ -1091,8 +1019,12 @@ class Fleet:
         except (ValueError, RecursionError) as error:
             raise self._not_elfs(self.journal_file, str(error)) from error
 
-    def _not_elfs(self, path: Path, reason: str, newer: bool = False) -> ElfError:
-        return ElfError("NewerElf" if newer else "NotElfs", file=path, error=reason, version=VERSION)
+    def _not_elfs(self, path: Path, reason: str) -> ElfError:
+        return ElfError(
+            f"{path} can't be read as ELF's: {reason}",
+            f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
+            "ELF then starts afresh and forgets what it made",
+        )
 
     def _replay(self, entry: object) -> None:
         """Take in one entry, trusting nothing: names become paths, and identifiers are sent to AWS."""
@@ -1107,11 +1039,11 @@ class Fleet:
         if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
             raise refusal(f"{name[:140]!r} is not a thing of ELF's")
         if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
-            raise refusal(f"{unknown[0][:140]!r} of {name} means nothing to this one", newer=True)
+            raise refusal(f"{unknown[0][:140]!r} of {name} means nothing to this one")
         known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
         thing = Thing(name, **{"stage": READY, **known})
         if thing.stage not in (CREATING, READY, CLEANING):
-            raise refusal(f"the stage of {name} means nothing to this one", newer=True)
+            raise refusal(f"the stage of {name} means nothing to this one")
         if problem := problem_of(thing):
             raise refusal(f"{name}: {problem}")
         if "keyPair" in recorded or "certificatePem" in recorded:
@@ -1152,7 +1084,10 @@ class Fleet:
         while not (lock := Lock.take(self.directory, note, shared=not alone)):
             holders = _holders(note)
             if time.monotonic() >= deadline:
-                raise ElfError("Locked", directory=self.directory, holders=holders)
+                raise ElfError(
+                    f"another ELF is at work on {self.directory}: {holders}",
+                    "wait for its end (--wait 60 does), or keep another fleet with --misc-dir",
+                )
             if holders != announced and wait_s:
                 log.info("waiting for %s", announced := holders)
             inbox.get(min(deadline, time.monotonic() + 0.05))
@@ -1760,21 +1695,16 @@ def _client(session: Any, place: Place) -> Any:
 
 def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
     """Ask AWS for the host name of its MQTT broker. Raises ElfError when these credentials are another account's."""
-    import botocore.exceptions
-
-    try:
-        address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
-    except botocore.exceptions.EndpointConnectionError as error:
-        known = {name for p in session.get_available_partitions() for name in session.get_available_regions("iot", p)}
-        if place.region not in known and ".amazonaws.com" in (place.endpoint_url or ""):
-            raise ElfError("RegionUnknown", region=place.region) from error
-        raise
+    address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
     host = address.partition(":")[0].lower()
     # It begins with another name for every account; and in moto's server, for every answer.
     same_endpoint = (place.data_endpoint or "").partition(".")[0] == host.partition(".")[0]
     unknown = not (place.data_endpoint or place.account)
     if not (same_endpoint or unknown or (place.account and place.account == _account(session, place))):
-        raise ElfError("OtherAccount", place=place)
+        raise ElfError(
+            f"these credentials are another account's: the fleet lives in {place}",
+            "use the credentials that created it, or another --misc-dir for another fleet",
+        )
     return host
 
 
@@ -1846,7 +1776,7 @@ def _check_answer(url: str, http_response: Any, parsed: dict[str, Any], model: A
             field, dot, member = path.partition(".")
             for found in parsed[field] if field in lists else [parsed.get(field)]:
                 if not (found.get(member) if found and dot else found):
-                    raise ElfError("NotAws", url=f"{url} to {model.name}, without {path},")
+                    raise NotAwsError(f"{url} to {model.name}, without {path},")
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
@@ -1886,7 +1816,7 @@ def _may_have_arrived(error: Exception) -> bool:
     """Say whether AWS may have acted on a call that ended with `error`."""
     if status := (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode"):
         return status in (500, 502, 504)  # 503 is an answer: not now
-    return not {"HTTPClientError", "ResponseParserError", "NotAws"}.isdisjoint(names_of(error))
+    return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(names_of(error))
 
 
 def _refused_at_once(error: Exception) -> bool:
@@ -2044,7 +1974,10 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
             if not thing.certificate_arn and (taken or _refused_at_once(error)):
                 fleet.forget(thing)
             if taken:
-                raise ElfError("ThingOfAnotherElf" if owner else "ThingTaken", thing=name, elf_id=owner) from error
+                remedy = "choose other names, as in `elf.py create --prefix NAME`"
+                if owner:
+                    remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
+                raise ElfError(f"there is a thing named {name} already that this ELF did not make", remedy) from error
             raise
     if not thing.certificate_arn:
         if name in strays:
@@ -2072,7 +2005,7 @@ def _certify(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     certified = thing._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
     if problem_of(certified._replace(stage=READY)):
         fleet.record_unanswered(thing)
-        raise ElfError("NotAws", url=iot.meta.endpoint_url)
+        raise NotAwsError(iot.meta.endpoint_url)
     try:
         return fleet.record(certified, keys)
     except (OSError, ElfError):
@@ -2116,7 +2049,11 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
         if taken or (not exists and not thing.policy_name and _refused_at_once(error)):
             fleet.record(thing._replace(policy_name=None))
         if taken:
-            raise ElfError("PolicyTaken", policy=name) from error
+            raise ElfError(
+                f"there is a policy named {name} already that ELF did not make",
+                f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
+                "or make another fleet with --prefix",
+            ) from error
         if not exists:
             raise
     once_visible(iot.attach_policy, policyName=name, target=arn)
@@ -2252,7 +2189,10 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
         others = {*iot.list_principal_things(principal=arn)["things"]} - {name}
         policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
         if not ARN.fullmatch(arn) or others or policies - policy_names(name):
-            raise ElfError("CertificateOfOthers", thing=name, certificate=arn)
+            raise ElfError(
+                f"{name} has a certificate that ELF did not make: {arn}",
+                f"detach it (`aws iot detach-thing-principal --thing-name {name} --principal {arn}`)",
+            )
         for policy in policies:
             gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
         _retire_certificate(iot, name, arn)
@@ -2458,7 +2398,10 @@ def write_amazon_roots(directory: Path) -> Path:
         if _common_name(about).startswith(("Amazon Root CA", "Starfield Services Root Certificate Authority"))
     ]
     if not roots:
-        raise ElfError("NoAmazonRoots")
+        raise ElfError(
+            "neither botocore nor this system has the Amazon root certificates",
+            "save https://www.amazontrust.com/repository/AmazonRootCA1.pem and name it with --root-cert",
+        )
     path, text = directory / ROOTS_FILE, "".join(roots)
     if not path.exists() or path.read_text(encoding="ascii") != text:
         write_private(path, text)
@@ -2494,10 +2437,9 @@ class Composer(NamedTuple):
             content = json.loads(text)
             if isinstance(content, dict):
                 return cls.of(text, content)
-        try:
-            return cls.of(text, {"msg": text.decode("utf-8")})
-        except UnicodeDecodeError as error:
-            raise ElfError("NotUtf8") from error
+        msg = text.decode("utf-8", errors="surrogateescape")
+        utf8(msg)  # raises ElfError for what has been escaped
+        return cls.of(text, {"msg": msg})
 
     def payload(self, topic: str) -> bytes:
         ts = math.floor(100 * time.time()) / 100  # and not later than now
@@ -2527,30 +2469,31 @@ def read_messages(cli: argparse.Namespace) -> list[Composer] | None:
         if sys.stdin is None:
             raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
         return None
+    reason: object = "it holds no message"
     try:
         text = read_given(cli, path).removeprefix(codecs.BOM_UTF8)
         text.decode("utf-8")
         if path.suffix == REPLAYED:
-            messages = [Composer.of_line(line) for line in text.splitlines() if line.strip()]
-            if not messages:
-                raise ElfError("MessageFileEmpty", file=path)
-            return messages
-        content = json.loads(text)
-        if isinstance(content, dict):
+            if messages := [Composer.of_line(line) for line in text.splitlines() if line.strip()]:
+                return messages
+        elif isinstance(content := json.loads(text), dict):
             return [Composer.of(text, content)]
+        else:
+            reason = "it holds no JSON object"
     except OSError as error:
-        raise ElfError("MessageMissing", file=path, error=error.strerror) from error
-    except UnicodeDecodeError as error:
-        raise ElfError("MessageNotUtf8", file=path, error=error) from error
+        reason = error.strerror
     except (ValueError, RecursionError) as error:
-        raise ElfError("MessageNotJson", file=path, error=error) from error
-    raise ElfError("MessageNotObject", file=path)
+        reason = error
+    raise ElfError(
+        f"the message file {path} can't be read: {reason}",
+        f"name a file of UTF-8 that holds a JSON object, as example.json does, or with {REPLAYED} a message a line",
+    )
 
 
 def refuse_long_message(message: Composer, topics: Mapping[str, Sequence[str]]) -> None:
     for topic in {topic.startswith("$"): topic for (topic,) in topics.values()}.values():  # one of each kind will do
         if (size := len(message.payload(topic))) > MAX_PAYLOAD_BYTES:
-            raise ElfError("PayloadTooLong", size=size)
+            raise ElfError(f"the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one")
 
 
 def topics_of(cli: argparse.Namespace, given: Iterable[str | None], thing_name: str, default: str) -> list[str]:
@@ -3941,7 +3884,10 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
     existing = [name for name in fleet.things if numbered.fullmatch(name)]
     if set(existing) - set(names):
-        raise ElfError("TooMany", existing=plural(len(existing), "thing"), count=count)
+        raise ElfError(
+            f"there are {plural(len(existing), 'thing')} already, more than the {count} you ask for",
+            "`elf.py clean` removes them all; `elf.py create` then makes as many as you like",
+        )
     folded = {name.casefold(): name for name in names}
     alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
     if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # as on macOS and Windows
@@ -3950,7 +3896,7 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
             "choose another --prefix, or keep that fleet elsewhere with --misc-dir",
         )
     if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
-        raise ElfError("HalfCleaned", things=listed(cleaning))
+        raise ElfError(f"half cleaned up: {listed(cleaning)}", "finish with `elf.py clean`, then create again")
     return [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
 
 
@@ -4195,8 +4141,10 @@ def ready_things(fleet: Fleet) -> list[Thing]:
     for stage, command in ((CREATING, "create"), (CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
             log.warning("not complete, and left out: %s; `elf.py %s` finishes what it began", listed(names), command)
+    if not fleet.things:
+        raise ElfError("there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)")
     if not fleet.ready:
-        raise ElfError("Incomplete" if fleet.things else "NothingYet")
+        raise ElfError("none of the things is complete", "finish with `elf.py create`, or `elf.py clean`")
     return fleet.ready
 
 
@@ -4318,12 +4266,13 @@ def root_of(cli: argparse.Namespace) -> Path:
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE_BYTES:
-            raise ElfError("RootInvalid", file=path, error="not a regular file, or too large")
+            raise OSError(errno.EINVAL, "not a regular file, or too large")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except FileNotFoundError as error:
-        raise ElfError("RootMissing", file=path) from error
     except OSError as error:  # ssl.SSLError is one
-        raise ElfError("RootInvalid", file=path, error=error.strerror or error) from error
+        raise ElfError(
+            f"{path} is no root certificate: {error.strerror or error}",
+            "name a PEM file with --root-cert; without that option ELF uses Amazon's own",
+        ) from error
     return path
 
 
@@ -4563,7 +4512,10 @@ def locate(cli: argparse.Namespace, remembered: Place | None) -> Place:
     if cli.local and not remembered.local:
         options.append("--local")
     if options:
-        raise ElfError("Contradiction", options=" ".join(options), place=remembered)
+        raise ElfError(
+            f"{' '.join(options)} contradicts where the fleet lives: {remembered}",
+            "leave the option out, or clean this fleet first, or keep another one with --misc-dir",
+        )
     return remembered._replace(profile=remembered.profile or cli.profile)
 
 
@@ -4732,8 +4684,7 @@ def run_to_the_end(cli: argparse.Namespace) -> int:
         log.warning("stopped at once")
         return 128 + signal.SIGINT
     except Exception as error:
-        complain(error)
-        cause, remedy = explain(error)
+        cause, remedy = complain(error)
         cli.results.summary["error"] = {"cause": cause, "remedy": remedy}
         return 1
 

@@ -44,17 +44,6 @@ SETTLE_S = 10.0  # what was published before the end of a run has so long to be 
 SET_UP = Event()  # Locust can start users before
 SPAWN_RATE = 100  # users a second, unless told otherwise; Locust warns of more
 elf.each.addFilter(lambda record: record.levelno > logging.INFO)  # Locust's tables say the rest
-elf.FAILURE_OF |= {
-    "TooFewThings": (
-        "{users} users are asked for, and there are {things}: each user is one of them",
-        "ask for {count} users at the most, or make more things: `elf.py create {users}`",
-    ),
-    "WorkerGone": (
-        "worker {worker} is gone, and {things} with it; the others go on, and take them over in a minute",
-        "see its own log; what it did in its last seconds is not in the report",
-    ),
-    "WrongOption": ("{error}", "see `locust --help`"),
-}
 
 
 def qos(text: str) -> int:
@@ -92,7 +81,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[argparse.Namespace]:
             setattr(cli, dest, parse(str(getattr(options, dest))))  # Locust's page has not checked it
         cli.mqtt_endpoint = elf.mqtt_endpoint(options.host) if options.host else None
     except argparse.ArgumentTypeError as error:
-        raise elf.ElfError("WrongOption", error=error) from error
+        raise elf.ElfError(str(error), "see `locust --help`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
     cli.inbox = elf.Inbox()
     cli.printer = elf.Output(cli.inbox)
@@ -105,7 +94,7 @@ def admit(cli: argparse.Namespace, users: int) -> dict[str, dict[str, Any]]:
     things, messages, topics = elf.what_to_send(cli)
     refuse_too_many(users, len(things))
     if messages is None:
-        raise elf.ElfError("MessageMissing", file="-", error="workers share no standard input")
+        raise elf.ElfError("workers share no standard input", "name a file with --json-message")
     admitted, endpoint, patience_s = elf.admit(cli, things)
     refuse_too_many(users, len(admitted))
     heard = "/".join("+" if "{thing_name}" in level else level for level in cli.topic.split("/"))
@@ -125,7 +114,10 @@ def admit(cli: argparse.Namespace, users: int) -> dict[str, dict[str, Any]]:
 
 def refuse_too_many(users: int, count: int) -> None:
     if users > count:
-        raise elf.ElfError("TooFewThings", users=users, count=count, things=elf.plural(count, "thing"))
+        raise elf.ElfError(
+            f"{users} users are asked for, and there are {elf.plural(count, 'thing')}: each user is one of them",
+            f"ask for {count} users at the most, or make more things: `elf.py create {users}`",
+        )
 
 
 def in_a_line(error: BaseException) -> str:
@@ -291,7 +283,11 @@ class Desk(Run):
             given_up = self.gone - self.runner.clients.keys()
             things = collections.Counter(self.worker_of.values())
             for worker in things.keys() & missing - self.gone:
-                error = elf.ElfError("WorkerGone", worker=worker, things=elf.plural(things[worker], "thing"))
+                lost = elf.plural(things[worker], "thing")
+                error = elf.ElfError(
+                    f"worker {worker} is gone, and {lost} with it; the others go on, and take them over in a minute",
+                    "see its own log; what it did in its last seconds is not in the report",
+                )
                 elf.complain(error)
                 self.count("WORKER", worker, None, error=error)
             self.gone = missing | given_up

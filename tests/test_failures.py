@@ -57,32 +57,27 @@ ONCE = ("--duration", "0.01")
 SHORT_S = 0.5  # a time-out of ELF's, where nothing could answer in time
 BOTOCORE = Path(botocore.__file__).parent
 
-# Where each failure is provoked: a test, with the row if it is a table, and the file if it is not this one.
+# Where each failure of elf.py's table is provoked: a test, its row if it has some, and its file if it is not this one.
 PROVOKED_BY = {
-    # Credentials and configuration
-    "NoCredentialsError": "test_an_aws_configuration_is_explained[no credentials]",
-    "PartialCredentialsError": "test_an_aws_configuration_is_explained[half a profile]",
-    "CredentialRetrievalError": "test_an_aws_configuration_is_explained[a credential process that fails]",
-    "TokenRetrievalError SSOError": "test_an_aws_configuration_is_explained[not signed in to SSO]",
-    "ProfileNotFound": "test_an_aws_configuration_is_explained[a profile that does not exist]",
-    "ConfigParseError": "test_an_aws_configuration_is_explained[a file of another format]",
-    "RegionUnknown": "test_an_aws_configuration_is_explained[an unknown region]",
-    "UnrecognizedClientException InvalidClientTokenId": "test_an_aws_configuration_is_explained[an unknown key]",
-    "ExpiredTokenException ExpiredToken": "test_what_aws_answers_is_explained[an expired token]",
+    # botocore: credentials and configuration
+    "NoCredentialsError PartialCredentialsError": "test_an_aws_configuration_is_explained[no credentials]",
+    "ProfileNotFound ConfigParseError": "test_an_aws_configuration_is_explained[a profile that does not exist]",
+    "CredentialRetrievalError TokenRetrievalError SSOError "
+    "UnrecognizedClientException InvalidClientTokenId ExpiredTokenException ExpiredToken "
+    "InvalidSignatureException SignatureDoesNotMatch": ("test_an_aws_configuration_is_explained[an unknown key]"),
+    # botocore: the way to AWS
+    "NameResolutionError": "test_a_control_plane_that_is_not_there_is_explained[a name that does not resolve]",
+    "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError": (
+        "test_a_control_plane_that_is_not_there_is_explained[a closed port]"
+    ),
+    "SSLError": "test_a_control_plane_that_is_not_there_is_explained[a certificate that nobody trusts]",
+    "ProxyConnectionError": "test_a_proxy_that_is_not_there_is_explained[HTTPS_PROXY]",
+    "NotAwsError ResponseParserError": "test_what_is_in_the_way_is_explained[a page that forbids]",
+    # AWS
     "RequestTimeTooSkewed RequestExpired": "test_what_aws_answers_is_explained[a clock that is slow]",
-    "InvalidSignatureException SignatureDoesNotMatch": "test_the_secret_of_another_key_is_explained",
     "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException": (
         "test_a_user_who_lacks_an_action_is_named_with_it"
     ),
-    # The way to AWS
-    "NameResolutionError": "test_a_control_plane_that_is_not_there_is_explained[a name that does not resolve]",
-    "EndpointConnectionError": "test_a_control_plane_that_is_not_there_is_explained[a closed port]",
-    "ConnectTimeoutError ReadTimeoutError": "test_a_control_plane_that_never_answers_is_explained[deaf_port]",
-    "ConnectionClosedError HTTPClientError": "test_what_is_in_the_way_is_explained[a cut connection]",
-    "SSLError": "test_a_control_plane_that_is_not_there_is_explained[a certificate that nobody trusts]",
-    "ProxyConnectionError": "test_a_proxy_that_is_not_there_is_explained[HTTPS_PROXY]",
-    "NotAws ResponseParserError": "test_what_is_in_the_way_is_explained[a login page]",
-    # What AWS answers
     "ThrottlingException TooManyRequestsException": "test_what_aws_answers_is_explained[throttled to the end]",
     "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable": (
         "test_what_aws_answers_is_explained[a failure of AWS's own]"
@@ -93,12 +88,7 @@ PROVOKED_BY = {
     "DeleteConflictException CertificateStateException": (
         "test_what_aws_goes_on_to_hold_is_explained[DeleteCertificate]"
     ),
-    "OtherAccount": "test_credentials_of_another_account_are_explained",
-    "ThingTaken": "test_a_thing_of_somebody_else_is_explained[nobody's]",
-    "ThingOfAnotherElf": "test_a_thing_of_somebody_else_is_explained[another ELF's]",
-    "PolicyTaken": "test_a_policy_of_somebody_else_is_explained",
-    "CertificateOfOthers": "test_a_certificate_of_others_on_a_stray_thing_is_explained_and_left_alone",
-    # The way to the broker
+    # ELF's own devices
     "PortUnanswered": "test_a_port_that_swallows_everything_is_explained[silent_port]",
     "NothingListens": "test_an_endpoint_that_is_no_broker_is_explained[a closed port]",
     "HostUnknown": "test_an_endpoint_that_is_no_broker_is_explained[a name that does not resolve]",
@@ -122,50 +112,26 @@ PROVOKED_BY = {
     "MessagesLost": "test_a_topic_that_the_policy_forbids_costs_messages",
     "TooFewMessages": "test_a_subscription_that_hears_too_little_is_explained",
     "StillDeaf": "test_a_subscription_that_is_deaf_in_the_end_is_explained",
-    # misc/
-    "NothingYet": "test_a_command_before_create_is_explained",
-    "Incomplete": "test_a_fleet_that_is_half_made_or_half_cleaned_is_explained",
-    "TooMany": "test_a_command_that_does_not_fit_the_fleet_is_explained[fewer things]",
-    "HalfCleaned": "test_a_fleet_that_is_half_made_or_half_cleaned_is_explained",
-    "Contradiction": "test_a_command_that_does_not_fit_the_fleet_is_explained[another region]",
-    "Locked": "test_another_elf_at_work_is_named_with_its_process",
-    "NotElfs": "test_a_state_that_elf_cannot_use_is_explained[things.json is not JSON]",
-    "NewerElf": "test_a_state_that_elf_cannot_use_is_explained[things.json has a stage of a newer ELF]",
-    "ELOOP": "test_a_symbolic_link_is_not_written_through[things.json]",
-    "ENOSPC EDQUOT EFBIG": "test_a_full_disk_loses_nothing[1000]",
-    "EROFS": "test_a_disk_that_is_read_only_is_explained",
-    "PermissionError": "test_a_directory_that_may_not_be_written_is_explained",
-    "NotADirectoryError FileExistsError": "test_a_misc_that_is_no_directory_is_explained[a file]",
-    "FileNotFoundError": "test_a_misc_that_disappears_in_mid_run_is_explained",
-    "OSError": "test_a_misc_that_is_no_directory_is_explained[a directory for a file]",
+    "LinesRefused": "test_lines_of_the_input_that_can_not_be_sent_are_explained",
+    "TooFewDescriptors": "test_a_system_that_allows_few_open_files_is_explained",
     "KeyMissing": "test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone[no key]",
     "KeyUnreadable": "test_a_key_that_may_not_be_read_is_explained",
     "KeyEmpty": "test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone[an empty key]",
     "NotAPair": "test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone[another thing's key]",
     "KeyInvalid": "test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone[no certificate in it]",
-    # What the user gives
-    "RootMissing": "test_a_file_that_the_user_names_is_explained[no root certificate]",
-    "RootInvalid": "test_a_file_that_the_user_names_is_explained[a root certificate that is none]",
-    "NoAmazonRoots": "test_a_system_without_amazons_roots_is_explained",
-    "MessageMissing": "test_a_file_that_the_user_names_is_explained[no message]",
-    "MessageNotUtf8": "test_a_file_that_the_user_names_is_explained[a message that is not UTF-8]",
-    "MessageNotJson": "test_a_file_that_the_user_names_is_explained[a message that is not JSON]",
-    "MessageNotObject": "test_a_file_that_the_user_names_is_explained[a message that is no object]",
-    "NotUtf8": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a message of other bytes]",
-    "MessageFileEmpty": "test_a_file_of_messages_that_has_none_is_explained",
-    "LinesRefused": "test_lines_of_the_input_that_can_not_be_sent_are_explained",
-    "PayloadTooLong": "test_a_message_or_topic_that_aws_does_not_take_is_explained[a long message]",
-    # This machine
+    # The system
+    "ELOOP": "test_a_symbolic_link_is_not_written_through[things.json]",
+    "ENOSPC EDQUOT EFBIG": "test_a_full_disk_loses_nothing[1000]",
+    "FileNotFoundError": "test_a_misc_that_disappears_in_mid_run_is_explained",
+    "OSError": "test_a_misc_that_is_no_directory_is_explained[a directory for a file]",
+    # Python
     "ModuleNotFoundError": "test_a_python_without_the_packages_is_explained",
-    "TooFewDescriptors": "test_a_system_that_allows_few_open_files_is_explained",
     "Exception": "test_what_nobody_thought_of_is_explained_as_such",
 }
 
 
-def test_every_failure_is_provoked_by_a_test_that_exists() -> None:
-    source = re.search(r"^FAILURES:.*?^}", (ROOT / "elf.py").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert source
-    assert list(PROVOKED_BY) == re.findall(r'^    "([^"]+)":', source[0], re.MULTILINE)
+def test_every_failure_is_provoked_by_a_test_that_exists(module: ModuleType) -> None:
+    assert list(PROVOKED_BY) == list(module.FAILURES)
     here = Path(__file__)
     tests = {where if "::" in where else f"{here.name}::{where}" for where in PROVOKED_BY.values()}
     files = {here.with_name(test.partition("::")[0]) for test in tests}
@@ -181,6 +147,7 @@ def pattern_of(template: str) -> str:
     return "".join(re.escape(text) + (".+" if name is not None else "") for text, name, _, _ in parts)
 
 
+Words = tuple[str, str]  # cause and remedy, where {} stands for some text
 Explained = Callable[..., None]
 
 
@@ -188,14 +155,17 @@ Explained = Callable[..., None]
 def explained(module: ModuleType, request: pytest.FixtureRequest) -> Iterator[Explained]:
     """Make sure that a command has told a failure in two lines, which mention these facts, and shown no code.
 
+    The failure is the words of these lines, or the name of its entry in elf.py's table.
     A test to which PROVOKED_BY points has to do so.
     """
     seen = set()
 
-    def explained(result: Result, failure: str, *facts: object) -> None:
-        key = next(names for names in module.FAILURES if failure in names.split())
-        seen.add(key)
-        cause, remedy = map(pattern_of, module.FAILURES[key])
+    def explained(result: Result, failure: str | Words, *facts: object) -> None:
+        if isinstance(failure, str):
+            key = next(names for names in module.FAILURES if failure in names.split())
+            seen.add(key)
+            failure = module.FAILURES[key]
+        cause, remedy = map(pattern_of, failure)
         said = [found for line in result.lines if (found := re.fullmatch(rf"([\w:-]+: )?{cause}", line))]
         advised = [line for line in result.lines if re.fullmatch(f"what to do: {remedy}", line)]
         assert said and len(advised) == 1, f"{cause}\n{remedy}\n{result.err}"
@@ -286,7 +256,7 @@ sso_region = us-west-2
         pytest.param(
             {},
             {"AWS_ENDPOINT_URL": "", "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET},
-            *(("--region", "us-wets-2"), "RegionUnknown", "us-wets-2"),
+            *(("--region", "us-wets-2"), "NameResolutionError", "https://iot.us-wets-2.amazonaws.com"),
             id="an unknown region",
         ),
         pytest.param(
@@ -434,19 +404,25 @@ LOGIN = "<html><title>Hotel ELF</title><form>Your room number: <input></form></h
 JSON = (("Content-Type", "application/json"),)
 
 
+NO_ENDPOINT = (
+    "what answers at {} to DescribeEndpoint, without endpointAddress, is not AWS IoT",
+    "a proxy or a login page sits in between, most likely: sign in to that network, or check --endpoint-url",
+)
+
+
 @pytest.mark.parametrize(
     ("fault", "failure"),
     [
         pytest.param(CUT_BEFORE, "ConnectionClosedError", id="a cut connection"),
-        pytest.param(page(LOGIN), "NotAws", id="a login page"),
-        pytest.param(page(LOGIN, 403), "NotAws", id="a page that forbids"),
-        pytest.param(page(LOGIN, 407), "NotAws", id="a proxy that wants a password"),
-        pytest.param(Fault(answer=Answer(200, b"{}", JSON)), "NotAws", id="another service"),
+        pytest.param(page(LOGIN), NO_ENDPOINT, id="a login page"),
+        pytest.param(page(LOGIN, 403), "NotAwsError", id="a page that forbids"),
+        pytest.param(page(LOGIN, 407), "NotAwsError", id="a proxy that wants a password"),
+        pytest.param(Fault(answer=Answer(200, b"{}", JSON)), NO_ENDPOINT, id="another service"),
         pytest.param(page(LOGIN, 502), "InternalFailure", id="a gateway that fails"),
     ],
 )
 def test_what_is_in_the_way_is_explained(
-    main: InProcess, proxy: FaultProxy, elf: Elf, explained: Explained, fault: Fault, failure: str
+    main: InProcess, proxy: FaultProxy, elf: Elf, explained: Explained, fault: Fault, failure: str | Words
 ) -> None:
     proxy.inject("DescribeEndpoint", fault, onwards=True)
     result = main("create", status=1)
@@ -533,17 +509,25 @@ def test_credentials_of_another_account_are_explained(
     main_of_pair: InProcess, misc: Path, pair: Pair, service: AwsService, explained: Explained
 ) -> None:
     main_of_pair.use(Account(service).credentials)
-    explained(main_of_pair("clean", status=1), "OtherAccount", pair.account.id)
+    failure = (
+        "these credentials are another account's: the fleet lives in {}",
+        "use the credentials that created it, or another --misc-dir for another fleet",
+    )
+    explained(main_of_pair("clean", status=1), failure, pair.account.id)
 
 
 ANOTHER_ELF = "urn:uuid:00000000-0000-0000-0000-000000000000"
 
 
 @pytest.mark.parametrize(
-    ("attributes", "failure", "facts"),
+    ("attributes", "remedy"),
     [
-        pytest.param({}, "ThingTaken", (), id="nobody's"),
-        pytest.param({"elf_id": ANOTHER_ELF}, "ThingOfAnotherElf", (ANOTHER_ELF,), id="another ELF's"),
+        pytest.param({}, "", id="nobody's"),
+        pytest.param(
+            {"elf_id": ANOTHER_ELF},
+            f'; if it is yours, put {{{{"elf_id": "{ANOTHER_ELF}"}}}} in misc/elf.json and create again',
+            id="another ELF's",
+        ),
     ],
 )
 def test_a_thing_of_somebody_else_is_explained(
@@ -551,11 +535,14 @@ def test_a_thing_of_somebody_else_is_explained(
     account: Account,
     explained: Explained,
     attributes: dict[str, str],
-    failure: str,
-    facts: tuple[str, ...],
+    remedy: str,
 ) -> None:
     account.iot.create_thing(thingName="thing_1", attributePayload={"attributes": attributes})
-    explained(main("create", 2, status=1), failure, "thing_1", "elf.py create --prefix NAME", *facts)
+    failure = (
+        "there is a thing named thing_1 already that this ELF did not make",
+        f"choose other names, as in `elf.py create --prefix NAME`{remedy}",
+    )
+    explained(main("create", 2, status=1), failure)
     main("clean")
     assert account.things() == ["thing_1"]
 
@@ -580,7 +567,12 @@ def test_a_policy_of_somebody_else_is_explained(
     main("create")
     account.iot.create_policy(policyName="policy-thing_0", policyDocument=json.dumps(DENY_ALL))
     result = main("send", *elf.broker, *ONCE, status=1)
-    explained(result, "PolicyTaken", "policy-thing_0", "aws iot delete-policy --policy-name policy-thing_0")
+    failure = (
+        "there is a policy named policy-thing_0 already that ELF did not make",
+        "detach it from its targets and delete it (`aws iot delete-policy --policy-name policy-thing_0`), "
+        "or make another fleet with --prefix",
+    )
+    explained(result, failure)
     explained(result, "NoneAuthorised")
     account.iot.delete_policy(policyName="policy-thing_0")
     main("send", *elf.broker, *ONCE)
@@ -598,8 +590,11 @@ def test_a_certificate_of_others_on_a_stray_thing_is_explained_and_left_alone(
     account.iot.create_policy(policyName="others", policyDocument=json.dumps(DENY_ALL))
     account.iot.attach_policy(policyName="others", target=others)
     account.iot.attach_thing_principal(thingName="thing_0", principal=others)
-    detach = f"aws iot detach-thing-principal --thing-name thing_0 --principal {others}"
-    explained(main("create", status=1), "CertificateOfOthers", "thing_0", detach)
+    failure = (
+        f"thing_0 has a certificate that ELF did not make: {others}",
+        f"detach it (`aws iot detach-thing-principal --thing-name thing_0 --principal {others}`)",
+    )
+    explained(main("create", status=1), failure)
     assert account.certificates()[others.rpartition("/")[2]] == "ACTIVE"
     account.iot.detach_thing_principal(thingName="thing_0", principal=others)
     main("create")
@@ -831,23 +826,39 @@ def test_a_subscription_that_is_deaf_in_the_end_is_explained(
 
 
 def test_a_command_before_create_is_explained(main: InProcess, explained: Explained) -> None:
-    explained(main("send", status=1), "NothingYet")
+    make_some = "make some with `elf.py create` (or `elf.py --local create`)"
+    explained(main("send", status=1), ("there are no things yet", make_some))
+
+
+LEAVE_IT_OUT = "leave the option out, or clean this fleet first, or keep another one with --misc-dir"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "failure", "facts"),
+    ("arguments", "cause", "remedy"),
     [
-        pytest.param(("create", 1), "TooMany", ("2 things", "the 1 you ask for"), id="fewer things"),
         pytest.param(
-            ("send", "--region", "eu-west-1"), "Contradiction", ("--region eu-west-1", "us-west-2"), id="another region"
+            ("create", 1),
+            "there are 2 things already, more than the 1 you ask for",
+            "`elf.py clean` removes them all; `elf.py create` then makes as many as you like",
+            id="fewer things",
         ),
-        pytest.param(("clean", "--local"), "Contradiction", ("--local",), id="another kind of place"),
+        pytest.param(
+            ("send", "--region", "eu-west-1"),
+            "--region eu-west-1 contradicts where the fleet lives: region us-west-2, {}",
+            LEAVE_IT_OUT,
+            id="another region",
+        ),
+        pytest.param(
+            ("clean", "--local"),
+            *("--local contradicts where the fleet lives: {}", LEAVE_IT_OUT),
+            id="another kind of place",
+        ),
     ],
 )
 def test_a_command_that_does_not_fit_the_fleet_is_explained(
-    main_of_pair: InProcess, explained: Explained, arguments: tuple[object, ...], failure: str, facts: tuple[str, ...]
+    main_of_pair: InProcess, explained: Explained, arguments: tuple[object, ...], cause: str, remedy: str
 ) -> None:
-    explained(main_of_pair(*arguments, status=1), failure, *facts)
+    explained(main_of_pair(*arguments, status=1), (cause, remedy))
 
 
 def test_a_subscription_that_hears_too_little_is_explained(
@@ -862,12 +873,14 @@ def test_a_fleet_that_is_half_made_or_half_cleaned_is_explained(
 ) -> None:
     proxy.inject("CreateKeysAndCertificate", denied("CreateKeysAndCertificate"), onwards=True)
     main("create", status=1)
-    explained(main("send", status=1), "Incomplete")
+    half_made = ("none of the things is complete", "finish with `elf.py create`, or `elf.py clean`")
+    explained(main("send", status=1), half_made)
     proxy.reset()
     main("create")
     proxy.inject("DeleteThing", denied("DeleteThing"), onwards=True)
     main("clean", status=1)
-    explained(main("create", status=1), "HalfCleaned", "thing_0")
+    half_cleaned = ("half cleaned up: thing_0", "finish with `elf.py clean`, then create again")
+    explained(main("create", status=1), half_cleaned)
     proxy.reset()
     main("clean")
     assert account.is_empty()
@@ -877,36 +890,51 @@ def test_another_elf_at_work_is_named_with_its_process(
     main_of_pair: InProcess, pair: Pair, explained: Explained
 ) -> None:
     window = pair.subscribe()
-    holder = f"`elf.py subscribe` (process {window.process.pid})"
-    explained(main_of_pair("clean", status=1), "Locked", pair.misc, holder)
+    failure = (
+        f"another ELF is at work on {pair.misc}: `elf.py subscribe` (process {window.process.pid})",
+        "wait for its end (--wait 60 does), or keep another fleet with --misc-dir",
+    )
+    explained(main_of_pair("clean", status=1), failure)
+
+
+NOT_ELFS = (
+    "{} can't be read as ELF's: {}",
+    "use a newer ELF if one wrote it (this is {}), restore it from a backup, or move it away: "
+    "ELF then starts afresh and forgets what it made",
+)
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "failure", "fact"),
+    ("file", "content", "fact"),
     [
-        pytest.param("things.json", "{thing_0}", "NotElfs", "line 1", id="things.json is not JSON"),
-        pytest.param("things.json", "{}", "NotElfs", "not a JSON list", id="things.json is not ELF's"),
-        pytest.param("things.json", '[{"../t": {}}]', "NotElfs", "'../t'", id="things.json has a hostile name"),
-        pytest.param("things.json", "[" * 100_000, "NotElfs", "recursion", id="things.json is a thousand levels deep"),
-        pytest.param("things.json", b"\xff", "NotElfs", "utf-8", id="things.json is not UTF-8"),
-        pytest.param("things.json", '{"version": 2}', "NewerElf", "(this is ", id="things.json is a newer ELF's"),
-        pytest.param("things.json", '[{"thing_0": {"elf_x": 1}}]', "NewerElf", "elf_x", id="things.json says more"),
+        pytest.param("things.json", "{thing_0}", "line 1", id="things.json is not JSON"),
+        pytest.param("things.json", "{}", "not a JSON list", id="things.json is not ELF's"),
+        pytest.param("things.json", '[{"../t": {}}]', "'../t'", id="things.json has a hostile name"),
+        pytest.param("things.json", "[" * 100_000, "recursion", id="things.json is a thousand levels deep"),
+        pytest.param("things.json", b"\xff", "utf-8", id="things.json is not UTF-8"),
+        pytest.param("things.json", '{"version": 2}', "not a JSON list", id="things.json is a newer ELF's"),
+        pytest.param("things.json", '[{"thing_0": {"elf_x": 1}}]', "elf_x", id="things.json says more"),
         pytest.param(
             "things.json",
-            *('[{"thing_0": {"elf_stage": "asleep"}}]', "NewerElf", "stage of thing_0"),
+            *('[{"thing_0": {"elf_stage": "asleep"}}]', "stage of thing_0"),
             id="things.json has a stage of a newer ELF",
         ),
-        pytest.param("elf.json", "not JSON", "NotElfs", "line 1", id="elf.json is not JSON"),
-        pytest.param("elf.json", '{"elf_id": "me"}', "NotElfs", "URN", id="elf.json has another ID"),
-        pytest.param("things.journal", "not JSON\n", "NotElfs", "line 1", id="the journal is not JSON"),
+        pytest.param("elf.json", "not JSON", "line 1", id="elf.json is not JSON"),
+        pytest.param("elf.json", '{"elf_id": "me"}', "URN", id="elf.json has another ID"),
+        pytest.param("things.journal", "not JSON\n", "line 1", id="the journal is not JSON"),
     ],
 )
 def test_a_state_that_elf_cannot_use_is_explained(
-    main_of_pair: InProcess, misc: Path, explained: Explained, file: str, content: str | bytes, failure: str, fact: str
+    main_of_pair: InProcess,
+    misc: Path,
+    explained: Explained,
+    file: str,
+    content: str | bytes,
+    fact: str,
 ) -> None:
     data = content if isinstance(content, bytes) else content.encode()
     (misc / file).write_bytes(data)
-    explained(main_of_pair("clean", status=1), failure, misc / file, fact)
+    explained(main_of_pair("clean", status=1), NOT_ELFS, misc / file, fact)
     assert (misc / file).read_bytes() == data
 
 
@@ -956,7 +984,7 @@ def test_a_disk_that_is_read_only_is_explained(
 ) -> None:
     elf.misc.mkdir()
     hamper(elf, tmp_path, read_only(elf.misc))
-    explained(elf("create", status=1), "EROFS", elf.misc)
+    explained(elf("create", status=1), "OSError", elf.misc)
     assert account.is_empty()
 
 
@@ -966,25 +994,25 @@ def test_a_directory_that_may_not_be_written_is_explained(
 ) -> None:
     elf.misc.mkdir(mode=0o500)
     hamper(elf, tmp_path, NOT_AS_ROOT)
-    explained(elf("create", status=1), "PermissionError", elf.misc)
+    explained(elf("create", status=1), "OSError", elf.misc)
     assert account.is_empty()
 
 
 @pytest.mark.parametrize(
-    ("at", "failure"),
+    ("at", "reason"),
     [
-        pytest.param("misc", "FileExistsError", id="a file"),
-        pytest.param("", "NotADirectoryError", id="a file above"),
-        pytest.param("misc/.lock/x", "OSError", id="a directory for a file"),
+        pytest.param("misc", "Not a directory", id="a file"),
+        pytest.param("", "Not a directory", id="a file above"),
+        pytest.param("misc/.lock/x", "Is a directory", id="a directory for a file"),
     ],
 )
 def test_a_misc_that_is_no_directory_is_explained(
-    main: InProcess, account: Account, tmp_path: Path, explained: Explained, at: str, failure: str
+    main: InProcess, account: Account, tmp_path: Path, explained: Explained, at: str, reason: str
 ) -> None:
     directory = tmp_path / "deep"
     (directory / at).parent.mkdir(parents=True, exist_ok=True)
     (directory / at).touch()
-    explained(main("create", "--misc-dir", directory / "misc", status=1), failure, directory)
+    explained(main("create", "--misc-dir", directory / "misc", status=1), "OSError", reason, directory)
     assert account.is_empty()
 
 
@@ -1046,17 +1074,27 @@ def test_a_key_that_may_not_be_read_is_explained(elf: Elf, pair: Pair, tmp_path:
 # What the user gives
 
 
+ROOT_INVALID = (
+    "{} is no root certificate: {}",
+    "name a PEM file with --root-cert; without that option ELF uses Amazon's own",
+)
+MESSAGE_INVALID = (
+    "the message file {} can't be read: {}",
+    "name a file of UTF-8 that holds a JSON object, as example.json does, or with .jsonl a message a line",
+)
+
+
 @pytest.mark.parametrize(
-    ("option", "content", "failure"),
+    ("option", "content", "failure", "reason"),
     [
-        pytest.param("--root-cert", None, "RootMissing", id="no root certificate"),
-        pytest.param("--root-cert", b"root", "RootInvalid", id="a root certificate that is none"),
-        pytest.param("--root-cert", b"", "RootInvalid", id="an empty root certificate"),
-        pytest.param("--json-message", None, "MessageMissing", id="no message"),
-        pytest.param("--json-message", b"\xff", "MessageNotUtf8", id="a message that is not UTF-8"),
-        pytest.param("--json-message", b"{'a': 1}", "MessageNotJson", id="a message that is not JSON"),
-        pytest.param("--json-message", b'{"a": NaN}', "MessageNotJson", id="a message with NaN"),
-        pytest.param("--json-message", b"[1]", "MessageNotObject", id="a message that is no object"),
+        pytest.param("--root-cert", None, ROOT_INVALID, "No such file", id="no root certificate"),
+        pytest.param("--root-cert", b"root", ROOT_INVALID, "", id="a root certificate that is none"),
+        pytest.param("--root-cert", b"", ROOT_INVALID, "", id="an empty root certificate"),
+        pytest.param("--json-message", None, MESSAGE_INVALID, "No such file", id="no message"),
+        pytest.param("--json-message", b"\xff", MESSAGE_INVALID, "'utf-8' codec", id="a message that is not UTF-8"),
+        pytest.param("--json-message", b"{'a': 1}", MESSAGE_INVALID, "line 1", id="a message that is not JSON"),
+        pytest.param("--json-message", b'{"a": NaN}', MESSAGE_INVALID, "not JSON", id="a message with NaN"),
+        pytest.param("--json-message", b"[1]", MESSAGE_INVALID, "no JSON object", id="a message that is no object"),
     ],
 )
 def test_a_file_that_the_user_names_is_explained(
@@ -1066,13 +1104,14 @@ def test_a_file_that_the_user_names_is_explained(
     explained: Explained,
     option: str,
     content: bytes | None,
-    failure: str,
+    failure: Words,
+    reason: str,
 ) -> None:
     file = tmp_path / "given"
     if content is not None:
         file.write_bytes(content)
     result = main_of_pair("send", *pair.broker, *ONCE, option, file, status=1)
-    explained(result, failure, file)
+    explained(result, failure, file, reason)
     assert "posting" not in result.err
 
 
@@ -1082,7 +1121,7 @@ def test_a_file_of_messages_that_has_none_is_explained(
     file = tmp_path / "empty.jsonl"
     file.write_text("\n \n")
     result = main_of_pair("send", *pair.broker, "--json-message", file, status=1)
-    explained(result, "MessageFileEmpty", file)
+    explained(result, MESSAGE_INVALID, file, "it holds no message")
     assert len(result.lines) == 2
 
 
@@ -1091,19 +1130,26 @@ def test_lines_of_the_input_that_can_not_be_sent_are_explained(pair: Pair, expla
     explained(result, "LinesRefused", "1 line of the input")
 
 
+NOT_UTF8 = ("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "failure", "fact"),
+    ("arguments", "cause", "remedy"),
     [
-        pytest.param(("send", "\udcff"), "NotUtf8", "UTF-8", id="a message of other bytes"),
-        pytest.param(("send", "--topic", "\udcff"), "NotUtf8", "UTF-8", id="a topic of other bytes"),
-        pytest.param(("send", "x" * 2**17), "PayloadTooLong", "128 KiB", id="a long message"),
+        pytest.param(("send", "\udcff"), *NOT_UTF8, id="a message of other bytes"),
+        pytest.param(("send", "--topic", "\udcff"), *NOT_UTF8, id="a topic of other bytes"),
+        pytest.param(
+            ("send", "x" * 2**17),
+            *("the message is too long: {} bytes, and AWS IoT takes 128 KiB", "send a shorter one"),
+            id="a long message",
+        ),
     ],
 )
 def test_a_message_or_topic_that_aws_does_not_take_is_explained(
-    main_of_pair: InProcess, explained: Explained, arguments: tuple[str, ...], failure: str, fact: str
+    main_of_pair: InProcess, explained: Explained, arguments: tuple[str, ...], cause: str, remedy: str
 ) -> None:
     result = main_of_pair(*arguments, status=1)
-    explained(result, failure, fact)
+    explained(result, (cause, remedy))
     assert len(result.lines) == 2  # bad input is found before anything is done
 
 
@@ -1120,7 +1166,11 @@ def test_a_system_without_amazons_roots_is_explained(pair: Pair, tmp_path: Path,
     endpoint = pair.broker[:2]
     shutil.copytree(pair.misc, tmp_path / "misc", ignore=shutil.ignore_patterns("amazon-root-ca.pem"))
     result = pair("send", *endpoint, *ONCE, status=1, env=environment | {"ELF_MISC_DIR": str(tmp_path / "misc")})
-    explained(result, "NoAmazonRoots", "https://www.amazontrust.com/repository/AmazonRootCA1.pem", "--root-cert")
+    failure = (
+        "neither botocore nor this system has the Amazon root certificates",
+        "save https://www.amazontrust.com/repository/AmazonRootCA1.pem and name it with --root-cert",
+    )
+    explained(result, failure)
 
 
 @posix_only

@@ -185,7 +185,7 @@ HOSTILE_TEXTS = [
 def assert_refused_in_two_lines(err: str) -> None:
     errors = [line for line in err.splitlines() if ":ERROR - " in line]
     assert len(errors) == 2, err
-    assert re.search("can't be read as ELF's|was written by a newer ELF", errors[0])
+    assert "can't be read as ELF's" in errors[0]
     assert "what to do: " in errors[1]
     assert "Traceback" not in err
     assert not [char for char in err if ord(char) < 32 and char != "\n"]
