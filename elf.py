@@ -4473,11 +4473,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("--local has no --profile and no --endpoint-url")
         if "interval" in cli and cli.count and cli.duration:
             parser.error("send takes --count or --duration, not both")
+        if not cli.command:
+            parser.print_help()
+            parser.exit(2)
     except SystemExit as usage:  # argparse has printed what there is to say
+        try:
+            if sys.stdout:
+                sys.stdout.flush()
+        except OSError as error:
+            complain(error)
+            return 1
         return int(usage.code or 0)
-    if not cli.command:
-        parser.print_help()
-        return 2
     cli.inbox = Inbox()
     cli.printer = Output(cli.inbox)
     cli.results = Results(sys.stdout if cli.output == "json" else None, cli.printer)
@@ -4528,7 +4534,6 @@ def run_to_the_end(cli: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    exit_status = main()
-    if threading.active_count() > 1:  # a call that outlasts Ctrl-C, a connection that hangs or a reader holds nobody up
-        os._exit(exit_status)
-    sys.exit(exit_status)
+    # Python's own end would wait for a call that outlasts Ctrl-C, a connection that hangs or a reader, and take apart
+    # one by one what goes with the process anyway.
+    os._exit(main())
