@@ -77,7 +77,7 @@ UNCOUNTED = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
 # publish to. What is not listed there, and all else that begins with $, AWS answers by closing the connection.
 # It leaves out those of two services: greengrass/v2/developerguide/device-auth.html (its minimal policy) and
 # iot-fleetwise/latest/developerguide/reserved-topics.html, whose vehicles answer commands in protobuf.
-PUBLISHABLE = re.compile(
+PUBLISHABLE = (  # not compiled for --help
     r"\$aws/(rules/.+"
     r"|things/[^/]+/shadow/(name/[^/]+/)?(get|update|delete)"
     r"|things/[^/]+/jobs/(get|start-next|[^/]+/(get|update))"
@@ -2538,7 +2538,7 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
         return "in a topic filter + is one whole level, and # all the rest at the end"
     if wildcards and topic.startswith("$aws/rules/"):
         return "what is published there goes to a rule, and to no subscriber"
-    if not wildcards and topic.startswith("$") and not PUBLISHABLE.fullmatch(topic):
+    if not wildcards and topic.startswith("$") and not re.fullmatch(PUBLISHABLE, topic):
         return "AWS IoT keeps this topic for itself, and lets nobody publish to it"
     return None
 
@@ -4227,7 +4227,9 @@ class Parser(argparse.ArgumentParser):
     that a later option could break."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, add_help=False, **settings)
+        # 80 columns: argparse imports three compressors, by way of shutil, to ask how many a terminal has.
+        formatter = functools.partial(argparse.HelpFormatter, width=78)
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=formatter, **settings)
         self.commands: list[Parser] = []
         self.typed: list[str] = []
 
