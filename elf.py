@@ -77,7 +77,7 @@ UNCOUNTED = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
 # publish to. What is not listed there, and all else that begins with $, AWS answers by closing the connection.
 # It leaves out those of two services: greengrass/v2/developerguide/device-auth.html (its minimal policy) and
 # iot-fleetwise/latest/developerguide/reserved-topics.html, whose vehicles answer commands in protobuf.
-PUBLISHABLE = re.compile(
+PUBLISHABLE = (  # not compiled for --help
     r"\$aws/(rules/.+"
     r"|things/[^/]+/shadow/(name/[^/]+/)?(get|update|delete)"
     r"|things/[^/]+/jobs/(get|start-next|[^/]+/(get|update))"
@@ -2534,7 +2534,7 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
         return "in a topic filter + is one whole level, and # all the rest at the end"
     if wildcards and topic.startswith("$aws/rules/"):
         return "what is published there goes to a rule, and to no subscriber"
-    if not wildcards and topic.startswith("$") and not PUBLISHABLE.fullmatch(topic):
+    if not wildcards and topic.startswith("$") and not re.fullmatch(PUBLISHABLE, topic):
         return "AWS IoT keeps this topic for itself, and lets nobody publish to it"
     return None
 
@@ -4337,163 +4337,122 @@ def url(text: str) -> str:
         raise argparse.ArgumentTypeError(error.failure) from None
 
 
-class Option(NamedTuple):
-    names: tuple[str, ...]
-    settings: dict[str, Any]
-
-
-def option(
-    names: str, help: str, metavar: str | None = None, parse: Callable[[str], Any] | None = None, **settings: Any
-) -> Option:
-    """Make an option; what else it can be given is argparse's."""
-    settings |= {"help": help, "metavar": metavar, "type": parse}
-    return Option(tuple(names.split()), {name: value for name, value in settings.items() if value is not None})
-
-
-class Command(NamedTuple):
-    name: str
-    run: Callable[[argparse.Namespace], int]
-    alone: bool  # on its misc/
-    summary: str
-    example: str
-    options: tuple[Option, ...]
-
-
-GLOBAL_OPTIONS = (
-    option("--region", f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})", "R"),
-    option("--profile", "named profile of the AWS CLI (default: the fleet's, else none)", "P"),
-    option("--endpoint-url", "another control-plane endpoint (default: AWS's)", "URL", url),
-    option("--local", "an AWS IoT embedded in this machine; needs no account", action="store_true"),
-    option("--misc-dir", "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)", "D", directory),
-    option("--wait", "wait so long for another ELF to finish there (default: 0 s)", "S", from_0, default=0.0),
-    option("--output", "json: one object a line on standard output, too (default: text)", choices=("text", "json")),
-    option("--verbose", f"log each thing and message, of more than {LISTED} things as well", action="store_true"),
-    option("--debug", "log each AWS and MQTT call, and the traceback of a failure", action="store_true"),
-    option("--version", "show the version and exit", action="version", version=f"aws-iot-elf {VERSION}"),
-    option("-h --help", "show this and exit", action="help"),
-)
-_QUOTAS_RAISED = "things a second to make or clean, where AWS raised your quotas (default: %(default)g)"
-RATE_OPTION = option("--rate", _QUOTAS_RAISED, "N", rate, default=THINGS_PER_S)
-_BROKER = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
-MESSAGING_OPTIONS = (
-    RATE_OPTION,
-    option("--append-thing-name", f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic", action="store_true"),
-    option("--qos", "MQTT quality of service (default: %(default)s)", parse=int, choices=(0, 1), default=1),
-    option("--root-cert", "root certificates of the broker (default: Amazon's)", "FILE", Path),
-    option("--mqtt-endpoint", _BROKER, "HOST[:PORT]", mqtt_endpoint),
-)
-_MESSAGES = (
-    f"send the JSON object in FILE instead of MESSAGE, or of FILE{REPLAYED} a line each interval, or of - (standard "
-    "input) each line as it comes"
-)
-_FILTER = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
-COMMANDS = (
-    Command(
-        "create",
-        create_things,
-        True,
-        "make things in AWS IoT, each with a certificate and keys",
-        "create 3",
-        (
-            option("count", "how many (default: %(default)s)", "COUNT", whole, nargs="?", default=1),
-            option("--prefix", "as in NAME_0 (default: %(default)s)", "NAME", prefix, default=PREFIX),
-            RATE_OPTION,
-        ),
-    ),
-    Command(
-        "send",
-        send_messages,
-        False,
-        "have every thing publish messages",
-        "send --duration 30 --interval 0.5 'Hello from ELF'",
-        (
-            option("message", "text (default: %(default)s)", "MESSAGE", nargs="?", default=MESSAGE),
-            option("--json-message", _MESSAGES, "FILE", Path),
-            option("--topic", f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)", "T"),
-            option("--interval", "a message every (default: %(default)g s)", "S", interval, default=INTERVAL_S),
-            option("--duration", f"for so long (default: {DURATION_S:g} s, or all lines)", "S", above_0),
-            option("--count", "so many messages from each thing, instead of --duration", "N", whole),
-            *MESSAGING_OPTIONS,
-        ),
-    ),
-    Command(
-        "subscribe",
-        subscribe,
-        False,
-        "have every thing listen, and log what it hears",
-        "subscribe --duration 30",
-        (
-            option("--topic", _FILTER, "T", action="append"),
-            option("--duration", "for so long (default: %(default)g s)", "S", above_0, default=DURATION_S),
-            option("--count", "end after N messages in all; exit status 1 if fewer come", "N", whole),
-            *MESSAGING_OPTIONS,
-        ),
-    ),
-    Command(
-        "clean",
-        clean_up,
-        True,
-        "take everything away again, in AWS IoT and on disk",
-        "clean",
-        (
-            option("--only-local --force", "local files only (default: AWS IoT as well)", action="store_true"),
-            RATE_OPTION,
-        ),
-    ),
-)
-
-
 class Parser(argparse.ArgumentParser):
     """An argparse whose usage errors are one line that may suggest what was meant, and which takes no abbreviation
     that a later option could break."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, add_help=False, **settings)
-        self.known: list[str] = []  # commands and options
+        # 80 columns: argparse imports three compressors, by way of shutil, to ask how many a terminal has.
+        formatter = functools.partial(argparse.HelpFormatter, width=78)
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=formatter, **settings)
+        self.commands: list[Parser] = []
         self.typed: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.typed = list(sys.argv[1:] if args is None else args)
+        cli, unknown = super().parse_known_args(self.typed, namespace)
+        if unknown:  # argparse would have the parser of the commands say it, whose --help is not the command's
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return cli, unknown
 
     def error(self, message: str) -> NoReturn:
         import difflib
 
+        known = re.findall(r"--[\w-]+", "".join(parser.format_help() for parser in (self, *self.commands)))
         options = [word.partition("=")[0] for word in self.typed if word.startswith("--")]
-        mistyped = [word for word in options if word not in self.known] or re.findall(
-            "invalid choice: '(.+?)'", message
-        )
-        known = [*self.known, *re.findall(r"[\w-]+", message.partition("choose from")[2])]
+        refused = re.findall("invalid choice: '(.+?)'", message)
+        mistyped = [option for option in options if option not in known] or refused
+        known += re.findall(r"[\w-]+", message.partition("choose from")[2])
         meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
         self.exit(2, redacted(printable(f"{self.prog}: error: {message}{suggestion} (see {self.prog} --help)")) + "\n")
 
-    def add_options(self, options: Sequence[Option], group: str | None = None) -> None:
-        target = self.add_argument_group(group) if group else self
-        for names, settings in options:
-            target.add_argument(*names, **settings)
-            self.known += [name for name in names if name.startswith("-")]
+
+def add_common_options(parser: Parser) -> Parser:
+    add = parser.add_argument_group("options of every command").add_argument
+    where = "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
+    raised = f"things a second to make or clean, where AWS raised your quotas (default: {THINGS_PER_S:g})"
+    add("--region", metavar="R", help=f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})")
+    add("--profile", metavar="P", help="named profile of the AWS CLI (default: the fleet's, else none)")
+    add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
+    add("--local", action="store_true", help="an AWS IoT embedded in this machine; needs no account")
+    add("--misc-dir", metavar="D", type=directory, help=where)
+    add("--wait", metavar="S", type=from_0, help="wait so long for another ELF to finish there (default: 0 s)")
+    add("--rate", metavar="N", type=rate, help=raised)
+    add("--output", choices=("text", "json"), help="json: one object a line on standard output, too (default: text)")
+    add("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well")
+    add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
+    add("--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
+    add("-h", "--help", action="help", help="show this and exit")
+    return parser
+
+
+def add_messaging_options(parser: Parser) -> Parser:
+    add = parser.add_argument_group("options of send and subscribe").add_argument
+    name = f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
+    broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
+    add("--append-thing-name", action="store_true", help=name)
+    add("--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
+    add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
+    add("--mqtt-endpoint", metavar="HOST[:PORT]", type=mqtt_endpoint, help=broker)
+    return parser
 
 
 def build_parser() -> Parser:
-    """Make the parser of COMMANDS, with GLOBAL_OPTIONS both before and after the command."""
+    """Make the parser of the commands, with the options of every command both before and after the command."""
     parser = Parser(
         prog="elf.py",
         description="The Extremely Low Friction AWS IoT client: make things, let them send and listen, clean up.",
         epilog="example: python elf.py --local create 3",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    parser.add_options(GLOBAL_OPTIONS, group="options of every command")
-    parser.set_defaults(misc_dir=os.environ.get("ELF_MISC_DIR", str(HERE / "misc")))
-    for command in COMMANDS:
-        subparser = commands.add_parser(
-            command.name,
-            help=command.summary,
-            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
-            epilog=f"example: python elf.py {command.example}",
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    add_common_options(parser)
+    parser.set_defaults(misc_dir=os.environ.get("ELF_MISC_DIR", str(HERE / "misc")), wait=0.0, rate=THINGS_PER_S)
+    # Without SUPPRESS, the default of what is not given after the command would undo what is given before it.
+    common = add_common_options(Parser(argument_default=argparse.SUPPRESS))
+    messaging = add_messaging_options(Parser())
+
+    def add_command(
+        run: Callable[[argparse.Namespace], int], example: str, summary: str, *parents: Parser, alone: bool = True
+    ) -> Callable[..., object]:
+        """Add a command that `run` carries out, `alone` on its misc/ or not; return what adds an option to it."""
+        command = commands.add_parser(
+            example.partition(" ")[0],
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example: python elf.py {example}",
+            parents=[*parents, common],
         )
-        subparser.set_defaults(command=command)
-        subparser.add_options(command.options)
-        # Without SUPPRESS, the default of what is not given after the command would undo what is given before it.
-        after = tuple(Option(names, settings | {"default": argparse.SUPPRESS}) for names, settings in GLOBAL_OPTIONS)
-        subparser.add_options(after, group="options of every command")
-        parser.known += [command.name, *subparser.known]  # for it is the parser that meets an unknown option
+        command.set_defaults(run=run, alone=alone)
+        parser.commands.append(command)
+        return command.add_argument
+
+    add = add_command(create_things, "create 3", "make things in AWS IoT, each with a certificate and keys")
+    add("count", metavar="COUNT", type=whole, nargs="?", default=1, help="how many (default: %(default)s)")
+    add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="as in NAME_0 (default: %(default)s)")
+
+    example = "send --duration 30 --interval 0.5 'Hello from ELF'"
+    add = add_command(send_messages, example, "have every thing publish messages", messaging, alone=False)
+    content = (
+        f"send the JSON object in FILE instead of MESSAGE, or of FILE{REPLAYED} a line each interval, or of - "
+        "(standard input) each line as it comes"
+    )
+    add("message", metavar="MESSAGE", nargs="?", default=MESSAGE, help="text (default: %(default)s)")
+    add("--json-message", metavar="FILE", type=Path, help=content)
+    add("--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
+    add("--interval", metavar="S", type=interval, default=INTERVAL_S, help="a message every (default: %(default)g s)")
+    add("--duration", metavar="S", type=above_0, help=f"for so long (default: {DURATION_S:g} s, or all lines)")
+    add("--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration")
+
+    example = "subscribe --duration 30"
+    add = add_command(subscribe, example, "have every thing listen, and log what it hears", messaging, alone=False)
+    topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
+    add("--topic", metavar="T", action="append", help=topics)
+    add("--duration", metavar="S", type=above_0, default=DURATION_S, help="for so long (default: %(default)g s)")
+    add("--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
+
+    add = add_command(clean_up, "clean", "take everything away again, in AWS IoT and on disk")
+    add("--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)")
     return parser
 
 
@@ -4590,13 +4549,12 @@ def _local_aws() -> Any:
 
 def run_command(cli: argparse.Namespace) -> int:
     """Find the fleet and its AWS, and run the command on them."""
-    command: Command = cli.command
-    creates = command.run is create_things
-    with held_fleet(cli, f"elf.py {command.name}", command.alone, creates) as fleet:
-        cleaning = command.run is clean_up
+    creates = cli.run is create_things
+    with held_fleet(cli, f"elf.py {cli.command}", cli.alone, creates) as fleet:
+        cleaning = cli.run is clean_up
         has_work = fleet.things or fleet.unanswered or creates
         with embedded_aws(cli, is_needed=bool(has_work) and not (cleaning and cli.only_local)):
-            status = command.run(cli)
+            status = cli.run(cli)
         if status:
             cli.refuse_dead_local()
         if cleaning and not status and fleet.has_local():
@@ -4629,18 +4587,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_standard_streams()
     hide_environment()
     parser = build_parser()
-    parser.typed = list(sys.argv[1:] if argv is None else argv)
     try:
-        cli = parser.parse_args(parser.typed)
+        cli = parser.parse_args(argv)
         if cli.local and (cli.profile or cli.endpoint_url):
             parser.error("--local has no --profile and no --endpoint-url")
         if "interval" in cli and cli.count and cli.duration:
             parser.error("send takes --count or --duration, not both")
+        if not cli.command:
+            parser.print_help()
+            parser.exit(2)
     except SystemExit as usage:  # argparse has printed what there is to say
+        try:
+            if sys.stdout:
+                sys.stdout.flush()
+        except OSError as error:
+            complain(error)
+            return 1
         return int(usage.code or 0)
-    if "command" not in cli:
-        parser.print_help()
-        return 2
     cli.inbox = Inbox()
     cli.printer = Output(cli.inbox)
     cli.results = Results(sys.stdout if cli.output == "json" else None, cli.printer)
@@ -4656,7 +4619,7 @@ def report_end(cli: argparse.Namespace, status: int) -> int:
     """Write the summary and all that is not written yet, and return the exit status: not 0 if that failed."""
     printer: Output = cli.printer
     try:
-        cli.results.put("summary", command=cli.command.name, exitStatus=status, **cli.results.summary)
+        cli.results.put("summary", command=cli.command, exitStatus=status, **cli.results.summary)
     except OSError as error:
         complain(error)
         status = status or 1
@@ -4690,7 +4653,6 @@ def run_to_the_end(cli: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    exit_status = main()
-    if threading.active_count() > 1:  # a call that outlasts Ctrl-C, a connection that hangs or a reader holds nobody up
-        os._exit(exit_status)
-    sys.exit(exit_status)
+    # Python's own end would wait for a call that outlasts Ctrl-C, a connection that hangs or a reader, and take apart
+    # one by one what goes with the process anyway.
+    os._exit(main())

@@ -125,6 +125,7 @@ def test_wrong_usage_is_one_line_and_status_2(main: InProcess, line: str) -> Non
         ("--regoin eu-west-1 create", "--region"),
         ("clean --onlylocal", "--only-local"),
         ("create --output jsn", "json"),
+        ("create --prefx a", "--prefix"),
     ],
 )
 def test_a_mistyped_word_gets_a_suggestion(main: InProcess, line: str, meant: str) -> None:
@@ -139,6 +140,16 @@ def test_a_word_like_none_that_is_known_gets_no_suggestion(main: InProcess) -> N
 def test_help_fits_into_80_columns(main: InProcess, command: tuple[str, ...]) -> None:
     main.use({"COLUMNS": "80"})
     assert max(map(len, main(*command, "--help").out.splitlines())) <= 80
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_help_that_can_not_be_written_is_no_success(elf: Elf) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, ELF, "--help"], env=elf.environment, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert "the disk is full" in done.stderr
 
 
 def test_wrong_usage_in_a_shell_exits_2(elf: Elf) -> None:

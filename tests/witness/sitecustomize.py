@@ -5,10 +5,10 @@ $WITNESS_DIRECTORY that others than its owner could use at any moment ("exposed 
 operation on files, so before a chmod() that would come too late.
 """
 
-import atexit
 import os
 import socket
 import sys
+from typing import NoReturn
 
 _log = os.open(os.environ["WITNESS_LOG"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 _directory = os.environ["WITNESS_DIRECTORY"]
@@ -44,8 +44,13 @@ def _witness(event: str, args: tuple[object, ...]) -> None:
         _look()
 
 
+def _end(status: int) -> NoReturn:
+    _look()
+    _exit(status)
+
+
 sys.addaudithook(_witness)
-atexit.register(_look)
+_exit, os._exit = os._exit, _end  # which is how elf.py ends
 
 # Any name under .localhost is loopback (RFC 6761), which not every system's resolver knows.
 _getaddrinfo = socket.getaddrinfo
