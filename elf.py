@@ -147,13 +147,11 @@ each = log.getChild("each")  # for what is said of one thing or one message, whi
 
 
 class ElfError(Exception):
-    """A failure that ELF finds itself: its two lines, cause and remedy; or a name in FAILURES, and their facts."""
+    """A failure that ELF finds itself: in a line what is wrong, and in another what to do."""
 
-    def __init__(self, failure: str, remedy: str = "", **facts: Any) -> None:
-        super().__init__(failure, remedy, facts)
-        self.failure = failure
-        self.remedy = remedy
-        self.facts = facts
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause, remedy)
+        self.cause, self.remedy = cause, remedy
 
 
 class NotAwsError(ElfError):
@@ -242,99 +240,6 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "AWS refuses to delete it: {error}",
         "AWS names nobody else who uses it: run the same command again later",
     ),
-    # ELF's own devices
-    "PortUnanswered": (
-        "{thing} can't connect to {endpoint}: it does not answer",
-        "if a firewall blocks port 8883, try --mqtt-endpoint :443",
-    ),
-    "NothingListens": (
-        "{thing} can't connect to {endpoint}: nothing listens there",
-        "check --mqtt-endpoint; if a firewall blocks port 8883, try --mqtt-endpoint :443",
-    ),
-    "HostUnknown": (
-        "{thing} can't connect to {endpoint}: its name can't be resolved",
-        "check the network's DNS, and --mqtt-endpoint",
-    ),
-    "HostUnreachable": (
-        "{thing} can't connect to {endpoint}: the network says: {error}",
-        "check the network, and --mqtt-endpoint",
-    ),
-    "NotTrusted": (
-        "{thing} can't connect to {endpoint}: its certificate is not to be trusted: {error}",
-        "check --root-cert and --mqtt-endpoint, and that nobody sits in between",
-    ),
-    "OtherHost": (
-        "{thing} can't connect to {endpoint}: its certificate is another host's: {error}",
-        "check the name in --mqtt-endpoint; without that option ELF asks AWS for it",
-    ),
-    "TlsFails": (
-        "{thing} can't connect to {endpoint}: TLS fails: {error}",
-        "see that AWS IoT listens there (--mqtt-endpoint), and what sits in between",
-    ),
-    "Refused": (
-        "{thing} can't connect to {endpoint}, which refuses it: {error}",
-        "look at its certificate and policy in the AWS IoT console (Security), or run the command again: "
-        "what was changed a moment ago is not in force everywhere",
-    ),
-    "PublishRefused": (
-        "{thing} can't publish to {topic}: the broker closes the connection at each message, and acknowledges none",
-        "see that its policy allows iot:Publish to that topic",
-    ),
-    "SubscribeRefused": (
-        "{thing} can't subscribe to {topic}: the broker does not accept it",
-        "see that its policy allows iot:Subscribe to that topic filter",
-    ),
-    "CertificateUnknown": (
-        "{thing} can't connect: its certificate {certificate} does not exist in {place}",
-        f"if the fleet lives elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
-    ),
-    "CertificateNotActive": (
-        "{thing} can't connect: its certificate is {status}",
-        "`aws iot update-certificate --new-status ACTIVE --certificate-id {certificate}`",
-    ),
-    "CertificateRevoked": ("{thing} can't connect: its certificate is revoked, for good", _ANEW),
-    "NoPolicy": (
-        "{thing} can't connect: its certificate has no policy",
-        "`aws iot attach-policy --policy-name {policy} --target {certificate}`; if there is no such policy, " + _ANEW,
-    ),
-    "PolicyForbids": (
-        "{thing} may not {verb} {subject}: no policy of its certificate allows {action} ({policies})",
-        f"allow it in that policy (AWS IoT console, Security, Policies); {_ANEW}, with ELF's own policy",
-    ),
-    "EndpointElsewhere": (
-        "{thing} can't connect to {endpoint}: its certificate is good, but the endpoint of {place} is {address}",
-        "leave --mqtt-endpoint out",
-    ),
-    "ConnectionLost": (
-        "{thing} lost its connection to {endpoint}; trying to get it back",
-        "check the network; where that is good, another client took over the client ID {client_id}: "
-        "see who else has the keys of {thing}",
-    ),
-    "NoneConnected": ("none of the things could connect", _SEE_ABOVE),
-    "NoneAuthorised": ("none of the things has a policy", _SEE_ABOVE),
-    "WorkerDied": ("its worker process died", "see whether the system ran out of memory, and use fewer things"),
-    "MessagesLost": (
-        "{messages} lost: not acknowledged, or not sent while offline",
-        "see the lines above, check the network, and send again",
-    ),
-    "TooFewMessages": (
-        "{messages} came in {duration:g} s, not {count}",
-        "see that something is sent to that topic meanwhile, or give it a longer --duration",
-    ),
-    "StillDeaf": ("{things} had no connection in the end, and may have missed messages", "check the network"),
-    "LinesRefused": ("{lines} of the input could not be sent", _SEE_ABOVE),
-    "TooFewDescriptors": (
-        "{things} in a process need {needed} open files, and this system allows {allowed}",
-        "raise the limit (`ulimit -Hn`, or nofile in /etc/security/limits.conf), or use fewer things",
-    ),
-    "KeyMissing": ("{thing} has no file {file}", _NEW_KEYS),
-    "KeyUnreadable": ("{thing} can't use its file {file}: {error}", f"make it readable, or {_NEW_KEYS}"),
-    "KeyEmpty": ("the file {file} of {thing} is empty", _NEW_KEYS),
-    "NotAPair": (
-        "the certificate and the key of {thing} are not a pair: {error}",
-        f"restore {{file}} and its .pem from one backup; without one, {_ANEW}",
-    ),
-    "KeyInvalid": ("the file {file} of {thing} holds no key or certificate: {error}", _NEW_KEYS),
     # The system
     "ELOOP": ("a symbolic link is where ELF keeps a file of its own: {error}", "remove it, or use another --misc-dir"),
     "ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space; the same command again then carries on"),
@@ -366,9 +271,7 @@ HOPELESS = frozenset(
 
 
 def names_of(error: BaseException) -> list[str]:
-    """Name a failure as FAILURES does: ELF's or AWS's name, the errno, what caused it, the class; the nearest first."""
-    if isinstance(error, ElfError):
-        return [error.failure, type(error).__name__]
+    """Name a failure as FAILURES does: AWS's name, the errno, what caused it, the class; the nearest first."""
     names = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, OSError) and error.errno:
         names.insert(0, errno.errorcode.get(error.errno, ""))
@@ -387,8 +290,8 @@ def names_of(error: BaseException) -> list[str]:
 
 def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause in plain words, and the remedy."""
-    if isinstance(error, ElfError) and error.remedy:
-        return error.failure, error.remedy
+    if isinstance(error, ElfError):
+        return error.cause, error.remedy
     message = _message(error)
     who = re.search(r"User: (\S+)", message)
     facts = {
@@ -396,7 +299,6 @@ def explain(error: BaseException) -> tuple[str, str]:
         "error": message,
         "action": f"iot:{getattr(error, 'operation_name', '')}",
         "who": who[1] if who else "these credentials",
-        **(error.facts if isinstance(error, ElfError) else {}),
     }
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
     return cause.format(**facts), remedy.format(**facts)
@@ -2308,8 +2210,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
 
     def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
         """Tell of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
-        self.thing, self.endpoint, self.action, self.subject = thing, endpoint, action, subject
-        self.reason = reason
+        self.thing, self.endpoint, self.action, self.subject, self.reason = thing, endpoint, action, subject, reason
         cause, remedy = {
             "iot:Connect": (
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
@@ -2704,7 +2605,7 @@ class Loop:
         from concurrent.futures import ThreadPoolExecutor
 
         self._failed = failed
-        self._connects_per_s = connects_per_s
+        self.connects_per_s = connects_per_s
         self._turn = 0.0  # time.monotonic() of the last connect
         self.pool = ThreadPoolExecutor(CONNECTS_AT_ONCE)  # where connects block: a TLS handshake each
         self.selector = selector or selectors.DefaultSelector()
@@ -2736,7 +2637,7 @@ class Loop:
 
         https://docs.aws.amazon.com/general/latest/gr/iot-core.html: 500 connects a second an account.
         """
-        self._turn = max(self._turn + 1 / self._connects_per_s, time.monotonic())
+        self._turn = max(self._turn + 1 / self.connects_per_s, time.monotonic())
         self.at(self._turn + after_s, self._submit, connect)
 
     def _submit(self, connect: Callable[[], None]) -> None:
@@ -2788,11 +2689,8 @@ class _Events(collections.deque[Any]):
 class _Nobody:
     """In the place of the sockets by which the SDK wakes a client's network thread, and of that thread's timer."""
 
-    def send(self, _: bytes) -> None: ...
-
-    def close(self) -> None: ...
-
-    def startStableConnectionTimer(self) -> None: ...  # noqa: N802 - the SDK's name
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_: None
 
 
 @functools.cache
@@ -3585,7 +3483,7 @@ class Shift:
             self._loop.call(self.crew.devices[thing].end, event.failure)
             return
         self._undecided.add(thing)
-        each.warning("%s", refusal.failure)
+        each.warning("%s", refusal.cause)
         each.warning("AWS names no reason: trying again for up to %g minutes, which it may take", POLICY_CHANGE_S / 60)
 
     def gather(self) -> None:
@@ -4253,7 +4151,7 @@ def with_policies(cli: argparse.Namespace, newcomers: set[str]) -> list[Thing]:
                 log.info("%s without a policy yet: the same command again goes on", plural(left, "thing"))
             failures.report(of=len(without))
     if not things:
-        raise ElfError("NoneAuthorised")
+        raise ElfError("none of the things has a policy", _SEE_ABOVE)
     return things
 
 
@@ -4334,7 +4232,7 @@ def url(text: str) -> str:
     try:
         return Place(endpoint_url=text).checked().endpoint_url or ""
     except ElfError as error:
-        raise argparse.ArgumentTypeError(error.failure) from None
+        raise argparse.ArgumentTypeError(error.cause) from None
 
 
 class Parser(argparse.ArgumentParser):

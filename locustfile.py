@@ -21,6 +21,7 @@ import itertools
 import logging
 import math
 import random
+import selectors
 import socket
 import time
 from collections.abc import Iterator
@@ -106,7 +107,6 @@ def admit(cli: argparse.Namespace, users: int) -> dict[str, dict[str, Any]]:
             "patience_s": patience_s[thing.name],
             "topic": topics[thing.name][0],
             "filters": [heard] if after > before else [],  # who listens does not publish
-            "fleet_size": len(admitted),
         }
         for thing, (before, after) in zip(admitted, itertools.pairwise(listeners), strict=True)
     }
@@ -191,7 +191,7 @@ class Desk(Run):
         self.gone: set[str] = set()  # workers, without a word
         self.working: set[str] = set()  # workers, at the end of a run
         self.turn = 0.0  # time.monotonic() of the last connect
-        self.asked = 0  # diagnoses
+        self.asking = BoundedSemaphore(elf.DIAGNOSES_AT_ONCE)
         self.start, self.runner.start = self.runner.start, self.start_unless_refused
         for message, listener in (("take", self.hand_out), ("give", self.take_back), ("refused", self.find_cause)):
             self.runner.register_message(f"elf-{message}", listener, concurrent=True)
@@ -248,14 +248,19 @@ class Desk(Run):
 
     def open(self, **_: object) -> None:
         super().open()
-        self.free, self.worker_of, self.asked = Queue(items=self.duties), {}, 0
+        self.free, self.worker_of = Queue(items=self.duties), {}
 
     def hand_out(self, msg: Any, **_: object) -> None:
         """Have a thing for a user, when there is one, and say when its turn to connect is."""
         thing = self.free.get()
         self.worker_of[thing] = msg.node_id
         self.turn = max(self.turn + 1 / elf.CONNECTS_PER_S, time.monotonic())
-        duty = {**self.duties[thing], "after_s": self.turn - time.monotonic()}
+        workers = len(self.runner.clients.ready + self.runner.clients.spawning + self.runner.clients.running)
+        duty = {
+            **self.duties[thing],
+            "after_s": self.turn - time.monotonic(),
+            "connects_per_s": elf.CONNECTS_PER_S / max(1, workers),
+        }
         self.runner.send_message("elf-thing", (msg.data, duty), client_id=msg.node_id)
 
     def take_back(self, msg: Any, **_: object) -> None:
@@ -267,13 +272,13 @@ class Desk(Run):
         self.free.put(thing)
 
     def find_cause(self, msg: Any, **_: object) -> None:
-        """Count what the broker refused, as what AWS says that it is."""
-        kind, name, took_s, (thing, failure, facts) = msg.data
-        error = elf.ElfError(failure, **facts)
-        if self.asked < elf.DIAGNOSES:
-            self.asked += 1
-            error = elf.diagnosed(self.cli, self.cli.fleet.things[thing], error)
-        self.count(kind, name, took_s, error=error)
+        """Ask AWS about what the broker refuses; what it has nothing to say about goes on trying."""
+        user, facts = msg.data
+        refusal = elf.Refusal(*facts)
+        with self.asking:
+            verdict = elf.diagnosed(self.cli, self.cli.fleet.things[refusal.thing], refusal)
+        if verdict is not refusal:
+            self.runner.send_message("elf-verdict", (user, *elf.explain(verdict)), client_id=msg.node_id)
 
     def watch_workers(self) -> None:
         """Tell of workers that are gone. Their things are free once Locust gives up on them, a minute later."""
@@ -303,14 +308,54 @@ class Desk(Run):
                 gevent.sleep(0.05)
 
 
+class HubSelector:
+    """A selector that is one watcher of gevent's for each socket: the system's would start all of them at each turn."""
+
+    def __init__(self) -> None:
+        self._watchers: dict[Any, Any] = {}  # by file
+        self._ready: dict[Any, tuple[selectors.SelectorKey, int]] = {}  # by file
+        self._news = Event()
+
+    def register(self, file: Any, events: int, data: Any) -> None:
+        key = selectors.SelectorKey(file, file.fileno(), events, data)
+        self._watchers[file] = watcher = gevent.get_hub().loop.io(
+            key.fd, events
+        )  # whose events have these numbers, too
+        watcher.start(self._mark, key, pass_events=True)
+
+    def unregister(self, file: Any) -> None:
+        self._watchers.pop(file).close()
+        self._ready.pop(file, None)
+
+    def modify(self, file: Any, events: int, data: Any) -> None:
+        self.unregister(file)
+        self.register(file, events, data)
+
+    def _mark(self, events: int, key: selectors.SelectorKey) -> None:
+        self._ready[key.fileobj] = key, events
+        self._news.set()
+
+    def select(self, timeout_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._news.wait(timeout_s)
+        self._news.clear()
+        ready, self._ready = self._ready, {}
+        return list(ready.values())
+
+    def close(self) -> None:
+        for file in list(self._watchers):
+            self.unregister(file)
+
+
 class Worker(Run):
     """What the users of one process share."""
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
-        self.connects = BoundedSemaphore(elf.CONNECTS_AT_ONCE)
+        self.loop = elf.Loop(elf.complain, selector=HubSelector())
         self.waiting: dict[int, AsyncResult[dict[str, Any]]] = {}  # by the ID of the user
+        self.users: dict[int, Thing] = {}  # the same
         self.runner.register_message("elf-thing", self.pass_on)
+        self.runner.register_message("elf-verdict", self.end)
         if isinstance(self.runner, WorkerRunner):
             self.runner.register_message("elf-finish", self.finish)
             environment.events.quitting.add_listener(self.finish)
@@ -322,6 +367,12 @@ class Worker(Run):
         else:  # it has stopped meanwhile
             self.runner.send_message("elf-give", duty["thing"])
 
+    def end(self, msg: Any, **_: object) -> None:
+        """Have a thing that AWS says something about try no more."""
+        user, cause, remedy = msg.data
+        if user in self.users and (device := self.users[user].device):
+            device.end(elf.ElfError(cause, remedy))
+
     def finish(self, **_: object) -> None:
         """Stop the users, and report what they have done since Locust's last report."""
         self.runner.stop()
@@ -331,8 +382,11 @@ class Worker(Run):
         self.runner.send_message("elf-finished")
 
 
-class Thing(User):
-    """A thing that publishes, or one that listens."""
+class Thing(User, elf.Listener):
+    """A thing that publishes, or one that listens.
+
+    Its device is called directly: greenlets take turns where they wait, and nothing of a device's waits.
+    """
 
     def on_start(self) -> None:
         SET_UP.wait()
@@ -340,30 +394,39 @@ class Thing(User):
         self.duty: dict[str, Any] = {}  # which the desk hands out
         self.device: elf.Device | None = None  # until it can't do anything any more
         self.sizes: dict[int, int] = {}  # of what is not acknowledged, by number
+        self.is_ready, self.is_settled = Event(), Event()
         self.worker.waiting[id(self)] = answer = AsyncResult()
         self.worker.runner.send_message("elf-take", id(self))
         self.duty = duty = answer.get()
-        endpoint = elf.Endpoint(*duty["endpoint"])
+        self.endpoint = elf.Endpoint(*duty["endpoint"])
         gevent.sleep(duty["after_s"])
-        began = time.monotonic()
+        self.began = time.monotonic()
         try:
             if self.worker.failure:
                 raise self.worker.failure
             elf.raise_descriptor_limit(self.worker.runner.user_count)
-            self.cli, self.messages = self.worker.cli, itertools.cycle(self.worker.messages)
-            files, root_cert = self.cli.fleet.files(duty["thing"]), self.worker.root_cert
-            self.device = elf.Device(
-                duty["thing"], files, endpoint, root_cert, self.on_event, duty["patience_s"], self.on_lost
-            )
-            with self.worker.connects:
-                began = time.monotonic()
-                self.device.connect(duty["filters"], self.cli.qos, give_up=lambda: False)
         except Exception as error:
-            self.fail("CONNECT", endpoint, error, time.monotonic() - began)
-        else:
-            self.worker.count("CONNECT", endpoint, time.monotonic() - began)
-            gevent.sleep(random.uniform(0, self.cli.interval))  # noqa: S311 - so that things take turns
-            self.due = time.monotonic()
+            self.fail("CONNECT", self.endpoint, error)
+            return
+        self.cli, self.messages = self.worker.cli, itertools.cycle(self.worker.messages)
+        self.worker.loop.connects_per_s = duty["connects_per_s"]
+        self.device = elf.Device(
+            duty["thing"],
+            self.cli.fleet.files(duty["thing"]),
+            self.endpoint,
+            self.worker.root_cert,
+            self.worker.loop,
+            self,
+            qos=self.cli.qos,
+            topic=duty["topic"],
+            topic_filters=duty["filters"],
+            patience_s=duty["patience_s"],
+        )
+        self.worker.users[id(self)] = self
+        self.device.connect()
+        self.is_ready.wait()
+        gevent.sleep(random.uniform(0, self.cli.interval))  # noqa: S311 - so that things take turns
+        self.due = time.monotonic()
 
     def wait_time(self) -> float:
         """Keep the beat. What is late does not have the next ones follow faster."""
@@ -376,58 +439,66 @@ class Thing(User):
         if not self.device:
             raise StopUser
         if not self.duty["filters"]:
-            topic = self.duty["topic"]
-            self.device.publish(topic, next(self.messages).payload(topic), self.cli.qos)
+            self.device.publish(next(self.messages), time.monotonic())
 
     def on_event(self, event: Any) -> None:
-        """Count what happens to the thing. Threads of the SDK call this, which are greenlets here."""
-        if isinstance(event, elf.Published):
-            self.sizes[event.number] = len(event.payload)
-            if not self.cli.qos:
-                self.count_published(event.number, None, lost=event.lost)
-        elif isinstance(event, elf.Acknowledged):
-            self.count_published(event.number, event.after_s)
-        elif isinstance(event, elf.Received):
-            sent_at = elf.time_of_sending(event.payload)
-            took_s = None if sent_at is None else max(0.0, event.at - sent_at)
-            self.worker.count("RECEIVE", self.duty["filters"][0], took_s, len(event.payload))
+        if isinstance(event, elf.Connected):
+            self.worker.count("CONNECT", self.endpoint, time.monotonic() - self.began)
+            self.is_ready.set()
         elif isinstance(event, elf.Offline):
             self.offline_at = event.at
-            error = elf.ElfError("ConnectionLost", **event._asdict())
+            error = elf.ElfError(f"{event.thing} lost its connection to {event.endpoint}", "check the network")
             self.worker.count("DISCONNECT", event.endpoint, None, error=error)
         elif isinstance(event, elf.Back):
             self.worker.count("RECONNECT", event.endpoint, event.at - self.offline_at)
+        elif isinstance(event, elf.Refused):
+            refusal = vars(event.refusal)
+            facts = [refusal[name] for name in ("thing", "endpoint", "action", "subject", "reason")]
+            self.worker.runner.send_message("elf-refused", (id(self), facts))
         elif isinstance(event, elf.Failed):
-            self.fail("PUBLISH", self.cli.topic, elf.ElfError(event.failure, **event.facts))
+            is_in = self.device and self.device.has_joined
+            self.fail("PUBLISH" if is_in else "CONNECT", self.cli.topic if is_in else self.endpoint, event.failure)
+
+    def on_published(self, device: elf.Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+        self.sizes[number] = len(payload)
+        if not self.cli.qos:
+            self.count_published(number, None, lost)
+
+    def on_acknowledged(self, device: elf.Device, number: int, after_s: float) -> None:
+        self.count_published(number, after_s)
+        if not device.backlog:
+            self.is_settled.set()
+
+    def on_not_sent(self, device: elf.Device, messages: int) -> None:
+        for _ in range(messages):
+            self.count_published(0, None, lost=True)
+
+    def on_received(self, device: elf.Device, message: Any) -> None:
+        sent_at = None if message.retain else elf.time_of_sending(message.payload)
+        took_s = None if sent_at is None else max(0.0, time.time() - sent_at)
+        self.worker.count("RECEIVE", self.duty["filters"][0], took_s, len(message.payload))
+
+    def on_unreadable(self, device: elf.Device, error: Exception) -> None:
+        self.worker.count("RECEIVE", self.duty["filters"][0], None, error=error)
 
     def count_published(self, number: int, took_s: float | None, lost: bool = False) -> None:
-        error = elf.ElfError("MessagesLost", messages="1 message") if lost else None
-        self.worker.count("PUBLISH", self.cli.topic, took_s, self.sizes.pop(number), error)
+        error = elf.ElfError("1 message lost", "check the network") if lost else None
+        self.worker.count("PUBLISH", self.cli.topic, took_s, self.sizes.pop(number, 0), error)
 
-    def fail(self, kind: str, name: object, error: Exception, took_s: float | None = None) -> None:
-        """Have the thing do no more, and a failure counted: by the desk if AWS knows why, maybe."""
+    def fail(self, kind: str, name: object, error: Exception) -> None:
+        """Have the thing do no more, and count a failure."""
         self.device = None
-        if isinstance(error, elf.ElfError) and error.failure.endswith("Refused"):
-            self.worker.runner.send_message(
-                "elf-refused", (kind, str(name), took_s, elf.failed(self.duty["thing"], error))
-            )
-        else:
-            self.worker.count(kind, name, took_s, error=error)
-
-    def on_lost(self, device: elf.Device) -> None:
-        gevent.spawn(self.bring_back, device)
-
-    def bring_back(self, device: elf.Device) -> None:
-        for pause_s in elf.pauses_of(self.duty["fleet_size"]):
-            gevent.sleep(pause_s)
-            with self.worker.connects:
-                if device.come_back():
-                    return
+        self.is_ready.set()
+        self.worker.count(kind, name, time.monotonic() - self.began if kind == "CONNECT" else None, error=error)
 
     def on_stop(self) -> None:
         self.worker.waiting.pop(id(self), None)
+        self.worker.users.pop(id(self), None)
         if self.device:
-            self.device.disconnect(SETTLE_S)
+            if self.device.backlog:
+                self.is_settled.clear()
+                self.is_settled.wait(SETTLE_S)
+            self.device.end(self.device.refusal)
         for number in list(self.sizes):
             self.count_published(number, None, lost=True)
         if self.duty:

@@ -135,7 +135,7 @@ def test_a_standard_input_that_can_not_be_read_is_explained(pair: Pair, tmp_path
     assert remedy.startswith("what to do: ")
 
 
-def test_lines_reach_things_of_several_processes(
+def test_lines_reach_all_things_of_a_larger_fleet(
     elf: Elf, account: Account, connect: Callable[[Account], Client]
 ) -> None:
     elf("create", 60, "--rate", 300)
