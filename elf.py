@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1", "tqdm>=4.66"]
+# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1", "tqdm>=4.66", "fasteners>=0.19; sys_platform == 'win32'"]
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
@@ -987,8 +987,9 @@ _THING_KEYS = {
     "stage": "elf_stage",
     "asked": "elf_asked",
 }
+BRIEFLY_S = 0.2  # a command that is just ending, or records a policy, keeps nobody waiting for longer
 ROOTS_FILE = "amazon-root-ca.pem"
-_STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".writing")  # the last of earlier versions
+_STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".held", ".writing")
 _HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
 _KEY_FILE = re.compile(r"[\w:+-]+_[0-9]+\.(pem|pub|prv)")
 # What systems put into any directory, Kubernetes' links among it, and git's file in misc/ of ELF's repository.
@@ -1012,7 +1013,7 @@ class Fleet:
         self.things_file = directory / "things.json"
         self.elf_file = directory / "elf.json"
         self.journal_file = directory / "things.journal"
-        self.lock: Lock | None = None  # while a command holds the directory
+        self.lock: contextlib.ExitStack | None = None  # while a command holds the directory
         self._is_claimed = False
         self._writing = threading.Lock()
         self._journal: FileIO | None = None  # open, and locked, while this fleet is being written
@@ -1020,87 +1021,43 @@ class Fleet:
 
     def reload(self) -> None:
         """Read what other commands have recorded."""
-        elf = self._read(self.elf_file, {})
-        if not isinstance(elf, dict):
-            raise self._not_elfs(self.elf_file, "it is not a JSON object")
-        self.elf_id: str | None = elf.get("elf_id")
-        if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
-            raise self._not_elfs(self.elf_file, "elf_id is not a URN of a UUID")
-        self.place = self._place(elf.get("fleet"))
-        try:
-            self.unanswered = [Unanswered(*map(_moment, pair)) for pair in elf.get("unanswered", ())]
-        except (TypeError, ValueError) as error:
-            raise self._not_elfs(self.elf_file, "unanswered is not a list of times") from error
-        self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
+        with _reading(self.elf_file, b"{}") as content:
+            elf = json.loads(content)
+            if not isinstance(elf, dict):
+                raise ValueError("it is not a JSON object")
+            self.elf_id: str | None = elf.get("elf_id")
+            if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
+                raise ValueError("elf_id is not a URN of a UUID")
+            self.place = recorded_place(elf["fleet"]) if "fleet" in elf else None
+            self.unanswered = recorded_calls(elf.get("unanswered", []))
         self.things: dict[str, Thing] = {}
-        entries = self._read(self.things_file, [])
-        if not isinstance(entries, list):
-            raise self._not_elfs(
-                self.things_file, "it is not a JSON list", newer=isinstance(entries, dict) and "version" in entries
-            )
-        self._changes = self._read_journal()
-        for entry in (*entries, *self._changes):
-            self._replay(entry)
+        self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
+        with _reading(self.things_file, b"[]") as content:
+            entries = json.loads(content)
+            if not isinstance(entries, list):
+                is_newer = isinstance(entries, dict) and "version" in entries
+                raise (NewerError if is_newer else ValueError)("it is not a JSON list")
+            self._replay(entries)
+        with _reading(self.journal_file, b"") as content:
+            self._changes = [json.loads(line) for line in content.split(b"\n")[:-1]]  # a crash cut off what is last
+            self._replay(self._changes)
         self.things = {name: self.things[name] for name in sorted(self.things, key=by_number)}
         if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
             _, region, account = partition_region_account(first.certificate_arn)
             self.place = Place(region=region, account=account)
 
-    def _place(self, recorded: object) -> Place | None:
-        if recorded is None:
-            return None
-        if isinstance(recorded, dict):
-            known: dict[str, Any] = {key: value for key, value in recorded.items() if key in Place._fields}
-            is_local = known.pop("local", False)
-            with contextlib.suppress(ElfError):
-                if isinstance(is_local, bool) and None not in known.values():
-                    return Place(**known, local=is_local).checked()
-        raise self._not_elfs(self.elf_file, "where the fleet lives is not a place")
-
-    def _read(self, path: Path, otherwise: Any) -> Any:
-        try:
-            return json.loads(read_file(path))
-        except FileNotFoundError:
-            return otherwise
-        except (ValueError, RecursionError) as error:
-            raise self._not_elfs(path, str(error)) from error
-
-    def _read_journal(self) -> list[Any]:
-        try:
-            lines = read_file(self.journal_file).split(b"\n")
-        except FileNotFoundError:
-            return []
-        try:
-            return [json.loads(line) for line in lines[:-1]]  # the last is empty, or what a crash cut off
-        except (ValueError, RecursionError) as error:
-            raise self._not_elfs(self.journal_file, str(error)) from error
-
-    def _not_elfs(self, path: Path, reason: str, newer: bool = False) -> ElfError:
-        return ElfError("NewerElf" if newer else "NotElfs", file=path, error=reason, version=VERSION)
-
-    def _replay(self, entry: object) -> None:
-        """Take in one entry, trusting nothing: names become paths, and identifiers are sent to AWS."""
-        refusal = functools.partial(self._not_elfs, self.things_file)
-        if not isinstance(entry, dict) or len(entry) != 1:
-            raise refusal("an entry is not an object with one thing's name")
-        ((name, recorded),) = entry.items()
-        if recorded is None:  # forgotten
-            self.things.pop(name, None)
-            self._key_material.pop(name, None)
-            return
-        if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
-            raise refusal(f"{name[:140]!r} is not a thing of ELF's")
-        if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
-            raise refusal(f"{unknown[0][:140]!r} of {name} means nothing to this one", newer=True)
-        known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
-        thing = Thing(name, **{"stage": READY, **known})
-        if thing.stage not in (CREATING, READY, CLEANING):
-            raise refusal(f"the stage of {name} means nothing to this one", newer=True)
-        if problem := problem_of(thing):
-            raise refusal(f"{name}: {problem}")
-        if "keyPair" in recorded or "certificatePem" in recorded:
-            self._key_material[name] = recorded
-        self.things[name] = thing
+    def _replay(self, entries: Iterable[Any]) -> None:
+        for entry in entries:
+            if not isinstance(entry, dict) or len(entry) != 1:
+                raise ValueError("an entry is not an object with one thing's name")
+            ((name, recorded),) = entry.items()
+            if recorded is None:  # forgotten
+                self.things.pop(name, None)
+                self._key_material.pop(name, None)
+                continue
+            self.things[name] = recorded_thing(name, recorded)
+            if "keyPair" in recorded or "certificatePem" in recorded:
+                self._key_material[name] = recorded
 
     @property
     def ready(self) -> list[Thing]:
@@ -1131,18 +1088,11 @@ class Fleet:
             yield
             return
         note = self.directory / ".lock"  # tells others who is at work, and does no more
-        announced = ""
-        deadline = time.monotonic() + max(wait_s, 0.2)  # one that is just ending takes less
-        while not (lock := Lock.take(self.directory, note, shared=not alone)):
-            holders = _holders(note)
-            if time.monotonic() >= deadline:
-                raise ElfError("Locked", directory=self.directory, holders=holders)
-            if holders != announced and wait_s:
-                log.info("waiting for %s", announced := holders)
-            inbox.get(min(deadline, time.monotonic() + 0.05))
+        take = functools.partial(take_lock, self.directory, self.directory / ".held")
+        lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
         try:
             self.lock = lock
-            if self._can_write(note, f"{os.getpid()} {command}\n", alone):
+            if self._sign(note, f"{os.getpid()} {command}\n", alone):
                 self._tighten()
                 self.reload()
                 if self._changes or self._key_material or any(thing.asked for thing in self.things.values()):
@@ -1151,25 +1101,11 @@ class Fleet:
             yield
         finally:
             self.lock = None
-            if alone or lock.is_last():
-                with contextlib.suppress(OSError):
-                    note.unlink() if POSIX else os.truncate(note, 0)  # Windows keeps an open file
             lock.close()
-
-    def _can_write(self, note: Path, line: str, alone: bool) -> bool:
-        """Add a line to the note, and say if this directory can be written. Raises OSError if it has to be."""
-        try:
-            descriptor = os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600)
-            try:
-                os.write(descriptor, line.encode())
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            error.filename = str(note)
-            if alone:
-                raise
-            return error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM)
-        return True
+            with contextlib.suppress(OSError):
+                if last := take():
+                    with last:
+                        note.unlink()
 
     @contextlib.contextmanager
     def locked(self, inbox: Inbox) -> Iterator[None]:
@@ -1177,44 +1113,55 @@ class Fleet:
         if not self._is_there():
             yield
             return
-        announce_at = time.monotonic() + 1.0  # a policy takes another elf.py less
-        while not (journal := self._open_journal()):
-            if time.monotonic() > announce_at:
-                log.info("waiting for another elf.py to finish with %s", self.directory)
-                announce_at = math.inf
-            inbox.get(deadline=time.monotonic() + 0.05)
-        with journal:
+        for path in (self.things_file, self.elf_file):
+            if path.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        take = functools.partial(take_lock, self.journal_file, self.directory / ".writing")
+        who = f"another elf.py to finish with {self.directory}"
+        with self._wait_for(take, lambda: who, math.inf, inbox) as until_the_end:
+            until_the_end.callback(self._remove_empty_journal)
+            journal = until_the_end.enter_context(FileIO(os.open(self.journal_file, _APPEND, 0o600), "ab"))
+            _sync(self.directory)  # or a power failure could take the journal away, with keys in it
+            self.reload()
+            self._journal = journal
             try:
-                self.reload()
-                self._journal = journal
                 self._repair()
                 yield
             finally:
                 with self._writing:  # a call that outlasts Ctrl-C may still want to record its answer
                     self._journal = None
-                if self.fold(journal):
-                    with contextlib.suppress(OSError):
-                        self.journal_file.unlink()
-        if not POSIX and not self.journal_file.stat().st_size:
-            with contextlib.suppress(OSError):  # another has it open
+                self.fold(journal)
+
+    def _remove_empty_journal(self) -> None:
+        with contextlib.suppress(OSError):  # on Windows, another command may be reading it
+            if not self.journal_file.stat().st_size:
                 self.journal_file.unlink()
 
-    def _open_journal(self) -> FileIO | None:
-        """Open and lock the journal, or return None: another process has it."""
-        for path in (self.things_file, self.elf_file):
-            if path.is_symlink():
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-        journal = FileIO(os.open(self.journal_file, _APPEND, 0o600), "ab")
+    def _wait_for(
+        self, take: Callable[[], contextlib.ExitStack | None], who: Callable[[], str], wait_s: float, inbox: Inbox
+    ) -> contextlib.ExitStack:
+        """Take a lock once it is free. Raises ElfError when `wait_s` seconds were not enough, and Interrupted."""
+        announced = ""
+        began = time.monotonic()
+        while not (lock := take()):
+            waited_s = time.monotonic() - began
+            if waited_s >= max(wait_s, BRIEFLY_S):
+                raise ElfError("Locked", directory=self.directory, holders=who())
+            if waited_s >= BRIEFLY_S and announced != (holders := who()):
+                log.info("waiting for %s", announced := holders)
+            inbox.get(deadline=time.monotonic() + 0.05)
+        return lock
+
+    def _sign(self, note: Path, line: str, alone: bool) -> bool:
+        """Add a line to the note, and say if this directory can be written. Raises OSError if it has to be."""
         try:
-            if _lock(journal.fileno(), shared=False) and os.path.samestat(
-                os.fstat(journal.fileno()), self.journal_file.stat()
-            ):
-                _sync(self.directory)  # or a power failure could take the journal away, with keys in it
-                return journal
-        except FileNotFoundError:
-            pass  # its last holder took it away between our open() and our lock
-        journal.close()
-        return None
+            with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
+                file.write(line.encode())
+        except OSError as error:
+            if alone:
+                raise
+            return error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM)
+        return True
 
     def claim(self) -> None:
         """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError where it is neither."""
@@ -1412,6 +1359,60 @@ class Fleet:
         _sync(self.directory)
 
 
+# What may be recorded. Nothing of it is trusted: names become paths, and identifiers are sent to AWS.
+
+
+class NewerError(ValueError):
+    """It is a newer ELF that recorded this."""
+
+
+@contextlib.contextmanager
+def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
+    """Let the block take in a file, or `otherwise` if there is none; what it refuses (ValueError), refuse by name."""
+    try:
+        content = read_file(path)
+    except FileNotFoundError:
+        content = otherwise
+    try:
+        yield content
+    except (ValueError, RecursionError) as error:
+        failure = "NewerElf" if isinstance(error, NewerError) else "NotElfs"
+        raise ElfError(failure, file=path, error=str(error), version=VERSION) from error
+
+
+def recorded_place(recorded: object) -> Place:
+    """Read where the fleet lives. Raises ValueError."""
+    if isinstance(recorded, dict):
+        known: dict[str, Any] = {key: recorded[key] for key in Place._fields if key in recorded}
+        with contextlib.suppress(ElfError):
+            if isinstance(known.get("local", False), bool) and None not in known.values():
+                return Place(**known).checked()
+    raise ValueError("where the fleet lives is not a place")
+
+
+def recorded_calls(recorded: object) -> list[Unanswered]:
+    """Read the calls without an answer. Raises ValueError."""
+    pairs: list[Any] = recorded if isinstance(recorded, list) else [None]
+    if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs):
+        raise ValueError("unanswered is not a list of times")
+    return [Unanswered(*pair) for pair in pairs]
+
+
+def recorded_thing(name: str, recorded: object) -> Thing:
+    """Read a thing. Raises ValueError."""
+    if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
+        raise ValueError(f"{name[:140]!r} is not a thing of ELF's")
+    if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
+        raise NewerError(f"{unknown[0][:140]!r} of {name} means nothing to this one")
+    known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
+    thing = Thing(name, **{"stage": READY, **known})
+    if thing.stage not in (CREATING, READY, CLEANING):
+        raise NewerError(f"the stage of {name} means nothing to this one")
+    if problem := problem_of(thing):
+        raise ValueError(f"{name}: {problem}")
+    return thing
+
+
 def problem_of(thing: Thing) -> str:
     """Say what of a thing is not as ELF records it and reads it again; nothing if all is well."""
     arn = thing.certificate_arn
@@ -1421,11 +1422,11 @@ def problem_of(thing: Thing) -> str:
     policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
     if thing.policy_name not in (None, *policy_names(thing.name)) or thing.policy_arn not in (None, policy_arn):
         return "policy not ELF's"
-    try:
-        _moment(1 if thing.asked is None else thing.asked)
-    except (TypeError, ValueError):
-        return "time invalid"
-    return ""
+    return "" if thing.asked is None or _is_time(thing.asked) else "time invalid"
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e11
 
 
 def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
@@ -1433,15 +1434,6 @@ def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
     if thing.stage == READY:
         del recorded["elf_stage"]
     return {thing.name: recorded}
-
-
-def _moment(value: object) -> float:
-    """Make sure of a time.time(). Raises TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError("not a number")
-    if not 0 < value < 1e11:
-        raise ValueError("not a time")
-    return float(value)
 
 
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
@@ -1462,73 +1454,35 @@ def read_file(path: Path) -> bytes:
         os.close(descriptor)
 
 
-class Lock(NamedTuple):
-    """A lock on a directory, which goes with its process, however that ends, and which nobody can remove under it."""
+def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.ExitStack | None:
+    """Lock a directory or a file until that is closed or the process ends; or return None: another process has it.
 
-    descriptor: int
+    Windows, which lets nobody read what is locked, and network disks that lock no directory, lock an empty file in it.
+    """
+    with contextlib.ExitStack() as held:
+        if not POSIX:
+            import fasteners
 
-    @classmethod
-    def take(cls, directory: Path, file: Path, shared: bool) -> Lock | None:
-        """Lock a directory, or where the system locks files alone (Windows, some network disks) a file in it.
-
-        Returns None if another process has it.
-        """
-        if POSIX:
-            with contextlib.suppress(OSError):
-                return cls._of(os.open(directory, os.O_RDONLY), shared)
-        return cls._of(os.open(file, _APPEND, 0o600), shared)
-
-    @classmethod
-    def _of(cls, descriptor: int, shared: bool) -> Lock | None:
-        is_locked = False
-        try:
-            is_locked = _lock(descriptor, shared)
-        finally:
-            if not is_locked:
-                os.close(descriptor)
-        return cls(descriptor) if is_locked else None
-
-    def is_last(self) -> bool:
-        """Say if no other process shares the lock."""
-        with contextlib.suppress(OSError):
-            return _lock(self.descriptor, shared=False)
-        return False
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-
-def _lock(descriptor: int, shared: bool) -> bool:
-    """Lock what is open, or return False: another process has it. Raises OSError where that can't be locked."""
-    try:
+            lock = fasteners.InterProcessReaderWriterLock(stand_in)
+            if not (lock.acquire_read_lock if shared else lock.acquire_write_lock)(blocking=False):
+                return None
+            held.callback(lock.release_read_lock)  # of either kind
+            return held.pop_all()
         import fcntl
-    except ImportError:
-        return _lock_on_windows(descriptor, shared)
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
-
-def _lock_on_windows(descriptor: int, shared: bool) -> bool:
-    """Lock 64 bytes, beyond what others may read: one of them to share, all of them to be alone."""
-    import msvcrt
-
-    windows: Any = msvcrt
-
-    def lock(mode: int, place: int, length: int) -> bool:
-        os.lseek(descriptor, 2**40 + place, os.SEEK_SET)
-        with contextlib.suppress(OSError):
-            windows.locking(descriptor, mode, length)
-            return True
-        return False
-
-    if shared:
-        return any(lock(windows.LK_NBLCK, place, 1) for place in range(64))
-    for place in range(64):
-        lock(windows.LK_UNLCK, place, 1)  # the one that it shares, maybe, which would be in its way
-    return lock(windows.LK_NBLCK, 0, 64)
+        descriptor = os.open(path, os.O_RDONLY if path == stand_in.parent else _APPEND, 0o600)
+        held.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return held.pop_all()
+        except (BlockingIOError, FileNotFoundError):  # or its last holder took it away after our open()
+            pass
+        except OSError:
+            if path == stand_in:
+                raise
+            return take_lock(stand_in, stand_in, shared)
+    return None
 
 
 def _holders(path: Path) -> str:
