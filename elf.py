@@ -586,13 +586,13 @@ class Output:
                 self._changed.wait(REDRAW_S)
                 if self._inbox.signum is not None:
                     deadline = min(deadline, time.monotonic() + STOP_S / 2)
-            thread, is_written = self._thread, not self._jobs
-            if is_written:
-                self._thread = None
-                self._changed.notify_all()
-        if thread and is_written:
+            if self._jobs:
+                return False
+            thread, self._thread = self._thread, None
+            self._changed.notify_all()
+        if thread:
             thread.join()
-        return is_written
+        return True
 
 
 _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
@@ -630,9 +630,10 @@ def redacted(text: str) -> str:
 class LogFormatter(logging.Formatter):
     """Writes the original's log lines, in UTC, in which nothing moves the reader's cursor and no secret stands."""
 
-    def __init__(self) -> None:
+    def __init__(self, coloured: bool = False) -> None:
         super().__init__("%(asctime)s:iot-elf:%(levelname)s - %(message)s")
         self.converter = time.gmtime
+        self._colours = COLOURS if coloured else {}
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
@@ -642,7 +643,8 @@ class LogFormatter(logging.Formatter):
         return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        text, colour = redacted(super().format(record)), self._colours.get(record.levelno)
+        return f"{colour}{text}\x1b[0m" if colour else text
 
 
 class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -651,15 +653,6 @@ class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self, output: Output | None) -> None:
         super().__init__(sys.stderr)
         self._output = output
-        self._coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
-        if self._coloured and sys.platform == "win32":
-            import colorama  # which tqdm brings along there
-
-            colorama.just_fix_windows_console()
-
-    def format(self, record: logging.LogRecord) -> str:
-        colour = COLOURS.get(record.levelno) if self._coloured else None
-        return f"{colour}{super().format(record)}\x1b[0m" if colour else super().format(record)
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._output:
@@ -670,35 +663,37 @@ class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
 
 def start_logging(level: int, output: Output | None = None) -> None:
     """Log ELF's own lines, in UTC, on standard error; what libraries log stays unheard."""
+    coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
+    if coloured and sys.platform == "win32":
+        import colorama  # which tqdm brings along there
+
+        colorama.just_fix_windows_console()
     handler = LogHandler(output)
-    handler.setFormatter(LogFormatter())
+    handler.setFormatter(LogFormatter(coloured))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
     each.filters.clear()
 
 
-class Brevity(logging.Filter):
-    """Of the lines about one thing or message, lets the first that tell of a failure pass, and none that does not."""
+def brevity_for(things: int) -> None:
+    """Hold back the lines about one thing or message if there are many things, unless --verbose asks for them.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._left = LISTED
+    The first that tell of a failure pass.
+    """
+    if things <= LISTED or each.filters or each.isEnabledFor(EVERYTHING):
+        return
+    log.info("%s: no line for each, unless --verbose asks for it", plural(things, "thing"))
+    failures = itertools.count()
 
-    def filter(self, record: logging.LogRecord) -> bool:
+    def passes(record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return False
-        self._left -= 1
-        if self._left == -1:
+        if (number := next(failures)) == LISTED:
             log.log(record.levelno, "more lines like these are held back; --verbose shows them")
-        return self._left >= 0
+        return number < LISTED
 
-
-def brevity_for(things: int) -> None:
-    """Hold back the lines about one thing or message if there are many things, unless --verbose asks for them."""
-    if things > LISTED and not each.filters and not each.isEnabledFor(EVERYTHING):
-        log.info("%s: no line for each, unless --verbose asks for it", plural(things, "thing"))
-        each.filters[:] = [Brevity()]
+    each.addFilter(passes)
 
 
 def _bar(**settings: Any) -> Any:
@@ -735,8 +730,7 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
     is_drawn.set()
 
     def show(line: str) -> None:
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        bar.set_description_str(line[: columns - 1])
+        bar.set_description_str(line)
         is_drawn.set()
 
     def draw() -> None:
@@ -835,15 +829,15 @@ class Inbox:
     """
 
     def __init__(self) -> None:
-        self._arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._events: collections.deque[Any] = collections.deque()
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.signum: int | None = None
         # For other threads' waits alone: a signal that met the main thread in its wait() would block in set().
         self.stopping = threading.Event()
         self.between: Callable[[], None] | None = None  # called at each get(), and again and again while it waits
 
     def put(self, event: Any) -> None:
-        self._arriving.put(event)
+        for one in event if isinstance(event, list) else [event]:
+            self._events.put(one)
 
     def interrupt(self, signum: int, _frame: object) -> None:
         """Handle a signal: the first lets the calls under way finish and be recorded, a second stops at once."""
@@ -851,7 +845,7 @@ class Inbox:
             raise KeyboardInterrupt
         self.signum = signum
         self.stopping.set()
-        self.put([])  # SimpleQueue.put() is safe in a signal handler
+        self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
 
     def hang_up(self) -> None:
         """Stop, quietly: who read the output has gone."""
@@ -869,24 +863,20 @@ class Inbox:
             self.check()
             if self.between:
                 self.between()
-            if self._events:
-                return self._events.popleft()
             wait_s = deadline - time.monotonic()
             longest_s = REDRAW_S if self.between else 1.0  # Windows can't interrupt a wait
             try:
-                event = self._arriving.get(timeout=max(0.0, min(longest_s, wait_s)))
-                self._events.extend(event if isinstance(event, list) else [event])
+                if (event := self._events.get(timeout=max(0.0, min(longest_s, wait_s)))) is not None:
+                    return event
             except queue.Empty:
                 if wait_s <= longest_s:
                     return None
 
     def rest(self) -> Iterator[Any]:
         """Yield what has come, without waiting or minding the user."""
-        while not self._arriving.empty():
-            event = self._arriving.get()
-            self._events.extend(event if isinstance(event, list) else [event])
-        while self._events:
-            yield self._events.popleft()
+        while not self._events.empty():
+            if (event := self._events.get()) is not None:
+                yield event
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -940,28 +930,26 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         if self.local:
             return f"the embedded AWS IoT (--local), region {self.region}"
-        account = f", account {self.account}" if self.account else ""
-        profile = f", profile {self.profile}" if self.profile else ""
-        url = f", endpoint {self.endpoint_url}" if self.endpoint_url else ""
-        return f"region {self.region}{account}{profile}{url}"
+        parts = {"region": self.region, "account": self.account, "profile": self.profile, "endpoint": self.endpoint_url}
+        return ", ".join(f"{what} {value}" for what, value in parts.items() if value)
 
     def checked(self) -> Place:
         """Return it with what is lower case by definition in lower case. Raises ElfError for what can't be recorded."""
-        given = {key: getattr(self, key) for key in PLACE if getattr(self, key) is not None}
-        if "@" in str(given.get("endpoint_url")):
+        if "@" in (self.endpoint_url or ""):
             raise ElfError(
                 "the endpoint URL has a user name or password in it, which AWS does not use and ELF does not record",
                 "leave out what stands before the @, in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
             )
         lower: dict[str, Any] = {}
-        for key, value in given.items():
-            case = {"profile": "", "endpoint_url": "(.*?://)?[^/]*"}.get(key, ".*")  # a URL's path may have capitals
-            lower[key] = re.sub(rf"\A{case}", lambda found: found[0].lower(), str(value))
-            if not isinstance(value, str) or not PLACE[key].fullmatch(lower[key]):
-                raise ElfError(
-                    f"{value!r:.140} is not a valid {key.replace('_url', ' URL').replace('_', ' ')}",
-                    "check --region (one is us-west-2), --profile and --endpoint-url, and AWS's configuration",
-                )
+        for key, pattern in PLACE.items():
+            if (value := getattr(self, key)) is not None:
+                case = "" if key == "profile" else "(.*?://)?[^/]*"  # a URL's path may have capitals
+                lower[key] = re.sub(rf"\A{case}", lambda found: found[0].lower(), value)
+                if not pattern.fullmatch(lower[key]):
+                    raise ElfError(
+                        f"{value!r:.140} is not a valid {key.replace('_url', ' URL').replace('_', ' ')}",
+                        "check --region (one is us-west-2), --profile and --endpoint-url, and AWS's configuration",
+                    )
         return self._replace(**lower)
 
 
@@ -1015,7 +1003,7 @@ class Fleet:
         self.journal_file = directory / "things.journal"
         self.lock: contextlib.ExitStack | None = None  # while a command holds the directory
         self._is_claimed = False
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
         self._journal: FileIO | None = None  # open, and locked, while this fleet is being written
         self.reload()
 
@@ -1028,7 +1016,7 @@ class Fleet:
             self.elf_id: str | None = elf.get("elf_id")
             if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
                 raise ValueError("elf_id is not a URN of a UUID")
-            self.place = recorded_place(elf["fleet"]) if "fleet" in elf else None
+            self.place = recorded_place(elf.get("fleet"))
             self.unanswered = recorded_calls(elf.get("unanswered", []))
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
@@ -1113,9 +1101,8 @@ class Fleet:
         if not self._is_there():
             yield
             return
-        for path in (self.things_file, self.elf_file):
-            if path.is_symlink():
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        if link := next((path for path in (self.things_file, self.elf_file) if path.is_symlink()), None):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
         take = functools.partial(take_lock, self.journal_file, self.directory / ".writing")
         who = f"another elf.py to finish with {self.directory}"
         with self._wait_for(take, lambda: who, math.inf, inbox) as until_the_end:
@@ -1125,12 +1112,12 @@ class Fleet:
             self.reload()
             self._journal = journal
             try:
-                self._repair()
+                self._repair(journal)
                 yield
             finally:
                 with self._writing:  # a call that outlasts Ctrl-C may still want to record its answer
+                    self.fold()
                     self._journal = None
-                self.fold(journal)
 
     def _remove_empty_journal(self) -> None:
         with contextlib.suppress(OSError):  # on Windows, another command may be reading it
@@ -1182,11 +1169,8 @@ class Fleet:
 
     def _own(self, paths: Iterable[Path]) -> list[Path]:
         """Choose what ELF has written: its state, the files of the things that this names, and halves of these."""
-        own = {
-            *_STATE_FILES,
-            ROOTS_FILE if self.elf_id else "",
-            *(path.name for name in self.things for path in self.files(name)),
-        }
+        of_things = (path.name for name in self.things for path in self.files(name))
+        own = {*_STATE_FILES, ROOTS_FILE if self.elf_id else "", *of_things}
         return [path for path in paths if path.name in own or _HALF.sub(r"\1", path.name) in own]
 
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
@@ -1201,7 +1185,7 @@ class Fleet:
         """Say if local/ is an embedded AWS IoT's, and not something else of that name."""
         return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
 
-    def _repair(self) -> None:
+    def _repair(self, journal: FileIO) -> None:
         """Take up what an elf.py left behind that was killed, or could write no more."""
         if self._changes:
             log.warning("an elf.py ended in mid-work; took up its %s", plural(len(self._changes), "change"))
@@ -1214,22 +1198,19 @@ class Fleet:
             self.unanswered += [call for call in ended if call.since not in known]
             self._save_elf()
             self.things = {name: thing._replace(asked=None) for name, thing in self.things.items()}
+        if asked or self._changes or self._key_material:
             self._save_things()
-        elif self._changes or self._key_material:
-            self._save_things()
-        if self._journal:
-            self._journal.truncate(0)
+        journal.truncate(0)
 
     def open(self) -> None:
         """Make sure of an ELF ID."""
         import uuid
 
+        said = "Read ELF ID from"
         if self.elf_id is None:
-            self.elf_id = uuid.uuid4().urn
+            self.elf_id, said = uuid.uuid4().urn, "Wrote new ELF ID to"
             self._save_elf()
-            log.info("Wrote new ELF ID to config: %s", self.elf_id.removeprefix("urn:uuid:"))
-        else:
-            log.info("Read ELF ID from config: %s", self.elf_id.removeprefix("urn:uuid:"))
+        log.info("%s config: %s", said, self.elf_id.removeprefix("urn:uuid:"))
 
     def _tighten(self) -> None:
         if not POSIX:
@@ -1309,18 +1290,16 @@ class Fleet:
                 self._journal.truncate(end)
                 raise
 
-    def fold(self, journal: FileIO | None = None) -> bool:
+    def fold(self) -> bool:
         """Write what the journal has to things.json, and empty it; return False if the journal has to keep it."""
-        journal = journal or self._journal
-        if not journal or not os.fstat(journal.fileno()).st_size:
-            return True  # nothing happened
-        try:
-            with self._writing:
-                self._save_things()
-                journal.truncate(0)
-        except OSError as error:
-            log.debug("the journal keeps what can't be written now: %s", error)
-            return False
+        with self._writing:
+            if self._journal and os.fstat(self._journal.fileno()).st_size:
+                try:
+                    self._save_things()
+                    self._journal.truncate(0)
+                except OSError as error:
+                    log.debug("the journal keeps what can't be written now: %s", error)
+                    return False
         return True
 
     def dissolve(self) -> None:
@@ -1343,8 +1322,7 @@ class Fleet:
         _sync(self.directory)
 
     def _write_key_files(self, name: str, recorded: Mapping[str, Any], missing_only: bool = False) -> None:
-        keys = recorded.get("keyPair")
-        pair = keys if isinstance(keys, dict) else {}
+        pair = recorded.get("keyPair") or {}
         material = (recorded.get("certificatePem"), pair.get("PublicKey"), pair.get("PrivateKey"))
         for path, text in zip(self.files(name), material, strict=True):
             if isinstance(text, str) and not (missing_only and path.is_file()):
@@ -1380,12 +1358,14 @@ def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
         raise ElfError(failure, file=path, error=str(error), version=VERSION) from error
 
 
-def recorded_place(recorded: object) -> Place:
+def recorded_place(recorded: object) -> Place | None:
     """Read where the fleet lives. Raises ValueError."""
+    if recorded is None:
+        return None
     if isinstance(recorded, dict):
-        known: dict[str, Any] = {key: recorded[key] for key in Place._fields if key in recorded}
+        known: dict[str, Any] = {key: value for key, value in recorded.items() if key in Place._fields}
         with contextlib.suppress(ElfError):
-            if isinstance(known.get("local", False), bool) and None not in known.values():
+            if all(isinstance(value, bool if key == "local" else str) for key, value in known.items()):
                 return Place(**known).checked()
     raise ValueError("where the fleet lives is not a place")
 
@@ -1400,7 +1380,9 @@ def recorded_calls(recorded: object) -> list[Unanswered]:
 
 def recorded_thing(name: str, recorded: object) -> Thing:
     """Read a thing. Raises ValueError."""
-    if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
+    if not (
+        THING_NAME.fullmatch(name) and isinstance(recorded, dict) and isinstance(recorded.get("keyPair", {}), dict)
+    ):
         raise ValueError(f"{name[:140]!r} is not a thing of ELF's")
     if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
         raise NewerError(f"{unknown[0][:140]!r} of {name} means nothing to this one")
@@ -1436,22 +1418,18 @@ def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
     return {thing.name: recorded}
 
 
+# No system has all of the last three.
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
-for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # of which no system has all
-    _APPEND |= getattr(os, _name, 0)
+_APPEND |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def read_file(path: Path) -> bytes:
     """Read a file of ELF's. Raises OSError, and ElfError for what is no file, which reading could wait for for ever."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
-            raise ElfError(f"{path} is not a file, or is too large to be ELF's", "move it away, or restore it")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(MAX_STATE_BYTES)
-    finally:
-        os.close(descriptor)
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
+        raise ElfError(f"{path} is not a file, or is too large to be ELF's", "move it away, or restore it")
+    with path.open("rb") as file:
+        return file.read(MAX_STATE_BYTES)
 
 
 def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.ExitStack | None:
@@ -1485,25 +1463,21 @@ def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.Ex
     return None
 
 
-def _holders(path: Path) -> str:
-    """Say which processes hold a lock: its file has a line, process ID and command, of each that came."""
-    try:
-        holders = [line.partition(" ") for line in read_file(path).decode(errors="replace").splitlines()]
-    except (OSError, ElfError):
-        holders = []
+def _holders(note: Path) -> str:
+    """Say which processes hold a lock: its note has a line, process ID and command, of each that came."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError, ElfError):
+        lines = read_file(note).decode(errors="replace").splitlines()
+    holders = (line.partition(" ") for line in dict.fromkeys(lines))
     alive = [f"`{command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
-    return ", ".join(dict.fromkeys(alive)) or "one that has just started"
+    return ", ".join(alive) or "one that has just started"
 
 
 def _is_alive(pid: str) -> bool:
-    if not POSIX:
-        return True  # there, os.kill() would end it
     try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError, OverflowError):
-        return False
+        os.kill(int(pid), 0) if POSIX else None  # Windows would end it
+    except (OSError, ValueError, OverflowError) as error:
+        return isinstance(error, PermissionError)
     return True
 
 
@@ -1561,7 +1535,7 @@ def policy_names(thing_name: str) -> set[str]:
 
 def partition_region_account(arn: str) -> tuple[str, str, str]:
     """Split a certificate's or a thing's ARN: ("aws" | "aws-cn" | "aws-us-gov", region, account)."""
-    _, partition, _, region, account, _ = arn.split(":", 5)
+    partition, _, region, account = arn.split(":")[1:5]
     return partition, region, account
 
 
