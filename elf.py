@@ -4383,7 +4383,7 @@ def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
         refuse_dead_local()
         raise
     finally:
-        local_aws.save(local)
+        local_aws.save(local, log.warning)
 
 
 def _local_aws() -> Any:
@@ -4410,7 +4410,7 @@ def run_command(cli: argparse.Namespace) -> int:
         if status:
             cli.refuse_dead_local()
         if cleaning and not status and fleet.has_local():
-            _local_aws().stop(fleet.local_directory)
+            _local_aws().stop(fleet.local_directory, log.warning)
     return int(status)
 
 
