@@ -616,8 +616,8 @@ def hide_environment() -> None:
             "AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|SECURITY_TOKEN|CONTAINER_AUTHORIZATION_TOKEN)", name
         ):
             hide(value)
-        elif user := re.search("//(.+)@", value) if re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) else None:
-            hide(user[1], user[1].partition(":")[2], least=4)
+        elif re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) and (user := re.match("(?:[^/]*//)?(.+)@", value)):
+            hide(user[1], user[1].partition(":")[2], least=4)  # a proxy needs no scheme
 
 
 def redacted(text: str) -> str:
@@ -661,6 +661,12 @@ class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
             super().emit(record)
 
 
+def log_uncaught(args: threading.ExceptHookArgs) -> None:
+    """Log what ends a thread, as threading.excepthook: Python would write it past the formatter, secrets and all."""
+    if args.exc_value and not isinstance(args.exc_value, SystemExit):
+        log.debug("a thread ended by an exception that nobody caught:", exc_info=args.exc_value)
+
+
 def start_logging(level: int, output: Output | None = None) -> None:
     """Log ELF's own lines, in UTC, on standard error; what libraries log stays unheard."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
@@ -674,6 +680,7 @@ def start_logging(level: int, output: Output | None = None) -> None:
     log.propagate = False
     log.setLevel(level)
     each.filters.clear()
+    threading.excepthook = log_uncaught
 
 
 def brevity_for(things: int) -> None:
