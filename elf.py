@@ -733,18 +733,17 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
         return
     bar = _bar(bar_format="{desc}")
     drawn_at = 0.0
-    is_drawn = threading.Event()
-    is_drawn.set()
+    drawing = threading.Lock()  # no line is put in before the one before it is drawn
 
     def show(line: str) -> None:
-        bar.set_description_str(line)
-        is_drawn.set()
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+        bar.set_description_str(line[: columns - 1])
+        drawing.release()
 
     def draw() -> None:
         nonlocal drawn_at
-        if time.monotonic() > drawn_at + REDRAW_S and is_drawn.is_set():
+        if time.monotonic() > drawn_at + REDRAW_S and drawing.acquire(blocking=False):
             drawn_at = time.monotonic()
-            is_drawn.clear()
             output.call(functools.partial(show, text()), sys.stderr)
 
     inbox.between = draw
@@ -1387,10 +1386,10 @@ def recorded_calls(recorded: object) -> list[Unanswered]:
 
 def recorded_thing(name: str, recorded: object) -> Thing:
     """Read a thing. Raises ValueError."""
-    if not (
-        THING_NAME.fullmatch(name) and isinstance(recorded, dict) and isinstance(recorded.get("keyPair", {}), dict)
-    ):
+    if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
         raise ValueError(f"{name[:140]!r} is not a thing of ELF's")
+    if not isinstance(recorded.get("keyPair", {}), dict):
+        raise ValueError(f"{name}: keyPair is not a JSON object")
     if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
         raise NewerError(f"{unknown[0][:140]!r} of {name} means nothing to this one")
     known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
