@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1", "tqdm>=4.66"]
+# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1", "tqdm>=4.66", "fasteners>=0.19; sys_platform == 'win32'"]
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
@@ -425,13 +425,13 @@ class Output:
                 self._changed.wait(REDRAW_S)
                 if self._inbox.signum is not None:
                     deadline = min(deadline, time.monotonic() + STOP_S / 2)
-            thread, is_written = self._thread, not self._jobs
-            if is_written:
-                self._thread = None
-                self._changed.notify_all()
-        if thread and is_written:
+            if self._jobs:
+                return False
+            thread, self._thread = self._thread, None
+            self._changed.notify_all()
+        if thread:
             thread.join()
-        return is_written
+        return True
 
 
 _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
@@ -455,8 +455,8 @@ def hide_environment() -> None:
             "AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|SECURITY_TOKEN|CONTAINER_AUTHORIZATION_TOKEN)", name
         ):
             hide(value)
-        elif user := re.search("//(.+)@", value) if re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) else None:
-            hide(user[1], user[1].partition(":")[2], least=4)
+        elif re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) and (user := re.match("(?:[^/]*//)?(.+)@", value)):
+            hide(user[1], user[1].partition(":")[2], least=4)  # a proxy needs no scheme
 
 
 def redacted(text: str) -> str:
@@ -469,9 +469,10 @@ def redacted(text: str) -> str:
 class LogFormatter(logging.Formatter):
     """Writes the original's log lines, in UTC, in which nothing moves the reader's cursor and no secret stands."""
 
-    def __init__(self) -> None:
+    def __init__(self, coloured: bool = False) -> None:
         super().__init__("%(asctime)s:iot-elf:%(levelname)s - %(message)s")
         self.converter = time.gmtime
+        self._colours = COLOURS if coloured else {}
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
@@ -481,7 +482,8 @@ class LogFormatter(logging.Formatter):
         return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        text, colour = redacted(super().format(record)), self._colours.get(record.levelno)
+        return f"{colour}{text}\x1b[0m" if colour else text
 
 
 class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
@@ -490,15 +492,6 @@ class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
     def __init__(self, output: Output | None) -> None:
         super().__init__(sys.stderr)
         self._output = output
-        self._coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
-        if self._coloured and sys.platform == "win32":
-            import colorama  # which tqdm brings along there
-
-            colorama.just_fix_windows_console()
-
-    def format(self, record: logging.LogRecord) -> str:
-        colour = COLOURS.get(record.levelno) if self._coloured else None
-        return f"{colour}{super().format(record)}\x1b[0m" if colour else super().format(record)
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._output:
@@ -507,30 +500,26 @@ class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
             super().emit(record)
 
 
+def log_uncaught(args: threading.ExceptHookArgs) -> None:
+    """Log what ends a thread, as threading.excepthook: Python would write it past the formatter, secrets and all."""
+    if args.exc_value and not isinstance(args.exc_value, SystemExit):
+        log.debug("a thread ended by an exception that nobody caught:", exc_info=args.exc_value)
+
+
 def start_logging(level: int, output: Output | None = None) -> None:
     """Log ELF's own lines, in UTC, on standard error; what libraries log stays unheard."""
+    coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
+    if coloured and sys.platform == "win32":
+        import colorama  # which tqdm brings along there
+
+        colorama.just_fix_windows_console()
     handler = LogHandler(output)
-    handler.setFormatter(LogFormatter())
+    handler.setFormatter(LogFormatter(coloured))
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
     each.filters.clear()
-
-
-class Brevity(logging.Filter):
-    """Of the lines about one thing or message, lets the first that tell of a failure pass, and none that does not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._left = LISTED
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return False
-        self._left -= 1
-        if self._left == -1:
-            log.log(record.levelno, "more lines like these are held back; --verbose shows them")
-        return self._left >= 0
+    threading.excepthook = log_uncaught
 
 
 def says_each() -> bool:
@@ -539,10 +528,23 @@ def says_each() -> bool:
 
 
 def brevity_for(things: int) -> None:
-    """Hold back the lines about one thing or message if there are many things, unless --verbose asks for them."""
-    if things > LISTED and not each.filters and not each.isEnabledFor(EVERYTHING):
-        log.info("%s: no line for each, unless --verbose asks for it", plural(things, "thing"))
-        each.filters[:] = [Brevity()]
+    """Hold back the lines about one thing or message if there are many things, unless --verbose asks for them.
+
+    The first that tell of a failure pass.
+    """
+    if things <= LISTED or each.filters or each.isEnabledFor(EVERYTHING):
+        return
+    log.info("%s: no line for each, unless --verbose asks for it", plural(things, "thing"))
+    failures = itertools.count()
+
+    def passes(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return False
+        if (number := next(failures)) == LISTED:
+            log.log(record.levelno, "more lines like these are held back; --verbose shows them")
+        return number < LISTED
+
+    each.addFilter(passes)
 
 
 def _bar(**settings: Any) -> Any:
@@ -575,19 +577,17 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
         return
     bar = _bar(bar_format="{desc}")
     drawn_at = 0.0
-    is_drawn = threading.Event()
-    is_drawn.set()
+    drawing = threading.Lock()  # no line is put in before the one before it is drawn
 
     def show(line: str) -> None:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
         bar.set_description_str(line[: columns - 1])
-        is_drawn.set()
+        drawing.release()
 
     def draw() -> None:
         nonlocal drawn_at
-        if time.monotonic() > drawn_at + REDRAW_S and is_drawn.is_set():
+        if time.monotonic() > drawn_at + REDRAW_S and drawing.acquire(blocking=False):
             drawn_at = time.monotonic()
-            is_drawn.clear()
             output.call(functools.partial(show, text()), sys.stderr)
 
     inbox.between = draw
@@ -683,15 +683,15 @@ class Inbox:
     """
 
     def __init__(self) -> None:
-        self._arriving: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._events: collections.deque[Any] = collections.deque()
+        self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.signum: int | None = None
         # For other threads' waits alone: a signal that met the main thread in its wait() would block in set().
         self.stopping = threading.Event()
         self.between: Callable[[], None] | None = None  # called at each get(), and again and again while it waits
 
     def put(self, event: Any) -> None:
-        self._arriving.put(event)
+        for one in event if isinstance(event, list) else [event]:
+            self._events.put(one)
 
     def interrupt(self, signum: int, _frame: object) -> None:
         """Handle a signal: the first lets the calls under way finish and be recorded, a second stops at once."""
@@ -699,7 +699,7 @@ class Inbox:
             raise KeyboardInterrupt
         self.signum = signum
         self.stopping.set()
-        self.put([])  # SimpleQueue.put() is safe in a signal handler
+        self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
 
     def hang_up(self) -> None:
         """Stop, quietly: who read the output has gone."""
@@ -717,24 +717,20 @@ class Inbox:
             self.check()
             if self.between:
                 self.between()
-            if self._events:
-                return self._events.popleft()
             wait_s = deadline - time.monotonic()
             longest_s = REDRAW_S if self.between else 1.0  # Windows can't interrupt a wait
             try:
-                event = self._arriving.get(timeout=max(0.0, min(longest_s, wait_s)))
-                self._events.extend(event if isinstance(event, list) else [event])
+                if (event := self._events.get(timeout=max(0.0, min(longest_s, wait_s)))) is not None:
+                    return event
             except queue.Empty:
                 if wait_s <= longest_s:
                     return None
 
     def rest(self) -> Iterator[Any]:
         """Yield what has come, without waiting or minding the user."""
-        while not self._arriving.empty():
-            event = self._arriving.get()
-            self._events.extend(event if isinstance(event, list) else [event])
-        while self._events:
-            yield self._events.popleft()
+        while not self._events.empty():
+            if (event := self._events.get()) is not None:
+                yield event
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -788,28 +784,26 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         if self.local:
             return f"the embedded AWS IoT (--local), region {self.region}"
-        account = f", account {self.account}" if self.account else ""
-        profile = f", profile {self.profile}" if self.profile else ""
-        url = f", endpoint {self.endpoint_url}" if self.endpoint_url else ""
-        return f"region {self.region}{account}{profile}{url}"
+        parts = {"region": self.region, "account": self.account, "profile": self.profile, "endpoint": self.endpoint_url}
+        return ", ".join(f"{what} {value}" for what, value in parts.items() if value)
 
     def checked(self) -> Place:
         """Return it with what is lower case by definition in lower case. Raises ElfError for what can't be recorded."""
-        given = {key: getattr(self, key) for key in PLACE if getattr(self, key) is not None}
-        if "@" in str(given.get("endpoint_url")):
+        if "@" in (self.endpoint_url or ""):
             raise ElfError(
                 "the endpoint URL has a user name or password in it, which AWS does not use and ELF does not record",
                 "leave out what stands before the @, in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
             )
         lower: dict[str, Any] = {}
-        for key, value in given.items():
-            case = {"profile": "", "endpoint_url": "(.*?://)?[^/]*"}.get(key, ".*")  # a URL's path may have capitals
-            lower[key] = re.sub(rf"\A{case}", lambda found: found[0].lower(), str(value))
-            if not isinstance(value, str) or not PLACE[key].fullmatch(lower[key]):
-                raise ElfError(
-                    f"{value!r:.140} is not a valid {key.replace('_url', ' URL').replace('_', ' ')}",
-                    "check --region (one is us-west-2), --profile and --endpoint-url, and AWS's configuration",
-                )
+        for key, pattern in PLACE.items():
+            if (value := getattr(self, key)) is not None:
+                case = "" if key == "profile" else "(.*?://)?[^/]*"  # a URL's path may have capitals
+                lower[key] = re.sub(rf"\A{case}", lambda found: found[0].lower(), value)
+                if not pattern.fullmatch(lower[key]):
+                    raise ElfError(
+                        f"{value!r:.140} is not a valid {key.replace('_url', ' URL').replace('_', ' ')}",
+                        "check --region (one is us-west-2), --profile and --endpoint-url, and AWS's configuration",
+                    )
         return self._replace(**lower)
 
 
@@ -835,8 +829,9 @@ _THING_KEYS = {
     "stage": "elf_stage",
     "asked": "elf_asked",
 }
+BRIEFLY_S = 0.2  # a command that is just ending, or records a policy, keeps nobody waiting for longer
 ROOTS_FILE = "amazon-root-ca.pem"
-_STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".writing")  # the last of earlier versions
+_STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".held", ".writing")
 _HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
 _KEY_FILE = re.compile(r"[\w:+-]+_[0-9]+\.(pem|pub|prv)")
 # What systems put into any directory, Kubernetes' links among it, and git's file in misc/ of ELF's repository.
@@ -860,97 +855,50 @@ class Fleet:
         self.things_file = directory / "things.json"
         self.elf_file = directory / "elf.json"
         self.journal_file = directory / "things.journal"
-        self.lock: Lock | None = None  # while a command holds the directory
+        self.lock: contextlib.ExitStack | None = None  # while a command holds the directory
         self._is_claimed = False
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()
         self._journal: FileIO | None = None  # open, and locked, while this fleet is being written
         self.reload()
 
     def reload(self) -> None:
         """Read what other commands have recorded."""
-        elf = self._read(self.elf_file, {})
-        if not isinstance(elf, dict):
-            raise self._not_elfs(self.elf_file, "it is not a JSON object")
-        self.elf_id: str | None = elf.get("elf_id")
-        if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
-            raise self._not_elfs(self.elf_file, "elf_id is not a URN of a UUID")
-        self.place = self._place(elf.get("fleet"))
-        try:
-            self.unanswered = [Unanswered(*map(_moment, pair)) for pair in elf.get("unanswered", ())]
-        except (TypeError, ValueError) as error:
-            raise self._not_elfs(self.elf_file, "unanswered is not a list of times") from error
-        self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
+        with _reading(self.elf_file, b"{}") as content:
+            elf = json.loads(content)
+            if not isinstance(elf, dict):
+                raise ValueError("it is not a JSON object")
+            self.elf_id: str | None = elf.get("elf_id")
+            if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
+                raise ValueError("elf_id is not a URN of a UUID")
+            self.place = recorded_place(elf.get("fleet"))
+            self.unanswered = recorded_calls(elf.get("unanswered", []))
         self.things: dict[str, Thing] = {}
-        entries = self._read(self.things_file, [])
-        if not isinstance(entries, list):
-            raise self._not_elfs(self.things_file, "it is not a JSON list")
-        self._changes = self._read_journal()
-        for entry in (*entries, *self._changes):
-            self._replay(entry)
+        self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
+        with _reading(self.things_file, b"[]") as content:
+            entries = json.loads(content)
+            if not isinstance(entries, list):
+                raise ValueError("it is not a JSON list")
+            self._replay(entries)
+        with _reading(self.journal_file, b"") as content:
+            self._changes = [json.loads(line) for line in content.split(b"\n")[:-1]]  # a crash cut off what is last
+            self._replay(self._changes)
         self.things = {name: self.things[name] for name in sorted(self.things, key=by_number)}
         if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
             _, region, account = partition_region_account(first.certificate_arn)
             self.place = Place(region=region, account=account)
 
-    def _place(self, recorded: object) -> Place | None:
-        if recorded is None:
-            return None
-        if isinstance(recorded, dict):
-            known: dict[str, Any] = {key: value for key, value in recorded.items() if key in Place._fields}
-            is_local = known.pop("local", False)
-            with contextlib.suppress(ElfError):
-                if isinstance(is_local, bool) and None not in known.values():
-                    return Place(**known, local=is_local).checked()
-        raise self._not_elfs(self.elf_file, "where the fleet lives is not a place")
-
-    def _read(self, path: Path, otherwise: Any) -> Any:
-        try:
-            return json.loads(read_file(path))
-        except FileNotFoundError:
-            return otherwise
-        except (ValueError, RecursionError) as error:
-            raise self._not_elfs(path, str(error)) from error
-
-    def _read_journal(self) -> list[Any]:
-        try:
-            lines = read_file(self.journal_file).split(b"\n")
-        except FileNotFoundError:
-            return []
-        try:
-            return [json.loads(line) for line in lines[:-1]]  # the last is empty, or what a crash cut off
-        except (ValueError, RecursionError) as error:
-            raise self._not_elfs(self.journal_file, str(error)) from error
-
-    def _not_elfs(self, path: Path, reason: str) -> ElfError:
-        return ElfError(
-            f"{path} can't be read as ELF's: {reason}",
-            f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
-            "ELF then starts afresh and forgets what it made",
-        )
-
-    def _replay(self, entry: object) -> None:
-        """Take in one entry, trusting nothing: names become paths, and identifiers are sent to AWS."""
-        refusal = functools.partial(self._not_elfs, self.things_file)
-        if not isinstance(entry, dict) or len(entry) != 1:
-            raise refusal("an entry is not an object with one thing's name")
-        ((name, recorded),) = entry.items()
-        if recorded is None:  # forgotten
-            self.things.pop(name, None)
-            self._key_material.pop(name, None)
-            return
-        if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
-            raise refusal(f"{name[:140]!r} is not a thing of ELF's")
-        if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
-            raise refusal(f"{unknown[0][:140]!r} of {name} means nothing to this one")
-        known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
-        thing = Thing(name, **{"stage": READY, **known})
-        if thing.stage not in (CREATING, READY, CLEANING):
-            raise refusal(f"the stage of {name} means nothing to this one")
-        if problem := problem_of(thing):
-            raise refusal(f"{name}: {problem}")
-        if "keyPair" in recorded or "certificatePem" in recorded:
-            self._key_material[name] = recorded
-        self.things[name] = thing
+    def _replay(self, entries: Iterable[Any]) -> None:
+        for entry in entries:
+            if not isinstance(entry, dict) or len(entry) != 1:
+                raise ValueError("an entry is not an object with one thing's name")
+            ((name, recorded),) = entry.items()
+            if recorded is None:  # forgotten
+                self.things.pop(name, None)
+                self._key_material.pop(name, None)
+                continue
+            self.things[name] = recorded_thing(name, recorded)
+            if "keyPair" in recorded or "certificatePem" in recorded:
+                self._key_material[name] = recorded
 
     @property
     def ready(self) -> list[Thing]:
@@ -981,21 +929,11 @@ class Fleet:
             yield
             return
         note = self.directory / ".lock"  # tells others who is at work, and does no more
-        announced = ""
-        deadline = time.monotonic() + max(wait_s, 0.2)  # one that is just ending takes less
-        while not (lock := Lock.take(self.directory, note, shared=not alone)):
-            holders = _holders(note)
-            if time.monotonic() >= deadline:
-                raise ElfError(
-                    f"another ELF is at work on {self.directory}: {holders}",
-                    "wait for its end (--wait 60 does), or keep another fleet with --misc-dir",
-                )
-            if holders != announced and wait_s:
-                log.info("waiting for %s", announced := holders)
-            inbox.get(min(deadline, time.monotonic() + 0.05))
+        take = functools.partial(take_lock, self.directory, self.directory / ".held")
+        lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
         try:
             self.lock = lock
-            if self._can_write(note, f"{os.getpid()} {command}\n", alone):
+            if self._sign(note, f"{os.getpid()} {command}\n", alone):
                 self._tighten()
                 self.reload()
                 if self._changes or self._key_material or any(thing.asked for thing in self.things.values()):
@@ -1004,25 +942,11 @@ class Fleet:
             yield
         finally:
             self.lock = None
-            if alone or lock.is_last():
-                with contextlib.suppress(OSError):
-                    note.unlink() if POSIX else os.truncate(note, 0)  # Windows keeps an open file
             lock.close()
-
-    def _can_write(self, note: Path, line: str, alone: bool) -> bool:
-        """Add a line to the note, and say if this directory can be written. Raises OSError if it has to be."""
-        try:
-            descriptor = os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600)
-            try:
-                os.write(descriptor, line.encode())
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            error.filename = str(note)
-            if alone:
-                raise
-            return error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM)
-        return True
+            with contextlib.suppress(OSError):
+                if last := take():
+                    with last:
+                        note.unlink()
 
     @contextlib.contextmanager
     def locked(self, inbox: Inbox) -> Iterator[None]:
@@ -1030,44 +954,57 @@ class Fleet:
         if not self._is_there():
             yield
             return
-        announce_at = time.monotonic() + 1.0  # a policy takes another elf.py less
-        while not (journal := self._open_journal()):
-            if time.monotonic() > announce_at:
-                log.info("waiting for another elf.py to finish with %s", self.directory)
-                announce_at = math.inf
-            inbox.get(deadline=time.monotonic() + 0.05)
-        with journal:
+        if link := next((path for path in (self.things_file, self.elf_file) if path.is_symlink()), None):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
+        take = functools.partial(take_lock, self.journal_file, self.directory / ".writing")
+        who = f"another elf.py to finish with {self.directory}"
+        with self._wait_for(take, lambda: who, math.inf, inbox) as until_the_end:
+            until_the_end.callback(self._remove_empty_journal)
+            journal = until_the_end.enter_context(FileIO(os.open(self.journal_file, _APPEND, 0o600), "ab"))
+            _sync(self.directory)  # or a power failure could take the journal away, with keys in it
+            self.reload()
+            self._journal = journal
             try:
-                self.reload()
-                self._journal = journal
-                self._repair()
+                self._repair(journal)
                 yield
             finally:
                 with self._writing:  # a call that outlasts Ctrl-C may still want to record its answer
+                    self.fold()
                     self._journal = None
-                if self.fold(journal):
-                    with contextlib.suppress(OSError):
-                        self.journal_file.unlink()
-        if not POSIX and not self.journal_file.stat().st_size:
-            with contextlib.suppress(OSError):  # another has it open
+
+    def _remove_empty_journal(self) -> None:
+        with contextlib.suppress(OSError):  # on Windows, another command may be reading it
+            if not self.journal_file.stat().st_size:
                 self.journal_file.unlink()
 
-    def _open_journal(self) -> FileIO | None:
-        """Open and lock the journal, or return None: another process has it."""
-        for path in (self.things_file, self.elf_file):
-            if path.is_symlink():
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-        journal = FileIO(os.open(self.journal_file, _APPEND, 0o600), "ab")
+    def _wait_for(
+        self, take: Callable[[], contextlib.ExitStack | None], who: Callable[[], str], wait_s: float, inbox: Inbox
+    ) -> contextlib.ExitStack:
+        """Take a lock once it is free. Raises ElfError when `wait_s` seconds were not enough, and Interrupted."""
+        announced = ""
+        began = time.monotonic()
+        while not (lock := take()):
+            waited_s = time.monotonic() - began
+            if waited_s >= max(wait_s, BRIEFLY_S):
+                raise ElfError(
+                    f"another ELF is at work on {self.directory}: {who()}",
+                    "wait for its end (--wait 60 does), or keep another fleet with --misc-dir",
+                )
+            if waited_s >= BRIEFLY_S and announced != (holders := who()):
+                log.info("waiting for %s", announced := holders)
+            inbox.get(deadline=time.monotonic() + 0.05)
+        return lock
+
+    def _sign(self, note: Path, line: str, alone: bool) -> bool:
+        """Add a line to the note, and say if this directory can be written. Raises OSError if it has to be."""
         try:
-            if _lock(journal.fileno(), shared=False) and os.path.samestat(
-                os.fstat(journal.fileno()), self.journal_file.stat()
-            ):
-                _sync(self.directory)  # or a power failure could take the journal away, with keys in it
-                return journal
-        except FileNotFoundError:
-            pass  # its last holder took it away between our open() and our lock
-        journal.close()
-        return None
+            with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
+                file.write(line.encode())
+        except OSError as error:
+            if alone:
+                raise
+            return error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM)
+        return True
 
     def claim(self) -> None:
         """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError where it is neither."""
@@ -1088,11 +1025,8 @@ class Fleet:
 
     def _own(self, paths: Iterable[Path]) -> list[Path]:
         """Choose what ELF has written: its state, the files of the things that this names, and halves of these."""
-        own = {
-            *_STATE_FILES,
-            ROOTS_FILE if self.elf_id else "",
-            *(path.name for name in self.things for path in self.files(name)),
-        }
+        of_things = (path.name for name in self.things for path in self.files(name))
+        own = {*_STATE_FILES, ROOTS_FILE if self.elf_id else "", *of_things}
         return [path for path in paths if path.name in own or _HALF.sub(r"\1", path.name) in own]
 
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
@@ -1107,7 +1041,7 @@ class Fleet:
         """Say if local/ is an embedded AWS IoT's, and not something else of that name."""
         return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
 
-    def _repair(self) -> None:
+    def _repair(self, journal: FileIO) -> None:
         """Take up what an elf.py left behind that was killed, or could write no more."""
         if self._changes:
             log.warning("an elf.py ended in mid-work; took up its %s", plural(len(self._changes), "change"))
@@ -1120,22 +1054,19 @@ class Fleet:
             self.unanswered += [call for call in ended if call.since not in known]
             self._save_elf()
             self.things = {name: thing._replace(asked=None) for name, thing in self.things.items()}
+        if asked or self._changes or self._key_material:
             self._save_things()
-        elif self._changes or self._key_material:
-            self._save_things()
-        if self._journal:
-            self._journal.truncate(0)
+        journal.truncate(0)
 
     def open(self) -> None:
         """Make sure of an ELF ID."""
         import uuid
 
+        said = "Read ELF ID from"
         if self.elf_id is None:
-            self.elf_id = uuid.uuid4().urn
+            self.elf_id, said = uuid.uuid4().urn, "Wrote new ELF ID to"
             self._save_elf()
-            log.info("Wrote new ELF ID to config: %s", self.elf_id.removeprefix("urn:uuid:"))
-        else:
-            log.info("Read ELF ID from config: %s", self.elf_id.removeprefix("urn:uuid:"))
+        log.info("%s config: %s", said, self.elf_id.removeprefix("urn:uuid:"))
 
     def _tighten(self) -> None:
         if not POSIX:
@@ -1215,18 +1146,16 @@ class Fleet:
                 self._journal.truncate(end)
                 raise
 
-    def fold(self, journal: FileIO | None = None) -> bool:
+    def fold(self) -> bool:
         """Write what the journal has to things.json, and empty it; return False if the journal has to keep it."""
-        journal = journal or self._journal
-        if not journal or not os.fstat(journal.fileno()).st_size:
-            return True  # nothing happened
-        try:
-            with self._writing:
-                self._save_things()
-                journal.truncate(0)
-        except OSError as error:
-            log.debug("the journal keeps what can't be written now: %s", error)
-            return False
+        with self._writing:
+            if self._journal and os.fstat(self._journal.fileno()).st_size:
+                try:
+                    self._save_things()
+                    self._journal.truncate(0)
+                except OSError as error:
+                    log.debug("the journal keeps what can't be written now: %s", error)
+                    return False
         return True
 
     def dissolve(self) -> None:
@@ -1249,8 +1178,7 @@ class Fleet:
         _sync(self.directory)
 
     def _write_key_files(self, name: str, recorded: Mapping[str, Any], missing_only: bool = False) -> None:
-        keys = recorded.get("keyPair")
-        pair = keys if isinstance(keys, dict) else {}
+        pair = recorded.get("keyPair") or {}
         material = (recorded.get("certificatePem"), pair.get("PublicKey"), pair.get("PrivateKey"))
         for path, text in zip(self.files(name), material, strict=True):
             if isinstance(text, str) and not (missing_only and path.is_file()):
@@ -1265,6 +1193,63 @@ class Fleet:
         _sync(self.directory)
 
 
+# What may be recorded. Nothing of it is trusted: names become paths, and identifiers are sent to AWS.
+
+
+@contextlib.contextmanager
+def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
+    """Let the block take in a file, or `otherwise` if there is none; what it refuses (ValueError), refuse by name."""
+    try:
+        content = read_file(path)
+    except FileNotFoundError:
+        content = otherwise
+    try:
+        yield content
+    except (ValueError, RecursionError) as error:
+        raise ElfError(
+            f"{path} can't be read as ELF's: {error}",
+            f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
+            "ELF then starts afresh and forgets what it made",
+        ) from error
+
+
+def recorded_place(recorded: object) -> Place | None:
+    """Read where the fleet lives. Raises ValueError."""
+    if recorded is None:
+        return None
+    if isinstance(recorded, dict):
+        known: dict[str, Any] = {key: value for key, value in recorded.items() if key in Place._fields}
+        with contextlib.suppress(ElfError):
+            if all(isinstance(value, bool if key == "local" else str) for key, value in known.items()):
+                return Place(**known).checked()
+    raise ValueError("where the fleet lives is not a place")
+
+
+def recorded_calls(recorded: object) -> list[Unanswered]:
+    """Read the calls without an answer. Raises ValueError."""
+    pairs: list[Any] = recorded if isinstance(recorded, list) else [None]
+    if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs):
+        raise ValueError("unanswered is not a list of times")
+    return [Unanswered(*pair) for pair in pairs]
+
+
+def recorded_thing(name: str, recorded: object) -> Thing:
+    """Read a thing. Raises ValueError."""
+    if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
+        raise ValueError(f"{name[:140]!r} is not a thing of ELF's")
+    if not isinstance(recorded.get("keyPair", {}), dict):
+        raise ValueError(f"{name}: keyPair is not a JSON object")
+    if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
+        raise ValueError(f"{unknown[0][:140]!r} of {name} means nothing to this one")
+    known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
+    thing = Thing(name, **{"stage": READY, **known})
+    if thing.stage not in (CREATING, READY, CLEANING):
+        raise ValueError(f"the stage of {name} means nothing to this one")
+    if problem := problem_of(thing):
+        raise ValueError(f"{name}: {problem}")
+    return thing
+
+
 def problem_of(thing: Thing) -> str:
     """Say what of a thing is not as ELF records it and reads it again; nothing if all is well."""
     arn = thing.certificate_arn
@@ -1274,11 +1259,11 @@ def problem_of(thing: Thing) -> str:
     policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
     if thing.policy_name not in (None, *policy_names(thing.name)) or thing.policy_arn not in (None, policy_arn):
         return "policy not ELF's"
-    try:
-        _moment(1 if thing.asked is None else thing.asked)
-    except (TypeError, ValueError):
-        return "time invalid"
-    return ""
+    return "" if thing.asked is None or _is_time(thing.asked) else "time invalid"
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e11
 
 
 def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
@@ -1288,121 +1273,66 @@ def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
     return {thing.name: recorded}
 
 
-def _moment(value: object) -> float:
-    """Make sure of a time.time(). Raises TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError("not a number")
-    if not 0 < value < 1e11:
-        raise ValueError("not a time")
-    return float(value)
-
-
+# No system has all of the last three.
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
-for _name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):  # of which no system has all
-    _APPEND |= getattr(os, _name, 0)
+_APPEND |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def read_file(path: Path) -> bytes:
     """Read a file of ELF's. Raises OSError, and ElfError for what is no file, which reading could wait for for ever."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    try:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
-            raise ElfError(f"{path} is not a file, or is too large to be ELF's", "move it away, or restore it")
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(MAX_STATE_BYTES)
-    finally:
-        os.close(descriptor)
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
+        raise ElfError(f"{path} is not a file, or is too large to be ELF's", "move it away, or restore it")
+    with path.open("rb") as file:
+        return file.read(MAX_STATE_BYTES)
 
 
-class Lock(NamedTuple):
-    """A lock on a directory, which goes with its process, however that ends, and which nobody can remove under it."""
+def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.ExitStack | None:
+    """Lock a directory or a file until that is closed or the process ends; or return None: another process has it.
 
-    descriptor: int
+    Windows, which lets nobody read what is locked, and network disks that lock no directory, lock an empty file in it.
+    """
+    with contextlib.ExitStack() as held:
+        if not POSIX:
+            import fasteners
 
-    @classmethod
-    def take(cls, directory: Path, file: Path, shared: bool) -> Lock | None:
-        """Lock a directory, or where the system locks files alone (Windows, some network disks) a file in it.
-
-        Returns None if another process has it.
-        """
-        if POSIX:
-            with contextlib.suppress(OSError):
-                return cls._of(os.open(directory, os.O_RDONLY), shared)
-        return cls._of(os.open(file, _APPEND, 0o600), shared)
-
-    @classmethod
-    def _of(cls, descriptor: int, shared: bool) -> Lock | None:
-        is_locked = False
-        try:
-            is_locked = _lock(descriptor, shared)
-        finally:
-            if not is_locked:
-                os.close(descriptor)
-        return cls(descriptor) if is_locked else None
-
-    def is_last(self) -> bool:
-        """Say if no other process shares the lock."""
-        with contextlib.suppress(OSError):
-            return _lock(self.descriptor, shared=False)
-        return False
-
-    def close(self) -> None:
-        os.close(self.descriptor)
-
-
-def _lock(descriptor: int, shared: bool) -> bool:
-    """Lock what is open, or return False: another process has it. Raises OSError where that can't be locked."""
-    try:
+            lock = fasteners.InterProcessReaderWriterLock(stand_in)
+            if not (lock.acquire_read_lock if shared else lock.acquire_write_lock)(blocking=False):
+                return None
+            held.callback(lock.release_read_lock)  # of either kind
+            return held.pop_all()
         import fcntl
-    except ImportError:
-        return _lock_on_windows(descriptor, shared)
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+
+        descriptor = os.open(path, os.O_RDONLY if path == stand_in.parent else _APPEND, 0o600)
+        held.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return held.pop_all()
+        except (BlockingIOError, FileNotFoundError):  # or its last holder took it away after our open()
+            pass
+        except OSError:
+            if path == stand_in:
+                raise
+            return take_lock(stand_in, stand_in, shared)
+    return None
 
 
-def _lock_on_windows(descriptor: int, shared: bool) -> bool:
-    """Lock 64 bytes, beyond what others may read: one of them to share, all of them to be alone."""
-    import msvcrt
-
-    windows: Any = msvcrt
-
-    def lock(mode: int, place: int, length: int) -> bool:
-        os.lseek(descriptor, 2**40 + place, os.SEEK_SET)
-        with contextlib.suppress(OSError):
-            windows.locking(descriptor, mode, length)
-            return True
-        return False
-
-    if shared:
-        return any(lock(windows.LK_NBLCK, place, 1) for place in range(64))
-    for place in range(64):
-        lock(windows.LK_UNLCK, place, 1)  # the one that it shares, maybe, which would be in its way
-    return lock(windows.LK_NBLCK, 0, 64)
-
-
-def _holders(path: Path) -> str:
-    """Say which processes hold a lock: its file has a line, process ID and command, of each that came."""
-    try:
-        holders = [line.partition(" ") for line in read_file(path).decode(errors="replace").splitlines()]
-    except (OSError, ElfError):
-        holders = []
+def _holders(note: Path) -> str:
+    """Say which processes hold a lock: its note has a line, process ID and command, of each that came."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError, ElfError):
+        lines = read_file(note).decode(errors="replace").splitlines()
+    holders = (line.partition(" ") for line in dict.fromkeys(lines))
     alive = [f"`{command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
-    return ", ".join(dict.fromkeys(alive)) or "one that has just started"
+    return ", ".join(alive) or "one that has just started"
 
 
 def _is_alive(pid: str) -> bool:
-    if not POSIX:
-        return True  # there, os.kill() would end it
     try:
-        os.kill(int(pid), 0)
-    except PermissionError:
-        return True
-    except (OSError, ValueError, OverflowError):
-        return False
+        os.kill(int(pid), 0) if POSIX else None  # Windows would end it
+    except (OSError, ValueError, OverflowError) as error:
+        return isinstance(error, PermissionError)
     return True
 
 
@@ -1460,7 +1390,7 @@ def policy_names(thing_name: str) -> set[str]:
 
 def partition_region_account(arn: str) -> tuple[str, str, str]:
     """Split a certificate's or a thing's ARN: ("aws" | "aws-cn" | "aws-us-gov", region, account)."""
-    _, partition, _, region, account, _ = arn.split(":", 5)
+    partition, _, region, account = arn.split(":")[1:5]
     return partition, region, account
 
 
@@ -4430,7 +4360,7 @@ def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
         refuse_dead_local()
         raise
     finally:
-        local_aws.save(local)
+        local_aws.save(local, log.warning)
 
 
 def _local_aws() -> Any:
@@ -4456,7 +4386,7 @@ def run_command(cli: argparse.Namespace) -> int:
         if status:
             cli.refuse_dead_local()
         if cleaning and not status and fleet.has_local():
-            _local_aws().stop(fleet.local_directory)
+            _local_aws().stop(fleet.local_directory, log.warning)
     return int(status)
 
 

@@ -47,6 +47,7 @@ HERE = Path(__file__).resolve().parent
 ADDRESS = "address.json"
 LOCK = "lock"
 LOG = "ministack.log"
+PACKAGES = ("ministack", "hypercorn", "cryptography")
 
 TOKEN_HEADER = "X-ELF-Token"  # noqa: S105 - its name
 PROOF_HEADER = "X-ELF-Proof"
@@ -155,16 +156,26 @@ def has_ended(directory: Path) -> bool:
     return True
 
 
-def save(local: LocalAws) -> None:
-    """Have the server save its state, so that not even kill -9 takes away what a command has made."""
-    _ask(local, "save", SAVE_S)
+def save(local: LocalAws, say: Callable[[str], object]) -> None:
+    """Have the server save its state, so that not even kill -9 takes away what a command has made; or `say` so."""
+    if not _ask(local, "save", SAVE_S):
+        say("the embedded AWS IoT did not confirm that its state is saved: the last of it may be lost if it is killed")
 
 
-def stop(directory: Path) -> None:
-    """Stop the server of `directory`, if one runs, and remove the directory."""
-    (directory / ADDRESS).unlink(missing_ok=True)  # which is what tells it to end
+def stop(directory: Path, say: Callable[[str, Path], object]) -> None:
+    """Stop the server of `directory`, if one runs, and remove the directory; if it does not end, `say` so.
+
+    A directory whose server is suspended, say, stays: without its lock, the next command would start a second one.
+    """
+    (directory / ADDRESS).unlink(missing_ok=True)  # which is what tells it to end, once it can
     deadline = time.monotonic() + STOP_S
-    while is_alive(directory) and time.monotonic() < deadline:
+    while is_alive(directory):
+        if time.monotonic() > deadline:
+            say(
+                "the embedded AWS IoT (`local_aws.py serve --directory %s`) does not end: kill it, then clean again",
+                directory,
+            )
+            return
         time.sleep(LOOK_S)
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -172,7 +183,7 @@ def stop(directory: Path) -> None:
 def _start(directory: Path) -> subprocess.Popen[bytes]:
     import importlib.util
 
-    missing = [name for name in ("ministack", "hypercorn", "cryptography") if not importlib.util.find_spec(name)]
+    missing = [name for name in PACKAGES if not importlib.util.find_spec(name)]
     if missing:
         raise LocalAwsError(
             f"--local needs MiniStack, and there is no Python package {' or '.join(missing)}",
@@ -196,15 +207,29 @@ def _environment(directory: Path) -> dict[str, str]:
     """Give MiniStack what it needs, and nothing of the user's AWS configuration or Docker."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "DOCKER_", "PYTHON"))}
     return inherited | {
-        # It finds its packages where this process does, be it by PYTHONPATH or in the user's site-packages; an empty
-        # or relative entry would be its working directory, which others may have filled.
-        "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry),
+        "PYTHONPATH": os.pathsep.join(_import_path()),
         "PYTHONSAFEPATH": "1",
         "AUTH": "true",  # IoT policies are enforced, as AWS does
         "PERSIST_STATE": "1",
         "STATE_DIR": "state",
         "TMPDIR": str(directory),
     }
+
+
+def _import_path() -> list[str]:
+    """Say where the server finds its packages: where this process does, by PYTHONPATH or in the user's site-packages.
+
+    Not in the working directory nor beside the script, which others may have filled (Python puts one of them first,
+    Locust the other), unless it needs packages that are there alone.
+    """
+    from importlib.machinery import PathFinder
+
+    entries = [str(Path(entry).absolute()) for entry in sys.path if entry]
+    work = {str(HERE), str(Path(sys.argv[0]).resolve().parent)}
+    with contextlib.suppress(OSError):  # it was removed
+        work.add(str(Path.cwd()))
+    trusted = [entry for entry in entries if str(Path(entry).resolve()) not in work]
+    return trusted if all(PathFinder.find_spec(name, trusted) for name in PACKAGES) else entries
 
 
 def _ask(local: LocalAws, question: str, patience_s: float, check: Callable[[], object] = lambda: None) -> bool:

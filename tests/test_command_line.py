@@ -308,5 +308,5 @@ def test_what_elf_says_it_needs_is_what_requirements_txt_says() -> None:
     assert block
     listed = re.search(r"dependencies = (\[.*?\])", re.sub(r"^# ?", "", block[1], flags=re.MULTILINE), re.DOTALL)
     assert listed
-    lines = (ROOT / "requirements.txt").read_text().split()
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert sorted(json.loads(listed[1])) == sorted(lines)

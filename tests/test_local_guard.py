@@ -304,6 +304,33 @@ def test_ctrl_c_ends_the_wait_for_one_that_is_slow(local: Elf) -> None:
     server.resume()
 
 
+def test_one_that_does_not_end_keeps_its_directory_and_is_the_only_one(local: Elf) -> None:
+    local("--local", "create")
+    (server,) = servers_of(local)
+    server.suspend()
+    said = local("clean", "--only-local").err
+    assert f"WARNING - the embedded AWS IoT (`local_aws.py serve --directory {local.misc}/local`) does not end" in said
+    window = local.start("--local", "create", "--verbose")
+    with pytest.raises(subprocess.TimeoutExpired):
+        window.process.wait(2)
+    assert servers_of(local) == [server]
+    server.resume()  # it finds that its address is gone, and ends
+    window.end()
+    await_end(server)
+    assert things(local) == ["thing_0"]
+
+
+def test_a_state_that_may_not_be_saved_is_said(local: Elf) -> None:
+    local("--local", "create")
+    (server,) = servers_of(local)
+    window = local.start("subscribe", "--duration", 2)
+    window.await_line("listening on")
+    server.suspend()
+    said = window.end().err
+    server.resume()
+    assert "WARNING - the embedded AWS IoT did not confirm that its state is saved" in said
+
+
 def says_nothing(connection: socket.socket) -> None:
     connection.recv(1)  # until the command hangs up
 
@@ -381,6 +408,21 @@ def test_it_finds_packages_where_the_command_does_and_none_in_its_directory(loca
     local("send", *ONCE)
     assert not (tmp_path / "poisoned").exists()
     assert things(local) == ["thing_0"]
+
+
+def test_it_imports_nothing_from_where_a_program_works(local: Elf, tmp_path: Path) -> None:
+    """Locust puts the working directory on its sys.path as an absolute path."""
+    for name in ("asyncio", "ssl", "json", "ministack", "hypercorn", "sitecustomize"):
+        (local.cwd / f"{name}.py").write_text(f"open({str(tmp_path / 'poisoned')!r}, 'w')")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, pathlib, sys, local_aws; sys.path.insert(0, os.getcwd()); "
+        f"local_aws.find_or_start(pathlib.Path({str(local.misc / 'local')!r}), lambda: None, print)"
+    )
+    environment = local.environment | {"PYTHONPATH": str(ELF.parent)}
+    subprocess.run([local.python, program], cwd=local.cwd, env=environment, check=True)
+    assert not (tmp_path / "poisoned").exists()
+    assert len(servers_of(local)) == 1
 
 
 def test_without_local_aws_py_all_but_local_works(elf: Elf, tmp_path: Path) -> None:

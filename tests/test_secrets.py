@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -108,6 +109,32 @@ def test_a_password_in_a_url_is_not_shown(elf: Elf) -> None:
     assert "hunter2" not in result.err + result.out
     result = elf("create", "--no-such-option", "somebody:hunter2hunter2@", status=2)
     assert "hunter2" not in result.err
+
+
+@pytest.mark.parametrize("scheme", ["http://", ""])
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "HTTPS_PROXY"])
+def test_a_proxys_password_is_not_shown_whatever_the_url_begins_with(elf: Elf, variable: str, scheme: str) -> None:
+    elf.environment |= {variable: f"{scheme}somebody:hunter2hunter2@127.0.0.1:9", "NO_PROXY": ""}
+    result = elf("create", "--no-such-option", "somebody:hunter2hunter2@", "hunter2hunter2", status=2)
+    assert "***" in result.err
+    assert "hunter2" not in result.err
+    if variable == "HTTP_PROXY":  # which is the one that the embedded AWS is reached by
+        result = elf("--debug", "--output", "json", "create", status=1)
+        assert "proxy" in result.err
+        assert "hunter2" not in result.err + result.out
+
+
+@pytest.mark.parametrize(("level", "is_shown"), [("DEBUG", True), ("INFO", False)])
+def test_what_ends_a_thread_of_a_library_is_logged_without_its_secrets(level: str, is_shown: bool) -> None:
+    program = (
+        "import logging, sys, threading, elf; elf.hide(sys.argv[1]); elf.start_logging(getattr(logging, sys.argv[2])); "
+        "thread = threading.Thread(target=int, args=sys.argv[1:2]); thread.start(); thread.join()"
+    )
+    command = [sys.executable, "-c", program, TOKEN, level]
+    done = subprocess.run(command, cwd=ELF.parent, capture_output=True, text=True, check=True)
+    assert TOKEN not in done.stderr
+    assert ("ValueError: invalid literal for int() with base 10: '***'" in done.stderr) == is_shown
+    assert bool(done.stderr) == is_shown
 
 
 def test_nothing_that_is_logged_moves_the_cursor(module: ModuleType) -> None:

@@ -58,6 +58,21 @@ def test_a_wait_that_was_too_short_says_who_is_at_work(pair: Pair) -> None:
     assert f"(process {first.process.pid})" in refused.err
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows locks another file")
+def test_who_waits_for_the_journal_says_so_and_ctrl_c_ends_the_wait(elf: Elf) -> None:
+    import fcntl
+
+    elf("create", 1)
+    with (elf.misc / "things.journal").open("w") as journal:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        stopped, patient = (elf.start("send", *elf.broker, "--duration", "0.01") for _ in range(2))
+        for window in (stopped, patient):
+            window.await_line(f"waiting for another elf.py to finish with {elf.misc}")
+        stopped.signal(signal.SIGINT)
+        stopped.end(130)
+    assert "1 acknowledged, 0 lost" in patient.end().err
+
+
 def test_what_a_killed_command_had_locked_is_free(elf: Elf, account: Account) -> None:
     window = elf.start("create", 400, "--verbose")
     window.await_line("Thing:'thing_0' associated")

@@ -1,7 +1,7 @@
 """Loaded by the Python of an elf.py under test (PYTHONPATH): takes away what Windows lacks, and brings what it has.
 
-Gone are fcntl, resource, fork, SIGTERM, SIGPIPE and O_NOFOLLOW. There is an msvcrt whose locks are Windows' own: ranges
-of bytes that belong to an open file. A file that is open somewhere can't be removed nor replaced.
+Gone are fcntl, resource, fork, SIGTERM, SIGPIPE and O_NOFOLLOW. The locks of fasteners are like Windows' own: they
+belong to an open file, and what is locked can't be read. A file that is open somewhere can't be removed nor replaced.
 """
 
 import errno
@@ -10,33 +10,43 @@ import os
 import signal
 import struct
 import sys
-import types
 from multiprocessing import resource_tracker  # noqa: F401 - which needs SIGTERM at its import
 from pathlib import Path
+from typing import IO
 
-LK_UNLCK, LK_NBLCK = 0, 2
+import fasteners
+
 FLOCK = "hhqqi"  # type, whence, start, length, process
 
 
-def locking(descriptor: int, mode: int, length: int) -> None:
-    """Lock the bytes from the current position on, or unlock them, or fail at once: they are locked, by this very file
-    maybe, or were not locked."""
-    start = os.lseek(descriptor, 0, os.SEEK_CUR)
-    with Path(f"/proc/self/fd/{descriptor}").open() as other:  # which sees the locks of `descriptor` as another's
-        lock = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
-        found = struct.unpack(FLOCK, fcntl.fcntl(other, fcntl.F_OFD_GETLK, lock))
-    if (found[0] == fcntl.F_UNLCK) != (mode == LK_NBLCK):
-        raise PermissionError(errno.EACCES, "Permission denied")
-    kind = fcntl.F_WRLCK if mode == LK_NBLCK else fcntl.F_UNLCK
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack(FLOCK, kind, os.SEEK_SET, start, length, 0))
-    except OSError:
-        raise PermissionError(errno.EACCES, "Permission denied") from None
+class LockFileEx:
+    """The part of fasteners that calls Windows, with locks that belong to an open file as Windows' do."""
+
+    @staticmethod
+    def trylock(file: IO[str], exclusive: bool) -> bool:
+        if os.fstat(file.fileno()).st_size:
+            raise AssertionError("nobody else could read what is locked here")
+        kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
+        try:
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(FLOCK, kind, os.SEEK_SET, 0, 1, 0))
+        except BlockingIOError:
+            return False
+        return True
+
+    @staticmethod
+    def unlock(file: IO[str]) -> None:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 1, 0))
+
+    @staticmethod
+    def get_handle(path: str) -> IO[str]:
+        return open(path, "a+")  # noqa: PTH123 - as fasteners has it
+
+    @staticmethod
+    def close_handle(file: IO[str]) -> None:
+        file.close()
 
 
-msvcrt = types.ModuleType("msvcrt")
-vars(msvcrt).update(locking=locking, LK_UNLCK=LK_UNLCK, LK_NBLCK=LK_NBLCK)
-sys.modules["msvcrt"] = msvcrt
+fasteners.process_lock._interprocess_reader_writer_mechanism = LockFileEx
 for name in ("fcntl", "resource"):
     sys.modules[name] = None  # type: ignore[assignment]
 del os.fork, os.O_NOFOLLOW
@@ -46,10 +56,10 @@ if "resource_tracker" not in " ".join(sys.orig_argv):  # a helper of multiproces
 
 def _refuse_open_file(path: object) -> None:
     real = Path(str(path)).resolve()
-    for entry in Path("/proc").glob("[0-9]*/fd/*"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            is_open = entry.readlink() == real
-        except OSError:  # closed meanwhile, or another user's
+            is_open = any(entry.readlink() == real for entry in (process / "fd").iterdir())
+        except OSError:  # closed or ended meanwhile, or another user's
             continue
         if is_open:
             raise PermissionError(errno.EACCES, "The process cannot access the file", str(real))
