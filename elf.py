@@ -3413,8 +3413,12 @@ class Shift:
             self._loop.call(self.crew.devices[thing].end, event.failure)
             return
         self._undecided.add(thing)
-        each.warning("%s", refusal.cause)
-        each.warning("AWS names no reason: trying again for up to %g minutes, which it may take", POLICY_CHANGE_S / 60)
+        each.warning(
+            "%s: the broker refuses %s, and AWS names no reason; trying again for up to %g minutes",
+            thing,
+            refusal.action,
+            POLICY_CHANGE_S / 60,
+        )
 
     def gather(self) -> None:
         """Wait until each thing takes part, has failed, or may take longer; raise ElfError if none takes part."""
