@@ -1813,7 +1813,7 @@ _READ = {  # what ELF reads of answers; botocore's model marks no field of them 
     "CreateKeysAndCertificate": "certificateArn certificateId certificatePem keyPair",
     "DescribeThing": "thingArn",
     "DescribeCertificate": "certificateDescription.status",
-    "GetPolicy": "policyDocument defaultVersionId",
+    "GetPolicy": "policyDocument",
     "ListThings": "things.thingName",
     "ListCertificates": "certificates.certificateId certificates.certificateArn certificates.creationDate",
     "ListAttachedPolicies": "policies.policyName",
@@ -2011,61 +2011,82 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     The thing comes first: a name can be taken by somebody else, and a certificate, which has no name, would then be
     left behind. A thing among the `strays` is this ELF's and may have certificates of which misc/ has lost the keys:
     they go.
-    Raises: ElfError when a thing of that name is not this ELF's; botocore's errors.
+    Raises: ElfError when a thing of that name is not this ELF's; NotYet; botocore's errors.
     """
-    thing = fleet.things.get(name) or fleet.record(Thing(name))
-    # Its certificate may be gone, if it was made in an earlier run.
-    if thing.certificate_id and not _unless_missing(iot, iot.describe_certificate, certificateId=thing.certificate_id):
-        thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
-    attributes = {"attributes": {"elf_id": fleet.elf_id}}
-    try:
+    thing = _take_up(iot, fleet, name)
+    with _taking_its_name(iot, fleet, strays, thing):
         # The attribute makes AWS refuse a name that somebody else's thing has, instead of handing it over.
-        iot.create_thing(thingName=name, attributePayload=attributes)
-    except iot.exceptions.ClientError as error:
-        taken = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
-        owner = iot.describe_thing(thingName=name).get("attributes", {}).get("elf_id") if taken else None
-        if owner != fleet.elf_id:  # else somebody has added attributes to a thing of this ELF's
-            if not thing.certificate_arn and (taken or _refused_at_once(error)):
-                fleet.forget(thing)
-            if taken:
-                raise ElfError("ThingOfAnotherElf" if owner else "ThingTaken", thing=name, elf_id=owner) from error
-            raise
+        iot.create_thing(thingName=name, attributePayload={"attributes": {"elf_id": fleet.elf_id}})
     if not thing.certificate_arn:
-        if name in strays:
-            thing = fleet.record(thing._replace(policy_name=policy_name(name)))  # it may have one
-            _retire_lost_certificates(iot, name)
-        thing = _certify(iot, fleet, thing)
+        with _asking_for_certificate(fleet, thing):
+            keys = iot.create_keys_and_certificate(setAsActive=True)
+        thing = _keep_certificate(iot, fleet, thing, keys)
     once_visible(iot.attach_thing_principal, thingName=name, principal=thing.certificate_arn)
     return fleet.record(thing._replace(stage=READY))
 
 
-def _certify(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
-    """Make a certificate and keys for a thing. Raises NotYet where AWS may be asked again, and botocore's errors."""
-    thing = fleet.record(thing._replace(asked=time.time()))
+def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
+    """Return a thing as an earlier try has left it, without its certificate if that is gone in AWS."""
+    thing = fleet.things.get(name) or fleet.record(Thing(name))
+    if thing.certificate_id and not _unless_missing(iot.describe_certificate, certificateId=thing.certificate_id):
+        thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
+    return thing
+
+
+@contextlib.contextmanager
+def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> Iterator[None]:
+    """Let CreateThing succeed where the thing exists and is this ELF's; forget the thing where it is not made.
+
+    Of one of the `strays`, the certificates go whose keys are lost.
+    """
     try:
-        keys = iot.create_keys_and_certificate(setAsActive=True)
+        yield
+    except iot.exceptions.ClientError as error:
+        taken = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
+        owner = iot.describe_thing(thingName=thing.name).get("attributes", {}).get("elf_id") if taken else None
+        if owner != fleet.elf_id:  # else somebody has added attributes to a thing of this ELF's
+            if not thing.certificate_arn and (taken or _refused_at_once(error)):
+                fleet.forget(thing)
+            if taken:
+                name = "ThingOfAnotherElf" if owner else "ThingTaken"
+                raise ElfError(name, thing=thing.name, elf_id=owner) from error
+            raise
+    if thing.name in strays and not thing.certificate_arn:
+        fleet.record(thing._replace(policy_name=policy_name(thing.name)))  # it may have one
+        _retire_lost_certificates(iot, thing.name)
+
+
+@contextlib.contextmanager
+def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
+    """Record that a certificate is being asked for, and what becomes of that. Raises NotYet to have it asked again."""
+    asked = fleet.record(fleet.things[thing.name]._replace(asked=time.time()))
+    try:
+        yield
     except Exception as error:
         if _may_have_arrived(error):
-            fleet.record_unanswered(thing)
+            fleet.record_unanswered(asked)
             raise NotYet(error, 1.0, "the answer is lost") from error  # once more: this may make another one
-        fleet.record(thing._replace(asked=None))
+        fleet.record(asked._replace(asked=None))
         if not BUSY.isdisjoint(names_of(error)):
             raise NotYet(error, BUSY_S, "AWS does not take it now") from error
         raise
+
+
+def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, Any]) -> Thing:
+    """Record a certificate and its keys, or take it away again: without a key it is of no use to anybody."""
+    asked = fleet.things[thing.name]
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
-    certified = thing._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
+    certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
     if problem_of(certified._replace(stage=READY)):
-        fleet.record_unanswered(thing)
+        fleet.record_unanswered(asked)
         raise ElfError("NotAws", url=iot.meta.endpoint_url)
     try:
         return fleet.record(certified, keys)
     except (OSError, ElfError):
-        if fleet.things[thing.name] == certified:  # the journal has the keys: the next command writes their files
-            raise
-        # A certificate without a key is of no use to anybody.
-        _deactivate(iot, certificate_id)
-        iot.delete_certificate(certificateId=certificate_id)
-        fleet.record(thing._replace(asked=None))
+        if fleet.things[thing.name] != certified:  # else the journal has the keys: the next command writes their files
+            gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
+            iot.delete_certificate(certificateId=certificate_id)
+            fleet.record(asked._replace(asked=None))
         raise
 
 
@@ -2086,78 +2107,90 @@ def policy_document(thing_name: str, arn: str) -> dict[str, Any]:
 def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     """Make a thing's policy and attach it to its certificate, and record each step. Safe to repeat.
 
-    Raises: ElfError when a policy of that name says something else; botocore's errors.
+    Raises: ElfError when a policy of that name says something else; NotYet; botocore's errors.
     """
     thing = fleet.things[thing.name]  # as an earlier try has left it
     name, arn = thing.policy_name or policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
-    asked = fleet.record(thing._replace(policy_name=name))
-    try:
+    with _asking_for_policy(iot, fleet, thing, name, document):
         iot.create_policy(policyName=name, policyDocument=json.dumps(document))
+    once_visible(iot.attach_policy, policyName=name, target=arn)
+    policy_arn = f"{arn.rpartition(':')[0]}:policy/{name}"
+    return fleet.record(thing._replace(policy_name=name, policy_arn=policy_arn))
+
+
+@contextlib.contextmanager
+def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document: Mapping[str, Any]) -> Iterator[None]:
+    """Record that a policy is being asked for, and forget it if it is not made; it may exist and say just that."""
+    fleet.record(thing._replace(policy_name=name))
+    try:
+        yield
     except iot.exceptions.ClientError as error:
         exists = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
-        taken = exists and not _policy_says(iot, name, document)
-        if taken or (not exists and not thing.policy_name and _refused_at_once(error)):
+        policy = _unless_missing(iot.get_policy, policyName=name) if exists else None
+        if policy and json.loads(policy["policyDocument"]) == document:
+            return
+        if exists or (not thing.policy_name and _refused_at_once(error)):
             fleet.record(thing._replace(policy_name=None))
-        if taken:
+        if exists:
             raise ElfError("PolicyTaken", policy=name) from error
-        if not exists:
-            raise
-    once_visible(iot.attach_policy, policyName=name, target=arn)
-    partition, region, account = partition_region_account(arn)
-    return fleet.record(asked._replace(policy_arn=f"arn:{partition}:iot:{region}:{account}:policy/{name}"))
-
-
-def _policy_says(iot: Any, name: str, document: Mapping[str, Any]) -> bool:
-    policy = _unless_missing(iot, iot.get_policy, policyName=name)
-    return bool(policy) and json.loads(policy["policyDocument"]) == document
+        raise
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     """Take a thing, its certificate and its policy away, in the order AWS requires. Safe to repeat.
 
-    What is gone already counts as done. A thing or policy that is not this ELF's by what AWS says of it now was made
-    by someone else under the same name: it is left alone, with a line that says so, and forgotten; a certificate's
-    name is AWS's own. Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
+    What is gone already counts as done, and what is not this ELF's is left alone.
+    Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
     """
-    thing = fleet.things[thing.name]  # as an earlier try has left it
-    described = _unless_missing(iot, iot.describe_thing, thingName=thing.name)
-    is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
-    if described and not is_own:
-        log.warning("thing %s was made by someone else: left alone", thing.name)
-    own_arn = thing.certificate_arn or (described["thingArn"] if is_own else None)
-    if not own_arn:
-        fleet.forget(thing)
-        return
-    name = thing.policy_name
-    policy = _unless_missing(iot, iot.get_policy, policyName=name) if name else None
-    if policy and not _is_own_policy(iot, thing, policy, own_arn):
-        log.warning("policy %s was made by someone else: left alone", name)
-        policy = None
-    if not policy:
-        thing = thing._replace(policy_name=None, policy_arn=None)
-    if is_own or not described:  # the next clean takes what is CLEANING for this ELF's
-        thing = thing._replace(stage=CLEANING)
-    thing = fleet.record(thing)
-    own = {thing.certificate_arn} if thing.certificate_arn else _retire_lost_certificates(iot, thing.name)
-    if name and policy:
-        if thing.certificate_arn:
-            gone_is_fine(iot.detach_policy, policyName=name, target=thing.certificate_arn)
-        _delete_policy(iot, name, policy["defaultVersionId"], own)
-        thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
-    if thing.certificate_arn:
-        _retire_certificate(iot, thing.name, thing.certificate_arn)
+    thing, is_own, others = _claim(iot, fleet, fleet.things[thing.name])
+    gone_is_fine(iot.detach_policy, policyName=thing.policy_name, target=thing.certificate_arn)
+    gone_is_fine(iot.delete_policy, others, policyName=thing.policy_name)
+    thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
+    gone_is_fine(iot.update_certificate, certificateId=thing.certificate_id, newStatus="INACTIVE")
+    gone_is_fine(iot.detach_thing_principal, thingName=thing.name, principal=thing.certificate_arn)
+    gone_is_fine(iot.delete_certificate, others, certificateId=thing.certificate_id)
     if is_own:
-        principals = functools.partial(iot.list_thing_principals, thingName=thing.name)
-        gone_is_fine(iot.delete_thing, lambda: {*principals()["principals"]} - own, thingName=thing.name)
+        gone_is_fine(iot.delete_thing, others, thingName=thing.name)
     fleet.forget(thing)
 
 
-def _unless_missing(iot: Any, call: Callable[..., Any], **parameters: Any) -> Any:
+def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[..., set[str] | None]]:
+    """Find out what there is to be taken away, by what AWS says of it now, and record that this has begun.
+
+    A thing or policy that is not this ELF's was made by someone else under the same name: a line says so. A
+    certificate's name is AWS's own; those of a thing of this ELF's whose keys are lost go at once.
+    Returns the thing with what is this ELF's of it, whether itself is, and what finds others that use it.
+    """
+    described = _unless_missing(iot.describe_thing, thingName=thing.name)
+    is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
+    if described and not is_own:
+        log.warning("thing %s was made by someone else: left alone", thing.name)
+    policy = None
+    own_arn = thing.certificate_arn or (described["thingArn"] if is_own else None)
+    if own_arn and thing.policy_name:
+        policy = _unless_missing(iot.get_policy, policyName=thing.policy_name)
+        if policy and not _is_own_policy(iot, thing, policy, own_arn):
+            log.warning("policy %s was made by someone else: left alone", thing.policy_name)
+            policy = None
+    if not policy:
+        thing = thing._replace(policy_name=None, policy_arn=None)
+    if own_arn and (is_own or not described):  # the next clean takes what is CLEANING for this ELF's
+        thing = thing._replace(stage=CLEANING)
+    fleet.record(thing)
+    certificates = {thing.certificate_arn or ""}
+    if is_own and not thing.certificate_arn:
+        certificates = _retire_lost_certificates(iot, thing.name)
+    return thing, is_own, functools.partial(_others, iot, thing.name, certificates)
+
+
+def _unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
     """Return what a call answers, or None where AWS does not have what it asks for."""
     try:
         return call(**parameters)
-    except iot.exceptions.ResourceNotFoundException:
+    except Exception as error:
+        if names_of(error)[0] != "ResourceNotFoundException":
+            raise
         return None
 
 
@@ -2185,45 +2218,8 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
         return True
     if not thing.certificate_arn:
         return False
-    answer = _unless_missing(iot, iot.list_attached_policies, target=thing.certificate_arn)
+    answer = _unless_missing(iot.list_attached_policies, target=thing.certificate_arn)
     return thing.policy_name in {attached["policyName"] for attached in (answer or {"policies": ()})["policies"]}
-
-
-def _delete_policy(iot: Any, name: str, default_version: str, own: set[str]) -> None:
-    """Delete a policy that is attached to nothing but ELF's `own` certificates, which may count as attached still.
-
-    DeletePolicy wants a single version; somebody's edits may have made more.
-    """
-    targets = functools.partial(iot.list_targets_for_policy, policyName=name)
-    delete = functools.partial(gone_is_fine, iot.delete_policy, lambda: {*targets()["targets"]} - own, policyName=name)
-    try:
-        delete()
-    except NotYet:
-        versions = {version["versionId"] for version in iot.list_policy_versions(policyName=name)["policyVersions"]}
-        if versions <= {default_version}:
-            raise
-        for version in versions - {default_version}:
-            gone_is_fine(iot.delete_policy_version, policyName=name, policyVersionId=version)
-        delete()
-
-
-def _retire_certificate(iot: Any, thing_name: str, arn: str) -> None:
-    def others() -> Iterable[str]:
-        things = {*iot.list_principal_things(principal=arn)["things"]} - {thing_name}
-        policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
-        return {f"thing {name}" for name in things} | {
-            f"policy {name}" for name in policies - {policy_name(thing_name)}
-        }
-
-    _deactivate(iot, arn.rpartition("/")[2])
-    gone_is_fine(iot.detach_thing_principal, thingName=thing_name, principal=arn)
-    gone_is_fine(iot.delete_certificate, others, certificateId=arn.rpartition("/")[2])
-
-
-def _deactivate(iot: Any, certificate_id: str) -> None:
-    """Make sure that a certificate is not ACTIVE; one that is REVOKED stays so."""
-    with contextlib.suppress(iot.exceptions.ResourceNotFoundException, iot.exceptions.CertificateStateException):
-        iot.update_certificate(certificateId=certificate_id, newStatus="INACTIVE")
 
 
 def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
@@ -2231,21 +2227,39 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
 
     Those are they that are attached to that thing alone, and have its policy or none. Raises ElfError for another.
     """
-    lost = iot.list_thing_principals(thingName=name)["principals"]
+    lost = {*iot.list_thing_principals(thingName=name)["principals"]}
     for arn in lost:
-        others = {*iot.list_principal_things(principal=arn)["things"]} - {name}
-        policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
-        if not ARN.fullmatch(arn) or others or policies - policy_names(name):
+        certificate_id = arn.rpartition("/")[2]
+        others = functools.partial(_others, iot, name, {arn})
+        if not ARN.fullmatch(arn) or others(certificateId=certificate_id):
             raise ElfError("CertificateOfOthers", thing=name, certificate=arn)
-        for policy in policies:
+        for policy in policy_names(name):
             gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
-        _retire_certificate(iot, name, arn)
+        gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
+        gone_is_fine(iot.detach_thing_principal, thingName=name, principal=arn)
+        gone_is_fine(iot.delete_certificate, others, certificateId=certificate_id)
         log.info("%s: took away its certificate %s, whose key is lost", name, arn)
-    return set(lost)
+    return lost
 
 
-def _is_missing(error: Exception) -> bool:
-    return _answer(error).get("Code") == "ResourceNotFoundException"
+def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str] | None:
+    """Ask AWS who else uses a thing, its policy or its certificate, which may count as attached to each other still.
+
+    Returns None where it was a policy's versions that were in the way, which somebody's edits had made: they are gone.
+    """
+    if "thingName" in what:
+        return {*iot.list_thing_principals(**what)["principals"]} - certificates
+    if "policyName" in what:
+        targets = {*iot.list_targets_for_policy(**what)["targets"]} - certificates
+        versions = [] if targets else iot.list_policy_versions(**what)["policyVersions"]
+        edits = [version["versionId"] for version in versions if not version["isDefaultVersion"]]
+        for version in edits:
+            gone_is_fine(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
+        return None if edits else targets
+    (arn,) = certificates
+    things = {*iot.list_principal_things(principal=arn)["things"]} - {name}
+    policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
+    return {f"thing {name}" for name in things} | {f"policy {name}" for name in policies - policy_names(name)}
 
 
 def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
@@ -2253,34 +2267,44 @@ def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
     try:
         call(**parameters)
     except Exception as error:
-        if _is_missing(error):
-            again = functools.partial(once_visible, call, **parameters)
-            raise NotYet(error, VISIBLE_S, "AWS does not find yet what was just made", again) from error
-        raise
+        if names_of(error)[0] != "ResourceNotFoundException":
+            raise
+        again = functools.partial(once_visible, call, **parameters)
+        raise NotYet(error, VISIBLE_S, "AWS does not find yet what was just made", again) from error
 
 
-def gone_is_fine(call: Callable[..., Any], others: Callable[[], Iterable[str]] = tuple, **parameters: Any) -> None:
-    """Make a call that takes something away; what is not there is done.
+def gone_is_fine(
+    call: Callable[..., Any], others: Callable[..., set[str] | None] | None = None, **parameters: Any
+) -> None:
+    """Make a call that takes something away; what is not there, or not known (None), is done.
 
     AWS is distributed: "it can take up to five minutes after a policy is detached before it's ready to be deleted"
     (DetachPolicy, AWS IoT API reference); of a certificate, DetachThingPrincipal says "several seconds".
     Raises ElfError where `others`, which asks AWS, names somebody else that uses it, NotYet where it names nobody;
     botocore's errors.
     """
+    if None in parameters.values():
+        return
     try:
         call(**parameters)
     except Exception as error:
-        if _is_missing(error):
+        name = names_of(error)[0]
+        if name == "ResourceNotFoundException":
             return
-        if names_of(error)[0] not in ("DeleteConflictException", "CertificateStateException"):
+        if name == "CertificateStateException" and not others:  # UpdateCertificate's: it is REVOKED, and stays so
+            return
+        if name not in ("DeleteConflictException", "CertificateStateException") or not others:
             raise
-        if users := listed(others()):
+        if (users := others(**parameters)) is None:
+            gone_is_fine(call, others, **parameters)
+        elif users:
             raise ElfError(
-                f"AWS does not delete {next(iter(parameters.values()))}: it is attached to {users}",
+                f"AWS does not delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
-        again = functools.partial(gone_is_fine, call, others, **parameters)
-        raise NotYet(error, CONSISTENCY_S, "to AWS, what was just detached is attached still", again) from error
+        else:
+            again = functools.partial(gone_is_fine, call, others, **parameters)
+            raise NotYet(error, CONSISTENCY_S, "to AWS, what was just detached is attached still", again) from error
 
 
 class Unclaimed(NamedTuple):
@@ -3726,7 +3750,7 @@ def gone_things(cli: argparse.Namespace, iot: Any, listed_in_aws: set[str]) -> l
     names = [f"{cli.prefix}_{number}" for number in range(cli.count)]
     unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names and thing.name not in listed_in_aws]
     gone = []
-    describe = functools.partial(_unless_missing, iot, iot.describe_thing)
+    describe = functools.partial(_unless_missing, iot.describe_thing)
     for name, described in for_each(cli.inbox, unlisted, lambda name: describe(thingName=name)):
         if isinstance(described, Exception):
             raise described
