@@ -40,7 +40,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
@@ -349,7 +349,6 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "there are {existing} already, more than the {count} you ask for",
         "`elf.py clean` removes them all; `elf.py create` then makes as many as you like",
     ),
-    "HalfCleaned": ("half cleaned up: {things}", "finish with `elf.py clean`, then create again"),
     "Contradiction": (
         "{options} contradicts where the fleet lives: {place}",
         "leave the option out, or clean this fleet first, or keep another one with --misc-dir",
@@ -2155,6 +2154,17 @@ def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     fleet.forget(thing)
 
 
+def reconcile(iot: Any, fleet: Fleet, strays: set[str], wanted: Container[str], name: str) -> Thing | None:
+    """Finish what an interrupted clean began with a thing, and make it if it is `wanted`. Safe to repeat.
+
+    Raises what retire() and make_thing() raise.
+    """
+    thing = fleet.things.get(name)
+    if thing and thing.stage == CLEANING:
+        retire(iot, fleet, thing)
+    return make_thing(iot, fleet, strays, name) if name in wanted else None
+
+
 def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[..., set[str] | None]]:
     """Find out what there is to be taken away, by what AWS says of it now, and record that this has begun.
 
@@ -3664,12 +3674,13 @@ def in_json(event: Published | Received) -> dict[str, Any]:
 
 
 def create_things(cli: argparse.Namespace) -> int:
-    """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, never take away."""
+    """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, finish a half clean-up."""
     fleet: Fleet = cli.fleet
     with fleet.locked(cli.inbox):
         is_new = fleet.elf_id is None
         fleet.open()
-        missing = missing_things(fleet, cli.prefix, cli.count)
+        missing = {*missing_things(fleet, cli.prefix, cli.count)}
+        half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
@@ -3677,8 +3688,11 @@ def create_things(cli: argparse.Namespace) -> int:
             log.warning("gone in AWS, to be created again: %s", listed(gone))
             for name in gone:
                 fleet.record(fleet.things[name]._replace(stage=CREATING))
-            missing = sorted([*missing, *gone], key=by_number)
-        if not missing and not fleet.unanswered:
+            missing.update(gone)
+        if half_gone:
+            log.warning("half cleaned up, which goes on: %s", listed(half_gone))
+        to_do = sorted(missing | half_gone, key=by_number)
+        if not to_do and not fleet.unanswered:
             things = plural(cli.count, "thing")
             log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
@@ -3686,28 +3700,30 @@ def create_things(cli: argparse.Namespace) -> int:
         fleet.settle(place)
         failures = Failures()
         try:
-            if lost := strays - fleet.things.keys() - set(missing):
+            if lost := strays - fleet.things.keys() - missing:
                 names = listed(lost)
                 log.warning("things of this ELF in AWS that it forgot, and that a larger COUNT takes up: %s", names)
-            make = functools.partial(make_thing, iot, fleet, strays)
-            for name, thing in step_by_step(cli, "create", missing, make, failures):
-                fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
-                report_created(cli.results, thing, fleet.files(name))
+            step = functools.partial(reconcile, iot, fleet, strays - half_gone, missing)
+            for name, thing in step_by_step(cli, "create", to_do, step, failures):
+                if thing:
+                    fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
+                    report_created(cli.results, thing, fleet.files(name))
+                else:
+                    report_cleaned(cli.results, name)
             show_unanswered(cli)
         finally:
             if not fleet.things and not fleet.unanswered:
                 fleet.dissolve()
             elif fleet.fold():
                 log.info("Wrote %s to config file: %s", plural(len(fleet.things), "thing"), fleet.things_file)
-            wanted = set(missing)
-            created = [thing for thing in fleet.ready if thing.name in wanted]
+            created = [thing for thing in fleet.ready if thing.name in missing]
             made = plural(len(created), "thing")
             log.info("[create_things] ELF created %s in region:'%s'.", made, place.region)
             if left := len(missing) - len(created):
                 log.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
-            failures.report(of=len(missing))
+            failures.report(of=len(to_do))
             cli.results.summary.update(things=len(fleet.ready), created=len(created), failed=list(failures.things))
-    return 0 if len(created) == len(missing) else 1
+    return 1 if left or failures.things else 0
 
 
 def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
@@ -3730,7 +3746,7 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
     """Name what a fleet of `count` things lacks. Raises ElfError where it can't be had by making more."""
     names = [f"{prefix}_{number}" for number in range(count)]
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
-    existing = [name for name in fleet.things if numbered.fullmatch(name)]
+    existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
         raise ElfError("TooMany", existing=plural(len(existing), "thing"), count=count)
     folded = {name.casefold(): name for name in names}
@@ -3740,9 +3756,7 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
             f"{fleet.directory} takes names that differ in case alone for the same: {listed(alike)} is there already",
             "choose another --prefix, or keep that fleet elsewhere with --misc-dir",
         )
-    if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
-        raise ElfError("HalfCleaned", things=listed(cleaning))
-    return [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
+    return [name for name in names if name not in fleet.things or fleet.things[name].stage != READY]
 
 
 def gone_things(cli: argparse.Namespace, iot: Any, listed_in_aws: set[str]) -> list[str]:
@@ -3969,13 +3983,17 @@ def retire_things(cli: argparse.Namespace, iot: Any, failures: Failures) -> None
     things = list(fleet.things.values())
     try:
         for thing, _ in step_by_step(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
-            each.info("Thing:'%s' cleaned up", thing.name)
-            cli.results.put("cleaned", thingName=thing.name)
+            report_cleaned(cli.results, thing.name)
         show_unanswered(cli)
     finally:
         left = len(fleet.things)
         log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
         failures.report(of=len(things))
+
+
+def report_cleaned(results: Results, name: str) -> None:
+    each.info("Thing:'%s' cleaned up", name)
+    results.put("cleaned", thingName=name)
 
 
 def forget_things(cli: argparse.Namespace) -> None:

@@ -124,9 +124,8 @@ PROVOKED_BY = {
     "StillDeaf": "test_a_subscription_that_is_deaf_in_the_end_is_explained",
     # misc/
     "NothingYet": "test_a_command_before_create_is_explained",
-    "Incomplete": "test_a_fleet_that_is_half_made_or_half_cleaned_is_explained",
+    "Incomplete": "test_a_fleet_that_is_half_made_is_explained",
     "TooMany": "test_a_command_that_does_not_fit_the_fleet_is_explained[fewer things]",
-    "HalfCleaned": "test_a_fleet_that_is_half_made_or_half_cleaned_is_explained",
     "Contradiction": "test_a_command_that_does_not_fit_the_fleet_is_explained[another region]",
     "Locked": "test_another_elf_at_work_is_named_with_its_process",
     "NotElfs": "test_a_state_that_elf_cannot_use_is_explained[things.json is not JSON]",
@@ -857,20 +856,10 @@ def test_a_subscription_that_hears_too_little_is_explained(
     explained(result, "TooFewMessages", "0 messages came in 0.1 s, not 3")
 
 
-def test_a_fleet_that_is_half_made_or_half_cleaned_is_explained(
-    main: InProcess, proxy: FaultProxy, account: Account, explained: Explained
-) -> None:
+def test_a_fleet_that_is_half_made_is_explained(main: InProcess, proxy: FaultProxy, explained: Explained) -> None:
     proxy.inject("CreateKeysAndCertificate", denied("CreateKeysAndCertificate"), onwards=True)
     main("create", status=1)
     explained(main("send", status=1), "Incomplete")
-    proxy.reset()
-    main("create")
-    proxy.inject("DeleteThing", denied("DeleteThing"), onwards=True)
-    main("clean", status=1)
-    explained(main("create", status=1), "HalfCleaned", "thing_0")
-    proxy.reset()
-    main("clean")
-    assert account.is_empty()
 
 
 def test_another_elf_at_work_is_named_with_its_process(
