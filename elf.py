@@ -1705,17 +1705,29 @@ def connect_control_plane(
 
 
 def _credentials(session: Any) -> Any:
-    """Return the session's credentials, None if there are none. Raises ElfError for what is none."""
+    """Return the session's credentials, from now on secret, None if there are none.
+
+    Raises ElfError for what is none, and where HTTP can't carry one: a line end comes along with a copy.
+    """
     try:
-        if credentials := session.get_credentials():
-            refuse_bad_credentials(credentials)
-        return credentials
+        credentials = session.get_credentials()
+        access_key, secret_key, token = credentials.get_frozen_credentials()[:3] if credentials else (None,) * 3
     except ValueError as error:  # botocore's, of a container's token
         raise ElfError(
             f"could not get AWS credentials: {error}",
             "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from the file that "
             "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names",
         ) from error
+    hide(access_key, secret_key, token)
+    names = {"access key ID": access_key, "secret access key": secret_key, "session token": token}
+    for name, value in names.items():
+        if value and not re.fullmatch("[!-~]+", value):
+            raise ElfError(
+                f"the AWS {name} (from {credentials.method}) has a line end, a space or another character that no "
+                f"{name} has",
+                "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
+            )
+    return credentials
 
 
 def _client(session: Any, place: Place) -> Any:
@@ -1772,20 +1784,6 @@ def _session(place: Place) -> Any:
     empty = (None, None, os.devnull, None)
     core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
     return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
-
-
-def refuse_bad_credentials(credentials: Any) -> None:
-    """Keep credentials secret, and raise ElfError where HTTP can't carry one: a line end comes along with a copy."""
-    frozen = credentials.get_frozen_credentials()
-    hide(frozen.access_key, frozen.secret_key, frozen.token)
-    names = {"access key ID": frozen.access_key, "secret access key": frozen.secret_key, "session token": frozen.token}
-    for name, value in names.items():
-        if value and not re.fullmatch("[!-~]+", value):
-            raise ElfError(
-                f"the AWS {name} (from {credentials.method}) has a line end, a space or another character that no "
-                f"{name} has",
-                "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
-            )
 
 
 def refuse_bad_headers(request: Any, **_: object) -> None:
@@ -1892,13 +1890,6 @@ class NotYet(Exception):  # noqa: N818 - it passes
         self.reason = f"{getattr(error, 'operation_name', 'AWS')}: {reason}"
 
 
-class Step(NamedTuple):
-    """An event: a step with a thing has been taken."""
-
-    number: int
-    result: Any
-
-
 class Tasks:
     """The steps to be taken, by number: `waiting` for a thread, or resting since AWS was not ready for them."""
 
@@ -1957,7 +1948,7 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
                 result = step(things[number])
             except BaseException as error:
                 result = error
-            inbox.put(Step(number, result))
+            inbox.put((number, result))
 
     # The pools of concurrent.futures hold up the end of the process until their last call is over.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(CALLS_IN_FLIGHT, left))]
@@ -2222,14 +2213,13 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
     It says what ELF has it say; or it was edited since, or is the original program's, and the thing's certificate
     has it, or had it until an earlier try detached it.
     """
-    if json.loads(policy["policyDocument"]) == policy_document(thing.name, arn):
-        return True
-    if thing.stage == CLEANING and thing.policy_arn:
+    is_as_made = json.loads(policy["policyDocument"]) == policy_document(thing.name, arn)
+    if is_as_made or (thing.stage == CLEANING and thing.policy_arn):
         return True
     if not thing.certificate_arn:
         return False
     answer = _unless_missing(iot.list_attached_policies, target=thing.certificate_arn)
-    return thing.policy_name in {attached["policyName"] for attached in (answer or {"policies": ()})["policies"]}
+    return bool(answer) and thing.policy_name in {attached["policyName"] for attached in answer["policies"]}
 
 
 def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
@@ -2267,9 +2257,13 @@ def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str
             gone_is_fine(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
         return None if edits else targets
     (arn,) = certificates
-    things = {*iot.list_principal_things(principal=arn)["things"]} - {name}
-    policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
-    return {f"thing {name}" for name in things} | {f"policy {name}" for name in policies - policy_names(name)}
+    return _users(iot, arn) - {f"thing {name}", *(f"policy {policy}" for policy in policy_names(name))}
+
+
+def _users(iot: Any, arn: str) -> set[str]:
+    """Ask AWS for the things and policies that a certificate is attached to."""
+    things = {f"thing {name}" for name in iot.list_principal_things(principal=arn)["things"]}
+    return things | {f"policy {policy['policyName']}" for policy in iot.list_attached_policies(target=arn)["policies"]}
 
 
 def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
@@ -2345,12 +2339,7 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Unclaimed]:
             name, arn = certificate["certificateId"], certificate["certificateArn"]
             at = certificate["creationDate"].timestamp()
             in_time = any(call.since - 1 <= at - ahead <= call.until + 1 for call in fleet.unanswered)
-            if (
-                in_time
-                and name not in mine
-                and not iot.list_principal_things(principal=arn)["things"]
-                and not iot.list_attached_policies(target=arn)["policies"]
-            ):
+            if in_time and name not in mine and not _users(iot, arn):
                 found.append(Unclaimed(name, certificate.get("status", "of unknown status"), at))
         if at - ahead < first - 1:
             break  # the newest come first
@@ -2374,11 +2363,8 @@ def _listed(value: Any) -> list[Any]:
 
 def _matches(patterns: Any, text: str) -> bool:
     """Match a policy's patterns, in which * is any text, ? any character, and ${...} a variable."""
-    for pattern in _listed(patterns):
-        plain = re.sub(r"\$\{[^}]*\}", "*", str(pattern))
-        if re.fullmatch(re.escape(plain).replace(r"\*", ".*").replace(r"\?", "."), text, re.DOTALL):
-            return True
-    return False
+    plain = [re.escape(re.sub(r"\$\{[^}]*\}", "*", str(pattern))) for pattern in _listed(patterns)]
+    return any(re.fullmatch(p.replace(r"\*", ".*").replace(r"\?", "."), text, re.DOTALL) for p in plain)
 
 
 def diagnose(iot: Any, place: Place, thing: Thing, failure: ElfError) -> ElfError:
@@ -2396,9 +2382,8 @@ def diagnose(iot: Any, place: Place, thing: Thing, failure: ElfError) -> ElfErro
         return ElfError(failure_name, thing=thing.name, status=status, certificate=thing.certificate_id)
     names = [policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]]
     if not names:
-        return ElfError(
-            "NoPolicy", thing=thing.name, policy=thing.policy_name or policy_name(thing.name), certificate=arn
-        )
+        policy = thing.policy_name or policy_name(thing.name)
+        return ElfError("NoPolicy", thing=thing.name, policy=policy, certificate=arn)
     documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
     topic = str(failure.facts.get("topic"))
     verb, action, kind, subject = {
@@ -2433,10 +2418,11 @@ def write_amazon_roots(directory: Path) -> Path:
         context.load_verify_locations(bundle)
     else:
         context.load_default_certs()
+    names = ("Amazon Root CA", "Starfield Services Root Certificate Authority")
     roots = [
         ssl.DER_cert_to_PEM_cert(der)
         for der, about in zip(context.get_ca_certs(binary_form=True), context.get_ca_certs(), strict=True)
-        if _common_name(about).startswith(("Amazon Root CA", "Starfield Services Root Certificate Authority"))
+        if dict(itertools.chain(*about["subject"])).get("commonName", "").startswith(names)
     ]
     if not roots:
         raise ElfError("NoAmazonRoots")
@@ -2444,10 +2430,6 @@ def write_amazon_roots(directory: Path) -> Path:
     if not path.exists() or path.read_text(encoding="ascii") != text:
         write_private(path, text)
     return path
-
-
-def _common_name(certificate: Mapping[str, Any]) -> str:
-    return next((value for rdn in certificate["subject"] for key, value in rdn if key == "commonName"), "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3761,16 +3743,12 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
 
 def gone_things(cli: argparse.Namespace, iot: Any, listed_in_aws: set[str]) -> list[str]:
     """Name the fleet's things that AWS does not have any more; those that it did not list may lack the attribute."""
-    names = [f"{cli.prefix}_{number}" for number in range(cli.count)]
-    unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names and thing.name not in listed_in_aws]
-    gone = []
-    describe = functools.partial(_unless_missing, iot.describe_thing)
-    for name, described in for_each(cli.inbox, unlisted, lambda name: describe(thingName=name)):
-        if isinstance(described, Exception):
-            raise described
-        if not described:
-            gone.append(name)
-    return gone
+    names = {f"{cli.prefix}_{number}" for number in range(cli.count)} - listed_in_aws
+    unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
+    answers = dict(for_each(cli.inbox, unlisted, lambda name: _unless_missing(iot.describe_thing, thingName=name)))
+    if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
+        raise failed[0]
+    return [name for name, described in answers.items() if not described]
 
 
 def step_by_step(
