@@ -40,7 +40,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
@@ -1489,17 +1489,29 @@ def connect_control_plane(
 
 
 def _credentials(session: Any) -> Any:
-    """Return the session's credentials, None if there are none. Raises ElfError for what is none."""
+    """Return the session's credentials, from now on secret, None if there are none.
+
+    Raises ElfError for what is none, and where HTTP can't carry one: a line end comes along with a copy.
+    """
     try:
-        if credentials := session.get_credentials():
-            refuse_bad_credentials(credentials)
-        return credentials
+        credentials = session.get_credentials()
+        access_key, secret_key, token = credentials.get_frozen_credentials()[:3] if credentials else (None,) * 3
     except ValueError as error:  # botocore's, of a container's token
         raise ElfError(
             f"could not get AWS credentials: {error}",
             "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from the file that "
             "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names",
         ) from error
+    hide(access_key, secret_key, token)
+    names = {"access key ID": access_key, "secret access key": secret_key, "session token": token}
+    for name, value in names.items():
+        if value and not re.fullmatch("[!-~]+", value):
+            raise ElfError(
+                f"the AWS {name} (from {credentials.method}) has a line end, a space or another character that no "
+                f"{name} has",
+                "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
+            )
+    return credentials
 
 
 def _client(session: Any, place: Place) -> Any:
@@ -1553,20 +1565,6 @@ def _session(place: Place) -> Any:
     return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
 
 
-def refuse_bad_credentials(credentials: Any) -> None:
-    """Keep credentials secret, and raise ElfError where HTTP can't carry one: a line end comes along with a copy."""
-    frozen = credentials.get_frozen_credentials()
-    hide(frozen.access_key, frozen.secret_key, frozen.token)
-    names = {"access key ID": frozen.access_key, "secret access key": frozen.secret_key, "session token": frozen.token}
-    for name, value in names.items():
-        if value and not re.fullmatch("[!-~]+", value):
-            raise ElfError(
-                f"the AWS {name} (from {credentials.method}) has a line end, a space or another character that no "
-                f"{name} has",
-                "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
-            )
-
-
 def refuse_bad_headers(request: Any, **_: object) -> None:
     """Raise ElfError before a credential that HTTP can't carry is sent: one by which a role is assumed, say."""
     for name, value in request.headers.items():
@@ -1591,7 +1589,7 @@ _READ = {  # what ELF reads of answers; botocore's model marks no field of them 
     "CreateKeysAndCertificate": "certificateArn certificateId certificatePem keyPair",
     "DescribeThing": "thingArn",
     "DescribeCertificate": "certificateDescription.status",
-    "GetPolicy": "policyDocument defaultVersionId",
+    "GetPolicy": "policyDocument",
     "ListThings": "things.thingName",
     "ListCertificates": "certificates.certificateId certificates.certificateArn certificates.creationDate",
     "ListAttachedPolicies": "policies.policyName",
@@ -1671,13 +1669,6 @@ class NotYet(Exception):  # noqa: N818 - it passes
         self.reason = f"{getattr(error, 'operation_name', 'AWS')}: {reason}"
 
 
-class Step(NamedTuple):
-    """An event: a step with a thing has been taken."""
-
-    number: int
-    result: Any
-
-
 class Tasks:
     """The steps to be taken, by number: `waiting` for a thread, or resting since AWS was not ready for them."""
 
@@ -1736,7 +1727,7 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
                 result = step(things[number])
             except BaseException as error:
                 result = error
-            inbox.put(Step(number, result))
+            inbox.put((number, result))
 
     # The pools of concurrent.futures hold up the end of the process until their last call is over.
     threads = [threading.Thread(target=work, daemon=True) for _ in range(min(CALLS_IN_FLIGHT, left))]
@@ -1789,64 +1780,85 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     The thing comes first: a name can be taken by somebody else, and a certificate, which has no name, would then be
     left behind. A thing among the `strays` is this ELF's and may have certificates of which misc/ has lost the keys:
     they go.
-    Raises: ElfError when a thing of that name is not this ELF's; botocore's errors.
+    Raises: ElfError when a thing of that name is not this ELF's; NotYet; botocore's errors.
     """
-    thing = fleet.things.get(name) or fleet.record(Thing(name))
-    # Its certificate may be gone, if it was made in an earlier run.
-    if thing.certificate_id and not _unless_missing(iot, iot.describe_certificate, certificateId=thing.certificate_id):
-        thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
-    attributes = {"attributes": {"elf_id": fleet.elf_id}}
-    try:
+    thing = _take_up(iot, fleet, name)
+    with _taking_its_name(iot, fleet, strays, thing):
         # The attribute makes AWS refuse a name that somebody else's thing has, instead of handing it over.
-        iot.create_thing(thingName=name, attributePayload=attributes)
-    except iot.exceptions.ClientError as error:
-        taken = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
-        owner = iot.describe_thing(thingName=name).get("attributes", {}).get("elf_id") if taken else None
-        if owner != fleet.elf_id:  # else somebody has added attributes to a thing of this ELF's
-            if not thing.certificate_arn and (taken or _refused_at_once(error)):
-                fleet.forget(thing)
-            if taken:
-                remedy = "choose other names, as in `elf.py create --prefix NAME`"
-                if owner:
-                    remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
-                raise ElfError(f"there is a thing named {name} already that this ELF did not make", remedy) from error
-            raise
+        iot.create_thing(thingName=name, attributePayload={"attributes": {"elf_id": fleet.elf_id}})
     if not thing.certificate_arn:
-        if name in strays:
-            thing = fleet.record(thing._replace(policy_name=policy_name(name)))  # it may have one
-            _retire_lost_certificates(iot, name)
-        thing = _certify(iot, fleet, thing)
+        with _asking_for_certificate(fleet, thing):
+            keys = iot.create_keys_and_certificate(setAsActive=True)
+        thing = _keep_certificate(iot, fleet, thing, keys)
     once_visible(iot.attach_thing_principal, thingName=name, principal=thing.certificate_arn)
     return fleet.record(thing._replace(stage=READY))
 
 
-def _certify(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
-    """Make a certificate and keys for a thing. Raises NotYet where AWS may be asked again, and botocore's errors."""
-    thing = fleet.record(thing._replace(asked=time.time()))
+def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
+    """Return a thing as an earlier try has left it, without its certificate if that is gone in AWS."""
+    thing = fleet.things.get(name) or fleet.record(Thing(name))
+    if thing.certificate_id and not _unless_missing(iot.describe_certificate, certificateId=thing.certificate_id):
+        thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
+    return thing
+
+
+@contextlib.contextmanager
+def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> Iterator[None]:
+    """Let CreateThing succeed where the thing exists and is this ELF's; forget the thing where it is not made.
+
+    Of one of the `strays`, the certificates go whose keys are lost.
+    """
     try:
-        keys = iot.create_keys_and_certificate(setAsActive=True)
+        yield
+    except iot.exceptions.ClientError as error:
+        taken = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
+        owner = iot.describe_thing(thingName=thing.name).get("attributes", {}).get("elf_id") if taken else None
+        if owner != fleet.elf_id:  # else somebody has added attributes to a thing of this ELF's
+            if not thing.certificate_arn and (taken or _refused_at_once(error)):
+                fleet.forget(thing)
+            if taken:
+                cause = f"there is a thing named {thing.name} already that this ELF did not make"
+                remedy = "choose other names, as in `elf.py create --prefix NAME`"
+                if owner:
+                    remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
+                raise ElfError(cause, remedy) from error
+            raise
+    if thing.name in strays and not thing.certificate_arn:
+        fleet.record(thing._replace(policy_name=policy_name(thing.name)))  # it may have one
+        _retire_lost_certificates(iot, thing.name)
+
+
+@contextlib.contextmanager
+def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
+    """Record that a certificate is being asked for, and what becomes of that. Raises NotYet to have it asked again."""
+    asked = fleet.record(fleet.things[thing.name]._replace(asked=time.time()))
+    try:
+        yield
     except Exception as error:
         if _may_have_arrived(error):
-            fleet.record_unanswered(thing)
+            fleet.record_unanswered(asked)
             raise NotYet(error, 1.0, "the answer is lost") from error  # once more: this may make another one
-        fleet.record(thing._replace(asked=None))
+        fleet.record(asked._replace(asked=None))
         if not BUSY.isdisjoint(names_of(error)):
             raise NotYet(error, BUSY_S, "AWS does not take it now") from error
         raise
+
+
+def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, Any]) -> Thing:
+    """Record a certificate and its keys, or take it away again: without a key it is of no use to anybody."""
+    asked = fleet.things[thing.name]
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
-    certified = thing._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
+    certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
     if problem_of(certified._replace(stage=READY)):
-        fleet.record_unanswered(thing)
+        fleet.record_unanswered(asked)
         raise NotAwsError(iot.meta.endpoint_url)
     try:
         return fleet.record(certified, keys)
     except (OSError, ElfError):
-        if fleet.things[thing.name] == certified:  # the journal has the keys: the next command writes their files
-            raise
-        # A certificate without a key is of no use to anybody.
-        _deactivate(iot, certificate_id)
-        iot.delete_certificate(certificateId=certificate_id)
-        fleet.record(thing._replace(asked=None))
+        if fleet.things[thing.name] != certified:  # else the journal has the keys: the next command writes their files
+            gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
+            iot.delete_certificate(certificateId=certificate_id)
+            fleet.record(asked._replace(asked=None))
         raise
 
 
@@ -1867,82 +1879,105 @@ def policy_document(thing_name: str, arn: str) -> dict[str, Any]:
 def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     """Make a thing's policy and attach it to its certificate, and record each step. Safe to repeat.
 
-    Raises: ElfError when a policy of that name says something else; botocore's errors.
+    Raises: ElfError when a policy of that name says something else; NotYet; botocore's errors.
     """
     thing = fleet.things[thing.name]  # as an earlier try has left it
     name, arn = thing.policy_name or policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
-    asked = fleet.record(thing._replace(policy_name=name))
-    try:
+    with _asking_for_policy(iot, fleet, thing, name, document):
         iot.create_policy(policyName=name, policyDocument=json.dumps(document))
+    once_visible(iot.attach_policy, policyName=name, target=arn)
+    policy_arn = f"{arn.rpartition(':')[0]}:policy/{name}"
+    return fleet.record(thing._replace(policy_name=name, policy_arn=policy_arn))
+
+
+@contextlib.contextmanager
+def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document: Mapping[str, Any]) -> Iterator[None]:
+    """Record that a policy is being asked for, and forget it if it is not made; it may exist and say just that."""
+    fleet.record(thing._replace(policy_name=name))
+    try:
+        yield
     except iot.exceptions.ClientError as error:
         exists = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
-        taken = exists and not _policy_says(iot, name, document)
-        if taken or (not exists and not thing.policy_name and _refused_at_once(error)):
+        policy = _unless_missing(iot.get_policy, policyName=name) if exists else None
+        if policy and json.loads(policy["policyDocument"]) == document:
+            return
+        if exists or (not thing.policy_name and _refused_at_once(error)):
             fleet.record(thing._replace(policy_name=None))
-        if taken:
+        if exists:
             raise ElfError(
                 f"there is a policy named {name} already that ELF did not make",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
                 "or make another fleet with --prefix",
             ) from error
-        if not exists:
-            raise
-    once_visible(iot.attach_policy, policyName=name, target=arn)
-    partition, region, account = partition_region_account(arn)
-    return fleet.record(asked._replace(policy_arn=f"arn:{partition}:iot:{region}:{account}:policy/{name}"))
-
-
-def _policy_says(iot: Any, name: str, document: Mapping[str, Any]) -> bool:
-    policy = _unless_missing(iot, iot.get_policy, policyName=name)
-    return bool(policy) and json.loads(policy["policyDocument"]) == document
+        raise
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     """Take a thing, its certificate and its policy away, in the order AWS requires. Safe to repeat.
 
-    What is gone already counts as done. A thing or policy that is not this ELF's by what AWS says of it now was made
-    by someone else under the same name: it is left alone, with a line that says so, and forgotten; a certificate's
-    name is AWS's own. Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
+    What is gone already counts as done, and what is not this ELF's is left alone.
+    Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
     """
-    thing = fleet.things[thing.name]  # as an earlier try has left it
-    described = _unless_missing(iot, iot.describe_thing, thingName=thing.name)
-    is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
-    if described and not is_own:
-        log.warning("thing %s was made by someone else: left alone", thing.name)
-    own_arn = thing.certificate_arn or (described["thingArn"] if is_own else None)
-    if not own_arn:
-        fleet.forget(thing)
-        return
-    name = thing.policy_name
-    policy = _unless_missing(iot, iot.get_policy, policyName=name) if name else None
-    if policy and not _is_own_policy(iot, thing, policy, own_arn):
-        log.warning("policy %s was made by someone else: left alone", name)
-        policy = None
-    if not policy:
-        thing = thing._replace(policy_name=None, policy_arn=None)
-    if is_own or not described:  # the next clean takes what is CLEANING for this ELF's
-        thing = thing._replace(stage=CLEANING)
-    thing = fleet.record(thing)
-    own = {thing.certificate_arn} if thing.certificate_arn else _retire_lost_certificates(iot, thing.name)
-    if name and policy:
-        if thing.certificate_arn:
-            gone_is_fine(iot.detach_policy, policyName=name, target=thing.certificate_arn)
-        _delete_policy(iot, name, policy["defaultVersionId"], own)
-        thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
-    if thing.certificate_arn:
-        _retire_certificate(iot, thing.name, thing.certificate_arn)
+    thing, is_own, others = _claim(iot, fleet, fleet.things[thing.name])
+    gone_is_fine(iot.detach_policy, policyName=thing.policy_name, target=thing.certificate_arn)
+    gone_is_fine(iot.delete_policy, others, policyName=thing.policy_name)
+    thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
+    gone_is_fine(iot.update_certificate, certificateId=thing.certificate_id, newStatus="INACTIVE")
+    gone_is_fine(iot.detach_thing_principal, thingName=thing.name, principal=thing.certificate_arn)
+    gone_is_fine(iot.delete_certificate, others, certificateId=thing.certificate_id)
     if is_own:
-        principals = functools.partial(iot.list_thing_principals, thingName=thing.name)
-        gone_is_fine(iot.delete_thing, lambda: {*principals()["principals"]} - own, thingName=thing.name)
+        gone_is_fine(iot.delete_thing, others, thingName=thing.name)
     fleet.forget(thing)
 
 
-def _unless_missing(iot: Any, call: Callable[..., Any], **parameters: Any) -> Any:
+def reconcile(iot: Any, fleet: Fleet, strays: set[str], wanted: Container[str], name: str) -> Thing | None:
+    """Finish what an interrupted clean began with a thing, and make it if it is `wanted`. Safe to repeat.
+
+    Raises what retire() and make_thing() raise.
+    """
+    thing = fleet.things.get(name)
+    if thing and thing.stage == CLEANING:
+        retire(iot, fleet, thing)
+    return make_thing(iot, fleet, strays, name) if name in wanted else None
+
+
+def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[..., set[str] | None]]:
+    """Find out what there is to be taken away, by what AWS says of it now, and record that this has begun.
+
+    A thing or policy that is not this ELF's was made by someone else under the same name: a line says so. A
+    certificate's name is AWS's own; those of a thing of this ELF's whose keys are lost go at once.
+    Returns the thing with what is this ELF's of it, whether itself is, and what finds others that use it.
+    """
+    described = _unless_missing(iot.describe_thing, thingName=thing.name)
+    is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
+    if described and not is_own:
+        log.warning("thing %s was made by someone else: left alone", thing.name)
+    policy = None
+    own_arn = thing.certificate_arn or (described["thingArn"] if is_own else None)
+    if own_arn and thing.policy_name:
+        policy = _unless_missing(iot.get_policy, policyName=thing.policy_name)
+        if policy and not _is_own_policy(iot, thing, policy, own_arn):
+            log.warning("policy %s was made by someone else: left alone", thing.policy_name)
+            policy = None
+    if not policy:
+        thing = thing._replace(policy_name=None, policy_arn=None)
+    if own_arn and (is_own or not described):  # the next clean takes what is CLEANING for this ELF's
+        thing = thing._replace(stage=CLEANING)
+    fleet.record(thing)
+    certificates = {thing.certificate_arn or ""}
+    if is_own and not thing.certificate_arn:
+        certificates = _retire_lost_certificates(iot, thing.name)
+    return thing, is_own, functools.partial(_others, iot, thing.name, certificates)
+
+
+def _unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
     """Return what a call answers, or None where AWS does not have what it asks for."""
     try:
         return call(**parameters)
-    except iot.exceptions.ResourceNotFoundException:
+    except Exception as error:
+        if names_of(error)[0] != "ResourceNotFoundException":
+            raise
         return None
 
 
@@ -1964,51 +1999,13 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
     It says what ELF has it say; or it was edited since, or is the original program's, and the thing's certificate
     has it, or had it until an earlier try detached it.
     """
-    if json.loads(policy["policyDocument"]) == policy_document(thing.name, arn):
-        return True
-    if thing.stage == CLEANING and thing.policy_arn:
+    is_as_made = json.loads(policy["policyDocument"]) == policy_document(thing.name, arn)
+    if is_as_made or (thing.stage == CLEANING and thing.policy_arn):
         return True
     if not thing.certificate_arn:
         return False
-    answer = _unless_missing(iot, iot.list_attached_policies, target=thing.certificate_arn)
-    return thing.policy_name in {attached["policyName"] for attached in (answer or {"policies": ()})["policies"]}
-
-
-def _delete_policy(iot: Any, name: str, default_version: str, own: set[str]) -> None:
-    """Delete a policy that is attached to nothing but ELF's `own` certificates, which may count as attached still.
-
-    DeletePolicy wants a single version; somebody's edits may have made more.
-    """
-    targets = functools.partial(iot.list_targets_for_policy, policyName=name)
-    delete = functools.partial(gone_is_fine, iot.delete_policy, lambda: {*targets()["targets"]} - own, policyName=name)
-    try:
-        delete()
-    except NotYet:
-        versions = {version["versionId"] for version in iot.list_policy_versions(policyName=name)["policyVersions"]}
-        if versions <= {default_version}:
-            raise
-        for version in versions - {default_version}:
-            gone_is_fine(iot.delete_policy_version, policyName=name, policyVersionId=version)
-        delete()
-
-
-def _retire_certificate(iot: Any, thing_name: str, arn: str) -> None:
-    def others() -> Iterable[str]:
-        things = {*iot.list_principal_things(principal=arn)["things"]} - {thing_name}
-        policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
-        return {f"thing {name}" for name in things} | {
-            f"policy {name}" for name in policies - {policy_name(thing_name)}
-        }
-
-    _deactivate(iot, arn.rpartition("/")[2])
-    gone_is_fine(iot.detach_thing_principal, thingName=thing_name, principal=arn)
-    gone_is_fine(iot.delete_certificate, others, certificateId=arn.rpartition("/")[2])
-
-
-def _deactivate(iot: Any, certificate_id: str) -> None:
-    """Make sure that a certificate is not ACTIVE; one that is REVOKED stays so."""
-    with contextlib.suppress(iot.exceptions.ResourceNotFoundException, iot.exceptions.CertificateStateException):
-        iot.update_certificate(certificateId=certificate_id, newStatus="INACTIVE")
+    answer = _unless_missing(iot.list_attached_policies, target=thing.certificate_arn)
+    return bool(answer) and thing.policy_name in {attached["policyName"] for attached in answer["policies"]}
 
 
 def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
@@ -2016,24 +2013,46 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
 
     Those are they that are attached to that thing alone, and have its policy or none. Raises ElfError for another.
     """
-    lost = iot.list_thing_principals(thingName=name)["principals"]
+    lost = {*iot.list_thing_principals(thingName=name)["principals"]}
     for arn in lost:
-        others = {*iot.list_principal_things(principal=arn)["things"]} - {name}
-        policies = {policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]}
-        if not ARN.fullmatch(arn) or others or policies - policy_names(name):
+        certificate_id = arn.rpartition("/")[2]
+        others = functools.partial(_others, iot, name, {arn})
+        if not ARN.fullmatch(arn) or others(certificateId=certificate_id):
             raise ElfError(
                 f"{name} has a certificate that ELF did not make: {arn}",
                 f"detach it (`aws iot detach-thing-principal --thing-name {name} --principal {arn}`)",
             )
-        for policy in policies:
+        for policy in policy_names(name):
             gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
-        _retire_certificate(iot, name, arn)
+        gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
+        gone_is_fine(iot.detach_thing_principal, thingName=name, principal=arn)
+        gone_is_fine(iot.delete_certificate, others, certificateId=certificate_id)
         log.info("%s: took away its certificate %s, whose key is lost", name, arn)
-    return set(lost)
+    return lost
 
 
-def _is_missing(error: Exception) -> bool:
-    return _answer(error).get("Code") == "ResourceNotFoundException"
+def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str] | None:
+    """Ask AWS who else uses a thing, its policy or its certificate, which may count as attached to each other still.
+
+    Returns None where it was a policy's versions that were in the way, which somebody's edits had made: they are gone.
+    """
+    if "thingName" in what:
+        return {*iot.list_thing_principals(**what)["principals"]} - certificates
+    if "policyName" in what:
+        targets = {*iot.list_targets_for_policy(**what)["targets"]} - certificates
+        versions = [] if targets else iot.list_policy_versions(**what)["policyVersions"]
+        edits = [version["versionId"] for version in versions if not version["isDefaultVersion"]]
+        for version in edits:
+            gone_is_fine(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
+        return None if edits else targets
+    (arn,) = certificates
+    return _users(iot, arn) - {f"thing {name}", *(f"policy {policy}" for policy in policy_names(name))}
+
+
+def _users(iot: Any, arn: str) -> set[str]:
+    """Ask AWS for the things and policies that a certificate is attached to."""
+    things = {f"thing {name}" for name in iot.list_principal_things(principal=arn)["things"]}
+    return things | {f"policy {policy['policyName']}" for policy in iot.list_attached_policies(target=arn)["policies"]}
 
 
 def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
@@ -2041,34 +2060,44 @@ def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
     try:
         call(**parameters)
     except Exception as error:
-        if _is_missing(error):
-            again = functools.partial(once_visible, call, **parameters)
-            raise NotYet(error, VISIBLE_S, "AWS does not find yet what was just made", again) from error
-        raise
+        if names_of(error)[0] != "ResourceNotFoundException":
+            raise
+        again = functools.partial(once_visible, call, **parameters)
+        raise NotYet(error, VISIBLE_S, "AWS does not find yet what was just made", again) from error
 
 
-def gone_is_fine(call: Callable[..., Any], others: Callable[[], Iterable[str]] = tuple, **parameters: Any) -> None:
-    """Make a call that takes something away; what is not there is done.
+def gone_is_fine(
+    call: Callable[..., Any], others: Callable[..., set[str] | None] | None = None, **parameters: Any
+) -> None:
+    """Make a call that takes something away; what is not there, or not known (None), is done.
 
     AWS is distributed: "it can take up to five minutes after a policy is detached before it's ready to be deleted"
     (DetachPolicy, AWS IoT API reference); of a certificate, DetachThingPrincipal says "several seconds".
     Raises ElfError where `others`, which asks AWS, names somebody else that uses it, NotYet where it names nobody;
     botocore's errors.
     """
+    if None in parameters.values():
+        return
     try:
         call(**parameters)
     except Exception as error:
-        if _is_missing(error):
+        name = names_of(error)[0]
+        if name == "ResourceNotFoundException":
             return
-        if names_of(error)[0] not in ("DeleteConflictException", "CertificateStateException"):
+        if name == "CertificateStateException" and not others:  # UpdateCertificate's: it is REVOKED, and stays so
+            return
+        if name not in ("DeleteConflictException", "CertificateStateException") or not others:
             raise
-        if users := listed(others()):
+        if (users := others(**parameters)) is None:
+            gone_is_fine(call, others, **parameters)
+        elif users:
             raise ElfError(
-                f"AWS does not delete {next(iter(parameters.values()))}: it is attached to {users}",
+                f"AWS does not delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
-        again = functools.partial(gone_is_fine, call, others, **parameters)
-        raise NotYet(error, CONSISTENCY_S, "to AWS, what was just detached is attached still", again) from error
+        else:
+            again = functools.partial(gone_is_fine, call, others, **parameters)
+            raise NotYet(error, CONSISTENCY_S, "to AWS, what was just detached is attached still", again) from error
 
 
 class Unclaimed(NamedTuple):
@@ -2099,12 +2128,7 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Unclaimed]:
             name, arn = certificate["certificateId"], certificate["certificateArn"]
             at = certificate["creationDate"].timestamp()
             in_time = any(call.since - 1 <= at - ahead <= call.until + 1 for call in fleet.unanswered)
-            if (
-                in_time
-                and name not in mine
-                and not iot.list_principal_things(principal=arn)["things"]
-                and not iot.list_attached_policies(target=arn)["policies"]
-            ):
+            if in_time and name not in mine and not _users(iot, arn):
                 found.append(Unclaimed(name, certificate.get("status", "of unknown status"), at))
         if at - ahead < first - 1:
             break  # the newest come first
@@ -2128,11 +2152,8 @@ def _listed(value: Any) -> list[Any]:
 
 def _matches(patterns: Any, text: str) -> bool:
     """Match a policy's patterns, in which * is any text, ? any character, and ${...} a variable."""
-    for pattern in _listed(patterns):
-        plain = re.sub(r"\$\{[^}]*\}", "*", str(pattern))
-        if re.fullmatch(re.escape(plain).replace(r"\*", ".*").replace(r"\?", "."), text, re.DOTALL):
-            return True
-    return False
+    plain = [re.escape(re.sub(r"\$\{[^}]*\}", "*", str(pattern))) for pattern in _listed(patterns)]
+    return any(re.fullmatch(p.replace(r"\*", ".*").replace(r"\?", "."), text, re.DOTALL) for p in plain)
 
 
 class Refusal(ElfError):  # noqa: N818 - AWS's word for it
@@ -2223,10 +2244,11 @@ def write_amazon_roots(directory: Path) -> Path:
         context.load_verify_locations(bundle)
     else:
         context.load_default_certs()
+    names = ("Amazon Root CA", "Starfield Services Root Certificate Authority")
     roots = [
         ssl.DER_cert_to_PEM_cert(der)
         for der, about in zip(context.get_ca_certs(binary_form=True), context.get_ca_certs(), strict=True)
-        if _common_name(about).startswith(("Amazon Root CA", "Starfield Services Root Certificate Authority"))
+        if dict(itertools.chain(*about["subject"])).get("commonName", "").startswith(names)
     ]
     if not roots:
         raise ElfError(
@@ -2237,10 +2259,6 @@ def write_amazon_roots(directory: Path) -> Path:
     if not path.exists() or path.read_text(encoding="ascii") != text:
         write_private(path, text)
     return path
-
-
-def _common_name(certificate: Mapping[str, Any]) -> str:
-    return next((value for rdn in certificate["subject"] for key, value in rdn if key == "commonName"), "")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3648,12 +3666,13 @@ def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
 
 
 def create_things(cli: argparse.Namespace) -> int:
-    """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, never take away."""
+    """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, finish a half clean-up."""
     fleet: Fleet = cli.fleet
     with fleet.locked(cli.inbox):
         is_new = fleet.elf_id is None
         fleet.open()
-        missing = missing_things(fleet, cli.prefix, cli.count)
+        missing = {*missing_things(fleet, cli.prefix, cli.count)}
+        half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
@@ -3661,8 +3680,11 @@ def create_things(cli: argparse.Namespace) -> int:
             log.warning("gone in AWS, to be created again: %s", listed(gone))
             for name in gone:
                 fleet.record(fleet.things[name]._replace(stage=CREATING))
-            missing = sorted([*missing, *gone], key=by_number)
-        if not missing and not fleet.unanswered:
+            missing.update(gone)
+        if half_gone:
+            log.warning("half cleaned up, which goes on: %s", listed(half_gone))
+        to_do = sorted(missing | half_gone, key=by_number)
+        if not to_do and not fleet.unanswered:
             things = plural(cli.count, "thing")
             log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
@@ -3670,28 +3692,30 @@ def create_things(cli: argparse.Namespace) -> int:
         fleet.settle(place)
         failures = Failures()
         try:
-            if lost := strays - fleet.things.keys() - set(missing):
+            if lost := strays - fleet.things.keys() - missing:
                 names = listed(lost)
                 log.warning("things of this ELF in AWS that it forgot, and that a larger COUNT takes up: %s", names)
-            make = functools.partial(make_thing, iot, fleet, strays)
-            for name, thing in step_by_step(cli, "create", missing, make, failures):
-                fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
-                report_created(cli.results, thing, fleet.files(name))
+            step = functools.partial(reconcile, iot, fleet, strays - half_gone, missing)
+            for name, thing in step_by_step(cli, "create", to_do, step, failures):
+                if thing:
+                    fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
+                    report_created(cli.results, thing, fleet.files(name))
+                else:
+                    report_cleaned(cli.results, name)
             show_unanswered(cli)
         finally:
             if not fleet.things and not fleet.unanswered:
                 fleet.dissolve()
             elif fleet.fold():
                 log.info("Wrote %s to config file: %s", plural(len(fleet.things), "thing"), fleet.things_file)
-            wanted = set(missing)
-            created = [thing for thing in fleet.ready if thing.name in wanted]
+            created = [thing for thing in fleet.ready if thing.name in missing]
             made = plural(len(created), "thing")
             log.info("[create_things] ELF created %s in region:'%s'.", made, place.region)
             if left := len(missing) - len(created):
                 log.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
-            failures.report(of=len(missing))
+            failures.report(of=len(to_do))
             cli.results.summary.update(things=len(fleet.ready), created=len(created), failed=list(failures.things))
-    return 0 if len(created) == len(missing) else 1
+    return 1 if left or failures.things else 0
 
 
 def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
@@ -3714,7 +3738,7 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
     """Name what a fleet of `count` things lacks. Raises ElfError where it can't be had by making more."""
     names = [f"{prefix}_{number}" for number in range(count)]
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
-    existing = [name for name in fleet.things if numbered.fullmatch(name)]
+    existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
         raise ElfError(
             f"there are {plural(len(existing), 'thing')} already, more than the {count} you ask for",
@@ -3727,23 +3751,17 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
             f"{fleet.directory} takes names that differ in case alone for the same: {listed(alike)} is there already",
             "choose another --prefix, or keep that fleet elsewhere with --misc-dir",
         )
-    if cleaning := [thing.name for thing in fleet.things.values() if thing.stage == CLEANING]:
-        raise ElfError(f"half cleaned up: {listed(cleaning)}", "finish with `elf.py clean`, then create again")
-    return [name for name in names if name not in fleet.things or fleet.things[name].stage == CREATING]
+    return [name for name in names if name not in fleet.things or fleet.things[name].stage != READY]
 
 
 def gone_things(cli: argparse.Namespace, iot: Any, listed_in_aws: set[str]) -> list[str]:
     """Name the fleet's things that AWS does not have any more; those that it did not list may lack the attribute."""
-    names = [f"{cli.prefix}_{number}" for number in range(cli.count)]
-    unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names and thing.name not in listed_in_aws]
-    gone = []
-    describe = functools.partial(_unless_missing, iot, iot.describe_thing)
-    for name, described in for_each(cli.inbox, unlisted, lambda name: describe(thingName=name)):
-        if isinstance(described, Exception):
-            raise described
-        if not described:
-            gone.append(name)
-    return gone
+    names = {f"{cli.prefix}_{number}" for number in range(cli.count)} - listed_in_aws
+    unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
+    answers = dict(for_each(cli.inbox, unlisted, lambda name: _unless_missing(iot.describe_thing, thingName=name)))
+    if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
+        raise failed[0]
+    return [name for name, described in answers.items() if not described]
 
 
 def step_by_step(
@@ -3904,13 +3922,17 @@ def retire_things(cli: argparse.Namespace, iot: Any, failures: Failures) -> None
     things = list(fleet.things.values())
     try:
         for thing, _ in step_by_step(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
-            each.info("Thing:'%s' cleaned up", thing.name)
-            cli.results.put("cleaned", thingName=thing.name)
+            report_cleaned(cli.results, thing.name)
         show_unanswered(cli)
     finally:
         left = len(fleet.things)
         log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
         failures.report(of=len(things))
+
+
+def report_cleaned(results: Results, name: str) -> None:
+    each.info("Thing:'%s' cleaned up", name)
+    results.put("cleaned", thingName=name)
 
 
 def forget_things(cli: argparse.Namespace) -> None:

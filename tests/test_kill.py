@@ -82,11 +82,7 @@ class Victim:
         return window.process.returncode == -signal.SIGKILL
 
     def recover(self) -> None:
-        """Make the fleet whole again. What was about to go has to go first, as `create` says."""
-        module = self._main.module
-        if any(thing.stage == module.CLEANING for thing in module.Fleet(self._elf.misc).things.values()):
-            assert "finish with `elf.py clean`" in self.run("create", status=1)
-            self.run("clean")
+        """Make the fleet whole again."""
         self.run("create")
 
     def assert_complete(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fault_proxy import CUT_AFTER, HANG, INTERNAL_FAILURE, Fault, FaultProxy
+from fault_proxy import CUT_AFTER, HANG, INTERNAL_FAILURE, Fault, FaultProxy, denied
 from harness import ANYTHING, ELF, PATIENCE_S, Account, AwsService, Elf, InProcess, client_of
 
 ONCE = ("--duration", "0.01")
@@ -95,6 +95,55 @@ def test_a_second_ctrl_c_stops_at_once(elf: Elf, account: Account, proxy: FaultP
     proxy.reset()
     elf("create", 5)
     elf("clean")
+    assert account.is_empty()
+
+
+# A clean that did not come to its end
+
+
+def assert_whole(elf: Elf, account: Account, count: int) -> None:
+    """Ask AWS: each of `count` things has the certificate that ELF has the key of, and there is no other."""
+    recorded = elf.things()
+    assert account.things() == sorted(recorded) == [f"thing_{number}" for number in range(count)]
+    assert account.certificates() == {recorded[name]["certificateId"]: "ACTIVE" for name in recorded}
+    assert all(account.certificate_of(name) == recorded[name]["certificateId"] for name in recorded)
+    assert all("elf_stage" not in thing for thing in recorded.values())
+
+
+@pytest.mark.parametrize("operation", ["DetachPolicy", "UpdateCertificate", "DeleteCertificate", "DeleteThing"])
+def test_create_alone_makes_whole_what_a_killed_clean_left(
+    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, operation: str
+) -> None:
+    main("create", 3)
+    main("send", *elf.broker, *ONCE)
+    proxy.inject(operation, HANG, call=2, onwards=True)
+    window = elf.start("clean")
+    proxy.await_hang(PATIENCE_S)
+    window.kill()
+    proxy.release()
+    proxy.await_quiet(PATIENCE_S)
+    proxy.reset()
+    assert "half cleaned up, which goes on: " in main("create", 3).err
+    assert_whole(elf, account, 3)
+    assert "3 acknowledged, 0 lost" in main("send", *elf.broker, *ONCE).err
+    main("clean")
+    assert account.is_empty()
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_what_is_half_cleaned_does_not_count_against_the_things_asked_for(
+    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, count: int
+) -> None:
+    main("create", 3)
+    old = account.certificates()
+    proxy.inject("DeleteThing", denied("DeleteThing"), onwards=True)
+    main("clean", status=1)
+    assert "AWS denies iot:DeleteThing" in main("create", count, status=1).err
+    proxy.reset()
+    main("create", count)
+    assert_whole(elf, account, count)
+    assert not old.keys() & account.certificates().keys()
+    main("clean")
     assert account.is_empty()
 
 
