@@ -2295,7 +2295,7 @@ class Composer(NamedTuple):
         return self.text if topic.startswith("$") else utf8(f'{self.head}"ts": "{ts:.2f}"}}')
 
 
-def read_given(cli: argparse.Namespace, path: Path) -> bytes:
+def read_given(path: Path, inbox: Inbox) -> bytes:
     """Read a file that the user names, which may be a pipe that nobody writes to: Ctrl-C ends that. Raises OSError."""
 
     def read() -> bytes:
@@ -2303,24 +2303,26 @@ def read_given(cli: argparse.Namespace, path: Path) -> bytes:
             return file.read(MAX_FILE_BYTES + 1)
 
     log.debug("reading %s", path)
-    content = in_background(cli.inbox, read)
+    content = in_background(inbox, read)
     if len(content) > MAX_FILE_BYTES:
         raise OSError(errno.EFBIG, f"it has more than {MAX_FILE_BYTES >> 20} MiB")
     return content
 
 
-def read_messages(cli: argparse.Namespace) -> list[Composer] | None:
-    """Read what the things shall say, one after the other; None: what will come on standard input. Raises ElfError."""
-    if not cli.json_message:
-        return [Composer.of(utf8(cli.message), {"msg": cli.message})]
-    path: Path = cli.json_message
+def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Composer] | None:
+    """Return what the things shall say, one after the other: a message, or what a file has. Raises ElfError.
+
+    None: what will come on standard input.
+    """
+    if not path:
+        return [Composer.of(utf8(message), {"msg": message})]
     if str(path) == "-":
         if sys.stdin is None:
             raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
         return None
     reason: object = "it holds no message"
     try:
-        text = read_given(cli, path).removeprefix(codecs.BOM_UTF8)
+        text = read_given(path, inbox).removeprefix(codecs.BOM_UTF8)
         text.decode("utf-8")
         if path.suffix == REPLAYED:
             if messages := [Composer.of_line(line) for line in text.splitlines() if line.strip()]:
@@ -2345,9 +2347,9 @@ def refuse_long_message(message: Composer, topics: Mapping[str, Sequence[str]]) 
             raise ElfError(f"the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one")
 
 
-def topics_of(cli: argparse.Namespace, given: Iterable[str | None], thing_name: str, default: str) -> list[str]:
+def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
     """Make a thing's topics or topic filters of what is given as --topic and of --append-thing-name."""
-    if cli.append_thing_name:
+    if append_thing_name:
         topics = [f"{TOPIC_ROOT if topic is None else topic}/{{thing_name}}" for topic in given]
     else:
         topics = [default if topic is None else topic for topic in given]
@@ -3346,7 +3348,55 @@ def raise_descriptor_limit(devices: int) -> None:
             ) from error
 
 
-def diagnosed(cli: argparse.Namespace, thing: Thing, refusal: Refusal) -> ElfError:
+# ---------------------------------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Cli:
+    """What the commands share: the options, which the parser sets, and what is found on their way."""
+
+    # Options of every command. What is None was not given.
+    command: str  # its name
+    run: Callable[[Cli], int]  # what carries it out
+    alone: bool  # nothing may run beside it on the same misc/
+    region: str | None
+    profile: str | None
+    endpoint_url: str | None  # of the control plane
+    local: bool  # the fleet lives, or shall, on the embedded AWS IoT
+    misc_dir: Path
+    wait: float  # seconds, for another ELF at work on misc/
+    rate: float  # things a second that AWS's quotas for the account come to
+    output: str | None  # json
+    verbose: bool
+    debug: bool
+    # Options of some
+    count: int | None  # things to create, messages of each to send, or messages in all to hear
+    prefix: str
+    message: str
+    json_message: Path | None
+    topic: str | None  # may hold {thing_name}, as each of topics
+    topics: list[str] | None  # filters to subscribe to
+    append_thing_name: bool
+    interval: float  # seconds
+    duration: float | None  # seconds
+    qos: int
+    root_cert: Path | None = None
+    mqtt_endpoint: Endpoint | None = None  # without a host, the port alone was given
+    only_local: bool = False
+    # What is found on the way
+    inbox: Inbox
+    printer: Output
+    results: Results
+    fleet: Fleet  # held as long as the command runs
+    place: Place  # where it lives
+    headers: Mapping[str, str]  # that the control plane wants
+    control_plane: tuple[Any, Place] | None = None  # boto3's client and where it leads, once it was needed
+    asking: threading.Lock  # held by the thread that makes it
+    refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
+
+
+def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
     """Return what AWS knows of why the broker refuses a thing, or `refusal` where AWS can't be asked."""
     try:
         with cli.asking:  # one client for all
@@ -3368,7 +3418,7 @@ class Diagnosed(NamedTuple):
 class Shift:
     """The things at work in a command: which take part, which failed and why, which were offline and how long."""
 
-    def __init__(self, cli: argparse.Namespace, devices: Sequence[Device], loop: Loop) -> None:
+    def __init__(self, cli: Cli, devices: Sequence[Device], loop: Loop) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
         self.crew = Crew(devices, loop, cli.inbox.put)
@@ -3501,9 +3551,9 @@ class Lagging(NamedTuple):
 class Account(Listener):
     """What a command reports of its messages. They are counted in the loop's thread, events go to the inbox."""
 
-    def __init__(self, cli: argparse.Namespace) -> None:
+    def __init__(self, cli: Cli) -> None:
         self._put: Callable[[Any], None] = cli.inbox.put
-        self._results: Results = cli.results
+        self._results = cli.results
         self._is_heard = says_each() or cli.results.is_on  # or nothing need be formatted
 
     def on_event(self, event: Any) -> None:
@@ -3517,7 +3567,7 @@ class Account(Listener):
 class Tally(Account):
     """What has become of the messages that things publish."""
 
-    def __init__(self, cli: argparse.Namespace) -> None:
+    def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
         self._qos: int = cli.qos
         self.sent = self.acknowledged = self.dropped = self.resent = self.unsent = 0
@@ -3608,7 +3658,7 @@ class Tally(Account):
 class Hearing(Account):
     """What things hear."""
 
-    def __init__(self, cli: argparse.Namespace) -> None:
+    def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
         self.received = self.unread = 0
         self._most: float = cli.count or math.inf
@@ -3660,23 +3710,19 @@ def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
         return {**message, "payload": None, "payloadBase64": base64.b64encode(payload).decode("ascii")}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Commands
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def create_things(cli: argparse.Namespace) -> int:
+def create_things(cli: Cli) -> int:
     """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, finish a half clean-up."""
-    fleet: Fleet = cli.fleet
+    fleet = cli.fleet
     with fleet.locked(cli.inbox):
         is_new = fleet.elf_id is None
         fleet.open()
-        missing = {*missing_things(fleet, cli.prefix, cli.count)}
+        wanted = [f"{cli.prefix}_{number}" for number in range(cli.count or 1)]
+        missing = {*missing_things(fleet, cli.prefix, wanted)}
         half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
-        if gone := gone_things(cli, iot, strays):
+        if gone := gone_things(cli, iot, {*wanted} - strays):
             log.warning("gone in AWS, to be created again: %s", listed(gone))
             for name in gone:
                 fleet.record(fleet.things[name]._replace(stage=CREATING))
@@ -3685,7 +3731,7 @@ def create_things(cli: argparse.Namespace) -> int:
             log.warning("half cleaned up, which goes on: %s", listed(half_gone))
         to_do = sorted(missing | half_gone, key=by_number)
         if not to_do and not fleet.unanswered:
-            things = plural(cli.count, "thing")
+            things = plural(len(wanted), "thing")
             log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
@@ -3734,14 +3780,13 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
     )
 
 
-def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
-    """Name what a fleet of `count` things lacks. Raises ElfError where it can't be had by making more."""
-    names = [f"{prefix}_{number}" for number in range(count)]
+def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
+    """Name what the fleet lacks of `names`. Raises ElfError where it can't be had by making more."""
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
     existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
         raise ElfError(
-            f"there are {plural(len(existing), 'thing')} already, more than the {count} you ask for",
+            f"there are {plural(len(existing), 'thing')} already, more than the {len(names)} you ask for",
             "`elf.py clean` removes them all; `elf.py create` then makes as many as you like",
         )
     folded = {name.casefold(): name for name in names}
@@ -3754,9 +3799,8 @@ def missing_things(fleet: Fleet, prefix: str, count: int) -> list[str]:
     return [name for name in names if name not in fleet.things or fleet.things[name].stage != READY]
 
 
-def gone_things(cli: argparse.Namespace, iot: Any, listed_in_aws: set[str]) -> list[str]:
-    """Name the fleet's things that AWS does not have any more; those that it did not list may lack the attribute."""
-    names = {f"{cli.prefix}_{number}" for number in range(cli.count)} - listed_in_aws
+def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
+    """Say which of these that the fleet has AWS does not have any more: it did not list them as this ELF's."""
     unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
     answers = dict(for_each(cli.inbox, unlisted, lambda name: _unless_missing(iot.describe_thing, thingName=name)))
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
@@ -3765,7 +3809,7 @@ def gone_things(cli: argparse.Namespace, iot: Any, listed_in_aws: set[str]) -> l
 
 
 def step_by_step(
-    cli: argparse.Namespace, what: str, things: Sequence[T], step: Callable[[T], Any], failures: Failures
+    cli: Cli, what: str, things: Sequence[T], step: Callable[[T], Any], failures: Failures
 ) -> Iterator[tuple[T, Any]]:
     """Take a step with many things at once; yield each that it succeeds with, and the result."""
     brevity_for(len(things))
@@ -3776,7 +3820,7 @@ def step_by_step(
             yield thing, result
 
 
-def send_messages(cli: argparse.Namespace) -> int:
+def send_messages(cli: Cli) -> int:
     """Have every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
     things, messages, topics = what_to_send(cli)
     rounds = rounds_of(cli, messages)
@@ -3808,18 +3852,21 @@ def send_messages(cli: argparse.Namespace) -> int:
     return 1 if shift.failed else 0
 
 
-def what_to_send(cli: argparse.Namespace) -> tuple[list[Thing], list[Composer] | None, dict[str, list[str]]]:
+def what_to_send(cli: Cli) -> tuple[list[Thing], list[Composer] | None, dict[str, list[str]]]:
     """Return who can send, what (None: lines of standard input), and the topic of each. Raises ElfError."""
     things = ready_things(cli.fleet)
-    messages = read_messages(cli)
-    topics = {thing.name: topics_of(cli, [cli.topic], thing.name, f"{TOPIC_ROOT}/{thing.name}") for thing in things}
+    messages = read_messages(cli.message, cli.json_message, cli.inbox)
+    topics = {
+        thing.name: topics_of([cli.topic], cli.append_thing_name, thing.name, f"{TOPIC_ROOT}/{thing.name}")
+        for thing in things
+    }
     refuse_bad_topics(topics)
     for message in messages or ():
         refuse_long_message(message, topics)
     return things, messages, topics
 
 
-def rounds_of(cli: argparse.Namespace, messages: Sequence[Composer] | None) -> int:
+def rounds_of(cli: Cli, messages: Sequence[Composer] | None) -> int:
     """Say how many messages each thing is to publish."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     in_time = math.ceil((cli.duration or DURATION_S) / cli.interval - 1e-9)
@@ -3829,7 +3876,7 @@ def rounds_of(cli: argparse.Namespace, messages: Sequence[Composer] | None) -> i
     return rounds
 
 
-def relay_input(cli: argparse.Namespace, shift: Shift, topics: Mapping[str, Sequence[str]]) -> int:
+def relay_input(cli: Cli, shift: Shift, topics: Mapping[str, Sequence[str]]) -> int:
     """Have all things publish each line of standard input as it comes; return how many were none that can be sent."""
     asked = threading.Semaphore(1)
     threading.Thread(target=read_lines, args=(cli.inbox, asked), daemon=True).start()
@@ -3869,20 +3916,22 @@ def await_acknowledgements(shift: Shift, tally: Tally) -> None:
             return
 
 
-def subscribe(cli: argparse.Namespace) -> int:
+def subscribe(cli: Cli) -> int:
     """Have every thing subscribe, and log what comes until `cli.duration` is over or `cli.count` messages have come."""
     things = ready_things(cli.fleet)
-    filters = {thing.name: topics_of(cli, cli.topic or [None], thing.name, f"{TOPIC_ROOT}/#") for thing in things}
+    given: Sequence[str | None] = cli.topics or [None]
+    append, duration_s = cli.append_thing_name, cli.duration or DURATION_S
+    filters = {thing.name: topics_of(given, append, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
     refuse_bad_topics(filters, wildcards=True)
     hearing = Hearing(cli)
     with at_work(cli, things, hearing, filters=filters) as shift, live_line(cli.inbox, cli.printer, hearing.__str__):
-        log.info("[subscribe] ELF listening on %s for %g s", plural(len(shift.joined), "thing"), cli.duration)
-        hearing.ends_at = time.monotonic() + cli.duration
+        log.info("[subscribe] ELF listening on %s for %g s", plural(len(shift.joined), "thing"), duration_s)
+        hearing.ends_at = time.monotonic() + duration_s
         shift.take_until(Settled, hearing.ends_at)
         deaf = shift.still_offline
     if cli.count is not None and hearing.received < cli.count:
         raise ElfError(
-            f"{plural(hearing.received, 'message')} came in {cli.duration:g} s, not {cli.count}",
+            f"{plural(hearing.received, 'message')} came in {duration_s:g} s, not {cli.count}",
             "see that something is sent to that topic meanwhile, or give it a longer --duration",
         )
     if deaf:
@@ -3892,9 +3941,9 @@ def subscribe(cli: argparse.Namespace) -> int:
     return 1 if shift.failed else 0
 
 
-def clean_up(cli: argparse.Namespace) -> int:
+def clean_up(cli: Cli) -> int:
     """Take every thing of the fleet away in AWS IoT, then on disk; with `cli.only_local`, on disk only."""
-    fleet: Fleet = cli.fleet
+    fleet = cli.fleet
     with fleet.locked(cli.inbox):
         things = list(fleet.things.values())
         failures = Failures()
@@ -3917,8 +3966,8 @@ def clean_up(cli: argparse.Namespace) -> int:
     return 1 if fleet.things else 0
 
 
-def retire_things(cli: argparse.Namespace, iot: Any, failures: Failures) -> None:
-    fleet: Fleet = cli.fleet
+def retire_things(cli: Cli, iot: Any, failures: Failures) -> None:
+    fleet = cli.fleet
     things = list(fleet.things.values())
     try:
         for thing, _ in step_by_step(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
@@ -3935,8 +3984,8 @@ def report_cleaned(results: Results, name: str) -> None:
     results.put("cleaned", thingName=name)
 
 
-def forget_things(cli: argparse.Namespace) -> None:
-    fleet: Fleet = cli.fleet
+def forget_things(cli: Cli) -> None:
+    fleet = cli.fleet
     if not cli.place.local:
         names = listed(fleet.things)
         log.warning("left in AWS IoT, with their certificates and policies: %s (%s)", names, cli.place)
@@ -3946,19 +3995,18 @@ def forget_things(cli: argparse.Namespace) -> None:
     fleet.forget_unanswered()
 
 
-def reach_aws(cli: argparse.Namespace) -> tuple[Any, Place]:
+def reach_aws(cli: Cli) -> tuple[Any, Place]:
     """Connect to the control plane where the fleet lives, or shall."""
     if not cli.control_plane:
         cli.control_plane = in_background(
             cli.inbox, lambda: connect_control_plane(cli.place, cli.inbox, cli.headers, cli.rate)
         )
-    control_plane: tuple[Any, Place] = cli.control_plane
-    return control_plane
+    return cli.control_plane
 
 
-def show_unanswered(cli: argparse.Namespace) -> None:
+def show_unanswered(cli: Cli) -> None:
     """Say which certificates may have been made without ELF's getting to know of it, for the user to decide."""
-    fleet: Fleet = cli.fleet
+    fleet = cli.fleet
     if not fleet.unanswered:
         return
     calls = plural(len(fleet.unanswered), "call")
@@ -4004,7 +4052,7 @@ def ready_things(fleet: Fleet) -> list[Thing]:
 
 @contextlib.contextmanager
 def at_work(
-    cli: argparse.Namespace,
+    cli: Cli,
     things: Sequence[Thing],
     account: Account,
     topics: Mapping[str, Sequence[str]] | None = None,
@@ -4015,7 +4063,7 @@ def at_work(
     They publish to their topic, or subscribe to their filters. What keeps some from it is reported, then the account.
     Raises ElfError when none is connected.
     """
-    fleet: Fleet = cli.fleet
+    fleet = cli.fleet
     brevity_for(len(things))
     root_cert = root_of(cli)
     raise_descriptor_limit(len(things))
@@ -4069,10 +4117,10 @@ class Admission(NamedTuple):
     patience_s: Mapping[str, float]  # by thing: how long it may still be refused, since AWS takes time to know of it
 
 
-def admit(cli: argparse.Namespace, things: Sequence[Thing]) -> Admission:
+def admit(cli: Cli, things: Sequence[Thing]) -> Admission:
     """Give the things a policy where they have none yet, and find the broker. Raises ElfError; botocore's errors."""
-    fleet: Fleet = cli.fleet
-    endpoint: Endpoint | None = cli.mqtt_endpoint
+    fleet = cli.fleet
+    endpoint = cli.mqtt_endpoint
     newcomers = {thing.name for thing in things if not thing.policy_arn}
     young_s = max(0.0, PROPAGATION_S - fleet.changed_s_ago())
     if newcomers or not endpoint or not endpoint.host:
@@ -4089,9 +4137,9 @@ def admit(cli: argparse.Namespace, things: Sequence[Thing]) -> Admission:
     )
 
 
-def with_policies(cli: argparse.Namespace, newcomers: set[str]) -> list[Thing]:
+def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
     """Give a policy to each newcomer that has none; return the fleet's things that have one now."""
-    fleet: Fleet = cli.fleet
+    fleet = cli.fleet
     iot, _ = reach_aws(cli)
     failures = Failures()
     with fleet.locked(cli.inbox):
@@ -4111,11 +4159,11 @@ def with_policies(cli: argparse.Namespace, newcomers: set[str]) -> list[Thing]:
     return things
 
 
-def root_of(cli: argparse.Namespace) -> Path:
+def root_of(cli: Cli) -> Path:
     """Return the file with the broker's root certificates. Raises ElfError when it holds none."""
     import ssl
 
-    fleet: Fleet = cli.fleet
+    fleet = cli.fleet
     path: Path = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
     try:
         about = path.stat()
@@ -4267,7 +4315,7 @@ def build_parser() -> Parser:
     messaging = add_messaging_options(Parser())
 
     def add_command(
-        run: Callable[[argparse.Namespace], int], example: str, summary: str, *parents: Parser, alone: bool = True
+        run: Callable[[Cli], int], example: str, summary: str, *parents: Parser, alone: bool = True
     ) -> Callable[..., object]:
         """Add a command that `run` carries out, `alone` on its misc/ or not; return what adds an option to it."""
         command = commands.add_parser(
@@ -4301,7 +4349,7 @@ def build_parser() -> Parser:
     example = "subscribe --duration 30"
     add = add_command(subscribe, example, "have every thing listen, and log what it hears", messaging, alone=False)
     topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
-    add("--topic", metavar="T", action="append", help=topics)
+    add("--topic", dest="topics", metavar="T", action="append", help=topics)
     add("--duration", metavar="S", type=above_0, default=DURATION_S, help="for so long (default: %(default)g s)")
     add("--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
 
@@ -4310,7 +4358,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def locate(cli: argparse.Namespace, remembered: Place | None) -> Place:
+def locate(cli: Cli, remembered: Place | None) -> Place:
     """Say where the fleet lives, or shall: what was remembered at its creation, else the options.
 
     Raises: ElfError when an explicit option contradicts what is remembered.
@@ -4340,7 +4388,7 @@ def _contradicts(place: Place, key: str, value: str) -> bool:
 
 
 @contextlib.contextmanager
-def held_fleet(cli: argparse.Namespace, name: str, alone: bool, creates: bool = False) -> Iterator[Fleet]:
+def held_fleet(cli: Cli, name: str, alone: bool, creates: bool = False) -> Iterator[Fleet]:
     """Find the fleet and where it lives; until the block ends, what can't run beside `name` has to wait.
 
     Raises ElfError, for one when something can't run beside it already.
@@ -4355,7 +4403,7 @@ def held_fleet(cli: argparse.Namespace, name: str, alone: bool, creates: bool = 
 
 
 @contextlib.contextmanager
-def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
+def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
     """Start the embedded AWS IoT, if the fleet lives there and it does not run yet, and say so if it dies meanwhile."""
     cli.headers, cli.refuse_dead_local = {}, lambda: None
     if not (cli.place.local and is_needed):
@@ -4369,8 +4417,8 @@ def embedded_aws(cli: argparse.Namespace, is_needed: bool) -> Iterator[None]:
         raise ElfError(error.cause, error.remedy) from error
     cli.headers = local.headers
     cli.place = cli.place._replace(endpoint_url=local.url)
-    cli.mqtt_endpoint = getattr(cli, "mqtt_endpoint", None) or Endpoint("localhost", local.mqtt_port)
-    cli.root_cert = getattr(cli, "root_cert", None) or local.root_cert
+    cli.mqtt_endpoint = cli.mqtt_endpoint or Endpoint("localhost", local.mqtt_port)
+    cli.root_cert = cli.root_cert or local.root_cert
 
     def refuse_dead_local() -> None:
         if local_aws.has_ended(directory):
@@ -4401,7 +4449,7 @@ def _local_aws() -> Any:
     return local_aws
 
 
-def run_command(cli: argparse.Namespace) -> int:
+def run_command(cli: Cli) -> int:
     """Find the fleet and its AWS, and run the command on them."""
     creates = cli.run is create_things
     with held_fleet(cli, f"elf.py {cli.command}", cli.alone, creates) as fleet:
@@ -4442,10 +4490,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     hide_environment()
     parser = build_parser()
     try:
-        cli = parser.parse_args(argv)
+        cli = parser.parse_args(argv, Cli())
         if cli.local and (cli.profile or cli.endpoint_url):
             parser.error("--local has no --profile and no --endpoint-url")
-        if "interval" in cli and cli.count and cli.duration:
+        if cli.command == "send" and cli.count and cli.duration:
             parser.error("send takes --count or --duration, not both")
         if not cli.command:
             parser.print_help()
@@ -4469,9 +4517,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + (cli.inbox.signum or signal.SIGINT)
 
 
-def report_end(cli: argparse.Namespace, status: int) -> int:
+def report_end(cli: Cli, status: int) -> int:
     """Write the summary and all that is not written yet, and return the exit status: not 0 if that failed."""
-    printer: Output = cli.printer
+    printer = cli.printer
     try:
         cli.results.put("summary", command=cli.command, exitStatus=status, **cli.results.summary)
     except OSError as error:
@@ -4485,7 +4533,7 @@ def report_end(cli: argparse.Namespace, status: int) -> int:
     return status or (0 if is_written else 128 + (cli.inbox.signum or 0))
 
 
-def run_to_the_end(cli: argparse.Namespace) -> int:
+def run_to_the_end(cli: Cli) -> int:
     """Run the command, explain what keeps it from success, and return the exit status."""
     try:
         if cli.output == "json" and sys.stdout is None:

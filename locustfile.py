@@ -73,9 +73,9 @@ def add_options(parser: Any) -> None:
 
 
 @contextlib.contextmanager
-def opened_fleet(options: argparse.Namespace) -> Iterator[argparse.Namespace]:
+def opened_fleet(options: argparse.Namespace) -> Iterator[elf.Cli]:
     """Hold the fleet until the block ends; yield Locust's options as `elf.py send` has them. Raises ElfError."""
-    cli = elf.build_parser().parse_args(["send"])
+    cli = elf.build_parser().parse_args(["send"], elf.Cli())
     try:
         for name, _, parse, _ in OPTIONS:
             dest = name.replace("-", "_")
@@ -90,7 +90,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[argparse.Namespace]:
         yield cli
 
 
-def admit(cli: argparse.Namespace, users: int) -> dict[str, dict[str, Any]]:
+def admit(cli: elf.Cli, users: int) -> dict[str, dict[str, Any]]:
     """Give the things their policies; return what the user of each has to know. Raises ElfError; botocore's errors."""
     things, messages, topics = elf.what_to_send(cli)
     refuse_too_many(users, len(things))
@@ -163,7 +163,10 @@ class Run:
         try:
             self.cli = self.held.enter_context(opened_fleet(self.options))
             # The desk as well: workers that can only read misc/ find the root certificates there.
-            self.root_cert, self.messages = elf.root_of(self.cli), elf.read_messages(self.cli) or []
+            self.root_cert, self.messages = (
+                elf.root_of(self.cli),
+                elf.read_messages(self.cli.message, self.cli.json_message, self.cli.inbox) or [],
+            )
         except Exception as error:
             elf.complain(error)
             self.failure = error
