@@ -8,9 +8,9 @@
 
 A thing goes through this file from top to bottom: `create` makes it in AWS IoT with a certificate of its own and
 remembers it in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over
-MQTT with mutual TLS and let it talk (Messages, Device), on one of several processes if there are many (Crew); `clean`
-takes all of it away again. `--local` puts an embedded AWS IoT under the same commands (local_aws.py). Each section uses
-those above it and none below.
+MQTT with mutual TLS and let it talk (Messages, Device), all of a fleet on one loop in one thread; `clean` takes all of
+it away again. `--local` puts an embedded AWS IoT under the same commands (local_aws.py). Each section uses those above
+it and none below.
 """
 
 from __future__ import annotations
@@ -2673,8 +2673,8 @@ def load_sdk() -> Any:
     return MQTTLib.AWSIoTMQTTClient
 
 
-def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_answer: Any) -> Any:
-    """Connect a client of the SDK by mutual TLS, and return it; `on_answer` is then called with the CONNACK's code.
+def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any) -> Any:
+    """Connect a client of the SDK by mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
 
     Raises what the network and TLS have to say: OSError, ssl.SSLError.
     """
@@ -2685,7 +2685,7 @@ def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: Thin
     client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
     client.disableMetricsCollection()  # a user name without a password, which other brokers refuse
     without_threads(client)
-    client.connectAsync(KEEP_ALIVE_S, ackCallback=on_answer)
+    client.connectAsync(KEEP_ALIVE_S, ackCallback=on_connack)
     return client
 
 

@@ -21,4 +21,4 @@ def test_a_quotation_is_what_elf_says(heading: str, quotation: str) -> None:
 
 
 def test_each_step_of_a_thing_is_quoted() -> None:
-    assert {"Make", "Authorise", "Retire"} <= {heading for heading, _ in QUOTATIONS}
+    assert {"Make", "Authorise", "Connect", "Retire"} == {heading for heading, _ in QUOTATIONS}
