@@ -1669,95 +1669,59 @@ class NotYet(Exception):  # noqa: N818 - it passes
         self.reason = f"{getattr(error, 'operation_name', 'AWS')}: {reason}"
 
 
-class Tasks:
-    """The steps to be taken, by number: `waiting` for a thread, or resting since AWS was not ready for them."""
-
-    def __init__(self, count: int) -> None:
-        self.waiting: queue.SimpleQueue[tuple[int, Callable[[], Any]] | None] = queue.SimpleQueue()
-        for number in range(count):
-            self.waiting.put((number, lambda: None))
-        self._resting: list[tuple[float, int, Callable[[], Any]]] = []  # a heap, by time.monotonic()
-        self._since: dict[tuple[str, int], float] = {}  # by reason and number: when AWS refused it first
-
-    @property
-    def due(self) -> float:
-        return self._resting[0][0] if self._resting else math.inf
-
-    def wake(self) -> None:
-        self.waiting.put(heapq.heappop(self._resting)[1:])
-
-    def put_off(self, number: int, refusal: NotYet) -> bool:
-        """Have a step rest for a while, longer each time; return False once AWS has had the time it may take."""
-        now = time.monotonic()
-        if all(reason != refusal.reason for reason, _ in self._since):
-            log.info("%s: trying again for up to %g s", refusal.reason, refusal.patience_s)
-        waited_s = now - self._since.setdefault((refusal.reason, number), now)
-        rest_s = min(max(waited_s, 1.0), LONGEST_REST_S, refusal.patience_s - waited_s)
-        if rest_s > 0:
-            heapq.heappush(self._resting, (now + rest_s, number, refusal.again))
-        return rest_s > 0
-
-    def clear(self) -> int:
-        """Drop the steps that no thread has begun; return how many they were."""
-        count = len(self._resting)
-        self._resting.clear()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self.waiting.get_nowait()
-                count += 1
-        return count
-
-
 def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
     """Take a step with many things at once; yield each with its result, or with the exception that ended it.
 
-    A step that raises NotYet is repeated later, and holds up no other meanwhile: it must be safe to repeat.
+    A step that raises NotYet rests for a while, longer each time, and is repeated: it must be safe to repeat.
     Starts no more after a failure that the others would share. Raises Interrupted on the user's Ctrl-C, once the calls
     under way are finished and recorded, or STOP_S seconds later.
     """
+    from concurrent.futures import Future, ThreadPoolExecutor, wait
+
     things = list(things)
+    pool = ThreadPoolExecutor(CALLS_IN_FLIGHT)
+    resting: list[tuple[float, int, Callable[[], Any]]] = []  # a heap, by time.monotonic()
+    since: dict[tuple[str, int], float] = {}  # by reason and number: when AWS refused it first
+
+    def take(number: int, first: Callable[[], Any]) -> None:
+        try:
+            first()
+            inbox.put((number, step(things[number])))
+        except BaseException as error:
+            inbox.put((number, error))
+
+    def rest_s(number: int, refusal: NotYet) -> float:
+        now = time.monotonic()
+        if all(reason != refusal.reason for reason, _ in since):
+            log.info("%s: trying again for up to %g s", refusal.reason, refusal.patience_s)
+        waited_s = now - since.setdefault((refusal.reason, number), now)
+        return min(max(waited_s, 1.0), LONGEST_REST_S, refusal.patience_s - waited_s)
+
+    under_way: list[Future[None]] = [pool.submit(take, number, lambda: None) for number in range(len(things))]
     left = len(things)
-    tasks = Tasks(left)
-
-    def work() -> None:
-        while task := tasks.waiting.get():
-            number, first = task
-            try:
-                first()
-                result = step(things[number])
-            except BaseException as error:
-                result = error
-            inbox.put((number, result))
-
-    # The pools of concurrent.futures hold up the end of the process until their last call is over.
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(CALLS_IN_FLIGHT, left))]
-    for thread in threads:
-        thread.start()
     try:
         while left:
-            event = inbox.get(deadline=tasks.due)
+            event = inbox.get(deadline=resting[0][0] if resting else math.inf)
             if event is None:
-                tasks.wake()
+                under_way.append(pool.submit(take, *heapq.heappop(resting)[1:]))
                 continue
             number, result = event
             if isinstance(result, NotYet):
-                if tasks.put_off(number, result):
+                if (pause_s := rest_s(number, result)) > 0:
+                    heapq.heappush(resting, (time.monotonic() + pause_s, number, result.again))
                     continue
                 result = result.error
             left -= 1
             yield things[number], result
             if isinstance(result, Exception) and not HOPELESS.isdisjoint(names_of(result)):
-                left -= tasks.clear()
+                left -= len(resting) + sum(not future.cancelled() and future.cancel() for future in under_way)
+                resting.clear()
     except Interrupted:
         log.warning("finishing the calls under way, up to %g s; Ctrl-C again stops at once", STOP_S)
         raise
     finally:
-        tasks.clear()
-        deadline = time.monotonic() + STOP_S
-        for _ in threads:
-            tasks.waiting.put(None)
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=not wait([future for future in under_way if not future.cancelled()], STOP_S).not_done)
 
 
 def in_background(inbox: Inbox, call: Callable[[], T]) -> T:
