@@ -258,7 +258,7 @@ class Desk(Run):
         thing = self.free.get()
         self.worker_of[thing] = msg.node_id
         self.turn = max(self.turn + 1 / elf.CONNECTS_PER_S, time.monotonic())
-        workers = len(self.runner.clients.ready + self.runner.clients.spawning + self.runner.clients.running)
+        workers = self.runner.worker_count if isinstance(self.runner, MasterRunner) else 1
         duty = {
             **self.duties[thing],
             "after_s": self.turn - time.monotonic(),
@@ -374,7 +374,7 @@ class Worker(Run):
         """Have a thing that AWS says something about try no more."""
         user, cause, remedy = msg.data
         if user in self.users and (device := self.users[user].device):
-            device.end(elf.ElfError(cause, remedy))
+            self.loop.call(device.end, elf.ElfError(cause, remedy))
 
     def finish(self, **_: object) -> None:
         """Stop the users, and report what they have done since Locust's last report."""
@@ -386,10 +386,7 @@ class Worker(Run):
 
 
 class Thing(User, elf.Listener):
-    """A thing that publishes, or one that listens.
-
-    Its device is called directly: greenlets take turns where they wait, and nothing of a device's waits.
-    """
+    """A thing that publishes, or one that listens."""
 
     def on_start(self) -> None:
         SET_UP.wait()
@@ -426,7 +423,7 @@ class Thing(User, elf.Listener):
             patience_s=duty["patience_s"],
         )
         self.worker.users[id(self)] = self
-        self.device.connect()
+        self.worker.loop.call(self.device.connect)
         self.is_ready.wait()
         gevent.sleep(random.uniform(0, self.cli.interval))  # noqa: S311 - so that things take turns
         self.due = time.monotonic()
@@ -442,7 +439,7 @@ class Thing(User, elf.Listener):
         if not self.device:
             raise StopUser
         if not self.duty["filters"]:
-            self.device.publish(next(self.messages), time.monotonic())
+            self.worker.loop.call(self.device.publish, next(self.messages), time.monotonic())
 
     def on_event(self, event: Any) -> None:
         if isinstance(event, elf.Connected):
