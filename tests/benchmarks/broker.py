@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
+import resource
 import shutil
 import socket
 import subprocess
@@ -111,6 +112,9 @@ def site(things: int) -> Iterator[Site]:
     """Have a fleet of `things` and a Mosquitto for it until the block ends; exit where there is no Mosquitto."""
     if not find_mosquitto():
         sys.exit("this benchmark needs Mosquitto: apt-get install mosquitto, or brew install mosquitto")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < (needed := things + 200):  # Mosquitto does not raise its own
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     with tempfile.TemporaryDirectory() as name:
         directory, authority = Path(name), Authority()
         write_fleet(directory / "misc", authority, things)

@@ -1,6 +1,6 @@
 """The load of `elf.py send` from the AWS CRT client (awsiotsdk), for comparison: one process, an event loop in C.
 
-usage: crt_fleet.py MISC PORT ROOT_CERT THINGS DURATION_S, a message a second a thing; prints a JSON object.
+usage: crt_fleet.py MISC PORT ROOT_CERT THINGS DURATION_S RATE, messages a second of each thing; prints a JSON object.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from awscrt import mqtt  # type: ignore[import-untyped]
 from awsiot import mqtt_connection_builder  # type: ignore[import-untyped]
 
 
-def main(misc: str, port: str, root_cert: str, things: str, duration_s: str) -> None:
-    count, rounds = int(things), int(duration_s)
+def main(misc: str, port: str, root_cert: str, things: str, duration_s: str, rate: str) -> None:
+    count, rounds = int(things), round(int(duration_s) * float(rate))
     connections = []
     for number in range(count):
         connection = mqtt_connection_builder.mtls_from_path(
@@ -46,7 +46,7 @@ def main(misc: str, port: str, root_cert: str, things: str, duration_s: str) -> 
     start = time.monotonic()
     for round_ in range(rounds):
         for number, connection in enumerate(connections):
-            due = start + round_ + number / count
+            due = start + (round_ + number / count) / float(rate)
             time.sleep(max(0.0, due - time.monotonic()))
             began = time.monotonic()
             late.append(began - due)

@@ -1,6 +1,6 @@
-"""A fleet at one QoS 1 message a second a thing against Mosquitto on loopback: ELF, and the AWS CRT client beside it.
+"""What fleets cost at QoS 1 against Mosquitto on loopback: ELF, and the AWS CRT client beside it.
 
-usage: python tests/benchmarks/fleet.py [--things 1000] [--duration 30]
+usage: python tests/benchmarks/fleet.py [--things N] [--rate MESSAGES] [--duration 30]; without --things, LOADS
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,21 @@ HERE = Path(__file__).resolve().parent
 ELF = HERE.parents[1] / "elf.py"
 
 
+class Load(NamedTuple):
+    things: int
+    rate: float = 1.0  # messages a second of each thing; 0: they listen, and nothing comes
+
+    def __str__(self) -> str:
+        return f"{self.things:,} things, {self.rate:g} a second each" if self.rate else f"{self.things:,} things, idle"
+
+
+LOADS = (Load(1000), Load(3000), Load(50, 100.0), Load(1000, 0.0))
+
+
 class Usage(NamedTuple):
     cores: float
     memory_kib: int
+    threads: int = 0
 
 
 def family(pid: int) -> list[psutil.Process]:
@@ -57,7 +70,8 @@ def measure(command: list[str], ready: str, duration_s: float) -> tuple[str, Usa
         began, before = time.monotonic(), cpu_s(process.pid)
         time.sleep(duration_s * 0.8)
         cores = (cpu_s(process.pid) - before) / (time.monotonic() - began)
-        usage = Usage(cores, max(memory, memory_kib(process.pid)))
+        threads = sum(each.num_threads() for each in family(process.pid))
+        usage = Usage(cores, max(memory, memory_kib(process.pid)), threads)
 
     watcher = threading.Thread(target=watch)
     for line in process.stdout:
@@ -72,55 +86,72 @@ def measure(command: list[str], ready: str, duration_s: float) -> tuple[str, Usa
 class Sent(NamedTuple):
     """What `elf.py send` reports."""
 
-    messages: str
-    lost: str
+    messages: int
+    lost: int  # or not sent
     p50_ms: str
     p99_ms: str
     late_ms: str
 
 
-def run_elf(site: broker.Site, duration_s: int) -> tuple[Sent, Usage]:
-    """Have all things send at one message a second for `duration_s`."""
-    elf = [sys.executable, str(ELF), "--misc-dir", str(site.misc), "send", "--duration", str(duration_s)]
-    elf += ["--root-cert", str(site.root_cert), "--mqtt-endpoint", f"localhost:{site.port}"]
-    output, usage = measure(elf, "ELF sending", duration_s)
-    counts = re.search(r"sent (\d+) messages .* (\d+) lost", output)
+def run_elf(site: broker.Site, duration_s: int, rate: float = 1.0) -> tuple[Sent, Usage]:
+    """Have all things send `rate` messages a second for `duration_s`."""
+    output, usage = measure(elf(site, "send", duration_s, "--interval", f"{1 / rate:g}"), "ELF sending", duration_s)
+    counts = re.search(r"sent (\d+) messages? .* (\d+) lost(?:, (\d+) not sent)?", output)
     times = re.search(r"([\d.]+) ms \(p50\), .*, ([\d.]+) ms \(p99\), .*; at most ([\d.]+) ms", output)
     if not counts or not times:
         sys.exit(output[-2000:])
-    return Sent(*counts.groups(), *times.groups()), usage
+    messages, *lost = (int(count or 0) for count in counts.groups())
+    return Sent(messages, sum(lost), *times.groups()), usage
+
+
+def run_crt(site: broker.Site, things: int, duration_s: int, rate: float) -> tuple[list[object], Usage]:
+    """Do the same with the AWS CRT client; return what was lost, and the times."""
+    crt = [sys.executable, str(HERE / "crt_fleet.py"), str(site.misc), str(site.port), str(site.root_cert)]
+    output, usage = measure([*crt, str(things), str(duration_s), f"{rate:g}"], "connected", duration_s)
+    result = json.loads(output.splitlines()[-1])
+    return [result["lost"], *(f"{result[key]:.1f}" for key in ("p50_ms", "p99_ms", "late_ms"))], usage
+
+
+def elf(site: broker.Site, command: str, duration_s: int, *options: str) -> list[str]:
+    """Return the call of a command of elf.py's at Mosquitto."""
+    call = [sys.executable, str(ELF), "--misc-dir", str(site.misc), command, "--duration", str(duration_s), *options]
+    return [*call, "--root-cert", str(site.root_cert), "--mqtt-endpoint", f"localhost:{site.port}"]
 
 
 def used(usage: Usage, things: int) -> list[str]:
     return [f"{usage.cores:.2f}", f"{usage.memory_kib / things:.0f}"]
 
 
-def parse_arguments(description: str, duration_s: int) -> argparse.Namespace:
+def rows_of(load: Load, duration_s: int) -> Iterator[list[object]]:
+    """Put a load on a Mosquitto of its own."""
+    with broker.site(load.things) as site:
+        if not load.rate:
+            _, usage = measure(elf(site, "subscribe", duration_s), "ELF listening", duration_s)
+            yield [load, "elf.py subscribe", *"----", *used(usage, load.things), usage.threads, "-"]
+            return
+        sent, usage = run_elf(site, duration_s, load.rate)
+        crt, crt_usage = run_crt(site, load.things, duration_s, load.rate)
+    times_crt = f"{usage.cores / crt_usage.cores:.1f}" if crt_usage.cores else "-"
+    yield [load, "elf.py send", *sent[1:], *used(usage, load.things), usage.threads, times_crt]
+    yield [load, "AWS CRT client", *crt, *used(crt_usage, load.things), crt_usage.threads, "1"]
+
+
+def build_parser(description: str, things: int | None, duration_s: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    parser.add_argument("--things", type=int, default=1000)
+    parser.add_argument("--things", type=int, default=things)
     parser.add_argument("--duration", type=int, default=duration_s)
-    return parser.parse_args()
-
-
-def show(options: argparse.Namespace, heads: list[str], rows: list[list[object]]) -> None:
-    table.show(
-        f"{options.things} things, one QoS 1 message a second each for {options.duration} s, Mosquitto, mutual TLS",
-        heads,
-        rows,
-    )
+    return parser
 
 
 def main() -> None:
-    options = parse_arguments(__doc__, duration_s=30)
-    with broker.site(options.things) as site:
-        sent, usage = run_elf(site, options.duration)
-        rows: list[list[object]] = [["elf.py send", *sent[1:], *used(usage, options.things)]]
-        crt = [sys.executable, str(HERE / "crt_fleet.py"), str(site.misc), str(site.port), str(site.root_cert)]
-        output, usage = measure([*crt, str(options.things), str(options.duration)], "connected", options.duration)
-        result = json.loads(output.splitlines()[-1])
-        times_ms = (f"{result[key]:.1f}" for key in ("p50_ms", "p99_ms", "late_ms"))
-        rows.append(["AWS CRT client", result["lost"], *times_ms, *used(usage, options.things)])
-    show(options, ["client", "lost", "ack p50 ms", "ack p99 ms", "late ms", "cores", "KiB a thing"], rows)
+    parser = build_parser(__doc__, things=None, duration_s=30)
+    parser.add_argument("--rate", type=float, default=1.0, help="messages a second of each thing (default: 1)")
+    options = parser.parse_args()
+    loads = (Load(options.things, options.rate), Load(options.things, 0.0)) if options.things else LOADS
+    rows = [row for load in loads for row in rows_of(load, options.duration)]
+    heads = ["load", "client", "lost", "ack p50 ms", "ack p99 ms", "late ms", "cores", "KiB a thing", "threads"]
+    title = f"QoS 1, {options.duration} s once all are connected, Mosquitto, mutual TLS"
+    table.show(title, [*heads, "CPU of CRT's"], rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import broker
 import fleet
+import table
 
 ROOT = Path(__file__).resolve().parents[2]
 PACE = 100  # things a second that Locust starts
@@ -70,14 +71,15 @@ def run_locust(site: broker.Site, things: int, duration_s: int) -> list[str]:
 
 
 def main() -> None:
-    options = fleet.parse_arguments(__doc__, duration_s=20)
+    options = fleet.build_parser(__doc__, things=1000, duration_s=20).parse_args()
     with broker.site(options.things) as site:
         rows: list[list[object]] = [["Locust, 1 process", *run_locust(site, options.things, options.duration)]]
         sent, usage = fleet.run_elf(site, options.duration)
-        rate = f"{int(sent.messages) / options.duration:.0f}"
+        rate = f"{sent.messages / options.duration:.0f}"
         used = fleet.used(usage, options.things)
         rows.append(["elf.py send", rate, sent.lost, sent.p50_ms, sent.p99_ms, *used])
-    fleet.show(options, ["client", "messages/s", "lost", "ack p50 ms", "ack p99 ms", "cores", "KiB a thing"], rows)
+    title = f"{options.things} things, one QoS 1 message a second each for {options.duration} s, Mosquitto, mutual TLS"
+    table.show(title, ["client", "messages/s", "lost", "ack p50 ms", "ack p99 ms", "cores", "KiB a thing"], rows)
 
 
 if __name__ == "__main__":
