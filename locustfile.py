@@ -466,8 +466,6 @@ class Thing(User, elf.Listener):
 
     def on_acknowledged(self, device: elf.Device, number: int, after_s: float) -> None:
         self.count_published(number, after_s)
-        if not device.backlog:
-            self.is_settled.set()
 
     def on_not_sent(self, device: elf.Device, messages: int) -> None:
         for _ in range(messages):
@@ -491,14 +489,20 @@ class Thing(User, elf.Listener):
         self.is_ready.set()
         self.worker.count(kind, name, time.monotonic() - self.began if kind == "CONNECT" else None, error=error)
 
+    def settle(self, device: elf.Device, deadline: float) -> None:
+        """Disconnect once all is acknowledged, or it is late."""
+        if device.backlog and device.state != elf.ENDED and time.monotonic() < deadline:
+            self.worker.loop.at(time.monotonic() + elf.MIN_INTERVAL_S, self.settle, device, deadline)
+        else:
+            device.end(device.refusal)
+            self.is_settled.set()
+
     def on_stop(self) -> None:
         self.worker.waiting.pop(id(self), None)
         self.worker.users.pop(id(self), None)
         if self.device:
-            if self.device.backlog:
-                self.is_settled.clear()
-                self.is_settled.wait(SETTLE_S)
-            self.device.end(self.device.refusal)
+            self.worker.loop.call(self.settle, self.device, time.monotonic() + SETTLE_S)
+            self.is_settled.wait()
         for number in list(self.sizes):
             self.count_published(number, None, lost=True)
         if self.duty:
