@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1", "tqdm>=4.66"]
+# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66"]
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
@@ -2821,13 +2821,19 @@ class Connection:
         loop.at(time.monotonic() + LOOK_S, self._keep_alive)
 
     @property
+    def is_alive(self) -> bool:
+        """Say whether the SDK has it open: what it has read before the end is told first, and the loss then."""
+        return self._is_open and bool(self._paho._ssl)
+
+    @property
     def is_full(self) -> bool:
         """Say whether the socket takes no more for now."""
         return bool(self._paho.want_write())
 
     def write(self) -> None:
         """Send what the SDK was given to send, as far as the socket takes it."""
-        self._try(self._paho.loop_write)
+        if self.is_alive:
+            self._try(self._paho.loop_write)
         if self._is_open:
             wanted = self._reading | (self._writing if self.is_full else 0)
             if wanted != self._wanted:
@@ -2959,7 +2965,7 @@ class Device:
 
     def connect(self, after_s: float = 0.0) -> None:
         """Connect and subscribe after a while, when it is its turn. The listener hears of it."""
-        self.state = CONNECTING
+        self.state, self._awaited = CONNECTING, "CONNACK"
         self._loop.connect_in_turn(self._open, after_s)
 
     def _open(self) -> None:
@@ -2976,7 +2982,7 @@ class Device:
                     raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
             client = open_client(client_id, self._endpoint, self._root_cert, self._files, self._on_connack)
         except Exception as error:
-            self._loop.call(self._fail, error)
+            self._loop.call(self._fail, self._refusal_in(error) or error)
         else:
             self._loop.call(self._take, client, client_id)
 
@@ -3010,8 +3016,8 @@ class Device:
     def _subscribe(self, topic_filters: Iterator[str]) -> None:
         """Subscribe to one after the other: AWS refuses by closing the connection, which does not say which it is."""
 
-        def on_suback(mid: object, data: Sequence[int]) -> None:
-            if data[0] > 1:
+        def on_suback(mid: object, data: Sequence[int] = ()) -> None:  # none in an UNSUBACK, or in rubbish
+            if not data or data[0] > 1:
                 self._fail(self._refused("it does not accept the subscription"))
             else:
                 self._subscribe(topic_filters)
@@ -3019,7 +3025,7 @@ class Device:
         topic_filter = next(topic_filters, "")
         if not topic_filter:
             self._go_online()
-        elif self._connection:
+        elif self._connection and self._connection.is_alive:
             log.debug("MQTT %s: SUBSCRIBE to %s", self.thing, topic_filter)
             self._connection.client.subscribeAsync(topic_filter, self._qos, on_suback)
             self._expect(topic_filter)
@@ -3045,9 +3051,7 @@ class Device:
         """Come back. A loss in answer to a CONNECT, a SUBSCRIBE or a message is AWS's way to refuse, maybe."""
         self._connection = None
         if self.state == CONNECTING:
-            reason = getattr(error, "reason", None) or ""
-            says = f"TLS says {reason}" if _TLS_REFUSAL.search(reason) else "it closed the connection without an answer"
-            self._fail(self._refused(says))
+            self._fail(self._refusal_in(error) or self._refused("it closed the connection without an answer"))
             return
         now = time.monotonic()
         rejected = self._first_at > 0 and now - self._first_at < REJECTED_WITHIN_S
@@ -3060,6 +3064,11 @@ class Device:
         else:
             self.refusal = None
         self._come_back()
+
+    def _refusal_in(self, error: Exception) -> Refusal | None:
+        """Return what TLS says of a certificate that the broker does not take: in the handshake before TLS 1.3."""
+        reason = getattr(error, "reason", None) or ""
+        return self._refused(f"TLS says {reason}") if _TLS_REFUSAL.search(reason) else None
 
     def _refused(self, reason: str) -> Refusal:
         if self._awaited == "CONNACK":
@@ -3144,7 +3153,8 @@ class Device:
         """Send what a lost connection has left, then what is due, until something is in the way."""
         while self._again or self._waiting:
             if reason := self._in_the_way():
-                self.held_by = reason
+                if reason != SPEED or not self.held_by:  # that limit keeps late what something else has made late
+                    self.held_by = reason
                 return
             if self._again:
                 number = self._again.popleft()
@@ -3162,7 +3172,7 @@ class Device:
 
     def _in_the_way(self) -> str:
         """Say why no message can leave now, if so; what calls _flush() again is under way then."""
-        if self.state != ONLINE or not self._connection:
+        if self.state != ONLINE or not self._connection or not self._connection.is_alive:
             return AWAY
         if len(self._in_flight) - len(self._again) >= MAX_IN_FLIGHT:
             return WINDOW
@@ -3184,14 +3194,23 @@ class Device:
         connection, now = self._connection, time.monotonic()
         if not connection:
             return
-        self._first_at = self._first_at or now
+        if not self._first_at:
+            self._first_at = now
+            self._loop.at(now + REJECTED_WITHIN_S, self._trust, connection)
         self._free_at = max(self._free_at, now) + max(MIN_INTERVAL_S, len(payload) / MAX_BYTES_PER_S)
         on_puback = functools.partial(self._on_puback, number) if self._qos else None
         mid = connection.client.publishAsync(self.topic, payload, self._qos, on_puback)
         log.debug("MQTT %s: PUBLISH %s to %s", self.thing, mid, self.topic)
         connection.write()
 
-    def _on_puback(self, number: int, mid: int) -> None:
+    def _trust(self, connection: Connection) -> None:
+        """Forget a refusal if a connection has outlived its first message: at QoS 0, nothing else tells."""
+        if self._connection is connection:
+            self.refusal = None
+
+    def _on_puback(self, number: int, mid: int, data: object = None) -> None:
+        if data is not None:  # a SUBACK, and rubbish
+            return
         log.debug("MQTT %s: PUBACK %s", self.thing, mid)
         self.refusal, self._first_at = None, -math.inf
         if known := self._in_flight.pop(number, None):

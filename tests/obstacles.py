@@ -149,12 +149,12 @@ class Peer:
     def __init__(self, connection: ssl.SSLSocket, heard: Callable[[], None]) -> None:
         self.connection = connection
         self.packets: list[Packet] = []
-        self.is_over = False
+        self.is_over = self.is_patient = False  # patient: it has waited for more until its time-out
         self._heard = heard
         self._stream = connection.makefile("rb")
 
     def __iter__(self) -> Iterator[Packet]:
-        with contextlib.suppress(OSError, ValueError):
+        try:
             while first := self._stream.read(1):
                 length = shift = 0
                 while (byte := self._stream.read(1)[0]) > 127:
@@ -163,6 +163,11 @@ class Peer:
                 self.packets.append(Packet(first[0] >> 4, first[0] & 15, body, time.time()))
                 self._heard()
                 yield self.packets[-1]
+        except TimeoutError:
+            self.is_patient = True
+            self._stream = self.connection.makefile("rb")  # the other one is of no use any more
+        except (OSError, IndexError):
+            pass
 
     @property
     def thing(self) -> str:
@@ -180,15 +185,20 @@ class Peer:
         for asked in self:
             self.send(answer_to(asked))
 
-    def reset(self) -> None:
-        """Have the connection end by a TCP reset."""
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    def end(self, data: bytes, how: str = "FIN") -> None:
+        """Send something, and have the connection end: with a TCP reset (RST), or with the FIN in the same segment.
 
-    def say_goodbye(self) -> None:
-        """End the connection as TLS wants it."""
-        self.connection.settimeout(1.0)
-        with contextlib.suppress(OSError, ValueError):
-            self.connection.unwrap()
+        TLS wants to be told first (TLS).
+        """
+        if how == "RST":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        self.send(data)
+        if how == "TLS":
+            self.connection.settimeout(0.0)
+            with contextlib.suppress(OSError, ValueError):  # the client does not answer yet
+                self.connection.unwrap()
 
 
 Script = Callable[[Peer], None]  # it has a connection's CONNECT to answer, and hangs up when it returns

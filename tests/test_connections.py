@@ -40,7 +40,7 @@ from obstacles import (
 # A thread's traceback on the terminal is no way to lose a connection.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
-ENDS: dict[str, Callable[[Peer], None]] = {"FIN": lambda peer: None, "RST": Peer.reset, "TLS": Peer.say_goodbye}
+ENDS = ("FIN", "RST", "TLS")  # of Peer.end()
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,19 @@ def main_of(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[[int], InProcess]:
-    """elf.main() for so many things, which waits little before it connects again, and is told of each refusal."""
-    for name, value in {"LONGEST_PAUSE_S": 0.05, "LOOK_S": 0.1, "KEEP_ALIVE_S": 1, "PROPAGATION_S": 0.0}.items():
+    """elf.main() for so many things, which waits little before it connects again.
+
+    AWS can't be asked about a refusal: it would say that these brokers are not its own.
+    """
+    for name, value in {"LONGEST_PAUSE_S": 0.05, "LOOK_S": 0.1, "PROPAGATION_S": 0.0}.items():
         monkeypatch.setattr(module, name, value)
-    return lambda number: InProcess(module, things(number), monkeypatch, capsys)
+
+    def main_of(number: int) -> InProcess:
+        main = InProcess(module, things(number), monkeypatch, capsys)
+        main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+        return main
+
+    return main_of
 
 
 @pytest.fixture
@@ -108,7 +117,7 @@ def numbers(packets: list[Packet]) -> Counter[int]:
     return Counter(json.loads(each.payload)["n"] for each in packets)
 
 
-def cut(kind: int, after: int, end: Callable[[Peer], None]) -> Script:
+def cut(kind: int, after: int, end: str) -> Script:
     """Behave until an answer of that kind is due, and hang up after so many bytes of it."""
 
     def script(peer: Peer) -> None:
@@ -116,14 +125,13 @@ def cut(kind: int, after: int, end: Callable[[Peer], None]) -> Script:
         while (answer := answer_to(asked))[:1] != packet(kind, b"")[:1]:
             peer.send(answer)
             asked = next(iter(peer))
-        peer.send(answer[:after])
-        end(peer)
+        peer.end(answer[:after], end)
 
     return script
 
 
-def deliver(data: bytes, then: Callable[[Peer], None]) -> Script:
-    """Behave until the thing has subscribed, send it something, and go on."""
+def deliver(data: bytes, end: str = "") -> Script:
+    """Behave until the thing has subscribed, send it something, and hang up, or go on."""
 
     def script(peer: Peer) -> None:
         peer.send(answer_to(peer.packets[0]))
@@ -131,20 +139,23 @@ def deliver(data: bytes, then: Callable[[Peer], None]) -> Script:
             peer.send(answer_to(asked))
             if asked.kind == SUBSCRIBE:
                 break
-        peer.send(data)
-        then(peer)
+        if end:
+            peer.end(data, end)
+        else:
+            peer.send(data)
+            peer.answer()
 
     return script
 
 
-THE_END = deliver(publish(b"elf/x", b"the end") * 2, Peer.answer)
+THE_END = deliver(publish(b"elf/x", b"the end") * 2)
 
 
 @pytest.mark.parametrize("end", ENDS)
 def test_send_loses_nothing_at_whichever_byte_a_connection_ends(
     main_of: Callable[[int], InProcess], broker: Callable[..., Broker], tmp_path: Path, end: str
 ) -> None:
-    scripts = [cut(kind, after, ENDS[end]) for kind in (CONNACK, PUBACK) for after in range(5)]
+    scripts = [cut(kind, after, end) for kind in (CONNACK, PUBACK) for after in range(5)]
     between = broker(thing_0=scripts)
     messages = numbered(tmp_path, 8)
     result = main_of(1)("send", *between.options, "--json-message", messages, "--interval", "0.01")
@@ -157,16 +168,18 @@ def test_send_loses_nothing_at_whichever_byte_a_connection_ends(
 
 @pytest.mark.parametrize("end", ENDS)
 def test_subscribe_comes_back_at_whichever_byte_a_connection_ends(
-    main_of: Callable[[int], InProcess], broker: Callable[..., Broker], end: str
+    main_of: Callable[[int], InProcess], broker: Callable[..., Broker], monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
+    main = main_of(1)
+    monkeypatch.setattr(main.module, "KEEP_ALIVE_S", 1)
     message = publish(b"elf/x", b"cut", qos=1)
-    scripts = [cut(kind, after, ENDS[end]) for kind in (CONNACK, SUBACK) for after in range(6)]
-    scripts += [deliver(message[:after], ENDS[end]) for after in range(len(message))]
-    scripts += [cut(PINGRESP, after, ENDS[end]) for after in range(3)]
+    scripts = [cut(kind, after, end) for kind, size in ((CONNACK, 4), (SUBACK, 5)) for after in range(size + 1)]
+    scripts += [deliver(message[:after], end) for after in range(len(message) + 1)]
+    scripts += [cut(PINGRESP, after, end) for after in range(3)]
     between = broker(thing_0=[*scripts, THE_END])
-    result = main_of(1)("subscribe", *between.options, "--count", 2, "--duration", 60)
+    result = main("subscribe", *between.options, "--count", 3, "--duration", 60)
     assert_quiet(result)
-    assert result.received == [("elf/x", "the end")] * 2
+    assert result.received == [("elf/x", "cut"), *[("elf/x", "the end")] * 2]
     assert len(between.peers) == len(scripts) + 1
     assert result.err.count("has its connection") == result.err.count("lost its connection") >= len(message) + 3
 
@@ -175,20 +188,21 @@ def test_what_comes_together_with_the_end_counts(
     main_of: Callable[[int], InProcess], broker: Callable[..., Broker], tmp_path: Path
 ) -> None:
     def acknowledge_and_hang_up(peer: Peer) -> None:
-        """Let the window fill, with more waiting, and acknowledge all at once, with the end right behind."""
+        """Let the window fill, with more waiting, and acknowledge half of it, with the end right behind."""
         peer.send(answer_to(peer.packets[0]))
         for _ in peer:
             if len(peer.of(PUBLISH)) == 100:
                 break
         time.sleep(0.3)  # so that more messages are due: nothing comes of it that could be awaited
-        peer.send(b"".join(answer_to(each) for each in peer.of(PUBLISH)))
+        peer.end(b"".join(answer_to(each) for each in peer.of(PUBLISH)[:50]))
 
     between = broker(thing_0=[acknowledge_and_hang_up] * 2)
     messages = numbered(tmp_path, 250)
     result = main_of(1)("send", *between.options, "--json-message", messages, "--interval", "0.01")
     assert_quiet(result)
     assert "250 acknowledged, 0 lost" in result.err
-    assert numbers(between.of("thing_0", PUBLISH)) == Counter(range(250))  # what was acknowledged is not repeated
+    once = Counter(range(250))  # what was acknowledged is not repeated
+    assert numbers(between.of("thing_0", PUBLISH)) - once == Counter(range(50, 150))
 
 
 def test_half_a_packet_keeps_nobody_busy(main_of: Callable[[int], InProcess], broker: Callable[..., Broker]) -> None:
@@ -246,16 +260,23 @@ RUBBISH = {
 def test_rubbish_costs_a_connection_and_no_more(
     main_of: Callable[[int], InProcess], broker: Callable[..., Broker]
 ) -> None:
-    def lost(peer: Peer) -> None:
-        """Wait until the thing hangs up; of random bytes, it may wait for more."""
-        peer.connection.settimeout(0.5 if len(peer.packets) < 0 else 2.0)
-        peer.answer()
+    waited_for_more = set()
 
-    between = broker(thing_0=[*(deliver(rubbish, lost) for rubbish in RUBBISH.values()), THE_END])
+    def then_wait(name: str) -> Script:
+        def script(peer: Peer) -> None:
+            peer.connection.settimeout(1.0 if name.startswith("random") else 10.0)
+            deliver(RUBBISH[name])(peer)
+            if peer.is_patient:
+                waited_for_more.add(name)
+
+        return script
+
+    between = broker(thing_0=[*map(then_wait, RUBBISH), THE_END])
     result = main_of(1)("subscribe", *between.options, "--count", 2, "--duration", 60)
     assert_quiet(result)
     assert ("elf/x", "the end") in result.received
     assert len(between.peers) == len(RUBBISH) + 1
+    assert all(name.startswith("random") for name in waited_for_more)  # ELF hung up on all others
 
 
 # The packet identifier of a thing's first packet on a connection is 1.
@@ -354,7 +375,7 @@ def test_connect_has_no_user_name(main_of: Callable[[int], InProcess], broker: C
     main_of(1)("send", *between.options, "--count", 1)
     (peer,) = between.peers
     protocol, version, flags, keep_alive = struct.unpack("!6sBBH", peer.packets[0].body[:10])
-    assert (protocol, version, flags, keep_alive) == (b"\0\4MQTT", 4, 0x02, 1)  # a clean session, and nothing else
+    assert (protocol, version, flags, keep_alive) == (b"\0\4MQTT", 4, 0x02, 30)  # a clean session, and nothing else
     assert peer.packets[0].body[12:].startswith(b"thing_0-")
     assert len(peer.packets[0].body) == 12 + len("thing_0-") + 8  # the client ID is all there is
 
@@ -390,7 +411,6 @@ def test_a_window_of_100_is_kept_and_named_where_it_holds_messages_up(
         while acknowledged < 300:
             for _ in peer:
                 most.append(len(peer.of(PUBLISH)) - acknowledged)
-            peer._stream = peer.connection.makefile("rb")  # the old one has timed out
             for each in peer.of(PUBLISH)[acknowledged:]:
                 peer.send(answer_to(each))
                 acknowledged += 1
@@ -417,7 +437,6 @@ def test_what_a_stall_has_held_up_leaves_no_faster_than_aws_takes_it(
     between = broker(thing_0=[stall])
     messages = numbered(tmp_path, 700)
     main = main_of(1)
-    main.module.KEEP_ALIVE_S = 30
     result = main("send", *between.options, "--json-message", messages, "--interval", "0.01")
     assert "700 acknowledged, 0 lost" in result.err
     left = [float(json.loads(each.payload)["ts"]) for each in between.of("thing_0", PUBLISH)]
@@ -467,7 +486,7 @@ def test_after_an_outage_all_are_back_within_seconds(
     things: Callable[[int], Elf], relay: Relay, service: AwsService
 ) -> None:
     elf = things(5)
-    window = elf.start("send", *relay.broker(service), "--interval", "0.01", "--duration", 4)
+    window = elf.start("send", *relay.broker(service), "--interval", "0.01", "--duration", 3)
     window.await_line("posting message")
     relay.down()
     for number in range(5):
@@ -475,7 +494,7 @@ def test_after_an_outage_all_are_back_within_seconds(
     time.sleep(2.0)  # the outage
     relay.up()
     result = window.end()
-    assert "ELF sent 2000 messages from 5 things: 2000 acknowledged, 0 lost" in result.err
+    assert "ELF sent 1500 messages from 5 things: 1500 acknowledged, 0 lost" in result.err
     ((longest_s,),) = (re.findall(r"offline: 5 things, thing_\d for ([\d.]+) s", result.err),)
     assert 2.0 <= float(longest_s) < 10.0
 
@@ -491,18 +510,83 @@ def test_a_peer_that_takes_nothing_delays_no_other(
         assert others_done.wait(60)
 
     main = main_of(10)
-    main.module.KEEP_ALIVE_S = 30
     between = broker(thing_0=[take_nothing])
     message = tmp_path / "large.json"
     message.write_text(json.dumps({"large": "x" * 100_000}))
     waiting = threading.Thread(
         target=lambda: (
-            between.await_that(lambda: all(len(between.of(each, PUBLISH)) == 40 for each in others)),
+            between.await_that(lambda: all(len(between.of(each, PUBLISH)) == 20 for each in others)),
             others_done.set(),
         )
     )
     waiting.start()
-    result = main("send", *between.options, "--json-message", message, "--interval", "0.2", "--count", 40)
+    result = main("send", *between.options, "--json-message", message, "--interval", "0.2", "--count", 20)
     waiting.join()
     assert others_done.is_set()
-    assert "400 acknowledged, 0 lost" in result.err
+    assert "200 acknowledged, 0 lost" in result.err
+
+
+def test_a_flood_on_one_connection_delays_no_other(
+    main_of: Callable[[int], InProcess], broker: Callable[..., Broker]
+) -> None:
+    is_flooded, is_answered = threading.Event(), threading.Event()
+    flood = publish(b"elf/x", b"flood") * 10_000
+
+    def drown(peer: Peer) -> None:
+        peer.send(answer_to(peer.packets[0]))
+        peer.send(answer_to(next(iter(peer))))
+        for _ in range(3):
+            peer.send(flood)
+        is_flooded.set()
+        while not is_answered.is_set():
+            peer.send(flood)
+
+    def ask(peer: Peer) -> None:
+        peer.send(answer_to(peer.packets[0]))
+        peer.send(answer_to(next(iter(peer))))
+        assert is_flooded.wait(10)
+        peer.send(publish(b"elf/x", b"in between", qos=1))
+        peer.connection.settimeout(3.0)
+        if next(iter(peer), None):  # the PUBACK
+            is_answered.set()
+            peer.connection.settimeout(None)
+            peer.answer()
+        is_answered.set()
+
+    between = broker(thing_0=[drown], thing_1=[ask])
+    main = main_of(2)
+    result = main("subscribe", *between.options, "--duration", 5, "--output", "json")
+    assert_quiet(result)
+    assert "in between" in result.out
+    assert is_answered.is_set()
+    assert len(between.of("thing_1", PUBACK)) == 1
+
+
+def test_a_time_that_is_none_and_a_retained_message_have_no_latency(
+    main_of: Callable[[int], InProcess], broker: Callable[..., Broker]
+) -> None:
+    now = f"{time.time():.2f}".encode()
+    long_ago = b'{"ts": "1500000000.00"}'
+    odd = [
+        b'{"ts": 1%s}' % (b"0" * 400),
+        b'{"ts": 1%s}' % (b"0" * 5000),
+        b'{"ts": "1%s"}' % (b"0" * 400),
+        b'{"ts": 1e999}',
+        b'{"ts": NaN}',
+        b'{"ts": true}',
+        b'{"ts": []}',
+        b"[" * 100_000,
+        b'"ts"',
+        b"\xff",
+        b"",
+    ]
+    messages = [publish(b"elf/x", long_ago, retain=True), *(publish(b"elf/x", each) for each in odd)]
+    messages.append(publish(b"elf/x", b'{"ts": "%s"}' % now))
+    between = broker(thing_0=[deliver(b"".join(messages))])
+    options = ("--count", len(messages), "--duration", 30, "--output", "json")
+    result = main_of(1)("subscribe", *between.options, *options)
+    assert_quiet(result)
+    *heard, summary = map(json.loads, result.out.splitlines())
+    assert summary["received"] == len(heard) == len(messages)
+    assert summary["latencyMs"]["max"] < 60_000
+    assert "could make nothing of" not in result.err
