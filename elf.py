@@ -131,7 +131,7 @@ CONNECTS_PER_S = 400.0  # AWS takes 500 an account
 SUBSCRIPTIONS_PER_S = 450.0  # the same
 BURST_S = 0.1  # what a connection's rate may run ahead, so that a late message does not make all later ones late
 MOST_WAITING = 10_000  # messages that a thing keeps in an outage: a megabyte
-TURNS_AT_ONCE = 64  # messages that leave before the loop looks what has come in
+TURNS_AT_ONCE = 64  # messages that leave, or come on a connection, before the loop looks what else there is to do
 LAG_S = 1.0  # behind schedule: this machine can't keep it
 LINES_AHEAD = 8  # lines of standard input that are read before the things have sent those before them
 SELECTABLE = 500  # sockets, where the system has neither epoll nor poll but select() (Windows)
@@ -2774,7 +2774,9 @@ class _Stream:
     """
 
     def __init__(self, connection: Any) -> None:
-        self._connection = connection
+        import ssl
+
+        self._connection, self._nothing_yet = connection, (ssl.SSLWantReadError, ssl.SSLWantWriteError)
         self._ahead, self._at = b"", 0
         self.write, self.fileno, self.really_close = connection.write, connection.fileno, connection.close
         self.error: OSError | None = None  # that ended it
@@ -2785,6 +2787,8 @@ class _Stream:
                 self._ahead, self._at = self._connection.read(16384), 0  # a TLS record has no more
                 if not self._ahead:
                     raise ConnectionResetError("closed by the other side")
+            except self._nothing_yet:
+                raise
             except OSError as error:
                 self.error = error
                 raise
@@ -2813,7 +2817,7 @@ class Connection:
         self._dispatch = client._mqtt_core._event_consumer._dispatch_one
         self._paho = client._mqtt_core._internal_async_client._paho_client
         self._paho._ssl = self._stream = _Stream(self._paho._ssl)
-        self._is_open = True
+        self._is_open, self._is_behind = True, False
         self.on_room: Callable[[], None] = lambda: None  # called when the socket takes more again
         self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
         self._wanted = self._reading
@@ -2849,7 +2853,7 @@ class Connection:
             self._release()
 
     def _serve(self, events: int) -> None:
-        if events & self._reading:
+        if self._is_open and events & self._reading:
             self._try(self._read)
         if self._is_open and (events & self._writing or self.is_full):  # reading acknowledges what it reads
             self.write()
@@ -2857,9 +2861,18 @@ class Connection:
                 self.on_room()
 
     def _read(self) -> int:
-        while not (failed := self._paho.loop_read()) and self._paho._ssl and self._stream.is_ahead:
-            pass
-        return int(failed)
+        """Read so much that others have their turn soon; the selector would not tell of what is ahead then."""
+        for _ in range(TURNS_AT_ONCE):
+            if (failed := self._paho.loop_read()) or not self._paho._ssl or not self._stream.is_ahead:
+                return int(failed)
+        if not self._is_behind:
+            self._is_behind = True
+            self._loop.call(self._read_on)
+        return 0
+
+    def _read_on(self) -> None:
+        self._is_behind = False
+        self._serve(self._reading)
 
     def _keep_alive(self) -> None:
         if self._is_open:

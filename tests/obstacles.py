@@ -223,6 +223,7 @@ class Broker(Impostor):
         self._accepted, self._version = accepted, ssl.TLSVersion[version]
         self._news = threading.Condition()
         super().__init__(directory)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # what is not read is soon felt
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import random
 import re
@@ -16,11 +17,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness import Account, AwsService, Client, Elf, InProcess, Relay, Result
+from harness import Account, AwsService, Elf, InProcess, Relay, Result
 from obstacles import (
     CONNACK,
     CONNECT,
-    PINGREQ,
     PINGRESP,
     PUBACK,
     PUBLISH,
@@ -393,8 +393,8 @@ def test_a_round_trip_of_300_ms_delays_no_message_and_repeats_none(
     published = peer.of(PUBLISH)
     assert [json.loads(each.payload)["n"] for each in published] == list(range(200))
     late_s = sorted(each.at - float(json.loads(each.payload)["ts"]) for each in published)
-    assert 0.15 <= late_s[0]
-    assert late_s[len(late_s) // 2] <= 0.3
+    assert late_s[0] >= 0.15
+    assert late_s[-10] <= 0.3  # this machine may have been busy for a moment
     assert "takes a round trip" not in result.err
 
 
@@ -435,12 +435,12 @@ def test_what_a_stall_has_held_up_leaves_no_faster_than_aws_takes_it(
             peer.send(answer_to(asked))
 
     between = broker(thing_0=[stall])
-    messages = numbered(tmp_path, 700)
+    messages = numbered(tmp_path, 500)
     main = main_of(1)
     result = main("send", *between.options, "--json-message", messages, "--interval", "0.01")
-    assert "700 acknowledged, 0 lost" in result.err
+    assert "500 acknowledged, 0 lost" in result.err
     left = [float(json.loads(each.payload)["ts"]) for each in between.of("thing_0", PUBLISH)]
-    assert len(left) == 700
+    assert len(left) == 500
     assert max(sum(at <= other < at + 1.0 for other in left) for at in left) <= 115
 
 
@@ -523,6 +523,7 @@ def test_a_peer_that_takes_nothing_delays_no_other(
     result = main("send", *between.options, "--json-message", message, "--interval", "0.2", "--count", 20)
     waiting.join()
     assert others_done.is_set()
+    print(result.err[-2500:])
     assert "200 acknowledged, 0 lost" in result.err
 
 
@@ -530,35 +531,33 @@ def test_a_flood_on_one_connection_delays_no_other(
     main_of: Callable[[int], InProcess], broker: Callable[..., Broker]
 ) -> None:
     is_flooded, is_answered = threading.Event(), threading.Event()
-    flood = publish(b"elf/x", b"flood") * 10_000
+    message = publish(b"elf/x", b"flood" * 10)
+    flood = message * 16_384 * 4  # in records of TLS that hardly ever end with a message
 
     def drown(peer: Peer) -> None:
         peer.send(answer_to(peer.packets[0]))
         peer.send(answer_to(next(iter(peer))))
-        for _ in range(3):
-            peer.send(flood)
-        is_flooded.set()
-        while not is_answered.is_set():
-            peer.send(flood)
+        for begin in itertools.cycle(range(0, len(flood), 16_384)):
+            if is_answered.is_set():
+                break
+            peer.send(flood[begin : begin + 16_384])
+            if begin > 500_000:
+                is_flooded.set()
 
     def ask(peer: Peer) -> None:
         peer.send(answer_to(peer.packets[0]))
         peer.send(answer_to(next(iter(peer))))
         assert is_flooded.wait(10)
         peer.send(publish(b"elf/x", b"in between", qos=1))
-        peer.connection.settimeout(3.0)
-        if next(iter(peer), None):  # the PUBACK
-            is_answered.set()
-            peer.connection.settimeout(None)
-            peer.answer()
+        peer.connection.settimeout(1.0)
+        next(iter(peer), None)  # the PUBACK
         is_answered.set()
 
     between = broker(thing_0=[drown], thing_1=[ask])
     main = main_of(2)
-    result = main("subscribe", *between.options, "--duration", 5, "--output", "json")
+    result = main("subscribe", *between.options, "--duration", 2, "--output", "json")
     assert_quiet(result)
     assert "in between" in result.out
-    assert is_answered.is_set()
     assert len(between.of("thing_1", PUBACK)) == 1
 
 

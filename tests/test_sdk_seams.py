@@ -64,8 +64,8 @@ def test_the_sdk_has_what_elf_relies_on_inside_it(monkeypatch: pytest.MonkeyPatc
             continue
         for name in names.split():
             assert hasattr(part(path), name), f"the SDK {version} has no {name} in its {path}, on which ELF relies"
-    for owner, name in [(owner, each) for owner in ("mqtt_core", "clients", "workers") for each in SEAMS[owner].split()]:
-        if name != "Queue":
+    for owner in ("mqtt_core", "clients", "workers"):
+        for name in SEAMS[owner].replace("Queue", "").split():
             kind = getattr(parts[owner], name)
             assert hasattr(kind, "_logger"), f"the SDK {version} has no _logger in its {name}, which ELF silences"
     signature = inspect.signature(client.connectAsync)
