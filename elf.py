@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1", "tqdm>=4.66", "fasteners>=0.19; sys_platform == 'win32'"]
+# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "fasteners>=0.19; os_name == 'nt'"]
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
@@ -131,7 +131,7 @@ CONNECTS_PER_S = 400.0  # AWS takes 500 an account
 SUBSCRIPTIONS_PER_S = 450.0  # the same
 BURST_S = 0.1  # what a connection's rate may run ahead, so that a late message does not make all later ones late
 MOST_WAITING = 10_000  # messages that a thing keeps in an outage: a megabyte
-TURNS_AT_ONCE = 64  # messages that leave before the loop looks what has come in
+TURNS_AT_ONCE = 64  # messages that leave, or come on a connection, before the loop looks what else there is to do
 LAG_S = 1.0  # behind schedule: this machine can't keep it
 LINES_AHEAD = 8  # lines of standard input that are read before the things have sent those before them
 SELECTABLE = 500  # sockets, where the system has neither epoll nor poll but select() (Windows)
@@ -2688,7 +2688,9 @@ class _Stream:
     """
 
     def __init__(self, connection: Any) -> None:
-        self._connection = connection
+        import ssl
+
+        self._connection, self._nothing_yet = connection, (ssl.SSLWantReadError, ssl.SSLWantWriteError)
         self._ahead, self._at = b"", 0
         self.write, self.fileno, self.really_close = connection.write, connection.fileno, connection.close
         self.error: OSError | None = None  # that ended it
@@ -2699,6 +2701,8 @@ class _Stream:
                 self._ahead, self._at = self._connection.read(16384), 0  # a TLS record has no more
                 if not self._ahead:
                     raise ConnectionResetError("closed by the other side")
+            except self._nothing_yet:
+                raise
             except OSError as error:
                 self.error = error
                 raise
@@ -2727,12 +2731,17 @@ class Connection:
         self._dispatch = client._mqtt_core._event_consumer._dispatch_one
         self._paho = client._mqtt_core._internal_async_client._paho_client
         self._paho._ssl = self._stream = _Stream(self._paho._ssl)
-        self._is_open = True
+        self._is_open, self._is_behind = True, False
         self.on_room: Callable[[], None] = lambda: None  # called when the socket takes more again
         self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
         self._wanted = self._reading
         loop.selector.register(self._stream, self._wanted, self._serve)
         loop.at(time.monotonic() + LOOK_S, self._keep_alive)
+
+    @property
+    def is_alive(self) -> bool:
+        """Say whether the SDK has it open: what it has read before the end is told first, and the loss then."""
+        return self._is_open and bool(self._paho._ssl)
 
     @property
     def is_full(self) -> bool:
@@ -2741,7 +2750,8 @@ class Connection:
 
     def write(self) -> None:
         """Send what the SDK was given to send, as far as the socket takes it."""
-        self._try(self._paho.loop_write)
+        if self.is_alive:
+            self._try(self._paho.loop_write)
         if self._is_open:
             wanted = self._reading | (self._writing if self.is_full else 0)
             if wanted != self._wanted:
@@ -2757,7 +2767,7 @@ class Connection:
             self._release()
 
     def _serve(self, events: int) -> None:
-        if events & self._reading:
+        if self._is_open and events & self._reading:
             self._try(self._read)
         if self._is_open and (events & self._writing or self.is_full):  # reading acknowledges what it reads
             self.write()
@@ -2765,9 +2775,18 @@ class Connection:
                 self.on_room()
 
     def _read(self) -> int:
-        while not (failed := self._paho.loop_read()) and self._paho._ssl and self._stream.is_ahead:
-            pass
-        return int(failed)
+        """Read so much that others have their turn soon; the selector would not tell of what is ahead then."""
+        for _ in range(TURNS_AT_ONCE):
+            if (failed := self._paho.loop_read()) or not self._paho._ssl or not self._stream.is_ahead:
+                return int(failed)
+        if not self._is_behind:
+            self._is_behind = True
+            self._loop.call(self._read_on)
+        return 0
+
+    def _read_on(self) -> None:
+        self._is_behind = False
+        self._serve(self._reading)
 
     def _keep_alive(self) -> None:
         if self._is_open:
@@ -2873,7 +2892,7 @@ class Device:
 
     def connect(self, after_s: float = 0.0) -> None:
         """Connect and subscribe after a while, when it is its turn. The listener hears of it."""
-        self.state = CONNECTING
+        self.state, self._awaited = CONNECTING, "CONNACK"
         self._loop.connect_in_turn(self._open, after_s)
 
     def _open(self) -> None:
@@ -2890,7 +2909,7 @@ class Device:
                     raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
             client = open_client(client_id, self._endpoint, self._root_cert, self._files, self._on_connack)
         except Exception as error:
-            self._loop.call(self._fail, error)
+            self._loop.call(self._fail, self._refusal_in(error) or error)
         else:
             self._loop.call(self._take, client, client_id)
 
@@ -2924,8 +2943,8 @@ class Device:
     def _subscribe(self, topic_filters: Iterator[str]) -> None:
         """Subscribe to one after the other: AWS refuses by closing the connection, which does not say which it is."""
 
-        def on_suback(mid: object, data: Sequence[int]) -> None:
-            if data[0] > 1:
+        def on_suback(mid: object, data: Sequence[int] = ()) -> None:  # none in an UNSUBACK, or in rubbish
+            if not data or data[0] > 1:
                 self._fail(self._refused("it does not accept the subscription"))
             else:
                 self._subscribe(topic_filters)
@@ -2933,7 +2952,7 @@ class Device:
         topic_filter = next(topic_filters, "")
         if not topic_filter:
             self._go_online()
-        elif self._connection:
+        elif self._connection and self._connection.is_alive:
             log.debug("MQTT %s: SUBSCRIBE to %s", self.thing, topic_filter)
             self._connection.client.subscribeAsync(topic_filter, self._qos, on_suback)
             self._expect(topic_filter)
@@ -2959,9 +2978,7 @@ class Device:
         """Come back. A loss in answer to a CONNECT, a SUBSCRIBE or a message is AWS's way to refuse, maybe."""
         self._connection = None
         if self.state == CONNECTING:
-            reason = getattr(error, "reason", None) or ""
-            says = f"TLS says {reason}" if _TLS_REFUSAL.search(reason) else "it closed the connection without an answer"
-            self._fail(self._refused(says))
+            self._fail(self._refusal_in(error) or self._refused("it closed the connection without an answer"))
             return
         now = time.monotonic()
         rejected = self._first_at > 0 and now - self._first_at < REJECTED_WITHIN_S
@@ -2974,6 +2991,11 @@ class Device:
         else:
             self.refusal = None
         self._come_back()
+
+    def _refusal_in(self, error: Exception) -> Refusal | None:
+        """Return what TLS says of a certificate that the broker does not take: in the handshake before TLS 1.3."""
+        reason = getattr(error, "reason", None) or ""
+        return self._refused(f"TLS says {reason}") if _TLS_REFUSAL.search(reason) else None
 
     def _refused(self, reason: str) -> Refusal:
         if self._awaited == "CONNACK":
@@ -3058,7 +3080,8 @@ class Device:
         """Send what a lost connection has left, then what is due, until something is in the way."""
         while self._again or self._waiting:
             if reason := self._in_the_way():
-                self.held_by = reason
+                if reason != SPEED or not self.held_by:  # that limit keeps late what something else has made late
+                    self.held_by = reason
                 return
             if self._again:
                 number = self._again.popleft()
@@ -3076,7 +3099,7 @@ class Device:
 
     def _in_the_way(self) -> str:
         """Say why no message can leave now, if so; what calls _flush() again is under way then."""
-        if self.state != ONLINE or not self._connection:
+        if self.state != ONLINE or not self._connection or not self._connection.is_alive:
             return AWAY
         if len(self._in_flight) - len(self._again) >= MAX_IN_FLIGHT:
             return WINDOW
@@ -3098,14 +3121,23 @@ class Device:
         connection, now = self._connection, time.monotonic()
         if not connection:
             return
-        self._first_at = self._first_at or now
+        if not self._first_at:
+            self._first_at = now
+            self._loop.at(now + REJECTED_WITHIN_S, self._trust, connection)
         self._free_at = max(self._free_at, now) + max(MIN_INTERVAL_S, len(payload) / MAX_BYTES_PER_S)
         on_puback = functools.partial(self._on_puback, number) if self._qos else None
         mid = connection.client.publishAsync(self.topic, payload, self._qos, on_puback)
         log.debug("MQTT %s: PUBLISH %s to %s", self.thing, mid, self.topic)
         connection.write()
 
-    def _on_puback(self, number: int, mid: int) -> None:
+    def _trust(self, connection: Connection) -> None:
+        """Forget a refusal if a connection has outlived its first message: at QoS 0, nothing else tells."""
+        if self._connection is connection:
+            self.refusal = None
+
+    def _on_puback(self, number: int, mid: int, data: object = None) -> None:
+        if data is not None:  # a SUBACK, and rubbish
+            return
         log.debug("MQTT %s: PUBACK %s", self.thing, mid)
         self.refusal, self._first_at = None, -math.inf
         if known := self._in_flight.pop(number, None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -64,9 +65,15 @@ def test_an_outage_longer_than_the_grace_is_given_up_and_what_is_lost_is_listed(
 ) -> None:
     monkeypatch.setattr(main_of_pair.module, "ACK_GRACE_S", 1.0)
     monkeypatch.setattr(main_of_pair.module, "ACK_PAUSE_S", 1.0)
-    relay.silence()
-    threading.Timer(1.0, relay.close).start()
-    relay.unsilence()
+
+    def break_it() -> None:
+        relay.await_arrivals(2)
+        time.sleep(1.0)
+        relay.silence()  # what leaves from now on is not acknowledged
+        time.sleep(0.5)
+        relay.close()
+
+    threading.Thread(target=break_it).start()
     result = main_of_pair("send", *relay.broker(service), "--duration", "3", "--interval", "0.1", status=1)
     pattern = r"sent (\d+) .*: (\d+) acknowledged, (\d+) lost(?:, (\d+) not sent)?"
     sent, acknowledged, lost, unsent = (int(number or 0) for number in re.findall(pattern, result.err)[0])
