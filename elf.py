@@ -3426,7 +3426,7 @@ class Shift:
         self._cli, self._loop = cli, loop
         self._asking = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
         self._in_doubt: set[str] = set()  # what AWS is being asked about
-        self._undecided: set[str] = set()  # what AWS says nothing about
+        self._refused: set[str] = set()  # what may take minutes, and holds up nobody
         self._advised = self._is_stopped = False
 
     def take(self, event: Any) -> None:
@@ -3439,6 +3439,7 @@ class Shift:
             self.failed.add(event.thing)
             self.failures.add(event.thing, event.failure)
         elif isinstance(event, Refused):
+            self._refused.add(event.thing)
             self._in_doubt.add(event.thing)
             self._asking.submit(self._diagnose, event)
         elif isinstance(event, Diagnosed):
@@ -3476,7 +3477,6 @@ class Shift:
         if event.failure is not refusal:
             self._loop.call(self.crew.devices[thing].end, event.failure)
             return
-        self._undecided.add(thing)
         each.warning(
             "%s: the broker refuses %s, and AWS names no reason; trying again for up to %g minutes",
             thing,
@@ -3487,7 +3487,7 @@ class Shift:
     def gather(self) -> None:
         """Wait until each thing takes part, has failed, or may take longer; raise ElfError if none takes part."""
         while True:
-            known = self.joined | self.failed | (self._undecided if self.joined else set())
+            known = self.joined | self.failed | (self._refused if self.joined else set())
             if known >= self.crew.devices.keys():
                 break
             self.take(self._cli.inbox.get(math.inf))

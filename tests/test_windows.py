@@ -5,12 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
 import pytest
-from harness import ROOT, Account, Client, Elf
+from harness import ROOT, Account, Elf
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the imitation of Windows needs Linux' locks and /proc")
 AS_ON_WINDOWS = Path(__file__).resolve().parent / "as_on_windows"
@@ -80,19 +78,3 @@ def test_ctrl_c_ends_a_command_on_windows(windows: Elf) -> None:
     window = windows.subscribe()
     window.signal(signal.SIGINT)
     assert "stopped by SIGINT" in window.end(130).err
-
-
-@pytest.mark.long
-def test_worker_processes_are_spawned_on_windows(
-    windows: Elf, account: Account, connect: Callable[[Account], Client]
-) -> None:
-    windows("create", 60, "--rate", 300)
-    ear = connect(account)
-    ear.subscribe("elf/#")
-    window = windows.start("send", *windows.broker, "--count", 3, "--rate", 300, "--verbose")
-    window.await_line("posting message")
-    children = psutil.Process(window.process.pid).children()
-    assert sum("spawn_main" in " ".join(child.cmdline()) for child in children) >= 2
-    assert "ELF sent 180 messages from 60 things: 180 acknowledged, 0 lost" in window.end().err
-    assert len(ear.hear_all()) == 180
-    assert psutil.wait_procs(children, timeout=10)[1] == []
