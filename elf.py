@@ -393,9 +393,7 @@ class Output:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs or not self._thread)
-                if not self._jobs:
-                    return
+                self._changed.wait_for(lambda: self._jobs)
                 job, stream, size = self._jobs[0]
             try:
                 if stream not in self._broken:
@@ -414,24 +412,15 @@ class Output:
                 self._unread -= size
                 self._changed.notify_all()
 
-    def rest(self, patience_s: float = math.inf) -> bool:
-        """Wait until all is written, and end the thread; or until the user stops ELF, and a little longer.
-
-        Returns whether all is written.
-        """
-        deadline = time.monotonic() + patience_s
+    def rest(self) -> bool:
+        """Wait until all is written, or until the user stops ELF and a little longer; return whether all is."""
+        deadline = math.inf
         with self._changed:
             while self._jobs and time.monotonic() < deadline:
                 self._changed.wait(REDRAW_S)
                 if self._inbox.signum is not None:
                     deadline = min(deadline, time.monotonic() + STOP_S / 2)
-            if self._jobs:
-                return False
-            thread, self._thread = self._thread, None
-            self._changed.notify_all()
-        if thread:
-            thread.join()
-        return True
+            return not self._jobs
 
 
 _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
@@ -486,18 +475,15 @@ class LogFormatter(logging.Formatter):
         return f"{colour}{text}\x1b[0m" if colour else text
 
 
-class LogHandler(logging.StreamHandler):  # type: ignore[type-arg]
-    """Writes log lines above the bar or the live line, if there is one."""
+class LogHandler(logging.Handler):
+    """Has log lines written above the bar or the live line, if there is one."""
 
-    def __init__(self, output: Output | None) -> None:
-        super().__init__(sys.stderr)
+    def __init__(self, output: Output) -> None:
+        super().__init__()
         self._output = output
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self._output:
-            self._output.write(self.stream, self.format(record) + self.terminator)
-        else:  # a worker process's
-            super().emit(record)
+        self._output.write(sys.stderr, self.format(record) + "\n")
 
 
 def log_uncaught(args: threading.ExceptHookArgs) -> None:
@@ -506,7 +492,7 @@ def log_uncaught(args: threading.ExceptHookArgs) -> None:
         log.debug("a thread ended by an exception that nobody caught:", exc_info=args.exc_value)
 
 
-def start_logging(level: int, output: Output | None = None) -> None:
+def start_logging(level: int, output: Output) -> None:
     """Log ELF's own lines, in UTC, on standard error; what libraries log stays unheard."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
     if coloured and sys.platform == "win32":
@@ -550,7 +536,7 @@ def brevity_for(things: int) -> None:
 def _bar(**settings: Any) -> Any:
     import tqdm
 
-    tqdm.tqdm.monitor_interval = 0  # no thread: worker processes are forked from a process that has one
+    tqdm.tqdm.monitor_interval = 0  # no thread of its own
     tqdm.tqdm.set_lock(threading.RLock())  # its own takes a semaphore of the system's
     return tqdm.tqdm(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
 
@@ -679,7 +665,7 @@ class Failures:
 class Inbox:
     """Where a command's main thread waits: for its devices' events, for the user's Ctrl-C, or for the time to pass.
 
-    Other threads put immutable records in, or lists of them, and share nothing else with the main thread.
+    Other threads put immutable records in.
     """
 
     def __init__(self) -> None:
@@ -690,8 +676,7 @@ class Inbox:
         self.between: Callable[[], None] | None = None  # called at each get(), and again and again while it waits
 
     def put(self, event: Any) -> None:
-        for one in event if isinstance(event, list) else [event]:
-            self._events.put(one)
+        self._events.put(event)
 
     def interrupt(self, signum: int, _frame: object) -> None:
         """Handle a signal: the first lets the calls under way finish and be recorded, a second stops at once."""
@@ -855,7 +840,6 @@ class Fleet:
         self.things_file = directory / "things.json"
         self.elf_file = directory / "elf.json"
         self.journal_file = directory / "things.journal"
-        self.lock: contextlib.ExitStack | None = None  # while a command holds the directory
         self._is_claimed = False
         self._writing = threading.RLock()
         self._journal: FileIO | None = None  # open, and locked, while this fleet is being written
@@ -932,7 +916,6 @@ class Fleet:
         take = functools.partial(take_lock, self.directory, self.directory / ".held")
         lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
         try:
-            self.lock = lock
             if self._sign(note, f"{os.getpid()} {command}\n", alone):
                 self._tighten()
                 self.reload()
@@ -941,7 +924,6 @@ class Fleet:
                         pass  # which repairs
             yield
         finally:
-            self.lock = None
             lock.close()
             with contextlib.suppress(OSError):
                 if last := take():
@@ -2670,14 +2652,9 @@ def open_socket(endpoint: Endpoint) -> Any:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
     # A network that swallows everything ends a connection within half a minute, where the system can tell.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (
-        ("TCP_KEEPIDLE", 15),
-        ("TCP_KEEPINTVL", 5),
-        ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", 30_000),
-    ):
-        if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    limits = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
+    for name in limits.keys() & vars(socket).keys():
+        connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), limits[name])
     return connection
 
 
@@ -3007,7 +2984,7 @@ class Device:
         self._drop()
         if self.state == ENDED:
             return
-        log.debug("MQTT %s: %s; trying again", self.thing, error, exc_info=error)
+        log.debug("MQTT %s: %s; trying again", self.thing, error)
         self._attempts += 1
         if isinstance(error, Refusal):
             self._doubt(error)
