@@ -2843,7 +2843,7 @@ class Device:
         self._connection: Connection | None = None
         self._client_id = ""
         self._awaited = ""  # CONNACK, or the topic filter whose SUBACK is to come
-        self._first_at = 0.0  # time.monotonic() of this connection's first message; ages ago once one is acknowledged
+        self._is_trusted: bool | None = None  # this connection has outlived its first message; None: none has left
         self._number = 0  # of the last message that left
         self._in_flight: dict[int, tuple[bytes, float]] = {}  # by number: what is not acknowledged, and when it left
         self._again: collections.deque[int] = collections.deque()  # those of them that have to leave once more
@@ -2935,7 +2935,7 @@ class Device:
             self._expect(topic_filter)
 
     def _go_online(self) -> None:
-        self.state, self._awaited, self._attempts, self._first_at = ONLINE, "", 0, 0.0
+        self.state, self._awaited, self._attempts, self._is_trusted = ONLINE, "", 0, None
         if self.refusal and self.refusal.action != "iot:Publish":
             self.refusal = None
         if self.has_joined:
@@ -2957,12 +2957,11 @@ class Device:
         if self.state == CONNECTING:
             self._fail(self._refusal_in(error) or self._refused("it closed the connection without an answer"))
             return
-        now = time.monotonic()
-        rejected = self._first_at > 0 and now - self._first_at < REJECTED_WITHIN_S
+        rejected = self._is_trusted is False
         self.state, self.held_by = CONNECTING, AWAY
         self._again = collections.deque(self._in_flight)
         log.debug("MQTT %s: lost: %s", self.thing, error)
-        self._listener.on_event(Offline(self.thing, self._endpoint, self._client_id, now, rejected))
+        self._listener.on_event(Offline(self.thing, self._endpoint, self._client_id, time.monotonic(), rejected))
         if rejected:
             self._doubt(Refusal(self.thing, str(self._endpoint), "iot:Publish", self.topic))
         else:
@@ -3098,8 +3097,8 @@ class Device:
         connection, now = self._connection, time.monotonic()
         if not connection:
             return
-        if not self._first_at:
-            self._first_at = now
+        if self._is_trusted is None:
+            self._is_trusted = False
             self._loop.at(now + REJECTED_WITHIN_S, self._trust, connection)
         self._free_at = max(self._free_at, now) + max(MIN_INTERVAL_S, len(payload) / MAX_BYTES_PER_S)
         on_puback = functools.partial(self._on_puback, number) if self._qos else None
@@ -3110,13 +3109,13 @@ class Device:
     def _trust(self, connection: Connection) -> None:
         """Forget a refusal if a connection has outlived its first message: at QoS 0, nothing else tells."""
         if self._connection is connection:
-            self.refusal = None
+            self._is_trusted, self.refusal = True, None
 
     def _on_puback(self, number: int, mid: int, data: object = None) -> None:
         if data is not None:  # a SUBACK, and rubbish
             return
         log.debug("MQTT %s: PUBACK %s", self.thing, mid)
-        self.refusal, self._first_at = None, -math.inf
+        self._is_trusted, self.refusal = True, None
         if known := self._in_flight.pop(number, None):
             self._listener.on_acknowledged(self, number, time.monotonic() - known[1])
         if self._waiting or self._again:
@@ -3203,7 +3202,6 @@ class Crew:
         """Connect the devices; `happened` gets this class's events."""
         self.devices = {device.thing: device for device in devices}
         self._loop, self._happened = loop, happened
-        self._next_at = 0.0  # time.monotonic() from which AWS takes the next line of standard input
         self._is_stopping = False
         for device in devices:
             loop.call(device.connect)
@@ -3250,30 +3248,24 @@ class Crew:
         self._loop.at(turn[0], self._play, turns, turn)
 
     def publish(self, message: Composer) -> None:
-        """Have all things publish a message now, and no faster than AWS takes them. A Room follows."""
+        """Have all things publish a message now. A Room follows."""
         self._loop.call(self._publish, message)
 
     def _publish(self, message: Composer) -> None:
-        self._next_at = max(time.monotonic(), self._next_at + MIN_INTERVAL_S)
-        self._loop.at(self._next_at, self._publish_now, message, self._next_at)
-        self._make_room()
-
-    def _publish_now(self, message: Composer, due: float) -> None:
         for device in self.devices.values():
             if device.has_joined:
-                device.publish(message, due)
+                device.publish(message, time.monotonic())
+        self._make_room()
 
     def _make_room(self) -> None:
-        now = time.monotonic()
-        waiting = max((device.waiting for device in self.devices.values() if device.state == ONLINE), default=0)
-        if waiting < LINES_AHEAD and self._next_at < now + LINES_AHEAD * MIN_INTERVAL_S:
+        if max((device.waiting for device in self.devices.values() if device.state == ONLINE), default=0) < LINES_AHEAD:
             self._happened(Room())
         elif not self._is_stopping:
-            self._loop.at(now + MIN_INTERVAL_S, self._make_room)
+            self._loop.at(time.monotonic() + MIN_INTERVAL_S, self._make_room)
 
     def settle(self) -> None:
         """Have a Settled follow when what was given is acknowledged, or has been given up."""
-        self._loop.call(lambda: self._loop.at(self._next_at, self._settle))
+        self._loop.call(self._settle)
 
     def _settle(self) -> None:
         if any(device.backlog for device in self.devices.values() if device.state != ENDED):
