@@ -195,7 +195,7 @@ class Desk(Run):
         self.working: set[str] = set()  # workers, at the end of a run
         self.turn = 0.0  # time.monotonic() of the last connect
         self.asking = BoundedSemaphore(elf.DIAGNOSES_AT_ONCE)
-        self.start, self.runner.start = self.runner.start, self.start_unless_refused
+        self.start, self.runner.start = self.runner.start, self.start_if_possible
         for message, listener in (("take", self.hand_out), ("give", self.take_back), ("refused", self.find_cause)):
             self.runner.register_message(f"elf-{message}", listener, concurrent=True)
         if isinstance(self.runner, MasterRunner):
@@ -216,12 +216,12 @@ class Desk(Run):
             elf.complain(error)
             things = 0
         if self.options.headless or self.options.autostart:  # or policies would be made in the time of the run
-            refused = not things or self.refusal(self.options.num_users, self.options)
+            refused = not things or self.prepare(self.options.num_users, self.options)
             if refused and self.options.headless:
                 sys.exit(1)
 
-    def refusal(self, users: int, options: argparse.Namespace) -> Exception | None:
-        """Say why a run can't have so many users; if there is no reason, the things are ready for them."""
+    def prepare(self, users: int, options: argparse.Namespace) -> Exception | None:
+        """Get the things ready for so many users: give them their policies. Return what keeps a run from it, if so."""
         try:
             if self.runner.state in (STATE_SPAWNING, STATE_RUNNING):
                 refuse_too_many(users, len(self.duties))
@@ -238,12 +238,12 @@ class Desk(Run):
         form = request.form.to_dict()
         users = form.pop("user_count", "")
         options = argparse.Namespace(**{**vars(self.options), **form})
-        error = self.refusal(int(users), options) if users.isdecimal() else None
+        error = self.prepare(int(users), options) if users.isdecimal() else None
         return jsonify(success=False, message=in_a_line(error)) if error else None
 
-    def start_unless_refused(self, user_count: int, *args: Any, **settings: Any) -> None:
-        """Start a run, or change its users, in place of the runner's own start()."""
-        if not self.refusal(user_count, self.options):
+    def start_if_possible(self, user_count: int, *args: Any, **settings: Any) -> None:
+        """Start a run, or change its users, in place of the runner's start(), which asks nobody before it does so."""
+        if not self.prepare(user_count, self.options):
             self.start(user_count, *args, **settings)
         elif self.options.headless:
             self.environment.process_exit_code = 1
