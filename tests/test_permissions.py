@@ -6,6 +6,7 @@ import json
 import os
 import re
 import time
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -157,7 +158,10 @@ def test_without_describe_thing_the_owner_of_a_name_is_not_known(user: User, acc
     assert account.snapshot() == (["thing_0"], {}, [])
 
 
-def test_without_describe_certificate_a_refusal_is_told_less_exactly(user: User, account: Account) -> None:
+def test_without_describe_certificate_a_refusal_is_told_less_exactly(
+    user: User, account: Account, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "POLICY_CHANGE_S", 2.0)
     for command in ("create", "send"):
         user.run(command)
     account.iot.update_certificate(certificateId=account.certificate_of("thing_0"), newStatus="INACTIVE")
@@ -166,6 +170,7 @@ def test_without_describe_certificate_a_refusal_is_told_less_exactly(user: User,
     denied = user.run("send", status=1)
     assert "thing_0 can't connect to localhost:" in denied.err
     assert "which refuses it" in denied.err
+    assert "thing_0: the broker refuses iot:Connect, and AWS names no reason; trying again for up to" in denied.err
     assert "INACTIVE" not in denied.err
     user.may(user.policy)
     assert "thing_0 can't connect: its certificate is INACTIVE" in user.run("send", status=1).err
