@@ -1444,15 +1444,15 @@ def connect_control_plane(
     events.register("provide-client-params.iot", _log_call)
     events.register_first("needs-retry.iot", _try_no_more)
     credentials = _credentials(session)
-    if not place.local and not place.region:
-        place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION).checked()
-    if not place.local and not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
-        place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
-    hide(*headers.values())
     if not place.local:
+        region = place.region or os.environ.get("AWS_REGION") or session.region_name or REGION
+        place = place._replace(region=region).checked()
+        if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
+            place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
         pacer = Pacer(things_per_s, inbox.stopping)
         events.register("before-send.iot", pacer.wait)
         events.register("response-received.iot", pacer.learn)
+    hide(*headers.values())
     if credentials:
         events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
@@ -1469,16 +1469,15 @@ def _credentials(session: Any) -> Any:
     """
     try:
         credentials = session.get_credentials()
-        access_key, secret_key, token = credentials.get_frozen_credentials()[:3] if credentials else (None,) * 3
+        secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
     except ValueError as error:  # botocore's, of a container's token
         raise ElfError(
             f"could not get AWS credentials: {error}",
             "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from the file that "
             "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names",
         ) from error
-    hide(access_key, secret_key, token)
-    names = {"access key ID": access_key, "secret access key": secret_key, "session token": token}
-    for name, value in names.items():
+    hide(*secrets)
+    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
         if value and not re.fullmatch("[!-~]+", value):
             raise ElfError(
                 f"the AWS {name} (from {credentials.method}) has a line end, a space or another character that no "
@@ -1883,14 +1882,11 @@ def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[
     is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
     if described and not is_own:
         log.warning("thing %s was made by someone else: left alone", thing.name)
-    policy = None
-    own_arn = thing.certificate_arn or (described["thingArn"] if is_own else None)
-    if own_arn and thing.policy_name:
-        policy = _unless_missing(iot.get_policy, policyName=thing.policy_name)
-        if policy and not _is_own_policy(iot, thing, policy, own_arn):
+    own_arn: str = thing.certificate_arn or (described["thingArn"] if is_own else "")
+    policy = _unless_missing(iot.get_policy, policyName=thing.policy_name) if own_arn and thing.policy_name else None
+    if not policy or not _is_own_policy(iot, thing, policy, own_arn):
+        if policy:
             log.warning("policy %s was made by someone else: left alone", thing.policy_name)
-            policy = None
-    if not policy:
         thing = thing._replace(policy_name=None, policy_arn=None)
     if own_arn and (is_own or not described):  # the next clean takes what is CLEANING for this ELF's
         thing = thing._replace(stage=CLEANING)
@@ -2038,6 +2034,7 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
     from email.utils import parsedate_to_datetime
 
     mine = {thing.certificate_id for thing in fleet.things.values()}
+    first, made = min(call.since for call in fleet.unanswered), math.inf
     found: list[Mapping[str, Any]] = []
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
         # AWS's clock, to the second, and this machine's may differ.
@@ -2046,11 +2043,11 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
         ahead = ahead if abs(ahead) >= 3 else 0.0
         for certificate in page["certificates"]:
             made = certificate["creationDate"].timestamp() - ahead
-            if made < min(call.since for call in fleet.unanswered) - 1:
-                return found  # the newest come first
             in_time = any(call.since - 1 <= made <= call.until + 1 for call in fleet.unanswered)
             if in_time and certificate["certificateId"] not in mine and not _users(iot, certificate["certificateArn"]):
                 found.append(certificate)
+        if made < first - 1:
+            break  # the newest pages come first
     return found
 
 
@@ -2159,18 +2156,17 @@ def write_amazon_roots(directory: Path) -> Path:
 
     bundle = Path(botocore.__file__).with_name("cacert.pem")
     context = ssl.create_default_context(cafile=bundle if bundle.exists() else None)
-    names = ("Amazon Root CA", "Starfield Services Root Certificate Authority")
-    roots = [
-        ssl.DER_cert_to_PEM_cert(der)
-        for der, about in zip(context.get_ca_certs(binary_form=True), context.get_ca_certs(), strict=True)
-        if dict(itertools.chain(*about["subject"])).get("commonName", "").startswith(names)
-    ]
-    if not roots:
+    text = ""
+    for der, about in zip(context.get_ca_certs(binary_form=True), context.get_ca_certs(), strict=True):
+        name = dict(itertools.chain(*about["subject"])).get("commonName", "")
+        if name.startswith(("Amazon Root CA", "Starfield Services Root Certificate Authority")):
+            text += ssl.DER_cert_to_PEM_cert(der)
+    if not text:
         raise ElfError(
             "neither botocore nor this system has the Amazon root certificates",
             "save https://www.amazontrust.com/repository/AmazonRootCA1.pem and name it with --root-cert",
         )
-    path, text = directory / ROOTS_FILE, "".join(roots)
+    path = directory / ROOTS_FILE
     if not path.exists() or path.read_text(encoding="ascii") != text:
         write_private(path, text)
     return path
@@ -3893,7 +3889,13 @@ def clean_up(cli: Cli) -> int:
             if not things and not fleet.unanswered:
                 log.info("[clean_up] ELF has no things to clean up")
             elif cli.only_local:
-                forget_things(cli)
+                if not cli.place.local:
+                    where = "left in AWS IoT, with their certificates and policies"
+                    log.warning("%s: %s (%s)", where, listed(fleet.things), cli.place)
+                for thing in things:
+                    fleet.forget(thing)
+                    cli.results.put("cleaned", thingName=thing.name)
+                fleet.forget_unanswered()
             else:
                 log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
                 iot, _ = reach_aws(cli)  # in another account all would seem to be gone
@@ -3916,17 +3918,6 @@ def clean_up(cli: Cli) -> int:
 def report_cleaned(results: Results, name: str) -> None:
     each.info("Thing:'%s' cleaned up", name)
     results.put("cleaned", thingName=name)
-
-
-def forget_things(cli: Cli) -> None:
-    fleet = cli.fleet
-    if not cli.place.local:
-        names = listed(fleet.things)
-        log.warning("left in AWS IoT, with their certificates and policies: %s (%s)", names, cli.place)
-    for thing in list(fleet.things.values()):
-        fleet.forget(thing)
-        cli.results.put("cleaned", thingName=thing.name)
-    fleet.forget_unanswered()
 
 
 def reach_aws(cli: Cli) -> tuple[Any, Place]:
