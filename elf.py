@@ -1380,8 +1380,6 @@ def partition_region_account(arn: str) -> tuple[str, str, str]:
 # Control plane: boto3
 # ---------------------------------------------------------------------------------------------------------------------
 
-_LOGGED_PARAMETERS = "thingName policyName certificateId principal target newStatus setAsActive endpointType".split()
-
 
 class Pacer:
     """Keeps each operation under its quota, for all threads: other users share the account.
@@ -1393,7 +1391,6 @@ class Pacer:
     def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
         self._speed = things_per_s / THINGS_PER_S
         self._stopping = stopping
-        self._has_warned = False
         self._lock = threading.Lock()
         self._slowness: dict[str, float] = {}  # by operation: 1.0, or more where AWS throttled it
         self._slowed: dict[str, float] = {}  # by operation: when it was last slowed down
@@ -1405,8 +1402,9 @@ class Pacer:
         rate = QUOTAS[operation] * self._speed
         with self._lock:
             now = time.monotonic()
-            period = self._slowness.get(operation, 1.0) / rate
-            burst = (max(1.0, rate) - 1) * period if operation not in self._slowness else 0.0
+            slowness = self._slowness.get(operation, 1.0)
+            period = slowness / rate
+            burst = (max(1.0, rate) - 1) * period if slowness == 1.0 else 0.0
             # 20 ms behind AWS's own count, so that no call overtakes its token on the way.
             due = max(self._due.get(operation, 0.0), now + 0.02)
             self._due[operation] = due + period
@@ -1419,17 +1417,14 @@ class Pacer:
         with self._lock:
             slowness = self._slowness.get(operation, 1.0)
             if code == "ThrottlingException":  # HTTP 429 or 400
-                if not self._has_warned:
-                    self._has_warned = True
+                if not self._slowed:
                     log.warning("AWS throttles %s: slowing down", operation)
                 # Once a second at the most: the calls of one burst that AWS refuses are one piece of news.
                 if time.monotonic() - self._slowed.get(operation, -math.inf) > 1.0:
                     self._slowed[operation] = time.monotonic()
                     self._slowness[operation] = min(1.3 * slowness, 20.0)
-            elif slowness > 1.01:
-                self._slowness[operation] = slowness / 1.01
             else:
-                self._slowness.pop(operation, None)
+                self._slowness[operation] = max(1.0, slowness / 1.01)
 
 
 def connect_control_plane(
@@ -1443,29 +1438,26 @@ def connect_control_plane(
     Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors; Interrupted.
     """
     session = _session(place)
-    session.events.register("before-send", refuse_bad_headers)
+    events = session.events
+    events.register("before-send", refuse_bad_headers)
+    events.register("after-call", _check_answer)
+    events.register("provide-client-params.iot", _log_call)
+    events.register_first("needs-retry.iot", _try_no_more)
     credentials = _credentials(session)
-    if not place.local and not place.region:
-        place = place._replace(region=os.environ.get("AWS_REGION") or session.region_name or REGION).checked()
-    if not place.local and not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
-        place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
-    iot = _client(session, place)
-    hide(*headers.values())
-    events = iot.meta.events
     if not place.local:
+        region = place.region or os.environ.get("AWS_REGION") or session.region_name or REGION
+        place = place._replace(region=region).checked()
+        if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
+            place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
         pacer = Pacer(things_per_s, inbox.stopping)
         events.register("before-send.iot", pacer.wait)
         events.register("response-received.iot", pacer.learn)
+    hide(*headers.values())
     if credentials:
         events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     events.register_last("before-send.iot", inbox.check)
-    events.register_first("needs-retry.iot.DescribeEndpoint", _give_up_early)
-    events.register_first("needs-retry.iot", _ask_once)
-    if log.isEnabledFor(logging.DEBUG):
-        events.register("provide-client-params.iot", _log_call)
-        events.register("after-call.iot", _log_answer)
-    events.register("after-call.iot", functools.partial(_check_answer, iot.meta.endpoint_url))
+    iot = _client(session, place)
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     return iot, place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
 
@@ -1477,16 +1469,15 @@ def _credentials(session: Any) -> Any:
     """
     try:
         credentials = session.get_credentials()
-        access_key, secret_key, token = credentials.get_frozen_credentials()[:3] if credentials else (None,) * 3
+        secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
     except ValueError as error:  # botocore's, of a container's token
         raise ElfError(
             f"could not get AWS credentials: {error}",
             "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from the file that "
             "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names",
         ) from error
-    hide(access_key, secret_key, token)
-    names = {"access key ID": access_key, "secret access key": secret_key, "session token": token}
-    for name, value in names.items():
+    hide(*secrets)
+    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
         if value and not re.fullmatch("[!-~]+", value):
             raise ElfError(
                 f"the AWS {name} (from {credentials.method}) has a line end, a space or another character that no "
@@ -1520,13 +1511,19 @@ def _client(session: Any, place: Place) -> Any:
 
 
 def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
-    """Ask AWS for the host name of its MQTT broker. Raises ElfError when these credentials are another account's."""
+    """Ask AWS for the host name of its MQTT broker. Raises ElfError when these credentials are another account's.
+
+    Whose they are, which takes no permission, it asks where the host name does not say so.
+    """
     address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
     host = address.partition(":")[0].lower()
     # It begins with another name for every account; and in moto's server, for every answer.
-    same_endpoint = (place.data_endpoint or "").partition(".")[0] == host.partition(".")[0]
-    unknown = not (place.data_endpoint or place.account)
-    if not (same_endpoint or unknown or (place.account and place.account == _account(session, place))):
+    is_same = (place.data_endpoint or "").partition(".")[0] == host.partition(".")[0]
+    if place.account and not is_same:
+        url = None if ".amazonaws.com" in (place.endpoint_url or "") else place.endpoint_url
+        sts = session.client("sts", region_name=place.region, endpoint_url=url)
+        is_same = sts.get_caller_identity()["Account"] == place.account
+    if not is_same and (place.data_endpoint or place.account):
         raise ElfError(
             f"these credentials are another account's: the fleet lives in {place}",
             "use the credentials that created it, or another --misc-dir for another fleet",
@@ -1557,14 +1554,6 @@ def refuse_bad_headers(request: Any, **_: object) -> None:
             )
 
 
-def _account(session: Any, place: Place) -> str:
-    """Ask whose credentials these are, for a fleet of the original program's. It takes no permission."""
-    on_aws = ".amazonaws.com" in (place.endpoint_url or "")
-    sts = session.client("sts", region_name=place.region, endpoint_url=None if on_aws else place.endpoint_url)
-    sts.meta.events.register("after-call.sts", functools.partial(_check_answer, sts.meta.endpoint_url))
-    return str(sts.get_caller_identity()["Account"])
-
-
 _READ = {  # what ELF reads of answers; botocore's model marks no field of them as required
     "GetCallerIdentity": "Account",
     "DescribeEndpoint": "endpointAddress",
@@ -1579,7 +1568,8 @@ _READ = {  # what ELF reads of answers; botocore's model marks no field of them 
 }
 
 
-def _check_answer(url: str, http_response: Any, parsed: dict[str, Any], model: Any, **_: object) -> None:
+def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: object) -> None:
+    log.debug("AWS %s: HTTP %s %s", model.name, http_response.status_code, parsed.get("Error", {}).get("Code", ""))
     # A list that is left out is empty; what else ELF reads has to be there.
     if http_response.status_code < 300 and model.output_shape:
         lists = [name for name, shape in model.output_shape.members.items() if shape.type_name == "list"]
@@ -1588,39 +1578,33 @@ def _check_answer(url: str, http_response: Any, parsed: dict[str, Any], model: A
             field, dot, member = path.partition(".")
             for found in parsed[field] if field in lists else [parsed.get(field)]:
                 if not (found.get(member) if found and dot else found):
-                    raise NotAwsError(f"{url} to {model.name}, without {path},")
+                    host = "/".join(http_response.url.split("/")[:3])
+                    raise NotAwsError(f"{host} to {model.name}, without {path},")
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
-    # Only what is known to be no secret; an answer, which holds the keys, is never logged.
-    shown = ", ".join(f"{key}={params[key]}" for key in _LOGGED_PARAMETERS if key in params)
-    log.debug("AWS %s(%s)", model.name, shown)
+    # No call of ELF's carries a secret. An answer, which may be the keys, is not logged.
+    log.debug("AWS %s(%s)", model.name, ", ".join(f"{key}={value}" for key, value in params.items()))
 
 
-def _log_answer(http_response: Any, parsed: Mapping[str, Any], model: Any, **_: object) -> None:
-    code = parsed.get("Error", {}).get("Code", "")
-    log.debug("AWS %s: HTTP %s %s", model.name, http_response.status_code, code)
-
-
-def _give_up_early(attempts: int, caught_exception: Exception | None, **_: object) -> None:
-    # The first call of a command tells quickly that AWS can't be reached; later ones ride a fault out.
-    if caught_exception and attempts >= 3:
-        raise caught_exception
-
-
-def _ask_once(
+def _try_no_more(
     response: tuple[Any, Any] | None, caught_exception: Exception | None, attempts: int, operation: Any, **_: object
 ) -> None:
-    # botocore takes a limit for throttling, which passes. And _certify() is to know of every call that it makes: each
-    # that AWS may have acted on may have made a certificate, and one that waits in botocore, where Ctrl-C does not
-    # reach it, would count as sent.
+    """Raise an error after which botocore would make the call again, where ELF knows better."""
     from botocore.exceptions import ClientError
 
     error = caught_exception
     if response and response[0].status_code >= 300:
         response[1]["ResponseMetadata"]["RetryAttempts"] = attempts - 1
         error = ClientError(response[1], operation.name)
-    if error and (operation.name == "CreateKeysAndCertificate" or names_of(error)[0] == "LimitExceededException"):
+    if error and (
+        # Each call that AWS may have acted on may have made a certificate, so ELF is to know of all; and one that
+        # waits in botocore, where Ctrl-C does not reach it, would count as sent.
+        operation.name == "CreateKeysAndCertificate"
+        # The first call of a command tells quickly that AWS can't be reached; later ones ride a fault out.
+        or (operation.name == "DescribeEndpoint" and caught_exception and attempts >= 3)
+        or names_of(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
+    ):
         raise error
 
 
@@ -1756,19 +1740,19 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
     """
     try:
         yield
-    except iot.exceptions.ClientError as error:
-        taken = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
-        owner = iot.describe_thing(thingName=thing.name).get("attributes", {}).get("elf_id") if taken else None
+    except iot.exceptions.ResourceAlreadyExistsException as error:
+        owner = iot.describe_thing(thingName=thing.name).get("attributes", {}).get("elf_id")
         if owner != fleet.elf_id:  # else somebody has added attributes to a thing of this ELF's
-            if not thing.certificate_arn and (taken or _refused_at_once(error)):
+            if not thing.certificate_arn:
                 fleet.forget(thing)
-            if taken:
-                cause = f"there is a thing named {thing.name} already that this ELF did not make"
-                remedy = "choose other names, as in `elf.py create --prefix NAME`"
-                if owner:
-                    remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
-                raise ElfError(cause, remedy) from error
-            raise
+            remedy = "choose other names, as in `elf.py create --prefix NAME`"
+            if owner:
+                remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
+            raise ElfError(f"there is a thing named {thing.name} already that this ELF did not make", remedy) from error
+    except iot.exceptions.ClientError as error:
+        if not thing.certificate_arn and _refused_at_once(error):
+            fleet.forget(thing)
+        raise
     if thing.name in strays and not thing.certificate_arn:
         fleet.record(thing._replace(policy_name=policy_name(thing.name)))  # it may have one
         _retire_lost_certificates(iot, thing.name)
@@ -1843,19 +1827,18 @@ def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document
     fleet.record(thing._replace(policy_name=name))
     try:
         yield
-    except iot.exceptions.ClientError as error:
-        exists = isinstance(error, iot.exceptions.ResourceAlreadyExistsException)
-        policy = _unless_missing(iot.get_policy, policyName=name) if exists else None
-        if policy and json.loads(policy["policyDocument"]) == document:
-            return
-        if exists or (not thing.policy_name and _refused_at_once(error)):
+    except iot.exceptions.ResourceAlreadyExistsException as error:
+        policy = _unless_missing(iot.get_policy, policyName=name)
+        if not policy or json.loads(policy["policyDocument"]) != document:
             fleet.record(thing._replace(policy_name=None))
-        if exists:
             raise ElfError(
                 f"there is a policy named {name} already that ELF did not make",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
                 "or make another fleet with --prefix",
             ) from error
+    except iot.exceptions.ClientError as error:
+        if not thing.policy_name and _refused_at_once(error):
+            fleet.record(thing._replace(policy_name=None))
         raise
 
 
@@ -1899,14 +1882,11 @@ def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[
     is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
     if described and not is_own:
         log.warning("thing %s was made by someone else: left alone", thing.name)
-    policy = None
-    own_arn = thing.certificate_arn or (described["thingArn"] if is_own else None)
-    if own_arn and thing.policy_name:
-        policy = _unless_missing(iot.get_policy, policyName=thing.policy_name)
-        if policy and not _is_own_policy(iot, thing, policy, own_arn):
+    own_arn: str = thing.certificate_arn or (described["thingArn"] if is_own else "")
+    policy = _unless_missing(iot.get_policy, policyName=thing.policy_name) if own_arn and thing.policy_name else None
+    if not policy or not _is_own_policy(iot, thing, policy, own_arn):
+        if policy:
             log.warning("policy %s was made by someone else: left alone", thing.policy_name)
-            policy = None
-    if not policy:
         thing = thing._replace(policy_name=None, policy_arn=None)
     if own_arn and (is_own or not described):  # the next clean takes what is CLEANING for this ELF's
         thing = thing._replace(stage=CLEANING)
@@ -2034,27 +2014,19 @@ def gone_is_fine(
             return
         if name not in ("DeleteConflictException", "CertificateStateException") or not others:
             raise
+        again = functools.partial(gone_is_fine, call, others, **parameters)
         if (users := others(**parameters)) is None:
-            gone_is_fine(call, others, **parameters)
+            again()
         elif users:
             raise ElfError(
                 f"AWS does not delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
         else:
-            again = functools.partial(gone_is_fine, call, others, **parameters)
             raise NotYet(error, CONSISTENCY_S, "to AWS, what was just detached is attached still", again) from error
 
 
-class Unclaimed(NamedTuple):
-    """A certificate that nobody uses, made when a call for one stayed without an answer."""
-
-    certificate_id: str
-    status: str
-    made: float  # time.time(), by AWS's clock
-
-
-def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Unclaimed]:
+def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
     """Find what the calls without an answer may have made: certificates of those times, attached to nothing.
 
     AWS gives no other handle on them, so one of somebody else's may be among them.
@@ -2062,22 +2034,20 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Unclaimed]:
     from email.utils import parsedate_to_datetime
 
     mine = {thing.certificate_id for thing in fleet.things.values()}
-    first = min(call.since for call in fleet.unanswered)
-    found = []
+    first, made = min(call.since for call in fleet.unanswered), math.inf
+    found: list[Mapping[str, Any]] = []
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
         # AWS's clock, to the second, and this machine's may differ.
         date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
-        answered = parsedate_to_datetime(date).timestamp() if date else time.time()
-        ahead = 0.0 if abs(answered - time.time()) < 3 else answered - time.time()
-        at = math.inf
+        ahead = parsedate_to_datetime(date).timestamp() - time.time() if date else 0.0
+        ahead = ahead if abs(ahead) >= 3 else 0.0
         for certificate in page["certificates"]:
-            name, arn = certificate["certificateId"], certificate["certificateArn"]
-            at = certificate["creationDate"].timestamp()
-            in_time = any(call.since - 1 <= at - ahead <= call.until + 1 for call in fleet.unanswered)
-            if in_time and name not in mine and not _users(iot, arn):
-                found.append(Unclaimed(name, certificate.get("status", "of unknown status"), at))
-        if at - ahead < first - 1:
-            break  # the newest come first
+            made = certificate["creationDate"].timestamp() - ahead
+            in_time = any(call.since - 1 <= made <= call.until + 1 for call in fleet.unanswered)
+            if in_time and certificate["certificateId"] not in mine and not _users(iot, certificate["certificateArn"]):
+                found.append(certificate)
+        if made < first - 1:
+            break  # the newest pages come first
     return found
 
 
@@ -2185,23 +2155,18 @@ def write_amazon_roots(directory: Path) -> Path:
     import botocore
 
     bundle = Path(botocore.__file__).with_name("cacert.pem")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    if bundle.exists():
-        context.load_verify_locations(bundle)
-    else:
-        context.load_default_certs()
-    names = ("Amazon Root CA", "Starfield Services Root Certificate Authority")
-    roots = [
-        ssl.DER_cert_to_PEM_cert(der)
-        for der, about in zip(context.get_ca_certs(binary_form=True), context.get_ca_certs(), strict=True)
-        if dict(itertools.chain(*about["subject"])).get("commonName", "").startswith(names)
-    ]
-    if not roots:
+    context = ssl.create_default_context(cafile=bundle if bundle.exists() else None)
+    text = ""
+    for der, about in zip(context.get_ca_certs(binary_form=True), context.get_ca_certs(), strict=True):
+        name = dict(itertools.chain(*about["subject"])).get("commonName", "")
+        if name.startswith(("Amazon Root CA", "Starfield Services Root Certificate Authority")):
+            text += ssl.DER_cert_to_PEM_cert(der)
+    if not text:
         raise ElfError(
             "neither botocore nor this system has the Amazon root certificates",
             "save https://www.amazontrust.com/repository/AmazonRootCA1.pem and name it with --root-cert",
         )
-    path, text = directory / ROOTS_FILE, "".join(roots)
+    path = directory / ROOTS_FILE
     if not path.exists() or path.read_text(encoding="ascii") != text:
         write_private(path, text)
     return path
@@ -3916,48 +3881,35 @@ def clean_up(cli: Cli) -> int:
             if not things and not fleet.unanswered:
                 log.info("[clean_up] ELF has no things to clean up")
             elif cli.only_local:
-                forget_things(cli)
+                if not cli.place.local:
+                    where = "left in AWS IoT, with their certificates and policies"
+                    log.warning("%s: %s (%s)", where, listed(fleet.things), cli.place)
+                for thing in things:
+                    fleet.forget(thing)
+                    cli.results.put("cleaned", thingName=thing.name)
+                fleet.forget_unanswered()
             else:
                 log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
                 iot, _ = reach_aws(cli)  # in another account all would seem to be gone
-                retire_things(cli, iot, failures)
+                for thing, _ in step_by_step(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
+                    report_cleaned(cli.results, thing.name)
+                show_unanswered(cli)
             if not fleet.things:
                 if cli.place.local:
                     fleet.forget_unanswered()  # it goes away as a whole
                 fleet.dissolve()
         finally:
             left = len(fleet.things)
+            if things:
+                log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
+            failures.report(of=len(things))
             cli.results.summary.update(cleaned=len(things) - left, left=left, failed=list(failures.things))
     return 1 if fleet.things else 0
-
-
-def retire_things(cli: Cli, iot: Any, failures: Failures) -> None:
-    fleet = cli.fleet
-    things = list(fleet.things.values())
-    try:
-        for thing, _ in step_by_step(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
-            report_cleaned(cli.results, thing.name)
-        show_unanswered(cli)
-    finally:
-        left = len(fleet.things)
-        log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
-        failures.report(of=len(things))
 
 
 def report_cleaned(results: Results, name: str) -> None:
     each.info("Thing:'%s' cleaned up", name)
     results.put("cleaned", thingName=name)
-
-
-def forget_things(cli: Cli) -> None:
-    fleet = cli.fleet
-    if not cli.place.local:
-        names = listed(fleet.things)
-        log.warning("left in AWS IoT, with their certificates and policies: %s (%s)", names, cli.place)
-    for thing in list(fleet.things.values()):
-        fleet.forget(thing)
-        cli.results.put("cleaned", thingName=thing.name)
-    fleet.forget_unanswered()
 
 
 def reach_aws(cli: Cli) -> tuple[Any, Place]:
@@ -3987,12 +3939,9 @@ def show_unanswered(cli: Cli) -> None:
         complain(error)
         return
     for certificate in found:
-        log.warning(
-            "certificate %s, %s, made at %s, is attached to nothing",
-            certificate.certificate_id,
-            certificate.status,
-            utc(certificate.made),
-        )
+        name, made = certificate["certificateId"], utc(certificate["creationDate"].timestamp())
+        status = certificate.get("status", "of unknown status")
+        log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
     if found:
         log.warning(
             "what to do: if nobody else made it, take it away: `aws iot update-certificate --new-status INACTIVE "
