@@ -4434,7 +4434,18 @@ def run_command(cli: Cli) -> int:
             cli.refuse_dead_local()
         if cleaning and not status and fleet.has_local():
             _local_aws().stop(fleet.local_directory, log.warning)
+    if creates and not status:
+        log.info("%s", next_step(cli.misc_dir))
     return int(status)
+
+
+def next_step(misc_dir: Path) -> str:
+    """Say what to type next."""
+    import shlex
+
+    is_usual = misc_dir == Path(os.environ.get("ELF_MISC_DIR", HERE / "misc")).absolute()
+    where = "" if is_usual else f"--misc-dir {shlex.quote(str(misc_dir))} "
+    return f"now: python elf.py {where}{'send' if os.access(misc_dir / 'things.json', os.F_OK) else '--local create 3'}"
 
 
 @contextlib.contextmanager
@@ -4470,7 +4481,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error("send takes --count or --duration, not both")
         if not cli.command:
             parser.print_help()
-            parser.exit(2)
+            parser.exit(2, next_step(cli.misc_dir) + "\n")
     except SystemExit as usage:  # argparse has printed what there is to say
         try:
             if sys.stdout:

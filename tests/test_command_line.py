@@ -14,10 +14,25 @@ import pytest
 from harness import ELF, REGION, ROOT, SECRET, Account, Elf, InProcess
 
 
-def test_no_command_prints_the_help_and_exits_2(elf: Elf) -> None:
+def test_no_command_prints_the_help_and_what_comes_next_and_exits_2(elf: Elf) -> None:
     result = elf(status=2)
     assert result.out == elf("--help").out
-    assert result.err == ""
+    assert result.err == "now: python elf.py --local create 3\n"
+    elf("create")
+    assert elf(status=2).err == "now: python elf.py send\n"
+
+
+def test_create_says_last_what_comes_next(elf: Elf) -> None:
+    for options in ((), ("--output", "json")):
+        result = elf("create", *options)
+        assert result.lines[-1] == "now: python elf.py send"
+        assert "now:" not in result.out
+    other = elf.cwd / "an other"
+    assert (
+        elf("--misc-dir", other, "create", "--prefix", "other").lines[-1]
+        == f"now: python elf.py --misc-dir '{other}' send"
+    )
+    assert "now:" not in elf("create", 0, status=2).err
 
 
 @pytest.mark.parametrize(
