@@ -3968,6 +3968,37 @@ def forget_things(cli: Cli) -> None:
     fleet.forget_unanswered()
 
 
+def list_things(cli: Cli) -> int:
+    """Show what misc/ has of the fleet, whatever else is at work there: this locks, writes and asks AWS nothing."""
+    fleet = Fleet(cli.misc_dir)
+    if fleet.changed_s_ago() < 1.0:
+        fleet.reload()  # another command may have folded its journal while this one read
+    place = locate(cli, fleet.place)
+    rows = [("NAME", "CERTIFICATE", "POLICY", "SINCE (UTC)")]
+    for thing in fleet.things.values():
+        since = None
+        with contextlib.suppress(OSError):
+            since = fleet.files(thing.name).private_key.stat().st_mtime
+        state = thing.stage if thing.stage != READY else utc(since)[:16] if since else "no key"
+        rows.append((thing.name, (thing.certificate_id or "-")[:8], thing.policy_name or "-", state))
+        ids = {"certificateId": thing.certificate_id, "policyName": thing.policy_name}
+        cli.results.put("thing", thingName=thing.name, **ids, stage=thing.stage, since=since)
+    runs = None
+    with contextlib.suppress(OSError, ElfError):  # what can't be looked at
+        runs = bool(place.local and _local_aws().is_alive(fleet.local_directory))
+    cli.results.summary.update(things=len(fleet.things), local=place.local, localRuns=runs)
+    cli.results.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
+    if not cli.results.is_on:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        state = "" if runs is None or not place.local else ", which runs" if runs else ", which does not run"
+        lines.append(f"{plural(len(fleet.things), 'thing')} in {place}{state}")
+        text = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
+        encoding = sys.stdout.encoding
+        cli.printer.write(sys.stdout, text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    return 0
+
+
 def reach_aws(cli: Cli) -> tuple[Any, Place]:
     """Connect to the control plane where the fleet lives, or shall."""
     if not cli.control_plane:
@@ -4326,6 +4357,8 @@ def build_parser() -> Parser:
     add("--duration", metavar="S", type=above_0, default=DURATION_S, help="for so long (default: %(default)g s)")
     add("--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
 
+    add_command(list_things, "list", "show the things and where they live; asks AWS nothing")
+
     add = add_command(clean_up, "clean", "take everything away again, in AWS IoT and on disk")
     add("--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)")
     return parser
@@ -4424,6 +4457,8 @@ def _local_aws() -> Any:
 
 def run_command(cli: Cli) -> int:
     """Find the fleet and its AWS, and run the command on them."""
+    if cli.run is list_things:
+        return list_things(cli)
     creates = cli.run is create_things
     with held_fleet(cli, f"elf.py {cli.command}", cli.alone, creates) as fleet:
         cleaning = cli.run is clean_up
@@ -4520,10 +4555,8 @@ def report_end(cli: Cli, status: int) -> int:
 def run_to_the_end(cli: Cli) -> int:
     """Run the command, explain what keeps it from success, and return the exit status."""
     try:
-        if cli.output == "json" and sys.stdout is None:
-            raise ElfError(
-                "standard output is closed, and --output json writes there", "open it, or leave --output out"
-            )
+        if sys.stdout is None and (cli.output == "json" or cli.run is list_things):
+            raise ElfError("standard output is closed, and `list` and --output json write there", "open it")
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:

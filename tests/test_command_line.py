@@ -53,6 +53,7 @@ def test_create_says_last_what_comes_next(elf: Elf) -> None:
                 *("--root-cert", "--mqtt-endpoint", "8883"),
             ],
         ),
+        ("list", ["show", "AWS"]),
         ("clean", ["--only-local", "--force", "default: "]),
     ],
 )
@@ -69,7 +70,7 @@ def test_help_has_a_description_the_defaults_and_an_example(main: InProcess, com
 
 def test_help_lists_the_commands(main: InProcess) -> None:
     text = main("-h").out
-    for command in ("create", "send", "subscribe", "clean"):
+    for command in ("create", "send", "subscribe", "list", "clean"):
         assert re.search(rf"^ +{command} +\S", text, re.MULTILINE)
     assert "example: " in text
 
@@ -151,7 +152,7 @@ def test_a_word_like_none_that_is_known_gets_no_suggestion(main: InProcess) -> N
     assert "did you mean" not in main("explode", status=2).err
 
 
-@pytest.mark.parametrize("command", [(), ("create",), ("send",), ("subscribe",), ("clean",)])
+@pytest.mark.parametrize("command", [(), ("create",), ("send",), ("subscribe",), ("list",), ("clean",)])
 def test_help_fits_into_80_columns(main: InProcess, command: tuple[str, ...]) -> None:
     main.use({"COLUMNS": "80"})
     assert max(map(len, main(*command, "--help").out.splitlines())) <= 80
