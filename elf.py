@@ -144,6 +144,8 @@ MOST_UNREAD = 8 * 1024 * 1024  # characters that a slow reader leaves waiting: s
 
 log = logging.getLogger("iot-elf")
 each = log.getChild("each")  # for what is said of one thing or one message, which brevity_for() may hold back
+last = log.getChild("last")  # for what a command reports in the end, --quiet or not
+last.setLevel(logging.INFO)
 
 
 class ElfError(Exception):
@@ -338,6 +340,11 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def draws() -> bool:
+    """Say whether ELF draws bars and a live line: not between the lines of --debug, nor under --quiet."""
+    return on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG)
+
+
 def open_standard_streams() -> None:
     """Have descriptors 0, 1 and 2 lead somewhere, or a key file could get the number of one that is closed.
 
@@ -458,10 +465,9 @@ def redacted(text: str) -> str:
 class LogFormatter(logging.Formatter):
     """Writes the original's log lines, in UTC, in which nothing moves the reader's cursor and no secret stands."""
 
-    def __init__(self, coloured: bool = False) -> None:
-        super().__init__("%(asctime)s:iot-elf:%(levelname)s - %(message)s")
+    def __init__(self, line: str = "%(asctime)s:iot-elf:%(levelname)s - %(message)s") -> None:
+        super().__init__(line)
         self.converter = time.gmtime
-        self._colours = COLOURS if coloured else {}
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
@@ -471,8 +477,21 @@ class LogFormatter(logging.Formatter):
         return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
     def format(self, record: logging.LogRecord) -> str:
-        text, colour = redacted(super().format(record)), self._colours.get(record.levelno)
-        return f"{colour}{text}\x1b[0m" if colour else text
+        return redacted(super().format(record))
+
+
+class TerminalFormatter(LogFormatter):
+    """Writes log lines for a person: the time of day where that is, and the text, coloured or with its level."""
+
+    def __init__(self, coloured: bool) -> None:
+        super().__init__("%(message)s")
+        self.converter, self._coloured = time.localtime, coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        at, text, colour = self.formatTime(record, "%H:%M:%S"), super().format(record), COLOURS.get(record.levelno)
+        if not self._coloured:
+            return f"{at} {record.levelname}: {text}" if colour else f"{at} {text}"
+        return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
 
 
 class LogHandler(logging.Handler):
@@ -493,14 +512,14 @@ def log_uncaught(args: threading.ExceptHookArgs) -> None:
 
 
 def start_logging(level: int, output: Output) -> None:
-    """Log ELF's own lines, in UTC, on standard error; what libraries log stays unheard."""
+    """Log ELF's own lines on standard error; what libraries log stays unheard."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
     if coloured and sys.platform == "win32":
         import colorama  # which tqdm brings along there
 
         colorama.just_fix_windows_console()
     handler = LogHandler(output)
-    handler.setFormatter(LogFormatter(coloured))
+    handler.setFormatter(TerminalFormatter(coloured) if sys.stderr.isatty() else LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
@@ -543,7 +562,7 @@ def _bar(**settings: Any) -> Any:
 
 def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
     """Go through `steps`, with a progress bar if there are more than a few and a person watches."""
-    if total <= FEW_THINGS or not on_terminal() or log.isEnabledFor(logging.DEBUG):
+    if total <= FEW_THINGS or not draws():
         yield from steps
         return
     bar = _bar(desc=what, total=total, unit=" things")
@@ -558,7 +577,7 @@ def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Itera
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
     """Keep a line that `text` makes at the foot of the terminal, if a person watches, as long as the block runs."""
-    if not on_terminal() or log.isEnabledFor(logging.DEBUG):
+    if not draws():
         yield
         return
     bar = _bar(bar_format="{desc}")
@@ -3343,6 +3362,7 @@ class Cli:
     output: str | None  # json
     verbose: bool
     debug: bool
+    quiet: bool
     # Options of some
     count: int | None  # things to create, messages of each to send, or messages in all to hear
     prefix: str
@@ -3592,7 +3612,7 @@ class Tally(Account):
         if self.acknowledged:
             cause, late_s = max(self._late_s.items(), key=lambda pair: pair[1])
             late = f"at most {1000 * late_s:.1f} ms behind schedule" + (f": {cause}" if cause and late_s > 0.1 else "")
-            log.info("[send_messages] acknowledged within %s; %s", self._latency, late)
+            last.info("[send_messages] acknowledged within %s; %s", self._latency, late)
         self.unacknowledged = shift.crew.unacknowledged
         if self.rounds is not None:
             self.unsent = self.rounds * len(shift.joined) - self.sent
@@ -3606,7 +3626,7 @@ class Tally(Account):
         if (more := self.lost - len(lost)) > 0:
             log.warning("not acknowledged, or lost while offline: %s more", plural(more, "message"))
         acknowledged = f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)"
-        log.info(
+        last.info(
             "[send_messages] ELF sent %s from %s: %s, %d lost%s",
             plural(self.sent, "message"),
             plural(len(shift.joined), "thing"),
@@ -3664,11 +3684,11 @@ class Hearing(Account):
     def report(self, shift: Shift) -> None:
         shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
         if self._latency.in_ms():
-            log.info("[subscribe] received, after the time in their ts, within %s", self._latency)
+            last.info("[subscribe] received, after the time in their ts, within %s", self._latency)
         if self.unread:
             log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
-        log.info("[subscribe] ELF received %s on %s", messages, things)
+        last.info("[subscribe] ELF received %s on %s", messages, things)
         self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
 
 
@@ -3705,7 +3725,7 @@ def create_things(cli: Cli) -> int:
         to_do = sorted(missing | half_gone, key=by_number)
         if not to_do and not fleet.unanswered:
             things = plural(len(wanted), "thing")
-            log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
+            last.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
         fleet.settle(place)
@@ -3729,9 +3749,9 @@ def create_things(cli: Cli) -> int:
                 log.info("Wrote %s to config file: %s", plural(len(fleet.things), "thing"), fleet.things_file)
             created = [thing for thing in fleet.ready if thing.name in missing]
             made = plural(len(created), "thing")
-            log.info("[create_things] ELF created %s in region:'%s'.", made, place.region)
+            last.info("[create_things] ELF created %s in region:'%s'.", made, place.region)
             if left := len(missing) - len(created):
-                log.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
+                last.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
             failures.report(of=len(to_do))
             cli.results.summary.update(things=len(fleet.ready), created=len(created), failed=list(failures.things))
     return 1 if left or failures.things else 0
@@ -3922,7 +3942,7 @@ def clean_up(cli: Cli) -> int:
         failures = Failures()
         try:
             if not things and not fleet.unanswered:
-                log.info("[clean_up] ELF has no things to clean up")
+                last.info("[clean_up] ELF has no things to clean up")
             elif cli.only_local:
                 forget_things(cli)
             else:
@@ -3948,7 +3968,7 @@ def retire_things(cli: Cli, iot: Any, failures: Failures) -> None:
         show_unanswered(cli)
     finally:
         left = len(fleet.things)
-        log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
+        last.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
         failures.report(of=len(things))
 
 
@@ -4287,6 +4307,7 @@ def add_common_options(parser: Parser) -> Parser:
     add("--rate", metavar="N", type=rate, help=raised)
     add("--output", choices=("text", "json"), help="json: one object a line on standard output, too (default: text)")
     add("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well")
+    add("--quiet", action="store_true", help="log warnings, errors and the report in the end only")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
     add("--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
     add("-h", "--help", action="help", help="show this and exit")
@@ -4528,7 +4549,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.inbox = Inbox()
     cli.printer = Output(cli.inbox)
     cli.results = Results(sys.stdout if cli.output == "json" else None, cli.printer)
-    start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else logging.INFO, cli.printer)
+    level = logging.WARNING if cli.quiet else logging.INFO
+    start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else level, cli.printer)
     with signals_to(cli.inbox):
         try:
             return report_end(cli, run_to_the_end(cli))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 
 import pytest
 from harness import Account, AwsService, Elf, Pair, Terminal
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}:iot-elf:[A-Z]+ - .+")
+SEEN = re.compile(r"\d\d:\d\d:\d\d \S.*")
 BAR = re.compile(
     r"(create|policies|clean): +\d+%\|.*\| \d+/8 \[\d\d:\d\d<(\d\d:\d\d|\?), +([\d.]+|\?) ?(things/s|s/ things)\]"
 )
@@ -28,7 +30,7 @@ def test_more_than_a_few_things_come_and_go_under_a_bar_and_whole_log_lines(elf:
         terminal = elf.in_terminal(command, *count, *rate, "--rate", 100, columns=300)
         assert terminal.status == 0
         assert {match[1] for match in matches(BAR, terminal)} == {{"send": "policies"}.get(command, command)}
-        assert [line for line in terminal.seen if not LINE.fullmatch(line)] == []
+        assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
     assert account.is_empty()
 
 
@@ -52,7 +54,7 @@ def test_send_keeps_a_live_line_and_takes_it_away_again(pair: Pair) -> None:
     assert acknowledged == sorted(acknowledged)
     assert 0 < sent[-1] <= 30
     assert any(float(match[3]) > 0 for match in live)
-    assert [line for line in terminal.seen if not LINE.fullmatch(line)] == []
+    assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
     assert terminal.seen[-1].endswith("ELF sent 30 messages from 2 things: 30 acknowledged, 0 lost")
 
 
@@ -63,7 +65,7 @@ def test_the_live_line_of_subscribe_counts_and_measures_from_the_senders_ts(pair
     live = matches(LIVE_SUBSCRIBE, terminal)
     assert int(live[-1][1]) > 0
     assert live[-1][2]
-    assert [line for line in terminal.seen if not LINE.fullmatch(line)] == []
+    assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
     (within,) = (line for line in terminal.seen if "after the time in their ts" in line)
     assert re.search(r"within \d+\.\d ms \(p50\), \d+\.\d ms \(p95\), \d+\.\d ms \(p99\), \d+\.\d ms \(max\)", within)
 
@@ -96,19 +98,47 @@ def test_warnings_and_errors_are_coloured_unless_the_user_minds(
 ) -> None:
     terminal = elf.in_terminal("send", env=environment)
     assert terminal.status == 1
-    errors = [line for line in terminal.drawn if "ERROR" in line]
+    errors = [line for line in terminal.drawn if re.search("no things yet|what to do", line)]
     assert len(errors) == 2
     for line in errors:
-        assert (line.startswith("\x1b[31m") and line.endswith("\x1b[0m")) == coloured
+        pattern = r"\x1b\[2m{}\x1b\[0m \x1b\[31m[^\x1b]+\x1b\[0m" if coloured else r"{} ERROR: [^\x1b]+"
+        assert re.fullmatch(pattern.format(r"\d\d:\d\d:\d\d"), line)
     assert ("\x1b" in terminal.written) == coloured
 
 
 def test_warnings_have_another_colour_than_errors_and_news_has_none(elf: Elf) -> None:
     elf("create", 1)
     (elf.misc / "things.json").chmod(0o644)
-    drawn = elf.in_terminal("create", 1).drawn
-    colours = {line.partition(" - ")[0].rpartition(":")[2]: line.partition("2")[0] for line in drawn}
-    assert colours == {"WARNING": "\x1b[33m", "INFO": ""}
+    warning, *news = elf.in_terminal("create", 1).drawn
+    assert re.fullmatch(r"\x1b\[2m\d\d:\d\d:\d\d\x1b\[0m \x1b\[33m[^\x1b]+\x1b\[0m", warning)
+    for line in news:
+        assert re.fullmatch(r"\x1b\[2m\d\d:\d\d:\d\d\x1b\[0m [^\x1b]+", line)
+
+
+def test_the_time_in_a_terminal_is_its_users(elf: Elf) -> None:
+    before = time.time()
+    line = elf.in_terminal("clean", env={"TZ": "XYZ-5:45"}).seen[-1]
+    times = {time.strftime("%H:%M:%S", time.gmtime(before + 5.75 * 3600 + late_s)) for late_s in range(10)}
+    assert line.partition(" ")[0] in times
+
+
+def test_quiet_leaves_warnings_errors_and_the_last_report(elf: Elf) -> None:
+    def quiet(*args: object, status: int = 0) -> list[str]:
+        (seen, written) = (result := elf.in_terminal(*args, "--quiet")).seen, result.written
+        assert result.status == status
+        assert "%|" not in written
+        assert "latency" not in "".join(result.drawn[:-2])
+        return [line.partition(" ")[2] for line in seen]
+
+    assert quiet("create", 8, "--rate", 100) == ["[create_things] ELF created 8 things in region:'us-west-2'."]
+    (elf.misc / "thing_0.prv").unlink()
+    (elf.misc / "elf.json").chmod(0o644)
+    sent = quiet("send", *elf.broker, "--count", 2, "--interval", "0.5", status=1)
+    assert "could read" in sent[0]
+    assert any("thing_0 has no file" in line for line in sent)
+    assert any("ELF sent 14 messages from 7 things: 14 acknowledged, 0 lost" in line for line in sent)
+    assert not any("posting" in line or "subscribed" in line for line in sent)
+    assert elf("clean", "--quiet").lines == ["[clean_up] ELF cleaned up 8 things, 0 left"]
 
 
 @pytest.fixture(scope="module")
