@@ -340,6 +340,24 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def columns(stream: TextIO) -> int:
+    """Say how many columns a terminal has; where it does not know, 80."""
+    return os.get_terminal_size(stream.fileno()).columns or 80
+
+
+def fitting(stream: TextIO, *texts: str, after: int = 0) -> str:
+    """Choose the first of some texts that fits a terminal's line `after` so many characters, or cut the last."""
+    room = columns(stream) - after
+    return next((text for text in texts if len(text) <= room), texts[-1][:room])
+
+
+def shorter(path: Path) -> Path:
+    """Return a path as a person would type it here."""
+    with contextlib.suppress(OSError, ValueError):  # no working directory any more; not below it
+        return path.relative_to(Path.cwd())
+    return path
+
+
 def draws() -> bool:
     """Say whether ELF draws bars and a live line: not between the lines of --debug, nor under --quiet."""
     return on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG)
@@ -488,6 +506,8 @@ class TerminalFormatter(LogFormatter):
         self.converter, self._coloured = time.localtime, coloured
 
     def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
         at, text, colour = self.formatTime(record, "%H:%M:%S"), super().format(record), COLOURS.get(record.levelno)
         if not self._coloured:
             return f"{at} {record.levelname}: {text}" if colour else f"{at} {text}"
@@ -585,8 +605,7 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
     drawing = threading.Lock()  # no line is put in before the one before it is drawn
 
     def show(line: str) -> None:
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        bar.set_description_str(line[: columns - 1])
+        bar.set_description_str(line[: columns(sys.stderr) - 1])
         drawing.release()
 
     def draw() -> None:
@@ -3758,10 +3777,16 @@ def create_things(cli: Cli) -> int:
 
 
 def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
-    each.info("Thing:'%s' associated with cert:'%s'", thing.name, thing.certificate_arn)
-    each.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
-    each.info("Thing Name: %s Public Key File: %s", thing.name, files.public_key)
-    each.info("Thing Name: %s Private Key File: %s", thing.name, files.private_key)
+    if sys.stderr.isatty():
+        line = f"{thing.name}: certificate {(thing.certificate_id or '')[:8]}"
+        pattern = shorter(files.certificate.with_suffix(".{pem,pub,prv}"))
+        lines = f"{line}, {pattern}", f"{line}, .../{pattern.name}", line
+        each.info("%s", fitting(sys.stderr, *lines, after=len("00:00:00 ")))
+    else:
+        each.info("Thing:'%s' associated with cert:'%s'", thing.name, thing.certificate_arn)
+        each.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
+        each.info("Thing Name: %s Public Key File: %s", thing.name, files.public_key)
+        each.info("Thing Name: %s Private Key File: %s", thing.name, files.private_key)
     results.put(
         "created",
         thingName=thing.name,
@@ -4011,6 +4036,7 @@ def list_things(cli: Cli) -> int:
     if not cli.results.is_on:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = [fitting(sys.stdout, line) for line in lines] if sys.stdout.isatty() else lines
         state = "" if runs is None or not place.local else ", which runs" if runs else ", which does not run"
         lines.append(f"{plural(len(fleet.things), 'thing')} in {place}{state}")
         text = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"

@@ -141,6 +141,30 @@ def test_quiet_leaves_warnings_errors_and_the_last_report(elf: Elf) -> None:
     assert elf("clean", "--quiet").lines == ["[clean_up] ELF cleaned up 8 things, 0 left"]
 
 
+@pytest.mark.parametrize("columns", [30, 50, 80, 300])
+def test_a_created_thing_has_one_line_that_fits(elf: Elf, account: Account, columns: int) -> None:
+    seen = elf.in_terminal("create", 2, "--prefix", "thing-----", columns=columns).seen
+    for name in account.things():
+        (line,) = (line for line in seen if f" {name}: " in line)
+        assert len(line) <= columns
+        said = line.partition(" ")[2]
+        if columns >= 50:
+            assert said.startswith(f"{name}: certificate {account.certificate_of(name)[:8]}")
+        if columns == 80:
+            assert said.endswith(f", .../{name}.{{pem,pub,prv}}")
+        if columns == 300:
+            assert said.endswith(f", {elf.misc}/{name}.{{pem,pub,prv}}")
+
+
+def test_files_are_named_as_they_would_be_typed(elf: Elf) -> None:
+    elf.cwd = elf.misc.parent
+    text = "\n".join(elf.in_terminal("create", columns=80).seen)
+    assert ", misc/thing_0.{pem,pub,prv}" in text
+    assert "to config file: misc/things.json" in text
+    rows = [text for text in elf.in_terminal("list", columns=30).drawn if text.startswith(("NAME", "thing_0"))]
+    assert [len(row) for row in rows] == [30, 30]
+
+
 @pytest.fixture(scope="module")
 def crowd(service: AwsService, tmp_path_factory: pytest.TempPathFactory) -> Elf:
     """A fleet that is too large for a line a thing."""
