@@ -4335,7 +4335,7 @@ def add_common_options(parser: Parser) -> Parser:
     add("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well")
     add("--quiet", action="store_true", help="log warnings, errors and the report in the end only")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
-    add("--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
+    add("-V", "--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
     add("-h", "--help", action="help", help="show this and exit")
     return parser
 
@@ -4345,7 +4345,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
     add("--append-thing-name", action="store_true", help=name)
-    add("--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
+    add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
     add("--mqtt-endpoint", metavar="HOST[:PORT]", type=mqtt_endpoint, help=broker)
     return parser
@@ -4367,8 +4367,8 @@ def build_parser() -> Parser:
 
     def add_command(
         run: Callable[[Cli], int], example: str, summary: str, *parents: Parser, alone: bool = True
-    ) -> Callable[..., object]:
-        """Add a command that `run` carries out, `alone` on its misc/ or not; return what adds an option to it."""
+    ) -> Parser:
+        """Add a command that `run` carries out, `alone` on its misc/ or not."""
         command = commands.add_parser(
             example.partition(" ")[0],
             help=summary,
@@ -4378,36 +4378,45 @@ def build_parser() -> Parser:
         )
         command.set_defaults(run=run, alone=alone)
         parser.commands.append(command)
-        return command.add_argument
+        return command
 
-    add = add_command(create_things, "create 3", "make things in AWS IoT, each with a certificate and keys")
+    add = add_command(
+        create_things, "create 3", "make things in AWS IoT, each with a certificate and keys"
+    ).add_argument
     add("count", metavar="COUNT", type=whole, nargs="?", default=1, help="how many (default: %(default)s)")
     add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="as in NAME_0 (default: %(default)s)")
 
     example = "send --duration 30 --interval 0.5 'Hello from ELF'"
-    add = add_command(send_messages, example, "have every thing publish messages", messaging, alone=False)
+    command = add_command(send_messages, example, "have every thing publish messages", messaging, alone=False)
+    add, what = command.add_argument, command.add_mutually_exclusive_group().add_argument
+    how_many = command.add_mutually_exclusive_group().add_argument
     content = (
         f"send the JSON object in FILE instead of MESSAGE, or of FILE{REPLAYED} a line each interval, or of - "
         "(standard input) each line as it comes"
     )
-    add("message", metavar="MESSAGE", nargs="?", default=MESSAGE, help="text (default: %(default)s)")
-    add("--json-message", metavar="FILE", type=Path, help=content)
-    add("--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
+    # Another default of the positional one would undo what -m has set.
+    what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
+    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
+    what("--json-message", metavar="FILE", type=Path, help=content)
+    add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     add("--interval", metavar="S", type=interval, default=INTERVAL_S, help="a message every (default: %(default)g s)")
-    add("--duration", metavar="S", type=above_0, help=f"for so long (default: {DURATION_S:g} s, or all lines)")
-    add("--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration")
+    how_many("--duration", metavar="S", type=above_0, help=f"for so long (default: {DURATION_S:g} s, or all lines)")
+    how_many("-n", "--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration")
 
     example = "subscribe --duration 30"
-    add = add_command(subscribe, example, "have every thing listen, and log what it hears", messaging, alone=False)
+    command = add_command(subscribe, example, "have every thing listen, and log what it hears", messaging, alone=False)
+    add = command.add_argument
     topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
-    add("--topic", dest="topics", metavar="T", action="append", help=topics)
+    add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
     add("--duration", metavar="S", type=above_0, default=DURATION_S, help="for so long (default: %(default)g s)")
-    add("--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
+    add("-C", "--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
 
     add_command(list_things, "list", "show the things and where they live; asks AWS nothing")
 
-    add = add_command(clean_up, "clean", "take everything away again, in AWS IoT and on disk")
-    add("--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)")
+    command = add_command(clean_up, "clean", "take everything away again, in AWS IoT and on disk")
+    command.add_argument(
+        "--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)"
+    )
     return parser
 
 
@@ -4559,8 +4568,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli = parser.parse_args(argv, Cli())
         if cli.local and (cli.profile or cli.endpoint_url):
             parser.error("--local has no --profile and no --endpoint-url")
-        if cli.command == "send" and cli.count and cli.duration:
-            parser.error("send takes --count or --duration, not both")
         if not cli.command:
             parser.print_help()
             parser.exit(2, next_step(cli.misc_dir) + "\n")

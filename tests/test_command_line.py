@@ -9,6 +9,7 @@ import sys
 import time
 from calendar import timegm
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from harness import ELF, REGION, ROOT, SECRET, Account, Elf, InProcess
@@ -68,6 +69,22 @@ def test_help_has_a_description_the_defaults_and_an_example(main: InProcess, com
         assert each in text
 
 
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ("send -t a/b -q 0 -m hi -n 3", "send --topic a/b --qos 0 --count 3 hi"),
+        ("send -ta/b -q0 -mhi -n3", "send hi --topic=a/b --qos=0 --count=3"),
+        ("send -m MESSAGE", "send MESSAGE"),
+        ("subscribe -t a -t b/# -q 0 -C 2", "subscribe --topic a --topic b/# --qos 0 --count 2"),
+    ],
+)
+def test_short_options_are_those_of_mosquitto(module: ModuleType, short: str, long: str) -> None:
+    def parsed(line: str) -> dict[str, object]:
+        return vars(module.build_parser().parse_args(line.split(), module.Cli()))
+
+    assert parsed(short) == parsed(long)
+
+
 def test_help_lists_the_commands(main: InProcess) -> None:
     text = main("-h").out
     for command in ("create", "send", "subscribe", "list", "clean"):
@@ -75,7 +92,7 @@ def test_help_lists_the_commands(main: InProcess) -> None:
     assert "example: " in text
 
 
-@pytest.mark.parametrize("where", [("--version",), ("clean", "--version")])
+@pytest.mark.parametrize("where", [("--version",), ("-V",), ("clean", "--version"), ("clean", "-V")])
 def test_version_is_printed(main: InProcess, where: tuple[str, ...]) -> None:
     assert re.fullmatch(r"\S.* [0-9]+\.[0-9]+\.[0-9]+\n", main(*where).out)
 
@@ -105,6 +122,12 @@ def test_version_is_printed(main: InProcess, where: tuple[str, ...]) -> None:
         "send --count 1 --duration 1",
         "create --output yaml",
         "send a b",
+        "send -m a b",
+        "send a -m b",
+        "send a --json-message b",
+        "send -n 1 --duration 1",
+        "subscribe -n 1",
+        "create -q",
         "send --mqtt-endpoint host:",
         "send --mqtt-endpoint host:0",
         "send --mqtt-endpoint host:65536",
