@@ -340,6 +340,13 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def is_behind() -> bool:
+    """Say whether ELF is in the background: the terminal is another program's now, which may draw there."""
+    with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing, nor has a pipe
+        return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
+    return False
+
+
 def columns(stream: TextIO) -> int:
     """Say how many columns a terminal has; where it does not know, 80."""
     return os.get_terminal_size(stream.fileno()).columns or 80
@@ -397,8 +404,13 @@ class Output:
     def write(self, stream: TextIO, text: str) -> None:
         def write() -> None:
             bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
-            with bars.external_write_mode(stream) if bars and stream is sys.stderr else contextlib.nullcontext():
-                stream.write(text)
+            alone = not (stream is sys.stderr and is_behind())
+            with (
+                bars.external_write_mode(stream)
+                if bars and alone and stream is sys.stderr
+                else contextlib.nullcontext()
+            ):
+                stream.write(text if alone or not on_terminal() else f"\r\x1b[K{text}")  # over what another has drawn
                 stream.flush()
 
         self.call(write, stream, len(text))
@@ -575,9 +587,13 @@ def brevity_for(things: int) -> None:
 def _bar(**settings: Any) -> Any:
     import tqdm
 
+    class Bar(tqdm.tqdm):  # type: ignore[misc]
+        def display(self, *args: Any, **settings: Any) -> Any:
+            return None if is_behind() else super().display(*args, **settings)
+
     tqdm.tqdm.monitor_interval = 0  # no thread of its own
     tqdm.tqdm.set_lock(threading.RLock())  # its own takes a semaphore of the system's
-    return tqdm.tqdm(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
+    return Bar(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
 
 
 def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:

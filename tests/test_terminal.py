@@ -70,6 +70,23 @@ def test_the_live_line_of_subscribe_counts_and_measures_from_the_senders_ts(pair
     assert re.search(r"within \d+\.\d ms \(p50\), \d+\.\d ms \(p95\), \d+\.\d ms \(p99\), \d+\.\d ms \(max\)", within)
 
 
+def test_of_two_in_one_terminal_the_one_in_the_background_draws_none(pair: Pair) -> None:
+    talk = "$ELF send $BROKER --duration 2 --interval 0.1"
+    terminal = pair.in_terminal(script=f"$ELF subscribe $BROKER --duration 6 & sleep 1; {talk}; wait", columns=300)
+    assert terminal.status == 0
+    assert matches(LIVE_SEND, terminal)
+    assert not matches(LIVE_SUBSCRIBE, terminal)
+    assert [line for line in terminal.seen if not (SEEN.fullmatch(line) or line.startswith("[1]"))] == []
+    assert sum("Received message" in line for line in terminal.seen) == 80
+
+
+def test_one_that_comes_to_the_foreground_begins_to_draw(pair: Pair) -> None:
+    terminal = pair.in_terminal(script="$ELF subscribe $BROKER --duration 3 & sleep 2; echo now; fg", columns=300)
+    before, _, after = terminal.written.partition("now")
+    assert not LIVE_SUBSCRIBE.search(before)
+    assert LIVE_SUBSCRIBE.search(after)
+
+
 @pytest.mark.parametrize("columns", [20, 40])
 def test_the_live_line_fits_into_a_narrow_terminal(pair: Pair, columns: int) -> None:
     terminal = pair.in_terminal("send", *pair.broker, "--count", 5, "--interval", "0.2", columns=columns)
