@@ -2438,7 +2438,7 @@ class Times:
         }
 
     def __str__(self) -> str:
-        return ", ".join(f"{value:.1f} ms ({name})" for name, value in self.in_ms().items())
+        return ", ".join(f"{name} {value:.1f}" for name, value in self.in_ms().items()) + " ms"
 
 
 class Rate:
@@ -3583,6 +3583,17 @@ class Account(Listener):
         self._put: Callable[[Any], None] = cli.inbox.put
         self._results = cli.results
         self._is_heard = says_each() or cli.results.is_on  # or nothing need be formatted
+        self._latency = Times()
+        self._began_at = self._took_s = 0.0  # time.monotonic() from which the things were at work, and how long
+
+    def begin(self) -> None:
+        self._began_at = time.monotonic()
+
+    def end(self) -> None:
+        self._took_s = time.monotonic() - self._began_at
+
+    def pace(self, messages: int) -> str:
+        return f"{self._took_s:.1f} s, {messages / max(self._took_s, 0.1):.1f} messages/s"
 
     def on_event(self, event: Any) -> None:
         self._put(event)
@@ -3600,9 +3611,7 @@ class Tally(Account):
         self._qos: int = cli.qos
         self.sent = self.acknowledged = self.dropped = self.resent = self.unsent = 0
         self._late_s: dict[str, float] = {"": 0.0}  # at the worst, by what held a message up
-        self._latency = Times()  # of what was acknowledged
         self.last_at = 0.0  # time.monotonic() of the last acknowledgement
-        self._began_at = 0.0  # time.monotonic() of the first message
         self._is_lagging = False
         self._rate = Rate(lambda: self.sent)
         self._dropped: list[str] = []  # the first of those
@@ -3616,7 +3625,6 @@ class Tally(Account):
             if late_s > LAG_S and not (device.held_by or self._is_lagging):
                 self._is_lagging = True
                 self._put(Lagging(self.sent / (time.monotonic() - self._began_at)))
-        self._began_at = self._began_at or time.monotonic()
         if lost:
             self.dropped += 1
             self._dropped += [f"message {number} of {device.thing}"] if self.dropped <= LISTED else []
@@ -3644,10 +3652,11 @@ class Tally(Account):
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
-        if self.acknowledged:
-            cause, late_s = max(self._late_s.items(), key=lambda pair: pair[1])
-            late = f"at most {1000 * late_s:.1f} ms behind schedule" + (f": {cause}" if cause and late_s > 0.1 else "")
-            last.info("[send_messages] acknowledged within %s; %s", self._latency, late)
+        cause, late_s = max(self._late_s.items(), key=lambda pair: pair[1])
+        latency = f"; ack latency: {self._latency}" if self.acknowledged else ""
+        why = f" ({cause})" if cause and late_s > 0.1 else ""
+        pace = self.pace(self.sent)
+        last.info("[send_messages] %s%s; sent up to %.1f ms late%s", pace, latency, 1000 * late_s, why)
         self.unacknowledged = shift.crew.unacknowledged
         if self.rounds is not None:
             self.unsent = self.rounds * len(shift.joined) - self.sent
@@ -3691,7 +3700,6 @@ class Hearing(Account):
         self.received = self.unread = 0
         self._most: float = cli.count or math.inf
         self.ends_at = math.inf  # time.monotonic()
-        self._latency = Times()  # from the sender's ts
         self._rate = Rate(lambda: self.received)
 
     def on_received(self, device: Device, message: Any) -> None:
@@ -3718,8 +3726,8 @@ class Hearing(Account):
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
-        if self._latency.in_ms():
-            last.info("[subscribe] received, after the time in their ts, within %s", self._latency)
+        latency = f"; delivery latency (from ts, ±10 ms): {self._latency}" if self._latency.in_ms() else ""
+        last.info("[subscribe] %s%s", self.pace(self.received), latency)
         if self.unread:
             log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
@@ -4166,6 +4174,8 @@ def at_work(
         shift.gather()
         ends.callback(account.report, shift)
         ends.callback(shift.stop)
+        ends.callback(account.end)
+        account.begin()
         yield shift
         shift.await_diagnoses()
 
