@@ -140,6 +140,7 @@ DIAGNOSES_AT_ONCE = 4  # of things that the broker refuses
 LISTED = 20  # things or messages, at the most, that get a line each without --verbose
 FEW_THINGS = 5  # so many are made or cleaned before anybody looks for a progress bar
 REDRAW_S = 0.2  # the live line
+STALL_S = 1.0  # an acknowledgement that takes longer is news for the live line
 MOST_UNREAD = 8 * 1024 * 1024  # characters that a slow reader leaves waiting: some 50,000 messages
 
 log = logging.getLogger("iot-elf")
@@ -2451,7 +2452,7 @@ class Rate:
     def __str__(self) -> str:
         self._seen.append((time.monotonic(), self._count()))
         (began, first), (ended, last) = self._seen[0], self._seen[-1]
-        return f"{(last - first) / max(ended - began, REDRAW_S):.1f} messages/s"
+        return f"{(last - first) / max(ended - began, REDRAW_S):.1f}/s"
 
 
 def time_of_sending(payload: bytes) -> float | None:
@@ -3584,13 +3585,21 @@ class Account(Listener):
         self._results = cli.results
         self._is_heard = says_each() or cli.results.is_on  # or nothing need be formatted
         self._latency = Times()
+        self._devices: Sequence[Device] = ()
         self._began_at = self._took_s = 0.0  # time.monotonic() from which the things were at work, and how long
+        self.ends_at = math.inf  # time.monotonic(), if that is known
 
-    def begin(self) -> None:
-        self._began_at = time.monotonic()
+    def begin(self, devices: Iterable[Device]) -> None:
+        self._devices, self._began_at = list(devices), time.monotonic()
 
     def end(self) -> None:
         self._took_s = time.monotonic() - self._began_at
+
+    def situation(self) -> str:
+        """Say, for the live line, how many connections are up, what time has passed and what is left."""
+        now, up = time.monotonic(), sum(device.state == ONLINE for device in self._devices)
+        left = f", {self.ends_at - now:.0f} s left" if now < self.ends_at < math.inf else ""
+        return f"{up}/{len(self._devices)} up | {now - self._began_at:.0f} s{left}"
 
     def pace(self, messages: int) -> str:
         return f"{self._took_s:.1f} s, {messages / max(self._took_s, 0.1):.1f} messages/s"
@@ -3615,6 +3624,7 @@ class Tally(Account):
         self._is_lagging = False
         self._rate = Rate(lambda: self.sent)
         self._dropped: list[str] = []  # the first of those
+        self._left_at: dict[tuple[str, int], float] = {}  # time.monotonic() of what is not acknowledged, oldest first
         self.unacknowledged: list[tuple[Device, int, bytes]] = []  # in the end
         self.rounds: int | None = None  # how many messages of each thing were due in all, in the end
 
@@ -3625,6 +3635,8 @@ class Tally(Account):
             if late_s > LAG_S and not (device.held_by or self._is_lagging):
                 self._is_lagging = True
                 self._put(Lagging(self.sent / (time.monotonic() - self._began_at)))
+        if self._qos:
+            self._left_at[device.thing, number] = time.monotonic()
         if lost:
             self.dropped += 1
             self._dropped += [f"message {number} of {device.thing}"] if self.dropped <= LISTED else []
@@ -3635,6 +3647,7 @@ class Tally(Account):
 
     def on_acknowledged(self, device: Device, number: int, after_s: float) -> None:
         self.acknowledged += 1
+        self._left_at.pop((device.thing, number), None)
         self._latency.add(after_s)
         self.last_at = time.monotonic()
         if self._results.is_on:
@@ -3647,8 +3660,11 @@ class Tally(Account):
         self.unsent += messages
 
     def __str__(self) -> str:
-        counts = f"sent {self.sent}, acknowledged {self.acknowledged}, lost {self.dropped}"
-        return f"{counts} | {self._rate} | latency {self._latency.recent_ms:.1f} ms"
+        waiting, pace = list(self._left_at.values()), f"{self._rate} | {self._latency.recent_ms:.1f} ms"
+        if waiting and (oldest_s := time.monotonic() - waiting[0]) > STALL_S:
+            pace = f"{len(waiting)} waiting, up to {oldest_s:.1f} s"
+        lost = f", lost {self.dropped}" if self.dropped else ""
+        return f"sent {self.sent}, acknowledged {self.acknowledged}{lost} | {pace} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
@@ -3699,7 +3715,6 @@ class Hearing(Account):
         super().__init__(cli)
         self.received = self.unread = 0
         self._most: float = cli.count or math.inf
-        self.ends_at = math.inf  # time.monotonic()
         self._rate = Rate(lambda: self.received)
 
     def on_received(self, device: Device, message: Any) -> None:
@@ -3721,8 +3736,8 @@ class Hearing(Account):
         each.warning("%s can't make anything of a message: %s", device.thing, error)
 
     def __str__(self) -> str:
-        latency = f" | latency {self._latency.recent_ms:.0f} ms" if self._latency.in_ms() else ""
-        return f"received {self.received} | {self._rate}{latency}"
+        latency = f" | {self._latency.recent_ms:.0f} ms" if self._latency.in_ms() else ""
+        return f"received {self.received} | {self._rate}{latency} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
@@ -3872,6 +3887,7 @@ def send_messages(cli: Cli) -> int:
     with at_work(cli, things, tally, topics=topics) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
         what = plural(rounds, "message") if messages else "each line of standard input"
         log.info("[send_messages] ELF sending %s from each of %s", what, plural(len(shift.joined), "thing"))
+        tally.ends_at = time.monotonic() + (rounds * cli.interval if messages else cli.duration or math.inf)
         try:
             if messages:
                 shift.crew.play(messages, rounds, cli.interval, spread)
@@ -4175,7 +4191,7 @@ def at_work(
         ends.callback(account.report, shift)
         ends.callback(shift.stop)
         ends.callback(account.end)
-        account.begin()
+        account.begin(shift.crew.devices.values())
         yield shift
         shift.await_diagnoses()
 

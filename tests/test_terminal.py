@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 
 import pytest
-from harness import Account, AwsService, Elf, Pair, Terminal
+from harness import Account, AwsService, Elf, Pair, Relay, Terminal
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}:iot-elf:[A-Z]+ - .+")
 SEEN = re.compile(r"\d\d:\d\d:\d\d \S.*")
 BAR = re.compile(
     r"(create|policies|clean): +\d+%\|.*\| \d+/8 \[\d\d:\d\d<(\d\d:\d\d|\?), +([\d.]+|\?) ?(things/s|s/ things)\]"
 )
-LIVE_SEND = re.compile(r"sent (\d+), acknowledged (\d+), lost 0 \| (\d+\.\d) messages/s \| latency \d+\.\d ms")
-LIVE_SUBSCRIBE = re.compile(r"received (\d+) \| \d+\.\d messages/s( \| latency -?\d+ ms)?")
+UP = r"\d/2 up \| \d+ s(?:, \d+ s left)?"
+LIVE_SEND = re.compile(rf"sent (\d+), acknowledged (\d+) \| (\d+\.\d)/s \| \d+\.\d ms \| {UP}")
+LIVE_SUBSCRIBE = re.compile(rf"received (\d+) \| \d+\.\d/s( \| -?\d+ ms)? \| {UP}")
 LATENCY = r"p50 \d+\.\d, p95 \d+\.\d, p99 \d+\.\d, max \d+\.\d ms"
 MANY = 25
 
@@ -71,6 +73,35 @@ def test_the_live_line_of_subscribe_counts_and_measures_from_the_senders_ts(pair
     assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
     (report,) = (line for line in terminal.seen if "delivery latency (from ts, ±10 ms)" in line)
     assert re.search(rf"\[subscribe\] 1\.\d s, \d+\.\d messages/s; [^:]+: {LATENCY}$", report)
+
+
+def test_a_frozen_broker_shows_at_once_and_so_does_a_lost_connection(
+    pair: Pair, service: AwsService, relay: Relay
+) -> None:
+    def freeze() -> None:
+        relay.await_arrivals(2)
+        time.sleep(1.5)
+        relay.silence()
+        time.sleep(3)
+        relay.unsilence()
+
+    threading.Thread(target=freeze).start()
+    send = ("send", *relay.broker(service), "--duration", "6", "--interval", "0.1")
+    terminal = pair.in_terminal(*send, columns=80)
+    assert terminal.status == 0
+    stalled = matches(
+        re.compile(r"sent (\d+), acknowledged (\d+) \| (\d+) waiting, up to (\d+\.\d) s \| (\d)/2 up"), terminal
+    )
+    sent, acknowledged, waiting = (int(stalled[0][group]) for group in (1, 2, 3))
+    assert abs(sent - acknowledged - waiting) <= 2
+    assert 1.0 <= float(stalled[0][4]) <= 1.5
+    assert stalled[0][5] == "2"
+    assert max(float(match[4]) for match in stalled) > 2.5
+    assert any("0/2 up" in text for text in terminal.drawn)
+    assert "".join(terminal.seen).endswith("120 acknowledged, 0 lost")
+    left = [int(match[1]) for match in matches(re.compile(r" s, (\d+) s left$"), terminal)]
+    assert left == sorted(left, reverse=True)
+    assert left[0] in (5, 6)
 
 
 def test_of_two_in_one_terminal_the_one_in_the_background_draws_none(pair: Pair) -> None:
