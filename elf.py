@@ -140,10 +140,13 @@ DIAGNOSES_AT_ONCE = 4  # of things that the broker refuses
 LISTED = 20  # things or messages, at the most, that get a line each without --verbose
 FEW_THINGS = 5  # so many are made or cleaned before anybody looks for a progress bar
 REDRAW_S = 0.2  # the live line
+STALL_S = 1.0  # an acknowledgement that takes longer is news for the live line
 MOST_UNREAD = 8 * 1024 * 1024  # characters that a slow reader leaves waiting: some 50,000 messages
 
 log = logging.getLogger("iot-elf")
 each = log.getChild("each")  # for what is said of one thing or one message, which brevity_for() may hold back
+last = log.getChild("last")  # for what a command reports in the end, --quiet or not
+last.setLevel(logging.INFO)
 
 
 class ElfError(Exception):
@@ -338,6 +341,36 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
+def is_behind() -> bool:
+    """Say whether ELF is in the background: the terminal is another program's now, which may draw there."""
+    with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing, nor has a pipe
+        return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
+    return False
+
+
+def columns(stream: TextIO) -> int:
+    """Say how many columns a terminal has; where it does not know, 80."""
+    return os.get_terminal_size(stream.fileno()).columns or 80
+
+
+def fitting(stream: TextIO, *texts: str, after: int = 0) -> str:
+    """Choose the first of some texts that fits a terminal's line `after` so many characters, or cut the last."""
+    room = columns(stream) - after
+    return next((text for text in texts if len(text) <= room), texts[-1][:room])
+
+
+def shorter(path: Path) -> Path:
+    """Return a path as a person would type it here."""
+    with contextlib.suppress(OSError, ValueError):  # no working directory any more; not below it
+        return path.relative_to(Path.cwd())
+    return path
+
+
+def draws() -> bool:
+    """Say whether ELF draws bars and a live line: not between the lines of --debug, nor under --quiet."""
+    return on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG)
+
+
 def open_standard_streams() -> None:
     """Have descriptors 0, 1 and 2 lead somewhere, or a key file could get the number of one that is closed.
 
@@ -372,8 +405,13 @@ class Output:
     def write(self, stream: TextIO, text: str) -> None:
         def write() -> None:
             bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
-            with bars.external_write_mode(stream) if bars and stream is sys.stderr else contextlib.nullcontext():
-                stream.write(text)
+            alone = not (stream is sys.stderr and is_behind())
+            with (
+                bars.external_write_mode(stream)
+                if bars and alone and stream is sys.stderr
+                else contextlib.nullcontext()
+            ):
+                stream.write(text if alone or not on_terminal() else f"\r\x1b[K{text}")  # over what another has drawn
                 stream.flush()
 
         self.call(write, stream, len(text))
@@ -458,10 +496,9 @@ def redacted(text: str) -> str:
 class LogFormatter(logging.Formatter):
     """Writes the original's log lines, in UTC, in which nothing moves the reader's cursor and no secret stands."""
 
-    def __init__(self, coloured: bool = False) -> None:
-        super().__init__("%(asctime)s:iot-elf:%(levelname)s - %(message)s")
+    def __init__(self, line: str = "%(asctime)s:iot-elf:%(levelname)s - %(message)s") -> None:
+        super().__init__(line)
         self.converter = time.gmtime
-        self._colours = COLOURS if coloured else {}
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
@@ -471,8 +508,23 @@ class LogFormatter(logging.Formatter):
         return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
     def format(self, record: logging.LogRecord) -> str:
-        text, colour = redacted(super().format(record)), self._colours.get(record.levelno)
-        return f"{colour}{text}\x1b[0m" if colour else text
+        return redacted(super().format(record))
+
+
+class TerminalFormatter(LogFormatter):
+    """Writes log lines for a person: the time of day where that is, and the text, coloured or with its level."""
+
+    def __init__(self, coloured: bool) -> None:
+        super().__init__("%(message)s")
+        self.converter, self._coloured = time.localtime, coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
+        at, text, colour = self.formatTime(record, "%H:%M:%S"), super().format(record), COLOURS.get(record.levelno)
+        if not self._coloured:
+            return f"{at} {record.levelname}: {text}" if colour else f"{at} {text}"
+        return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
 
 
 class LogHandler(logging.Handler):
@@ -493,14 +545,14 @@ def log_uncaught(args: threading.ExceptHookArgs) -> None:
 
 
 def start_logging(level: int, output: Output) -> None:
-    """Log ELF's own lines, in UTC, on standard error; what libraries log stays unheard."""
+    """Log ELF's own lines on standard error; what libraries log stays unheard."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
     if coloured and sys.platform == "win32":
         import colorama  # which tqdm brings along there
 
         colorama.just_fix_windows_console()
     handler = LogHandler(output)
-    handler.setFormatter(LogFormatter(coloured))
+    handler.setFormatter(TerminalFormatter(coloured) if sys.stderr.isatty() else LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
@@ -536,14 +588,18 @@ def brevity_for(things: int) -> None:
 def _bar(**settings: Any) -> Any:
     import tqdm
 
+    class Bar(tqdm.tqdm):  # type: ignore[misc]
+        def display(self, *args: Any, **settings: Any) -> Any:
+            return None if is_behind() else super().display(*args, **settings)
+
     tqdm.tqdm.monitor_interval = 0  # no thread of its own
     tqdm.tqdm.set_lock(threading.RLock())  # its own takes a semaphore of the system's
-    return tqdm.tqdm(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
+    return Bar(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
 
 
 def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
     """Go through `steps`, with a progress bar if there are more than a few and a person watches."""
-    if total <= FEW_THINGS or not on_terminal() or log.isEnabledFor(logging.DEBUG):
+    if total <= FEW_THINGS or not draws():
         yield from steps
         return
     bar = _bar(desc=what, total=total, unit=" things")
@@ -558,7 +614,7 @@ def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Itera
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
     """Keep a line that `text` makes at the foot of the terminal, if a person watches, as long as the block runs."""
-    if not on_terminal() or log.isEnabledFor(logging.DEBUG):
+    if not draws():
         yield
         return
     bar = _bar(bar_format="{desc}")
@@ -566,8 +622,7 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
     drawing = threading.Lock()  # no line is put in before the one before it is drawn
 
     def show(line: str) -> None:
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
-        bar.set_description_str(line[: columns - 1])
+        bar.set_description_str(line[: columns(sys.stderr) - 1])
         drawing.release()
 
     def draw() -> None:
@@ -2349,7 +2404,7 @@ class Times:
         }
 
     def __str__(self) -> str:
-        return ", ".join(f"{value:.1f} ms ({name})" for name, value in self.in_ms().items())
+        return ", ".join(f"{name} {value:.1f}" for name, value in self.in_ms().items()) + " ms"
 
 
 class Rate:
@@ -2362,7 +2417,7 @@ class Rate:
     def __str__(self) -> str:
         self._seen.append((time.monotonic(), self._count()))
         (began, first), (ended, last) = self._seen[0], self._seen[-1]
-        return f"{(last - first) / max(ended - began, REDRAW_S):.1f} messages/s"
+        return f"{(last - first) / max(ended - began, REDRAW_S):.1f}/s"
 
 
 def time_of_sending(payload: bytes) -> float | None:
@@ -3300,6 +3355,7 @@ class Cli:
     output: str | None  # json
     verbose: bool
     debug: bool
+    quiet: bool
     # Options of some
     count: int | None  # things to create, messages of each to send, or messages in all to hear
     prefix: str
@@ -3485,6 +3541,25 @@ class Account(Listener):
         self._put: Callable[[Any], None] = cli.inbox.put
         self._results = cli.results
         self._is_heard = says_each() or cli.results.is_on  # or nothing need be formatted
+        self._latency = Times()
+        self._devices: Sequence[Device] = ()
+        self._began_at = self._took_s = 0.0  # time.monotonic() from which the things were at work, and how long
+        self.ends_at = math.inf  # time.monotonic(), if that is known
+
+    def begin(self, devices: Iterable[Device]) -> None:
+        self._devices, self._began_at = list(devices), time.monotonic()
+
+    def end(self) -> None:
+        self._took_s = time.monotonic() - self._began_at
+
+    def situation(self) -> str:
+        """Say, for the live line, how many connections are up, what time has passed and what is left."""
+        now, up = time.monotonic(), sum(device.state == ONLINE for device in self._devices)
+        left = f", {self.ends_at - now:.0f} s left" if now < self.ends_at < math.inf else ""
+        return f"{up}/{len(self._devices)} up | {now - self._began_at:.0f} s{left}"
+
+    def pace(self, messages: int) -> str:
+        return f"{self._took_s:.1f} s, {messages / max(self._took_s, 0.1):.1f} messages/s"
 
     def on_event(self, event: Any) -> None:
         self._put(event)
@@ -3502,12 +3577,11 @@ class Tally(Account):
         self._qos: int = cli.qos
         self.sent = self.acknowledged = self.dropped = self.resent = self.unsent = 0
         self._late_s: dict[str, float] = {"": 0.0}  # at the worst, by what held a message up
-        self._latency = Times()  # of what was acknowledged
         self.last_at = 0.0  # time.monotonic() of the last acknowledgement
-        self._began_at = 0.0  # time.monotonic() of the first message
         self._is_lagging = False
         self._rate = Rate(lambda: self.sent)
         self._dropped: list[str] = []  # the first of those
+        self._left_at: dict[tuple[str, int], float] = {}  # time.monotonic() of what is not acknowledged, oldest first
         self.unacknowledged: list[tuple[Device, int, bytes]] = []  # in the end
         self.rounds: int | None = None  # how many messages of each thing were due in all, in the end
 
@@ -3518,7 +3592,8 @@ class Tally(Account):
             if late_s > LAG_S and not (device.held_by or self._is_lagging):
                 self._is_lagging = True
                 self._put(Lagging(self.sent / (time.monotonic() - self._began_at)))
-        self._began_at = self._began_at or time.monotonic()
+        if self._qos:
+            self._left_at[device.thing, number] = time.monotonic()
         if lost:
             self.dropped += 1
             self._dropped += [f"message {number} of {device.thing}"] if self.dropped <= LISTED else []
@@ -3529,6 +3604,7 @@ class Tally(Account):
 
     def on_acknowledged(self, device: Device, number: int, after_s: float) -> None:
         self.acknowledged += 1
+        self._left_at.pop((device.thing, number), None)
         self._latency.add(after_s)
         self.last_at = time.monotonic()
         if self._results.is_on:
@@ -3541,15 +3617,19 @@ class Tally(Account):
         self.unsent += messages
 
     def __str__(self) -> str:
-        counts = f"sent {self.sent}, acknowledged {self.acknowledged}, lost {self.dropped}"
-        return f"{counts} | {self._rate} | latency {self._latency.recent_ms:.1f} ms"
+        waiting, pace = list(self._left_at.values()), f"{self._rate} | {self._latency.recent_ms:.1f} ms"
+        if waiting and (oldest_s := time.monotonic() - waiting[0]) > STALL_S:
+            pace = f"{len(waiting)} waiting, up to {oldest_s:.1f} s"
+        lost = f", lost {self.dropped}" if self.dropped else ""
+        return f"sent {self.sent}, acknowledged {self.acknowledged}{lost} | {pace} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
-        if self.acknowledged:
-            cause, late_s = max(self._late_s.items(), key=lambda pair: pair[1])
-            late = f"at most {1000 * late_s:.1f} ms behind schedule" + (f": {cause}" if cause and late_s > 0.1 else "")
-            log.info("[send_messages] acknowledged within %s; %s", self._latency, late)
+        cause, late_s = max(self._late_s.items(), key=lambda pair: pair[1])
+        latency = f"; ack latency: {self._latency}" if self.acknowledged else ""
+        why = f" ({cause})" if cause and late_s > 0.1 else ""
+        pace = self.pace(self.sent)
+        last.info("[send_messages] %s%s; sent up to %.1f ms late%s", pace, latency, 1000 * late_s, why)
         self.unacknowledged = shift.crew.unacknowledged
         if self.rounds is not None:
             self.unsent = self.rounds * len(shift.joined) - self.sent
@@ -3563,7 +3643,7 @@ class Tally(Account):
         if (more := self.lost - len(lost)) > 0:
             log.warning("not acknowledged, or lost while offline: %s more", plural(more, "message"))
         acknowledged = f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)"
-        log.info(
+        last.info(
             "[send_messages] ELF sent %s from %s: %s, %d lost%s",
             plural(self.sent, "message"),
             plural(len(shift.joined), "thing"),
@@ -3592,8 +3672,6 @@ class Hearing(Account):
         super().__init__(cli)
         self.received = self.unread = 0
         self._most: float = cli.count or math.inf
-        self.ends_at = math.inf  # time.monotonic()
-        self._latency = Times()  # from the sender's ts
         self._rate = Rate(lambda: self.received)
 
     def on_received(self, device: Device, message: Any) -> None:
@@ -3615,17 +3693,17 @@ class Hearing(Account):
         each.warning("%s can't make anything of a message: %s", device.thing, error)
 
     def __str__(self) -> str:
-        latency = f" | latency {self._latency.recent_ms:.0f} ms" if self._latency.in_ms() else ""
-        return f"received {self.received} | {self._rate}{latency}"
+        latency = f" | {self._latency.recent_ms:.0f} ms" if self._latency.in_ms() else ""
+        return f"received {self.received} | {self._rate}{latency} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
-        if self._latency.in_ms():
-            log.info("[subscribe] received, after the time in their ts, within %s", self._latency)
+        latency = f"; delivery latency (from ts, ±10 ms): {self._latency}" if self._latency.in_ms() else ""
+        last.info("[subscribe] %s%s", self.pace(self.received), latency)
         if self.unread:
             log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
-        log.info("[subscribe] ELF received %s on %s", messages, things)
+        last.info("[subscribe] ELF received %s on %s", messages, things)
         self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
 
 
@@ -3662,7 +3740,7 @@ def create_things(cli: Cli) -> int:
         to_do = sorted(missing | half_gone, key=by_number)
         if not to_do and not fleet.unanswered:
             things = plural(len(wanted), "thing")
-            log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
+            last.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
         fleet.settle(place)
@@ -3686,19 +3764,25 @@ def create_things(cli: Cli) -> int:
                 log.info("Wrote %s to config file: %s", plural(len(fleet.things), "thing"), fleet.things_file)
             created = [thing for thing in fleet.ready if thing.name in missing]
             made = plural(len(created), "thing")
-            log.info("[create_things] ELF created %s in region:'%s'.", made, place.region)
+            last.info("[create_things] ELF created %s in region:'%s'.", made, place.region)
             if left := len(missing) - len(created):
-                log.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
+                last.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
             failures.report(of=len(to_do))
             cli.results.summary.update(things=len(fleet.ready), created=len(created), failed=list(failures.things))
     return 1 if left or failures.things else 0
 
 
 def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
-    each.info("Thing:'%s' associated with cert:'%s'", thing.name, thing.certificate_arn)
-    each.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
-    each.info("Thing Name: %s Public Key File: %s", thing.name, files.public_key)
-    each.info("Thing Name: %s Private Key File: %s", thing.name, files.private_key)
+    if sys.stderr.isatty():
+        line = f"{thing.name}: certificate {(thing.certificate_id or '')[:8]}"
+        pattern = shorter(files.certificate.with_suffix(".{pem,pub,prv}"))
+        lines = f"{line}, {pattern}", f"{line}, .../{pattern.name}", line
+        each.info("%s", fitting(sys.stderr, *lines, after=len("00:00:00 ")))
+    else:
+        each.info("Thing:'%s' associated with cert:'%s'", thing.name, thing.certificate_arn)
+        each.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
+        each.info("Thing Name: %s Public Key File: %s", thing.name, files.public_key)
+        each.info("Thing Name: %s Private Key File: %s", thing.name, files.private_key)
     results.put(
         "created",
         thingName=thing.name,
@@ -3760,6 +3844,7 @@ def send_messages(cli: Cli) -> int:
     with at_work(cli, things, tally, topics=topics) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
         what = plural(rounds, "message") if messages else "each line of standard input"
         log.info("[send_messages] ELF sending %s from each of %s", what, plural(len(shift.joined), "thing"))
+        tally.ends_at = time.monotonic() + (rounds * cli.interval if messages else cli.duration or math.inf)
         try:
             if messages:
                 shift.crew.play(messages, rounds, cli.interval, spread)
@@ -3879,7 +3964,7 @@ def clean_up(cli: Cli) -> int:
         failures = Failures()
         try:
             if not things and not fleet.unanswered:
-                log.info("[clean_up] ELF has no things to clean up")
+                last.info("[clean_up] ELF has no things to clean up")
             elif cli.only_local:
                 if not cli.place.local:
                     where = "left in AWS IoT, with their certificates and policies"
@@ -3901,7 +3986,7 @@ def clean_up(cli: Cli) -> int:
         finally:
             left = len(fleet.things)
             if things:
-                log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
+                last.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
             failures.report(of=len(things))
             cli.results.summary.update(cleaned=len(things) - left, left=left, failed=list(failures.things))
     return 1 if fleet.things else 0
@@ -3910,6 +3995,38 @@ def clean_up(cli: Cli) -> int:
 def report_cleaned(results: Results, name: str) -> None:
     each.info("Thing:'%s' cleaned up", name)
     results.put("cleaned", thingName=name)
+
+
+def list_things(cli: Cli) -> int:
+    """Show what misc/ has of the fleet, whatever else is at work there: this locks, writes and asks AWS nothing."""
+    fleet = Fleet(cli.misc_dir)
+    if fleet.changed_s_ago() < 1.0:
+        fleet.reload()  # another command may have folded its journal while this one read
+    place = locate(cli, fleet.place)
+    rows = [("NAME", "CERTIFICATE", "POLICY", "SINCE (UTC)")]
+    for thing in fleet.things.values():
+        since = None
+        with contextlib.suppress(OSError):
+            since = fleet.files(thing.name).private_key.stat().st_mtime
+        state = thing.stage if thing.stage != READY else utc(since)[:16] if since else "no key"
+        rows.append((thing.name, (thing.certificate_id or "-")[:8], thing.policy_name or "-", state))
+        ids = {"certificateId": thing.certificate_id, "policyName": thing.policy_name}
+        cli.results.put("thing", thingName=thing.name, **ids, stage=thing.stage, since=since)
+    runs = None
+    with contextlib.suppress(OSError, ElfError):  # what can't be looked at
+        runs = bool(place.local and _local_aws().is_alive(fleet.local_directory))
+    cli.results.summary.update(things=len(fleet.things), local=place.local, localRuns=runs)
+    cli.results.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
+    if not cli.results.is_on:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = [fitting(sys.stdout, line) for line in lines] if sys.stdout.isatty() else lines
+        state = "" if runs is None or not place.local else ", which runs" if runs else ", which does not run"
+        lines.append(f"{plural(len(fleet.things), 'thing')} in {place}{state}")
+        text = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
+        encoding = sys.stdout.encoding
+        cli.printer.write(sys.stdout, text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    return 0
 
 
 def reach_aws(cli: Cli) -> tuple[Any, Place]:
@@ -4014,6 +4131,8 @@ def at_work(
         shift.gather()
         ends.callback(account.report, shift)
         ends.callback(shift.stop)
+        ends.callback(account.end)
+        account.begin(shift.crew.devices.values())
         yield shift
         shift.await_diagnoses()
 
@@ -4197,8 +4316,9 @@ def add_common_options(parser: Parser) -> Parser:
     add("--rate", metavar="N", type=rate, help=raised)
     add("--output", choices=("text", "json"), help="json: one object a line on standard output, too (default: text)")
     add("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well")
+    add("--quiet", action="store_true", help="log warnings, errors and the report in the end only")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
-    add("--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
+    add("-V", "--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
     add("-h", "--help", action="help", help="show this and exit")
     return parser
 
@@ -4208,7 +4328,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
     add("--append-thing-name", action="store_true", help=name)
-    add("--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
+    add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
     add("--mqtt-endpoint", metavar="HOST[:PORT]", type=mqtt_endpoint, help=broker)
     return parser
@@ -4230,8 +4350,8 @@ def build_parser() -> Parser:
 
     def add_command(
         run: Callable[[Cli], int], example: str, summary: str, *parents: Parser, alone: bool = True
-    ) -> Callable[..., object]:
-        """Add a command that `run` carries out, `alone` on its misc/ or not; return what adds an option to it."""
+    ) -> Parser:
+        """Add a command that `run` carries out, `alone` on its misc/ or not."""
         command = commands.add_parser(
             example.partition(" ")[0],
             help=summary,
@@ -4241,34 +4361,45 @@ def build_parser() -> Parser:
         )
         command.set_defaults(run=run, alone=alone)
         parser.commands.append(command)
-        return command.add_argument
+        return command
 
-    add = add_command(create_things, "create 3", "make things in AWS IoT, each with a certificate and keys")
+    add = add_command(
+        create_things, "create 3", "make things in AWS IoT, each with a certificate and keys"
+    ).add_argument
     add("count", metavar="COUNT", type=whole, nargs="?", default=1, help="how many (default: %(default)s)")
     add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="as in NAME_0 (default: %(default)s)")
 
     example = "send --duration 30 --interval 0.5 'Hello from ELF'"
-    add = add_command(send_messages, example, "have every thing publish messages", messaging, alone=False)
+    command = add_command(send_messages, example, "have every thing publish messages", messaging, alone=False)
+    add, what = command.add_argument, command.add_mutually_exclusive_group().add_argument
+    how_many = command.add_mutually_exclusive_group().add_argument
     content = (
         f"send the JSON object in FILE instead of MESSAGE, or of FILE{REPLAYED} a line each interval, or of - "
         "(standard input) each line as it comes"
     )
-    add("message", metavar="MESSAGE", nargs="?", default=MESSAGE, help="text (default: %(default)s)")
-    add("--json-message", metavar="FILE", type=Path, help=content)
-    add("--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
+    # Another default of the positional one would undo what -m has set.
+    what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
+    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
+    what("--json-message", metavar="FILE", type=Path, help=content)
+    add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     add("--interval", metavar="S", type=interval, default=INTERVAL_S, help="a message every (default: %(default)g s)")
-    add("--duration", metavar="S", type=above_0, help=f"for so long (default: {DURATION_S:g} s, or all lines)")
-    add("--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration")
+    how_many("--duration", metavar="S", type=above_0, help=f"for so long (default: {DURATION_S:g} s, or all lines)")
+    how_many("-n", "--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration")
 
     example = "subscribe --duration 30"
-    add = add_command(subscribe, example, "have every thing listen, and log what it hears", messaging, alone=False)
+    command = add_command(subscribe, example, "have every thing listen, and log what it hears", messaging, alone=False)
+    add = command.add_argument
     topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
-    add("--topic", dest="topics", metavar="T", action="append", help=topics)
+    add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
     add("--duration", metavar="S", type=above_0, default=DURATION_S, help="for so long (default: %(default)g s)")
-    add("--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
+    add("-C", "--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
 
-    add = add_command(clean_up, "clean", "take everything away again, in AWS IoT and on disk")
-    add("--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)")
+    add_command(list_things, "list", "show the things and where they live; asks AWS nothing")
+
+    command = add_command(clean_up, "clean", "take everything away again, in AWS IoT and on disk")
+    command.add_argument(
+        "--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)"
+    )
     return parser
 
 
@@ -4365,6 +4496,8 @@ def _local_aws() -> Any:
 
 def run_command(cli: Cli) -> int:
     """Find the fleet and its AWS, and run the command on them."""
+    if cli.run is list_things:
+        return list_things(cli)
     creates = cli.run is create_things
     with held_fleet(cli, f"elf.py {cli.command}", cli.alone, creates) as fleet:
         cleaning = cli.run is clean_up
@@ -4375,7 +4508,18 @@ def run_command(cli: Cli) -> int:
             cli.refuse_dead_local()
         if cleaning and not status and fleet.has_local():
             _local_aws().stop(fleet.local_directory, log.warning)
+    if creates and not status:
+        log.info("%s", next_step(cli.misc_dir))
     return int(status)
+
+
+def next_step(misc_dir: Path) -> str:
+    """Say what to type next."""
+    import shlex
+
+    is_usual = misc_dir == Path(os.environ.get("ELF_MISC_DIR", HERE / "misc")).absolute()
+    where = "" if is_usual else f"--misc-dir {shlex.quote(str(misc_dir))} "
+    return f"now: python elf.py {where}{'send' if os.access(misc_dir / 'things.json', os.F_OK) else '--local create 3'}"
 
 
 @contextlib.contextmanager
@@ -4407,11 +4551,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         cli = parser.parse_args(argv, Cli())
         if cli.local and (cli.profile or cli.endpoint_url):
             parser.error("--local has no --profile and no --endpoint-url")
-        if cli.command == "send" and cli.count and cli.duration:
-            parser.error("send takes --count or --duration, not both")
         if not cli.command:
             parser.print_help()
-            parser.exit(2)
+            parser.exit(2, next_step(cli.misc_dir) + "\n")
     except SystemExit as usage:  # argparse has printed what there is to say
         try:
             if sys.stdout:
@@ -4423,7 +4565,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.inbox = Inbox()
     cli.printer = Output(cli.inbox)
     cli.results = Results(sys.stdout if cli.output == "json" else None, cli.printer)
-    start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else logging.INFO, cli.printer)
+    level = logging.WARNING if cli.quiet else logging.INFO
+    start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else level, cli.printer)
     with signals_to(cli.inbox):
         try:
             return report_end(cli, run_to_the_end(cli))
@@ -4450,10 +4593,8 @@ def report_end(cli: Cli, status: int) -> int:
 def run_to_the_end(cli: Cli) -> int:
     """Run the command, explain what keeps it from success, and return the exit status."""
     try:
-        if cli.output == "json" and sys.stdout is None:
-            raise ElfError(
-                "standard output is closed, and --output json writes there", "open it, or leave --output out"
-            )
+        if sys.stdout is None and (cli.output == "json" or cli.run is list_things):
+            raise ElfError("standard output is closed, and `list` and --output json write there", "open it")
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:

@@ -415,11 +415,16 @@ class Elf:
         running.await_line("ELF listening on")
         return running
 
-    def in_terminal(self, *args: object, columns: int = 120, env: Mapping[str, str] | None = None) -> Terminal:
-        """Run a command to its end in a terminal of its own."""
+    def in_terminal(
+        self, *args: object, columns: int = 120, env: Mapping[str, str] | None = None, script: str = ""
+    ) -> Terminal:
+        """Run a command to its end in a terminal of its own; or a shell's script with jobs, in which $ELF is ELF."""
         mine, its = pty.openpty()
         fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         command = self._command(args, {"TERM": "xterm-256color", **(env or {})})
+        if script:
+            command["env"] |= {"ELF": f"{self.python} {self.script}", "BROKER": " ".join(self.broker)}
+            command["args"] = ["setsid", "--ctty", "bash", "-mc", script]
         process = subprocess.Popen(**{**command, "stdin": its, "stdout": its, "stderr": its, "start_new_session": True})
         os.close(its)
         written = b""

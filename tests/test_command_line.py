@@ -9,15 +9,31 @@ import sys
 import time
 from calendar import timegm
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from harness import ELF, REGION, ROOT, SECRET, Account, Elf, InProcess
 
 
-def test_no_command_prints_the_help_and_exits_2(elf: Elf) -> None:
+def test_no_command_prints_the_help_and_what_comes_next_and_exits_2(elf: Elf) -> None:
     result = elf(status=2)
     assert result.out == elf("--help").out
-    assert result.err == ""
+    assert result.err == "now: python elf.py --local create 3\n"
+    elf("create")
+    assert elf(status=2).err == "now: python elf.py send\n"
+
+
+def test_create_says_last_what_comes_next(elf: Elf) -> None:
+    for options in ((), ("--output", "json")):
+        result = elf("create", *options)
+        assert result.lines[-1] == "now: python elf.py send"
+        assert "now:" not in result.out
+    other = elf.cwd / "an other"
+    assert (
+        elf("--misc-dir", other, "create", "--prefix", "other").lines[-1]
+        == f"now: python elf.py --misc-dir '{other}' send"
+    )
+    assert "now:" not in elf("create", 0, status=2).err
 
 
 @pytest.mark.parametrize(
@@ -38,6 +54,7 @@ def test_no_command_prints_the_help_and_exits_2(elf: Elf) -> None:
                 *("--root-cert", "--mqtt-endpoint", "8883"),
             ],
         ),
+        ("list", ["show", "AWS"]),
         ("clean", ["--only-local", "--force", "default: "]),
     ],
 )
@@ -52,14 +69,30 @@ def test_help_has_a_description_the_defaults_and_an_example(main: InProcess, com
         assert each in text
 
 
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ("send -t a/b -q 0 -m hi -n 3", "send --topic a/b --qos 0 --count 3 hi"),
+        ("send -ta/b -q0 -mhi -n3", "send hi --topic=a/b --qos=0 --count=3"),
+        ("send -m MESSAGE", "send MESSAGE"),
+        ("subscribe -t a -t b/# -q 0 -C 2", "subscribe --topic a --topic b/# --qos 0 --count 2"),
+    ],
+)
+def test_short_options_are_those_of_mosquitto(module: ModuleType, short: str, long: str) -> None:
+    def parsed(line: str) -> dict[str, object]:
+        return vars(module.build_parser().parse_args(line.split(), module.Cli()))
+
+    assert parsed(short) == parsed(long)
+
+
 def test_help_lists_the_commands(main: InProcess) -> None:
     text = main("-h").out
-    for command in ("create", "send", "subscribe", "clean"):
+    for command in ("create", "send", "subscribe", "list", "clean"):
         assert re.search(rf"^ +{command} +\S", text, re.MULTILINE)
     assert "example: " in text
 
 
-@pytest.mark.parametrize("where", [("--version",), ("clean", "--version")])
+@pytest.mark.parametrize("where", [("--version",), ("-V",), ("clean", "--version"), ("clean", "-V")])
 def test_version_is_printed(main: InProcess, where: tuple[str, ...]) -> None:
     assert re.fullmatch(r"\S.* [0-9]+\.[0-9]+\.[0-9]+\n", main(*where).out)
 
@@ -89,6 +122,12 @@ def test_version_is_printed(main: InProcess, where: tuple[str, ...]) -> None:
         "send --count 1 --duration 1",
         "create --output yaml",
         "send a b",
+        "send -m a b",
+        "send a -m b",
+        "send a --json-message b",
+        "send -n 1 --duration 1",
+        "subscribe -n 1",
+        "create -q",
         "send --mqtt-endpoint host:",
         "send --mqtt-endpoint host:0",
         "send --mqtt-endpoint host:65536",
@@ -136,7 +175,7 @@ def test_a_word_like_none_that_is_known_gets_no_suggestion(main: InProcess) -> N
     assert "did you mean" not in main("explode", status=2).err
 
 
-@pytest.mark.parametrize("command", [(), ("create",), ("send",), ("subscribe",), ("clean",)])
+@pytest.mark.parametrize("command", [(), ("create",), ("send",), ("subscribe",), ("list",), ("clean",)])
 def test_help_fits_into_80_columns(main: InProcess, command: tuple[str, ...]) -> None:
     main.use({"COLUMNS": "80"})
     assert max(map(len, main(*command, "--help").out.splitlines())) <= 80

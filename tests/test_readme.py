@@ -199,7 +199,7 @@ def test_each_call_of_elf_that_is_mentioned_is_one(module: ModuleType) -> None:
 
 
 def test_each_option_is_in_the_readme_and_each_default_is_as_it_says(module: ModuleType) -> None:
-    for command in ("create", "send", "subscribe", "clean"):
+    for command in ("create", "send", "subscribe", "list", "clean"):
         with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
             module.build_parser().parse_args([command, "--help"])
         for name in re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.getvalue()):

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
-from harness import Account, AwsService, Elf, Pair, Terminal
+from harness import Account, AwsService, Elf, Pair, Relay, Terminal
 
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}:iot-elf:[A-Z]+ - .+")
+SEEN = re.compile(r"\d\d:\d\d:\d\d \S.*")
 BAR = re.compile(
     r"(create|policies|clean): +\d+%\|.*\| \d+/8 \[\d\d:\d\d<(\d\d:\d\d|\?), +([\d.]+|\?) ?(things/s|s/ things)\]"
 )
-LIVE_SEND = re.compile(r"sent (\d+), acknowledged (\d+), lost 0 \| (\d+\.\d) messages/s \| latency \d+\.\d ms")
-LIVE_SUBSCRIBE = re.compile(r"received (\d+) \| \d+\.\d messages/s( \| latency -?\d+ ms)?")
+UP = r"\d/2 up \| \d+ s(?:, \d+ s left)?"
+LIVE_SEND = re.compile(rf"sent (\d+), acknowledged (\d+) \| (\d+\.\d)/s \| \d+\.\d ms \| {UP}")
+LIVE_SUBSCRIBE = re.compile(rf"received (\d+) \| \d+\.\d/s( \| -?\d+ ms)? \| {UP}")
+LATENCY = r"p50 \d+\.\d, p95 \d+\.\d, p99 \d+\.\d, max \d+\.\d ms"
 MANY = 25
 
 
@@ -28,7 +33,7 @@ def test_more_than_a_few_things_come_and_go_under_a_bar_and_whole_log_lines(elf:
         terminal = elf.in_terminal(command, *count, *rate, "--rate", 100, columns=300)
         assert terminal.status == 0
         assert {match[1] for match in matches(BAR, terminal)} == {{"send": "policies"}.get(command, command)}
-        assert [line for line in terminal.seen if not LINE.fullmatch(line)] == []
+        assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
     assert account.is_empty()
 
 
@@ -52,7 +57,9 @@ def test_send_keeps_a_live_line_and_takes_it_away_again(pair: Pair) -> None:
     assert acknowledged == sorted(acknowledged)
     assert 0 < sent[-1] <= 30
     assert any(float(match[3]) > 0 for match in live)
-    assert [line for line in terminal.seen if not LINE.fullmatch(line)] == []
+    assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
+    late = r"sent up to \d+\.\d ms late"
+    assert re.search(rf"\] [12]\.\d s, [12]\d\.\d messages/s; ack latency: {LATENCY}; {late}$", terminal.seen[-2])
     assert terminal.seen[-1].endswith("ELF sent 30 messages from 2 things: 30 acknowledged, 0 lost")
 
 
@@ -63,9 +70,55 @@ def test_the_live_line_of_subscribe_counts_and_measures_from_the_senders_ts(pair
     live = matches(LIVE_SUBSCRIBE, terminal)
     assert int(live[-1][1]) > 0
     assert live[-1][2]
-    assert [line for line in terminal.seen if not LINE.fullmatch(line)] == []
-    (within,) = (line for line in terminal.seen if "after the time in their ts" in line)
-    assert re.search(r"within \d+\.\d ms \(p50\), \d+\.\d ms \(p95\), \d+\.\d ms \(p99\), \d+\.\d ms \(max\)", within)
+    assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
+    (report,) = (line for line in terminal.seen if "delivery latency (from ts, ±10 ms)" in line)
+    assert re.search(rf"\[subscribe\] 1\.\d s, \d+\.\d messages/s; [^:]+: {LATENCY}$", report)
+
+
+def test_a_frozen_broker_shows_at_once_and_so_does_a_lost_connection(
+    pair: Pair, service: AwsService, relay: Relay
+) -> None:
+    def freeze() -> None:
+        relay.await_arrivals(2)
+        time.sleep(1.5)
+        relay.silence()
+        time.sleep(3)
+        relay.unsilence()
+
+    threading.Thread(target=freeze).start()
+    send = ("send", *relay.broker(service), "--duration", "6", "--interval", "0.1")
+    terminal = pair.in_terminal(*send, columns=80)
+    assert terminal.status == 0
+    stalled = matches(
+        re.compile(r"sent (\d+), acknowledged (\d+) \| (\d+) waiting, up to (\d+\.\d) s \| (\d)/2 up"), terminal
+    )
+    sent, acknowledged, waiting = (int(stalled[0][group]) for group in (1, 2, 3))
+    assert abs(sent - acknowledged - waiting) <= 2
+    assert 1.0 <= float(stalled[0][4]) <= 1.5
+    assert stalled[0][5] == "2"
+    assert max(float(match[4]) for match in stalled) > 2.5
+    assert any("0/2 up" in text for text in terminal.drawn)
+    assert "".join(terminal.seen).endswith("120 acknowledged, 0 lost")
+    left = [int(match[1]) for match in matches(re.compile(r" s, (\d+) s left$"), terminal)]
+    assert left == sorted(left, reverse=True)
+    assert left[0] in (5, 6)
+
+
+def test_of_two_in_one_terminal_the_one_in_the_background_draws_none(pair: Pair) -> None:
+    talk = "$ELF send $BROKER --duration 2 --interval 0.1"
+    terminal = pair.in_terminal(script=f"$ELF subscribe $BROKER --duration 6 & sleep 1; {talk}; wait", columns=300)
+    assert terminal.status == 0
+    assert matches(LIVE_SEND, terminal)
+    assert not matches(LIVE_SUBSCRIBE, terminal)
+    assert [line for line in terminal.seen if not (SEEN.fullmatch(line) or line.startswith("[1]"))] == []
+    assert sum("Received message" in line for line in terminal.seen) == 80
+
+
+def test_one_that_comes_to_the_foreground_begins_to_draw(pair: Pair) -> None:
+    terminal = pair.in_terminal(script="$ELF subscribe $BROKER --duration 3 & sleep 2; echo now; fg", columns=300)
+    before, _, after = terminal.written.partition("now")
+    assert not LIVE_SUBSCRIBE.search(before)
+    assert LIVE_SUBSCRIBE.search(after)
 
 
 @pytest.mark.parametrize("columns", [20, 40])
@@ -96,19 +149,71 @@ def test_warnings_and_errors_are_coloured_unless_the_user_minds(
 ) -> None:
     terminal = elf.in_terminal("send", env=environment)
     assert terminal.status == 1
-    errors = [line for line in terminal.drawn if "ERROR" in line]
+    errors = [line for line in terminal.drawn if re.search("no things yet|what to do", line)]
     assert len(errors) == 2
     for line in errors:
-        assert (line.startswith("\x1b[31m") and line.endswith("\x1b[0m")) == coloured
+        pattern = r"\x1b\[2m{}\x1b\[0m \x1b\[31m[^\x1b]+\x1b\[0m" if coloured else r"{} ERROR: [^\x1b]+"
+        assert re.fullmatch(pattern.format(r"\d\d:\d\d:\d\d"), line)
     assert ("\x1b" in terminal.written) == coloured
 
 
 def test_warnings_have_another_colour_than_errors_and_news_has_none(elf: Elf) -> None:
     elf("create", 1)
     (elf.misc / "things.json").chmod(0o644)
-    drawn = elf.in_terminal("create", 1).drawn
-    colours = {line.partition(" - ")[0].rpartition(":")[2]: line.partition("2")[0] for line in drawn}
-    assert colours == {"WARNING": "\x1b[33m", "INFO": ""}
+    warning, *news = elf.in_terminal("create", 1).drawn
+    assert re.fullmatch(r"\x1b\[2m\d\d:\d\d:\d\d\x1b\[0m \x1b\[33m[^\x1b]+\x1b\[0m", warning)
+    for line in news:
+        assert re.fullmatch(r"\x1b\[2m\d\d:\d\d:\d\d\x1b\[0m [^\x1b]+", line)
+
+
+def test_the_time_in_a_terminal_is_its_users(elf: Elf) -> None:
+    before = time.time()
+    line = elf.in_terminal("clean", env={"TZ": "XYZ-5:45"}).seen[-1]
+    times = {time.strftime("%H:%M:%S", time.gmtime(before + 5.75 * 3600 + late_s)) for late_s in range(10)}
+    assert line.partition(" ")[0] in times
+
+
+def test_quiet_leaves_warnings_errors_and_the_last_report(elf: Elf) -> None:
+    def quiet(*args: object, status: int = 0) -> list[str]:
+        (seen, written) = (result := elf.in_terminal(*args, "--quiet")).seen, result.written
+        assert result.status == status
+        assert "%|" not in written
+        assert " | " not in written
+        return [line.partition(" ")[2] for line in seen]
+
+    assert quiet("create", 8, "--rate", 100) == ["[create_things] ELF created 8 things in region:'us-west-2'."]
+    (elf.misc / "thing_0.prv").unlink()
+    (elf.misc / "elf.json").chmod(0o644)
+    sent = quiet("send", *elf.broker, "--count", 2, "--interval", "0.5", status=1)
+    assert "could read" in sent[0]
+    assert any("thing_0 has no file" in line for line in sent)
+    assert any("ELF sent 14 messages from 7 things: 14 acknowledged, 0 lost" in line for line in sent)
+    assert not any("posting" in line or "subscribed" in line for line in sent)
+    assert elf("clean", "--quiet").lines == ["[clean_up] ELF cleaned up 8 things, 0 left"]
+
+
+@pytest.mark.parametrize("columns", [30, 50, 80, 300])
+def test_a_created_thing_has_one_line_that_fits(elf: Elf, account: Account, columns: int) -> None:
+    seen = elf.in_terminal("create", 2, "--prefix", "thing-----", columns=columns).seen
+    for name in account.things():
+        (line,) = (line for line in seen if f" {name}: " in line)
+        assert len(line) <= columns
+        said = line.partition(" ")[2]
+        if columns >= 50:
+            assert said.startswith(f"{name}: certificate {account.certificate_of(name)[:8]}")
+        if columns == 80:
+            assert said.endswith(f", .../{name}.{{pem,pub,prv}}")
+        if columns == 300:
+            assert said.endswith(f", {elf.misc}/{name}.{{pem,pub,prv}}")
+
+
+def test_files_are_named_as_they_would_be_typed(elf: Elf) -> None:
+    elf.cwd = elf.misc.parent
+    text = "\n".join(elf.in_terminal("create", columns=80).seen)
+    assert ", misc/thing_0.{pem,pub,prv}" in text
+    assert "to config file: misc/things.json" in text
+    rows = [text for text in elf.in_terminal("list", columns=30).drawn if text.startswith(("NAME", "thing_0"))]
+    assert [len(row) for row in rows] == [30, 30]
 
 
 @pytest.fixture(scope="module")
