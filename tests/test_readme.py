@@ -250,6 +250,10 @@ def test_the_exit_statuses_are_those_of_main(module: ModuleType) -> None:
     assert documented == {int(status) for status in re.findall(r"\b\d+\b", module.main.__doc__)}
 
 
+def test_each_block_says_its_language() -> None:
+    assert all(block.language for block in blocks())  # else a fence is missing, and text is taken for commands
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_each_link_leads_somewhere(page: str) -> None:
     for path, anchor in links(page):
