@@ -1,4 +1,4 @@
-"""Record locust.png, the picture in the README of Locust's page: a real run, on the embedded AWS IoT.
+"""Record locust.png, the picture in docs/locust.md of Locust's page: a real run, on the embedded AWS IoT.
 
 usage: pip install -r docs/requirements.txt && python docs/record_page.py; it needs Chromium.
 """

@@ -1,4 +1,4 @@
-"""The IAM policy that the README prints: enough for every command, and not larger than it needs to be."""
+"""The IAM policy that docs/aws.md prints: enough for every command, and not larger than it needs to be."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ NEEDED_BY = {
 DIAGNOSIS = "iot:DescribeCertificate"  # without it, ELF says less exactly why a broker refuses a thing, too
 
 
-def policy_of_the_readme() -> dict[str, Any]:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## On AWS\n")[1].split("\n## ")[0]
-    match = re.search(r"^```json\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+def policy_of_the_page() -> dict[str, Any]:
+    page = (ROOT / "docs" / "aws.md").read_text(encoding="utf-8")
+    match = re.search(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     assert match
     return dict(json.loads(match[1]))
 
@@ -77,13 +77,13 @@ def without(policy: dict[str, Any], action: str) -> dict[str, Any]:
 
 
 def test_the_policy_names_single_actions_and_only_allows() -> None:
-    policy = policy_of_the_readme()
+    policy = policy_of_the_page()
     assert {statement["Effect"] for statement in policy["Statement"]} == {"Allow"}
     assert sorted(actions_of(policy)) == sorted(NEEDED_BY)
 
 
 def test_the_policy_is_enough_for_every_command(elf: Elf, account: Account) -> None:
-    elf.environment |= account.user(policy_of_the_readme())
+    elf.environment |= account.user(policy_of_the_page())
     elf("create", 2)
     window = elf.subscribe("--count", 2)
     elf("send", *elf.broker, "--append-thing-name", *ONCE)
@@ -95,11 +95,11 @@ def test_the_policy_is_enough_for_every_command(elf: Elf, account: Account) -> N
 
 
 class User:
-    """A user who has the policy of the README, or less."""
+    """A user who has the policy of the page, or less."""
 
     def __init__(self, main: InProcess, elf: Elf, account: Account) -> None:
         self.elf, self._main, self._account = elf, main, account
-        self.policy = policy_of_the_readme()
+        self.policy = policy_of_the_page()
         self.may(self.policy)
 
     def may(self, policy: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Every command of the README is run, and every call of elf.py that it mentions is one that elf.py takes."""
+"""Every command of the pages is run, every call of elf.py that they mention is one, and every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -21,25 +21,34 @@ from typing import NamedTuple
 import pytest
 from harness import PATIENCE_S, ROOT, Elf, await_listener, clean_environment, free_port, kill_servers_of
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BY_CI = {"Quick start": "block 'Quick start'", "Tests": "block Tests"}  # the two make a virtual environment
+REPOSITORY = "https://github.com/awslabs/aws-iot-elf.git"
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *ROOT.glob("docs/*.md"))
+}
+BY_CI = {"Quick start": "README.md 'Quick start'", "Tests": "CONTRIBUTING.md Tests"}  # they make virtual environments
 SMALLER = {"provisioning.py": "--things 12", "fleet.py": "--things 20 --duration 2"}
 
 Shell = Callable[[str], "subprocess.Popen[str]"]
 
 
 class Block(NamedTuple):
+    page: str
     heading: str
     language: str
     text: str
 
 
 def blocks() -> list[Block]:
-    found, heading = [], ""
-    for title, language, text in re.findall(r"^#+ ([^\n]*)$|^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL):
-        heading = title or heading
-        if not title:
-            found.append(Block(heading, language, text))
+    found = []
+    for page, text in PAGES.items():
+        heading = ""
+        for title, language, block in re.findall(
+            r"^#+ ([^\n]*)$|^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+        ):
+            heading = title or heading
+            if not title:
+                found.append(Block(page, heading, language, block))
     return found
 
 
@@ -48,7 +57,30 @@ def in_language(language: str) -> list[Block]:
 
 
 def in_shell(language: str) -> list[object]:
-    return [pytest.param(block, id=f"{block.heading} {number}") for number, block in enumerate(in_language(language))]
+    return [
+        pytest.param(block, id=f"{block.page} {block.heading} {number}")
+        for number, block in enumerate(in_language(language))
+    ]
+
+
+def anchors(page: str) -> set[str]:
+    """Name the headings of a page as GitHub does."""
+    text = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    return {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+
+
+def links(page: str) -> list[tuple[str, str]]:
+    """List the path and the anchor of each link of a page to a file of the repository."""
+    found = []
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            place = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+            found.append((str(place.relative_to(ROOT)), anchor))
+    return found
 
 
 @pytest.fixture
@@ -102,8 +134,8 @@ def shell(clone: Elf) -> Iterator[Shell]:
 
 @pytest.mark.parametrize("block", in_shell("sh"))
 def test_a_block_of_commands_does_what_it_says(block: Block, shell: Shell) -> None:
-    if block.heading in BY_CI:
-        assert BY_CI[block.heading] in (ROOT / ".ci" / "run").read_text()
+    if block.heading in BY_CI and BY_CI[block.heading].startswith(block.page):
+        assert f"blocks {BY_CI[block.heading]}" in (ROOT / ".ci" / "run").read_text()
         pytest.skip(".ci/run runs this one")
     if "docker" in block.text and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
         pytest.skip("no Docker daemon runs here")
@@ -117,7 +149,7 @@ def test_a_block_of_commands_does_what_it_says(block: Block, shell: Shell) -> No
         pytest.skip("awsiotsdk is not installed")
     if "tail -f" in block.text or "locust --processes" in block.text:
         pytest.skip("it has no end: a test below runs it")
-    script = block.text
+    script = block.text.replace("git clone", f"git -c url.'{ROOT}'.insteadOf={REPOSITORY} clone")
     for benchmark, options in SMALLER.items():
         script = script.replace(benchmark, f"{benchmark} {options}")
     process = shell(script)
@@ -188,7 +220,7 @@ def test_a_block_for_windows_does_what_it_says(block: Block, clone: Elf) -> None
 
 
 def test_each_call_of_elf_that_is_mentioned_is_one(module: ModuleType) -> None:
-    mentioned = re.findall(r"`(?:python |uv run |pipx run )?elf\.py ([^`]+)`", README)
+    mentioned = re.findall(r"`(?:python |uv run |pipx run )?elf\.py ([^`]+)`", "".join(PAGES.values()))
     assert len(mentioned) > 20
     for arguments in mentioned:
         if not set("<…").isdisjoint(arguments):
@@ -198,31 +230,33 @@ def test_each_call_of_elf_that_is_mentioned_is_one(module: ModuleType) -> None:
             assert module.build_parser().parse_args(words).command, arguments
 
 
-def test_each_option_is_in_the_readme_and_each_default_is_as_it_says(module: ModuleType) -> None:
+def test_each_option_is_among_the_commands(module: ModuleType) -> None:
+    page = PAGES["docs/commands.md"]
     for command in ("create", "send", "subscribe", "list", "clean"):
         with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
             module.build_parser().parse_args([command, "--help"])
         for name in re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.getvalue()):
-            assert f"`{name}" in README or f"`, `{name}" in README or f" {name}" in README, name
+            assert f"`{name}" in page or f" {name}" in page, name
 
 
 def test_the_exit_statuses_are_those_of_main(module: ModuleType) -> None:
-    section = README.split("### Exit status")[1].split("###")[0]
+    section = PAGES["docs/scripting.md"].split("## Exit status")[1].split("##")[0]
     documented = {
         int(status) for row in re.findall(r"^\| ([\d, ]+) \|", section, re.MULTILINE) for status in row.split(",")
     }
     assert documented == {int(status) for status in re.findall(r"\b\d+\b", module.main.__doc__)}
 
 
-def test_the_contents_lead_to_each_section() -> None:
-    headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
-    contents = README.split("**Contents:**")[1].split("\n\n")[0]
-    listed = re.findall(r"\[([^\]]+)\]\(#([^)]+)\)", contents)
-    assert [title for title, _ in listed] == [
-        heading for heading in headings if heading not in ("Quick start", "License")
-    ]
-    anchors = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall(r"^#+ (.*)$", README, re.MULTILINE)
-    }
-    assert set(re.findall(r"\]\(#([^)]+)\)", README)) <= anchors
+def test_each_block_says_its_language() -> None:
+    assert all(block.language for block in blocks())  # else a fence is missing, and text is taken for commands
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_link_leads_somewhere(page: str) -> None:
+    for path, anchor in links(page):
+        assert (ROOT / path).exists(), path
+        assert not anchor or anchor in anchors(path), f"{path}#{anchor}"
+
+
+def test_the_readme_leads_to_each_page() -> None:
+    assert {path for path, _ in links("README.md")} >= set(PAGES) - {"README.md"}

@@ -1,4 +1,4 @@
-"""README's troubleshooting has the table of failures in prose, and more on some others: all are ELF's own words."""
+"""docs/troubleshooting.md has the table of failures in prose, and more on some others: all are ELF's own words."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def causes(module: ModuleType) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def rows() -> dict[str, str]:
-    """What the tables of the section say to do, by what one sees."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Troubleshooting\n")[1].split("\n## ")[0]
-    cells = re.findall(r"^\|([^|\n]*)\|([^|\n]*)\|$", section, re.MULTILINE)
-    assert len(cells) == len(re.findall(r"^\|", section, re.MULTILINE))
+    """What the tables of the page say to do, by what one sees."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^\|([^|\n]*)\|([^|\n]*)\|$", page, re.MULTILINE)
+    assert len(cells) == len(re.findall(r"^\|", page, re.MULTILINE))
     headers = {cells[index - 1] for index, (cell, _) in enumerate(cells) if set(cell) == {"-"}}
     found = [
         (normal(cause), normal(remedy))
@@ -50,15 +50,15 @@ def words() -> str:
     return re.sub(r'"\s+f?"', "", (ROOT / "elf.py").read_text(encoding="utf-8"))
 
 
-def test_every_failure_of_the_table_is_in_the_readme(causes: dict[str, str], rows: dict[str, str]) -> None:
+def test_every_failure_of_the_table_is_on_the_page(causes: dict[str, str], rows: dict[str, str]) -> None:
     assert [cause for cause in causes if cause not in rows] == []
 
 
-def test_every_row_of_the_readme_is_a_failure(words: str, rows: dict[str, str]) -> None:
+def test_every_row_of_the_page_is_a_failure(words: str, rows: dict[str, str]) -> None:
     assert [(cause, part) for cause in rows for part in cause.split("…") if part not in words] == []
 
 
-def test_the_readme_names_the_same_commands_and_options(causes: dict[str, str], rows: dict[str, str]) -> None:
+def test_the_page_names_the_same_commands_and_options(causes: dict[str, str], rows: dict[str, str]) -> None:
     lacking = [
         (cause, named)
         for cause, remedy in causes.items()
@@ -68,5 +68,5 @@ def test_the_readme_names_the_same_commands_and_options(causes: dict[str, str], 
     assert lacking == []
 
 
-def test_the_readme_goes_through_the_failures_in_their_order(causes: dict[str, str], rows: dict[str, str]) -> None:
+def test_the_page_goes_through_the_failures_in_their_order(causes: dict[str, str], rows: dict[str, str]) -> None:
     assert [cause for cause in rows if cause in causes] == [cause for cause in causes if cause in rows]
