@@ -157,6 +157,10 @@ class ElfError(Exception):
         self.cause, self.remedy = cause, remedy
 
 
+class UsageError(ElfError):
+    """A topic or a message that is wrong by its form, wherever ELF is run: as with other wrong usage, status 2."""
+
+
 class NotAwsError(ElfError):
     """An answer that AWS IoT would not give."""
 
@@ -521,7 +525,8 @@ class TerminalFormatter(LogFormatter):
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
             record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
-        at, text, colour = self.formatTime(record, "%H:%M:%S"), super().format(record), COLOURS.get(record.levelno)
+        at, colour = self.formatTime(record, "%H:%M:%S"), COLOURS.get(record.levelno)
+        text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
         if not self._coloured:
             return f"{at} {record.levelname}: {text}" if colour else f"{at} {text}"
         return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
@@ -674,7 +679,7 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ElfError("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8") from error
+        raise UsageError("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8") from error
 
 
 def plural(number: int, noun: str) -> str:
@@ -2322,6 +2327,7 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
             raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
         return None
     reason: object = "it holds no message"
+    kind: type[ElfError] = UsageError
     try:
         text = read_given(path, inbox).removeprefix(codecs.BOM_UTF8)
         text.decode("utf-8")
@@ -2333,10 +2339,10 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
         else:
             reason = "it holds no JSON object"
     except OSError as error:
-        reason = error.strerror
+        reason, kind = error.strerror, ElfError
     except (ValueError, RecursionError) as error:
         reason = error
-    raise ElfError(
+    raise kind(
         f"the message file {path} can't be read: {reason}",
         f"name a file of UTF-8 that holds a JSON object, as example.json does, or with {REPLAYED} a message a line",
     )
@@ -2345,7 +2351,7 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
 def refuse_long_message(message: Composer, topics: Mapping[str, Sequence[str]]) -> None:
     for topic in {topic.startswith("$"): topic for (topic,) in topics.values()}.values():  # one of each kind will do
         if (size := len(message.payload(topic))) > MAX_PAYLOAD_BYTES:
-            raise ElfError(f"the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one")
+            raise UsageError(f"the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one")
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
@@ -2358,16 +2364,16 @@ def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: 
 
 
 def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False) -> None:
-    """Raise ElfError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
+    """Raise UsageError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
     for each_of_thing in topics.values():
         if len(each_of_thing) > MAX_SUBSCRIPTIONS:
-            raise ElfError(
+            raise UsageError(
                 f"AWS IoT takes {MAX_SUBSCRIPTIONS} subscriptions a connection, not {len(each_of_thing)}",
                 "leave some --topic out, or use a wildcard",
             )
         for topic in each_of_thing:
             if problem := problem_of_topic(topic, wildcards):
-                raise ElfError(f"{problem}: {topic[:300]!r}", "name another with --topic")
+                raise UsageError(f"{problem}: {topic[:300]!r}", "name another with --topic")
 
 
 def problem_of_topic(topic: str, wildcards: bool) -> str | None:
@@ -4262,8 +4268,9 @@ def root_of(cli: Cli) -> Path:
         if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE_BYTES:
             raise OSError(errno.EINVAL, "not a regular file, or too large")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except OSError as error:  # ssl.SSLError is one
-        raise ElfError(
+    except OSError as error:
+        kind = UsageError if isinstance(error, ssl.SSLError) and cli.root_cert else ElfError
+        raise kind(
             f"{path} is no root certificate: {error.strerror or error}",
             "name a PEM file with --root-cert; without that option ELF uses Amazon's own",
         ) from error
@@ -4609,6 +4616,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cli = parser.parse_args(argv, Cli())
         if cli.local and (cli.profile or cli.endpoint_url):
+            parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error("--local has no --profile and no --endpoint-url")
         if not cli.command:
             parser.print_help()
@@ -4663,9 +4671,11 @@ def run_to_the_end(cli: Cli) -> int:
         log.warning("stopped at once")
         return 128 + signal.SIGINT
     except Exception as error:
+        if is_usage := isinstance(error, UsageError):
+            error.remedy += f" (see elf.py {cli.command} --help)"
         cause, remedy = complain(error)
         cli.results.summary["error"] = {"cause": cause, "remedy": remedy}
-        return 1
+        return 2 if is_usage else 1
 
 
 if __name__ == "__main__":
