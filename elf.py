@@ -157,6 +157,10 @@ class ElfError(Exception):
         self.cause, self.remedy = cause, remedy
 
 
+class UsageError(ElfError):
+    """A topic or a message that is wrong by its form, wherever ELF is run: as with other wrong usage, status 2."""
+
+
 class NotAwsError(ElfError):
     """An answer that AWS IoT would not give."""
 
@@ -404,13 +408,9 @@ class Output:
 
     def write(self, stream: TextIO, text: str) -> None:
         def write() -> None:
+            is_log, alone = stream is sys.stderr, not (stream is sys.stderr and is_behind())
             bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
-            alone = not (stream is sys.stderr and is_behind())
-            with (
-                bars.external_write_mode(stream)
-                if bars and alone and stream is sys.stderr
-                else contextlib.nullcontext()
-            ):
+            with bars.external_write_mode(stream) if bars and is_log and alone else contextlib.nullcontext():
                 stream.write(text if alone or not on_terminal() else f"\r\x1b[K{text}")  # over what another has drawn
                 stream.flush()
 
@@ -521,7 +521,8 @@ class TerminalFormatter(LogFormatter):
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
             record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
-        at, text, colour = self.formatTime(record, "%H:%M:%S"), super().format(record), COLOURS.get(record.levelno)
+        at, colour = self.formatTime(record, "%H:%M:%S"), COLOURS.get(record.levelno)
+        text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
         if not self._coloured:
             return f"{at} {record.levelname}: {text}" if colour else f"{at} {text}"
         return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
@@ -674,7 +675,7 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ElfError("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8") from error
+        raise UsageError("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8") from error
 
 
 def plural(number: int, noun: str) -> str:
@@ -2287,6 +2288,7 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
             raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
         return None
     reason: object = "it holds no message"
+    kind: type[ElfError] = UsageError
     try:
         text = read_given(path, inbox).removeprefix(codecs.BOM_UTF8)
         text.decode("utf-8")
@@ -2298,10 +2300,10 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
         else:
             reason = "it holds no JSON object"
     except OSError as error:
-        reason = error.strerror
+        reason, kind = error.strerror, ElfError
     except (ValueError, RecursionError) as error:
         reason = error
-    raise ElfError(
+    raise kind(
         f"the message file {path} can't be read: {reason}",
         f"name a file of UTF-8 that holds a JSON object, as example.json does, or with {REPLAYED} a message a line",
     )
@@ -2310,7 +2312,7 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
 def refuse_long_message(message: Composer, topics: Mapping[str, Sequence[str]]) -> None:
     for topic in {topic.startswith("$"): topic for (topic,) in topics.values()}.values():  # one of each kind will do
         if (size := len(message.payload(topic))) > MAX_PAYLOAD_BYTES:
-            raise ElfError(f"the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one")
+            raise UsageError(f"the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one")
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
@@ -2323,16 +2325,16 @@ def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: 
 
 
 def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False) -> None:
-    """Raise ElfError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
+    """Raise UsageError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
     for each_of_thing in topics.values():
         if len(each_of_thing) > MAX_SUBSCRIPTIONS:
-            raise ElfError(
+            raise UsageError(
                 f"AWS IoT takes {MAX_SUBSCRIPTIONS} subscriptions a connection, not {len(each_of_thing)}",
                 "leave some --topic out, or use a wildcard",
             )
         for topic in each_of_thing:
             if problem := problem_of_topic(topic, wildcards):
-                raise ElfError(f"{problem}: {topic[:300]!r}", "name another with --topic")
+                raise UsageError(f"{problem}: {topic[:300]!r}", "name another with --topic")
 
 
 def problem_of_topic(topic: str, wildcards: bool) -> str | None:
@@ -3417,7 +3419,8 @@ class Shift:
         self._asking = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
         self._in_doubt: set[str] = set()  # what AWS is being asked about
         self._refused: set[str] = set()  # what may take minutes, and holds up nobody
-        self._advised = self._is_stopped = False
+        self._advised = False
+        self.stopped_at = 0.0  # time.monotonic() when the things were told to end
 
     def take(self, event: Any) -> None:
         """Log an event, and do what follows from it."""
@@ -3467,12 +3470,8 @@ class Shift:
         if event.failure is not refusal:
             self._loop.call(self.crew.devices[thing].end, event.failure)
             return
-        each.warning(
-            "%s: the broker refuses %s, and AWS names no reason; trying again for up to %g minutes",
-            thing,
-            refusal.action,
-            POLICY_CHANGE_S / 60,
-        )
+        said = "%s: the broker refuses %s, and AWS names no reason; trying again for up to %g minutes"
+        each.warning(said, thing, refusal.action, POLICY_CHANGE_S / 60)
 
     def gather(self) -> None:
         """Wait until each thing takes part, has failed, or may take longer; raise ElfError if none takes part."""
@@ -3508,8 +3507,8 @@ class Shift:
 
     def stop(self) -> None:
         """Disconnect all, and take what has happened until then. Where the user is in a hurry, so is this."""
-        if not self._is_stopped:
-            self._is_stopped = True
+        if not self.stopped_at:
+            self.stopped_at = time.monotonic()
             self._asking.shutdown(wait=False, cancel_futures=True)
             hurried = self._cli.inbox.signum is not None
             self.crew.stop(STOP_S if hurried else 2 * CONNECT_TIMEOUT_S, patience_s=STOP_S / 2 if hurried else 0.0)
@@ -3522,10 +3521,8 @@ class Shift:
             self.offline_s[thing] += now - since
         if self.offline_s:
             longest, longest_s = max(self.offline_s.items(), key=lambda pair: pair[1])
-            things = plural(len(self.offline_s), "thing")
-            log.warning(
-                "[%s] offline: %s, %s for %.1f s at the longest; %s", command, things, longest, longest_s, effect
-            )
+            which = f"{plural(len(self.offline_s), 'thing')}, {longest} for {longest_s:.1f} s at the longest"
+            log.warning("[%s] offline: %s; %s", command, which, effect)
 
 
 class Lagging(NamedTuple):
@@ -3543,14 +3540,11 @@ class Account(Listener):
         self._is_heard = says_each() or cli.results.is_on  # or nothing need be formatted
         self._latency = Times()
         self._devices: Sequence[Device] = ()
-        self._began_at = self._took_s = 0.0  # time.monotonic() from which the things were at work, and how long
+        self._began_at = 0.0  # time.monotonic() from which the things were at work
         self.ends_at = math.inf  # time.monotonic(), if that is known
 
     def begin(self, devices: Iterable[Device]) -> None:
         self._devices, self._began_at = list(devices), time.monotonic()
-
-    def end(self) -> None:
-        self._took_s = time.monotonic() - self._began_at
 
     def situation(self) -> str:
         """Say, for the live line, how many connections are up, what time has passed and what is left."""
@@ -3558,8 +3552,9 @@ class Account(Listener):
         left = f", {self.ends_at - now:.0f} s left" if now < self.ends_at < math.inf else ""
         return f"{up}/{len(self._devices)} up | {now - self._began_at:.0f} s{left}"
 
-    def pace(self, messages: int) -> str:
-        return f"{self._took_s:.1f} s, {messages / max(self._took_s, 0.1):.1f} messages/s"
+    def pace(self, messages: int, shift: Shift) -> str:
+        took_s = shift.stopped_at - self._began_at
+        return f"{took_s:.1f} s, {messages / max(took_s, 0.1):.1f} messages/s"
 
     def on_event(self, event: Any) -> None:
         self._put(event)
@@ -3628,8 +3623,8 @@ class Tally(Account):
         cause, late_s = max(self._late_s.items(), key=lambda pair: pair[1])
         latency = f"; ack latency: {self._latency}" if self.acknowledged else ""
         why = f" ({cause})" if cause and late_s > 0.1 else ""
-        pace = self.pace(self.sent)
-        last.info("[send_messages] %s%s; sent up to %.1f ms late%s", pace, latency, 1000 * late_s, why)
+        pace = self.pace(self.sent, shift) + latency
+        last.info("[send_messages] %s; sent up to %.1f ms late%s", pace, 1000 * late_s, why)
         self.unacknowledged = shift.crew.unacknowledged
         if self.rounds is not None:
             self.unsent = self.rounds * len(shift.joined) - self.sent
@@ -3642,23 +3637,12 @@ class Tally(Account):
             log.warning("%s", line)
         if (more := self.lost - len(lost)) > 0:
             log.warning("not acknowledged, or lost while offline: %s more", plural(more, "message"))
+        sent = f"{plural(self.sent, 'message')} from {plural(len(shift.joined), 'thing')}"
         acknowledged = f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)"
-        last.info(
-            "[send_messages] ELF sent %s from %s: %s, %d lost%s",
-            plural(self.sent, "message"),
-            plural(len(shift.joined), "thing"),
-            acknowledged,
-            self.lost,
-            f", {self.unsent} not sent" if self.unsent else "",
-        )
-        self._results.summary.update(
-            sent=self.sent,
-            acknowledged=self.acknowledged,
-            lost=self.lost,
-            notSent=self.unsent,
-            sentAgain=self.resent,
-            latencyMs=self._latency.in_ms(),
-        )
+        unsent = f", {self.unsent} not sent" if self.unsent else ""
+        last.info("[send_messages] ELF sent %s: %s, %d lost%s", sent, acknowledged, self.lost, unsent)
+        self._results.summary.update(sent=self.sent, acknowledged=self.acknowledged, lost=self.lost)
+        self._results.summary.update(notSent=self.unsent, sentAgain=self.resent, latencyMs=self._latency.in_ms())
 
     @property
     def lost(self) -> int:
@@ -3699,7 +3683,7 @@ class Hearing(Account):
     def report(self, shift: Shift) -> None:
         shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
         latency = f"; delivery latency (from ts, ±10 ms): {self._latency}" if self._latency.in_ms() else ""
-        last.info("[subscribe] %s%s", self.pace(self.received), latency)
+        last.info("[subscribe] %s%s", self.pace(self.received, shift), latency)
         if self.unread:
             log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
@@ -3783,15 +3767,9 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
         each.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
         each.info("Thing Name: %s Public Key File: %s", thing.name, files.public_key)
         each.info("Thing Name: %s Private Key File: %s", thing.name, files.private_key)
-    results.put(
-        "created",
-        thingName=thing.name,
-        certificateArn=thing.certificate_arn,
-        certificateId=thing.certificate_id,
-        certificateFile=str(files.certificate),
-        publicKeyFile=str(files.public_key),
-        privateKeyFile=str(files.private_key),
-    )
+    ids = {"certificateArn": thing.certificate_arn, "certificateId": thing.certificate_id}
+    paths = zip(("certificateFile", "publicKeyFile", "privateKeyFile"), map(str, files), strict=True)
+    results.put("created", thingName=thing.name, **ids, **dict(paths))
 
 
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
@@ -4131,7 +4109,6 @@ def at_work(
         shift.gather()
         ends.callback(account.report, shift)
         ends.callback(shift.stop)
-        ends.callback(account.end)
         account.begin(shift.crew.devices.values())
         yield shift
         shift.await_diagnoses()
@@ -4163,11 +4140,8 @@ def admit(cli: Cli, things: Sequence[Thing]) -> Admission:
     if newcomers:
         names = {thing.name for thing in things}
         things = [thing for thing in with_policies(cli, newcomers) if thing.name in names]
-    return Admission(
-        things,
-        endpoint,
-        {thing.name: PROPAGATION_S if thing.name in newcomers else young_s for thing in things},
-    )
+    patience_s = {thing.name: PROPAGATION_S if thing.name in newcomers else young_s for thing in things}
+    return Admission(things, endpoint, patience_s)
 
 
 def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
@@ -4203,8 +4177,9 @@ def root_of(cli: Cli) -> Path:
         if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE_BYTES:
             raise OSError(errno.EINVAL, "not a regular file, or too large")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except OSError as error:  # ssl.SSLError is one
-        raise ElfError(
+    except OSError as error:
+        kind = UsageError if isinstance(error, ssl.SSLError) and cli.root_cert else ElfError
+        raise kind(
             f"{path} is no root certificate: {error.strerror or error}",
             "name a PEM file with --root-cert; without that option ELF uses Amazon's own",
         ) from error
@@ -4363,9 +4338,8 @@ def build_parser() -> Parser:
         parser.commands.append(command)
         return command
 
-    add = add_command(
-        create_things, "create 3", "make things in AWS IoT, each with a certificate and keys"
-    ).add_argument
+    command = add_command(create_things, "create 3", "make things in AWS IoT, each with a certificate and keys")
+    add = command.add_argument
     add("count", metavar="COUNT", type=whole, nargs="?", default=1, help="how many (default: %(default)s)")
     add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="as in NAME_0 (default: %(default)s)")
 
@@ -4550,6 +4524,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         cli = parser.parse_args(argv, Cli())
         if cli.local and (cli.profile or cli.endpoint_url):
+            parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error("--local has no --profile and no --endpoint-url")
         if not cli.command:
             parser.print_help()
@@ -4604,9 +4579,11 @@ def run_to_the_end(cli: Cli) -> int:
         log.warning("stopped at once")
         return 128 + signal.SIGINT
     except Exception as error:
+        if is_usage := isinstance(error, UsageError):
+            error.remedy += f" (see elf.py {cli.command} --help)"
         cause, remedy = complain(error)
         cli.results.summary["error"] = {"cause": cause, "remedy": remedy}
-        return 1
+        return 2 if is_usage else 1
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness import ELF, REGION, ROOT, SECRET, Account, Elf, InProcess
+from harness import ELF, REGION, ROOT, SECRET, Account, Elf, InProcess, Pair
 
 
 def test_no_command_prints_the_help_and_what_comes_next_and_exits_2(elf: Elf) -> None:
@@ -169,6 +169,36 @@ def test_wrong_usage_is_one_line_and_status_2(main: InProcess, line: str) -> Non
 )
 def test_a_mistyped_word_gets_a_suggestion(main: InProcess, line: str, meant: str) -> None:
     assert f"did you mean {meant}?" in main(*line.split(" "), status=2).err
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("send --qos 3", "elf.py send"),
+        ("create 1 2", "elf.py create"),
+        ("clean --local --profile p", "elf.py clean"),
+        ("--local --profile p list", "elf.py list"),
+        ("--local --profile p", "elf.py"),
+        ("destroy", "elf.py"),
+    ],
+)
+def test_wrong_usage_names_the_help_of_the_command(main: InProcess, line: str, named: str) -> None:
+    err = main(*line.split(), status=2).err
+    assert err.startswith(f"{named}: error: ")
+    assert err.endswith(f"(see {named} --help)\n")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("-t", "a/+"), ("-t", ""), ("--json-message", "list.json"), ("--root-cert", "list.json")],
+)
+def test_what_is_refused_for_its_form_is_wrong_usage(pair: Pair, wrong: tuple[str, str]) -> None:
+    (pair.cwd / "list.json").write_text("[]")
+    result = pair("send", *pair.broker, "-n", 1, *wrong, "--output", "json", status=2)
+    assert result.lines[-1].endswith("(see elf.py send --help)")
+    summary = json.loads(result.out)
+    assert summary["exitStatus"] == 2
+    assert summary["error"]["remedy"].endswith("(see elf.py send --help)")
 
 
 def test_a_word_like_none_that_is_known_gets_no_suggestion(main: InProcess) -> None:

@@ -234,7 +234,8 @@ def explained(module: ModuleType, request: pytest.FixtureRequest) -> Iterator[Ex
             failure = {**module.FAILURES, **TOLD}[key]
         cause, remedy = map(pattern_of, failure)
         said = [found for line in result.lines if (found := re.fullmatch(rf"([\w:-]+: )?{cause}", line))]
-        advised = [line for line in result.lines if re.fullmatch(f"what to do: {remedy}", line)]
+        helped = r"( \(see elf\.py \w+ --help\))?"
+        advised = [line for line in result.lines if re.fullmatch(f"what to do: {remedy}{helped}", line)]
         assert said and len(advised) == 1, f"{cause}\n{remedy}\n{result.err}"
         assert len({line[0] for line in said}) == len(said)  # one for each thing
         for fact in facts:
@@ -1167,7 +1168,7 @@ def test_a_file_that_the_user_names_is_explained(
     file = tmp_path / "given"
     if content is not None:
         file.write_bytes(content)
-    result = main_of_pair("send", *pair.broker, *ONCE, option, file, status=1)
+    result = main_of_pair("send", *pair.broker, *ONCE, option, file, status=1 if content is None else 2)
     explained(result, failure, file, reason)
     assert "posting" not in result.err
 
@@ -1177,7 +1178,7 @@ def test_a_file_of_messages_that_has_none_is_explained(
 ) -> None:
     file = tmp_path / "empty.jsonl"
     file.write_text("\n \n")
-    result = main_of_pair("send", *pair.broker, "--json-message", file, status=1)
+    result = main_of_pair("send", *pair.broker, "--json-message", file, status=2)
     explained(result, MESSAGE_INVALID, file, "it holds no message")
     assert len(result.lines) == 2
 
@@ -1205,7 +1206,7 @@ NOT_UTF8 = ("the message or topic is not UTF-8", "MQTT takes nothing else: write
 def test_a_message_or_topic_that_aws_does_not_take_is_explained(
     main_of_pair: InProcess, explained: Explained, arguments: tuple[str, ...], cause: str, remedy: str
 ) -> None:
-    result = main_of_pair(*arguments, status=1)
+    result = main_of_pair(*arguments, status=2)
     explained(result, (cause, remedy))
     assert len(result.lines) == 2  # bad input is found before anything is done
 

@@ -55,6 +55,7 @@ def test_what_is_printed_is_what_the_original_printed(elf: Elf) -> None:
         f"Thing Name: thing_0 Private Key File: {elf.misc / 'thing_0.prv'}",
         f"Wrote 1 thing to config file: {elf.misc / 'things.json'}",
         f"[create_things] ELF created 1 thing in region:'{REGION}'.",
+        "now: python elf.py send",
     ]
     assert elf("create", 2).lines[:2] == [
         f"Read ELF ID from config: {elf_id}",

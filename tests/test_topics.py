@@ -91,18 +91,18 @@ def test_an_unusual_topic_that_aws_takes_is_used(main_of_pair: InProcess, pair: 
 def test_a_topic_that_aws_does_not_take_is_refused(
     main_of_pair: InProcess, pair: Pair, command: str, topic: str, problem: str
 ) -> None:
-    result = main_of_pair(command, *pair.broker, *ONCE, "--topic", topic, status=1)
+    result = main_of_pair(command, *pair.broker, *ONCE, "--topic", topic, status=2)
     wrong, advice = result.lines  # and nothing was done before
     assert problem in wrong
     assert repr(topic.replace("{thing_name}", "thing_0")[:300]) in wrong
-    assert advice == "what to do: name another with --topic"
+    assert advice == f"what to do: name another with --topic (see elf.py {command} --help)"
 
 
 def test_more_subscriptions_than_a_connection_may_have_are_refused(main_of_pair: InProcess, pair: Pair) -> None:
     filters = [word for number in range(51) for word in ("--topic", str(number))]
-    assert main_of_pair("subscribe", *pair.broker, *ONCE, *filters, status=1).lines == [
+    assert main_of_pair("subscribe", *pair.broker, *ONCE, *filters, status=2).lines == [
         "AWS IoT takes 50 subscriptions a connection, not 51",
-        "what to do: leave some --topic out, or use a wildcard",
+        "what to do: leave some --topic out, or use a wildcard (see elf.py subscribe --help)",
     ]
     assert main_of_pair("subscribe", *pair.broker, *ONCE, *filters[2:])
 
