@@ -184,7 +184,7 @@ _NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twi
 _SEE_ABOVE = "see the lines above"
 
 # What others raise, by AWS's error codes, classes and errnos, of which the nearest counts: what is wrong, and what to
-# do. {error} is the message it came with. README's troubleshooting has all of them.
+# do. {error} is the message it came with. docs/troubleshooting.md has all of them.
 FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: credentials and configuration
     "NoCredentialsError PartialCredentialsError": (
@@ -224,7 +224,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException": (
         "AWS denies {action} to {who}: {error}",
-        "give that user or role the action; README.md has the IAM policy that ELF needs",
+        "give that user or role the action; docs/aws.md has the IAM policy that ELF needs",
     ),
     "ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CARRY_ON),
     "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable": (
