@@ -2515,7 +2515,7 @@ class Loop:
     """
 
     def __init__(
-        self, failed: Callable[[Exception], None], connects_per_s: float = 400.0, selector: Any = None
+        self, failed: Callable[[Exception], None], connects_per_s: float = CONNECTS_PER_S, selector: Any = None
     ) -> None:
         """Start; `failed` gets what ends it, which is a bug. It may be given another selector than the system's."""
         import selectors
@@ -2877,6 +2877,11 @@ class Device:
     def unacknowledged(self) -> list[tuple[int, bytes]]:
         """The number and payload of each message that has left and is not acknowledged."""
         return [(number, payload) for number, (payload, _) in self._in_flight.items()]
+
+    @property
+    def left_at(self) -> list[float]:
+        """When each message that is not acknowledged left first, a time.monotonic(). Any thread may ask."""
+        return [at for _, at in list(self._in_flight.values())]
 
     @property
     def backlog(self) -> int:
@@ -3576,7 +3581,6 @@ class Tally(Account):
         self._is_lagging = False
         self._rate = Rate(lambda: self.sent)
         self._dropped: list[str] = []  # the first of those
-        self._left_at: dict[tuple[str, int], float] = {}  # time.monotonic() of what is not acknowledged, oldest first
         self.unacknowledged: list[tuple[Device, int, bytes]] = []  # in the end
         self.rounds: int | None = None  # how many messages of each thing were due in all, in the end
 
@@ -3587,8 +3591,6 @@ class Tally(Account):
             if late_s > LAG_S and not (device.held_by or self._is_lagging):
                 self._is_lagging = True
                 self._put(Lagging(self.sent / (time.monotonic() - self._began_at)))
-        if self._qos:
-            self._left_at[device.thing, number] = time.monotonic()
         if lost:
             self.dropped += 1
             self._dropped += [f"message {number} of {device.thing}"] if self.dropped <= LISTED else []
@@ -3599,7 +3601,6 @@ class Tally(Account):
 
     def on_acknowledged(self, device: Device, number: int, after_s: float) -> None:
         self.acknowledged += 1
-        self._left_at.pop((device.thing, number), None)
         self._latency.add(after_s)
         self.last_at = time.monotonic()
         if self._results.is_on:
@@ -3612,9 +3613,10 @@ class Tally(Account):
         self.unsent += messages
 
     def __str__(self) -> str:
-        waiting, pace = list(self._left_at.values()), f"{self._rate} | {self._latency.recent_ms:.1f} ms"
-        if waiting and (oldest_s := time.monotonic() - waiting[0]) > STALL_S:
-            pace = f"{len(waiting)} waiting, up to {oldest_s:.1f} s"
+        left_at = [at for device in self._devices for at in device.left_at]
+        pace = f"{self._rate} | {self._latency.recent_ms:.1f} ms"
+        if left_at and (oldest_s := time.monotonic() - min(left_at)) > STALL_S:
+            pace = f"{len(left_at)} waiting, up to {oldest_s:.1f} s"
         lost = f", lost {self.dropped}" if self.dropped else ""
         return f"sent {self.sent}, acknowledged {self.acknowledged}{lost} | {pace} | {self.situation()}"
 
