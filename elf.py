@@ -406,11 +406,12 @@ class Output:
         self._broken: set[TextIO] = set()  # streams that take no more
         self.failure: OSError | None = None  # of one of these, unless its reader has simply gone
 
-    def write(self, stream: TextIO, text: str) -> None:
+    def write(self, stream: Any, text: Any) -> None:
         def write() -> None:
             is_log, alone = stream is sys.stderr, not (stream is sys.stderr and is_behind())
             bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
-            with bars.external_write_mode(stream) if bars and is_log and alone else contextlib.nullcontext():
+            is_seen = alone and (is_log or stream.isatty())
+            with bars.external_write_mode(sys.stderr) if bars and is_seen else contextlib.nullcontext():
                 stream.write(text if alone or not on_terminal() else f"\r\x1b[K{text}")  # over what another has drawn
                 stream.flush()
 
@@ -641,25 +642,33 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
 
 
 class Results:
-    """What a program reads: with --output json, one JSON object a line on standard output, the last a summary."""
+    """What a program reads on standard output: with --output json, one JSON object a line, the last a summary; with
+    --output payload, what the things hear."""
 
-    def __init__(self, stream: TextIO | None, output: Output) -> None:
-        self._stream = stream
+    def __init__(self, form: str | None, output: Output) -> None:
+        self._form = form
         self._output = output
         self.summary: dict[str, Any] = {}  # which the command fills
 
     @property
     def is_on(self) -> bool:
-        return self._stream is not None
+        return self._form == "json"
 
     def put(self, event: str, **fields: Any) -> None:
         """Write an event. Raises the OSError that an earlier one met."""
-        if not self._stream:
-            return
+        if self.is_on:
+            self._write(sys.stdout, redacted(json.dumps({"event": event, **fields})) + "\n")
+
+    def put_payload(self, payload: bytes) -> None:
+        """Write a message as it is. Raises the OSError that an earlier one met."""
+        if self._form == "payload":
+            self._write(sys.stdout.buffer, payload + b"\n")
+
+    def _write(self, stream: Any, text: str | bytes) -> None:
         if error := self._output.failure:
-            self._stream = None
+            self._form = None
             raise error
-        self._output.write(self._stream, redacted(json.dumps({"event": event, **fields})) + "\n")
+        self._output.write(stream, text)
 
 
 def printable(text: str) -> str:
@@ -3242,8 +3251,8 @@ class Crew:
         """How many messages are not acknowledged, or have not left yet."""
         return sum(device.backlog for device in self.devices.values())
 
-    def play(self, messages: Sequence[Composer], rounds: int, interval_s: float, spread: float) -> None:
-        """Have each thing publish so many messages, over and over the same ones, one an interval from now on.
+    def play(self, messages: Sequence[Composer], rounds: int | None, interval_s: float, spread: float) -> None:
+        """Have each thing publish so many messages (None: without end), over and over, one an interval from now on.
 
         The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
         first, whatever has become of those before. A Played follows, then a Settled.
@@ -3251,7 +3260,7 @@ class Crew:
         start, devices = time.monotonic(), list(self.devices.values())
         turns = (
             (start + (number + spread * place / len(devices)) * interval_s, device, messages[number % len(messages)])
-            for number in range(rounds)
+            for number in itertools.islice(itertools.count(), rounds)
             for place, device in enumerate(devices)
         )
         self._loop.call(self._play, turns, next(turns))
@@ -3358,7 +3367,7 @@ class Cli:
     misc_dir: Path
     wait: float  # seconds, for another ELF at work on misc/
     rate: float  # things a second that AWS's quotas for the account come to
-    output: str | None  # json
+    output: str | None  # json, or payload
     verbose: bool
     debug: bool
     quiet: bool
@@ -3371,7 +3380,8 @@ class Cli:
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
     interval: float  # seconds
-    duration: float | None  # seconds
+    duration: float | None  # seconds; 0: until Ctrl-C
+    things: int | None = None  # the first so many of the fleet alone
     qos: int
     root_cert: Path | None = None
     mqtt_endpoint: Endpoint | None = None  # without a host, the port alone was given
@@ -3667,9 +3677,10 @@ class Hearing(Account):
         if not message.retain and (sent_at := time_of_sending(payload)) is not None:
             self._latency.add(at - sent_at)
         if self._is_heard:
-            each.info("Received message: %s from topic: %s", decoded(payload), message.topic)
+            each.info("Received message: %s from topic: %s by %s", decoded(payload), message.topic, device.thing)
             heard = said(device.thing, message.topic, payload)
             self._results.put("received", **heard, qos=message.qos, retain=bool(message.retain))
+        self._results.put_payload(payload)
         if self.received == self._most:
             self._put(Settled())
 
@@ -3821,9 +3832,11 @@ def send_messages(cli: Cli) -> int:
     tally = Tally(cli)
     refused = 0
     with at_work(cli, things, tally, topics=topics) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
-        what = plural(rounds, "message") if messages else "each line of standard input"
-        log.info("[send_messages] ELF sending %s from each of %s", what, plural(len(shift.joined), "thing"))
-        tally.ends_at = time.monotonic() + (rounds * cli.interval if messages else cli.duration or math.inf)
+        what = "each line of standard input" if not messages else plural(rounds, "message") if rounds else "messages"
+        until = " until Ctrl-C" if messages and not rounds else ""
+        log.info("[send_messages] ELF sending %s from each of %s%s", what, plural(len(shift.joined), "thing"), until)
+        lasts_s = (rounds * cli.interval if rounds else math.inf) if messages else cli.duration or math.inf
+        tally.ends_at = time.monotonic() + lasts_s
         try:
             if messages:
                 shift.crew.play(messages, rounds, cli.interval, spread)
@@ -3832,8 +3845,10 @@ def send_messages(cli: Cli) -> int:
                 refused = relay_input(cli, shift, topics)
             await_acknowledgements(shift, tally)
         except Interrupted:
-            left = f"all {rounds * len(shift.joined)} messages were sent" if messages else "the end of the input"
-            log.info("[send_messages] stopped before %s", left)
+            if not messages:
+                log.info("[send_messages] stopped before the end of the input")
+            elif rounds:
+                log.info("[send_messages] stopped before all %d messages were sent", rounds * len(shift.joined))
             raise
         tally.rounds = rounds if messages else None
     if lost := tally.lost + tally.unsent:
@@ -3848,7 +3863,7 @@ def send_messages(cli: Cli) -> int:
 
 def what_to_send(cli: Cli) -> tuple[list[Thing], list[Composer] | None, dict[str, list[str]]]:
     """Return who can send, what (None: lines of standard input), and the topic of each. Raises ElfError."""
-    things = ready_things(cli.fleet)
+    things = ready_things(cli.fleet, cli.things)
     messages = read_messages(cli.message, cli.json_message, cli.inbox)
     topics = {
         thing.name: topics_of([cli.topic], cli.append_thing_name, thing.name, f"{TOPIC_ROOT}/{thing.name}")
@@ -3860,13 +3875,13 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], list[Composer] | None, dict[str
     return things, messages, topics
 
 
-def rounds_of(cli: Cli, messages: Sequence[Composer] | None) -> int:
-    """Say how many messages each thing is to publish."""
+def rounds_of(cli: Cli, messages: Sequence[Composer] | None) -> int | None:
+    """Say how many messages each thing is to publish; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     in_time = math.ceil((cli.duration or DURATION_S) / cli.interval - 1e-9)
-    rounds: int = cli.count or in_time
+    rounds = cli.count or (None if cli.duration == 0 else in_time)
     if messages and cli.json_message and cli.json_message.suffix == REPLAYED:
-        return min(len(messages), rounds) if cli.count or cli.duration else len(messages)
+        return min(len(messages), rounds) if rounds and (cli.count or cli.duration) else len(messages)
     return rounds
 
 
@@ -3912,18 +3927,26 @@ def await_acknowledgements(shift: Shift, tally: Tally) -> None:
 
 def subscribe(cli: Cli) -> int:
     """Have every thing subscribe, and log what comes until `cli.duration` is over or `cli.count` messages have come."""
-    things = ready_things(cli.fleet)
+    things = ready_things(cli.fleet, cli.things)
     given: Sequence[str | None] = cli.topics or [None]
-    append, duration_s = cli.append_thing_name, cli.duration or DURATION_S
+    append = cli.append_thing_name
+    duration_s = cli.duration or (math.inf if cli.count or cli.duration == 0 else DURATION_S)
     filters = {thing.name: topics_of(given, append, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
     refuse_bad_topics(filters, wildcards=True)
     hearing = Hearing(cli)
     with at_work(cli, things, hearing, filters=filters) as shift, live_line(cli.inbox, cli.printer, hearing.__str__):
-        log.info("[subscribe] ELF listening on %s for %g s", plural(len(shift.joined), "thing"), duration_s)
+        until = [f"for {duration_s:g} s"] if duration_s < math.inf else []
+        if cli.count:
+            until.append(f"until {plural(cli.count, 'message')} {'has' if cli.count == 1 else 'have'} come")
+        ends = ", or ".join(until) or "until Ctrl-C"
+        log.info("[subscribe] ELF listening on %s %s", plural(len(shift.joined), "thing"), ends)
+        listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, shift.joined)))
+        if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
+            log.info("[subscribe] each of them hears every message: --things 1 or --append-thing-name shows it once")
         hearing.ends_at = time.monotonic() + duration_s
         shift.take_until(Settled, hearing.ends_at)
         deaf = shift.still_offline
-    if cli.count is not None and hearing.received < cli.count:
+    if cli.count and hearing.received < cli.count and duration_s < math.inf:
         raise ElfError(
             f"{plural(hearing.received, 'message')} came in {duration_s:g} s, not {cli.count}",
             "see that something is sent to that topic meanwhile, or give it a longer --duration",
@@ -4048,8 +4071,8 @@ def show_unanswered(cli: Cli) -> None:
         fleet.forget_unanswered(until=time.time() - CONSISTENCY_S)
 
 
-def ready_things(fleet: Fleet) -> list[Thing]:
-    """Return the things that can connect. Raises ElfError when there is none."""
+def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
+    """Return the things that can connect, or the `first` so many. Raises ElfError when there is none, or fewer."""
     for stage, command in ((CREATING, "create"), (CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
             log.warning("not complete, and left out: %s; `elf.py %s` finishes what it began", listed(names), command)
@@ -4057,7 +4080,12 @@ def ready_things(fleet: Fleet) -> list[Thing]:
         raise ElfError("there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)")
     if not fleet.ready:
         raise ElfError("none of the things is complete", "finish with `elf.py create`, or `elf.py clean`")
-    return fleet.ready
+    if first and first > len(fleet.ready):
+        raise ElfError(
+            f"--things {first} asks for more things than there are: {len(fleet.ready)}",
+            f"make more with `elf.py create {first}`, or ask for fewer",
+        )
+    return fleet.ready[:first]
 
 
 @contextlib.contextmanager
@@ -4159,7 +4187,7 @@ def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
                 each.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
         finally:
             things = [thing for thing in fleet.ready if thing.policy_arn]
-            if left := len(fleet.ready) - len(things):
+            if left := sum(not thing.policy_arn for thing in fleet.ready if thing.name in newcomers):
                 log.info("%s without a policy yet: the same command again goes on", plural(left, "thing"))
             failures.report(of=len(without))
     if not things:
@@ -4210,7 +4238,6 @@ def number(what: str, least: float, most: float = sys.float_info.max) -> Callabl
     return parse
 
 
-above_0 = number("a number of seconds above 0", sys.float_info.min)
 from_0 = number("a number of seconds from 0", 0)
 interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT takes 100 messages a second", MIN_INTERVAL_S)
 rate = number("a number of things a second, from 0.1 to 1000", 0.1, 1000)
@@ -4290,7 +4317,8 @@ def add_common_options(parser: Parser) -> Parser:
     add("--misc-dir", metavar="D", type=directory, help=where)
     add("--wait", metavar="S", type=from_0, help="wait so long for another ELF to finish there (default: 0 s)")
     add("--rate", metavar="N", type=rate, help=raised)
-    add("--output", choices=("text", "json"), help="json: one object a line on standard output, too (default: text)")
+    output = "json: one object a line on standard output, too; payload (subscribe): each message there (default: text)"
+    add("--output", choices=("text", "json", "payload"), help=output)
     add("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well")
     add("--quiet", action="store_true", help="log warnings, errors and the report in the end only")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
@@ -4304,6 +4332,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
     add("--append-thing-name", action="store_true", help=name)
+    add("--things", metavar="N", type=whole, help="the first N things of the fleet alone (default: all)")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
     add("--mqtt-endpoint", metavar="HOST[:PORT]", type=mqtt_endpoint, help=broker)
@@ -4358,7 +4387,8 @@ def build_parser() -> Parser:
     what("--json-message", metavar="FILE", type=Path, help=content)
     add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     add("--interval", metavar="S", type=interval, default=INTERVAL_S, help="a message every (default: %(default)g s)")
-    how_many("--duration", metavar="S", type=above_0, help=f"for so long (default: {DURATION_S:g} s, or all lines)")
+    duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or all lines)"
+    how_many("--duration", metavar="S", type=from_0, help=duration)
     how_many("-n", "--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration")
 
     example = "subscribe --duration 30"
@@ -4366,7 +4396,8 @@ def build_parser() -> Parser:
     add = command.add_argument
     topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
     add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
-    add("--duration", metavar="S", type=above_0, default=DURATION_S, help="for so long (default: %(default)g s)")
+    duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or with --count until these have come)"
+    add("--duration", metavar="S", type=from_0, help=duration)
     add("-C", "--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
 
     add_command(list_things, "list", "show the things and where they live; asks AWS nothing")
@@ -4530,6 +4561,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not cli.command:
             parser.print_help()
             parser.exit(2, next_step(cli.misc_dir) + "\n")
+        if cli.output == "payload" and cli.run is not subscribe:
+            parser.prog = f"elf.py {cli.command}"
+            parser.error("--output payload is for subscribe alone")
     except SystemExit as usage:  # argparse has printed what there is to say
         try:
             if sys.stdout:
@@ -4540,7 +4574,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(usage.code or 0)
     cli.inbox = Inbox()
     cli.printer = Output(cli.inbox)
-    cli.results = Results(sys.stdout if cli.output == "json" else None, cli.printer)
+    cli.results = Results(cli.output if sys.stdout else None, cli.printer)
     level = logging.WARNING if cli.quiet else logging.INFO
     start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else level, cli.printer)
     with signals_to(cli.inbox):
@@ -4569,8 +4603,8 @@ def report_end(cli: Cli, status: int) -> int:
 def run_to_the_end(cli: Cli) -> int:
     """Run the command, explain what keeps it from success, and return the exit status."""
     try:
-        if sys.stdout is None and (cli.output == "json" or cli.run is list_things):
-            raise ElfError("standard output is closed, and `list` and --output json write there", "open it")
+        if sys.stdout is None and (cli.output in ("json", "payload") or cli.run is list_things):
+            raise ElfError("standard output is closed, and `list` and --output write there", "open it")
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:
