@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "fasteners>=0.19; os_name == 'nt'"]
+# dependencies = [
+#     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "fasteners>=0.19; os_name == 'nt'"
+# ]
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
@@ -1589,6 +1592,9 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
 
 def _session(place: Place) -> Any:
     """Make boto3's session. The embedded AWS IoT gets no credential or profile of the user's: none is even read."""
+    if place.local or not _uses_login():
+        # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
+        sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
     import botocore.session
 
@@ -1598,6 +1604,14 @@ def _session(place: Place) -> Any:
     empty = (None, None, os.devnull, None)
     core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
     return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+
+
+def _uses_login() -> bool:
+    """Say whether AWS's configuration has a profile that `aws login` has signed in."""
+    config = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
+    with contextlib.suppress(OSError, RuntimeError):  # there is none, or no home
+        return b"login_session" in config.read_bytes()
+    return False
 
 
 def refuse_bad_headers(request: Any, **_: object) -> None:

@@ -375,7 +375,7 @@ def test_a_home_directory_that_nobody_has_is_named(main: InProcess, account: Acc
 def test_what_elf_says_it_needs_is_what_requirements_txt_says() -> None:
     block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", ELF.read_text(encoding="utf-8"), re.MULTILINE)
     assert block
-    listed = re.search(r"dependencies = (\[.*?\])", re.sub(r"^# ?", "", block[1], flags=re.MULTILINE), re.DOTALL)
+    listed = re.search(r"dependencies = (\[.*\])", re.sub(r"^# ?", "", block[1], flags=re.MULTILINE), re.DOTALL)
     assert listed
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert sorted(json.loads(listed[1])) == sorted(lines)
