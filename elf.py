@@ -131,6 +131,9 @@ CONNECTS_PER_S = 400.0  # AWS takes 500 an account
 SUBSCRIPTIONS_PER_S = 450.0  # the same
 BURST_S = 0.1  # what a connection's rate may run ahead, so that a late message does not make all later ones late
 MOST_WAITING = 10_000  # messages that a thing keeps in an outage: a megabyte
+IN_FLIGHT_S = 2.0  # what is missing when `subscribe` ends may be on its way
+MOST_SENDERS = 50_000  # runs of things whose numbers are remembered, by each thing that hears them: 30 MB
+MOST_GAPS = 50  # in the numbers of each of them: 6 KB
 TURNS_AT_ONCE = 64  # messages that leave, or come on a connection, before the loop looks what else there is to do
 LAG_S = 1.0  # behind schedule: this machine can't keep it
 LINES_AHEAD = 8  # lines of standard input that are read before the things have sent those before them
@@ -2430,13 +2433,79 @@ class Rate:
         return f"{(last - first) / max(ended - began, REDRAW_S):.1f}/s"
 
 
-def time_of_sending(payload: bytes) -> float | None:
+def content_of(payload: bytes) -> Mapping[str, Any]:
+    """Return the JSON object that a message is, or an empty one."""
+    try:
+        content = json.loads(payload)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def time_of_sending(content: Mapping[str, Any]) -> float | None:
     """Return the time.time() in a message's `ts`, if it has one."""
     try:
-        sent_at = float(json.loads(payload)["ts"])
-    except (ValueError, ArithmeticError, TypeError, KeyError, RecursionError):
+        sent_at = float(content["ts"])
+    except (ValueError, ArithmeticError, TypeError, KeyError):
         return None
     return sent_at if 1e9 < sent_at < 1e11 else None
+
+
+class Arrivals:
+    """What is missing, came twice or came out of order, of messages that have the `thing`, its `seq` and its `run`.
+
+    For each thing that hears a run of another's, `_gaps` has the numbers that have not come: ranges [start, stop), in
+    order, apart, none empty. The first ends with the lowest number that came, and the last begins behind the highest;
+    nobody knows whether what is in these was sent while anybody listened. What is between them is missing.
+    """
+
+    def __init__(self) -> None:
+        self.counts = collections.Counter(missing=0, repeated=0, outOfOrder=0)
+        self.by_thing: dict[str, collections.Counter[str]] = {}
+        self.forgotten = 0  # runs, of more than MOST_SENDERS those that were silent the longest
+        self._gaps: collections.OrderedDict[tuple[str, str, str], list[tuple[int, float]]] = collections.OrderedDict()
+
+    def add(self, hearer: str, content: Mapping[str, Any], is_over: bool) -> None:
+        """Count a message that a thing has heard; once it `is_over`, only if that was missing."""
+        thing, number, run = content.get("thing"), content.get("seq"), content.get("run", "")
+        if type(number) is not int or not 0 < number < 2**53:  # a whole number for every program
+            return
+        if not isinstance(thing, str) or not isinstance(run, str) or max(len(thing), len(run)) > MAX_CLIENT_ID_BYTES:
+            return
+        key = hearer, thing, run
+        gaps = self._gaps.setdefault(key, [(0, number), (number, math.inf)])
+        self._gaps.move_to_end(key)
+        if len(self._gaps) > MOST_SENDERS:
+            self._gaps.popitem(last=False)
+            self.forgotten += 1
+        if number == gaps[-1][0] and not is_over:
+            gaps[-1] = (number + 1, math.inf)
+            return
+        at = bisect.bisect_right(gaps, (number, math.inf)) - 1
+        start, stop = gaps[at]
+        if number >= stop:
+            more = {"repeated": 1}
+        elif stop == math.inf:
+            more = {"missing": number - start}
+        else:
+            more = {"missing": -1 if at else int(stop) - number - 1, "outOfOrder": 1}
+        if is_over and more.get("missing") != -1:
+            return
+        if number < stop:
+            gaps[at : at + 1] = [gap for gap in ((start, number), (number + 1, stop)) if gap[0] < gap[1]]
+        if len(gaps) > MOST_GAPS:
+            del gaps[1]  # it stays missing
+        self.counts.update(more)
+        if thing in self.by_thing or len(self.by_thing) < MOST_SENDERS:
+            self.by_thing.setdefault(thing, collections.Counter()).update(more)
+
+    def __str__(self) -> str:
+        """Say the counts behind others, or nothing where no message was numbered."""
+        return f", {told(self.counts)}" if self._gaps else ""
+
+
+def told(counts: Mapping[str, int]) -> str:
+    return f"{counts['missing']} missing, {counts['repeated']} repeated, {counts['outOfOrder']} out of order"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3666,15 +3735,23 @@ class Hearing(Account):
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
         self.received = self.unread = 0
+        self.arrivals = Arrivals()
+        self._hears_all = not any(topic.startswith("$share/") for topic in cli.topics or ())
         self._most: float = cli.count or math.inf
         self._rate = Rate(lambda: self.received)
 
     def on_received(self, device: Device, message: Any) -> None:
-        if time.monotonic() > self.ends_at or self.received >= self._most:
+        payload, at = bytes(message.payload or b""), time.time()
+        is_over = time.monotonic() > self.ends_at or self.received >= self._most
+        content = {} if message.retain else content_of(payload)
+        if self._hears_all:
+            self.arrivals.add(device.thing, content, is_over)
+        if is_over:
+            if not self.arrivals.counts["missing"]:
+                self._put(Settled())
             return
         self.received += 1
-        payload, at = bytes(message.payload or b""), time.time()
-        if not message.retain and (sent_at := time_of_sending(payload)) is not None:
+        if (sent_at := time_of_sending(content)) is not None:
             self._latency.add(at - sent_at)
         if self._is_heard:
             each.info("Received message: %s from topic: %s by %s", decoded(payload), message.topic, device.thing)
@@ -3690,7 +3767,7 @@ class Hearing(Account):
 
     def __str__(self) -> str:
         latency = f" | {self._latency.recent_ms:.0f} ms" if self._latency.in_ms() else ""
-        return f"received {self.received} | {self._rate}{latency} | {self.situation()}"
+        return f"received {self.received}{self.arrivals} | {self._rate}{latency} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
@@ -3698,9 +3775,18 @@ class Hearing(Account):
         last.info("[subscribe] %s%s", self.pace(self.received, shift), latency)
         if self.unread:
             log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
+        by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
+        senders = {thing: +counts for thing, counts in by_sender if any(counts.values())}
+        for thing, counts in itertools.islice(senders.items(), LISTED):
+            last.info("[subscribe] from %s: %s", thing, told(counts))
+        if len(senders) > LISTED:
+            last.info("[subscribe] and from %s", plural(len(senders) - LISTED, "more sender"))
+        if self.arrivals.forgotten:
+            log.warning("[subscribe] %s too many to count what is missing", plural(self.arrivals.forgotten, "sender"))
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
-        last.info("[subscribe] ELF received %s on %s", messages, things)
+        last.info("[subscribe] ELF received %s on %s%s", messages, things, self.arrivals)
         self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
+        self._results.summary.update(**self.arrivals.counts, senders=senders)
 
 
 def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
@@ -3945,7 +4031,14 @@ def subscribe(cli: Cli) -> int:
             log.info("[subscribe] each of them hears every message: --things 1 or --append-thing-name shows it once")
         hearing.ends_at = time.monotonic() + duration_s
         shift.take_until(Settled, hearing.ends_at)
+        if hearing.arrivals.counts["missing"]:
+            shift.take_until(Settled, time.monotonic() + IN_FLIGHT_S)
         deaf = shift.still_offline
+    if missing := hearing.arrivals.counts["missing"]:
+        raise ElfError(
+            f"{plural(missing, 'message')} did not come that the things sent",
+            "see above who sent them, and whether a thing was offline; send and subscribe with --qos 1",
+        )
     if cli.count and hearing.received < cli.count and duration_s < math.inf:
         raise ElfError(
             f"{plural(hearing.received, 'message')} came in {duration_s:g} s, not {cli.count}",
