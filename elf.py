@@ -117,6 +117,7 @@ LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_AT
 STOP_S = 4.0  # what is under way at Ctrl-C has so long to finish; a shell or a container waits little longer
 ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements: it rides out an outage of a minute
 ACK_PAUSE_S = 15.0  # and longer, as long as they come no further apart
+ANSWER_GRACE_S = 10.0  # how long it waits for the last answers of shadows then
 PROPAGATION_S = 20.0  # what was made a moment ago takes some seconds to count
 # https://docs.aws.amazon.com/iot/latest/developerguide/iot-policies.html: a changed policy takes 6 to 8 minutes.
 POLICY_CHANGE_S = 480.0
@@ -2366,6 +2367,12 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
     return None
 
 
+def answer_topics(topic: str, thing: str) -> list[str]:
+    """Name the topics on which AWS answers what a thing publishes to `topic`: two, if that is its own shadow's."""
+    shadow = rf"\$aws/things/{re.escape(thing)}/shadow/(name/[^/]+/)?(get|update|delete)"
+    return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
+
+
 class Line(NamedTuple):
     """An event: a line of standard input has come, or with an empty `text` its end."""
 
@@ -2428,6 +2435,14 @@ class Rate:
         self._seen.append((time.monotonic(), self._count()))
         (began, first), (ended, last) = self._seen[0], self._seen[-1]
         return f"{(last - first) / max(ended - began, REDRAW_S):.1f}/s"
+
+
+def object_in(payload: bytes) -> dict[str, Any]:
+    """Return the JSON object that a message is, or an empty one."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(content := json.loads(payload), dict):
+            return content
+    return {}
 
 
 def time_of_sending(payload: bytes) -> float | None:
@@ -2859,14 +2874,14 @@ class Device:
         patience_s: float = 0.0,
     ) -> None:
         """Make one that publishes to `topic`; that it is refused in the next `patience_s` means nothing."""
-        self.thing, self.topic = thing, topic
+        self.thing, self.topic, self.topic_filters = thing, topic, topic_filters
         self.state = CONNECTING
         self.has_joined = False  # it was online once
         self.refusal: Refusal | None = None  # the last, if nothing has succeeded since
         self.held_by = ""  # why what is waiting waits
         self._files, self._endpoint, self._root_cert = files, endpoint, root_cert
         self._loop, self._listener = loop, listener
-        self._qos, self._topic_filters = qos, topic_filters
+        self._qos = qos
         self._patient_until = time.monotonic() + patience_s
         self._refusals = self._attempts = 0  # in a row; to connect, since it was online
         self._refused_since = 0.0  # time.monotonic()
@@ -2950,7 +2965,7 @@ class Device:
         if data:
             self._fail(self._refused(f"it says that {_CONNACK.get(data, f'code {data}')}"))
         else:
-            self._subscribe(iter(self._topic_filters))
+            self._subscribe(iter(self.topic_filters))
 
     def _subscribe(self, topic_filters: Iterator[str]) -> None:
         """Subscribe to one after the other: AWS refuses by closing the connection, which does not say which it is."""
@@ -2977,7 +2992,7 @@ class Device:
             self._listener.on_event(Back(self.thing, self._endpoint, time.monotonic()))
         else:
             self.has_joined = True
-            self._listener.on_event(Connected(self.thing, self._topic_filters))
+            self._listener.on_event(Connected(self.thing, self.topic_filters))
         self._flush()
 
     def _on_message(self, message: Any) -> None:
@@ -3579,7 +3594,7 @@ class Account(Listener):
 
 
 class Tally(Account):
-    """What has become of the messages that things publish."""
+    """What has become of the messages that things publish; of those to a shadow, what AWS answered."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
@@ -3591,6 +3606,8 @@ class Tally(Account):
         self._rate = Rate(lambda: self.sent)
         self._dropped: list[str] = []  # the first of those
         self.unacknowledged: list[tuple[Device, int, bytes]] = []  # in the end
+        self.accepted = self.rejected = self.unanswered = 0  # by shadows; these by their clientToken:
+        self._asked: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)  # by thing
         self.rounds: int | None = None  # how many messages of each thing were due in all, in the end
 
     def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
@@ -3603,6 +3620,9 @@ class Tally(Account):
         if lost:
             self.dropped += 1
             self._dropped += [f"message {number} of {device.thing}"] if self.dropped <= LISTED else []
+        elif device.topic_filters:
+            self.unanswered += 1
+            self._asked[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
         if self._is_heard:
             message = said(device.thing, device.topic, payload)
             each.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
@@ -3621,13 +3641,33 @@ class Tally(Account):
     def on_not_sent(self, device: Device, messages: int) -> None:
         self.unsent += messages
 
+    def on_received(self, device: Device, message: Any) -> None:
+        """Count a shadow's answer, unless it is another client's: it has another token, or there are more than due."""
+        answer, asked = object_in(bytes(message.payload or b"")), self._asked[device.thing]
+        token, is_rejected = str(answer.get("clientToken", "")), message.topic.endswith("/rejected")
+        if not asked[token]:
+            return
+        asked -= collections.Counter([token])
+        self.unanswered -= 1
+        self.rejected += is_rejected
+        self.accepted += not is_rejected
+        if is_rejected:
+            code, reason = answer.get("code"), answer.get("message")
+            each.warning("AWS rejected a message of %s on %s: %s %s", device.thing, device.topic, code, reason)
+            self._results.put("rejected", thingName=device.thing, topic=device.topic, code=code, message=reason)
+
+    @property
+    def answers(self) -> str:
+        unanswered = f", {self.unanswered} not answered" if self.unanswered else ""
+        return f", {self.accepted} accepted, {self.rejected} rejected{unanswered}" if self._asked else ""
+
     def __str__(self) -> str:
         left_at = [at for device in self._devices for at in device.left_at]
         pace = f"{self._rate} | {self._latency.recent_ms:.1f} ms"
         if left_at and (oldest_s := time.monotonic() - min(left_at)) > STALL_S:
             pace = f"{len(left_at)} waiting, up to {oldest_s:.1f} s"
         lost = f", lost {self.dropped}" if self.dropped else ""
-        return f"sent {self.sent}, acknowledged {self.acknowledged}{lost} | {pace} | {self.situation()}"
+        return f"sent {self.sent}, acknowledged {self.acknowledged}{lost}{self.answers} | {pace} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
@@ -3651,9 +3691,10 @@ class Tally(Account):
         sent = f"{plural(self.sent, 'message')} from {plural(len(shift.joined), 'thing')}"
         acknowledged = f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)"
         unsent = f", {self.unsent} not sent" if self.unsent else ""
-        last.info("[send_messages] ELF sent %s: %s, %d lost%s", sent, acknowledged, self.lost, unsent)
+        last.info("[send_messages] ELF sent %s: %s, %d lost%s%s", sent, acknowledged, self.lost, unsent, self.answers)
         self._results.summary.update(sent=self.sent, acknowledged=self.acknowledged, lost=self.lost)
         self._results.summary.update(notSent=self.unsent, sentAgain=self.resent, latencyMs=self._latency.in_ms())
+        self._results.summary.update(accepted=self.accepted, rejected=self.rejected, notAnswered=self.unanswered)
 
     @property
     def lost(self) -> int:
@@ -3831,7 +3872,8 @@ def send_messages(cli: Cli) -> int:
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 else 1.0
     tally = Tally(cli)
     refused = 0
-    with at_work(cli, things, tally, topics=topics) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
+    answers = {thing: answer_topics(topic, thing) for thing, (topic,) in topics.items()}
+    with at_work(cli, things, tally, topics, answers) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
         what = "each line of standard input" if not messages else plural(rounds, "message") if rounds else "messages"
         until = " until Ctrl-C" if messages and not rounds else ""
         log.info("[send_messages] ELF sending %s from each of %s%s", what, plural(len(shift.joined), "thing"), until)
@@ -3844,6 +3886,7 @@ def send_messages(cli: Cli) -> int:
             else:
                 refused = relay_input(cli, shift, topics)
             await_acknowledgements(shift, tally)
+            await_answers(shift, tally)
         except Interrupted:
             if not messages:
                 log.info("[send_messages] stopped before the end of the input")
@@ -3858,6 +3901,11 @@ def send_messages(cli: Cli) -> int:
         )
     if refused:
         raise ElfError(f"{plural(refused, 'line')} of the input could not be sent", _SEE_ABOVE)
+    if tally.rejected or tally.unanswered:
+        raise ElfError(
+            f"of the messages to shadows, {tally.rejected} were rejected and {tally.unanswered} not answered",
+            "see AWS's reasons in the lines above; example-shadow.json has what it takes as an update",
+        )
     return 1 if shift.failed else 0
 
 
@@ -3923,6 +3971,13 @@ def await_acknowledgements(shift: Shift, tally: Tally) -> None:
     while (deadline := max(ended + ACK_GRACE_S, tally.last_at + ACK_PAUSE_S)) > time.monotonic():
         if shift.take_until(Settled, deadline) or shift.has_failed:
             return
+
+
+def await_answers(shift: Shift, tally: Tally) -> None:
+    """Wait until AWS has answered all messages to shadows, ANSWER_GRACE_S seconds at the most."""
+    deadline = time.monotonic() + ANSWER_GRACE_S
+    while tally.unanswered and not shift.has_failed and (now := time.monotonic()) < deadline:
+        shift.take_until(Settled, now + MIN_INTERVAL_S)
 
 
 def subscribe(cli: Cli) -> int:
@@ -4098,7 +4153,7 @@ def at_work(
 ) -> Iterator[Shift]:
     """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
 
-    They publish to their topic, or subscribe to their filters. What keeps some from it is reported, then the account.
+    They publish to their topic, and subscribe to their filters. What keeps some from it is reported, then the account.
     Raises ElfError when none is connected.
     """
     fleet = cli.fleet
@@ -4145,7 +4200,7 @@ def at_work(
 
 def connects_per_s(filters: Mapping[str, Sequence[str]]) -> float:
     """Say how many things may connect a second: AWS takes 500 connects and 500 subscriptions an account."""
-    return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max(map(len, filters.values()), default=1))
+    return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max([1, *map(len, filters.values())]))
 
 
 class Admission(NamedTuple):
