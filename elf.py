@@ -2242,33 +2242,58 @@ def write_amazon_roots(directory: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+# By JSON's grammar (RFC 8259), numbers are of any size: what they say is of no interest here.
+_JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
+
+
+def with_members(text: str, members: Sequence[str]) -> str:
+    """Put members before the last brace of a JSON object's text, and change nothing else."""
+    brace = text.rindex("}")
+    comma = ", " if members and not text[:brace].rstrip().endswith("{") else ""
+    return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
+
+
 class Composer(NamedTuple):
-    """What the things say: `text` to AWS's own topics, which take nothing that is not theirs, else `head` and ts."""
+    """What the things say: `text` as it was given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
-    head: str  # a JSON object, open at the end
+    content: str | None = None  # None: there is none, and `text` goes to all topics
+    has_ts: bool = False
 
     @classmethod
-    def of(cls, text: bytes, content: Mapping[str, Any]) -> Composer:
-        """Make one that sends `content` with the time of publishing. Raises ValueError for what is not JSON."""
-        without_ts = {key: value for key, value in content.items() if key != "ts"}
-        head = json.dumps(without_ts, ensure_ascii=False, allow_nan=False)[:-1]
-        return cls(text, head + ", " if without_ts else head)
+    def of_object(cls, text: bytes) -> Composer:
+        """Make one of a JSON object's text. Raises ValueError and RecursionError for what is none."""
+        content = text.decode("utf-8")
+        members = _JSON.decode(content)
+        if not isinstance(members, dict):
+            raise ValueError("it holds no JSON object")
+        return cls(text, content, "ts" in members)
 
     @classmethod
-    def of_line(cls, text: bytes) -> Composer:
-        """Make one of a line: a JSON object, or any other text. Raises ElfError."""
-        with contextlib.suppress(ValueError, RecursionError):
-            content = json.loads(text)
-            if isinstance(content, dict):
-                return cls.of(text, content)
+    def of_text(cls, text: bytes) -> Composer:
+        """Make one of any text. Raises UsageError for what is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
-        utf8(msg)  # raises ElfError for what has been escaped
-        return cls.of(text, {"msg": msg})
+        utf8(msg)  # which raises
+        return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
 
-    def payload(self, topic: str) -> bytes:
-        ts = math.floor(100 * time.time()) / 100  # and not later than now
-        return self.text if topic.startswith("$") else utf8(f'{self.head}"ts": "{ts:.2f}"}}')
+    def payload(self, topic: str, thing: str, number: int) -> bytes:
+        """Return what a thing publishes as its `number`th message. Raises UsageError for what AWS IoT does not take.
+
+        AWS's own topics take nothing that is not theirs; those of Basic Ingest lead to the user's rules.
+        """
+        payload = self.text
+        if self.content is not None and (not topic.startswith("$") or topic.startswith("$aws/rules/")):
+            now_ms = time.time_ns() // 1_000_000  # and not later than now
+            members = [] if self.has_ts else [f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"']
+            payload = with_members(self.content, members).encode("utf-8")
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            cause = f"the message is too long: {len(payload)} bytes, and AWS IoT takes 128 KiB"
+            raise UsageError(cause, "send a shorter one")
+        return payload
 
 
 def read_given(path: Path, inbox: Inbox) -> bytes:
@@ -2285,13 +2310,22 @@ def read_given(path: Path, inbox: Inbox) -> bytes:
     return content
 
 
-def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Composer] | None:
+def of_line(line: bytes, raw: bool) -> Composer:
+    """Return what a line says: a JSON object, or any other text. Raises UsageError."""
+    if raw:
+        return Composer(line)
+    with contextlib.suppress(ValueError, RecursionError):
+        return Composer.of_object(line)
+    return Composer.of_text(line)
+
+
+def read_messages(message: str, path: Path | None, raw: bool, inbox: Inbox) -> list[Composer] | None:
     """Return what the things shall say, one after the other: a message, or what a file has. Raises ElfError.
 
-    None: what will come on standard input.
+    None: what will come on standard input. With `raw`, all goes out as the bytes that it is.
     """
     if not path:
-        return [Composer.of(utf8(message), {"msg": message})]
+        return [Composer(os.fsencode(message)) if raw else Composer.of_text(utf8(message))]
     if str(path) == "-":
         if sys.stdin is None:
             raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
@@ -2299,15 +2333,13 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
     reason: object = "it holds no message"
     kind: type[ElfError] = UsageError
     try:
-        text = read_given(path, inbox).removeprefix(codecs.BOM_UTF8)
-        text.decode("utf-8")
+        text = read_given(path, inbox)
         if path.suffix == REPLAYED:
-            if messages := [Composer.of_line(line) for line in text.splitlines() if line.strip()]:
+            lines = text.removeprefix(b"" if raw else codecs.BOM_UTF8).splitlines()
+            if messages := [of_line(line, raw) for line in lines if line.strip()]:
                 return messages
-        elif isinstance(content := json.loads(text), dict):
-            return [Composer.of(text, content)]
         else:
-            reason = "it holds no JSON object"
+            return [Composer(text) if raw else Composer.of_object(text.removeprefix(codecs.BOM_UTF8))]
     except OSError as error:
         reason, kind = error.strerror, ElfError
     except (ValueError, RecursionError) as error:
@@ -2319,9 +2351,8 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
 
 
 def refuse_long_message(message: Composer, topics: Mapping[str, Sequence[str]]) -> None:
-    for topic in {topic.startswith("$"): topic for (topic,) in topics.values()}.values():  # one of each kind will do
-        if (size := len(message.payload(topic))) > MAX_PAYLOAD_BYTES:
-            raise UsageError(f"the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one")
+    thing, (topic,) = next(iter(topics.items()))  # as good as any other
+    message.payload(topic, thing, 1)
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
@@ -2520,6 +2551,9 @@ class Listener:
 
     def on_not_sent(self, device: Device, messages: int) -> None:
         """Messages were due, and will not leave any more."""
+
+    def on_impossible(self, device: Device, number: int, error: ElfError) -> None:
+        """A message, the thing's `number`th, can't be made."""
 
     def on_received(self, device: Device, message: Any) -> None:
         """The broker has delivered a message: the SDK's, with topic, payload, qos and retain."""
@@ -3091,8 +3125,8 @@ class Device:
     def publish(self, message: Composer, due: float) -> None:
         """Publish a message that is due since `due`, a time.monotonic(), as soon as it can leave."""
         if self.state == CONNECTING and not self._qos:
-            self._number += 1
-            self._listener.on_published(self, self._number, message.payload(self.topic), 0.0, lost=True)
+            if (payload := self._compose(message)) is not None:
+                self._listener.on_published(self, self._number, payload, 0.0, lost=True)
         elif self.state == ENDED:
             self._listener.on_not_sent(self, 1)
         else:
@@ -3101,6 +3135,15 @@ class Device:
                 self._waiting.popleft()
                 self._listener.on_not_sent(self, 1)
             self._flush()
+
+    def _compose(self, message: Composer) -> bytes | None:
+        """Return the next message's payload; None: there is none, of which the listener hears."""
+        self._number += 1
+        try:
+            return message.payload(self.topic, self.thing, self._number)
+        except ElfError as error:
+            self._listener.on_impossible(self, self._number, error)
+            return None
 
     def _flush(self) -> None:
         """Send what a lost connection has left, then what is due, until something is in the way."""
@@ -3115,8 +3158,9 @@ class Device:
                 self._listener.on_resent(self)
             else:
                 due, message = self._waiting.popleft()
-                payload, now = message.payload(self.topic), time.monotonic()
-                self._number = number = self._number + 1
+                if (composed := self._compose(message)) is None:
+                    continue
+                number, payload, now = self._number, composed, time.monotonic()
                 if self._qos:
                     self._in_flight[number] = payload, now
                 self._listener.on_published(self, number, payload, now - due, lost=False)
@@ -3391,6 +3435,7 @@ class Cli:
     prefix: str
     message: str
     json_message: Path | None
+    raw: bool  # send it as the bytes that it is
     topic: str | None  # may hold {thing_name}, as each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
@@ -3641,6 +3686,10 @@ class Tally(Account):
     def on_not_sent(self, device: Device, messages: int) -> None:
         self.unsent += messages
 
+    def on_impossible(self, device: Device, number: int, error: ElfError) -> None:
+        self.unsent += 1
+        each.error("message %d of %s is not sent: %s", number, device.thing, error.cause)
+
     def on_received(self, device: Device, message: Any) -> None:
         """Count a shadow's answer, unless it is another client's: it has another token, or there are more than due."""
         answer, asked = object_in(bytes(message.payload or b"")), self._asked[device.thing]
@@ -3735,7 +3784,7 @@ class Hearing(Account):
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
-        latency = f"; delivery latency (from ts, ±10 ms): {self._latency}" if self._latency.in_ms() else ""
+        latency = f"; delivery latency (from ts, ±1 ms): {self._latency}" if self._latency.in_ms() else ""
         last.info("[subscribe] %s%s", self.pace(self.received, shift), latency)
         if self.unread:
             log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
@@ -3896,7 +3945,7 @@ def send_messages(cli: Cli) -> int:
         tally.rounds = rounds if messages else None
     if lost := tally.lost + tally.unsent:
         raise ElfError(
-            f"{plural(lost, 'message')} lost: not acknowledged, or not sent while offline",
+            f"{plural(lost, 'message')} lost: not acknowledged, or not sent",
             "see the lines above, check the network, and send again",
         )
     if refused:
@@ -3912,7 +3961,7 @@ def send_messages(cli: Cli) -> int:
 def what_to_send(cli: Cli) -> tuple[list[Thing], list[Composer] | None, dict[str, list[str]]]:
     """Return who can send, what (None: lines of standard input), and the topic of each. Raises ElfError."""
     things = ready_things(cli.fleet, cli.things)
-    messages = read_messages(cli.message, cli.json_message, cli.inbox)
+    messages = read_messages(cli.message, cli.json_message, cli.raw, cli.inbox)
     topics = {
         thing.name: topics_of([cli.topic], cli.append_thing_name, thing.name, f"{TOPIC_ROOT}/{thing.name}")
         for thing in things
@@ -3947,7 +3996,7 @@ def relay_input(cli: Cli, shift: Shift, topics: Mapping[str, Sequence[str]]) -> 
         number += 1
         try:
             if line.text.strip():
-                message = Composer.of_line(line.text.rstrip(b"\r\n"))
+                message = of_line(line.text.rstrip(b"\r\n"), cli.raw)
                 refuse_long_message(message, topics)
                 shift.crew.publish(message)
                 sent += 1
@@ -4440,6 +4489,7 @@ def build_parser() -> Parser:
     what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
     what("--json-message", metavar="FILE", type=Path, help=content)
+    add("--raw", action="store_true", help="send MESSAGE, FILE or each line as its bytes: no JSON, no ts, any topic")
     add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     add("--interval", metavar="S", type=interval, default=INTERVAL_S, help="a message every (default: %(default)g s)")
     duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or all lines)"

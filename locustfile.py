@@ -165,7 +165,7 @@ class Run:
             # The desk as well: workers that can only read misc/ find the root certificates there.
             self.root_cert, self.messages = (
                 elf.root_of(self.cli),
-                elf.read_messages(self.cli.message, self.cli.json_message, self.cli.inbox) or [],
+                elf.read_messages(self.cli.message, self.cli.json_message, self.cli.raw, self.cli.inbox) or [],
             )
         except Exception as error:
             elf.complain(error)
