@@ -117,6 +117,7 @@ LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_AT
 STOP_S = 4.0  # what is under way at Ctrl-C has so long to finish; a shell or a container waits little longer
 ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements: it rides out an outage of a minute
 ACK_PAUSE_S = 15.0  # and longer, as long as they come no further apart
+ANSWER_GRACE_S = 10.0  # how long it waits for the last answers of shadows then
 PROPAGATION_S = 20.0  # what was made a moment ago takes some seconds to count
 # https://docs.aws.amazon.com/iot/latest/developerguide/iot-policies.html: a changed policy takes 6 to 8 minutes.
 POLICY_CHANGE_S = 480.0
@@ -2244,33 +2245,58 @@ def write_amazon_roots(directory: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+# By JSON's grammar (RFC 8259), numbers are of any size: what they say is of no interest here.
+_JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
+
+
+def with_members(text: str, members: Sequence[str]) -> str:
+    """Put members before the last brace of a JSON object's text, and change nothing else."""
+    brace = text.rindex("}")
+    comma = ", " if members and not text[:brace].rstrip().endswith("{") else ""
+    return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
+
+
 class Composer(NamedTuple):
-    """What the things say: `text` to AWS's own topics, which take nothing that is not theirs, else `head` and ts."""
+    """What the things say: `text` as it was given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
-    head: str  # a JSON object, open at the end
+    content: str | None = None  # None: there is none, and `text` goes to all topics
+    has_ts: bool = False
 
     @classmethod
-    def of(cls, text: bytes, content: Mapping[str, Any]) -> Composer:
-        """Make one that sends `content` with the time of publishing. Raises ValueError for what is not JSON."""
-        without_ts = {key: value for key, value in content.items() if key != "ts"}
-        head = json.dumps(without_ts, ensure_ascii=False, allow_nan=False)[:-1]
-        return cls(text, head + ", " if without_ts else head)
+    def of_object(cls, text: bytes) -> Composer:
+        """Make one of a JSON object's text. Raises ValueError and RecursionError for what is none."""
+        content = text.decode("utf-8")
+        members = _JSON.decode(content)
+        if not isinstance(members, dict):
+            raise ValueError("it holds no JSON object")
+        return cls(text, content, "ts" in members)
 
     @classmethod
-    def of_line(cls, text: bytes) -> Composer:
-        """Make one of a line: a JSON object, or any other text. Raises ElfError."""
-        with contextlib.suppress(ValueError, RecursionError):
-            content = json.loads(text)
-            if isinstance(content, dict):
-                return cls.of(text, content)
+    def of_text(cls, text: bytes) -> Composer:
+        """Make one of any text. Raises UsageError for what is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
-        utf8(msg)  # raises ElfError for what has been escaped
-        return cls.of(text, {"msg": msg})
+        utf8(msg)  # which raises
+        return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
 
-    def payload(self, topic: str) -> bytes:
-        ts = math.floor(100 * time.time()) / 100  # and not later than now
-        return self.text if topic.startswith("$") else utf8(f'{self.head}"ts": "{ts:.2f}"}}')
+    def payload(self, topic: str, thing: str, number: int) -> bytes:
+        """Return what a thing publishes as its `number`th message. Raises UsageError for what AWS IoT does not take.
+
+        AWS's own topics take nothing that is not theirs; those of Basic Ingest lead to the user's rules.
+        """
+        payload = self.text
+        if self.content is not None and (not topic.startswith("$") or topic.startswith("$aws/rules/")):
+            now_ms = time.time_ns() // 1_000_000  # and not later than now
+            members = [] if self.has_ts else [f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"']
+            payload = with_members(self.content, members).encode("utf-8")
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            cause = f"the message is too long: {len(payload)} bytes, and AWS IoT takes 128 KiB"
+            raise UsageError(cause, "send a shorter one")
+        return payload
 
 
 def read_given(path: Path, inbox: Inbox) -> bytes:
@@ -2287,13 +2313,22 @@ def read_given(path: Path, inbox: Inbox) -> bytes:
     return content
 
 
-def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Composer] | None:
+def of_line(line: bytes, raw: bool) -> Composer:
+    """Return what a line says: a JSON object, or any other text. Raises UsageError."""
+    if raw:
+        return Composer(line)
+    with contextlib.suppress(ValueError, RecursionError):
+        return Composer.of_object(line)
+    return Composer.of_text(line)
+
+
+def read_messages(message: str, path: Path | None, raw: bool, inbox: Inbox) -> list[Composer] | None:
     """Return what the things shall say, one after the other: a message, or what a file has. Raises ElfError.
 
-    None: what will come on standard input.
+    None: what will come on standard input. With `raw`, all goes out as the bytes that it is.
     """
     if not path:
-        return [Composer.of(utf8(message), {"msg": message})]
+        return [Composer(os.fsencode(message)) if raw else Composer.of_text(utf8(message))]
     if str(path) == "-":
         if sys.stdin is None:
             raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
@@ -2301,15 +2336,13 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
     reason: object = "it holds no message"
     kind: type[ElfError] = UsageError
     try:
-        text = read_given(path, inbox).removeprefix(codecs.BOM_UTF8)
-        text.decode("utf-8")
+        text = read_given(path, inbox)
         if path.suffix == REPLAYED:
-            if messages := [Composer.of_line(line) for line in text.splitlines() if line.strip()]:
+            lines = text.removeprefix(b"" if raw else codecs.BOM_UTF8).splitlines()
+            if messages := [of_line(line, raw) for line in lines if line.strip()]:
                 return messages
-        elif isinstance(content := json.loads(text), dict):
-            return [Composer.of(text, content)]
         else:
-            reason = "it holds no JSON object"
+            return [Composer(text) if raw else Composer.of_object(text.removeprefix(codecs.BOM_UTF8))]
     except OSError as error:
         reason, kind = error.strerror, ElfError
     except (ValueError, RecursionError) as error:
@@ -2321,9 +2354,8 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
 
 
 def refuse_long_message(message: Composer, topics: Mapping[str, Sequence[str]]) -> None:
-    for topic in {topic.startswith("$"): topic for (topic,) in topics.values()}.values():  # one of each kind will do
-        if (size := len(message.payload(topic))) > MAX_PAYLOAD_BYTES:
-            raise UsageError(f"the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one")
+    thing, (topic,) = next(iter(topics.items()))  # as good as any other
+    message.payload(topic, thing, 1)
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
@@ -2367,6 +2399,12 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
     if not wildcards and topic.startswith("$") and not re.fullmatch(PUBLISHABLE, topic):
         return "AWS IoT keeps this topic for itself, and lets nobody publish to it"
     return None
+
+
+def answer_topics(topic: str, thing: str) -> list[str]:
+    """Name the topics on which AWS answers what a thing publishes to `topic`: two, if that is its own shadow's."""
+    shadow = rf"\$aws/things/{re.escape(thing)}/shadow/(name/[^/]+/)?(get|update|delete)"
+    return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
 
 
 class Line(NamedTuple):
@@ -2433,13 +2471,12 @@ class Rate:
         return f"{(last - first) / max(ended - began, REDRAW_S):.1f}/s"
 
 
-def content_of(payload: bytes) -> Mapping[str, Any]:
+def object_in(payload: bytes) -> dict[str, Any]:
     """Return the JSON object that a message is, or an empty one."""
-    try:
-        content = json.loads(payload)
-    except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(content := json.loads(payload), dict):
+            return content
+    return {}
 
 
 def time_of_sending(content: Mapping[str, Any]) -> float | None:
@@ -2574,6 +2611,9 @@ class Listener:
 
     def on_not_sent(self, device: Device, messages: int) -> None:
         """Messages were due, and will not leave any more."""
+
+    def on_impossible(self, device: Device, number: int, error: ElfError) -> None:
+        """A message, the thing's `number`th, can't be made."""
 
     def on_received(self, device: Device, message: Any) -> None:
         """The broker has delivered a message: the SDK's, with topic, payload, qos and retain."""
@@ -2928,14 +2968,14 @@ class Device:
         patience_s: float = 0.0,
     ) -> None:
         """Make one that publishes to `topic`; that it is refused in the next `patience_s` means nothing."""
-        self.thing, self.topic = thing, topic
+        self.thing, self.topic, self.topic_filters = thing, topic, topic_filters
         self.state = CONNECTING
         self.has_joined = False  # it was online once
         self.refusal: Refusal | None = None  # the last, if nothing has succeeded since
         self.held_by = ""  # why what is waiting waits
         self._files, self._endpoint, self._root_cert = files, endpoint, root_cert
         self._loop, self._listener = loop, listener
-        self._qos, self._topic_filters = qos, topic_filters
+        self._qos = qos
         self._patient_until = time.monotonic() + patience_s
         self._refusals = self._attempts = 0  # in a row; to connect, since it was online
         self._refused_since = 0.0  # time.monotonic()
@@ -3019,7 +3059,7 @@ class Device:
         if data:
             self._fail(self._refused(f"it says that {_CONNACK.get(data, f'code {data}')}"))
         else:
-            self._subscribe(iter(self._topic_filters))
+            self._subscribe(iter(self.topic_filters))
 
     def _subscribe(self, topic_filters: Iterator[str]) -> None:
         """Subscribe to one after the other: AWS refuses by closing the connection, which does not say which it is."""
@@ -3046,7 +3086,7 @@ class Device:
             self._listener.on_event(Back(self.thing, self._endpoint, time.monotonic()))
         else:
             self.has_joined = True
-            self._listener.on_event(Connected(self.thing, self._topic_filters))
+            self._listener.on_event(Connected(self.thing, self.topic_filters))
         self._flush()
 
     def _on_message(self, message: Any) -> None:
@@ -3145,8 +3185,8 @@ class Device:
     def publish(self, message: Composer, due: float) -> None:
         """Publish a message that is due since `due`, a time.monotonic(), as soon as it can leave."""
         if self.state == CONNECTING and not self._qos:
-            self._number += 1
-            self._listener.on_published(self, self._number, message.payload(self.topic), 0.0, lost=True)
+            if (payload := self._compose(message)) is not None:
+                self._listener.on_published(self, self._number, payload, 0.0, lost=True)
         elif self.state == ENDED:
             self._listener.on_not_sent(self, 1)
         else:
@@ -3155,6 +3195,15 @@ class Device:
                 self._waiting.popleft()
                 self._listener.on_not_sent(self, 1)
             self._flush()
+
+    def _compose(self, message: Composer) -> bytes | None:
+        """Return the next message's payload; None: there is none, of which the listener hears."""
+        self._number += 1
+        try:
+            return message.payload(self.topic, self.thing, self._number)
+        except ElfError as error:
+            self._listener.on_impossible(self, self._number, error)
+            return None
 
     def _flush(self) -> None:
         """Send what a lost connection has left, then what is due, until something is in the way."""
@@ -3169,8 +3218,9 @@ class Device:
                 self._listener.on_resent(self)
             else:
                 due, message = self._waiting.popleft()
-                payload, now = message.payload(self.topic), time.monotonic()
-                self._number = number = self._number + 1
+                if (composed := self._compose(message)) is None:
+                    continue
+                number, payload, now = self._number, composed, time.monotonic()
                 if self._qos:
                     self._in_flight[number] = payload, now
                 self._listener.on_published(self, number, payload, now - due, lost=False)
@@ -3445,6 +3495,7 @@ class Cli:
     prefix: str
     message: str
     json_message: Path | None
+    raw: bool  # send it as the bytes that it is
     topic: str | None  # may hold {thing_name}, as each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
@@ -3648,7 +3699,7 @@ class Account(Listener):
 
 
 class Tally(Account):
-    """What has become of the messages that things publish."""
+    """What has become of the messages that things publish; of those to a shadow, what AWS answered."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
@@ -3660,6 +3711,8 @@ class Tally(Account):
         self._rate = Rate(lambda: self.sent)
         self._dropped: list[str] = []  # the first of those
         self.unacknowledged: list[tuple[Device, int, bytes]] = []  # in the end
+        self.accepted = self.rejected = self.unanswered = 0  # by shadows; these by their clientToken:
+        self._asked: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)  # by thing
         self.rounds: int | None = None  # how many messages of each thing were due in all, in the end
 
     def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
@@ -3672,6 +3725,9 @@ class Tally(Account):
         if lost:
             self.dropped += 1
             self._dropped += [f"message {number} of {device.thing}"] if self.dropped <= LISTED else []
+        elif device.topic_filters:
+            self.unanswered += 1
+            self._asked[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
         if self._is_heard:
             message = said(device.thing, device.topic, payload)
             each.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
@@ -3690,13 +3746,37 @@ class Tally(Account):
     def on_not_sent(self, device: Device, messages: int) -> None:
         self.unsent += messages
 
+    def on_impossible(self, device: Device, number: int, error: ElfError) -> None:
+        self.unsent += 1
+        each.error("message %d of %s is not sent: %s", number, device.thing, error.cause)
+
+    def on_received(self, device: Device, message: Any) -> None:
+        """Count a shadow's answer, unless it is another client's: it has another token, or there are more than due."""
+        answer, asked = object_in(bytes(message.payload or b"")), self._asked[device.thing]
+        token, is_rejected = str(answer.get("clientToken", "")), message.topic.endswith("/rejected")
+        if not asked[token]:
+            return
+        asked -= collections.Counter([token])
+        self.unanswered -= 1
+        self.rejected += is_rejected
+        self.accepted += not is_rejected
+        if is_rejected:
+            code, reason = answer.get("code"), answer.get("message")
+            each.warning("AWS rejected a message of %s on %s: %s %s", device.thing, device.topic, code, reason)
+            self._results.put("rejected", thingName=device.thing, topic=device.topic, code=code, message=reason)
+
+    @property
+    def answers(self) -> str:
+        unanswered = f", {self.unanswered} not answered" if self.unanswered else ""
+        return f", {self.accepted} accepted, {self.rejected} rejected{unanswered}" if self._asked else ""
+
     def __str__(self) -> str:
         left_at = [at for device in self._devices for at in device.left_at]
         pace = f"{self._rate} | {self._latency.recent_ms:.1f} ms"
         if left_at and (oldest_s := time.monotonic() - min(left_at)) > STALL_S:
             pace = f"{len(left_at)} waiting, up to {oldest_s:.1f} s"
         lost = f", lost {self.dropped}" if self.dropped else ""
-        return f"sent {self.sent}, acknowledged {self.acknowledged}{lost} | {pace} | {self.situation()}"
+        return f"sent {self.sent}, acknowledged {self.acknowledged}{lost}{self.answers} | {pace} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
@@ -3720,9 +3800,10 @@ class Tally(Account):
         sent = f"{plural(self.sent, 'message')} from {plural(len(shift.joined), 'thing')}"
         acknowledged = f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)"
         unsent = f", {self.unsent} not sent" if self.unsent else ""
-        last.info("[send_messages] ELF sent %s: %s, %d lost%s", sent, acknowledged, self.lost, unsent)
+        last.info("[send_messages] ELF sent %s: %s, %d lost%s%s", sent, acknowledged, self.lost, unsent, self.answers)
         self._results.summary.update(sent=self.sent, acknowledged=self.acknowledged, lost=self.lost)
         self._results.summary.update(notSent=self.unsent, sentAgain=self.resent, latencyMs=self._latency.in_ms())
+        self._results.summary.update(accepted=self.accepted, rejected=self.rejected, notAnswered=self.unanswered)
 
     @property
     def lost(self) -> int:
@@ -3743,7 +3824,7 @@ class Hearing(Account):
     def on_received(self, device: Device, message: Any) -> None:
         payload, at = bytes(message.payload or b""), time.time()
         is_over = time.monotonic() > self.ends_at or self.received >= self._most
-        content = {} if message.retain else content_of(payload)
+        content = {} if message.retain else object_in(payload)
         if self._hears_all:
             self.arrivals.add(device.thing, content, is_over)
         if is_over:
@@ -3771,7 +3852,7 @@ class Hearing(Account):
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
-        latency = f"; delivery latency (from ts, ±10 ms): {self._latency}" if self._latency.in_ms() else ""
+        latency = f"; delivery latency (from ts, ±1 ms): {self._latency}" if self._latency.in_ms() else ""
         last.info("[subscribe] %s%s", self.pace(self.received, shift), latency)
         if self.unread:
             log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
@@ -3917,7 +3998,8 @@ def send_messages(cli: Cli) -> int:
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 else 1.0
     tally = Tally(cli)
     refused = 0
-    with at_work(cli, things, tally, topics=topics) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
+    answers = {thing: answer_topics(topic, thing) for thing, (topic,) in topics.items()}
+    with at_work(cli, things, tally, topics, answers) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
         what = "each line of standard input" if not messages else plural(rounds, "message") if rounds else "messages"
         until = " until Ctrl-C" if messages and not rounds else ""
         log.info("[send_messages] ELF sending %s from each of %s%s", what, plural(len(shift.joined), "thing"), until)
@@ -3930,6 +4012,7 @@ def send_messages(cli: Cli) -> int:
             else:
                 refused = relay_input(cli, shift, topics)
             await_acknowledgements(shift, tally)
+            await_answers(shift, tally)
         except Interrupted:
             if not messages:
                 log.info("[send_messages] stopped before the end of the input")
@@ -3939,18 +4022,23 @@ def send_messages(cli: Cli) -> int:
         tally.rounds = rounds if messages else None
     if lost := tally.lost + tally.unsent:
         raise ElfError(
-            f"{plural(lost, 'message')} lost: not acknowledged, or not sent while offline",
+            f"{plural(lost, 'message')} lost: not acknowledged, or not sent",
             "see the lines above, check the network, and send again",
         )
     if refused:
         raise ElfError(f"{plural(refused, 'line')} of the input could not be sent", _SEE_ABOVE)
+    if tally.rejected or tally.unanswered:
+        raise ElfError(
+            f"of the messages to shadows, {tally.rejected} were rejected and {tally.unanswered} not answered",
+            "see AWS's reasons in the lines above; example-shadow.json has what it takes as an update",
+        )
     return 1 if shift.failed else 0
 
 
 def what_to_send(cli: Cli) -> tuple[list[Thing], list[Composer] | None, dict[str, list[str]]]:
     """Return who can send, what (None: lines of standard input), and the topic of each. Raises ElfError."""
     things = ready_things(cli.fleet, cli.things)
-    messages = read_messages(cli.message, cli.json_message, cli.inbox)
+    messages = read_messages(cli.message, cli.json_message, cli.raw, cli.inbox)
     topics = {
         thing.name: topics_of([cli.topic], cli.append_thing_name, thing.name, f"{TOPIC_ROOT}/{thing.name}")
         for thing in things
@@ -3985,7 +4073,7 @@ def relay_input(cli: Cli, shift: Shift, topics: Mapping[str, Sequence[str]]) -> 
         number += 1
         try:
             if line.text.strip():
-                message = Composer.of_line(line.text.rstrip(b"\r\n"))
+                message = of_line(line.text.rstrip(b"\r\n"), cli.raw)
                 refuse_long_message(message, topics)
                 shift.crew.publish(message)
                 sent += 1
@@ -4009,6 +4097,13 @@ def await_acknowledgements(shift: Shift, tally: Tally) -> None:
     while (deadline := max(ended + ACK_GRACE_S, tally.last_at + ACK_PAUSE_S)) > time.monotonic():
         if shift.take_until(Settled, deadline) or shift.has_failed:
             return
+
+
+def await_answers(shift: Shift, tally: Tally) -> None:
+    """Wait until AWS has answered all messages to shadows, ANSWER_GRACE_S seconds at the most."""
+    deadline = time.monotonic() + ANSWER_GRACE_S
+    while tally.unanswered and not shift.has_failed and (now := time.monotonic()) < deadline:
+        shift.take_until(Settled, now + MIN_INTERVAL_S)
 
 
 def subscribe(cli: Cli) -> int:
@@ -4191,7 +4286,7 @@ def at_work(
 ) -> Iterator[Shift]:
     """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
 
-    They publish to their topic, or subscribe to their filters. What keeps some from it is reported, then the account.
+    They publish to their topic, and subscribe to their filters. What keeps some from it is reported, then the account.
     Raises ElfError when none is connected.
     """
     fleet = cli.fleet
@@ -4238,7 +4333,7 @@ def at_work(
 
 def connects_per_s(filters: Mapping[str, Sequence[str]]) -> float:
     """Say how many things may connect a second: AWS takes 500 connects and 500 subscriptions an account."""
-    return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max(map(len, filters.values()), default=1))
+    return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max([1, *map(len, filters.values())]))
 
 
 class Admission(NamedTuple):
@@ -4478,6 +4573,7 @@ def build_parser() -> Parser:
     what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
     what("--json-message", metavar="FILE", type=Path, help=content)
+    add("--raw", action="store_true", help="send MESSAGE, FILE or each line as its bytes: no JSON, no ts, any topic")
     add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     add("--interval", metavar="S", type=interval, default=INTERVAL_S, help="a message every (default: %(default)g s)")
     duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or all lines)"
