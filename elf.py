@@ -3867,7 +3867,8 @@ class Hearing(Account):
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
         last.info("[subscribe] ELF received %s on %s%s", messages, things, self.arrivals)
         self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
-        self._results.summary.update(**self.arrivals.counts, senders=senders)
+        if self._hears_all:
+            self._results.summary.update(**self.arrivals.counts, senders=senders)
 
 
 def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
