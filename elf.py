@@ -4031,7 +4031,7 @@ def send_messages(cli: Cli) -> int:
     if tally.rejected or tally.unanswered:
         raise ElfError(
             f"of the messages to shadows, {tally.rejected} were rejected and {tally.unanswered} not answered",
-            "see AWS's reasons in the lines above; example-shadow.json has what it takes as an update",
+            "see AWS's reasons in the lines above; where no answer came, see that the policy allows iot:Receive",
         )
     return 1 if shift.failed else 0
 
