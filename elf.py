@@ -120,6 +120,7 @@ LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_AT
 STOP_S = 4.0  # what is under way at Ctrl-C has so long to finish; a shell or a container waits little longer
 ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements: it rides out an outage of a minute
 ACK_PAUSE_S = 15.0  # and longer, as long as they come no further apart
+ANSWER_GRACE_S = 10.0  # how long it waits for the last answers of shadows then
 PROPAGATION_S = 20.0  # what was made a moment ago takes some seconds to count
 # https://docs.aws.amazon.com/iot/latest/developerguide/iot-policies.html: a changed policy takes 6 to 8 minutes.
 POLICY_CHANGE_S = 480.0
@@ -134,6 +135,9 @@ CONNECTS_PER_S = 400.0  # AWS takes 500 an account
 SUBSCRIPTIONS_PER_S = 450.0  # the same
 BURST_S = 0.1  # what a connection's rate may run ahead, so that a late message does not make all later ones late
 MOST_WAITING = 10_000  # messages that a thing keeps in an outage: a megabyte
+IN_FLIGHT_S = 2.0  # what is missing when `subscribe` ends may be on its way
+MOST_SENDERS = 50_000  # runs of things whose numbers are remembered, by each thing that hears them: 30 MB
+MOST_GAPS = 50  # in the numbers of each of them: 6 KB
 TURNS_AT_ONCE = 64  # messages that leave, or come on a connection, before the loop looks what else there is to do
 LAG_S = 1.0  # behind schedule: this machine can't keep it
 LINES_AHEAD = 8  # lines of standard input that are read before the things have sent those before them
@@ -463,11 +467,12 @@ class Output:
         self._broken: set[TextIO] = set()  # streams that take no more
         self.failure: OSError | None = None  # of one of these, unless its reader has simply gone
 
-    def write(self, stream: TextIO, text: str) -> None:
+    def write(self, stream: Any, text: Any) -> None:
         def write() -> None:
             is_log, alone = stream is sys.stderr, not (stream is sys.stderr and is_behind())
             bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
-            with bars.external_write_mode(stream) if bars and is_log and alone else contextlib.nullcontext():
+            is_seen = alone and (is_log or stream.isatty())
+            with bars.external_write_mode(sys.stderr) if bars and is_seen else contextlib.nullcontext():
                 stream.write(text if alone or not on_terminal() else f"\r\x1b[K{text}")  # over what another has drawn
                 stream.flush()
 
@@ -698,25 +703,33 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
 
 
 class Results:
-    """What a program reads: with --output json, one JSON object a line on standard output, the last a summary."""
+    """What a program reads on standard output: with --output json, one JSON object a line, the last a summary; with
+    --output payload, what the things hear."""
 
-    def __init__(self, stream: TextIO | None, output: Output) -> None:
-        self._stream = stream
+    def __init__(self, form: str | None, output: Output) -> None:
+        self._form = form
         self._output = output
         self.summary: dict[str, Any] = {}  # which the command fills
 
     @property
     def is_on(self) -> bool:
-        return self._stream is not None
+        return self._form == "json"
 
     def put(self, event: str, **fields: Any) -> None:
         """Write an event. Raises the OSError that an earlier one met."""
-        if not self._stream:
-            return
+        if self.is_on:
+            self._write(sys.stdout, redacted(json.dumps({"event": event, **fields})) + "\n")
+
+    def put_payload(self, payload: bytes) -> None:
+        """Write a message as it is. Raises the OSError that an earlier one met."""
+        if self._form == "payload":
+            self._write(sys.stdout.buffer, payload + b"\n")
+
+    def _write(self, stream: Any, text: str | bytes) -> None:
         if error := self._output.failure:
-            self._stream = None
+            self._form = None
             raise error
-        self._output.write(self._stream, redacted(json.dumps({"event": event, **fields})) + "\n")
+        self._output.write(stream, text)
 
 
 def printable(text: str) -> str:
@@ -2103,10 +2116,9 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
     """Say whether a policy that AWS has is the one that ELF made for a thing, whose account and region `arn` names.
 
     It says what ELF has it say; or it was edited since, or is the original program's, and the thing's certificate
-    has it, or had it until an earlier try detached it.
+    has it. One that says something else and that an earlier try has detached may be a stranger's by now.
     """
-    is_as_made = json.loads(policy["policyDocument"]) == policy_document(thing.name, arn)
-    if is_as_made or (thing.stage == CLEANING and thing.policy_arn):
+    if json.loads(policy["policyDocument"]) == policy_document(thing.name, arn):
         return True
     if not thing.certificate_arn:
         return False
@@ -2357,33 +2369,58 @@ def write_amazon_roots(directory: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+# By JSON's grammar (RFC 8259), numbers are of any size: what they say is of no interest here.
+_JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
+
+
+def with_members(text: str, members: Sequence[str]) -> str:
+    """Put members before the last brace of a JSON object's text, and change nothing else."""
+    brace = text.rindex("}")
+    comma = ", " if members and not text[:brace].rstrip().endswith("{") else ""
+    return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
+
+
 class Composer(NamedTuple):
-    """What the things say: `text` to AWS's own topics, which take nothing that is not theirs, else `head` and ts."""
+    """What the things say: `text` as it was given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
-    head: str  # a JSON object, open at the end
+    content: str | None = None  # None: there is none, and `text` goes to all topics
+    has_ts: bool = False
 
     @classmethod
-    def of(cls, text: bytes, content: Mapping[str, Any]) -> Composer:
-        """Make one that sends `content` with the time of publishing. Raises ValueError for what is not JSON."""
-        without_ts = {key: value for key, value in content.items() if key != "ts"}
-        head = json.dumps(without_ts, ensure_ascii=False, allow_nan=False)[:-1]
-        return cls(text, head + ", " if without_ts else head)
+    def of_object(cls, text: bytes) -> Composer:
+        """Make one of a JSON object's text. Raises ValueError and RecursionError for what is none."""
+        content = text.decode("utf-8")
+        members = _JSON.decode(content)
+        if not isinstance(members, dict):
+            raise ValueError("it holds no JSON object")
+        return cls(text, content, "ts" in members)
 
     @classmethod
-    def of_line(cls, text: bytes) -> Composer:
-        """Make one of a line: a JSON object, or any other text. Raises ElfError."""
-        with contextlib.suppress(ValueError, RecursionError):
-            content = json.loads(text)
-            if isinstance(content, dict):
-                return cls.of(text, content)
+    def of_text(cls, text: bytes) -> Composer:
+        """Make one of any text. Raises UsageError for what is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
-        utf8(msg)  # raises ElfError for what has been escaped
-        return cls.of(text, {"msg": msg})
+        utf8(msg)  # which raises
+        return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
 
-    def payload(self, topic: str) -> bytes:
-        ts = math.floor(100 * time.time()) / 100  # and not later than now
-        return self.text if topic.startswith("$") else utf8(f'{self.head}"ts": "{ts:.2f}"}}')
+    def payload(self, topic: str, thing: str, number: int) -> bytes:
+        """Return what a thing publishes as its `number`th message. Raises UsageError for what AWS IoT does not take.
+
+        AWS's own topics take nothing that is not theirs; those of Basic Ingest lead to the user's rules.
+        """
+        payload = self.text
+        if self.content is not None and (not topic.startswith("$") or topic.startswith("$aws/rules/")):
+            now_ms = time.time_ns() // 1_000_000  # and not later than now
+            members = [] if self.has_ts else [f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"']
+            payload = with_members(self.content, members).encode("utf-8")
+        if len(payload) > MAX_PAYLOAD_BYTES:
+            cause = f"the message is too long: {len(payload)} bytes, and AWS IoT takes 128 KiB"
+            raise UsageError(cause, "send a shorter one")
+        return payload
 
 
 def read_given(path: Path, inbox: Inbox) -> bytes:
@@ -2400,13 +2437,22 @@ def read_given(path: Path, inbox: Inbox) -> bytes:
     return content
 
 
-def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Composer] | None:
+def of_line(line: bytes, raw: bool) -> Composer:
+    """Return what a line says: a JSON object, or any other text. Raises UsageError."""
+    if raw:
+        return Composer(line)
+    with contextlib.suppress(ValueError, RecursionError):
+        return Composer.of_object(line)
+    return Composer.of_text(line)
+
+
+def read_messages(message: str, path: Path | None, raw: bool, inbox: Inbox) -> list[Composer] | None:
     """Return what the things shall say, one after the other: a message, or what a file has. Raises ElfError.
 
-    None: what will come on standard input.
+    None: what will come on standard input. With `raw`, all goes out as the bytes that it is.
     """
     if not path:
-        return [Composer.of(utf8(message), {"msg": message})]
+        return [Composer(os.fsencode(message)) if raw else Composer.of_text(utf8(message))]
     if str(path) == "-":
         if sys.stdin is None:
             raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
@@ -2414,15 +2460,13 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
     reason: object = "it holds no message"
     kind: type[ElfError] = UsageError
     try:
-        text = read_given(path, inbox).removeprefix(codecs.BOM_UTF8)
-        text.decode("utf-8")
+        text = read_given(path, inbox)
         if path.suffix == REPLAYED:
-            if messages := [Composer.of_line(line) for line in text.splitlines() if line.strip()]:
+            lines = text.removeprefix(b"" if raw else codecs.BOM_UTF8).splitlines()
+            if messages := [of_line(line, raw) for line in lines if line.strip()]:
                 return messages
-        elif isinstance(content := json.loads(text), dict):
-            return [Composer.of(text, content)]
         else:
-            reason = "it holds no JSON object"
+            return [Composer(text) if raw else Composer.of_object(text.removeprefix(codecs.BOM_UTF8))]
     except OSError as error:
         reason, kind = error.strerror, ElfError
     except (ValueError, RecursionError) as error:
@@ -2434,9 +2478,8 @@ def read_messages(message: str, path: Path | None, inbox: Inbox) -> list[Compose
 
 
 def refuse_long_message(message: Composer, topics: Mapping[str, Sequence[str]]) -> None:
-    for topic in {topic.startswith("$"): topic for (topic,) in topics.values()}.values():  # one of each kind will do
-        if (size := len(message.payload(topic))) > MAX_PAYLOAD_BYTES:
-            raise UsageError(f"the message is too long: {size} bytes, and AWS IoT takes 128 KiB", "send a shorter one")
+    thing, (topic,) = next(iter(topics.items()))  # as good as any other
+    message.payload(topic, thing, 1)
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
@@ -2480,6 +2523,12 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
     if not wildcards and topic.startswith("$") and not re.fullmatch(PUBLISHABLE, topic):
         return "AWS IoT keeps this topic for itself, and lets nobody publish to it"
     return None
+
+
+def answer_topics(topic: str, thing: str) -> list[str]:
+    """Name the topics on which AWS answers what a thing publishes to `topic`: two, if that is its own shadow's."""
+    shadow = rf"\$aws/things/{re.escape(thing)}/shadow/(name/[^/]+/)?(get|update|delete)"
+    return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
 
 
 class Line(NamedTuple):
@@ -2546,13 +2595,78 @@ class Rate:
         return f"{(last - first) / max(ended - began, REDRAW_S):.1f}/s"
 
 
-def time_of_sending(payload: bytes) -> float | None:
+def object_in(payload: bytes) -> dict[str, Any]:
+    """Return the JSON object that a message is, or an empty one."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(content := json.loads(payload), dict):
+            return content
+    return {}
+
+
+def time_of_sending(content: Mapping[str, Any]) -> float | None:
     """Return the time.time() in a message's `ts`, if it has one."""
     try:
-        sent_at = float(json.loads(payload)["ts"])
-    except (ValueError, ArithmeticError, TypeError, KeyError, RecursionError):
+        sent_at = float(content["ts"])
+    except (ValueError, ArithmeticError, TypeError, KeyError):
         return None
     return sent_at if 1e9 < sent_at < 1e11 else None
+
+
+class Arrivals:
+    """What is missing, came twice or came out of order, of messages that have the `thing`, its `seq` and its `run`.
+
+    For each thing that hears a run of another's, `_gaps` has the numbers that have not come: ranges [start, stop), in
+    order, apart, none empty. The first ends with the lowest number that came, and the last begins behind the highest;
+    nobody knows whether what is in these was sent while anybody listened. What is between them is missing.
+    """
+
+    def __init__(self) -> None:
+        self.counts = collections.Counter(missing=0, repeated=0, outOfOrder=0)
+        self.by_thing: dict[str, collections.Counter[str]] = {}
+        self.forgotten = 0  # runs, of more than MOST_SENDERS those that were silent the longest
+        self._gaps: collections.OrderedDict[tuple[str, str, str], list[tuple[int, float]]] = collections.OrderedDict()
+
+    def add(self, hearer: str, content: Mapping[str, Any], is_over: bool) -> None:
+        """Count a message that a thing has heard; once it `is_over`, only if that was missing."""
+        thing, number, run = content.get("thing"), content.get("seq"), content.get("run", "")
+        if type(number) is not int or not 0 < number < 2**53:  # a whole number for every program
+            return
+        if not isinstance(thing, str) or not isinstance(run, str) or max(len(thing), len(run)) > MAX_CLIENT_ID_BYTES:
+            return
+        key = hearer, thing, run
+        gaps = self._gaps.setdefault(key, [(0, number), (number, math.inf)])
+        self._gaps.move_to_end(key)
+        if len(self._gaps) > MOST_SENDERS:
+            self._gaps.popitem(last=False)
+            self.forgotten += 1
+        if number == gaps[-1][0] and not is_over:
+            gaps[-1] = (number + 1, math.inf)
+            return
+        at = bisect.bisect_right(gaps, (number, math.inf)) - 1
+        start, stop = gaps[at]
+        if number >= stop:
+            more = {"repeated": 1}
+        elif stop == math.inf:
+            more = {"missing": number - start}
+        else:
+            more = {"missing": -1 if at else int(stop) - number - 1, "outOfOrder": 1}
+        if is_over and more.get("missing") != -1:
+            return
+        if number < stop:
+            gaps[at : at + 1] = [gap for gap in ((start, number), (number + 1, stop)) if gap[0] < gap[1]]
+        if len(gaps) > MOST_GAPS:
+            del gaps[1]  # it stays missing
+        self.counts.update(more)
+        if thing in self.by_thing or len(self.by_thing) < MOST_SENDERS:
+            self.by_thing.setdefault(thing, collections.Counter()).update(more)
+
+    def __str__(self) -> str:
+        """Say the counts behind others, or nothing where no message was numbered."""
+        return f", {told(self.counts)}" if self._gaps else ""
+
+
+def told(counts: Mapping[str, int]) -> str:
+    return f"{counts['missing']} missing, {counts['repeated']} repeated, {counts['outOfOrder']} out of order"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2621,6 +2735,9 @@ class Listener:
 
     def on_not_sent(self, device: Device, messages: int) -> None:
         """Messages were due, and will not leave any more."""
+
+    def on_impossible(self, device: Device, number: int, error: ElfError) -> None:
+        """A message, the thing's `number`th, can't be made."""
 
     def on_received(self, device: Device, message: Any) -> None:
         """The broker has delivered a message: the SDK's, with topic, payload, qos and retain."""
@@ -2975,14 +3092,14 @@ class Device:
         patience_s: float = 0.0,
     ) -> None:
         """Make one that publishes to `topic`; that it is refused in the next `patience_s` means nothing."""
-        self.thing, self.topic = thing, topic
+        self.thing, self.topic, self.topic_filters = thing, topic, topic_filters
         self.state = CONNECTING
         self.has_joined = False  # it was online once
         self.refusal: Refusal | None = None  # the last, if nothing has succeeded since
         self.held_by = ""  # why what is waiting waits
         self._files, self._endpoint, self._root_cert = files, endpoint, root_cert
         self._loop, self._listener = loop, listener
-        self._qos, self._topic_filters = qos, topic_filters
+        self._qos = qos
         self._patient_until = time.monotonic() + patience_s
         self._refusals = self._attempts = 0  # in a row; to connect, since it was online
         self._refused_since = 0.0  # time.monotonic()
@@ -3066,7 +3183,7 @@ class Device:
         if data:
             self._fail(self._refused(f"it says that {_CONNACK.get(data, f'code {data}')}"))
         else:
-            self._subscribe(iter(self._topic_filters))
+            self._subscribe(iter(self.topic_filters))
 
     def _subscribe(self, topic_filters: Iterator[str]) -> None:
         """Subscribe to one after the other: AWS refuses by closing the connection, which does not say which it is."""
@@ -3093,7 +3210,7 @@ class Device:
             self._listener.on_event(Back(self.thing, self._endpoint, time.monotonic()))
         else:
             self.has_joined = True
-            self._listener.on_event(Connected(self.thing, self._topic_filters))
+            self._listener.on_event(Connected(self.thing, self.topic_filters))
         self._flush()
 
     def _on_message(self, message: Any) -> None:
@@ -3192,8 +3309,8 @@ class Device:
     def publish(self, message: Composer, due: float) -> None:
         """Publish a message that is due since `due`, a time.monotonic(), as soon as it can leave."""
         if self.state == CONNECTING and not self._qos:
-            self._number += 1
-            self._listener.on_published(self, self._number, message.payload(self.topic), 0.0, lost=True)
+            if (payload := self._compose(message)) is not None:
+                self._listener.on_published(self, self._number, payload, 0.0, lost=True)
         elif self.state == ENDED:
             self._listener.on_not_sent(self, 1)
         else:
@@ -3202,6 +3319,15 @@ class Device:
                 self._waiting.popleft()
                 self._listener.on_not_sent(self, 1)
             self._flush()
+
+    def _compose(self, message: Composer) -> bytes | None:
+        """Return the next message's payload; None: there is none, of which the listener hears."""
+        self._number += 1
+        try:
+            return message.payload(self.topic, self.thing, self._number)
+        except ElfError as error:
+            self._listener.on_impossible(self, self._number, error)
+            return None
 
     def _flush(self) -> None:
         """Send what a lost connection has left, then what is due, until something is in the way."""
@@ -3216,8 +3342,9 @@ class Device:
                 self._listener.on_resent(self)
             else:
                 due, message = self._waiting.popleft()
-                payload, now = message.payload(self.topic), time.monotonic()
-                self._number = number = self._number + 1
+                if (composed := self._compose(message)) is None:
+                    continue
+                number, payload, now = self._number, composed, time.monotonic()
                 if self._qos:
                     self._in_flight[number] = payload, now
                 self._listener.on_published(self, number, payload, now - due, lost=False)
@@ -3367,8 +3494,8 @@ class Crew:
         """How many messages are not acknowledged, or have not left yet."""
         return sum(device.backlog for device in self.devices.values())
 
-    def play(self, messages: Sequence[Composer], rounds: int, interval_s: float, spread: float) -> None:
-        """Have each thing publish so many messages, over and over the same ones, one an interval from now on.
+    def play(self, messages: Sequence[Composer], rounds: int | None, interval_s: float, spread: float) -> None:
+        """Have each thing publish so many messages (None: without end), over and over, one an interval from now on.
 
         The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
         first, whatever has become of those before. A Played follows, then a Settled.
@@ -3376,7 +3503,7 @@ class Crew:
         start, devices = time.monotonic(), list(self.devices.values())
         turns = (
             (start + (number + spread * place / len(devices)) * interval_s, device, messages[number % len(messages)])
-            for number in range(rounds)
+            for number in itertools.islice(itertools.count(), rounds)
             for place, device in enumerate(devices)
         )
         self._loop.call(self._play, turns, next(turns))
@@ -3483,7 +3610,7 @@ class Cli:
     misc_dir: Path
     wait: float  # seconds, for another ELF at work on misc/
     rate: float  # things a second that AWS's quotas for the account come to
-    output: str | None  # json
+    output: str | None  # json, or payload
     verbose: bool
     debug: bool
     quiet: bool
@@ -3492,11 +3619,13 @@ class Cli:
     prefix: str
     message: str
     json_message: Path | None
+    raw: bool  # send it as the bytes that it is
     topic: str | None  # may hold {thing_name}, as each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
     interval: float  # seconds
-    duration: float | None  # seconds
+    duration: float | None  # seconds; 0: until Ctrl-C
+    things: int | None = None  # the first so many of the fleet alone
     qos: int
     root_cert: Path | None = None
     mqtt_endpoint: Endpoint | None = None  # without a host, the port alone was given
@@ -3694,7 +3823,7 @@ class Account(Listener):
 
 
 class Tally(Account):
-    """What has become of the messages that things publish."""
+    """What has become of the messages that things publish; of those to a shadow, what AWS answered."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
@@ -3706,6 +3835,8 @@ class Tally(Account):
         self._rate = Rate(lambda: self.sent)
         self._dropped: list[str] = []  # the first of those
         self.unacknowledged: list[tuple[Device, int, bytes]] = []  # in the end
+        self.accepted = self.rejected = self.unanswered = 0  # by shadows; these by their clientToken:
+        self._asked: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)  # by thing
         self.rounds: int | None = None  # how many messages of each thing were due in all, in the end
 
     def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
@@ -3718,6 +3849,9 @@ class Tally(Account):
         if lost:
             self.dropped += 1
             self._dropped += [f"message {number} of {device.thing}"] if self.dropped <= LISTED else []
+        elif device.topic_filters:
+            self.unanswered += 1
+            self._asked[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
         if self._is_heard:
             message = said(device.thing, device.topic, payload)
             each.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
@@ -3736,13 +3870,37 @@ class Tally(Account):
     def on_not_sent(self, device: Device, messages: int) -> None:
         self.unsent += messages
 
+    def on_impossible(self, device: Device, number: int, error: ElfError) -> None:
+        self.unsent += 1
+        each.error("message %d of %s is not sent: %s", number, device.thing, error.cause)
+
+    def on_received(self, device: Device, message: Any) -> None:
+        """Count a shadow's answer, unless it is another client's: it has another token, or there are more than due."""
+        answer, asked = object_in(bytes(message.payload or b"")), self._asked[device.thing]
+        token, is_rejected = str(answer.get("clientToken", "")), message.topic.endswith("/rejected")
+        if not asked[token]:
+            return
+        asked -= collections.Counter([token])
+        self.unanswered -= 1
+        self.rejected += is_rejected
+        self.accepted += not is_rejected
+        if is_rejected:
+            code, reason = answer.get("code"), answer.get("message")
+            each.warning("AWS rejected a message of %s on %s: %s %s", device.thing, device.topic, code, reason)
+            self._results.put("rejected", thingName=device.thing, topic=device.topic, code=code, message=reason)
+
+    @property
+    def answers(self) -> str:
+        unanswered = f", {self.unanswered} not answered" if self.unanswered else ""
+        return f", {self.accepted} accepted, {self.rejected} rejected{unanswered}" if self._asked else ""
+
     def __str__(self) -> str:
         left_at = [at for device in self._devices for at in device.left_at]
         pace = f"{self._rate} | {self._latency.recent_ms:.1f} ms"
         if left_at and (oldest_s := time.monotonic() - min(left_at)) > STALL_S:
             pace = f"{len(left_at)} waiting, up to {oldest_s:.1f} s"
         lost = f", lost {self.dropped}" if self.dropped else ""
-        return f"sent {self.sent}, acknowledged {self.acknowledged}{lost} | {pace} | {self.situation()}"
+        return f"sent {self.sent}, acknowledged {self.acknowledged}{lost}{self.answers} | {pace} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
@@ -3766,9 +3924,10 @@ class Tally(Account):
         sent = f"{plural(self.sent, 'message')} from {plural(len(shift.joined), 'thing')}"
         acknowledged = f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)"
         unsent = f", {self.unsent} not sent" if self.unsent else ""
-        last.info("[send_messages] ELF sent %s: %s, %d lost%s", sent, acknowledged, self.lost, unsent)
+        last.info("[send_messages] ELF sent %s: %s, %d lost%s%s", sent, acknowledged, self.lost, unsent, self.answers)
         self._results.summary.update(sent=self.sent, acknowledged=self.acknowledged, lost=self.lost)
         self._results.summary.update(notSent=self.unsent, sentAgain=self.resent, latencyMs=self._latency.in_ms())
+        self._results.summary.update(accepted=self.accepted, rejected=self.rejected, notAnswered=self.unanswered)
 
     @property
     def lost(self) -> int:
@@ -3781,20 +3940,29 @@ class Hearing(Account):
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
         self.received = self.unread = 0
+        self.arrivals = Arrivals()
+        self._hears_all = not any(topic.startswith("$share/") for topic in cli.topics or ())
         self._most: float = cli.count or math.inf
         self._rate = Rate(lambda: self.received)
 
     def on_received(self, device: Device, message: Any) -> None:
-        if time.monotonic() > self.ends_at or self.received >= self._most:
+        payload, at = bytes(message.payload or b""), time.time()
+        is_over = time.monotonic() > self.ends_at or self.received >= self._most
+        content = {} if message.retain else object_in(payload)
+        if self._hears_all:
+            self.arrivals.add(device.thing, content, is_over)
+        if is_over:
+            if not self.arrivals.counts["missing"]:
+                self._put(Settled())
             return
         self.received += 1
-        payload, at = bytes(message.payload or b""), time.time()
-        if not message.retain and (sent_at := time_of_sending(payload)) is not None:
+        if (sent_at := time_of_sending(content)) is not None:
             self._latency.add(at - sent_at)
         if self._is_heard:
-            each.info("Received message: %s from topic: %s", decoded(payload), message.topic)
+            each.info("Received message: %s from topic: %s by %s", decoded(payload), message.topic, device.thing)
             heard = said(device.thing, message.topic, payload)
             self._results.put("received", **heard, qos=message.qos, retain=bool(message.retain))
+        self._results.put_payload(payload)
         if self.received == self._most:
             self._put(Settled())
 
@@ -3804,17 +3972,27 @@ class Hearing(Account):
 
     def __str__(self) -> str:
         latency = f" | {self._latency.recent_ms:.0f} ms" if self._latency.in_ms() else ""
-        return f"received {self.received} | {self._rate}{latency} | {self.situation()}"
+        return f"received {self.received}{self.arrivals} | {self._rate}{latency} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
-        latency = f"; delivery latency (from ts, ±10 ms): {self._latency}" if self._latency.in_ms() else ""
+        latency = f"; delivery latency (from ts, ±1 ms): {self._latency}" if self._latency.in_ms() else ""
         last.info("[subscribe] %s%s", self.pace(self.received, shift), latency)
         if self.unread:
             log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
+        by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
+        senders = {thing: +counts for thing, counts in by_sender if any(counts.values())}
+        for thing, counts in itertools.islice(senders.items(), LISTED):
+            last.info("[subscribe] from %s: %s", thing, told(counts))
+        if len(senders) > LISTED:
+            last.info("[subscribe] and from %s", plural(len(senders) - LISTED, "more sender"))
+        if self.arrivals.forgotten:
+            log.warning("[subscribe] %s too many to count what is missing", plural(self.arrivals.forgotten, "sender"))
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
-        last.info("[subscribe] ELF received %s on %s", messages, things)
+        last.info("[subscribe] ELF received %s on %s%s", messages, things, self.arrivals)
         self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
+        if self._hears_all:
+            self._results.summary.update(**self.arrivals.counts, senders=senders)
 
 
 def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
@@ -3948,10 +4126,13 @@ def send_messages(cli: Cli) -> int:
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 else 1.0
     tally = Tally(cli)
     refused = 0
-    with at_work(cli, things, tally, topics=topics) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
-        what = plural(rounds, "message") if messages else "each line of standard input"
-        log.info("[send_messages] ELF sending %s from each of %s", what, plural(len(shift.joined), "thing"))
-        tally.ends_at = time.monotonic() + (rounds * cli.interval if messages else cli.duration or math.inf)
+    answers = {thing: answer_topics(topic, thing) for thing, (topic,) in topics.items()}
+    with at_work(cli, things, tally, topics, answers) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
+        what = "each line of standard input" if not messages else plural(rounds, "message") if rounds else "messages"
+        until = " until Ctrl-C" if messages and not rounds else ""
+        log.info("[send_messages] ELF sending %s from each of %s%s", what, plural(len(shift.joined), "thing"), until)
+        lasts_s = (rounds * cli.interval if rounds else math.inf) if messages else cli.duration or math.inf
+        tally.ends_at = time.monotonic() + lasts_s
         try:
             if messages:
                 shift.crew.play(messages, rounds, cli.interval, spread)
@@ -3959,25 +4140,33 @@ def send_messages(cli: Cli) -> int:
             else:
                 refused = relay_input(cli, shift, topics)
             await_acknowledgements(shift, tally)
+            await_answers(shift, tally)
         except Interrupted:
-            left = f"all {rounds * len(shift.joined)} messages were sent" if messages else "the end of the input"
-            log.info("[send_messages] stopped before %s", left)
+            if not messages:
+                log.info("[send_messages] stopped before the end of the input")
+            elif rounds:
+                log.info("[send_messages] stopped before all %d messages were sent", rounds * len(shift.joined))
             raise
         tally.rounds = rounds if messages else None
     if lost := tally.lost + tally.unsent:
         raise ElfError(
-            f"{plural(lost, 'message')} lost: not acknowledged, or not sent while offline",
+            f"{plural(lost, 'message')} lost: not acknowledged, or not sent",
             "see the lines above, check the network, and send again",
         )
     if refused:
         raise ElfError(f"{plural(refused, 'line')} of the input could not be sent", _SEE_ABOVE)
+    if tally.rejected or tally.unanswered:
+        raise ElfError(
+            f"of the messages to shadows, {tally.rejected} were rejected and {tally.unanswered} not answered",
+            "see AWS's reasons in the lines above; where no answer came, see that the policy allows iot:Receive",
+        )
     return 1 if shift.failed else 0
 
 
 def what_to_send(cli: Cli) -> tuple[list[Thing], list[Composer] | None, dict[str, list[str]]]:
     """Return who can send, what (None: lines of standard input), and the topic of each. Raises ElfError."""
-    things = ready_things(cli.fleet)
-    messages = read_messages(cli.message, cli.json_message, cli.inbox)
+    things = ready_things(cli.fleet, cli.things)
+    messages = read_messages(cli.message, cli.json_message, cli.raw, cli.inbox)
     topics = {
         thing.name: topics_of([cli.topic], cli.append_thing_name, thing.name, f"{TOPIC_ROOT}/{thing.name}")
         for thing in things
@@ -3988,13 +4177,13 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], list[Composer] | None, dict[str
     return things, messages, topics
 
 
-def rounds_of(cli: Cli, messages: Sequence[Composer] | None) -> int:
-    """Say how many messages each thing is to publish."""
+def rounds_of(cli: Cli, messages: Sequence[Composer] | None) -> int | None:
+    """Say how many messages each thing is to publish; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     in_time = math.ceil((cli.duration or DURATION_S) / cli.interval - 1e-9)
-    rounds: int = cli.count or in_time
+    rounds = cli.count or (None if cli.duration == 0 else in_time)
     if messages and cli.json_message and cli.json_message.suffix == REPLAYED:
-        return min(len(messages), rounds) if cli.count or cli.duration else len(messages)
+        return min(len(messages), rounds) if rounds and (cli.count or cli.duration) else len(messages)
     return rounds
 
 
@@ -4012,7 +4201,7 @@ def relay_input(cli: Cli, shift: Shift, topics: Mapping[str, Sequence[str]]) -> 
         number += 1
         try:
             if line.text.strip():
-                message = Composer.of_line(line.text.rstrip(b"\r\n"))
+                message = of_line(line.text.rstrip(b"\r\n"), cli.raw)
                 refuse_long_message(message, topics)
                 shift.crew.publish(message)
                 sent += 1
@@ -4038,20 +4227,42 @@ def await_acknowledgements(shift: Shift, tally: Tally) -> None:
             return
 
 
+def await_answers(shift: Shift, tally: Tally) -> None:
+    """Wait until AWS has answered all messages to shadows, ANSWER_GRACE_S seconds at the most."""
+    deadline = time.monotonic() + ANSWER_GRACE_S
+    while tally.unanswered and not shift.has_failed and (now := time.monotonic()) < deadline:
+        shift.take_until(Settled, now + MIN_INTERVAL_S)
+
+
 def subscribe(cli: Cli) -> int:
     """Have every thing subscribe, and log what comes until `cli.duration` is over or `cli.count` messages have come."""
-    things = ready_things(cli.fleet)
+    things = ready_things(cli.fleet, cli.things)
     given: Sequence[str | None] = cli.topics or [None]
-    append, duration_s = cli.append_thing_name, cli.duration or DURATION_S
+    append = cli.append_thing_name
+    duration_s = cli.duration or (math.inf if cli.count or cli.duration == 0 else DURATION_S)
     filters = {thing.name: topics_of(given, append, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
     refuse_bad_topics(filters, wildcards=True)
     hearing = Hearing(cli)
     with at_work(cli, things, hearing, filters=filters) as shift, live_line(cli.inbox, cli.printer, hearing.__str__):
-        log.info("[subscribe] ELF listening on %s for %g s", plural(len(shift.joined), "thing"), duration_s)
+        until = [f"for {duration_s:g} s"] if duration_s < math.inf else []
+        if cli.count:
+            until.append(f"until {plural(cli.count, 'message')} {'has' if cli.count == 1 else 'have'} come")
+        ends = ", or ".join(until) or "until Ctrl-C"
+        log.info("[subscribe] ELF listening on %s %s", plural(len(shift.joined), "thing"), ends)
+        listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, shift.joined)))
+        if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
+            log.info("[subscribe] each of them hears every message: --things 1 or --append-thing-name shows it once")
         hearing.ends_at = time.monotonic() + duration_s
         shift.take_until(Settled, hearing.ends_at)
+        if hearing.arrivals.counts["missing"]:
+            shift.take_until(Settled, time.monotonic() + IN_FLIGHT_S)
         deaf = shift.still_offline
-    if cli.count is not None and hearing.received < cli.count:
+    if missing := hearing.arrivals.counts["missing"]:
+        raise ElfError(
+            f"{plural(missing, 'message')} did not come that the things sent",
+            "see above who sent them, and whether a thing was offline; send and subscribe with --qos 1",
+        )
+    if cli.count and hearing.received < cli.count and duration_s < math.inf:
         raise ElfError(
             f"{plural(hearing.received, 'message')} came in {duration_s:g} s, not {cli.count}",
             "see that something is sent to that topic meanwhile, or give it a longer --duration",
@@ -4176,8 +4387,8 @@ def show_unanswered(cli: Cli) -> None:
         fleet.forget_unanswered(until=time.time() - CONSISTENCY_S)
 
 
-def ready_things(fleet: Fleet) -> list[Thing]:
-    """Return the things that can connect. Raises ElfError when there is none."""
+def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
+    """Return the things that can connect, or the `first` so many. Raises ElfError when there is none, or fewer."""
     for stage, command in ((CREATING, "create"), (CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
             log.warning("not complete, and left out: %s; `elf.py %s` finishes what it began", listed(names), command)
@@ -4185,7 +4396,12 @@ def ready_things(fleet: Fleet) -> list[Thing]:
         raise ElfError("there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)")
     if not fleet.ready:
         raise ElfError("none of the things is complete", "finish with `elf.py create`, or `elf.py clean`")
-    return fleet.ready
+    if first and first > len(fleet.ready):
+        raise ElfError(
+            f"--things {first} asks for more things than there are: {len(fleet.ready)}",
+            f"make more with `elf.py create {first}`, or ask for fewer",
+        )
+    return fleet.ready[:first]
 
 
 @contextlib.contextmanager
@@ -4198,7 +4414,7 @@ def at_work(
 ) -> Iterator[Shift]:
     """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
 
-    They publish to their topic, or subscribe to their filters. What keeps some from it is reported, then the account.
+    They publish to their topic, and subscribe to their filters. What keeps some from it is reported, then the account.
     Raises ElfError when none is connected.
     """
     fleet = cli.fleet
@@ -4245,7 +4461,7 @@ def at_work(
 
 def connects_per_s(filters: Mapping[str, Sequence[str]]) -> float:
     """Say how many things may connect a second: AWS takes 500 connects and 500 subscriptions an account."""
-    return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max(map(len, filters.values()), default=1))
+    return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max([1, *map(len, filters.values())]))
 
 
 class Admission(NamedTuple):
@@ -4287,7 +4503,7 @@ def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
                 each.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
         finally:
             things = [thing for thing in fleet.ready if thing.policy_arn]
-            if left := len(fleet.ready) - len(things):
+            if left := sum(not thing.policy_arn for thing in fleet.ready if thing.name in newcomers):
                 log.info("%s without a policy yet: the same command again goes on", plural(left, "thing"))
             failures.report(of=len(without))
     if not things:
@@ -4338,7 +4554,6 @@ def number(what: str, least: float, most: float = sys.float_info.max) -> Callabl
     return parse
 
 
-above_0 = number("a number of seconds above 0", sys.float_info.min)
 from_0 = number("a number of seconds from 0", 0)
 interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT takes 100 messages a second", MIN_INTERVAL_S)
 rate = number("a number of things a second, from 0.1 to 1000", 0.1, 1000)
@@ -4418,7 +4633,8 @@ def add_common_options(parser: Parser) -> Parser:
     add("--misc-dir", metavar="D", type=directory, help=where)
     add("--wait", metavar="S", type=from_0, help="wait so long for another ELF to finish there (default: 0 s)")
     add("--rate", metavar="N", type=rate, help=raised)
-    add("--output", choices=("text", "json"), help="json: one object a line on standard output, too (default: text)")
+    output = "json: one object a line on standard output, too; payload (subscribe): each message there (default: text)"
+    add("--output", choices=("text", "json", "payload"), help=output)
     add("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well")
     add("--quiet", action="store_true", help="log warnings, errors and the report in the end only")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
@@ -4432,6 +4648,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
     add("--append-thing-name", action="store_true", help=name)
+    add("--things", metavar="N", type=whole, help="the first N things of the fleet alone (default: all)")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
     add("--mqtt-endpoint", metavar="HOST[:PORT]", type=mqtt_endpoint, help=broker)
@@ -4484,9 +4701,11 @@ def build_parser() -> Parser:
     what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
     what("--json-message", metavar="FILE", type=Path, help=content)
+    add("--raw", action="store_true", help="send MESSAGE, FILE or each line as its bytes: no JSON, no ts, any topic")
     add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     add("--interval", metavar="S", type=interval, default=INTERVAL_S, help="a message every (default: %(default)g s)")
-    how_many("--duration", metavar="S", type=above_0, help=f"for so long (default: {DURATION_S:g} s, or all lines)")
+    duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or all lines)"
+    how_many("--duration", metavar="S", type=from_0, help=duration)
     how_many("-n", "--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration")
 
     example = "subscribe --duration 30"
@@ -4494,7 +4713,8 @@ def build_parser() -> Parser:
     add = command.add_argument
     topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
     add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
-    add("--duration", metavar="S", type=above_0, default=DURATION_S, help="for so long (default: %(default)g s)")
+    duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or with --count until these have come)"
+    add("--duration", metavar="S", type=from_0, help=duration)
     add("-C", "--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
 
     add_command(list_things, "list", "show the things and where they live; asks AWS nothing")
@@ -4658,6 +4878,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not cli.command:
             parser.print_help()
             parser.exit(2, next_step(cli.misc_dir) + "\n")
+        if cli.output == "payload" and cli.run is not subscribe:
+            parser.prog = f"elf.py {cli.command}"
+            parser.error("--output payload is for subscribe alone")
     except SystemExit as usage:  # argparse has printed what there is to say
         try:
             if sys.stdout:
@@ -4668,7 +4891,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(usage.code or 0)
     cli.inbox = Inbox()
     cli.printer = Output(cli.inbox)
-    cli.results = Results(sys.stdout if cli.output == "json" else None, cli.printer)
+    cli.results = Results(cli.output if sys.stdout else None, cli.printer)
     level = logging.WARNING if cli.quiet else logging.INFO
     start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else level, cli.printer)
     with signals_to(cli.inbox):
@@ -4697,8 +4920,8 @@ def report_end(cli: Cli, status: int) -> int:
 def run_to_the_end(cli: Cli) -> int:
     """Run the command, explain what keeps it from success, and return the exit status."""
     try:
-        if sys.stdout is None and (cli.output == "json" or cli.run is list_things):
-            raise ElfError("standard output is closed, and `list` and --output json write there", "open it")
+        if sys.stdout is None and (cli.output in ("json", "payload") or cli.run is list_things):
+            raise ElfError("standard output is closed, and `list` and --output write there", "open it")
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:

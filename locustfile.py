@@ -165,7 +165,7 @@ class Run:
             # The desk as well: workers that can only read misc/ find the root certificates there.
             self.root_cert, self.messages = (
                 elf.root_of(self.cli),
-                elf.read_messages(self.cli.message, self.cli.json_message, self.cli.inbox) or [],
+                elf.read_messages(self.cli.message, self.cli.json_message, self.cli.raw, self.cli.inbox) or [],
             )
         except Exception as error:
             elf.complain(error)
@@ -472,7 +472,7 @@ class Thing(User, elf.Listener):
             self.count_published(0, None, lost=True)
 
     def on_received(self, device: elf.Device, message: Any) -> None:
-        sent_at = None if message.retain else elf.time_of_sending(message.payload)
+        sent_at = None if message.retain else elf.time_of_sending(elf.object_in(message.payload))
         took_s = None if sent_at is None else max(0.0, time.time() - sent_at)
         self.worker.count("RECEIVE", self.duty["filters"][0], took_s, len(message.payload))
 

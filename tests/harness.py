@@ -259,7 +259,7 @@ class Result(NamedTuple):
     @property
     def received(self) -> list[tuple[str, str]]:
         """The topic and payload of each message that `subscribe` logged."""
-        found = (re.fullmatch(r"Received message: (.*) from topic: (\S+)", line) for line in self.lines)
+        found = (re.fullmatch(r"Received message: (.*) from topic: (\S+) by \S+", line) for line in self.lines)
         return [(match[2], match[1]) for match in found if match]
 
 

@@ -71,7 +71,7 @@ def test_the_live_line_of_subscribe_counts_and_measures_from_the_senders_ts(pair
     assert int(live[-1][1]) > 0
     assert live[-1][2]
     assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
-    (report,) = (line for line in terminal.seen if "delivery latency (from ts, ±10 ms)" in line)
+    (report,) = (line for line in terminal.seen if "delivery latency (from ts, ±1 ms)" in line)
     assert re.search(rf" 1\.\d s, \d+\.\d messages/s; [^:]+: {LATENCY}$", report)
 
 

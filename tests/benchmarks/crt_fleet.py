@@ -50,7 +50,7 @@ def main(misc: str, port: str, root_cert: str, things: str, duration_s: str, rat
             time.sleep(max(0.0, due - time.monotonic()))
             began = time.monotonic()
             late.append(began - due)
-            payload = f'{{"msg": "IoT ELF Hello", "ts": "{time.time():.2f}"}}'
+            payload = f'{{"msg": "IoT ELF Hello", "ts": "{time.time():.3f}"}}'
             future, _ = connection.publish(f"elf/thing_{number}", payload, mqtt.QoS.AT_LEAST_ONCE)
             future.add_done_callback(partial(acknowledged, began))
     all_in.wait(30)

@@ -1,0 +1,142 @@
+"""How long `send` and `subscribe` last, who takes part, and what `subscribe` passes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import PATIENCE_S, Account, Client, Elf, InProcess, Pair
+
+ONCE = ("--duration", "0.01")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "first_line", "last_line"),
+    [
+        ("subscribe", ("--duration", 0), "listening on 2 things until Ctrl-C", "received 0 messages on 2 things"),
+        ("subscribe", ("--count", 3), "listening on 2 things until 3 messages have come", "received 0 messages on 2"),
+        ("send", ("--duration", 0), "sending messages from each of 2 things until Ctrl-C", " acknowledged, 0 lost"),
+        (
+            *("send", ("--duration", 0, "--json-message", "-")),
+            *("sending each line of standard input from each of 2 things", "2 acknowledged, 0 lost"),
+        ),
+    ],
+)
+def test_what_has_no_end_says_so_and_ends_with_ctrl_c(
+    pair: Pair, command: str, options: tuple[object, ...], first_line: str, last_line: str
+) -> None:
+    stdin = subprocess.PIPE if "-" in options else subprocess.DEVNULL
+    window = (
+        pair.start(command, *pair.broker, "--interval", "0.01", *options, stdin=stdin)
+        if command == "send"
+        else (pair.start(command, *pair.broker, *options))
+    )
+    assert window.await_line(f"ELF {first_line}").endswith(f"ELF {first_line}\n")
+    if window.process.stdin:
+        window.process.stdin.write("line\n")
+        window.process.stdin.flush()
+    if command == "send":
+        window.await_count("posting message", 2 if window.process.stdin else 40)
+    window.signal(signal.SIGINT)
+    result = window.end(130)
+    assert last_line in result.lines[-2]
+    assert result.lines[-1] == "stopped by SIGINT"
+
+
+def test_subscribe_waits_for_as_many_messages_as_it_is_to_count(pair: Pair, ear: Client) -> None:
+    window = pair.start("subscribe", *pair.broker, "--count", 3)
+    window.await_line("ELF listening on 2 things until 3 messages have come")
+    ear.publish("elf/x", "one")
+    window.await_count("one from topic", 2)
+    ear.publish("elf/x", "two")
+    result = window.end()
+    assert sorted(line for line in result.lines if line.startswith("Received"))[:2] == [
+        f"Received message: one from topic: elf/x by thing_{number}" for number in (0, 1)
+    ]
+    assert len(result.received) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "is_said"),
+    [
+        ((), True),
+        (("--topic", "a/{thing_name}", "--topic", "b"), True),
+        (("--append-thing-name",), False),
+        (("--things", 1), False),
+        (("--topic", "$share/one/elf/#"), False),
+    ],
+)
+def test_that_each_thing_hears_the_same_is_said(
+    main_of_pair: InProcess, pair: Pair, options: tuple[object, ...], is_said: bool
+) -> None:
+    lines = main_of_pair("subscribe", *pair.broker, *ONCE, *options).lines
+    assert any("each of them hears every message" in line for line in lines) is is_said
+
+
+def test_the_first_things_of_a_fleet_can_be_at_work_alone(
+    main: InProcess, elf: Elf, account: Account, connect: Callable[[Account], Client]
+) -> None:
+    main("create", 11)
+    ear = connect(account)
+    ear.subscribe("elf/#")
+    lines = main("send", *elf.broker, "--count", 1, "--things", 3).lines
+    assert sorted(heard.topic for heard in ear.hear_all()) == ["elf/thing_0", "elf/thing_1", "elf/thing_2"]
+    assert account.policies() == ["anything", *(f"policy-thing_{number}" for number in range(3))]
+    assert not [line for line in lines if "without a policy" in line]
+    assert "ELF listening on 3 things for 0.01 s" in main("subscribe", *elf.broker, *ONCE, "--things", 3).err
+    for command in ("send", "subscribe"):
+        assert main(command, *elf.broker, "--things", 12, status=1).lines == [
+            "--things 12 asks for more things than there are: 11",
+            "what to do: make more with `elf.py create 12`, or ask for fewer",
+        ]
+
+
+def test_payloads_go_to_standard_output_as_they_came(pair: Pair, ear: Client) -> None:
+    payloads = [b'{"a": 1.50}', b"\xff\x00\xfe", "Grüße".encode(), b"", b"two\r\nlines"]
+    script = f"{pair.python} {pair.script} subscribe {' '.join(pair.broker)} --things 1 --count 5 --output payload"
+    with subprocess.Popen(
+        [*script.split()], env=pair.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        while b"ELF listening" not in process.stderr.readline():
+            assert process.poll() is None
+        for number, payload in enumerate(payloads):
+            ear.publish("elf/x", payload)
+            if not number:
+                assert process.stdout.readline() == payloads[0] + b"\n"  # at once, though more are to come
+        out, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    assert out == b"".join(payload + b"\n" for payload in payloads[1:])
+
+
+def test_payloads_and_the_live_line_share_a_terminal(pair: Pair) -> None:
+    sender = pair.start("send", *pair.broker, "--duration", 0, "--interval", "0.1")
+    sender.await_line("posting message")
+    options = ("--things", 1, "--count", 10, "--output", "payload")
+    terminal = pair.in_terminal("subscribe", *pair.broker, *options, columns=300)
+    assert any(text.startswith("received ") for text in terminal.drawn)
+    assert [json.loads(line)["msg"] for line in terminal.seen if "{" in line and "Received" not in line] == (
+        ["IoT ELF Hello"] * 10
+    )
+
+
+@pytest.mark.parametrize(("reader", "status", "read"), [("| grep -m 1 two", 141, "two\n"), ("> /dev/full", 1, "")])
+def test_payloads_end_with_their_reader(
+    pair: Pair, ear: Client, tmp_path: Path, reader: str, status: int, read: str
+) -> None:
+    command = " ".join([pair.python, str(pair.script), "subscribe", *pair.broker, "--duration 0 --output payload"])
+    script = f"set -o pipefail; {command} 2> {tmp_path / 'log'} {reader}"
+    (tmp_path / "log").touch()
+    environment = pair.environment
+    with subprocess.Popen(["bash", "-c", script], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            ear.publish("elf/x", "one")
+            ear.publish("elf/x", "two")
+        assert process.stdout
+        assert process.stdout.read() == read
+    assert process.returncode == status, (tmp_path / "log").read_text()
