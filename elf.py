@@ -1638,7 +1638,7 @@ def _credentials(session: Any) -> Any:
         if isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError):
             cause, remedy = explain(error)
         elif "Auth token" in str(error):  # of a container
-            remedy = "remove the line end from the token, or from the file that has it"
+            remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
         raise ElfError(cause + _way(session), remedy) from error
     hide(*secrets)
     for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none

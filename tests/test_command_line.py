@@ -300,7 +300,7 @@ def test_without_credentials_the_error_suggests_both_ways_on(main: InProcess, el
     [
         ({"AWS_PROFILE": "nobody"}, (), "nobody"),
         ({}, ("--profile", "nobody"), "nobody"),
-        ({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, (), "the AWS credentials do not work"),
+        ({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, (), "AWS does not know these credentials"),
         ({}, ("--region", "not a region"), "not a region"),
     ],
 )

@@ -132,7 +132,7 @@ TOLD = {
     "NoneConnected": ("none of the things could connect", _SEE_ABOVE),
     "NoneAuthorised": ("none of the things has a policy", _SEE_ABOVE),
     "MessagesLost": (
-        "{messages} lost: not acknowledged, or not sent while offline",
+        "{messages} lost: not acknowledged, or not sent",
         "see the lines above, check the network, and send again",
     ),
     "TooFewMessages": (
