@@ -1639,7 +1639,7 @@ def _credentials(session: Any) -> Any:
             cause, remedy = explain(error)
         elif "Auth token" in str(error):  # of a container
             remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
-        raise ElfError(cause + _way(session), remedy) from error
+        raise ElfError(cause.rstrip(".") + _way(session), remedy) from error
     hide(*secrets)
     for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
         if value and not re.fullmatch("[!-~]+", value):
@@ -1660,7 +1660,8 @@ def _way(session: Any) -> str:
     keys = ("credential_process", "web_identity_token_file", "role_arn", "sso_session", "sso_start_url")
     settings = [f"{key} {profiles[name][key].split()[0]}" for name in used for key in keys if profiles[name].get(key)]
     settings += [key for key in os.environ if re.match("AWS_(CONTAINER_|WEB_IDENTITY_TOKEN_FILE|ROLE_ARN)", key)]
-    return "".join(f"; {setting}" for setting in ([f"profile {' > '.join(used)}"] if used else []) + settings)
+    found = ", ".join([f"profile {' > '.join(used)}"] * bool(used) + settings)
+    return f" ({found})" if found else ""
 
 
 def _bad_endpoint(error: Exception) -> ElfError | None:
@@ -3642,13 +3643,22 @@ class Cli:
     refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
 
 
+def control_plane_of(cli: Cli) -> tuple[Any, Place]:
+    """Connect to the control plane where the fleet lives, or shall: once, whichever thread is the first to ask."""
+    with cli.asking:
+        cli.control_plane = cli.control_plane or connect_control_plane(cli.place, cli.inbox, cli.headers, cli.rate)
+        return cli.control_plane
+
+
+def reach_aws(cli: Cli) -> tuple[Any, Place]:
+    """Do the same in the main thread; Ctrl-C need not wait for its end."""
+    return cli.control_plane or in_background(cli.inbox, lambda: control_plane_of(cli))
+
+
 def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
     """Return what AWS knows of why the broker refuses a thing, or `refusal` where AWS can't be asked."""
     try:
-        with cli.asking:  # one client for all
-            cli.control_plane = cli.control_plane or connect_control_plane(cli.place, cli.inbox, cli.headers)
-            iot, place = cli.control_plane
-        return diagnose(iot, place, thing, refusal)
+        return diagnose(*control_plane_of(cli), thing, refusal)
     except Exception as error:
         log.debug("no diagnosis of %s:", thing.name, exc_info=error)
         return refusal
@@ -4345,15 +4355,6 @@ def list_things(cli: Cli) -> int:
         encoding = sys.stdout.encoding
         cli.printer.write(sys.stdout, text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     return 0
-
-
-def reach_aws(cli: Cli) -> tuple[Any, Place]:
-    """Connect to the control plane where the fleet lives, or shall."""
-    if not cli.control_plane:
-        cli.control_plane = in_background(
-            cli.inbox, lambda: connect_control_plane(cli.place, cli.inbox, cli.headers, cli.rate)
-        )
-    return cli.control_plane
 
 
 def show_unanswered(cli: Cli) -> None:
