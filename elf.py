@@ -3876,10 +3876,8 @@ class Hearing(Account):
         senders = {thing: +counts for thing, counts in by_sender if any(counts.values())}
         for thing, counts in itertools.islice(senders.items(), LISTED):
             last.info("[subscribe] from %s: %s", thing, told(counts))
-        if len(senders) > LISTED:
-            last.info("[subscribe] and from %s", plural(len(senders) - LISTED, "more sender"))
         if self.arrivals.forgotten:
-            log.warning("[subscribe] %s too many to count what is missing", plural(self.arrivals.forgotten, "sender"))
+            log.warning("[subscribe] more than %d senders: what is missing is not all counted", MOST_SENDERS)
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
         last.info("[subscribe] ELF received %s on %s%s", messages, things, self.arrivals)
         self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())

@@ -111,8 +111,7 @@ def summary_of(out: str) -> dict[str, Any]:
     [
         (1, [DROP, REPEAT, REPEAT_LATER, SWAP]),
         (2, [DROP, REPEAT, REPEAT_LATER, SWAP]),
-        (3, [DROP]),
-        (4, [REPEAT, REPEAT_LATER, SWAP]),
+        (3, [REPEAT, REPEAT_LATER, SWAP]),
     ],
 )
 def test_the_figures_are_those_of_a_broker_that_drops_repeats_and_swaps(
