@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "fasteners>=0.19; os_name == 'nt'"]
+# dependencies = [
+#     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "fasteners>=0.19; os_name == 'nt'"
+# ]
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
@@ -187,6 +190,7 @@ _SIGN_IN = "a proxy or a login page sits in between, most likely: sign in to tha
 _ANEW = "`elf.py clean` and `elf.py create` make the fleet anew"
 _NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twice: {_ANEW}"
 _SEE_ABOVE = "see the lines above"
+_CHECK = "check the credentials with `aws sts get-caller-identity`"
 
 # What others raise, by AWS's error codes, classes and errnos, of which the nearest counts: what is wrong, and what to
 # do. {error} is the message it came with. docs/troubleshooting.md has all of them.
@@ -197,19 +201,57 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
         "or try ELF without an AWS account: `elf.py --local create`",
     ),
-    "ProfileNotFound ConfigParseError": (
+    "ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InvalidDefaultsMode "
+    "InvalidRetryConfigurationError InvalidProxiesConfigError InvalidIMDSEndpointError InvalidIMDSEndpointModeError "
+    "InvalidSTSRegionalEndpointsConfigError UnknownCredentialError UnsupportedSignatureVersionError": (
         "the AWS configuration does not work: {error}",
-        "`aws configure list-profiles` names the profiles there are; choose with --profile, or run `aws configure`",
+        "`aws configure list-profiles` names the profiles there are; choose with --profile, or fix ~/.aws/config",
     ),
-    "CredentialRetrievalError TokenRetrievalError SSOError "
-    "UnrecognizedClientException InvalidClientTokenId ExpiredTokenException ExpiredToken "
-    "InvalidSignatureException SignatureDoesNotMatch": (
-        "the AWS credentials do not work: {error}",
-        "check them with `aws sts get-caller-identity`, and renew them (`aws sso login` or `aws configure`)",
+    "InfiniteLoopConfigError": ("profiles go in a circle: {error}", "let source_profile end at one with credentials"),
+    "BaseEndpointResolverError EndpointProviderError InvalidRegionError UnknownRegionError ServiceNotInRegionError "
+    "InvalidEndpointConfigurationError InvalidHostLabelError": (
+        "there is no endpoint for this region and configuration: {error}",
+        "check --region, and AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT",
+    ),
+    # Ways to sign in: botocore's classes and names of its providers, and what STS answers
+    "SSOError TokenRetrievalError NoAuthTokenError": ("not signed in by SSO: {error}", "sign in with `aws sso login`"),
+    "LoginError": ("not signed in by `aws login`: {error}", "sign in again with `aws login`"),
+    "RefreshWithMFAUnsupportedError": (
+        "the role's session has ended: {error}",
+        "the same command again asks for a code",
+    ),
+    "WrongMfaCode": ("AWS refuses the MFA code: {error}", "try the next, as each works once; or check mfa_serial"),
+    "InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
+        "AWS does not accept the web identity token: {error}",
+        "renew AWS_WEB_IDENTITY_TOKEN_FILE, or what web_identity_token_file names; see the role's trust policy",
+    ),
+    "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
+    "container-role EcsContainer": (
+        "the container's endpoint gives no AWS credentials: {error}",
+        "check the role of the task or pod, and AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ),
+    "Ec2InstanceMetadata iam-role": ("the EC2 instance gives no AWS credentials: {error}", "attach a role to it"),
+    "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK),
+    "ExpiredTokenException ExpiredToken": (
+        "the AWS credentials have expired: {error}",
+        "set them again where they come from: AWS_SESSION_TOKEN and the keys in the environment, or the profile",
+    ),
+    "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
+        "AWS does not know these credentials: {error}",
+        f"{_CHECK}; if they work there, the account has not enabled this region: choose another --region",
+    ),
+    "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature": (
+        "the AWS secret access key is another key's: {error}",
+        "set the access key and its secret again, with `aws configure` or in the environment",
+    ),
+    "OptInRequired RegionDisabledException": (
+        "the account has not enabled this region or service: {error}",
+        "enable it (AWS console, Account, AWS Regions), or choose another --region",
     ),
     # botocore: the way to AWS
     "NameResolutionError": ("the control plane's name can't be resolved: {error}", _NETWORK),
-    "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError": (
+    "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError "
+    "IncompleteReadError": (
         "the control plane can't be reached: {error}",
         _NETWORK,
     ),
@@ -227,16 +269,17 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "this machine's clock is wrong, AWS says: {error}",
         "set it (`timedatectl set-ntp true`, or the system's settings), and run the command again",
     ),
-    "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException": (
+    "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException NotAuthorized": (
         "AWS denies {action} to {who}: {error}",
-        "give that user or role the action; docs/aws.md has the IAM policy that ELF needs",
+        "allow that user or role the action (docs/aws.md has ELF's IAM policy; a role that is assumed, a trust policy)",
     ),
     "ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CARRY_ON),
-    "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable": (
+    "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable "
+    "InternalException RequestAbortedException RequestTimeoutException": (
         "AWS IoT has a failure of its own: {error}",
         _CARRY_ON,
     ),
-    "LimitExceededException": (
+    "LimitExceededException VersionsLimitExceededException ServiceQuotaExceededException": (
         "the account's limit is reached: {error}",
         "ask for more under Service Quotas in the AWS console, or clean what is not needed",
     ),
@@ -244,11 +287,11 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "AWS does not have it: {error}",
         f"it was taken away by other means, or these are another region or account; {_ANEW}",
     ),
-    "InvalidRequestException": (
-        "AWS does not take the request: {error}",
+    "InvalidRequestException ClientError": (
+        "AWS does not take the request ({name}): {error}",
         "run the command again with --debug, and report what it shows",
     ),
-    "DeleteConflictException CertificateStateException": (
+    "DeleteConflictException CertificateStateException VersionConflictException": (
         "AWS refuses to delete it: {error}",
         "AWS names nobody else who uses it: run the same command again later",
     ),
@@ -261,8 +304,8 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "check what is there, who owns it, and its disk; or choose another place with --misc-dir",
     ),
     # Python
-    "ModuleNotFoundError": (
-        "a Python package is missing: {error}",
+    "ModuleNotFoundError MissingDependencyException DataNotFoundError ApiVersionNotFoundError": (
+        "a Python package is missing, or part of one: {error}",
         f"{sys.executable} -m pip install -r {HERE / 'requirements.txt'}, or run ELF with `uv run elf.py`",
     ),
     "Exception": ("unexpected {name}: {error}", "run the command again with --debug to see where it comes from"),
@@ -277,9 +320,13 @@ BUSY = frozenset(
 # After one of these, the same call for another thing would fail as well.
 HOPELESS = frozenset(
     "ExpiredTokenException ExpiredToken UnrecognizedClientException InvalidClientTokenId InvalidSignatureException "
-    "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError EndpointConnectionError "
-    "LimitExceededException OSError".split()
+    "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError SSOError LoginError "
+    "RefreshWithMFAUnsupportedError EndpointConnectionError LimitExceededException OSError".split()
 )
+SIGN_IN = {  # the services of the calls by which botocore gets credentials, and of the one that says whose they are
+    **dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts"),
+    **{"GetRoleCredentials": "sso", "CreateToken": "sso-oauth", "CreateOAuth2Token": "signin"},
+}
 
 
 def names_of(error: BaseException) -> list[str]:
@@ -289,12 +336,20 @@ def names_of(error: BaseException) -> list[str]:
         names.insert(0, errno.errorcode.get(error.errno, ""))
     if isinstance(cause := getattr(error, "kwargs", {}).get("error"), Exception):  # botocore's, from urllib3
         names.insert(0, type(cause).__name__)
+    names.insert(0, getattr(error, "kwargs", {}).get("provider", ""))  # of credentials
     if code := _answer(error).get("Code"):
         # Requests that come too late or too early have this code as well, in AWS IoT.
         clock = code == "InvalidSignatureException" and re.search("expired|not yet current", _message(error))
         names.insert(0, "RequestTimeTooSkewed" if clock else code)
         if code == "InvalidRequestException" and "attached" in _message(error):
             names[0] = "DeleteConflictException"  # as DeleteThing has it
+        if "MultiFactorAuthentication failed" in _message(error):
+            names[0] = "WrongMfaCode"
+        elif (operation := getattr(error, "operation_name", "")) in SIGN_IN:
+            if code.startswith("ExpiredToken") and operation == "AssumeRoleWithWebIdentity":
+                names[0] = "InvalidIdentityToken"
+            elif code in ("ResourceNotFoundException", "InvalidRequestException", "ValidationError"):
+                names[0] = "InvalidConfigError"  # of a role or an account that it names
         if code.isdigit():  # an HTTP status alone: this is no answer of AWS IoT's, 511 a login page's
             names[0] = "NotAwsError" if int(code) < 500 or code == "511" else "InternalFailure"
     return names
@@ -306,10 +361,12 @@ def explain(error: BaseException) -> tuple[str, str]:
         return error.cause, error.remedy
     message = _message(error)
     who = re.search(r"User: (\S+)", message)
+    action = re.search(r"to perform:? ([\w-]+:\w+)", message)
+    operation = getattr(error, "operation_name", "")
     facts = {
         "name": _answer(error).get("Code") or type(error).__name__,
         "error": message,
-        "action": f"iot:{getattr(error, 'operation_name', '')}",
+        "action": action[1] if action else f"{SIGN_IN.get(operation, 'iot')}:{operation}",
         "who": who[1] if who else "these credentials",
     }
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
@@ -835,11 +892,14 @@ class Place(NamedTuple):
     account: str | None = None
     data_endpoint: str | None = None  # describe_endpoint's answer, which is another one for every account and region
     local: bool = False
+    source: str | None = None  # of the credentials, as botocore names it; not recorded
 
     def __str__(self) -> str:
         if self.local:
             return f"the embedded AWS IoT (--local), region {self.region}"
-        parts = {"region": self.region, "account": self.account, "profile": self.profile, "endpoint": self.endpoint_url}
+        parts = {"region": self.region, "account": self.account, "profile": self.profile}
+        parts["credentials from"] = None if self.profile else self.source
+        parts["endpoint"] = None if ".amazonaws." in (self.endpoint_url or "") else self.endpoint_url
         return ", ".join(f"{what} {value}" for what, value in parts.items() if value)
 
     def checked(self) -> Place:
@@ -925,6 +985,7 @@ class Fleet:
             if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
                 raise ValueError("elf_id is not a URN of a UUID")
             self.place = recorded_place(elf.get("fleet"))
+            self.was_local = elf.get("was_local") is True  # the last fleet, which is gone
             self.unanswered = recorded_calls(elf.get("unanswered", []))
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
@@ -1139,10 +1200,10 @@ class Fleet:
         """Remember where the fleet lives, until the last thing is forgotten."""
         if place.local:
             place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
-        place = place.checked()
+        place = place._replace(source=None).checked()
         with self._writing:
             if place != self.place:
-                self.place = place
+                self.place, self.was_local = place, False
                 self._save_elf()
 
     def record(self, thing: Thing, key_material: Mapping[str, Any] | None = None) -> Thing:
@@ -1215,7 +1276,7 @@ class Fleet:
         if self.elf_id:
             (self.directory / ROOTS_FILE).unlink(missing_ok=True)
         if self.place:
-            self.place = None
+            self.was_local, self.place = self.place.local, None
             self._save_elf()
 
     def _save_things(self) -> None:
@@ -1240,7 +1301,7 @@ class Fleet:
 
     def _save_elf(self) -> None:
         place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
-        parts = {"elf_id": self.elf_id, "fleet": place, "unanswered": self.unanswered}
+        parts = {"elf_id": self.elf_id, "fleet": place, "was_local": self.was_local, "unanswered": self.unanswered}
         write_private(self.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
         _sync(self.directory)
 
@@ -1513,15 +1574,18 @@ def connect_control_plane(
     events.register("after-call", _check_answer)
     events.register("provide-client-params.iot", _log_call)
     events.register_first("needs-retry.iot", _try_no_more)
-    credentials = _credentials(session)
     if not place.local:
         region = place.region or os.environ.get("AWS_REGION") or session.region_name or REGION
         place = place._replace(region=region).checked()
+        session._session.set_config_variable("region", place.region)  # for STS
+        chain = session._session.get_component("credential_provider")
+        chain.get_provider("assume-role")._prompter = functools.partial(_ask_for_code, inbox)
         if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
             place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
         pacer = Pacer(things_per_s, inbox.stopping)
         events.register("before-send.iot", pacer.wait)
         events.register("response-received.iot", pacer.learn)
+    credentials = _credentials(session)
     hide(*headers.values())
     if credentials:
         events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
@@ -1529,23 +1593,54 @@ def connect_control_plane(
     events.register_last("before-send.iot", inbox.check)
     iot = _client(session, place)
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
-    return iot, place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
+    place = place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
+    if credentials and not place.local:
+        known = credentials.get_frozen_credentials().account_id or ""  # AWS_ACCOUNT_ID may be anything
+        account = place.account or (known if PLACE["account"].fullmatch(known) else None)
+        place = place._replace(account=account, source=credentials.method)
+    return iot, place
+
+
+def _ask_for_code(inbox: Inbox, prompt: str) -> str:
+    """Ask on the terminal for an MFA code; any thread may. Raises ElfError where nobody can be asked; Interrupted."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or is_behind():
+        raise ElfError(
+            f"nobody can be asked for an MFA code without a terminal ({prompt.strip(': ')})",
+            "run the command in a terminal, or set credentials that need no code: `aws configure export-credentials`",
+        )
+    last.info("%s", prompt.strip(": "))
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(sys.stdin.readline().strip()), daemon=True).start()
+    while answers.empty():
+        inbox.check()
+        inbox.stopping.wait(REDRAW_S)
+    if not re.fullmatch("[0-9]{6}", code := answers.get()):
+        raise ElfError("that is not an MFA code, which has six digits", "run the command again")
+    return code
 
 
 def _credentials(session: Any) -> Any:
     """Return the session's credentials, from now on secret, None if there are none.
 
-    Raises ElfError for what is none, and where HTTP can't carry one: a line end comes along with a copy.
+    Raises ElfError where they can't be had, for what is none, and where HTTP can't carry one: a line end comes along
+    with a copy.
     """
+    from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+
     try:
         credentials = session.get_credentials()
         secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
-    except ValueError as error:  # botocore's, of a container's token
-        raise ElfError(
-            f"could not get AWS credentials: {error}",
-            "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from the file that "
-            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names",
-        ) from error
+    except (ElfError, Interrupted):
+        raise
+    except Exception as error:
+        if bad_endpoint := _bad_endpoint(error):
+            raise bad_endpoint from error
+        cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check what gives them"
+        if isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError):
+            cause, remedy = explain(error)
+        elif "Auth token" in str(error):  # of a container
+            remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
+        raise ElfError(cause + _way(session), remedy) from error
     hide(*secrets)
     for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
         if value and not re.fullmatch("[!-~]+", value):
@@ -1555,6 +1650,28 @@ def _credentials(session: Any) -> Any:
                 "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
             )
     return credentials
+
+
+def _way(session: Any) -> str:
+    """Name the profiles that lead to the credentials, and the settings that say how to get them, but no secret."""
+    profiles, name, used = session._session.full_config["profiles"], session.profile_name, []
+    while name in profiles and name not in used:
+        used.append(name)
+        name = profiles[name].get("source_profile")
+    keys = ("credential_process", "web_identity_token_file", "role_arn", "sso_session", "sso_start_url")
+    settings = [f"{key} {profiles[name][key].split()[0]}" for name in used for key in keys if profiles[name].get(key)]
+    settings += [key for key in os.environ if re.match("AWS_(CONTAINER_|WEB_IDENTITY_TOKEN_FILE|ROLE_ARN)", key)]
+    return "".join(f"; {setting}" for setting in ([f"profile {' > '.join(used)}"] if used else []) + settings)
+
+
+def _bad_endpoint(error: Exception) -> ElfError | None:
+    """Explain the endpoint URL that botocore refuses by `error`, if that is it, without its password."""
+    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
+        return None
+    cause = "is not one that botocore accepts" if found[1] else "has no http:// or https:// in front"
+    if found[1] and "_" in found[2]:
+        cause = "has an underscore (_) in its host name, which botocore does not accept"
+    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
 
 
 def _client(session: Any, place: Place) -> Any:
@@ -1570,12 +1687,8 @@ def _client(session: Any, place: Place) -> Any:
     )
     try:
         iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url, config=config)
-    except ValueError as error:  # whose message has the URL, and so a password maybe
-        raise ElfError(
-            "the endpoint URL is not one that botocore accepts",
-            "it is http:// or https://, and a host name without _; check --endpoint-url, AWS_ENDPOINT_URL and AWS's "
-            "configuration",
-        ) from error
+    except ValueError as error:
+        raise _bad_endpoint(error) or error from error
     _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
     return iot
 
@@ -1603,6 +1716,9 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
 
 def _session(place: Place) -> Any:
     """Make boto3's session. The embedded AWS IoT gets no credential or profile of the user's: none is even read."""
+    if place.local or not _uses_login():
+        # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
+        sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
     import botocore.session
 
@@ -1612,6 +1728,14 @@ def _session(place: Place) -> Any:
     empty = (None, None, os.devnull, None)
     core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
     return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+
+
+def _uses_login() -> bool:
+    """Say whether AWS's configuration has a profile that `aws login` has signed in."""
+    config = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
+    with contextlib.suppress(OSError, RuntimeError):  # there is none, or no home
+        return b"login_session" in config.read_bytes()
+    return False
 
 
 def refuse_bad_headers(request: Any, **_: object) -> None:
@@ -3906,6 +4030,8 @@ def create_things(cli: Cli) -> int:
         missing = {*missing_things(fleet, cli.prefix, wanted)}
         half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
+        if fleet.was_local and not cli.place.local:
+            log.warning("the last fleet was on the embedded AWS IoT (--local); this one goes to AWS")
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
         if gone := gone_things(cli, iot, {*wanted} - strays):
@@ -3921,6 +4047,7 @@ def create_things(cli: Cli) -> int:
             last.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
+        log.info("in %s", place)
         fleet.settle(place)
         failures = Failures()
         try:
