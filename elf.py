@@ -4280,8 +4280,8 @@ def subscribe(cli: Cli) -> int:
         deaf = shift.still_offline
     if missing := hearing.arrivals.counts["missing"]:
         raise ElfError(
-            f"{plural(missing, 'message')} did not come that the things sent",
-            "see above who sent them, and whether a thing was offline; send and subscribe with --qos 1",
+            f"{plural(missing, 'message')} did not come",
+            "see above whose they are and whether a thing was offline; use --qos 1 in send and subscribe",
         )
     if cli.count and hearing.received < cli.count and duration_s < math.inf:
         raise ElfError(
