@@ -61,6 +61,7 @@ REGION = "us-west-2"
 PREFIX = "thing"
 MESSAGE = "IoT ELF Hello"
 TOPIC_ROOT = "elf"
+ADDED = frozenset(("ts", "thing", "seq", "run"))  # members of a message; all but the first by --sequence
 REPLAYED = ".jsonl"  # the suffix of a file of messages
 DURATION_S = 10.0
 INTERVAL_S = 1.0
@@ -2385,12 +2386,17 @@ def with_members(text: str, members: Sequence[str]) -> str:
     return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
 
 
+def is_aws_own(topic: str) -> bool:
+    return topic.startswith("$") and not topic.startswith("$aws/rules/")
+
+
 class Composer(NamedTuple):
     """What the things say: `text` as it was given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
     content: str | None = None  # None: there is none, and `text` goes to all topics
-    has_ts: bool = False
+    has: frozenset[str] = frozenset()  # of ADDED
+    run: str = ""  # that its messages name, beside the thing and their number; none: neither
 
     @classmethod
     def of_object(cls, text: bytes) -> Composer:
@@ -2399,7 +2405,7 @@ class Composer(NamedTuple):
         members = _JSON.decode(content)
         if not isinstance(members, dict):
             raise ValueError("it holds no JSON object")
-        return cls(text, content, "ts" in members)
+        return cls(text, content, ADDED & members.keys())
 
     @classmethod
     def of_text(cls, text: bytes) -> Composer:
@@ -2408,15 +2414,23 @@ class Composer(NamedTuple):
         utf8(msg)  # which raises
         return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
 
+    def in_run(self, run: str) -> Composer:
+        """Return one whose messages can be counted where they come. Raises UsageError for what has such members."""
+        if run and (taken := self.has - {"ts"}):
+            raise UsageError(f"the message has {min(taken)!r} already, which --sequence adds", "leave --sequence out")
+        return self._replace(run=run)
+
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Return what a thing publishes as its `number`th message. Raises UsageError for what AWS IoT does not take.
 
         AWS's own topics take nothing that is not theirs; those of Basic Ingest lead to the user's rules.
         """
         payload = self.text
-        if self.content is not None and (not topic.startswith("$") or topic.startswith("$aws/rules/")):
+        if self.content is not None and not is_aws_own(topic):
             now_ms = time.time_ns() // 1_000_000  # and not later than now
-            members = [] if self.has_ts else [f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"']
+            members = [] if "ts" in self.has else [f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"']
+            if self.run:
+                members.append(f'"thing": "{thing}", "seq": {number}, "run": "{self.run}"')
             payload = with_members(self.content, members).encode("utf-8")
         if len(payload) > MAX_PAYLOAD_BYTES:
             cause = f"the message is too long: {len(payload)} bytes, and AWS IoT takes 128 KiB"
@@ -3621,6 +3635,8 @@ class Cli:
     message: str
     json_message: Path | None
     raw: bool  # send it as the bytes that it is
+    sequence: bool  # number the messages
+    run_id: str = ""  # of the numbers, which begin with 1
     topic: str | None  # may hold {thing_name}, as each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
@@ -3994,10 +4010,8 @@ class Hearing(Account):
         senders = {thing: +counts for thing, counts in by_sender if any(counts.values())}
         for thing, counts in itertools.islice(senders.items(), LISTED):
             last.info("[subscribe] from %s: %s", thing, told(counts))
-        if len(senders) > LISTED:
-            last.info("[subscribe] and from %s", plural(len(senders) - LISTED, "more sender"))
         if self.arrivals.forgotten:
-            log.warning("[subscribe] %s too many to count what is missing", plural(self.arrivals.forgotten, "sender"))
+            log.warning("[subscribe] more than %d senders: what is missing is not all counted", MOST_SENDERS)
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
         last.info("[subscribe] ELF received %s on %s%s", messages, things, self.arrivals)
         self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
@@ -4175,6 +4189,8 @@ def send_messages(cli: Cli) -> int:
 
 def what_to_send(cli: Cli) -> tuple[list[Thing], list[Composer] | None, dict[str, list[str]]]:
     """Return who can send, what (None: lines of standard input), and the topic of each. Raises ElfError."""
+    import secrets
+
     things = ready_things(cli.fleet, cli.things)
     messages = read_messages(cli.message, cli.json_message, cli.raw, cli.inbox)
     topics = {
@@ -4182,6 +4198,11 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], list[Composer] | None, dict[str
         for thing in things
     }
     refuse_bad_topics(topics)
+    if cli.sequence:
+        if cli.raw or any(is_aws_own(topic) for (topic,) in topics.values()):
+            raise UsageError("--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out")
+        cli.run_id = secrets.token_hex(4)
+    messages = messages and [message.in_run(cli.run_id) for message in messages]
     for message in messages or ():
         refuse_long_message(message, topics)
     return things, messages, topics
@@ -4211,7 +4232,7 @@ def relay_input(cli: Cli, shift: Shift, topics: Mapping[str, Sequence[str]]) -> 
         number += 1
         try:
             if line.text.strip():
-                message = of_line(line.text.rstrip(b"\r\n"), cli.raw)
+                message = of_line(line.text.rstrip(b"\r\n"), cli.raw).in_run(cli.run_id)
                 refuse_long_message(message, topics)
                 shift.crew.publish(message)
                 sent += 1
@@ -4269,8 +4290,8 @@ def subscribe(cli: Cli) -> int:
         deaf = shift.still_offline
     if missing := hearing.arrivals.counts["missing"]:
         raise ElfError(
-            f"{plural(missing, 'message')} did not come that the things sent",
-            "see above who sent them, and whether a thing was offline; send and subscribe with --qos 1",
+            f"{plural(missing, 'message')} did not come",
+            "see above whose they are and whether a thing was offline; use --qos 1 in send and subscribe",
         )
     if cli.count and hearing.received < cli.count and duration_s < math.inf:
         raise ElfError(
@@ -4703,6 +4724,7 @@ def build_parser() -> Parser:
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
     what("--json-message", metavar="FILE", type=Path, help=content)
     add("--raw", action="store_true", help="send MESSAGE, FILE or each line as its bytes: no JSON, no ts, any topic")
+    add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
     add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     add("--interval", metavar="S", type=interval, default=INTERVAL_S, help="a message every (default: %(default)g s)")
     duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or all lines)"

@@ -36,12 +36,11 @@ def split(received: bytearray) -> Iterator[Packet]:
 
 
 class MqttProxy(Broker):
-    """Between the things of a fleet and its broker. Of each run of a thing, `messages` long, it passes on to another
-    thing what a seed makes of it: the first and the last, though maybe with a neighbour in front, and of those between
-    not all.
+    """Between the things of a fleet and its broker: it drops, repeats and swaps messages of each run of a sender.
 
-    `done` counts what it did, by whose message it was. That a run's first and last message come is what a listener can
-    know that there are others between.
+    What it does to which number is a matter of a seed, of who sends and who hears, and of the `kinds` allowed; `done`
+    counts it by sender. It drops neither the first nor the last of the `messages` of a run: without these, nobody who
+    hears the others can know that one is missing.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,67 @@ def broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
         yield make
 
 
+@pytest.mark.parametrize(
+    ("options", "begins"),
+    [
+        (("Hello",), r'\{"msg": "Hello", "ts": "\d+\.\d{3}"'),
+        (("--json-message", "{}"), r'\{"ts": "\d+\.\d{3}"'),
+        (("--json-message", '{"ts": 1, "n": 1e0 } '), r'\{"ts": 1, "n": 1e0 '),
+        (("--topic", "$aws/rules/some/{thing_name}"), r'\{"msg": "IoT ELF Hello", "ts": "\d+\.\d{3}"'),
+    ],
+)
+def test_sequence_adds_the_thing_its_number_and_the_run(
+    main_of_pair: InProcess, pair: Pair, tmp_path: Path, options: tuple[str, ...], begins: str
+) -> None:
+    if options[0] == "--json-message":
+        (tmp_path / "message.json").write_text(options[1])
+        options = "--json-message", str(tmp_path / "message.json")
+    always = ("--sequence", "--count", 3, "--interval", "0.01", "--output", "json")
+    runs = []
+    for _ in range(2):
+        out = main_of_pair("send", *pair.broker, *always, *options).out
+        sent = [event for event in map(json.loads, out.splitlines()) if event["event"] == "sent"]
+        for thing in pair.things():
+            found = [
+                re.fullmatch(
+                    rf'{begins}, "thing": "{thing}", "seq": (\d), "run": "([0-9a-f]{{8}})"\}}\s?', each["payload"]
+                )
+                for each in sent
+                if each["thingName"] == thing
+            ]
+            assert [match and match[1] for match in found] == ["1", "2", "3"]
+            runs += [match[2] for match in found if match]
+    assert len(set(runs)) == 2
+    assert len(set(runs[:6])) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        *((("--json-message", f'{{"{name}": 1}}'), f"has '{name}' already") for name in ("thing", "seq", "run")),
+        (("--raw",), "no effect with --raw"),
+        (("--topic", "$aws/things/{thing_name}/shadow/get"), "or on AWS IoT's own topics"),
+    ],
+)
+def test_a_sequence_that_can_not_be_is_wrong_usage(
+    main_of_pair: InProcess, pair: Pair, tmp_path: Path, options: tuple[str, ...], why: str
+) -> None:
+    if options[0] == "--json-message":
+        (tmp_path / "message.json").write_text(options[1])
+        options = "--json-message", str(tmp_path / "message.json")
+    result = main_of_pair("send", *pair.broker, "--sequence", *options, status=2)
+    assert why in result.err
+    assert "posting" not in result.err
+
+
+def test_lines_are_numbered_as_they_leave(pair: Pair, ear: Client) -> None:
+    lines = b'{"n": 1}\n{"seq": 7}\ntext\n'
+    result = pair("send", *pair.broker, "--sequence", "--json-message", "-", feed=lines, status=1)
+    assert "line 2 is not sent: the message has 'seq' already" in result.err
+    heard = [json.loads(message.payload) for message in ear.hear_all() if message.topic == "elf/thing_0"]
+    assert [(each.get("n"), each.get("msg"), each["seq"]) for each in heard] == [(1, None, 1), (None, "text", 2)]
+
+
 def summary_of(out: str) -> dict[str, Any]:
     return dict(json.loads(out.splitlines()[-1]))
 
@@ -49,21 +111,18 @@ def summary_of(out: str) -> dict[str, Any]:
     [
         (1, [DROP, REPEAT, REPEAT_LATER, SWAP]),
         (2, [DROP, REPEAT, REPEAT_LATER, SWAP]),
-        (3, [DROP]),
-        (4, [REPEAT, REPEAT_LATER, SWAP]),
+        (3, [REPEAT, REPEAT_LATER, SWAP]),
     ],
 )
 def test_the_figures_are_those_of_a_broker_that_drops_repeats_and_swaps(
-    pair: Pair, service: AwsService, ear: Client, tmp_path: Path, seed: int, kinds: list[str]
+    main_of_pair: InProcess, pair: Pair, service: AwsService, tmp_path: Path, seed: int, kinds: list[str]
 ) -> None:
     with contextlib.closing(MqttProxy(tmp_path, pair, service, seed, RUN, kinds)) as proxy:
         count = 2 * proxy.passed_on()
         window = pair.start("subscribe", *proxy.options, "--count", count, "--output", "json")
         window.await_line("ELF listening on")
-        for run in ("one", "two"):
-            for number in range(1, RUN + 1):
-                for thing in pair.things():
-                    ear.publish(f"elf/{thing}", SOUND % (thing, number, run))
+        for _ in range(2):
+            main_of_pair("send", *pair.broker, "--sequence", "--count", RUN, "--interval", "0.01")
         result = window.end(1 if DROP in kinds else 0)
     summary = summary_of(result.out)
     done = {
