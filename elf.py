@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # /// script
 # requires-python = ">=3.10"
-# dependencies = ["boto3>=1.34.0", "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "fasteners>=0.19; os_name == 'nt'"]
+# dependencies = [
+#     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "fasteners>=0.19; os_name == 'nt'"
+# ]
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
@@ -58,6 +61,7 @@ REGION = "us-west-2"
 PREFIX = "thing"
 MESSAGE = "IoT ELF Hello"
 TOPIC_ROOT = "elf"
+ADDED = frozenset(("ts", "thing", "seq", "run"))  # members of a message; all but the first by --sequence
 REPLAYED = ".jsonl"  # the suffix of a file of messages, one a line
 SUFFIXES = (REPLAYED, ".ndjson")  # in any case
 DURATION_S = 10.0
@@ -118,6 +122,7 @@ LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_AT
 STOP_S = 4.0  # what is under way at Ctrl-C has so long to finish; a shell or a container waits little longer
 ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements: it rides out an outage of a minute
 ACK_PAUSE_S = 15.0  # and longer, as long as they come no further apart
+ANSWER_GRACE_S = 10.0  # how long it waits for the last answers of shadows then
 PROPAGATION_S = 20.0  # what was made a moment ago takes some seconds to count
 # https://docs.aws.amazon.com/iot/latest/developerguide/iot-policies.html: a changed policy takes 6 to 8 minutes.
 POLICY_CHANGE_S = 480.0
@@ -132,6 +137,9 @@ CONNECTS_PER_S = 400.0  # AWS takes 500 an account
 SUBSCRIPTIONS_PER_S = 450.0  # the same
 BURST_S = 0.1  # what a connection's rate may run ahead, so that a late message does not make all later ones late
 MOST_WAITING = 10_000  # messages that a thing keeps in an outage: a megabyte
+IN_FLIGHT_S = 2.0  # what is missing when `subscribe` ends may be on its way
+MOST_SENDERS = 50_000  # runs of things whose numbers are remembered, by each thing that hears them: 30 MB
+MOST_GAPS = 50  # in the numbers of each of them: 6 KB
 TURNS_AT_ONCE = 64  # messages that leave, or come on a connection, before the loop looks what else there is to do
 LAG_S = 1.0  # behind schedule: this machine can't keep it
 LINES_AHEAD = 8  # lines that are read before the things have sent those before them
@@ -183,6 +191,7 @@ _SIGN_IN = "a proxy or a login page sits in between, most likely: sign in to tha
 _ANEW = "`elf.py clean` and `elf.py create` make the fleet anew"
 _NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twice: {_ANEW}"
 _SEE_ABOVE = "see the lines above"
+_CHECK = "check the credentials with `aws sts get-caller-identity`"
 
 # What others raise, by AWS's error codes, classes and errnos, of which the nearest counts: what is wrong, and what to
 # do. {error} is the message it came with. docs/troubleshooting.md has all of them.
@@ -193,19 +202,57 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
         "or try ELF without an AWS account: `elf.py --local create`",
     ),
-    "ProfileNotFound ConfigParseError": (
+    "ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InvalidDefaultsMode "
+    "InvalidRetryConfigurationError InvalidProxiesConfigError InvalidIMDSEndpointError InvalidIMDSEndpointModeError "
+    "InvalidSTSRegionalEndpointsConfigError UnknownCredentialError UnsupportedSignatureVersionError": (
         "the AWS configuration does not work: {error}",
-        "`aws configure list-profiles` names the profiles there are; choose with --profile, or run `aws configure`",
+        "`aws configure list-profiles` names the profiles there are; choose with --profile, or fix ~/.aws/config",
     ),
-    "CredentialRetrievalError TokenRetrievalError SSOError "
-    "UnrecognizedClientException InvalidClientTokenId ExpiredTokenException ExpiredToken "
-    "InvalidSignatureException SignatureDoesNotMatch": (
-        "the AWS credentials do not work: {error}",
-        "check them with `aws sts get-caller-identity`, and renew them (`aws sso login` or `aws configure`)",
+    "InfiniteLoopConfigError": ("profiles go in a circle: {error}", "let source_profile end at one with credentials"),
+    "BaseEndpointResolverError EndpointProviderError InvalidRegionError UnknownRegionError ServiceNotInRegionError "
+    "InvalidEndpointConfigurationError InvalidHostLabelError": (
+        "there is no endpoint for this region and configuration: {error}",
+        "check --region, and AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT",
+    ),
+    # Ways to sign in: botocore's classes and names of its providers, and what STS answers
+    "SSOError TokenRetrievalError NoAuthTokenError": ("not signed in by SSO: {error}", "sign in with `aws sso login`"),
+    "LoginError": ("not signed in by `aws login`: {error}", "sign in again with `aws login`"),
+    "RefreshWithMFAUnsupportedError": (
+        "the role's session has ended: {error}",
+        "the same command again asks for a code",
+    ),
+    "WrongMfaCode": ("AWS refuses the MFA code: {error}", "try the next, as each works once; or check mfa_serial"),
+    "InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
+        "AWS does not accept the web identity token: {error}",
+        "renew AWS_WEB_IDENTITY_TOKEN_FILE, or what web_identity_token_file names; see the role's trust policy",
+    ),
+    "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
+    "container-role EcsContainer": (
+        "the container's endpoint gives no AWS credentials: {error}",
+        "check the role of the task or pod, and AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    ),
+    "Ec2InstanceMetadata iam-role": ("the EC2 instance gives no AWS credentials: {error}", "attach a role to it"),
+    "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK),
+    "ExpiredTokenException ExpiredToken": (
+        "the AWS credentials have expired: {error}",
+        "set them again where they come from: AWS_SESSION_TOKEN and the keys in the environment, or the profile",
+    ),
+    "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
+        "AWS does not know these credentials: {error}",
+        f"{_CHECK}; if they work there, the account has not enabled this region: choose another --region",
+    ),
+    "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature": (
+        "the AWS secret access key is another key's: {error}",
+        "set the access key and its secret again, with `aws configure` or in the environment",
+    ),
+    "OptInRequired RegionDisabledException": (
+        "the account has not enabled this region or service: {error}",
+        "enable it (AWS console, Account, AWS Regions), or choose another --region",
     ),
     # botocore: the way to AWS
     "NameResolutionError": ("the control plane's name can't be resolved: {error}", _NETWORK),
-    "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError": (
+    "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError "
+    "IncompleteReadError": (
         "the control plane can't be reached: {error}",
         _NETWORK,
     ),
@@ -223,16 +270,17 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "this machine's clock is wrong, AWS says: {error}",
         "set it (`timedatectl set-ntp true`, or the system's settings), and run the command again",
     ),
-    "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException": (
+    "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException NotAuthorized": (
         "AWS denies {action} to {who}: {error}",
-        "give that user or role the action; docs/aws.md has the IAM policy that ELF needs",
+        "allow that user or role the action (docs/aws.md has ELF's IAM policy; a role that is assumed, a trust policy)",
     ),
     "ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CARRY_ON),
-    "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable": (
+    "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable "
+    "InternalException RequestAbortedException RequestTimeoutException": (
         "AWS IoT has a failure of its own: {error}",
         _CARRY_ON,
     ),
-    "LimitExceededException": (
+    "LimitExceededException VersionsLimitExceededException ServiceQuotaExceededException": (
         "the account's limit is reached: {error}",
         "ask for more under Service Quotas in the AWS console, or clean what is not needed",
     ),
@@ -240,11 +288,11 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "AWS does not have it: {error}",
         f"it was taken away by other means, or these are another region or account; {_ANEW}",
     ),
-    "InvalidRequestException": (
-        "AWS does not take the request: {error}",
+    "InvalidRequestException ClientError": (
+        "AWS does not take the request ({name}): {error}",
         "run the command again with --debug, and report what it shows",
     ),
-    "DeleteConflictException CertificateStateException": (
+    "DeleteConflictException CertificateStateException VersionConflictException": (
         "AWS refuses to delete it: {error}",
         "AWS names nobody else who uses it: run the same command again later",
     ),
@@ -257,8 +305,8 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "check what is there, who owns it, and its disk; or choose another place with --misc-dir",
     ),
     # Python
-    "ModuleNotFoundError": (
-        "a Python package is missing: {error}",
+    "ModuleNotFoundError MissingDependencyException DataNotFoundError ApiVersionNotFoundError": (
+        "a Python package is missing, or part of one: {error}",
         f"{sys.executable} -m pip install -r {HERE / 'requirements.txt'}, or run ELF with `uv run elf.py`",
     ),
     "Exception": ("unexpected {name}: {error}", "run the command again with --debug to see where it comes from"),
@@ -273,9 +321,13 @@ BUSY = frozenset(
 # After one of these, the same call for another thing would fail as well.
 HOPELESS = frozenset(
     "ExpiredTokenException ExpiredToken UnrecognizedClientException InvalidClientTokenId InvalidSignatureException "
-    "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError EndpointConnectionError "
-    "LimitExceededException OSError".split()
+    "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError SSOError LoginError "
+    "RefreshWithMFAUnsupportedError EndpointConnectionError LimitExceededException OSError".split()
 )
+SIGN_IN = {  # the services of the calls by which botocore gets credentials, and of the one that says whose they are
+    **dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts"),
+    **{"GetRoleCredentials": "sso", "CreateToken": "sso-oauth", "CreateOAuth2Token": "signin"},
+}
 
 
 def names_of(error: BaseException) -> list[str]:
@@ -285,12 +337,20 @@ def names_of(error: BaseException) -> list[str]:
         names.insert(0, errno.errorcode.get(error.errno, ""))
     if isinstance(cause := getattr(error, "kwargs", {}).get("error"), Exception):  # botocore's, from urllib3
         names.insert(0, type(cause).__name__)
+    names.insert(0, getattr(error, "kwargs", {}).get("provider", ""))  # of credentials
     if code := _answer(error).get("Code"):
         # Requests that come too late or too early have this code as well, in AWS IoT.
         clock = code == "InvalidSignatureException" and re.search("expired|not yet current", _message(error))
         names.insert(0, "RequestTimeTooSkewed" if clock else code)
         if code == "InvalidRequestException" and "attached" in _message(error):
             names[0] = "DeleteConflictException"  # as DeleteThing has it
+        if "MultiFactorAuthentication failed" in _message(error):
+            names[0] = "WrongMfaCode"
+        elif (operation := getattr(error, "operation_name", "")) in SIGN_IN:
+            if code.startswith("ExpiredToken") and operation == "AssumeRoleWithWebIdentity":
+                names[0] = "InvalidIdentityToken"
+            elif code in ("ResourceNotFoundException", "InvalidRequestException", "ValidationError"):
+                names[0] = "InvalidConfigError"  # of a role or an account that it names
         if code.isdigit():  # an HTTP status alone: this is no answer of AWS IoT's, 511 a login page's
             names[0] = "NotAwsError" if int(code) < 500 or code == "511" else "InternalFailure"
     return names
@@ -302,10 +362,12 @@ def explain(error: BaseException) -> tuple[str, str]:
         return error.cause, error.remedy
     message = _message(error)
     who = re.search(r"User: (\S+)", message)
+    action = re.search(r"to perform:? ([\w-]+:\w+)", message)
+    operation = getattr(error, "operation_name", "")
     facts = {
         "name": _answer(error).get("Code") or type(error).__name__,
         "error": message,
-        "action": f"iot:{getattr(error, 'operation_name', '')}",
+        "action": action[1] if action else f"{SIGN_IN.get(operation, 'iot')}:{operation}",
         "who": who[1] if who else "these credentials",
     }
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
@@ -831,11 +893,14 @@ class Place(NamedTuple):
     account: str | None = None
     data_endpoint: str | None = None  # describe_endpoint's answer, which is another one for every account and region
     local: bool = False
+    source: str | None = None  # of the credentials, as botocore names it; not recorded
 
     def __str__(self) -> str:
         if self.local:
             return f"the embedded AWS IoT (--local), region {self.region}"
-        parts = {"region": self.region, "account": self.account, "profile": self.profile, "endpoint": self.endpoint_url}
+        parts = {"region": self.region, "account": self.account, "profile": self.profile}
+        parts["credentials from"] = None if self.profile else self.source
+        parts["endpoint"] = None if ".amazonaws." in (self.endpoint_url or "") else self.endpoint_url
         return ", ".join(f"{what} {value}" for what, value in parts.items() if value)
 
     def checked(self) -> Place:
@@ -921,6 +986,7 @@ class Fleet:
             if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
                 raise ValueError("elf_id is not a URN of a UUID")
             self.place = recorded_place(elf.get("fleet"))
+            self.was_local = elf.get("was_local") is True  # the last fleet, which is gone
             self.unanswered = recorded_calls(elf.get("unanswered", []))
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
@@ -1135,10 +1201,10 @@ class Fleet:
         """Remember where the fleet lives, until the last thing is forgotten."""
         if place.local:
             place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
-        place = place.checked()
+        place = place._replace(source=None).checked()
         with self._writing:
             if place != self.place:
-                self.place = place
+                self.place, self.was_local = place, False
                 self._save_elf()
 
     def record(self, thing: Thing, key_material: Mapping[str, Any] | None = None) -> Thing:
@@ -1211,7 +1277,7 @@ class Fleet:
         if self.elf_id:
             (self.directory / ROOTS_FILE).unlink(missing_ok=True)
         if self.place:
-            self.place = None
+            self.was_local, self.place = self.place.local, None
             self._save_elf()
 
     def _save_things(self) -> None:
@@ -1236,7 +1302,7 @@ class Fleet:
 
     def _save_elf(self) -> None:
         place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
-        parts = {"elf_id": self.elf_id, "fleet": place, "unanswered": self.unanswered}
+        parts = {"elf_id": self.elf_id, "fleet": place, "was_local": self.was_local, "unanswered": self.unanswered}
         write_private(self.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
         _sync(self.directory)
 
@@ -1509,15 +1575,18 @@ def connect_control_plane(
     events.register("after-call", _check_answer)
     events.register("provide-client-params.iot", _log_call)
     events.register_first("needs-retry.iot", _try_no_more)
-    credentials = _credentials(session)
     if not place.local:
         region = place.region or os.environ.get("AWS_REGION") or session.region_name or REGION
         place = place._replace(region=region).checked()
+        session._session.set_config_variable("region", place.region)  # for STS
+        chain = session._session.get_component("credential_provider")
+        chain.get_provider("assume-role")._prompter = functools.partial(_ask_for_code, inbox)
         if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
             place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
         pacer = Pacer(things_per_s, inbox.stopping)
         events.register("before-send.iot", pacer.wait)
         events.register("response-received.iot", pacer.learn)
+    credentials = _credentials(session)
     hide(*headers.values())
     if credentials:
         events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
@@ -1525,23 +1594,54 @@ def connect_control_plane(
     events.register_last("before-send.iot", inbox.check)
     iot = _client(session, place)
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
-    return iot, place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
+    place = place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
+    if credentials and not place.local:
+        known = credentials.get_frozen_credentials().account_id or ""  # AWS_ACCOUNT_ID may be anything
+        account = place.account or (known if PLACE["account"].fullmatch(known) else None)
+        place = place._replace(account=account, source=credentials.method)
+    return iot, place
+
+
+def _ask_for_code(inbox: Inbox, prompt: str) -> str:
+    """Ask on the terminal for an MFA code; any thread may. Raises ElfError where nobody can be asked; Interrupted."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or is_behind():
+        raise ElfError(
+            f"nobody can be asked for an MFA code without a terminal ({prompt.strip(': ')})",
+            "run the command in a terminal, or set credentials that need no code: `aws configure export-credentials`",
+        )
+    last.info("%s", prompt.strip(": "))
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(sys.stdin.readline().strip()), daemon=True).start()
+    while answers.empty():
+        inbox.check()
+        inbox.stopping.wait(REDRAW_S)
+    if not re.fullmatch("[0-9]{6}", code := answers.get()):
+        raise ElfError("that is not an MFA code, which has six digits", "run the command again")
+    return code
 
 
 def _credentials(session: Any) -> Any:
     """Return the session's credentials, from now on secret, None if there are none.
 
-    Raises ElfError for what is none, and where HTTP can't carry one: a line end comes along with a copy.
+    Raises ElfError where they can't be had, for what is none, and where HTTP can't carry one: a line end comes along
+    with a copy.
     """
+    from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
+
     try:
         credentials = session.get_credentials()
         secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
-    except ValueError as error:  # botocore's, of a container's token
-        raise ElfError(
-            f"could not get AWS credentials: {error}",
-            "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from the file that "
-            "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE names",
-        ) from error
+    except (ElfError, Interrupted):
+        raise
+    except Exception as error:
+        if bad_endpoint := _bad_endpoint(error):
+            raise bad_endpoint from error
+        cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check what gives them"
+        if isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError):
+            cause, remedy = explain(error)
+        elif "Auth token" in str(error):  # of a container
+            remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
+        raise ElfError(cause.rstrip(".") + _way(session), remedy) from error
     hide(*secrets)
     for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
         if value and not re.fullmatch("[!-~]+", value):
@@ -1551,6 +1651,29 @@ def _credentials(session: Any) -> Any:
                 "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
             )
     return credentials
+
+
+def _way(session: Any) -> str:
+    """Name the profiles that lead to the credentials, and the settings that say how to get them, but no secret."""
+    profiles, name, used = session._session.full_config["profiles"], session.profile_name, []
+    while name in profiles and name not in used:
+        used.append(name)
+        name = profiles[name].get("source_profile")
+    keys = ("credential_process", "web_identity_token_file", "role_arn", "sso_session", "sso_start_url")
+    settings = [f"{key} {profiles[name][key].split()[0]}" for name in used for key in keys if profiles[name].get(key)]
+    settings += [key for key in os.environ if re.match("AWS_(CONTAINER_|WEB_IDENTITY_TOKEN_FILE|ROLE_ARN)", key)]
+    found = ", ".join([f"profile {' > '.join(used)}"] * bool(used) + settings)
+    return f" ({found})" if found else ""
+
+
+def _bad_endpoint(error: Exception) -> ElfError | None:
+    """Explain the endpoint URL that botocore refuses by `error`, if that is it, without its password."""
+    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
+        return None
+    cause = "is not one that botocore accepts" if found[1] else "has no http:// or https:// in front"
+    if found[1] and "_" in found[2]:
+        cause = "has an underscore (_) in its host name, which botocore does not accept"
+    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
 
 
 def _client(session: Any, place: Place) -> Any:
@@ -1566,12 +1689,8 @@ def _client(session: Any, place: Place) -> Any:
     )
     try:
         iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url, config=config)
-    except ValueError as error:  # whose message has the URL, and so a password maybe
-        raise ElfError(
-            "the endpoint URL is not one that botocore accepts",
-            "it is http:// or https://, and a host name without _; check --endpoint-url, AWS_ENDPOINT_URL and AWS's "
-            "configuration",
-        ) from error
+    except ValueError as error:
+        raise _bad_endpoint(error) or error from error
     _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
     return iot
 
@@ -1599,6 +1718,9 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
 
 def _session(place: Place) -> Any:
     """Make boto3's session. The embedded AWS IoT gets no credential or profile of the user's: none is even read."""
+    if place.local or not _uses_login():
+        # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
+        sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
     import botocore.session
 
@@ -1608,6 +1730,14 @@ def _session(place: Place) -> Any:
     empty = (None, None, os.devnull, None)
     core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
     return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+
+
+def _uses_login() -> bool:
+    """Say whether AWS's configuration has a profile that `aws login` has signed in."""
+    config = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
+    with contextlib.suppress(OSError, RuntimeError):  # there is none, or no home
+        return b"login_session" in config.read_bytes()
+    return False
 
 
 def refuse_bad_headers(request: Any, **_: object) -> None:
@@ -2257,12 +2387,17 @@ def with_members(text: str, members: Sequence[str]) -> str:
     return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
 
 
+def is_aws_own(topic: str) -> bool:
+    return topic.startswith("$") and not topic.startswith("$aws/rules/")
+
+
 class Composer(NamedTuple):
     """What the things say: `text` as it was given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
     content: str | None = None  # None: there is none, and `text` goes to all topics
-    has_ts: bool = False
+    has: frozenset[str] = frozenset()  # of ADDED
+    run: str = ""  # that its messages name, beside the thing and their number; none: neither
 
     @classmethod
     def of_object(cls, text: bytes) -> Composer:
@@ -2272,7 +2407,7 @@ class Composer(NamedTuple):
         members = _JSON.decode(content)
         if not isinstance(members, dict):
             raise ValueError("it holds no JSON object")
-        return cls(text, content, "ts" in members)
+        return cls(text, content, ADDED & members.keys())
 
     @classmethod
     def of_text(cls, text: bytes) -> Composer:
@@ -2281,15 +2416,23 @@ class Composer(NamedTuple):
         utf8(msg)  # which raises
         return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
 
+    def in_run(self, run: str) -> Composer:
+        """Return one whose messages can be counted where they come. Raises UsageError for what has such members."""
+        if run and (taken := self.has - {"ts"}):
+            raise UsageError(f"the message has {min(taken)!r} already, which --sequence adds", "leave --sequence out")
+        return self._replace(run=run)
+
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Return what a thing publishes as its `number`th message. Raises UsageError for what AWS IoT does not take.
 
         AWS's own topics take nothing that is not theirs; those of Basic Ingest lead to the user's rules.
         """
         payload = self.text
-        if self.content is not None and (not topic.startswith("$") or topic.startswith("$aws/rules/")):
+        if self.content is not None and not is_aws_own(topic):
             now_ms = time.time_ns() // 1_000_000  # and not later than now
-            members = [] if self.has_ts else [f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"']
+            members = [] if "ts" in self.has else [f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"']
+            if self.run:
+                members.append(f'"thing": "{thing}", "seq": {number}, "run": "{self.run}"')
             payload = with_members(self.content, members).encode("utf-8")
         if len(payload) > MAX_PAYLOAD_BYTES:
             cause = f"the message is too long: {len(payload)} bytes, and AWS IoT takes 128 KiB"
@@ -2449,6 +2592,12 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
     return None
 
 
+def answer_topics(topic: str, thing: str) -> list[str]:
+    """Name the topics on which AWS answers what a thing publishes to `topic`: two, if that is its own shadow's."""
+    shadow = rf"\$aws/things/{re.escape(thing)}/shadow/(name/[^/]+/)?(get|update|delete)"
+    return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
+
+
 def read_ahead(lines: Iterable[Line], inbox: Inbox, asked: threading.Semaphore) -> None:
     """Put lines into the inbox, one each time that it is asked for."""
     for line in lines:
@@ -2498,13 +2647,78 @@ class Rate:
         return f"{(last - first) / max(ended - began, REDRAW_S):.1f}/s"
 
 
-def time_of_sending(payload: bytes) -> float | None:
+def object_in(payload: bytes) -> dict[str, Any]:
+    """Return the JSON object that a message is, or an empty one."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(content := json.loads(payload), dict):
+            return content
+    return {}
+
+
+def time_of_sending(content: Mapping[str, Any]) -> float | None:
     """Return the time.time() in a message's `ts`, if it has one."""
     try:
-        sent_at = float(json.loads(payload)["ts"])
-    except (ValueError, ArithmeticError, TypeError, KeyError, RecursionError):
+        sent_at = float(content["ts"])
+    except (ValueError, ArithmeticError, TypeError, KeyError):
         return None
     return sent_at if 1e9 < sent_at < 1e11 else None
+
+
+class Arrivals:
+    """What is missing, came twice or came out of order, of messages that have the `thing`, its `seq` and its `run`.
+
+    For each thing that hears a run of another's, `_gaps` has the numbers that have not come: ranges [start, stop), in
+    order, apart, none empty. The first ends with the lowest number that came, and the last begins behind the highest;
+    nobody knows whether what is in these was sent while anybody listened. What is between them is missing.
+    """
+
+    def __init__(self) -> None:
+        self.counts = collections.Counter(missing=0, repeated=0, outOfOrder=0)
+        self.by_thing: dict[str, collections.Counter[str]] = {}
+        self.forgotten = 0  # runs, of more than MOST_SENDERS those that were silent the longest
+        self._gaps: collections.OrderedDict[tuple[str, str, str], list[tuple[int, float]]] = collections.OrderedDict()
+
+    def add(self, hearer: str, content: Mapping[str, Any], is_over: bool) -> None:
+        """Count a message that a thing has heard; once it `is_over`, only if that was missing."""
+        thing, number, run = content.get("thing"), content.get("seq"), content.get("run", "")
+        if type(number) is not int or not 0 < number < 2**53:  # a whole number for every program
+            return
+        if not isinstance(thing, str) or not isinstance(run, str) or max(len(thing), len(run)) > MAX_CLIENT_ID_BYTES:
+            return
+        key = hearer, thing, run
+        gaps = self._gaps.setdefault(key, [(0, number), (number, math.inf)])
+        self._gaps.move_to_end(key)
+        if len(self._gaps) > MOST_SENDERS:
+            self._gaps.popitem(last=False)
+            self.forgotten += 1
+        if number == gaps[-1][0] and not is_over:
+            gaps[-1] = (number + 1, math.inf)
+            return
+        at = bisect.bisect_right(gaps, (number, math.inf)) - 1
+        start, stop = gaps[at]
+        if number >= stop:
+            more = {"repeated": 1}
+        elif stop == math.inf:
+            more = {"missing": number - start}
+        else:
+            more = {"missing": -1 if at else int(stop) - number - 1, "outOfOrder": 1}
+        if is_over and more.get("missing") != -1:
+            return
+        if number < stop:
+            gaps[at : at + 1] = [gap for gap in ((start, number), (number + 1, stop)) if gap[0] < gap[1]]
+        if len(gaps) > MOST_GAPS:
+            del gaps[1]  # it stays missing
+        self.counts.update(more)
+        if thing in self.by_thing or len(self.by_thing) < MOST_SENDERS:
+            self.by_thing.setdefault(thing, collections.Counter()).update(more)
+
+    def __str__(self) -> str:
+        """Say the counts behind others, or nothing where no message was numbered."""
+        return f", {told(self.counts)}" if self._gaps else ""
+
+
+def told(counts: Mapping[str, int]) -> str:
+    return f"{counts['missing']} missing, {counts['repeated']} repeated, {counts['outOfOrder']} out of order"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2930,14 +3144,14 @@ class Device:
         patience_s: float = 0.0,
     ) -> None:
         """Make one that publishes to `topic`; that it is refused in the next `patience_s` means nothing."""
-        self.thing, self.topic = thing, topic
+        self.thing, self.topic, self.topic_filters = thing, topic, topic_filters
         self.state = CONNECTING
         self.has_joined = False  # it was online once
         self.refusal: Refusal | None = None  # the last, if nothing has succeeded since
         self.held_by = ""  # why what is waiting waits
         self._files, self._endpoint, self._root_cert = files, endpoint, root_cert
         self._loop, self._listener = loop, listener
-        self._qos, self._topic_filters = qos, topic_filters
+        self._qos = qos
         self._patient_until = time.monotonic() + patience_s
         self._refusals = self._attempts = 0  # in a row; to connect, since it was online
         self._refused_since = 0.0  # time.monotonic()
@@ -3021,7 +3235,7 @@ class Device:
         if data:
             self._fail(self._refused(f"it says that {_CONNACK.get(data, f'code {data}')}"))
         else:
-            self._subscribe(iter(self._topic_filters))
+            self._subscribe(iter(self.topic_filters))
 
     def _subscribe(self, topic_filters: Iterator[str]) -> None:
         """Subscribe to one after the other: AWS refuses by closing the connection, which does not say which it is."""
@@ -3048,7 +3262,7 @@ class Device:
             self._listener.on_event(Back(self.thing, self._endpoint, time.monotonic()))
         else:
             self.has_joined = True
-            self._listener.on_event(Connected(self.thing, self._topic_filters))
+            self._listener.on_event(Connected(self.thing, self.topic_filters))
         self._flush()
 
     def _on_message(self, message: Any) -> None:
@@ -3453,6 +3667,8 @@ class Cli:
     message: str
     json_message: Path | None
     raw: bool  # send it as the bytes that it is
+    sequence: bool  # number the messages
+    run_id: str = ""  # of the numbers, which begin with 1
     topic: str | None  # may hold {thing_name}, as each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
@@ -3475,13 +3691,22 @@ class Cli:
     refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
 
 
+def control_plane_of(cli: Cli) -> tuple[Any, Place]:
+    """Connect to the control plane where the fleet lives, or shall: once, whichever thread is the first to ask."""
+    with cli.asking:
+        cli.control_plane = cli.control_plane or connect_control_plane(cli.place, cli.inbox, cli.headers, cli.rate)
+        return cli.control_plane
+
+
+def reach_aws(cli: Cli) -> tuple[Any, Place]:
+    """Do the same in the main thread; Ctrl-C need not wait for its end."""
+    return cli.control_plane or in_background(cli.inbox, lambda: control_plane_of(cli))
+
+
 def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
     """Return what AWS knows of why the broker refuses a thing, or `refusal` where AWS can't be asked."""
     try:
-        with cli.asking:  # one client for all
-            cli.control_plane = cli.control_plane or connect_control_plane(cli.place, cli.inbox, cli.headers)
-            iot, place = cli.control_plane
-        return diagnose(iot, place, thing, refusal)
+        return diagnose(*control_plane_of(cli), thing, refusal)
     except Exception as error:
         log.debug("no diagnosis of %s:", thing.name, exc_info=error)
         return refusal
@@ -3662,7 +3887,7 @@ class Account(Listener):
 
 
 class Tally(Account):
-    """What has become of the messages that things publish."""
+    """What has become of the messages that things publish; of those to a shadow, what AWS answered."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
@@ -3674,6 +3899,8 @@ class Tally(Account):
         self._rate = Rate(lambda: self.sent)
         self._dropped: list[str] = []  # the first of those
         self.unacknowledged: list[tuple[Device, int, bytes]] = []  # in the end
+        self.accepted = self.rejected = self.unanswered = 0  # by shadows; these by their clientToken:
+        self._asked: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)  # by thing
         self.rounds: int | None = None  # how many messages of each thing were due in all, in the end
 
     def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
@@ -3686,6 +3913,9 @@ class Tally(Account):
         if lost:
             self.dropped += 1
             self._dropped += [f"message {number} of {device.thing}"] if self.dropped <= LISTED else []
+        elif device.topic_filters:
+            self.unanswered += 1
+            self._asked[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
         if self._is_heard:
             message = said(device.thing, device.topic, payload)
             each.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
@@ -3708,13 +3938,33 @@ class Tally(Account):
         self.unsent += 1
         each.error("message %d of %s is not sent: %s", number, device.thing, error.cause)
 
+    def on_received(self, device: Device, message: Any) -> None:
+        """Count a shadow's answer, unless it is another client's: it has another token, or there are more than due."""
+        answer, asked = object_in(bytes(message.payload or b"")), self._asked[device.thing]
+        token, is_rejected = str(answer.get("clientToken", "")), message.topic.endswith("/rejected")
+        if not asked[token]:
+            return
+        asked -= collections.Counter([token])
+        self.unanswered -= 1
+        self.rejected += is_rejected
+        self.accepted += not is_rejected
+        if is_rejected:
+            code, reason = answer.get("code"), answer.get("message")
+            each.warning("AWS rejected a message of %s on %s: %s %s", device.thing, device.topic, code, reason)
+            self._results.put("rejected", thingName=device.thing, topic=device.topic, code=code, message=reason)
+
+    @property
+    def answers(self) -> str:
+        unanswered = f", {self.unanswered} not answered" if self.unanswered else ""
+        return f", {self.accepted} accepted, {self.rejected} rejected{unanswered}" if self._asked else ""
+
     def __str__(self) -> str:
         left_at = [at for device in self._devices for at in device.left_at]
         pace = f"{self._rate} | {self._latency.recent_ms:.1f} ms"
         if left_at and (oldest_s := time.monotonic() - min(left_at)) > STALL_S:
             pace = f"{len(left_at)} waiting, up to {oldest_s:.1f} s"
         lost = f", lost {self.dropped}" if self.dropped else ""
-        return f"sent {self.sent}, acknowledged {self.acknowledged}{lost} | {pace} | {self.situation()}"
+        return f"sent {self.sent}, acknowledged {self.acknowledged}{lost}{self.answers} | {pace} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
@@ -3738,9 +3988,10 @@ class Tally(Account):
         sent = f"{plural(self.sent, 'message')} from {plural(len(shift.joined), 'thing')}"
         acknowledged = f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)"
         unsent = f", {self.unsent} not sent" if self.unsent else ""
-        last.info("[send_messages] ELF sent %s: %s, %d lost%s", sent, acknowledged, self.lost, unsent)
+        last.info("[send_messages] ELF sent %s: %s, %d lost%s%s", sent, acknowledged, self.lost, unsent, self.answers)
         self._results.summary.update(sent=self.sent, acknowledged=self.acknowledged, lost=self.lost)
         self._results.summary.update(notSent=self.unsent, sentAgain=self.resent, latencyMs=self._latency.in_ms())
+        self._results.summary.update(accepted=self.accepted, rejected=self.rejected, notAnswered=self.unanswered)
 
     @property
     def lost(self) -> int:
@@ -3753,15 +4004,23 @@ class Hearing(Account):
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
         self.received = self.unread = 0
+        self.arrivals = Arrivals()
+        self._hears_all = not any(topic.startswith("$share/") for topic in cli.topics or ())
         self._most: float = cli.count or math.inf
         self._rate = Rate(lambda: self.received)
 
     def on_received(self, device: Device, message: Any) -> None:
-        if time.monotonic() > self.ends_at or self.received >= self._most:
+        payload, at = bytes(message.payload or b""), time.time()
+        is_over = time.monotonic() > self.ends_at or self.received >= self._most
+        content = {} if message.retain else object_in(payload)
+        if self._hears_all:
+            self.arrivals.add(device.thing, content, is_over)
+        if is_over:
+            if not self.arrivals.counts["missing"]:
+                self._put(Settled())
             return
         self.received += 1
-        payload, at = bytes(message.payload or b""), time.time()
-        if not message.retain and (sent_at := time_of_sending(payload)) is not None:
+        if (sent_at := time_of_sending(content)) is not None:
             self._latency.add(at - sent_at)
         if self._is_heard:
             each.info("Received message: %s from topic: %s by %s", decoded(payload), message.topic, device.thing)
@@ -3777,7 +4036,7 @@ class Hearing(Account):
 
     def __str__(self) -> str:
         latency = f" | {self._latency.recent_ms:.0f} ms" if self._latency.in_ms() else ""
-        return f"received {self.received} | {self._rate}{latency} | {self.situation()}"
+        return f"received {self.received}{self.arrivals} | {self._rate}{latency} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
@@ -3785,9 +4044,17 @@ class Hearing(Account):
         last.info("[subscribe] %s%s", self.pace(self.received, shift), latency)
         if self.unread:
             log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
+        by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
+        senders = {thing: +counts for thing, counts in by_sender if any(counts.values())}
+        for thing, counts in itertools.islice(senders.items(), LISTED):
+            last.info("[subscribe] from %s: %s", thing, told(counts))
+        if self.arrivals.forgotten:
+            log.warning("[subscribe] more than %d senders: what is missing is not all counted", MOST_SENDERS)
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
-        last.info("[subscribe] ELF received %s on %s", messages, things)
+        last.info("[subscribe] ELF received %s on %s%s", messages, things, self.arrivals)
         self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
+        if self._hears_all:
+            self._results.summary.update(**self.arrivals.counts, senders=senders)
 
 
 def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
@@ -3811,6 +4078,8 @@ def create_things(cli: Cli) -> int:
         missing = {*missing_things(fleet, cli.prefix, wanted)}
         half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
+        if fleet.was_local and not cli.place.local:
+            log.warning("the last fleet was on the embedded AWS IoT (--local); this one goes to AWS")
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
         if gone := gone_things(cli, iot, {*wanted} - strays):
@@ -3826,6 +4095,7 @@ def create_things(cli: Cli) -> int:
             last.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
+        log.info("in %s", place)
         fleet.settle(place)
         failures = Failures()
         try:
@@ -3918,7 +4188,8 @@ def send_messages(cli: Cli) -> int:
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
     tally = Tally(cli)
     refused = 0
-    with at_work(cli, things, tally, topics=topics) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
+    answers = {thing: answer_topics(topic, thing) for thing, (topic,) in topics.items()}
+    with at_work(cli, things, tally, topics, answers) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
         what = f"each line of {source}" if of_lines else plural(rounds, "message") if rounds else "messages"
         until = "" if of_lines or rounds else " until Ctrl-C"
@@ -3933,6 +4204,7 @@ def send_messages(cli: Cli) -> int:
                 shift.crew.play(message, began, cli.interval, spread, rounds)
                 shift.take_until(Played)
             await_acknowledgements(shift, tally)
+            await_answers(shift, tally)
         except Interrupted:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
@@ -3947,6 +4219,11 @@ def send_messages(cli: Cli) -> int:
         )
     if refused:
         raise ElfError(f"{plural(refused, 'line')} of the input could not be sent", _SEE_ABOVE)
+    if tally.rejected or tally.unanswered:
+        raise ElfError(
+            f"of the messages to shadows, {tally.rejected} were rejected and {tally.unanswered} not answered",
+            "see AWS's reasons in the lines above; where no answer came, see that the policy allows iot:Receive",
+        )
     return 1 if shift.failed else 0
 
 
@@ -3955,6 +4232,8 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
 
     A file's first message is checked, and all others once they are read: on one thing, as good as any other.
     """
+    import secrets
+
     path, raw = cli.json_message, cli.raw
     if cli.interval is None:
         cli.interval = 0.0 if str(path) == "-" else INTERVAL_S
@@ -3964,10 +4243,14 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
         for thing in things
     }
     refuse_bad_topics(topics)
+    if cli.sequence:
+        if cli.raw or any(is_aws_own(topic) for (topic,) in topics.values()):
+            raise UsageError("--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out")
+        cli.run_id = secrets.token_hex(4)
     make = Composer if raw else of_line if is_of_lines(path) else Composer.of_object if path else Composer.of_text
 
     def compose(text: bytes) -> Composer:
-        message = make(text)
+        message = make(text).in_run(cli.run_id)
         message.payload(topics[things[0].name][0], things[0].name, 1)
         return message
 
@@ -4041,6 +4324,13 @@ def await_acknowledgements(shift: Shift, tally: Tally) -> None:
             return
 
 
+def await_answers(shift: Shift, tally: Tally) -> None:
+    """Wait until AWS has answered all messages to shadows, ANSWER_GRACE_S seconds at the most."""
+    deadline = time.monotonic() + ANSWER_GRACE_S
+    while tally.unanswered and not shift.has_failed and (now := time.monotonic()) < deadline:
+        shift.take_until(Settled, now + MIN_INTERVAL_S)
+
+
 def subscribe(cli: Cli) -> int:
     """Have every thing subscribe, and log what comes until `cli.duration` is over or `cli.count` messages have come."""
     things = ready_things(cli.fleet, cli.things)
@@ -4061,7 +4351,14 @@ def subscribe(cli: Cli) -> int:
             log.info("[subscribe] each of them hears every message: --things 1 or --append-thing-name shows it once")
         hearing.ends_at = time.monotonic() + duration_s
         shift.take_until(Settled, hearing.ends_at)
+        if hearing.arrivals.counts["missing"]:
+            shift.take_until(Settled, time.monotonic() + IN_FLIGHT_S)
         deaf = shift.still_offline
+    if missing := hearing.arrivals.counts["missing"]:
+        raise ElfError(
+            f"{plural(missing, 'message')} did not come",
+            "see above whose they are and whether a thing was offline; use --qos 1 in send and subscribe",
+        )
     if cli.count and hearing.received < cli.count and duration_s < math.inf:
         raise ElfError(
             f"{plural(hearing.received, 'message')} came in {duration_s:g} s, not {cli.count}",
@@ -4147,15 +4444,6 @@ def list_things(cli: Cli) -> int:
     return 0
 
 
-def reach_aws(cli: Cli) -> tuple[Any, Place]:
-    """Connect to the control plane where the fleet lives, or shall."""
-    if not cli.control_plane:
-        cli.control_plane = in_background(
-            cli.inbox, lambda: connect_control_plane(cli.place, cli.inbox, cli.headers, cli.rate)
-        )
-    return cli.control_plane
-
-
 def show_unanswered(cli: Cli) -> None:
     """Say which certificates may have been made without ELF's getting to know of it, for the user to decide."""
     fleet = cli.fleet
@@ -4214,7 +4502,7 @@ def at_work(
 ) -> Iterator[Shift]:
     """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
 
-    They publish to their topic, or subscribe to their filters. What keeps some from it is reported, then the account.
+    They publish to their topic, and subscribe to their filters. What keeps some from it is reported, then the account.
     Raises ElfError when none is connected.
     """
     fleet = cli.fleet
@@ -4261,7 +4549,7 @@ def at_work(
 
 def connects_per_s(filters: Mapping[str, Sequence[str]]) -> float:
     """Say how many things may connect a second: AWS takes 500 connects and 500 subscriptions an account."""
-    return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max(map(len, filters.values()), default=1))
+    return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max([1, *map(len, filters.values())]))
 
 
 class Admission(NamedTuple):
@@ -4502,6 +4790,7 @@ def build_parser() -> Parser:
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
     what("--json-message", metavar="FILE", type=Path, help=content)
     add("--raw", action="store_true", help="send MESSAGE, FILE or each line as its bytes: no JSON, no ts, any topic")
+    add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
     add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     add("--interval", metavar="S", type=interval, help=f"a message every (default: {INTERVAL_S:g} s; - as lines come)")
     duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or all lines)"

@@ -479,7 +479,7 @@ class Thing(User, elf.Listener):
             self.count_published(0, None, lost=True)
 
     def on_received(self, device: elf.Device, message: Any) -> None:
-        sent_at = None if message.retain else elf.time_of_sending(message.payload)
+        sent_at = None if message.retain else elf.time_of_sending(elf.object_in(message.payload))
         took_s = None if sent_at is None else max(0.0, time.time() - sent_at)
         self.worker.count("RECEIVE", self.duty["filters"][0], took_s, len(message.payload))
 

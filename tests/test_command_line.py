@@ -302,7 +302,7 @@ def test_without_credentials_the_error_suggests_both_ways_on(main: InProcess, el
     [
         ({"AWS_PROFILE": "nobody"}, (), "nobody"),
         ({}, ("--profile", "nobody"), "nobody"),
-        ({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, (), "the AWS credentials do not work"),
+        ({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, (), "AWS does not know these credentials"),
         ({}, ("--region", "not a region"), "not a region"),
     ],
 )
@@ -380,7 +380,7 @@ def test_a_home_directory_that_nobody_has_is_named(main: InProcess, account: Acc
 def test_what_elf_says_it_needs_is_what_requirements_txt_says() -> None:
     block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", ELF.read_text(encoding="utf-8"), re.MULTILINE)
     assert block
-    listed = re.search(r"dependencies = (\[.*?\])", re.sub(r"^# ?", "", block[1], flags=re.MULTILINE), re.DOTALL)
+    listed = re.search(r"dependencies = (\[.*\])", re.sub(r"^# ?", "", block[1], flags=re.MULTILINE), re.DOTALL)
     assert listed
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert sorted(json.loads(listed[1])) == sorted(lines)

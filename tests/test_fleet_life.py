@@ -49,6 +49,7 @@ def test_what_is_printed_is_what_the_original_printed(elf: Elf) -> None:
     assert lines == [
         f"Wrote new ELF ID to config: {elf_id}",
         "[create_things] ELF creating 1 thing",
+        f"in region {REGION}, credentials from env, endpoint {elf.environment['AWS_ENDPOINT_URL']}",
         f"Thing:'thing_0' associated with cert:'{certificate}'",
         f"Thing Name: thing_0 and PEM file: {elf.misc / 'thing_0.pem'}",
         f"Thing Name: thing_0 Public Key File: {elf.misc / 'thing_0.pub'}",

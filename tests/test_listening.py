@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Callable
@@ -39,7 +40,7 @@ def test_what_has_no_end_says_so_and_ends_with_ctrl_c(
         window.process.stdin.write("line\n")
         window.process.stdin.flush()
     if command == "send":
-        window.await_line("posting message")
+        window.await_count("posting message", 2 if window.process.stdin else 40)
     window.signal(signal.SIGINT)
     result = window.end(130)
     assert last_line in result.lines[-2]
@@ -111,6 +112,17 @@ def test_payloads_go_to_standard_output_as_they_came(pair: Pair, ear: Client) ->
         out, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert out == b"".join(payload + b"\n" for payload in payloads[1:])
+
+
+def test_payloads_and_the_live_line_share_a_terminal(pair: Pair) -> None:
+    sender = pair.start("send", *pair.broker, "--duration", 0, "--interval", "0.1")
+    sender.await_line("posting message")
+    options = ("--things", 1, "--count", 10, "--output", "payload")
+    terminal = pair.in_terminal("subscribe", *pair.broker, *options, columns=300)
+    assert any(text.startswith("received ") for text in terminal.drawn)
+    assert [json.loads(line)["msg"] for line in terminal.seen if "{" in line and "Received" not in line] == (
+        ["IoT ELF Hello"] * 10
+    )
 
 
 @pytest.mark.parametrize(("reader", "status", "read"), [("| grep -m 1 two", 141, "two\n"), ("> /dev/full", 1, "")])

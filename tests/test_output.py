@@ -98,6 +98,7 @@ def test_send_tells_of_each_message_and_its_acknowledgement(pair: Pair, ear: Cli
     assert summary == {
         **{"command": "send", "exitStatus": 0, "things": 2, "failed": []},
         **{"sent": 6, "acknowledged": 6, "lost": 0, "notSent": 0, "sentAgain": 0},
+        **{"accepted": 0, "rejected": 0, "notAnswered": 0},
     }
 
 

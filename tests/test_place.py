@@ -113,9 +113,10 @@ def test_what_is_lower_case_by_definition_may_be_written_in_capitals(
         (("--endpoint-url", "http://elf:hunter2@localhost:9"), {}, 2, "has a user name or password in it"),
         (("--endpoint-url", "elf:hunter2@localhost"), {}, 2, "has a user name or password in it"),
         ((), {"AWS_ENDPOINT_URL": "http://elf:hunter2@localhost:9"}, 1, "has a user name or password in it"),
-        ((), {"AWS_ENDPOINT_URL": "elf:hunter2@local_host"}, 1, "is not one that botocore accepts"),
-        ((), {"AWS_ENDPOINT_URL": "localhost:4566"}, 1, "is not one that botocore accepts"),
-        (("--endpoint-url", "http://localstack_main:9"), {}, 1, "is not one that botocore accepts"),
+        ((), {"AWS_ENDPOINT_URL": "elf:hunter2@local_host"}, 1, "has no http:// or https:// in front"),
+        ((), {"AWS_ENDPOINT_URL": "localhost:4566"}, 1, "has no http:// or https:// in front"),
+        (("--endpoint-url", "http://localstack_main:9"), {}, 1, "has an underscore (_) in its host name"),
+        ((), {"AWS_ENDPOINT_URL": "http://-"}, 1, "is not one that botocore accepts"),
     ],
 )
 def test_a_place_that_could_not_be_recorded_is_refused_before_anything_is_made(
