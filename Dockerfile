@@ -7,7 +7,7 @@ RUN useradd --uid 1000 --home-dir /home/elf elf \
 
 COPY requirements.txt /elf/
 RUN pip install --no-cache-dir --requirement /elf/requirements.txt
-COPY elf.py example.json example-shadow.json /elf/
+COPY elf.py example.json example-shadow.json example-template.json /elf/
 
 ENV HOME=/home/elf PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER elf

@@ -4,7 +4,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
-#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "fasteners>=0.19; os_name == 'nt'"
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "fasteners>=0.19; os_name == 'nt'"
 # ]
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
@@ -68,6 +68,7 @@ DURATION_S = 10.0
 INTERVAL_S = 1.0
 MQTT_PORT = 8883
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
+MOST_STEPS = 100_000  # passes of loops and calls in a template, for one message: 50 ms
 MAX_FILE_BYTES = 64 * 1024 * 1024  # that the user names
 MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
@@ -2410,6 +2411,13 @@ class Composer(NamedTuple):
         return cls(text, content, ADDED & members.keys())
 
     @classmethod
+    def of_any(cls, text: bytes) -> Composer:
+        """Make one of a JSON object's text, or of any other. Raises UsageError for what is not UTF-8."""
+        with contextlib.suppress(ValueError, RecursionError):
+            return cls.of_object(text)
+        return cls.of_text(text)
+
+    @classmethod
     def of_text(cls, text: bytes) -> Composer:
         """Make one of any text. Raises UsageError for what is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
@@ -2440,6 +2448,156 @@ class Composer(NamedTuple):
         return payload
 
 
+@functools.cache
+def sandbox() -> Any:
+    """Return the class of Jinja2's sandbox, in which loops, calls and numbers are bounded, and chance is the seed's."""
+    from jinja2 import StrictUndefined, nodes
+    from jinja2.exceptions import SecurityError
+    from jinja2.sandbox import SandboxedEnvironment
+
+    class Sandbox(SandboxedEnvironment):
+        intercepted_binops = frozenset(("*", "**"))
+        steps = 0
+
+        def __init__(self) -> None:
+            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True)
+            self.filters["counted"] = self.counted
+            del self.filters["random"], self.globals["lipsum"]
+
+        def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+            tree = super()._parse(source, name, filename)
+            for loop in tree.find_all(nodes.For):
+                loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+            return tree
+
+        def step(self) -> None:
+            self.steps += 1
+            if self.steps > MOST_STEPS:
+                raise SecurityError(f"it takes more than {MOST_STEPS:,} passes of loops and calls")
+
+        def counted(self, items: Iterable[Any]) -> Iterator[Any]:
+            for item in items:
+                self.step()
+                yield item
+
+        def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            self.step()
+            return super().call(context, function, *args, **kwargs)
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            if not (isinstance(left, int | float) and isinstance(right, int | float)):
+                raise SecurityError("numbers alone can be multiplied")
+            _ = (
+                float(left),
+                float(right),
+                operator == "**" and float(left) ** right,
+            )  # or OverflowError: it is too large
+            return super().call_binop(context, operator, left, right)
+
+    return Sandbox
+
+
+class Voice:
+    """What a thing's templates take from it: chance, and values of its own that go on from their last.
+
+    Of the calls of `walk`, the first in each rendering goes on from the first in the one before, and so on; of `ramp`
+    as well. Time is that of the schedule, or a wave would depend on the machine.
+    """
+
+    def __init__(self, thing: str, seed: int | None, interval_s: float) -> None:
+        import random
+        import uuid
+
+        chance = self._chance = random.Random(None if seed is None else f"{seed} {thing}")  # noqa: S311
+        self._phase, self._interval_s = chance.random(), interval_s or INTERVAL_S
+        self._number = 0
+        self._values: dict[tuple[str, int], float] = {}  # by function and which of its calls in a rendering it is
+        self._calls: collections.Counter[str] = collections.Counter()
+        self._names = {
+            **{"thing_name": thing, "thing_number": by_number(thing)[1]},
+            **{"uniform": chance.uniform, "gauss": chance.gauss, "randint": chance.randint},
+            **{"choice": lambda *values: chance.choice(values[0] if len(values) == 1 else values)},
+            **{"uuid": lambda: str(uuid.UUID(int=chance.getrandbits(128), version=4))},
+            **{"walk": self._walk, "ramp": self._ramp, "sine": self._sine},
+        }
+
+    def names(self, number: int) -> dict[str, Any]:
+        """Return what the template of the thing's message `number` knows."""
+        self._number, now = number, time.time_ns()
+        self._calls.clear()
+        return {**self._names, "number": number, "now": now / 1e9, "now_ms": now // 1_000_000}
+
+    def _next(self, function: str, start: float, following: Callable[[float], float]) -> float:
+        key = function, self._calls[function]
+        self._calls[function] += 1
+        self._values[key] = value = following(self._values[key]) if key in self._values else start
+        return value
+
+    def _walk(self, start: float, step: float, low: float = -math.inf, high: float = math.inf) -> float:
+        return self._next("walk", start, lambda value: min(max(value + self._chance.uniform(-step, step), low), high))
+
+    def _ramp(self, start: float, step: float) -> float:
+        return start + step * self._next("ramp", 0, lambda value: value + 1)
+
+    def _sine(self, period_s: float, low: float, high: float) -> float:
+        turns = self._number * self._interval_s / period_s + self._phase
+        return low + (high - low) * (1 + math.sin(math.tau * turns)) / 2
+
+
+class Template:
+    """What the things say, rendered for each message of each thing, each of which has a voice."""
+
+    def __init__(self, text: bytes, make: Callable[[bytes], Composer], voice: Callable[[str], Voice]) -> None:
+        """Compile the text; `make` makes of its results what is sent. Raises UsageError."""
+        self._make, self._voice = make, voice
+        self.voices: dict[str, Voice] = {}
+        self._sandbox = sandbox()()
+        with self._explained():
+            from jinja2 import meta, nodes
+
+            tree = self._sandbox.parse(text.decode("utf-8"))
+            known = {*voice("").names(1), *self._sandbox.globals}
+            if unknown := meta.find_undeclared_variables(tree) - known:
+                first = next(name for name in tree.find_all(nodes.Name) if name.name in unknown)
+                raise UsageError(
+                    f"the template does not work: line {first.lineno}: unknown name {first.name!r}",
+                    f"names are {', '.join(sorted(known))}",
+                )
+            self._template = self._sandbox.from_string(tree)
+
+    def payload(self, topic: str, thing: str, number: int) -> bytes:
+        """Render it, and return what a Composer of the result does. Raises UsageError."""
+        voice = self.voices.get(thing) or self.voices.setdefault(thing, self._voice(thing))
+        self._sandbox.steps = size = 0
+        pieces = []
+        with self._explained():
+            for piece in self._template.generate(voice.names(number)):
+                pieces.append(piece)
+                if (size := size + len(piece)) > MAX_PAYLOAD_BYTES:
+                    break
+            text = "".join(pieces).encode("utf-8")
+        return self._make(text).payload(topic, thing, number)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise UsageError, with line and reason, for whatever Python or Jinja2 raises in the block."""
+        try:
+            yield
+        except ElfError:
+            raise
+        except Exception as error:
+            import traceback
+
+            frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>"]
+            line = getattr(error, "lineno", None) or (frames or [1])[-1]
+            reason = getattr(error, "message", None) or str(error) or type(error).__name__
+            cause = f"the template does not work: line {line}: {reason}"
+            raise UsageError(cause, "see docs/messages.md for what templates know") from error
+
+
+Message = Composer | Template
+
+
 def read_given(path: Path, inbox: Inbox) -> bytes:
     """Read a file that the user names, which may be a pipe that nobody writes to: Ctrl-C ends that. Raises OSError."""
 
@@ -2463,7 +2621,7 @@ def begins_object(line: bytes) -> bool:
     return line.lstrip().startswith(b"{")
 
 
-def read_message(path: Path, compose: Callable[[bytes], Composer], inbox: Inbox) -> Composer:
+def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) -> Message:
     """Return the message that a whole file is. Raises ElfError."""
     try:
         return compose(read_given(path, inbox))
@@ -2483,7 +2641,7 @@ def unreadable(path: Path, reason: object, kind: type[ElfError] = UsageError) ->
 class Line(NamedTuple):
     """An event: the lines from `first` to `last` are a message, or an error says why not; with neither, the end."""
 
-    message: Composer | None = None
+    message: Message | None = None
     error: Exception | None = None
     first: int = 0
     last: int = 0
@@ -2507,7 +2665,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
             yield text.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Composer], raw: bool) -> Iterator[Line]:
+def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
     """Yield what lines say, in the end an empty Line. A JSON object may take several lines, unless they are `raw`.
 
     What begins one and does not become one is refused, up to the line that begins another one.
@@ -2534,9 +2692,9 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Composer], ra
                     continue
                 broken = UsageError(f"a JSON object begins here, and this is none: {error}", "write it on one line")
             except UsageError as error:
-                broken = error
+                yield Line(None, error, first, last)
             text = b""
-            if broken and first == last and (raw or line.rstrip().endswith(b"}") or not begins_object(line)):
+            if broken and first == last and line.rstrip().endswith(b"}"):
                 yield Line(None, broken, first, last)
                 broken = None
     except OSError as error:
@@ -3162,7 +3320,7 @@ class Device:
         self._number = 0  # of the last message that left
         self._in_flight: dict[int, tuple[bytes, float]] = {}  # by number: what is not acknowledged, and when it left
         self._again: collections.deque[int] = collections.deque()  # those of them that have to leave once more
-        self._waiting: collections.deque[tuple[float, Composer]] = collections.deque()  # what is due, and since when
+        self._waiting: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
         self._free_at = 0.0  # time.monotonic() at which the next message would leave if all left evenly
         self._is_called = False  # when AWS takes the next
 
@@ -3358,7 +3516,7 @@ class Device:
 
     # Publishing
 
-    def publish(self, message: Composer, due: float) -> None:
+    def publish(self, message: Message, due: float) -> None:
         """Publish a message that is due since `due`, a time.monotonic(), as soon as it can leave."""
         if self.state == CONNECTING and not self._qos:
             if (payload := self._compose(message)) is not None:
@@ -3372,7 +3530,7 @@ class Device:
                 self._listener.on_not_sent(self, 1)
             self._flush()
 
-    def _compose(self, message: Composer) -> bytes | None:
+    def _compose(self, message: Message) -> bytes | None:
         """Return the next message's payload; None: there is none, of which the listener hears."""
         self._number += 1
         try:
@@ -3547,7 +3705,7 @@ class Crew:
         return sum(device.backlog for device in self.devices.values())
 
     def play(
-        self, message: Composer, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
+        self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
     ) -> None:
         """Have each thing publish a message, so often (None: without end), one an interval from `due` on.
 
@@ -3562,7 +3720,7 @@ class Crew:
         )
         self._loop.call(self._play, message, turns, next(turns))
 
-    def _play(self, message: Composer, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
+    def _play(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
         for _ in range(TURNS_AT_ONCE):  # what has come in meanwhile is to be read, too
             due, device = turn
             if self._is_stopping:
@@ -3667,6 +3825,8 @@ class Cli:
     message: str
     json_message: Path | None
     raw: bool  # send it as the bytes that it is
+    template: bool  # render it for each message
+    seed: int | None
     sequence: bool  # number the messages
     run_id: str = ""  # of the numbers, which begin with 1
     topic: str | None  # may hold {thing_name}, as each of topics
@@ -4248,10 +4408,20 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
             raise UsageError("--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out")
         cli.run_id = secrets.token_hex(4)
     make = Composer if raw else of_line if is_of_lines(path) else Composer.of_object if path else Composer.of_text
+    make = Composer.of_any if cli.template and not raw else make
+    voices: dict[str, Voice] = {}
 
-    def compose(text: bytes) -> Composer:
-        message = make(text).in_run(cli.run_id)
+    def make_in_run(text: bytes) -> Composer:
+        return make(text).in_run(cli.run_id)
+
+    def compose(text: bytes) -> Message:
+        if not cli.template:
+            message: Message = make_in_run(text)
+            message.payload(topics[things[0].name][0], things[0].name, 1)
+            return message
+        message = Template(text, make_in_run, lambda thing: Voice(thing, cli.seed, cli.interval))
         message.payload(topics[things[0].name][0], things[0].name, 1)
+        message.voices = voices  # in which nothing has been said yet
         return message
 
     if path is None:
@@ -4790,6 +4960,8 @@ def build_parser() -> Parser:
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
     what("--json-message", metavar="FILE", type=Path, help=content)
     add("--raw", action="store_true", help="send MESSAGE, FILE or each line as its bytes: no JSON, no ts, any topic")
+    add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
+    add("--seed", metavar="N", type=int, help="with --template: the same data again for the same N")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
     add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     add("--interval", metavar="S", type=interval, help=f"a message every (default: {INTERVAL_S:g} s; - as lines come)")
@@ -4990,6 +5162,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cli.quiet and (cli.verbose or cli.debug):
             parser.prog = f"elf.py {cli.command}"
             parser.error("--quiet does nothing beside --verbose or --debug")
+        if cli.run is send_messages and cli.seed is not None and not cli.template:
+            parser.prog = "elf.py send"
+            parser.error("--seed does nothing without --template")
+        if cli.run is send_messages and cli.template and not cli.json_message and cli.message == MESSAGE:
+            parser.prog = "elf.py send"
+            parser.error("--template does nothing without MESSAGE or --json-message (one is example-template.json)")
         if cli.run is send_messages and is_input_unread(cli.json_message):
             parser.prog = "elf.py send"
             parser.error("nothing reads standard input: did you mean --json-message - (or < /dev/null, to ignore it)?")

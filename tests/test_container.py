@@ -71,7 +71,11 @@ def test_no_secret_is_in_the_image_nor_even_sent_to_the_daemon() -> None:
     assert [path for path in SECRETS if is_in_context(path)] == []
     copied = {file for files, _ in sources() for file in files}
     tracked = {path.name for path in ROOT.iterdir() if is_in_context(path.name)}
-    assert tracked == copied == {"elf.py", "requirements.txt", "example.json", "example-shadow.json"}
+    assert (
+        tracked
+        == copied
+        == {"elf.py", "requirements.txt", "example.json", "example-shadow.json", "example-template.json"}
+    )
     assert not any(name in ("ADD", "ARG") or "AWS" in value for name, value in instructions())
 
 
