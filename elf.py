@@ -62,7 +62,8 @@ PREFIX = "thing"
 MESSAGE = "IoT ELF Hello"
 TOPIC_ROOT = "elf"
 ADDED = frozenset(("ts", "thing", "seq", "run"))  # members of a message; all but the first by --sequence
-REPLAYED = ".jsonl"  # the suffix of a file of messages
+REPLAYED = ".jsonl"  # the suffix of a file of messages, one a line
+SUFFIXES = (REPLAYED, ".ndjson")  # in any case
 DURATION_S = 10.0
 INTERVAL_S = 1.0
 MQTT_PORT = 8883
@@ -141,7 +142,7 @@ MOST_SENDERS = 50_000  # runs of things whose numbers are remembered, by each th
 MOST_GAPS = 50  # in the numbers of each of them: 6 KB
 TURNS_AT_ONCE = 64  # messages that leave, or come on a connection, before the loop looks what else there is to do
 LAG_S = 1.0  # behind schedule: this machine can't keep it
-LINES_AHEAD = 8  # lines of standard input that are read before the things have sent those before them
+LINES_AHEAD = 8  # lines that are read before the things have sent those before them
 SELECTABLE = 500  # sockets, where the system has neither epoll nor poll but select() (Windows)
 CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s a thing; AWS takes half of that
 DIAGNOSES_AT_ONCE = 4  # of things that the broker refuses
@@ -2408,6 +2409,7 @@ class Composer(NamedTuple):
     @classmethod
     def of_object(cls, text: bytes) -> Composer:
         """Make one of a JSON object's text. Raises ValueError and RecursionError for what is none."""
+        text = text.removeprefix(codecs.BOM_UTF8)
         content = text.decode("utf-8")
         members = _JSON.decode(content)
         if not isinstance(members, dict):
@@ -2459,49 +2461,99 @@ def read_given(path: Path, inbox: Inbox) -> bytes:
     return content
 
 
-def of_line(line: bytes, raw: bool) -> Composer:
-    """Return what a line says: a JSON object, or any other text. Raises UsageError."""
-    if raw:
-        return Composer(line)
-    with contextlib.suppress(ValueError, RecursionError):
-        return Composer.of_object(line)
-    return Composer.of_text(line)
+def of_line(line: bytes) -> Composer:
+    """Return what a line says: a JSON object, or any other text. Raises ValueError, RecursionError and UsageError."""
+    return Composer.of_object(line) if begins_object(line) else Composer.of_text(line)
 
 
-def read_messages(message: str, path: Path | None, raw: bool, inbox: Inbox) -> list[Composer] | None:
-    """Return what the things shall say, one after the other: a message, or what a file has. Raises ElfError.
+def begins_object(line: bytes) -> bool:
+    return line.lstrip().startswith(b"{")
 
-    None: what will come on standard input. With `raw`, all goes out as the bytes that it is.
-    """
-    if not path:
-        return [Composer(os.fsencode(message)) if raw else Composer.of_text(utf8(message))]
-    if str(path) == "-":
-        if sys.stdin is None:
-            raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
-        return None
-    reason: object = "it holds no message"
-    kind: type[ElfError] = UsageError
+
+def read_message(path: Path, compose: Callable[[bytes], Composer], inbox: Inbox) -> Composer:
+    """Return the message that a whole file is. Raises ElfError."""
     try:
-        text = read_given(path, inbox)
-        if path.suffix == REPLAYED:
-            lines = text.removeprefix(b"" if raw else codecs.BOM_UTF8).splitlines()
-            if messages := [of_line(line, raw) for line in lines if line.strip()]:
-                return messages
-        else:
-            return [Composer(text) if raw else Composer.of_object(text.removeprefix(codecs.BOM_UTF8))]
+        return compose(read_given(path, inbox))
     except OSError as error:
-        reason, kind = error.strerror, ElfError
+        raise unreadable(path, error.strerror, ElfError) from error
     except (ValueError, RecursionError) as error:
-        reason = error
-    raise kind(
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, reason: object, kind: type[ElfError] = UsageError) -> ElfError:
+    return kind(
         f"the message file {path} can't be read: {reason}",
         f"name a file of UTF-8 that holds a JSON object, as example.json does, or with {REPLAYED} a message a line",
     )
 
 
-def refuse_long_message(message: Composer, topics: Mapping[str, Sequence[str]]) -> None:
-    thing, (topic,) = next(iter(topics.items()))  # as good as any other
-    message.payload(topic, thing, 1)
+class Line(NamedTuple):
+    """An event: the lines from `first` to `last` are a message, or an error says why not; with neither, the end."""
+
+    message: Composer | None = None
+    error: Exception | None = None
+    first: int = 0
+    last: int = 0
+    at: float = 0.0  # time.monotonic()
+
+    def __str__(self) -> str:
+        return f"line {self.last} is" if self.first == self.last else f"lines {self.first} to {self.last} are"
+
+
+def is_of_lines(path: Path | None) -> bool:
+    return path is not None and (str(path) == "-" or path.suffix.lower() in SUFFIXES)
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, or of - (standard input). Of one that is too long, the beginning will do."""
+    with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
+        while text := file.readline(MAX_PAYLOAD_BYTES + 2):
+            rest = text
+            while rest and not rest.endswith(b"\n"):
+                rest = file.readline(MAX_PAYLOAD_BYTES)
+            yield text.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Composer], raw: bool) -> Iterator[Line]:
+    """Yield what lines say, in the end an empty Line. A JSON object may take several lines, unless they are `raw`.
+
+    What begins one and does not become one is refused, up to the line that begins another one.
+    """
+    text, first, last, broken = b"", 0, 0, None
+    try:
+        for last, line in enumerate(lines, 1):
+            line = line if raw or last > 1 else line.removeprefix(codecs.BOM_UTF8)
+            if broken:
+                if not begins_object(line):
+                    continue
+                yield Line(None, broken, first, last - 1)
+                broken = None
+            if not text:
+                if not (raw or line.strip()):
+                    continue
+                first = last
+            text = text + b"\n" + line if text else line
+            try:
+                yield Line(compose(text), None, first, last, time.monotonic())
+            except (ValueError, RecursionError) as error:
+                is_open = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
+                if is_open and len(text) <= MAX_PAYLOAD_BYTES:
+                    continue
+                broken = UsageError(f"a JSON object begins here, and this is none: {error}", "write it on one line")
+            except UsageError as error:
+                broken = error
+            text = b""
+            if broken and first == last and (raw or line.rstrip().endswith(b"}") or not begins_object(line)):
+                yield Line(None, broken, first, last)
+                broken = None
+    except OSError as error:
+        yield Line(error=error)
+        return
+    if text:
+        broken = UsageError("a JSON object begins here, and does not end", "write it on one line")
+    if broken:
+        yield Line(None, broken, first, last)
+    yield Line()
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
@@ -2553,26 +2605,11 @@ def answer_topics(topic: str, thing: str) -> list[str]:
     return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
 
 
-class Line(NamedTuple):
-    """An event: a line of standard input has come, or with an empty `text` its end."""
-
-    text: bytes
-    error: Exception | None = None
-
-
-def read_lines(inbox: Inbox, asked: threading.Semaphore) -> None:
-    """Read standard input, a line each time that it is asked for. Of one that is too long, the beginning will do."""
-    try:
-        with open(0, "rb", closefd=False) as stdin:
-            text = b"\n"
-            while text:
-                asked.acquire()
-                rest = text = stdin.readline(MAX_PAYLOAD_BYTES + 2)
-                while rest and not rest.endswith(b"\n"):
-                    rest = stdin.readline(MAX_PAYLOAD_BYTES)
-                inbox.put(Line(text))
-    except OSError as error:
-        inbox.put(Line(b"", error))
+def read_ahead(lines: Iterable[Line], inbox: Inbox, asked: threading.Semaphore) -> None:
+    """Put lines into the inbox, one each time that it is asked for."""
+    for line in lines:
+        asked.acquire()
+        inbox.put(line)
 
 
 class Times:
@@ -3484,7 +3521,7 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
 
 
 class Played:
-    """An event: all messages have become due."""
+    """An event: all that was to be played has become due."""
 
 
 class Settled:
@@ -3516,23 +3553,25 @@ class Crew:
         """How many messages are not acknowledged, or have not left yet."""
         return sum(device.backlog for device in self.devices.values())
 
-    def play(self, messages: Sequence[Composer], rounds: int | None, interval_s: float, spread: float) -> None:
-        """Have each thing publish so many messages (None: without end), over and over, one an interval from now on.
+    def play(
+        self, message: Composer, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
+    ) -> None:
+        """Have each thing publish a message, so often (None: without end), one an interval from `due` on.
 
         The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
-        first, whatever has become of those before. A Played follows, then a Settled.
+        first, whatever has become of those before. A Played follows.
         """
-        start, devices = time.monotonic(), list(self.devices.values())
+        devices = list(self.devices.values())
         turns = (
-            (start + (number + spread * place / len(devices)) * interval_s, device, messages[number % len(messages)])
+            (due + (number + spread * place / len(devices)) * interval_s, device)
             for number in itertools.islice(itertools.count(), rounds)
             for place, device in enumerate(devices)
         )
-        self._loop.call(self._play, turns, next(turns))
+        self._loop.call(self._play, message, turns, next(turns))
 
-    def _play(self, turns: Iterator[tuple[float, Device, Composer]], turn: tuple[float, Device, Composer]) -> None:
+    def _play(self, message: Composer, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
         for _ in range(TURNS_AT_ONCE):  # what has come in meanwhile is to be read, too
-            due, device, message = turn
+            due, device = turn
             if self._is_stopping:
                 return
             if due > time.monotonic():
@@ -3542,20 +3581,13 @@ class Crew:
             following = next(turns, None)
             if not following:
                 self._happened(Played())
-                self._settle()
                 return
             turn = following
-        self._loop.at(turn[0], self._play, turns, turn)
+        self._loop.at(turn[0], self._play, message, turns, turn)
 
-    def publish(self, message: Composer) -> None:
-        """Have all things publish a message now. A Room follows."""
-        self._loop.call(self._publish, message)
-
-    def _publish(self, message: Composer) -> None:
-        for device in self.devices.values():
-            if device.has_joined:
-                device.publish(message, time.monotonic())
-        self._make_room()
+    def make_room(self) -> None:
+        """Have a Room follow when the things have sent nearly all that they were given."""
+        self._loop.call(self._make_room)
 
     def _make_room(self) -> None:
         if max((device.waiting for device in self.devices.values() if device.state == ONLINE), default=0) < LINES_AHEAD:
@@ -3647,7 +3679,7 @@ class Cli:
     topic: str | None  # may hold {thing_name}, as each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
-    interval: float  # seconds
+    interval: float  # seconds; 0: as lines come
     duration: float | None  # seconds; 0: until Ctrl-C
     things: int | None = None  # the first so many of the fleet alone
     qos: int
@@ -3708,6 +3740,7 @@ class Shift:
         self._offline_since: dict[str, float] = {}
         self._cli, self._loop = cli, loop
         self._asking = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
+        self._lines: collections.deque[Line] = collections.deque()
         self._in_doubt: set[str] = set()  # what AWS is being asked about
         self._refused: set[str] = set()  # what may take minutes, and holds up nobody
         self._advised = False
@@ -3744,9 +3777,11 @@ class Shift:
             after_s = event.at - self._offline_since.pop(event.thing, event.at)
             self.offline_s[event.thing] += after_s
             each.warning("%s has its connection to %s again, after %.1f s", event.thing, event.endpoint, after_s)
+        elif isinstance(event, Line):  # ahead of its time
+            self._lines.append(event)
         elif isinstance(event, Lagging):
-            asked = len(self.joined) / self._cli.interval
-            log.warning("asked for %.0f messages a second, this machine does %.0f", asked, event.per_s)
+            asked = f"{len(self.joined) / self._cli.interval:.0f}" if self._cli.interval else "more"
+            log.warning("asked for %s messages a second, this machine does %.0f", asked, event.per_s)
         elif isinstance(event, Exception):  # the loop has ended
             raise event
 
@@ -3781,6 +3816,9 @@ class Shift:
                 return event
             self.take(event)
         return None
+
+    def next_line(self, deadline: float) -> Line | None:
+        return self._lines.popleft() if self._lines else self.take_until(Line, deadline)
 
     @property
     def has_failed(self) -> bool:
@@ -4152,33 +4190,35 @@ def step_by_step(
 
 def send_messages(cli: Cli) -> int:
     """Have every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
-    things, messages, topics = what_to_send(cli)
-    rounds = rounds_of(cli, messages)
-    spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 else 1.0
+    things, lines, topics = what_to_send(cli)
+    rounds, of_lines = rounds_of(cli), is_of_lines(cli.json_message)
+    spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
     tally = Tally(cli)
     refused = 0
     answers = {thing: answer_topics(topic, thing) for thing, (topic,) in topics.items()}
     with at_work(cli, things, tally, topics, answers) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
-        what = "each line of standard input" if not messages else plural(rounds, "message") if rounds else "messages"
-        until = " until Ctrl-C" if messages and not rounds else ""
+        source = "standard input" if str(cli.json_message) == "-" else cli.json_message
+        what = f"each line of {source}" if of_lines else plural(rounds, "message") if rounds else "messages"
+        until = "" if of_lines or rounds else " until Ctrl-C"
         log.info("[send_messages] ELF sending %s from each of %s%s", what, plural(len(shift.joined), "thing"), until)
-        lasts_s = (rounds * cli.interval if rounds else math.inf) if messages else cli.duration or math.inf
-        tally.ends_at = time.monotonic() + lasts_s
+        began = time.monotonic()
+        lasts_s = cli.duration or math.inf if of_lines else rounds * cli.interval if rounds else math.inf
+        tally.ends_at = began + lasts_s
         try:
-            if messages:
-                shift.crew.play(messages, rounds, cli.interval, spread)
+            if of_lines:
+                rounds, refused = relay(cli, shift, lines)
+            elif message := next(lines).message:
+                shift.crew.play(message, began, cli.interval, spread, rounds)
                 shift.take_until(Played)
-            else:
-                refused = relay_input(cli, shift, topics)
             await_acknowledgements(shift, tally)
             await_answers(shift, tally)
         except Interrupted:
-            if not messages:
+            if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
             elif rounds:
                 log.info("[send_messages] stopped before all %d messages were sent", rounds * len(shift.joined))
             raise
-        tally.rounds = rounds if messages else None
+        tally.rounds = rounds
     if lost := tally.lost + tally.unsent:
         raise ElfError(
             f"{plural(lost, 'message')} lost: not acknowledged, or not sent",
@@ -4194,12 +4234,17 @@ def send_messages(cli: Cli) -> int:
     return 1 if shift.failed else 0
 
 
-def what_to_send(cli: Cli) -> tuple[list[Thing], list[Composer] | None, dict[str, list[str]]]:
-    """Return who can send, what (None: lines of standard input), and the topic of each. Raises ElfError."""
+def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[str]]]:
+    """Return who can send, what, one after the other, and the topic of each. Raises ElfError.
+
+    A file's first message is checked, and all others once they are read: on one thing, as good as any other.
+    """
     import secrets
 
+    path, raw = cli.json_message, cli.raw
+    if cli.interval is None:
+        cli.interval = 0.0 if str(path) == "-" else INTERVAL_S
     things = ready_things(cli.fleet, cli.things)
-    messages = read_messages(cli.message, cli.json_message, cli.raw, cli.inbox)
     topics = {
         thing.name: topics_of([cli.topic], cli.append_thing_name, thing.name, f"{TOPIC_ROOT}/{thing.name}")
         for thing in things
@@ -4209,53 +4254,74 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], list[Composer] | None, dict[str
         if cli.raw or any(is_aws_own(topic) for (topic,) in topics.values()):
             raise UsageError("--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out")
         cli.run_id = secrets.token_hex(4)
-    messages = messages and [message.in_run(cli.run_id) for message in messages]
-    for message in messages or ():
-        refuse_long_message(message, topics)
-    return things, messages, topics
+    make = Composer if raw else of_line if is_of_lines(path) else Composer.of_object if path else Composer.of_text
+
+    def compose(text: bytes) -> Composer:
+        message = make(text).in_run(cli.run_id)
+        message.payload(topics[things[0].name][0], things[0].name, 1)
+        return message
+
+    if path is None:
+        return things, iter([Line(compose(os.fsencode(cli.message)))]), topics
+    if not is_of_lines(path):
+        return things, iter([Line(read_message(path, compose, cli.inbox))]), topics
+    lines = messages_of(lines_of(path), compose, raw)
+    if str(path) == "-":
+        if sys.stdin is None:
+            raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
+        return things, lines, topics
+    first = in_background(cli.inbox, lambda: next(lines))
+    if isinstance(first.error, OSError):
+        raise unreadable(path, first.error.strerror, ElfError)
+    if not first.message:
+        raise unreadable(
+            path, f"{first} not a message: {explain(first.error)[0]}" if first.error else "it holds no message"
+        )
+    return things, itertools.chain([first], lines), topics
 
 
-def rounds_of(cli: Cli, messages: Sequence[Composer] | None) -> int | None:
-    """Say how many messages each thing is to publish; None: without end."""
+def rounds_of(cli: Cli) -> int | None:
+    """Say how many messages each thing is to publish, unless they are lines; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
-    in_time = math.ceil((cli.duration or DURATION_S) / cli.interval - 1e-9)
-    rounds = cli.count or (None if cli.duration == 0 else in_time)
-    if messages and cli.json_message and cli.json_message.suffix == REPLAYED:
-        return min(len(messages), rounds) if rounds and (cli.count or cli.duration) else len(messages)
-    return rounds
+    in_time = math.ceil((cli.duration or DURATION_S) / (cli.interval or INTERVAL_S) - 1e-9)
+    return cli.count or (None if cli.duration == 0 else in_time)
 
 
-def relay_input(cli: Cli, shift: Shift, topics: Mapping[str, Sequence[str]]) -> int:
-    """Have all things publish each line of standard input as it comes; return how many were none that can be sent."""
-    asked = threading.Semaphore(1)
-    threading.Thread(target=read_lines, args=(cli.inbox, asked), daemon=True).start()
-    deadline = time.monotonic() + (cli.duration or math.inf)
-    refused = number = sent = 0
-    while sent < (cli.count or math.inf) and (line := shift.take_until(Line, deadline)):
+def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
+    """Have all things publish one message after the other, each at its time or as it comes, until they or the time end.
+
+    Returns how many there were, and how many lines can't be sent.
+    """
+    asked = threading.Semaphore(2)  # so that the next one has been read when it is due
+    threading.Thread(target=read_ahead, args=(lines, cli.inbox, asked), daemon=True).start()
+    due = time.monotonic()
+    deadline = due + (cli.duration or math.inf)
+    sent = refused = 0
+    while sent < (cli.count or math.inf) and (line := shift.next_line(deadline)):
+        asked.release()
+        if isinstance(line.error, ElfError):
+            each.error("%s not sent: %s", line, line.error.cause)
+            refused += 1 + line.last - line.first
+            continue
         if line.error:
             raise line.error
-        if not line.text:
+        if not line.message:
             break
-        number += 1
-        try:
-            if line.text.strip():
-                message = of_line(line.text.rstrip(b"\r\n"), cli.raw).in_run(cli.run_id)
-                refuse_long_message(message, topics)
-                shift.crew.publish(message)
-                sent += 1
-                shift.take_until(Room)
-        except ElfError as error:
-            cause, _ = explain(error)
-            each.error("line %d is not sent: %s", number, cause)
-            refused += 1
-        asked.release()
-    shift.crew.settle()
-    return refused
+        due = max(due + cli.interval * bool(sent), line.at) if cli.interval else time.monotonic()
+        if due > deadline - 1e-6:  # as in rounds_of()
+            break
+        shift.crew.play(line.message, due, cli.interval)
+        sent += 1
+        shift.take_until(Played)
+        shift.crew.make_room()
+        shift.take_until(Room)
+    return sent, refused
 
 
 def await_acknowledgements(shift: Shift, tally: Tally) -> None:
     """Wait until all is acknowledged, ACK_GRACE_S seconds at the least and as long as acknowledgements come."""
     ended = time.monotonic()
+    shift.crew.settle()
     if shift.take_until(Settled, ended + 2.0) or shift.has_failed:
         return
     messages, left_s = plural(shift.crew.backlog, "acknowledgement"), ended + ACK_GRACE_S - time.monotonic()
@@ -4733,7 +4799,7 @@ def build_parser() -> Parser:
     add("--raw", action="store_true", help="send MESSAGE, FILE or each line as its bytes: no JSON, no ts, any topic")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
     add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
-    add("--interval", metavar="S", type=interval, default=INTERVAL_S, help="a message every (default: %(default)g s)")
+    add("--interval", metavar="S", type=interval, help=f"a message every (default: {INTERVAL_S:g} s; - as lines come)")
     duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or all lines)"
     how_many("--duration", metavar="S", type=from_0, help=duration)
     how_many("-n", "--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration")
@@ -4754,6 +4820,23 @@ def build_parser() -> Parser:
         "--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)"
     )
     return parser
+
+
+def is_input_unread(given: Path | None) -> bool:
+    """Say whether somebody wrote into a pipe, or gave a file from its beginning, that is not what is `given` to read.
+
+    Of the file that a shell's loop reads from, the beginning is gone.
+    """
+    with contextlib.suppress(ImportError, OSError):  # Windows
+        import fcntl
+        import termios
+
+        about = os.fstat(0)
+        if str(given) == "-" or (given and os.path.samestat(about, given.stat())):
+            return False
+        if stat.S_ISFIFO(about.st_mode) or (stat.S_ISREG(about.st_mode) and not os.lseek(0, 0, os.SEEK_CUR)):
+            return fcntl.ioctl(0, termios.FIONREAD, bytes(4)) != bytes(4)
+    return False
 
 
 def locate(cli: Cli, remembered: Place | None) -> Place:
@@ -4911,6 +4994,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cli.output == "payload" and cli.run is not subscribe:
             parser.prog = f"elf.py {cli.command}"
             parser.error("--output payload is for subscribe alone")
+        if cli.quiet and (cli.verbose or cli.debug):
+            parser.prog = f"elf.py {cli.command}"
+            parser.error("--quiet does nothing beside --verbose or --debug")
+        if cli.run is send_messages and is_input_unread(cli.json_message):
+            parser.prog = "elf.py send"
+            parser.error("nothing reads standard input: did you mean --json-message - (or < /dev/null, to ignore it)?")
     except SystemExit as usage:  # argparse has printed what there is to say
         try:
             if sys.stdout:

@@ -92,10 +92,10 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[elf.Cli]:
 
 def admit(cli: elf.Cli, users: int) -> dict[str, dict[str, Any]]:
     """Give the things their policies; return what the user of each has to know. Raises ElfError; botocore's errors."""
-    things, messages, topics = elf.what_to_send(cli)
-    refuse_too_many(users, len(things))
-    if messages is None:
+    if str(cli.json_message) == "-":
         raise elf.ElfError("workers share no standard input", "name a file with --json-message")
+    things, _, topics = elf.what_to_send(cli)
+    refuse_too_many(users, len(things))
     admitted, endpoint, patience_s = elf.admit(cli, things)
     refuse_too_many(users, len(admitted))
     heard = "/".join("+" if "{thing_name}" in level else level for level in cli.topic.split("/"))
@@ -110,6 +110,16 @@ def admit(cli: elf.Cli, users: int) -> dict[str, dict[str, Any]]:
         }
         for thing, (before, after) in zip(admitted, itertools.pairwise(listeners), strict=True)
     }
+
+
+def all_messages(cli: elf.Cli) -> list[elf.Composer]:
+    """Return what each thing says, over and over. Raises ElfError, and the OSError of a file that can't be read."""
+    messages = []
+    for line in elf.what_to_send(cli)[1]:
+        if line.error:
+            raise line.error
+        messages += [line.message] if line.message else []
+    return messages
 
 
 def refuse_too_many(users: int, count: int) -> None:
@@ -163,10 +173,7 @@ class Run:
         try:
             self.cli = self.held.enter_context(opened_fleet(self.options))
             # The desk as well: workers that can only read misc/ find the root certificates there.
-            self.root_cert, self.messages = (
-                elf.root_of(self.cli),
-                elf.read_messages(self.cli.message, self.cli.json_message, self.cli.raw, self.cli.inbox) or [],
-            )
+            self.root_cert, self.messages = elf.root_of(self.cli), all_messages(self.cli)
         except Exception as error:
             elf.complain(error)
             self.failure = error

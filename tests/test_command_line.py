@@ -128,6 +128,8 @@ def test_version_is_printed(main: InProcess, where: tuple[str, ...]) -> None:
         "send -m a b",
         "send a -m b",
         "send a --json-message b",
+        "send --count 1 --json-message b a",
+        "send --quiet --debug",
         "send -n 1 --duration 1",
         "subscribe -n 1",
         "create -q",

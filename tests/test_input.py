@@ -56,10 +56,26 @@ def test_a_line_is_sent_as_it_comes_by_every_thing_until_the_end(pair: Pair, ear
 
 
 def test_what_is_no_json_object_is_a_text_message(pair: Pair, ear: Client) -> None:
-    feed = 'hello, ELF\r\n\n  \n{"half": \n[1, 2]\n"text"\n{"ts": 1, "whole": "ü"}\nno end'
+    feed = 'hello, ELF\r\n\n  \n[1, 2]\n"text"\n{"ts": "1", "whole": "ü"}\nno end'
     pair(*LINES, *pair.broker, feed=feed.encode())
-    texts = ["hello, ELF", '{"half": ', "[1, 2]", '"text"']
+    texts = ["hello, ELF", "[1, 2]", '"text"']
     assert messages_of(ear) == [*({"msg": text} for text in texts), {"whole": "ü"}, {"msg": "no end"}]
+
+
+def test_an_object_over_several_lines_is_one_message_or_is_refused_by_its_lines(pair: Pair, ear: Client) -> None:
+    """As `jq .` writes it; what is none is refused to its end, and the next one goes out."""
+    objects = [{"t": 20.5, "u": {"v": ["C", {}]}}, {"n": 1}, {"n": 2}]
+    broken = '{\n  "t": NaN,\n  "u": "C"\n}\n', '{"half": \n[1, 2]\n"text"\n', '{"a": 1} {"b": 2}\n'
+    good = [json.dumps(content, indent=2) + "\n" for content in objects]
+    feed = good[0] + "\n" + broken[0] + broken[1] + good[1] + broken[2] + "text\n" + good[2] + '{"cut": '
+    result = pair(*LINES, *pair.broker, feed=feed.encode(), status=1)
+    assert messages_of(ear) == [*objects[:2], {"msg": "text"}, objects[2]]
+    starts = [line.partition(" not sent: ")[0] for line in result.lines if " not sent: " in line]
+    lines = feed.splitlines()
+    begins = [1 + lines.index(text.splitlines()[0], after) for text, after in ((broken[0], 9), (broken[1], 0))]
+    assert starts[:2] == [f"lines {first} to {first + more} are" for first, more in zip(begins, (3, 2), strict=True)]
+    assert starts[2:] == [f"line {1 + lines.index(text)} is" for text in (broken[2].strip(), '{"cut": ')]
+    assert "9 lines of the input could not be sent" in result.lines
 
 
 def test_a_line_to_a_topic_of_aws_goes_out_as_it_is(pair: Pair) -> None:
@@ -123,6 +139,35 @@ def test_ctrl_c_ends_the_wait_for_a_line(pair: Pair) -> None:
     assert any("ELF sent 2 messages from 2 things: 2 acknowledged, 0 lost" in line for line in result.lines)
 
 
+def test_the_interval_paces_lines_where_it_is_given(pair: Pair, ear: Client) -> None:
+    result = pair(*LINES, *pair.broker, "--interval", "0.3", "--output", "json", feed=b"1\n2\n3\n")
+    sent = [json.loads(line) for line in result.out.splitlines()]
+    times = [each["time"] for each in sent if each["event"] == "sent" and each["thingName"] == "thing_1"]
+    assert times[2] - times[0] >= 0.59
+    assert messages_of(ear, "thing_1") == [{"msg": "1"}, {"msg": "2"}, {"msg": "3"}]
+
+
+def test_raw_lines_go_out_as_their_bytes(pair: Pair, ear: Client) -> None:
+    pair(*LINES, "--raw", *pair.broker, "--things", 1, feed=b'{"a":\r\n\n\xff,1\n[]')
+    assert [heard.payload for heard in ear.hear_all()] == [b'{"a":', b"", b"\xff,1", b"[]"]
+
+
+def test_piped_input_that_nothing_reads_is_wrong_usage(pair: Pair) -> None:
+    """But not what a shell's loop reads on, nor a pipe into which nobody writes."""
+    refused = pair("send", feed=b"1\n", status=2)
+    assert "did you mean --json-message -" in refused.err
+    (pair.cwd / "words").write_text("one\ntwo\n")
+    with (pair.cwd / "words").open() as file:
+        pair.start("send", stdin=file).end(2)
+    script = f"while read -r word; do {pair.python} {pair.script} send {' '.join(pair.broker)} -n 1 $word; done < words"
+    loop = subprocess.run(["bash", "-c", script], cwd=pair.cwd, env=pair.environment, capture_output=True, text=True)
+    assert [loop.stderr.count(f'"msg": "{word}"') for word in ("one", "two")] == [2, 2]
+    reader, writer = os.pipe()
+    pair.start("send", *pair.broker, "-n", 1, stdin=reader).end()
+    os.close(reader)
+    os.close(writer)
+
+
 def test_no_standard_input_is_an_end_of_it(pair: Pair) -> None:
     assert pair(*LINES, *pair.broker).lines[-1].endswith("ELF sent 0 messages from 2 things: 0 acknowledged, 0 lost")
 
@@ -159,7 +204,7 @@ def test_a_jsonl_file_is_replayed_a_line_an_interval(pair: Pair, ear: Client) ->
     times = [each["time"] for each in sent if each["event"] == "sent" and each["thingName"] == "thing_1"]
     assert len(times) == 4
     assert times[-1] - times[0] >= 0.59
-    assert "[send_messages] ELF sending 4 messages from each of 2 things" in result.lines
+    assert "[send_messages] ELF sending each line of readings.jsonl from each of 2 things" in result.lines
 
 
 @pytest.mark.parametrize(
@@ -172,6 +217,26 @@ def test_a_replay_ends_with_the_file_or_earlier_if_the_user_says_so(
     (tmp_path / "three.jsonl").write_text("1\n2\n3\n")
     main_of_pair("send", "--json-message", tmp_path / "three.jsonl", *pair.broker, "--interval", "0.05", *options)
     assert [message["msg"] for message in messages_of(ear)] == ["1", "2", "3"][:number]
+
+
+@pytest.mark.parametrize("name", ["r.ndjson", "r.JSONL", "r.NdJson"])
+def test_other_names_of_files_of_lines_are_the_same(
+    main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).write_text('{"a": 1}\n\xff\n{"a":\n2}\n', encoding="latin-1")
+    options = "--json-message", tmp_path / name, "--interval", "0.01"
+    result = main_of_pair("send", *options, *pair.broker, status=1)
+    assert "line 2 is not sent: the message or topic is not UTF-8" in result.lines
+    assert messages_of(ear) == [{"a": 1}, {"a": 2}]
+
+
+def test_a_file_that_has_no_message_in_its_first_line_is_refused_before_anything_connects(
+    main_of_pair: InProcess, pair: Pair, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"a": }\n{"a": 1}\n')
+    result = main_of_pair("send", "--json-message", tmp_path / "bad.jsonl", *pair.broker, status=2)
+    assert "line 1 is not a message: a JSON object begins here" in result.err
+    assert "sending" not in result.err
 
 
 def test_a_replay_of_one_line_sends_it_once(main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path) -> None:
