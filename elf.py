@@ -228,14 +228,14 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
     "container-role EcsContainer": (
-        "the container's endpoint gives no AWS credentials: {error}",
-        "check the role of the task or pod, and AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "the container gives no AWS credentials: {error}",
+        "check its task's or pod's role",
     ),
     "Ec2InstanceMetadata iam-role": ("the EC2 instance gives no AWS credentials: {error}", "attach a role to it"),
     "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK),
     "ExpiredTokenException ExpiredToken": (
         "the AWS credentials have expired: {error}",
-        "set them again where they come from: AWS_SESSION_TOKEN and the keys in the environment, or the profile",
+        "set new ones, or sign in again",
     ),
     "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
         "AWS does not know these credentials: {error}",
@@ -324,9 +324,12 @@ HOPELESS = frozenset(
     "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError SSOError LoginError "
     "RefreshWithMFAUnsupportedError EndpointConnectionError LimitExceededException OSError".split()
 )
-SIGN_IN = {  # the services of the calls by which botocore gets credentials, and of the one that says whose they are
-    **dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts"),
-    **{"GetRoleCredentials": "sso", "CreateToken": "sso-oauth", "CreateOAuth2Token": "signin"},
+# The services of the calls by which botocore gets credentials, and of the one that says whose they are.
+SIGN_IN = {
+    "AssumeRole": "sts",
+    "AssumeRoleWithWebIdentity": "sts",
+    "GetRoleCredentials": "sso",
+    "GetCallerIdentity": "sts",
 }
 
 
@@ -1660,7 +1663,9 @@ def _way(session: Any) -> str:
         used.append(name)
         name = profiles[name].get("source_profile")
     keys = ("credential_process", "web_identity_token_file", "role_arn", "sso_session", "sso_start_url")
-    settings = [f"{key} {profiles[name][key].split()[0]}" for name in used for key in keys if profiles[name].get(key)]
+    settings = [
+        f"{key} {str(profiles[name][key]).split()[0]}" for name in used for key in keys if profiles[name].get(key)
+    ]
     settings += [key for key in os.environ if re.match("AWS_(CONTAINER_|WEB_IDENTITY_TOKEN_FILE|ROLE_ARN)", key)]
     found = ", ".join([f"profile {' > '.join(used)}"] * bool(used) + settings)
     return f" ({found})" if found else ""
@@ -1724,6 +1729,9 @@ def _session(place: Place) -> Any:
     import boto3
     import botocore.session
 
+    if not sys.modules.get("awscrt"):
+        sys.modules.pop("awscrt", None)  # whoever imports ELF may want it
+
     if not place.local:
         return boto3.Session(profile_name=place.profile, region_name=place.region)
     nothing = (None, None, None, None)
@@ -1734,9 +1742,8 @@ def _session(place: Place) -> Any:
 
 def _uses_login() -> bool:
     """Say whether AWS's configuration has a profile that `aws login` has signed in."""
-    config = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
     with contextlib.suppress(OSError, RuntimeError):  # there is none, or no home
-        return b"login_session" in config.read_bytes()
+        return b"login_session" in Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser().read_bytes()
     return False
 
 

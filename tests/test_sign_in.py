@@ -204,7 +204,7 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
         ),
         pytest.param(
             *("", CONTAINER, (403, "AccessDenied", "no role")),
-            *("the container's endpoint gives no AWS credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+            *("the container gives no AWS credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
             id="container",
         ),
         pytest.param(
