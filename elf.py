@@ -3665,7 +3665,6 @@ class Cli:
     json_message: Path | None
     raw: bool  # send it as the bytes that it is
     sequence: bool  # number the messages
-    run_id: str = ""  # of the numbers, which begin with 1
     topic: str | None  # may hold {thing_name}, as each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
@@ -4240,14 +4239,13 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
         for thing in things
     }
     refuse_bad_topics(topics)
-    if cli.sequence:
-        if cli.raw or any(is_aws_own(topic) for (topic,) in topics.values()):
-            raise UsageError("--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out")
-        cli.run_id = secrets.token_hex(4)
+    if cli.sequence and (raw or any(is_aws_own(topic) for (topic,) in topics.values())):
+        raise UsageError("--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out")
+    run = secrets.token_hex(4) if cli.sequence else ""
     make = Composer if raw else of_line if is_of_lines(path) else Composer.of_object if path else Composer.of_text
 
     def compose(text: bytes) -> Composer:
-        message = make(text).in_run(cli.run_id)
+        message = make(text).in_run(run)
         message.payload(topics[things[0].name][0], things[0].name, 1)
         return message
 
