@@ -330,7 +330,8 @@ def names_of(error: BaseException) -> list[str]:
         names.insert(0, errno.errorcode.get(error.errno, ""))
     if isinstance(cause := getattr(error, "kwargs", {}).get("error"), Exception):  # botocore's, from urllib3
         names.insert(0, type(cause).__name__)
-    names.insert(0, getattr(error, "kwargs", {}).get("provider", ""))  # of credentials
+    if provider := getattr(error, "kwargs", {}).get("provider"):  # of credentials
+        names.insert(0, provider)
     if code := _answer(error).get("Code"):
         # Requests that come too late or too early have these codes as well, in AWS IoT and STS.
         clock = code in ("InvalidSignatureException", "SignatureDoesNotMatch") and re.search(
