@@ -227,16 +227,10 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "renew AWS_WEB_IDENTITY_TOKEN_FILE, or what web_identity_token_file names; see the role's trust policy",
     ),
     "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
-    "container-role EcsContainer": (
-        "the container gives no AWS credentials: {error}",
-        "check its task's or pod's role",
-    ),
+    "container-role EcsContainer": ("the container gives no credentials: {error}", "check its task's or pod's role"),
     "Ec2InstanceMetadata iam-role": ("the EC2 instance gives no AWS credentials: {error}", "attach a role to it"),
     "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK),
-    "ExpiredTokenException ExpiredToken": (
-        "the AWS credentials have expired: {error}",
-        "set new ones, or sign in again",
-    ),
+    "ExpiredTokenException ExpiredToken": ("the AWS credentials have expired: {error}", "set new ones, or sign in"),
     "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
         "AWS does not know these credentials: {error}",
         f"{_CHECK}; if they work there, the account has not enabled this region: choose another --region",
@@ -325,12 +319,8 @@ HOPELESS = frozenset(
     "RefreshWithMFAUnsupportedError EndpointConnectionError LimitExceededException OSError".split()
 )
 # The services of the calls by which botocore gets credentials, and of the one that says whose they are.
-SIGN_IN = {
-    "AssumeRole": "sts",
-    "AssumeRoleWithWebIdentity": "sts",
-    "GetRoleCredentials": "sso",
-    "GetCallerIdentity": "sts",
-}
+SIGN_IN = dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts")
+SIGN_IN["GetRoleCredentials"] = "sso"
 
 
 def names_of(error: BaseException) -> list[str]:
@@ -342,8 +332,10 @@ def names_of(error: BaseException) -> list[str]:
         names.insert(0, type(cause).__name__)
     names.insert(0, getattr(error, "kwargs", {}).get("provider", ""))  # of credentials
     if code := _answer(error).get("Code"):
-        # Requests that come too late or too early have this code as well, in AWS IoT.
-        clock = code == "InvalidSignatureException" and re.search("expired|not yet current", _message(error))
+        # Requests that come too late or too early have these codes as well, in AWS IoT and STS.
+        clock = code in ("InvalidSignatureException", "SignatureDoesNotMatch") and re.search(
+            "expired|not yet current", _message(error)
+        )
         names.insert(0, "RequestTimeTooSkewed" if clock else code)
         if code == "InvalidRequestException" and "attached" in _message(error):
             names[0] = "DeleteConflictException"  # as DeleteThing has it
@@ -1663,9 +1655,7 @@ def _way(session: Any) -> str:
         used.append(name)
         name = profiles[name].get("source_profile")
     keys = ("credential_process", "web_identity_token_file", "role_arn", "sso_session", "sso_start_url")
-    settings = [
-        f"{key} {str(profiles[name][key]).split()[0]}" for name in used for key in keys if profiles[name].get(key)
-    ]
+    settings = [f"{key} {str(its[key]).split()[0]}" for its in map(profiles.get, used) for key in keys if its.get(key)]
     settings += [key for key in os.environ if re.match("AWS_(CONTAINER_|WEB_IDENTITY_TOKEN_FILE|ROLE_ARN)", key)]
     found = ", ".join([f"profile {' > '.join(used)}"] * bool(used) + settings)
     return f" ({found})" if found else ""
