@@ -4351,10 +4351,8 @@ def subscribe(cli: Cli) -> int:
             shift.take_until(Settled, time.monotonic() + IN_FLIGHT_S)
         deaf = shift.still_offline
     if missing := hearing.arrivals.counts["missing"]:
-        raise ElfError(
-            f"{plural(missing, 'message')} did not come",
-            "see above whose they are and whether a thing was offline; use --qos 1 in send and subscribe",
-        )
+        remedy = "see above whose they are and whether a thing was offline; use --qos 1 in send and subscribe"
+        raise ElfError(f"{plural(missing, 'message')} did not come", remedy)
     if cli.count and hearing.received < cli.count and duration_s < math.inf:
         raise ElfError(
             f"{plural(hearing.received, 'message')} came in {duration_s:g} s, not {cli.count}",
