@@ -228,16 +228,10 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "renew AWS_WEB_IDENTITY_TOKEN_FILE, or what web_identity_token_file names; see the role's trust policy",
     ),
     "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
-    "container-role EcsContainer": (
-        "the container's endpoint gives no AWS credentials: {error}",
-        "check the role of the task or pod, and AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    ),
+    "container-role EcsContainer": ("the container gives no credentials: {error}", "check its task's or pod's role"),
     "Ec2InstanceMetadata iam-role": ("the EC2 instance gives no AWS credentials: {error}", "attach a role to it"),
     "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK),
-    "ExpiredTokenException ExpiredToken": (
-        "the AWS credentials have expired: {error}",
-        "set them again where they come from: AWS_SESSION_TOKEN and the keys in the environment, or the profile",
-    ),
+    "ExpiredTokenException ExpiredToken": ("the AWS credentials have expired: {error}", "set new ones, or sign in"),
     "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
         "AWS does not know these credentials: {error}",
         f"{_CHECK}; if they work there, the account has not enabled this region: choose another --region",
@@ -325,10 +319,9 @@ HOPELESS = frozenset(
     "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError SSOError LoginError "
     "RefreshWithMFAUnsupportedError EndpointConnectionError LimitExceededException OSError".split()
 )
-SIGN_IN = {  # the services of the calls by which botocore gets credentials, and of the one that says whose they are
-    **dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts"),
-    **{"GetRoleCredentials": "sso", "CreateToken": "sso-oauth", "CreateOAuth2Token": "signin"},
-}
+# The services of the calls by which botocore gets credentials, and of the one that says whose they are.
+SIGN_IN = dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts")
+SIGN_IN["GetRoleCredentials"] = "sso"
 
 
 def names_of(error: BaseException) -> list[str]:
@@ -338,10 +331,13 @@ def names_of(error: BaseException) -> list[str]:
         names.insert(0, errno.errorcode.get(error.errno, ""))
     if isinstance(cause := getattr(error, "kwargs", {}).get("error"), Exception):  # botocore's, from urllib3
         names.insert(0, type(cause).__name__)
-    names.insert(0, getattr(error, "kwargs", {}).get("provider", ""))  # of credentials
+    if provider := getattr(error, "kwargs", {}).get("provider"):  # of credentials
+        names.insert(0, provider)
     if code := _answer(error).get("Code"):
-        # Requests that come too late or too early have this code as well, in AWS IoT.
-        clock = code == "InvalidSignatureException" and re.search("expired|not yet current", _message(error))
+        # Requests that come too late or too early have these codes as well, in AWS IoT and STS.
+        clock = code in ("InvalidSignatureException", "SignatureDoesNotMatch") and re.search(
+            "expired|not yet current", _message(error)
+        )
         names.insert(0, "RequestTimeTooSkewed" if clock else code)
         if code == "InvalidRequestException" and "attached" in _message(error):
             names[0] = "DeleteConflictException"  # as DeleteThing has it
@@ -1661,7 +1657,7 @@ def _way(session: Any) -> str:
         used.append(name)
         name = profiles[name].get("source_profile")
     keys = ("credential_process", "web_identity_token_file", "role_arn", "sso_session", "sso_start_url")
-    settings = [f"{key} {profiles[name][key].split()[0]}" for name in used for key in keys if profiles[name].get(key)]
+    settings = [f"{key} {str(its[key]).split()[0]}" for its in map(profiles.get, used) for key in keys if its.get(key)]
     settings += [key for key in os.environ if re.match("AWS_(CONTAINER_|WEB_IDENTITY_TOKEN_FILE|ROLE_ARN)", key)]
     found = ", ".join([f"profile {' > '.join(used)}"] * bool(used) + settings)
     return f" ({found})" if found else ""
@@ -1725,6 +1721,9 @@ def _session(place: Place) -> Any:
     import boto3
     import botocore.session
 
+    if not sys.modules.get("awscrt"):
+        sys.modules.pop("awscrt", None)  # whoever imports ELF may want it
+
     if not place.local:
         return boto3.Session(profile_name=place.profile, region_name=place.region)
     nothing = (None, None, None, None)
@@ -1735,9 +1734,8 @@ def _session(place: Place) -> Any:
 
 def _uses_login() -> bool:
     """Say whether AWS's configuration has a profile that `aws login` has signed in."""
-    config = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
     with contextlib.suppress(OSError, RuntimeError):  # there is none, or no home
-        return b"login_session" in config.read_bytes()
+        return b"login_session" in Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser().read_bytes()
     return False
 
 
@@ -3828,7 +3826,6 @@ class Cli:
     template: bool  # render it for each message
     seed: int | None
     sequence: bool  # number the messages
-    run_id: str = ""  # of the numbers, which begin with 1
     topic: str | None  # may hold {thing_name}, as each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
@@ -4403,27 +4400,10 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
         for thing in things
     }
     refuse_bad_topics(topics)
-    if cli.sequence:
-        if cli.raw or any(is_aws_own(topic) for (topic,) in topics.values()):
-            raise UsageError("--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out")
-        cli.run_id = secrets.token_hex(4)
-    make = Composer if raw else of_line if is_of_lines(path) else Composer.of_object if path else Composer.of_text
-    make = Composer.of_any if cli.template and not raw else make
-    voices: dict[str, Voice] = {}
-
-    def make_in_run(text: bytes) -> Composer:
-        return make(text).in_run(cli.run_id)
-
-    def compose(text: bytes) -> Message:
-        if not cli.template:
-            message: Message = make_in_run(text)
-            message.payload(topics[things[0].name][0], things[0].name, 1)
-            return message
-        message = Template(text, make_in_run, lambda thing: Voice(thing, cli.seed, cli.interval))
-        message.payload(topics[things[0].name][0], things[0].name, 1)
-        message.voices = voices  # in which nothing has been said yet
-        return message
-
+    if cli.sequence and (raw or any(is_aws_own(topic) for (topic,) in topics.values())):
+        raise UsageError("--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out")
+    run = secrets.token_hex(4) if cli.sequence else ""
+    compose = composing(cli, run, things[0].name, topics[things[0].name][0])
     if path is None:
         return things, iter([Line(compose(os.fsencode(cli.message)))]), topics
     if not is_of_lines(path):
@@ -4441,6 +4421,26 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
             path, f"{first} not a message: {explain(first.error)[0]}" if first.error else "it holds no message"
         )
     return things, itertools.chain([first], lines), topics
+
+
+def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
+    """Return what makes a message of given bytes, once it has tried it on a thing: that may raise."""
+    of_lines, voices = is_of_lines(cli.json_message), dict[str, Voice]()
+    make = of_line if of_lines else Composer.of_object if cli.json_message else Composer.of_text
+    make = Composer if cli.raw else Composer.of_any if cli.template else make
+
+    def finish(text: bytes) -> Composer:
+        return make(text).in_run(run)
+
+    def compose(text: bytes) -> Message:
+        voice = functools.partial(Voice, seed=cli.seed, interval_s=cli.interval)
+        message: Message = Template(text, finish, voice) if cli.template else finish(text)
+        message.payload(topic, thing, 1)
+        if isinstance(message, Template):
+            message.voices = voices  # in which nothing has been said yet
+        return message
+
+    return compose
 
 
 def rounds_of(cli: Cli) -> int | None:
@@ -4525,10 +4525,8 @@ def subscribe(cli: Cli) -> int:
             shift.take_until(Settled, time.monotonic() + IN_FLIGHT_S)
         deaf = shift.still_offline
     if missing := hearing.arrivals.counts["missing"]:
-        raise ElfError(
-            f"{plural(missing, 'message')} did not come",
-            "see above whose they are and whether a thing was offline; use --qos 1 in send and subscribe",
-        )
+        remedy = "see above whose they are and whether a thing was offline; use --qos 1 in send and subscribe"
+        raise ElfError(f"{plural(missing, 'message')} did not come", remedy)
     if cli.count and hearing.received < cli.count and duration_s < math.inf:
         raise ElfError(
             f"{plural(hearing.received, 'message')} came in {duration_s:g} s, not {cli.count}",

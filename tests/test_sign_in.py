@@ -134,6 +134,11 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
             id="no role",
         ),
         pytest.param(
+            *(ASSUME, {}, (403, "SignatureDoesNotMatch", "Signature expired: 20261123T120000Z is now earlier than")),
+            *("this machine's clock is wrong", "timedatectl"),
+            id="a clock that is slow",
+        ),
+        pytest.param(
             *(ASSUME, {}, (403, "RegionDisabledException", "STS is not activated in this region")),
             *("the account has not enabled this region", "choose another --region"),
             id="a region that is not enabled",
@@ -204,7 +209,7 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
         ),
         pytest.param(
             *("", CONTAINER, (403, "AccessDenied", "no role")),
-            *("the container's endpoint gives no AWS credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+            *("the container gives no credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
             id="container",
         ),
         pytest.param(
