@@ -70,6 +70,8 @@ EDITABLE = {"topic", "interval", "qos", "subscribers", "user_count", "spawn_rate
 def add_options(parser: Any) -> None:
     for name, default, parse, help in OPTIONS:
         parser.add_argument(f"--{name}", default=default, type=parse, help=help, include_in_web_ui=name in EDITABLE)
+    is_template = "the file of --json-message is a template, that each worker renders for each message of its things"
+    parser.add_argument("--template", action="store_true", help=is_template, include_in_web_ui=False)
 
 
 @contextlib.contextmanager
@@ -84,7 +86,9 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[elf.Cli]:
     except argparse.ArgumentTypeError as error:
         raise elf.ElfError(str(error), "see `locust --help`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
-    cli.inbox = elf.Inbox()
+    if options.template and not cli.json_message:
+        raise elf.ElfError("--template does nothing without --json-message", "name a file, as example-template.json is")
+    cli.template, cli.inbox = options.template, elf.Inbox()
     cli.printer = elf.Output(cli.inbox)
     with elf.held_fleet(cli, "locust", alone=False), elf.embedded_aws(cli, is_needed=True):
         yield cli
@@ -112,7 +116,7 @@ def admit(cli: elf.Cli, users: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def all_messages(cli: elf.Cli) -> list[elf.Composer]:
+def all_messages(cli: elf.Cli) -> list[elf.Message]:
     """Return what each thing says, over and over. Raises ElfError, and the OSError of a file that can't be read."""
     messages = []
     for line in elf.what_to_send(cli)[1]:
@@ -477,6 +481,9 @@ class Thing(User, elf.Listener):
     def on_not_sent(self, device: elf.Device, messages: int) -> None:
         for _ in range(messages):
             self.count_published(0, None, lost=True)
+
+    def on_impossible(self, device: elf.Device, number: int, error: elf.ElfError) -> None:
+        self.worker.count("PUBLISH", self.cli.topic, None, error=error)
 
     def on_received(self, device: elf.Device, message: Any) -> None:
         sent_at = None if message.retain else elf.time_of_sending(elf.object_in(message.payload))

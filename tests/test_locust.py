@@ -335,12 +335,28 @@ def test_what_is_wrong_is_said_on_the_page(locusts: Locusts, account: Account, e
     assert "Traceback" not in window.end().err
 
 
+def test_each_worker_renders_the_messages_of_its_things(locusts: Locusts, ear: Client) -> None:
+    locusts.elf("create", 2)
+    worker = locusts.worker()
+    template = ("--template", "--json-message", ROOT / "example-template.json")
+    locusts.master(1, "--run-time", "2s", "--interval", 0.2, *template).end()
+    worker.end()
+    counts: dict[str, list[int]] = {}
+    for message in ear.hear_all():
+        said = json.loads(message.payload)
+        assert message.topic == f"elf/{said['name']}"
+        counts.setdefault(message.topic, []).append(said["count"])
+    assert counts == {f"elf/thing_{n}": list(range(1, 1 + len(counts[f"elf/thing_{n}"]))) for n in (0, 1)}
+    assert locusts.counts()["PUBLISH"] == (sum(map(len, counts.values())), 0)
+
+
 @pytest.mark.parametrize(
     ("option", "said"),
     [
         (("--json-message", "-"), "workers share no standard input"),
         (("--json-message", "none.json"), "the message file none.json can't be read"),
         (("--host", "a b"), "'a b' is not HOST"),
+        (("--template",), "--template does nothing without --json-message"),
     ],
 )
 def test_files_and_hosts_are_checked_on_the_command_line(locusts: Locusts, option: tuple[str, str], said: str) -> None:
