@@ -143,6 +143,7 @@ MOST_SENDERS = 50_000  # runs of things whose numbers are remembered, by each th
 MOST_GAPS = 50  # in the numbers of each of them: 6 KB
 TURNS_AT_ONCE = 64  # messages that leave, or come on a connection, before the loop looks what else there is to do
 LAG_S = 1.0  # behind schedule: this machine can't keep it
+FEW_LINES = 50  # of an object, after each of which it is tried whether it is whole
 LINES_AHEAD = 8  # lines that are read before the things have sent those before them
 SELECTABLE = 500  # sockets, where the system has neither epoll nor poll but select() (Windows)
 CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s a thing; AWS takes half of that
@@ -2379,6 +2380,28 @@ def _refuse_constant(name: str) -> NoReturn:
 _JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
 
 
+def parsed(text: str) -> Any:
+    """Return what a JSON text says; where it nests deeper than Python's decoder goes, the members that it begins with.
+
+    Raises ValueError.
+    """
+    with contextlib.suppress(RecursionError):
+        return _JSON.decode(text)
+    value, levels = None, [""]
+    for part in re.findall(r'"(?:[^"\\]|\\.)*"|[^]["{}]+|.', text, re.DOTALL):
+        if part in ("[", "{"):
+            levels.append(part)
+        elif part in ("]", "}") and len(levels) > 1:
+            value = _JSON.decode(levels.pop() + part)
+            levels[-1] += "0"  # which is as good, one level up
+        else:
+            levels[-1] += part
+    if len(levels) > 1:
+        raise json.JSONDecodeError("It does not end", text, len(text))
+    _JSON.decode(levels[0])
+    return value
+
+
 def with_members(text: str, members: Sequence[str]) -> str:
     """Put members before the last brace of a JSON object's text, and change nothing else."""
     brace = text.rindex("}")
@@ -2400,10 +2423,10 @@ class Composer(NamedTuple):
 
     @classmethod
     def of_object(cls, text: bytes) -> Composer:
-        """Make one of a JSON object's text. Raises ValueError and RecursionError for what is none."""
+        """Make one of a JSON object's text. Raises ValueError for what is none."""
         text = text.removeprefix(codecs.BOM_UTF8)
         content = text.decode("utf-8")
-        members = _JSON.decode(content)
+        members = parsed(content)
         if not isinstance(members, dict):
             raise ValueError("it holds no JSON object")
         return cls(text, content, ADDED & members.keys())
@@ -2411,7 +2434,7 @@ class Composer(NamedTuple):
     @classmethod
     def of_any(cls, text: bytes) -> Composer:
         """Make one of a JSON object's text, or of any other. Raises UsageError for what is not UTF-8."""
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(ValueError):
             return cls.of_object(text)
         return cls.of_text(text)
 
@@ -2611,7 +2634,7 @@ def read_given(path: Path, inbox: Inbox) -> bytes:
 
 
 def of_line(line: bytes) -> Composer:
-    """Return what a line says: a JSON object, or any other text. Raises ValueError, RecursionError and UsageError."""
+    """Return what a line says: a JSON object, or any other text. Raises ValueError and UsageError."""
     return Composer.of_object(line) if begins_object(line) else Composer.of_text(line)
 
 
@@ -2625,7 +2648,7 @@ def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) 
         return compose(read_given(path, inbox))
     except OSError as error:
         raise unreadable(path, error.strerror, ElfError) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise unreadable(path, error) from error
 
 
@@ -2682,9 +2705,12 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
                     continue
                 first = last
             text = text + b"\n" + line if text else line
+            ends = line.rstrip().endswith(b"}") or last - first < FEW_LINES  # a long one is not tried at each line
+            if not ends and len(text) <= MAX_PAYLOAD_BYTES:
+                continue
             try:
                 yield Line(compose(text), None, first, last, time.monotonic())
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 is_open = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
                 if is_open and len(text) <= MAX_PAYLOAD_BYTES:
                     continue

@@ -64,7 +64,7 @@ def test_what_is_no_json_object_is_a_text_message(pair: Pair, ear: Client) -> No
 
 def test_an_object_over_several_lines_is_one_message_or_is_refused_by_its_lines(pair: Pair, ear: Client) -> None:
     """As `jq .` writes it; what is none is refused to its end, and the next one goes out."""
-    objects = [{"t": 20.5, "u": {"v": ["C", {}]}}, {"n": 1}, {"n": 2}]
+    objects = [{"t": 20.5, "u": {"v": ["C", {}]}}, {"n": 1}, {"n": [*range(500)]}]
     broken = '{\n  "t": NaN,\n  "u": "C"\n}\n', '{"half": \n[1, 2]\n"text"\n', '{"a": 1} {"b": 2}\n'
     good = [json.dumps(content, indent=2) + "\n" for content in objects]
     feed = good[0] + "\n" + broken[0] + broken[1] + good[1] + broken[2] + "text\n" + good[2] + '{"cut": '

@@ -123,7 +123,7 @@ def test_a_json_message_is_the_object_in_the_file_plus_ts(
         (b"{'python': 1}", "can't be read: Expecting property name"),
         (b"\xff\xfe\x00", "can't be read: 'utf-8' codec"),
         (b'{"number": NaN}', "can't be read: NaN is not JSON"),
-        (b"[" * 100_000, "can't be read: maximum recursion depth exceeded"),
+        (b"[" * 100_000, "can't be read: It does not end"),
         (b"[1, 2]", "no JSON object"),
         (b'"text"', "no JSON object"),
         (b'{"a": 1,}', "can't be read: Expecting property name"),
@@ -150,6 +150,8 @@ GIVEN = [
     ("{ \n}", '"ts": "{}"'),
     ('{"a": 1, "\\u0074s": "2001-01-01"}\n', ""),
     ('{"ts": 7}', ""),
+    ('{"a":' * 9999 + '["}"]' + "}" * 9999, ', "ts": "{}"'),
+    ('{"ts": ' + "[" * 9999 + "]" * 9999 + "}", ""),
 ]
 
 
