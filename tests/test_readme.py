@@ -27,7 +27,11 @@ PAGES = {
     for path in (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *ROOT.glob("docs/*.md"))
 }
 BY_CI = {"Quick start": "README.md 'Quick start'", "Tests": "CONTRIBUTING.md Tests"}  # they make virtual environments
-SMALLER = {"provisioning.py": "--things 12", "fleet.py": "--things 20 --duration 2"}
+SMALLER = {
+    "provisioning.py": "--things 12",
+    "fleet.py": "--things 20 --duration 2",
+    "templates.py": "--things 20 --duration 2",
+}
 
 Shell = Callable[[str], "subprocess.Popen[str]"]
 

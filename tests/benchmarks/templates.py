@@ -1,10 +1,11 @@
 """What templates cost: the CPU of `send` on 1,000 things, one message a second each, with and without --template.
 
-usage: python tests/benchmarks/templates.py [THINGS [SECONDS]]
+usage: python tests/benchmarks/templates.py
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -28,7 +29,11 @@ def cpu_s(environment: dict[str, str], seconds: int, *options: str) -> float:
 
 
 def main() -> None:
-    things, seconds = (int(text) for text in (*sys.argv[1:], *("1000", "30")[len(sys.argv) - 1 :]))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--things", type=int, default=1000)
+    parser.add_argument("--duration", type=int, default=30, help="seconds")
+    options = parser.parse_args()
+    things, seconds = options.things, options.duration
     with tempfile.TemporaryDirectory() as name:
         environment = os.environ | {"ELF_MISC_DIR": name}
         subprocess.run(
@@ -41,12 +46,12 @@ def main() -> None:
             start = cpu_s(environment, 1)
             ways = {"example.json": (), "example-template.json": ("--template",)}
             took = {
-                file: cpu_s(environment, seconds, "--json-message", str(ROOT / file), *options) - start
-                for file, options in ways.items()
+                file: cpu_s(environment, seconds, "--json-message", str(ROOT / file), *way) - start
+                for file, way in ways.items()
             }
         finally:
             subprocess.run([sys.executable, ELF, "--quiet", "clean", "--only-local"], env=environment, check=True)
-    plain, rendered = took.values()
+    plain, rendered = (max(0.001, its) for its in took.values())
     table.show(
         f"{things} things, one message a second each, for {seconds} s",
         ["what", "CPU, s", "ms a message", "times the sending"],
