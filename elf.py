@@ -5011,6 +5011,27 @@ def build_parser() -> Parser:
     return parser
 
 
+def misuse(cli: Cli) -> str:
+    """Say which options contradict each other or would do nothing, and what was meant, maybe; empty: none."""
+    run = getattr(cli, "run", None)  # where there is a command
+    sends = run is send_messages
+    problems = (
+        (cli.local and (cli.profile or cli.endpoint_url), "--local has no --profile and no --endpoint-url"),
+        (cli.quiet and (cli.verbose or cli.debug), "--quiet does nothing beside --verbose or --debug"),
+        (run and run is not subscribe and cli.output == "payload", "--output payload is for subscribe alone"),
+        (sends and cli.seed is not None and not cli.template, "--seed does nothing without --template"),
+        (
+            sends and cli.template and not cli.json_message and cli.message == MESSAGE,
+            "--template does nothing without MESSAGE or --json-message (one is example-template.json)",
+        ),
+        (
+            sends and is_input_unread(cli.json_message),
+            "nothing reads standard input: did you mean --json-message - (or < /dev/null, to ignore it)?",
+        ),
+    )
+    return next((text for is_so, text in problems if is_so), "")
+
+
 def is_input_unread(given: Path | None) -> bool:
     """Say whether somebody wrote into a pipe, or gave a file from its beginning, that is not what is `given` to read.
 
@@ -5174,27 +5195,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     try:
         cli = parser.parse_args(argv, Cli())
-        if cli.local and (cli.profile or cli.endpoint_url):
+        if problem := misuse(cli):
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
-            parser.error("--local has no --profile and no --endpoint-url")
+            parser.error(problem)
         if not cli.command:
             parser.print_help()
             parser.exit(2, next_step(cli.misc_dir) + "\n")
-        if cli.output == "payload" and cli.run is not subscribe:
-            parser.prog = f"elf.py {cli.command}"
-            parser.error("--output payload is for subscribe alone")
-        if cli.quiet and (cli.verbose or cli.debug):
-            parser.prog = f"elf.py {cli.command}"
-            parser.error("--quiet does nothing beside --verbose or --debug")
-        if cli.run is send_messages and cli.seed is not None and not cli.template:
-            parser.prog = "elf.py send"
-            parser.error("--seed does nothing without --template")
-        if cli.run is send_messages and cli.template and not cli.json_message and cli.message == MESSAGE:
-            parser.prog = "elf.py send"
-            parser.error("--template does nothing without MESSAGE or --json-message (one is example-template.json)")
-        if cli.run is send_messages and is_input_unread(cli.json_message):
-            parser.prog = "elf.py send"
-            parser.error("nothing reads standard input: did you mean --json-message - (or < /dev/null, to ignore it)?")
     except SystemExit as usage:  # argparse has printed what there is to say
         try:
             if sys.stdout:
