@@ -2534,11 +2534,12 @@ class Voice:
         self._number = 0
         self._values: dict[tuple[str, int], float] = {}  # by function and which of its calls in a rendering it is
         self._calls: collections.Counter[str] = collections.Counter()
-        self._names = {
-            **{"thing_name": thing, "thing_number": by_number(thing)[1]},
-            **{"uniform": chance.uniform, "gauss": chance.gauss, "randint": chance.randint},
-            **{"choice": lambda *values: chance.choice(values[0] if len(values) == 1 else values)},
-            **{"uuid": lambda: str(uuid.UUID(int=chance.getrandbits(128), version=4))},
+        self._names: dict[str, Any] = {
+            "thing_name": thing,
+            "thing_number": by_number(thing)[1],
+            **{name: getattr(chance, name) for name in ("uniform", "gauss", "randint")},
+            "choice": lambda *values: chance.choice(values[0] if len(values) == 1 else values),
+            "uuid": lambda: str(uuid.UUID(int=chance.getrandbits(128), version=4)),
             **{"walk": self._walk, "ramp": self._ramp, "sine": self._sine},
         }
 
@@ -2714,7 +2715,8 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
                 is_open = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
                 if is_open and len(text) <= MAX_PAYLOAD_BYTES:
                     continue
-                broken = UsageError(f"a JSON object begins here, and this is none: {error}", "write it on one line")
+                why = "it is too long" if len(text) > MAX_PAYLOAD_BYTES else f"this is none: {error}"
+                broken = UsageError(f"a JSON object begins here, and {why}", "write it on one line, in 128 KiB")
             except UsageError as error:
                 yield Line(None, error, first, last)
             text = b""

@@ -87,12 +87,13 @@ def test_a_line_to_a_topic_of_aws_goes_out_as_it_is(pair: Pair) -> None:
 
 
 def test_lines_that_can_not_be_sent_are_named_and_the_others_go_out(pair: Pair, ear: Client) -> None:
-    feed = b"first\nnot \xff UTF-8\n" + 300_000 * b"x" + b"\n" + b"last\n"
+    feed = b"first\nnot \xff UTF-8\n" + 300_000 * b"x" + b'\n{"a": "' + 300_000 * b"x" + b'"}\n{"msg": "last"}\n'
     result = pair(*LINES, *pair.broker, feed=feed, status=1)
     assert messages_of(ear) == [{"msg": "first"}, {"msg": "last"}]
     assert "line 2 is not sent: the message or topic is not UTF-8" in result.lines
     assert any(line.startswith("line 3 is not sent: the message is too long") for line in result.lines)
-    assert result.lines[-2:] == ["2 lines of the input could not be sent", "what to do: see the lines above"]
+    assert "line 4 is not sent: a JSON object begins here, and it is too long" in result.lines
+    assert result.lines[-2:] == ["3 lines of the input could not be sent", "what to do: see the lines above"]
 
 
 def test_more_lines_than_aws_takes_wait_for_their_turn(pair: Pair, ear: Client) -> None:
@@ -217,6 +218,19 @@ def test_a_replay_ends_with_the_file_or_earlier_if_the_user_says_so(
     (tmp_path / "three.jsonl").write_text("1\n2\n3\n")
     main_of_pair("send", "--json-message", tmp_path / "three.jsonl", *pair.broker, "--interval", "0.05", *options)
     assert [message["msg"] for message in messages_of(ear)] == ["1", "2", "3"][:number]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with a name are POSIX's")
+def test_a_file_is_read_as_it_is_sent(pair: Pair, ear: Client) -> None:
+    """Or what has not been written yet could not go out."""
+    os.mkfifo(pair.cwd / "written.jsonl")
+    window = pair.start("send", "--json-message", "written.jsonl", "--interval", "0.01", "--things", 1, *pair.broker)
+    with (pair.cwd / "written.jsonl").open("w") as file:
+        for number in range(3):
+            file.write(f'{{"n": {number}}}\n')
+            file.flush()
+            assert json.loads(ear.hear().payload)["n"] == number
+    assert window.end().lines[-1].endswith("ELF sent 3 messages from 1 thing: 3 acknowledged, 0 lost")
 
 
 @pytest.mark.parametrize("name", ["r.ndjson", "r.JSONL", "r.NdJson"])
