@@ -4868,9 +4868,10 @@ def directory(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"no home directory is known for {text!r}: set HOME, or leave ~ out") from None
 
 
-def url(text: str) -> str:
+def part_of_place(text: str, key: str) -> str:
+    part: dict[str, Any] = {key: text}
     try:
-        return Place(endpoint_url=text).checked().endpoint_url or ""
+        return str(getattr(Place(**part).checked(), key))
     except ElfError as error:
         raise argparse.ArgumentTypeError(error.cause) from None
 
@@ -4903,15 +4904,20 @@ class Parser(argparse.ArgumentParser):
         known += re.findall(r"[\w-]+", message.partition("choose from")[2])
         meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
-        self.exit(2, redacted(printable(f"{self.prog}: error: {message}{suggestion} (see {self.prog} --help)")) + "\n")
+        cause, remedy = f"{message}{suggestion}", f"see {self.prog} --help"
+        with contextlib.suppress(OSError):
+            sys.stderr.write(redacted(printable(f"{self.prog}: error: {cause} ({remedy})")) + "\n")
+        raise UsageError(cause, remedy)
 
 
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
     where = "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
     raised = f"things a second to make or clean, where AWS raised your quotas (default: {THINGS_PER_S:g})"
-    add("--region", metavar="R", help=f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})")
-    add("--profile", metavar="P", help="named profile of the AWS CLI (default: the fleet's, else none)")
+    region, profile, url = (functools.partial(part_of_place, key=key) for key in ("region", "profile", "endpoint_url"))
+    other = f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})"
+    add("--region", metavar="R", type=region, help=other)
+    add("--profile", metavar="P", type=profile, help="named profile of the AWS CLI (default: the fleet's, else none)")
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
     add("--local", action="store_true", help="an AWS IoT embedded in this machine; needs no account")
     add("--misc-dir", metavar="D", type=directory, help=where)
@@ -5021,6 +5027,7 @@ def misuse(cli: Cli) -> str:
         (cli.local and (cli.profile or cli.endpoint_url), "--local has no --profile and no --endpoint-url"),
         (cli.quiet and (cli.verbose or cli.debug), "--quiet does nothing beside --verbose or --debug"),
         (run and run is not subscribe and cli.output == "payload", "--output payload is for subscribe alone"),
+        (not run and cli.output == "json", "no command is given"),
         (sends and cli.seed is not None and not cli.template, "--seed does nothing without --template"),
         (
             sends and cli.template and not cli.json_message and cli.message == MESSAGE,
@@ -5056,7 +5063,7 @@ def locate(cli: Cli, remembered: Place | None) -> Place:
 
     Raises: ElfError when an explicit option contradicts what is remembered.
     """
-    given = Place(cli.region or None, cli.profile or None, cli.endpoint_url or None).checked()
+    given = Place(cli.region, cli.profile, cli.endpoint_url)
     explicit = {key: value for key, value in given._asdict().items() if value}
     if not remembered:
         return Place(**explicit, local=cli.local)
@@ -5194,9 +5201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     open_standard_streams()
     hide_environment()
-    parser = build_parser()
+    parser, cli = build_parser(), Cli()
+    cli.inbox = Inbox()
+    cli.printer = Output(cli.inbox)
     try:
-        cli = parser.parse_args(argv, Cli())
+        parser.parse_args(argv, cli)
         if problem := misuse(cli):
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
@@ -5211,8 +5220,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             complain(error)
             return 1
         return int(usage.code or 0)
-    cli.inbox = Inbox()
-    cli.printer = Output(cli.inbox)
+    except UsageError as usage:
+        is_json = sys.stdout and "=--output=json=" in f"={'='.join(parser.typed)}="
+        cli.results = Results("json" if is_json else None, cli.printer)
+        cli.results.summary["error"] = {"cause": usage.cause, "remedy": usage.remedy}
+        return report_end(cli, 2)
     cli.results = Results(cli.output if sys.stdout else None, cli.printer)
     level = logging.WARNING if cli.quiet else logging.INFO
     start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else level, cli.printer)

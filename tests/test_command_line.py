@@ -148,6 +148,9 @@ def test_version_is_printed(main: InProcess, where: tuple[str, ...]) -> None:
         "clean --only",
         "destroy",
         "--region",
+        "--region= create",
+        "create --region -",
+        "create --profile=",
         "--no-such-option create",
         "--local --profile p create",
         "--local create --endpoint-url http://localhost",
@@ -204,6 +207,38 @@ def test_what_is_refused_for_its_form_is_wrong_usage(pair: Pair, wrong: tuple[st
     summary = json.loads(result.out)
     assert summary["exitStatus"] == 2
     assert summary["error"]["remedy"].endswith("(see elf.py send --help)")
+
+
+@pytest.mark.parametrize(
+    ("line", "command", "cause"),
+    [
+        ("--output json", None, "no command"),
+        ("--output json destroy", None, "destroy"),
+        ("--output=json --rate x create", None, "--rate"),
+        ("--output=json create 1 2", "create", "unrecognized arguments: 2"),
+        ("send --qos 3 --output json", "send", "--qos"),
+        ("--region - clean --output=json", None, "not a valid region"),
+        ("list --local --profile p --output json", "list", "--profile"),
+    ],
+)
+def test_wrong_usage_is_in_the_summary_where_json_was_asked_for(
+    main: InProcess, line: str, command: str | None, cause: str
+) -> None:
+    result = main(*line.split(), status=2)
+    (summary,) = map(json.loads, result.out.splitlines())
+    error = summary.pop("error")
+    assert summary == {"event": "summary", "command": command, "exitStatus": 2}
+    assert cause in error["cause"]
+    named = f"elf.py {command}" if command else "elf.py"
+    assert error["remedy"] == f"see {named} --help"
+    assert result.err == f"{named}: error: {error['cause']} ({error['remedy']})\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_wrong_usage_has_its_status_even_if_nobody_can_be_told(elf: Elf) -> None:
+    with Path("/dev/full").open("wb") as full:
+        line = [sys.executable, ELF, "destroy", "--output", "json"]
+        assert subprocess.run(line, env=elf.environment, stdout=full, stderr=full).returncode == 2
 
 
 def test_a_word_like_none_that_is_known_gets_no_suggestion(main: InProcess) -> None:
@@ -303,7 +338,7 @@ def test_without_credentials_the_error_suggests_both_ways_on(main: InProcess, el
         ({"AWS_PROFILE": "nobody"}, (), "nobody"),
         ({}, ("--profile", "nobody"), "nobody"),
         ({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, (), "AWS does not know these credentials"),
-        ({}, ("--region", "not a region"), "not a region"),
+        ({"AWS_REGION": "not a region"}, (), "not a region"),
     ],
 )
 def test_a_create_that_cannot_reach_aws_says_why_and_leaves_nothing(

@@ -105,10 +105,10 @@ def test_what_is_lower_case_by_definition_may_be_written_in_capitals(
 @pytest.mark.parametrize(
     ("options", "environment", "status", "cause"),
     [
-        (("--region", "US West"), {}, 1, "'US West' is not a valid region"),
-        (("--region", "-"), {}, 1, "'-' is not a valid region"),
+        (("--region", "US West"), {}, 2, "'US West' is not a valid region"),
+        (("--region", "-"), {}, 2, "'-' is not a valid region"),
         ((), {"AWS_REGION": "US West"}, 1, "'US West' is not a valid region"),
-        (("--profile", "a\nb"), {}, 1, "is not a valid profile"),
+        (("--profile", "a\nb"), {}, 2, "is not a valid profile"),
         (("--endpoint-url", "localhost:4566"), {}, 2, "'localhost:4566' is not a valid endpoint URL"),
         (("--endpoint-url", "http://elf:hunter2@localhost:9"), {}, 2, "has a user name or password in it"),
         (("--endpoint-url", "elf:hunter2@localhost"), {}, 2, "has a user name or password in it"),
