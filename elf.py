@@ -770,21 +770,33 @@ def utc(time_s: float) -> str:
 
 
 class Failures:
-    """The things that failed: a line for each at once, and in the end how many, which, and what to do."""
+    """The things that failed: a line for the first of each cause at once, and in the end how many, which, and what to
+    do."""
 
     def __init__(self) -> None:
-        self.things: dict[str, str] = {}  # each with its remedy
+        self.things: dict[str, tuple[str, tuple[str, ...]]] = {}  # each with its remedy, and what it may share
+        self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without its own name
 
     def add(self, thing: str, error: BaseException) -> None:
-        cause, self.things[thing] = explain(error)
-        each.error("%s", cause if cause.startswith(thing) else f"{thing}: {cause}")
+        cause, remedy = explain(error)
+        ids = "[0-9a-f]{64}|(?<=<thing>-)[0-9a-f]{8}"  # of certificates and clients
+        shared = tuple(re.sub(ids, "…", text.replace(thing, "<thing>")) for text in (cause, remedy))
+        self.things[thing] = remedy, shared
+        self._alike[shared] += 1
+        if self._alike[shared] == 1 or each.isEnabledFor(EVERYTHING):
+            each.error("%s", cause if cause.startswith(thing) else f"{thing}: {cause}")
         log.debug("traceback:", exc_info=error)
 
     def report(self, of: int) -> None:
         """Log the end of the story; `of` is the number of things that there were."""
-        for remedy in dict.fromkeys(self.things.values()):
-            things = [thing for thing, its in self.things.items() if its == remedy]
-            log.error("%d of %s failed: %s", len(things), plural(of, "thing"), listed(things))
+        told: dict[str, dict[str, list[str]]] = {}
+        for thing, (remedy, shared) in self.things.items():
+            cause, remedy = shared if self._alike[shared] > 1 else ("", remedy)
+            told.setdefault(remedy, {}).setdefault(cause, []).append(thing)
+        for remedy, causes in told.items():
+            for cause, things in causes.items():
+                which = f"{cause} ({listed(things)})" if cause else listed(things)
+                log.error("%d of %s failed: %s", len(things), plural(of, "thing"), which)
             log.error("what to do: %s", remedy)
 
 
