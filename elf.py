@@ -413,6 +413,27 @@ def is_behind() -> bool:
     return False
 
 
+def is_alone(keep: bool) -> bool:
+    """Say whether no other ELF draws in this terminal. One that will draw there `keeps` it while in the foreground."""
+    is_mine = not is_behind()
+    with contextlib.suppress(ImportError, OSError):  # Windows, or a terminal that can't be locked
+        import fcntl
+
+        try:
+            fcntl.flock(_terminal(), fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN)
+        except BlockingIOError:
+            return False
+        if not keep:
+            fcntl.flock(_terminal(), fcntl.LOCK_UN)
+    return is_mine
+
+
+@functools.cache
+def _terminal() -> int:
+    """Open the terminal again: those who share a standard error would share a lock on it."""
+    return os.open(os.ttyname(sys.stderr.fileno()), os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+
+
 def columns(stream: TextIO) -> int:
     """Say how many columns a terminal has; where it does not know, 80."""
     return os.get_terminal_size(stream.fileno()).columns or 80
@@ -469,8 +490,9 @@ class Output:
 
     def write(self, stream: Any, text: Any) -> None:
         def write() -> None:
-            is_log, alone = stream is sys.stderr, not (stream is sys.stderr and is_behind())
             bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
+            is_log = stream is sys.stderr
+            alone = not is_log or is_alone(keep=bool(bars))
             is_seen = alone and (is_log or stream.isatty())
             with bars.external_write_mode(sys.stderr) if bars and is_seen else contextlib.nullcontext():
                 stream.write(text if alone or not on_terminal() else f"\r\x1b[K{text}")  # over what another has drawn
@@ -653,7 +675,7 @@ def _bar(**settings: Any) -> Any:
 
     class Bar(tqdm.tqdm):  # type: ignore[misc]
         def display(self, *args: Any, **settings: Any) -> Any:
-            return None if is_behind() else super().display(*args, **settings)
+            return super().display(*args, **settings) if is_alone(keep=True) else None
 
     tqdm.tqdm.monitor_interval = 0  # no thread of its own
     tqdm.tqdm.set_lock(threading.RLock())  # its own takes a semaphore of the system's

@@ -114,6 +114,23 @@ def test_of_two_in_one_terminal_the_one_in_the_background_draws_none(pair: Pair)
     assert sum("Received message" in line for line in terminal.seen) == 80
 
 
+def test_of_two_in_the_foreground_one_draws_and_the_other_writes_whole_lines_above_it(pair: Pair) -> None:
+    talk = "$ELF send $BROKER --duration 2 --interval 0.1"
+    script = f"set +m; $ELF subscribe $BROKER --duration 6 & sleep 1.5; {talk}; wait"
+    terminal = pair.in_terminal(script=script, columns=300)
+    assert terminal.status == 0
+    assert matches(LIVE_SUBSCRIBE, terminal)
+    assert not matches(LIVE_SEND, terminal)
+    assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
+    assert sum("posting message" in line for line in terminal.seen) == 40
+    assert sum("Received message" in line for line in terminal.seen) == 80
+
+
+def test_one_that_draws_nothing_keeps_no_other_from_drawing(pair: Pair) -> None:
+    script = "set +m; $ELF subscribe $BROKER --quiet --duration 5 & sleep 1.5; $ELF send $BROKER --duration 2; wait"
+    assert matches(LIVE_SEND, pair.in_terminal(script=script, columns=300))
+
+
 def test_one_that_comes_to_the_foreground_begins_to_draw(pair: Pair) -> None:
     terminal = pair.in_terminal(script="$ELF subscribe $BROKER --duration 3 & sleep 2; echo now; fg", columns=300)
     before, _, after = terminal.written.partition("now")
