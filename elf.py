@@ -2153,9 +2153,10 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
     """Say whether a policy that AWS has is the one that ELF made for a thing, whose account and region `arn` names.
 
     It says what ELF has it say; or it was edited since, or is the original program's, and the thing's certificate
-    has it. One that says something else and that an earlier try has detached may be a stranger's by now.
+    has it, or had it until an earlier try detached it.
     """
-    if json.loads(policy["policyDocument"]) == policy_document(thing.name, arn):
+    is_as_made = json.loads(policy["policyDocument"]) == policy_document(thing.name, arn)
+    if is_as_made or (thing.stage == CLEANING and thing.policy_arn):
         return True
     if not thing.certificate_arn:
         return False

@@ -361,18 +361,6 @@ def test_a_second_clean_does_not_take_somebody_elses_thing_for_a_half_cleaned_on
     assert account.snapshot() == (["thing_0"], {stranger.theirs["certificateId"]: "ACTIVE"}, [])
 
 
-def test_a_second_clean_does_not_take_somebody_elses_policy_for_a_half_cleaned_ones(
-    main: InProcess, account: Account, stranger: Stranger
-) -> None:
-    deny = {"Effect": "Deny", "Action": "iot:DeletePolicy", "Resource": "*"}
-    main.use(account.user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]}))
-    main("clean", status=1)
-    stranger.make_policy()
-    main.use(account.credentials)
-    assert "policy policy-thing_0 was made by someone else: left alone" in main("clean").err
-    assert account.snapshot() == ([], {stranger.theirs["certificateId"]: "ACTIVE"}, ["policy-thing_0"])
-
-
 def test_a_half_cleaned_thing_is_not_sent_from(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", 2)
     main("send", *elf.broker, "--duration", "0.01")
