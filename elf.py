@@ -306,7 +306,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     # Python
     "ModuleNotFoundError MissingDependencyException DataNotFoundError ApiVersionNotFoundError": (
         "a Python package is missing, or part of one: {error}",
-        f"{sys.executable} -m pip install -r {HERE / 'requirements.txt'}, or run ELF with `uv run elf.py`",
+        "{install}, or run ELF with `uv run elf.py`",
     ),
     "Exception": ("unexpected {name}: {error}", "run the command again with --debug to see where it comes from"),
 }
@@ -370,9 +370,24 @@ def explain(error: BaseException) -> tuple[str, str]:
         "error": message,
         "action": action[1] if action else f"{SIGN_IN.get(operation, 'iot')}:{operation}",
         "who": who[1] if who else "these credentials",
+        "install": how_to_install("requirements.txt"),
     }
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
     return cause.format(**facts), remedy.format(**facts)
+
+
+def how_to_install(requirements: str) -> str:
+    """Say how to install what a file beside this one asks for, if the system's Python takes nothing (PEP 668), too."""
+    import importlib.util
+    import shlex
+
+    paths = sys.executable, str(HERE / requirements)
+    python, file = (shlex.quote(path) if POSIX else f'"{path}"' if " " in path else path for path in paths)
+    if sys.prefix != sys.base_prefix:  # in a virtual environment, of which uv's have no pip
+        pip = f"{python} -m pip install" if importlib.util.find_spec("pip") else f"uv pip install --python {python}"
+        return f"`{pip} -r {file}`"
+    base, python = (python, "venv/bin/python") if POSIX else ("py", r"venv\Scripts\python")
+    return f"`{base} -m venv venv; {python} -m pip install -r {file}`, then `{python} elf.py`"
 
 
 def _answer(error: BaseException) -> Mapping[str, str]:
@@ -5312,7 +5327,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
     try:
         local = local_aws.find_or_start(directory, cli.inbox.check, log.info)
     except local_aws.LocalAwsError as error:
-        raise ElfError(error.cause, error.remedy) from error
+        raise ElfError(error.cause, error.remedy or how_to_install("requirements-local.txt")) from error
     cli.headers = local.headers
     cli.place = cli.place._replace(endpoint_url=local.url)
     cli.mqtt_endpoint = cli.mqtt_endpoint or Endpoint("localhost", local.mqtt_port)

@@ -67,7 +67,8 @@ MAX_ANSWER_BYTES = 4096  # of the server to the questions below, and of address.
 class LocalAwsError(Exception):
     """A failure in two lines: the cause and the remedy."""
 
-    def __init__(self, cause: str, remedy: str) -> None:
+    def __init__(self, cause: str, remedy: str = "") -> None:
+        """Without a remedy, requirements-local.txt is to be installed."""
         super().__init__(cause, remedy)
         self.cause = cause
         self.remedy = remedy
@@ -185,10 +186,7 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
 
     missing = [name for name in PACKAGES if not importlib.util.find_spec(name)]
     if missing:
-        raise LocalAwsError(
-            f"--local needs MiniStack, and there is no Python package {' or '.join(missing)}",
-            f"{sys.executable} -m pip install -r {HERE / 'requirements-local.txt'}",
-        )
+        raise LocalAwsError(f"--local needs MiniStack, and there is no Python package {' or '.join(missing)}")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(directory / LOG, "w", opener=_open_private) as logfile:
         return subprocess.Popen(

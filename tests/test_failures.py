@@ -1247,6 +1247,30 @@ def test_a_python_without_the_packages_is_explained(elf: Elf, tmp_path: Path, ex
     explained(elf("create", status=1), "ModuleNotFoundError", "boto", ROOT / "requirements.txt", "uv run elf.py")
 
 
+@pytest.mark.parametrize(
+    ("posix", "python", "base", "says"),
+    [
+        (True, "/v e/bin/python", "/usr", "`'/v e/bin/python' -m pip install -r /elf/requirements.txt"),
+        (False, r"C:\v e\python.exe", r"C:\base", r'`"C:\v e\python.exe" -m pip install -r /elf/requirements.txt'),
+        (
+            True,
+            "/usr/bin/python3",
+            sys.prefix,
+            "`/usr/bin/python3 -m venv venv; venv/bin/python -m pip install -r /elf/require",
+        ),
+        (False, r"C:\python.exe", sys.prefix, r"`py -m venv venv; venv\Scripts\python -m pip install -r /elf/require"),
+    ],
+)
+def test_packages_are_installed_in_a_virtual_environment_for_others_may_be_refused(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, posix: bool, python: str, base: str, says: str
+) -> None:
+    monkeypatch.setattr(module, "POSIX", posix)
+    monkeypatch.setattr(module, "HERE", Path("/elf"))
+    monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setattr(sys, "base_prefix", base)
+    assert module.how_to_install("requirements.txt").startswith(says)
+
+
 @posix_only
 def test_a_system_that_allows_few_open_files_is_explained(
     elf: Elf, pair: Pair, tmp_path: Path, explained: Explained

@@ -128,7 +128,7 @@ def test_all_but_local_needs_only_requirements_txt(elf: Elf, account: Account, b
     elf.python = bare_python
     refused = elf("--local", "create", status=1)
     assert "ministack" in refused.err
-    assert f"{bare_python} -m pip install -r {ELF.parent / 'requirements-local.txt'}" in refused.err
+    assert f"uv pip install --python {bare_python} -r {ELF.parent / 'requirements-local.txt'}" in refused.err
     elf("create")
     window = elf.subscribe("--count", 1)
     elf("send", *elf.broker, *ONCE)
