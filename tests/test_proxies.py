@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness import InProcess, await_listener, free_port
+from harness import AwsService, InProcess, Pair, Relay, await_listener, free_port
 from obstacles import CLOSED_PORT, Broker, deaf_port
 
 ONCE = ("--count", "1", "--interval", "0.01")
@@ -169,3 +170,80 @@ def test_a_proxy_that_does_not_lead_there_is_explained(
     assert any(failed in line for line in result.lines), result.err
     assert any(line.startswith("what to do: ") and remedy in line for line in result.lines), result.err
     assert "w4ong" not in result.err
+
+
+def test_a_proxy_that_opens_tls_is_named(
+    main_of_pair: InProcess, proxies: Proxies, service: AwsService, broker_at: Callable[[int], Hearing]
+) -> None:
+    broker_at(443)
+    way = ("--proxy", f"http://127.0.0.1:{proxies.http}", "--mqtt-endpoint", "localhost")
+    result = main_of_pair("send", *way, "--root-cert", service.root_cert, "--things", 1, *ONCE, status=1)
+    assert f"can't connect to localhost:443 through the proxy http://127.0.0.1:{proxies.http}: " in result.err
+    assert "(it is impostor's, signed by impostor)" in result.err
+    assert "what to do: check --root-cert and --mqtt-endpoint; a proxy that opens TLS has to leave" in result.err
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "hint"),
+    [
+        ({}, (), "if a proxy leads out, set --proxy"),
+        ({"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "localhost"}, (), "keeps ELF from HTTPS_PROXY"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:9", "no_proxy": "*"}, (), "keeps ELF from ALL_PROXY"),
+        ({"HTTPS_PROXY": "http://127.0.0.1:9"}, ("--proxy", "none"), "keeps ELF from HTTPS_PROXY"),
+    ],
+)
+def test_who_goes_around_the_proxy_is_told_of_it_where_that_fails(
+    main_of_pair: InProcess, pair: Pair, environment: dict[str, str], options: tuple[str, ...], hint: str
+) -> None:
+    main_of_pair.use(environment)
+    main_of_pair("send", *options, *pair.broker, *ONCE)
+    nowhere = ("--mqtt-endpoint", f"localhost:{CLOSED_PORT}", "--things", 1)
+    result = main_of_pair("send", *options, *nowhere, *ONCE, status=1)
+    assert f"can't connect to localhost:{CLOSED_PORT}: nothing listens there" in result.err
+    assert hint in result.err
+    assert "through the proxy" not in result.err
+
+
+def test_a_tunnel_that_is_cut_is_opened_again(
+    pair: Pair, proxies: Proxies, broker_at: Callable[[int], Hearing]
+) -> None:
+    broker, relay = broker_at(443), Relay(proxies.http)
+    options = ("--proxy", f"http://localhost:{relay.port}", "--root-cert", broker.root_cert, "--things", 1)
+    running = pair.start("send", *options, "--mqtt-endpoint", "localhost", "--duration", 0, "--interval", 0.1)
+    running.await_line("posting message")
+    relay.cut()
+    running.await_line("thing_0 (has its connection to|reconnected to) localhost:443")
+    running.signal(signal.SIGINT)
+    running.end(130)
+    relay.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5h"])
+def test_the_control_plane_goes_through_what_botocore_can(main: InProcess, proxies: Proxies, scheme: str) -> None:
+    result = main("create", "--proxy", f"{scheme}://127.0.0.1:{CLOSED_PORT}", status=1 if scheme == "http" else 0)
+    assert ("the proxy can't be reached" in result.err) == (scheme == "http")
+    main.use({"HTTP_PROXY": f"http://127.0.0.1:{CLOSED_PORT}"})  # MiniStack's is an http:// URL
+    main("create", "--proxy", "none")
+    main("create", 2, "--proxy", f"http://127.0.0.1:{proxies.http}")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--local", "--proxy", "http://127.0.0.1:9"), "--local goes through no proxy"),
+        (("--proxy", "ftp://jane:s3cret@127.0.0.1"), "that is not a proxy's URL"),
+        (("--proxy", "http://jane:s3c/ret@127.0.0.1"), "that is not a proxy's URL"),
+        (("--prox", "http://jane:s3cret@127.0.0.1"), "did you mean --proxy?"),
+    ],
+)
+def test_a_proxy_that_can_not_be_meant_is_refused(main: InProcess, options: tuple[str, ...], problem: str) -> None:
+    result = main("create", *options, status=2)
+    assert problem in result.err
+    assert "s3c" not in result.err
+
+
+def test_a_variable_that_holds_no_proxy_is_named(main_of_pair: InProcess, pair: Pair) -> None:
+    main_of_pair.use({"HTTPS_PROXY": "gopher://jane:s3cret@127.0.0.1"})
+    result = main_of_pair("send", *pair.broker, *ONCE, status=1)
+    assert "HTTPS_PROXY is not a proxy's URL" in result.err
+    assert "s3cret" not in result.err
