@@ -4,7 +4,8 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
-#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "fasteners>=0.19; os_name == 'nt'"
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "python-socks>=2.7",
+#     "fasteners>=0.19; os_name == 'nt'"
 # ]
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
@@ -67,6 +68,8 @@ SUFFIXES = (REPLAYED, ".ndjson")  # in any case
 DURATION_S = 10.0
 INTERVAL_S = 1.0
 MQTT_PORT = 8883
+NO_PROXY = "none"
+PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
 MOST_STEPS = 100_000  # passes of loops and calls in a template, for one message: 50 ms
 MAX_FILE_BYTES = 64 * 1024 * 1024  # that the user names
@@ -1613,16 +1616,24 @@ class Pacer:
 
 
 def connect_control_plane(
-    place: Place, inbox: Inbox, headers: Mapping[str, str], things_per_s: float = THINGS_PER_S
+    place: Place,
+    inbox: Inbox,
+    headers: Mapping[str, str],
+    things_per_s: float = THINGS_PER_S,
+    proxies: Mapping[str, str] | None = None,
 ) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
-    Every request carries `headers`, without which the embedded AWS IoT lets nobody in.
+    Every request carries `headers`, without which the embedded AWS IoT lets nobody in, and goes through `proxies`, by
+    scheme; None: as the environment says.
     Once the user has asked to stop, its calls raise Interrupted before they are sent.
     Returns it with the place as it is once AWS's configuration and DescribeEndpoint have had their say.
     Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors; Interrupted.
     """
+    from botocore.config import Config
+
     session = _session(place)
+    session._session.set_default_client_config(Config(proxies={} if place.local else proxies))
     events = session.events
     events.register("before-send", refuse_bad_headers)
     events.register("after-call", _check_answer)
@@ -1738,7 +1749,6 @@ def _client(session: Any, place: Place) -> Any:
         read_timeout=CALL_TIMEOUT_S,
         max_pool_connections=CALLS_IN_FLIGHT,
         user_agent_extra=f"aws-iot-elf/{VERSION}",
-        proxies={} if place.local else None,
     )
     try:
         iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url, config=config)
@@ -2966,12 +2976,62 @@ def told(counts: Mapping[str, int]) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Endpoint(NamedTuple):
+class Proxy(NamedTuple):
+    """What leads to a broker; without a port in its URL, at 80, 443 or 1080."""
+
+    scheme: str
     host: str
-    port: int = MQTT_PORT
+    port: int
+    user: str
+    password: str
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return f"{self.scheme}://{Endpoint(self.host, self.port)}"
+
+    @property
+    def is_http(self) -> bool:
+        return self.scheme in ("http", "https")
+
+    @classmethod
+    def from_url(cls, url: str, source: str = "--proxy") -> Proxy:
+        """Read a URL, the password of which is secret from now on. Raises ElfError, which names the source alone."""
+        import urllib.parse
+
+        with contextlib.suppress(ValueError):
+            parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
+            user, password = (urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
+            hide(parts.password, password, f"{user}:{password}" if password else None, least=4)
+            if parts.hostname and (port := parts.port or PROXY_PORTS.get(parts.scheme)) and parts.scheme in PROXY_PORTS:
+                return cls(parts.scheme, parts.hostname, port, user, password)
+        raise ElfError(
+            f"{source} is not a proxy's URL",
+            f"it is {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for a @ in the password",
+        )
+
+
+class Endpoint(NamedTuple):
+    host: str
+    port: int = 0  # the usual one
+    proxy: Proxy | None = None
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}" if self.port else host
+
+    def routed(self, given: str | None) -> Endpoint:
+        """Say by which proxy it is reached, `given` or else as curl finds it, and at which port. Raises ElfError.
+
+        HTTP proxies let port 443 through, most often that alone.
+        """
+        import urllib.request
+
+        proxy, known = None, urllib.request.getproxies_environment()
+        name = next((name for name in ("https", "all") if known.get(name)), "")
+        if given:
+            proxy = None if given == NO_PROXY else Proxy.from_url(given)
+        elif name and not urllib.request.proxy_bypass(self.host):
+            proxy = Proxy.from_url(known[name], f"{name.upper()}_PROXY")
+        return Endpoint(self.host, self.port or (443 if proxy and proxy.is_http else MQTT_PORT), proxy)
 
 
 class Connected(NamedTuple):
@@ -3203,14 +3263,88 @@ def without_threads(client: Any) -> None:
 def open_socket(endpoint: Endpoint) -> Any:
     import socket
 
-    connection = socket.create_connection(endpoint, timeout=CONNECT_TIMEOUT_S)
+    if endpoint.proxy:
+        connection = open_tunnel(endpoint, endpoint.proxy)
+    else:
+        connection = socket.create_connection(endpoint[:2], timeout=CONNECT_TIMEOUT_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
     # A network that swallows everything ends a connection within half a minute, where the system can tell.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     limits = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
     for name in limits.keys() & vars(socket).keys():
         connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), limits[name])
-    return connection
+    return relayed(connection) if endpoint.proxy and endpoint.proxy.scheme == "https" else connection
+
+
+def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
+    """Return a socket that leads to the broker by way of a proxy. Raises ElfError, which says what the proxy does."""
+    import socket
+    import ssl
+
+    from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, ProxyType
+    from python_socks.sync.v2 import Proxy as Way
+
+    kind = ProxyType.HTTP if proxy.is_http else ProxyType.SOCKS5
+    tls = ssl.create_default_context() if proxy.scheme == "https" else None
+    remedy = "check HTTPS_PROXY, ALL_PROXY or --proxy; NO_PROXY or `--proxy none` goes around it"
+    try:
+        way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
+        return way.connect(endpoint.host, endpoint.port, timeout=CONNECT_TIMEOUT_S).socket
+    except ProxyConnectionError as error:
+        why = "its name can't be resolved" if isinstance(error.__cause__, socket.gaierror) else error.__cause__
+        problem = f"can't be reached: {why}"
+    except ssl.SSLError as error:
+        problem = f"can't be reached by TLS: {error}"
+    except (ProxyTimeoutError, ConnectionError):
+        problem = "does not answer"
+    except ProxyError as error:
+        problem, remedy = _answer_of_proxy(str(error), error.error_code, proxy, remedy)
+    raise ElfError(f"can't connect to {endpoint}: the proxy {proxy} {problem}", remedy)
+
+
+def _answer_of_proxy(said: str, code: int | None, proxy: Proxy, remedy: str) -> tuple[str, str]:
+    """Explain what a proxy says instead of opening a tunnel: an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)."""
+    if code in (401, 407) or "uthentication" in said:
+        problem = "refuses this user and password" if proxy.user else "wants a user and a password"
+        return f"{problem}: {said}", f"write them into its URL, as in {proxy.scheme}://USER:PASSWORD@{proxy.host}"
+    if code in (2, 403, 405):
+        return (
+            f"forbids it: {said}",
+            "have its administrator allow that host and port, or try `--mqtt-endpoint :443` or `:8883`",
+        )
+    if code:
+        return f"can't reach it: {said}", "check --mqtt-endpoint, and that the proxy lets AWS IoT through"
+    return f"gives no answer of a proxy's: {said}", remedy
+
+
+def relayed(outer: Any) -> Any:
+    """Return a socket that leads through a connection that is TLS itself, since the SDK's TLS can't run inside it."""
+    import selectors
+    import socket
+    import ssl
+
+    mine, its = socket.socketpair()
+
+    def relay() -> None:
+        with contextlib.suppress(OSError), outer, its, selectors.DefaultSelector() as selector:
+            for end in (outer, its):
+                selector.register(end, selectors.EVENT_READ)
+            while True:
+                ready = [key.fileobj for key, _ in selector.select(0 if outer.pending() else None)] or [outer]
+                if its in ready:
+                    if not (data := its.recv(65536)):
+                        return
+                    outer.settimeout(None)
+                    outer.sendall(data)
+                if outer in ready:
+                    outer.settimeout(0)  # what comes may be TLS's own affair
+                    with contextlib.suppress(ssl.SSLWantReadError):
+                        if not (data := outer.recv(65536)):
+                            return
+                        its.sendall(data)
+
+    threading.Thread(target=relay, daemon=True).start()
+    return mine
 
 
 class _Stream:
@@ -3893,6 +4027,7 @@ class Cli:
     region: str | None
     profile: str | None
     endpoint_url: str | None  # of the control plane
+    proxy: str | None  # its URL, or NO_PROXY
     local: bool  # the fleet lives, or shall, on the embedded AWS IoT
     misc_dir: Path
     wait: float  # seconds, for another ELF at work on misc/
@@ -3935,8 +4070,20 @@ class Cli:
 def control_plane_of(cli: Cli) -> tuple[Any, Place]:
     """Connect to the control plane where the fleet lives, or shall: once, whichever thread is the first to ask."""
     with cli.asking:
-        cli.control_plane = cli.control_plane or connect_control_plane(cli.place, cli.inbox, cli.headers, cli.rate)
+        cli.control_plane = cli.control_plane or connect_control_plane(
+            cli.place, cli.inbox, cli.headers, cli.rate, proxies_of(cli.proxy)
+        )
         return cli.control_plane
+
+
+def proxies_of(given: str | None) -> dict[str, str] | None:
+    """Say which proxies botocore, which knows no SOCKS, is to go through; None: those of the environment."""
+    import urllib.request
+
+    url = given or urllib.request.getproxies_environment().get("https", "")
+    if url == NO_PROXY or url.startswith("socks"):
+        return {}
+    return {"http": url, "https": url} if given else None
 
 
 def reach_aws(cli: Cli) -> tuple[Any, Place]:
@@ -4817,13 +4964,15 @@ class Admission(NamedTuple):
 def admit(cli: Cli, things: Sequence[Thing]) -> Admission:
     """Give the things a policy where they have none yet, and find the broker. Raises ElfError; botocore's errors."""
     fleet = cli.fleet
-    endpoint = cli.mqtt_endpoint
+    endpoint = cli.mqtt_endpoint or Endpoint("")
     newcomers = {thing.name for thing in things if not thing.policy_arn}
     young_s = max(0.0, PROPAGATION_S - fleet.changed_s_ago())
-    if newcomers or not endpoint or not endpoint.host:
+    if newcomers or not endpoint.host:
         _, place = reach_aws(cli)
-        if not endpoint or not endpoint.host:
-            endpoint = Endpoint(place.data_endpoint or "", endpoint.port if endpoint else MQTT_PORT)
+        endpoint = Endpoint(endpoint.host or place.data_endpoint or "", endpoint.port)
+    endpoint = endpoint.routed(NO_PROXY if cli.place.local else cli.proxy)
+    if endpoint.proxy:
+        log.info("through the proxy %s", endpoint.proxy)
     if newcomers:
         names = {thing.name for thing in things}
         things = [thing for thing in with_policies(cli, newcomers) if thing.name in names]
@@ -4914,7 +5063,7 @@ def mqtt_endpoint(text: str) -> Endpoint:
     port = int(match["port"] or MQTT_PORT) if match else 0
     if not match or not text or not 0 < port < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST, HOST:PORT or :PORT")
-    return Endpoint(match["ipv6"] or match["host"], port)
+    return Endpoint(match["ipv6"] or match["host"], port if match["port"] else 0)
 
 
 def directory(text: str) -> Path:
@@ -4932,6 +5081,15 @@ def part_of_place(text: str, key: str) -> str:
         return str(getattr(Place(**part).checked(), key))
     except ElfError as error:
         raise argparse.ArgumentTypeError(error.cause) from None
+
+
+def proxy(text: str) -> str:
+    try:
+        if text != NO_PROXY:
+            Proxy.from_url(text)
+    except ElfError as error:
+        raise argparse.ArgumentTypeError(f"that is not a proxy's URL: {error.remedy}") from None
+    return text
 
 
 class Parser(argparse.ArgumentParser):
@@ -4977,6 +5135,8 @@ def add_common_options(parser: Parser) -> Parser:
     add("--region", metavar="R", type=region, help=other)
     add("--profile", metavar="P", type=profile, help="named profile of the AWS CLI (default: the fleet's, else none)")
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
+    way = f"go through this proxy; {NO_PROXY}: through none (default: HTTPS_PROXY, ALL_PROXY and NO_PROXY say)"
+    add("--proxy", metavar="URL", type=proxy, help=way)
     add("--local", action="store_true", help="an AWS IoT embedded in this machine; needs no account")
     add("--misc-dir", metavar="D", type=directory, help=where)
     add("--wait", metavar="S", type=from_0, help="wait so long for another ELF to finish there (default: 0 s)")
@@ -5083,6 +5243,7 @@ def misuse(cli: Cli) -> str:
     sends = run is send_messages
     problems = (
         (cli.local and (cli.profile or cli.endpoint_url), "--local has no --profile and no --endpoint-url"),
+        (cli.local and cli.proxy, "--local goes through no proxy: leave --proxy out"),
         (cli.quiet and (cli.verbose or cli.debug), "--quiet does nothing beside --verbose or --debug"),
         (run and run is not subscribe and cli.output == "payload", "--output payload is for subscribe alone"),
         (not run and cli.output == "json", "no command is given"),
@@ -5130,6 +5291,8 @@ def locate(cli: Cli, remembered: Place | None) -> Place:
     ]
     if cli.local and not remembered.local:
         options.append("--local")
+    if remembered.local and cli.proxy:
+        options.append("--proxy")
     if options:
         raise ElfError(
             f"{' '.join(options)} contradicts where the fleet lives: {remembered}",

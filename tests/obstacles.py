@@ -50,12 +50,12 @@ class Impostor:
     It first says `answer`; with `holds`, it says nothing and does not hang up either.
     """
 
-    def __init__(self, directory: Path, answer: bytes = b"", holds: bool = False) -> None:
+    def __init__(self, directory: Path, answer: bytes = b"", holds: bool = False, port: int = 0) -> None:
         self.root_cert = directory / "impostor.pem"
         self._answer, self._holds = answer, holds
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(self._certify())
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._serve, daemon=True).start()
 
@@ -147,7 +147,7 @@ class Peer:
     """A client's connection, seen from the broker. Iterating waits for packets, until the client is gone."""
 
     def __init__(self, connection: ssl.SSLSocket, heard: Callable[[], None]) -> None:
-        self.connection = connection
+        self.connection, self.protocol = connection, connection.selected_alpn_protocol()
         self.packets: list[Packet] = []
         self.is_over = self.is_patient = False  # patient: it has waited for more until its time-out
         self._heard = heard
@@ -216,13 +216,14 @@ class Broker(Impostor):
         scripts: Mapping[str, Sequence[Script]] | None = None,
         accepted: Path | None = None,
         version: str = "MAXIMUM_SUPPORTED",
+        port: int = 0,
     ) -> None:
         self.peers: list[Peer] = []  # in the order of their CONNECT
         self.refused = 0  # connections without one
         self._scripts = {thing: collections.deque(its) for thing, its in (scripts or {}).items()}
         self._accepted, self._version = accepted, ssl.TLSVersion[version]
         self._news = threading.Condition()
-        super().__init__(directory)
+        super().__init__(directory, port=port)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # what is not read is soon felt
 
     @property
