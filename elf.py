@@ -512,8 +512,9 @@ class Output:
             is_log = stream is sys.stderr
             alone = not is_log or is_alone(keep=bool(bars))
             is_seen = alone and (is_log or stream.isatty())
+            over = "\r\x1b[K" if is_log and (bars or not alone) and on_terminal() else ""  # what is drawn there, and ^C
             with bars.external_write_mode(sys.stderr) if bars and is_seen else contextlib.nullcontext():
-                stream.write(text if alone or not on_terminal() else f"\r\x1b[K{text}")  # over what another has drawn
+                stream.write(over + text if over else text)
                 stream.flush()
 
         self.call(write, stream, len(text))
@@ -621,8 +622,13 @@ class TerminalFormatter(LogFormatter):
         self.converter, self._coloured = time.localtime, coloured
 
     def format(self, record: logging.LogRecord) -> str:
-        if isinstance(record.args, tuple):
-            record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
+        args = [shorter(value) if isinstance(value, Path) else value for value in record.args or ()]
+        record.args = tuple(args)
+        over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
+        if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
+            longest = max(args, key=lambda value: len(str(value)))  # most often the message
+            args[args.index(longest)] = f"{str(longest)[: -over - 1]}…"
+            record.args = tuple(args)
         at, colour = self.formatTime(record, "%H:%M:%S"), COLOURS.get(record.levelno)
         text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
         if not self._coloured:
@@ -1242,7 +1248,7 @@ class Fleet:
                 if not path.is_symlink() and path.stat().st_mode & 0o077:
                     path.chmod(0o700 if path.is_dir() else 0o600)
                     exposed.append(path)
-        if exposed:
+        if exposed and self.elf_id:  # not a new fleet's directory
             log.warning("others could read %s: not any more", ", ".join(map(str, exposed)))
 
     # Recording
@@ -4383,10 +4389,11 @@ class Tally(Account):
     def report(self, shift: Shift) -> None:
         shift.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
         cause, late_s = max(self._late_s.items(), key=lambda pair: pair[1])
-        latency = f"; ack latency: {self._latency}" if self.acknowledged else ""
         why = f" ({cause})" if cause and late_s > 0.1 else ""
-        pace = self.pace(self.sent, shift) + latency
-        last.info("[send_messages] %s; sent up to %.1f ms late%s", pace, 1000 * late_s, why)
+        pace = self.pace(self.sent, shift)
+        last.info("[send_messages] %s, sent up to %.1f ms late%s", pace, 1000 * late_s, why)
+        if self.acknowledged:
+            last.info("[send_messages] ack latency: %s", self._latency)
         self.unacknowledged = shift.crew.unacknowledged
         if self.rounds is not None:
             self.unsent = self.rounds * len(shift.joined) - self.sent
@@ -4454,8 +4461,9 @@ class Hearing(Account):
 
     def report(self, shift: Shift) -> None:
         shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
-        latency = f"; delivery latency (from ts, ±1 ms): {self._latency}" if self._latency.in_ms() else ""
-        last.info("[subscribe] %s%s", self.pace(self.received, shift), latency)
+        last.info("[subscribe] %s", self.pace(self.received, shift))
+        if self._latency.in_ms():
+            last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
         if self.unread:
             log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
         by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
@@ -4775,7 +4783,7 @@ def subscribe(cli: Cli) -> int:
         log.info("[subscribe] ELF listening on %s %s", plural(len(shift.joined), "thing"), ends)
         listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, shift.joined)))
         if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
-            log.info("[subscribe] each of them hears every message: --things 1 or --append-thing-name shows it once")
+            log.info("[subscribe] all hear every message: --things 1 or --append-thing-name shows it once")
         hearing.ends_at = time.monotonic() + duration_s
         shift.take_until(Settled, hearing.ends_at)
         if hearing.arrivals.counts["missing"]:

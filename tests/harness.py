@@ -416,21 +416,34 @@ class Elf:
         return running
 
     def in_terminal(
-        self, *args: object, columns: int = 120, env: Mapping[str, str] | None = None, script: str = ""
+        self,
+        *args: object,
+        columns: int = 120,
+        env: Mapping[str, str] | None = None,
+        script: str = "",
+        interrupt_at: str = END,
     ) -> Terminal:
-        """Run a command to its end in a terminal of its own; or a shell's script with jobs, in which $ELF is ELF."""
+        """Run a command to its end in a terminal of its own; or a shell's script with jobs, in which $ELF is ELF.
+
+        When the terminal shows `interrupt_at`, Ctrl-C is pressed there. It is left as it was.
+        """
         mine, its = pty.openpty()
+        before = termios.tcgetattr(mine)
         fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         command = self._command(args, {"TERM": "xterm-256color", **(env or {})})
         if script:
             command["env"] |= {"ELF": f"{self.python} {self.script}", "BROKER": " ".join(self.broker)}
-            command["args"] = ["setsid", "--ctty", "bash", "-mc", script]
+            command["args"] = ["setsid", "--ctty", "--wait", "bash", "-mc", script]
         process = subprocess.Popen(**{**command, "stdin": its, "stdout": its, "stderr": its, "start_new_session": True})
         os.close(its)
         written = b""
         with contextlib.suppress(OSError):  # EIO: the other end is closed
             while chunk := os.read(mine, 65536):
                 written += chunk
+                if interrupt_at.encode() in written:
+                    os.write(mine, b"\x03")
+                    interrupt_at = END
+        assert termios.tcgetattr(mine) == before
         os.close(mine)
         return Terminal(process.wait(PATIENCE_S), written.decode("utf-8"), columns)
 
