@@ -3241,8 +3241,6 @@ def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: Thin
 
     Raises what the network and TLS have to say: OSError, ssl.SSLError; ElfError, of a proxy.
     """
-    import ssl
-
     client = load_sdk()(client_id)
     client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
     client.configureCredentials(str(root_cert), str(files.private_key), str(files.certificate))
@@ -3250,12 +3248,7 @@ def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: Thin
     client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
     client.disableMetricsCollection()  # a user name without a password, which other brokers refuse
     without_threads(client)
-    try:
-        client.connectAsync(KEEP_ALIVE_S, ackCallback=on_connack)
-    except ssl.SSLCertVerificationError as error:
-        with contextlib.suppress(OSError, ElfError):
-            error.strerror = f"{error.strerror} ({shown_by(endpoint)})"
-        raise
+    client.connectAsync(KEEP_ALIVE_S, ackCallback=on_connack)
     return client
 
 
@@ -3609,6 +3602,9 @@ class Device:
                     raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
             client = open_client(client_id, self._endpoint, self._root_cert, self._files, self._on_connack)
         except Exception as error:
+            if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
+                with contextlib.suppress(OSError, ElfError):
+                    error.strerror = f"{error.strerror} ({shown_by(self._endpoint)})"
             self._loop.call(self._fail, self._refusal_in(error) or error)
         else:
             self._loop.call(self._take, client, client_id)
