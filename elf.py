@@ -3209,10 +3209,12 @@ class _Nobody:
 @functools.cache
 def load_sdk() -> Any:
     """Import the SDK and mend it; return the class of its clients."""
+    import ssl
     from types import SimpleNamespace
 
     from AWSIoTPythonSDK import MQTTLib
     from AWSIoTPythonSDK.core.protocol import mqtt_core
+    from AWSIoTPythonSDK.core.protocol.connection import alpn
     from AWSIoTPythonSDK.core.protocol.internal import clients, workers
     from AWSIoTPythonSDK.core.protocol.paho import client as paho
 
@@ -3228,6 +3230,8 @@ def load_sdk() -> Any:
     ):
         kind._logger = silent
     logging.getLogger("AWSIoTPythonSDK").setLevel(logging.CRITICAL + 1)
+    bare_context = functools.partial(ssl.SSLContext, ssl.PROTOCOL_TLS_CLIENT)  # else port 443 believes the system's CAs
+    alpn.ssl = SimpleNamespace(SSLContext=ssl.SSLContext, create_default_context=bare_context)
     mqtt_core.Queue = _Events
     paho.print = lambda *_: None  # of socket errors, on the standard output that is for --output json
     paho.time = SimpleNamespace(time=time.monotonic)  # or a clock that is set would end connections
