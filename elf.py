@@ -2988,10 +2988,6 @@ class Proxy(NamedTuple):
     def __str__(self) -> str:
         return f"{self.scheme}://{Endpoint(self.host, self.port)}"
 
-    @property
-    def is_http(self) -> bool:
-        return self.scheme in ("http", "https")
-
     @classmethod
     def from_url(cls, url: str, source: str = "--proxy") -> Proxy:
         """Read a URL, the password of which is secret from now on. Raises ElfError, which names the source alone."""
@@ -3025,13 +3021,19 @@ class Endpoint(NamedTuple):
         """
         import urllib.request
 
-        proxy, known = None, urllib.request.getproxies_environment()
-        name = next((name for name in ("https", "all") if known.get(name)), "")
-        if given:
-            proxy = None if given == NO_PROXY else Proxy.from_url(given)
-        elif name and not urllib.request.proxy_bypass(self.host):
-            proxy = Proxy.from_url(known[name], f"{name.upper()}_PROXY")
-        return Endpoint(self.host, self.port or (443 if proxy and proxy.is_http else MQTT_PORT), proxy)
+        source, url = ("--proxy", given) if given else proxy_in_environment()
+        is_direct = url in ("", NO_PROXY) or (not given and urllib.request.proxy_bypass(self.host))
+        proxy = None if is_direct else Proxy.from_url(url, source)
+        usual_port = 443 if proxy and proxy.scheme.startswith("http") else MQTT_PORT
+        return Endpoint(self.host, self.port or usual_port, proxy)
+
+
+def proxy_in_environment() -> tuple[str, str]:
+    """Return the variable that names a proxy for HTTPS, or one for all, and its URL; empty: none does."""
+    import urllib.request
+
+    known = urllib.request.getproxies_environment()
+    return next(((f"{name.upper()}_PROXY", known[name]) for name in ("https", "all") if known.get(name)), ("", ""))
 
 
 class Connected(NamedTuple):
@@ -3207,10 +3209,12 @@ class _Nobody:
 @functools.cache
 def load_sdk() -> Any:
     """Import the SDK and mend it; return the class of its clients."""
+    import ssl
     from types import SimpleNamespace
 
     from AWSIoTPythonSDK import MQTTLib
     from AWSIoTPythonSDK.core.protocol import mqtt_core
+    from AWSIoTPythonSDK.core.protocol.connection import alpn
     from AWSIoTPythonSDK.core.protocol.internal import clients, workers
     from AWSIoTPythonSDK.core.protocol.paho import client as paho
 
@@ -3226,6 +3230,8 @@ def load_sdk() -> Any:
     ):
         kind._logger = silent
     logging.getLogger("AWSIoTPythonSDK").setLevel(logging.CRITICAL + 1)
+    bare_context = functools.partial(ssl.SSLContext, ssl.PROTOCOL_TLS_CLIENT)  # else port 443 believes the system's CAs
+    alpn.ssl = SimpleNamespace(SSLContext=ssl.SSLContext, create_default_context=bare_context)
     mqtt_core.Queue = _Events
     paho.print = lambda *_: None  # of socket errors, on the standard output that is for --output json
     paho.time = SimpleNamespace(time=time.monotonic)  # or a clock that is set would end connections
@@ -3237,7 +3243,7 @@ def load_sdk() -> Any:
 def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any) -> Any:
     """Connect a client of the SDK by mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
 
-    Raises what the network and TLS have to say: OSError, ssl.SSLError.
+    Raises what the network and TLS have to say: OSError, ssl.SSLError; ElfError, of a proxy.
     """
     client = load_sdk()(client_id)
     client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
@@ -3248,6 +3254,26 @@ def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: Thin
     without_threads(client)
     client.connectAsync(KEEP_ALIVE_S, ackCallback=on_connack)
     return client
+
+
+@functools.cache
+def shown_by(endpoint: Endpoint) -> str:
+    """Name the certificate that is shown as the broker's. Raises OSError, ElfError.
+
+    Only one that is trusted is ever decoded: so it is fetched first, then trusted for that.
+    """
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    for _ in range(2):
+        with context.wrap_socket(open_socket(endpoint), server_hostname=endpoint.host) as connection:
+            shown, der = connection.getpeercert() or {}, connection.getpeercert(binary_form=True)
+        context.load_verify_locations(cadata=der)
+        context.verify_mode = ssl.CERT_REQUIRED
+    names = (", ".join(value for part in shown[of] for _, value in part) for of in ("subject", "issuer"))  # type: ignore
+    return "it is {}'s, signed by {}".format(*names)
 
 
 def without_threads(client: Any) -> None:
@@ -3284,7 +3310,7 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
     from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, ProxyType
     from python_socks.sync.v2 import Proxy as Way
 
-    kind = ProxyType.HTTP if proxy.is_http else ProxyType.SOCKS5
+    kind = ProxyType.HTTP if proxy.scheme.startswith("http") else ProxyType.SOCKS5
     tls = ssl.create_default_context() if proxy.scheme == "https" else None
     remedy = "check HTTPS_PROXY, ALL_PROXY or --proxy; NO_PROXY or `--proxy none` goes around it"
     try:
@@ -3580,6 +3606,9 @@ class Device:
                     raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
             client = open_client(client_id, self._endpoint, self._root_cert, self._files, self._on_connack)
         except Exception as error:
+            if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
+                with contextlib.suppress(OSError, ElfError):
+                    error.strerror = f"{error.strerror} ({shown_by(self._endpoint)})"
             self._loop.call(self._fail, self._refusal_in(error) or error)
         else:
             self._loop.call(self._take, client, client_id)
@@ -3843,7 +3872,7 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
             remedy = "check the name in --mqtt-endpoint; without that option ELF asks AWS for it"
         else:
             problem = f"its certificate is not to be trusted: {error}"
-            remedy = "check --root-cert and --mqtt-endpoint, and that nobody sits in between"
+            remedy = "check --root-cert and --mqtt-endpoint; a proxy that opens TLS has to leave AWS IoT alone"
     elif isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
         problem = f"TLS fails: {error}"
         remedy = "see that AWS IoT listens there (--mqtt-endpoint), and what sits in between"
@@ -3857,7 +3886,12 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
         problem, remedy = f"the network says: {error}", "check the network, and --mqtt-endpoint"
     else:
         return error
-    return ElfError(f"{thing} can't connect to {endpoint}: {problem}", remedy)
+    if not endpoint.proxy and not isinstance(error, ssl.SSLError):
+        name, _ = proxy_in_environment()
+        hint = f"NO_PROXY or --proxy keeps ELF from {name}" if name else "if a proxy leads out, set --proxy"
+        remedy = f"{remedy}; {hint}"
+    by = f" through the proxy {endpoint.proxy}" if endpoint.proxy else ""
+    return ElfError(f"{thing} can't connect to {endpoint}{by}: {problem}", remedy)
 
 
 def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
@@ -4078,9 +4112,7 @@ def control_plane_of(cli: Cli) -> tuple[Any, Place]:
 
 def proxies_of(given: str | None) -> dict[str, str] | None:
     """Say which proxies botocore, which knows no SOCKS, is to go through; None: those of the environment."""
-    import urllib.request
-
-    url = given or urllib.request.getproxies_environment().get("https", "")
+    url = given or proxy_in_environment()[1]
     if url == NO_PROXY or url.startswith("socks"):
         return {}
     return {"http": url, "https": url} if given else None
@@ -5120,6 +5152,7 @@ class Parser(argparse.ArgumentParser):
         known += re.findall(r"[\w-]+", message.partition("choose from")[2])
         meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
+        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in what was taken for something else
         cause, remedy = f"{message}{suggestion}", f"see {self.prog} --help"
         with contextlib.suppress(OSError):
             sys.stderr.write(redacted(printable(f"{self.prog}: error: {cause} ({remedy})")) + "\n")

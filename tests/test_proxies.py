@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import shutil
+import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,8 +16,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness import InProcess, await_listener, free_port
-from obstacles import CLOSED_PORT, Broker, deaf_port
+from harness import AwsService, InProcess, Pair, Relay, await_listener, free_port
+from obstacles import CLOSED_PORT, Broker, Impostor, deaf_port
 
 ONCE = ("--count", "1", "--interval", "0.01")
 USER, PASSWORD = "jane", "s3cret-Pass"
@@ -37,6 +40,27 @@ pytestmark = [
 ]
 
 
+class TlsFront(Impostor):
+    """What makes a proxy on this machine one that is reached by TLS."""
+
+    def __init__(self, directory: Path, proxy_port: int) -> None:
+        self._proxy_port = proxy_port
+        super().__init__(directory)
+
+    def _meet(self, connection: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            self._context.wrap_socket(connection, server_side=True) as client,
+            socket.create_connection(("127.0.0.1", self._proxy_port)) as proxy,
+        ):
+            while True:
+                waiting: list[socket.socket] = [client] if client.pending() else []
+                for side in waiting or select.select([client, proxy], [], [])[0]:
+                    if not (data := side.recv(65536)):
+                        return
+                    (proxy if side is client else client).sendall(data)
+
+
 class Proxies:
     """The proxies of this machine, each with its port: those that end in _login want a user and a password."""
 
@@ -48,6 +72,8 @@ class Proxies:
         self.socks_login = self._microsocks("-u", USER, "-P", PASSWORD)
         for port in (self.http, self.http_login, self.socks, self.socks_login):
             await_listener(port)
+        self._front = TlsFront(directory, self.http)
+        self.https, self.root_cert = self._front.port, self._front.root_cert
 
     def _tinyproxy(self, file: Path, more: str) -> int:
         port = free_port()
@@ -65,6 +91,7 @@ class Proxies:
         self._processes.append(subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet))
 
     def close(self) -> None:
+        self._front.close()
         for process in self._processes:
             process.kill()
             process.wait()
@@ -108,6 +135,7 @@ def broker_at(tmp_path: Path) -> Iterator[Callable[[int], Hearing]]:
         ("HTTPS_PROXY", "http://127.0.0.1:{0.http}", 443),
         ("https_proxy", "127.0.0.1:{0.http}", 443),
         ("ALL_PROXY", f"http://{LOGIN}127.0.0.1:{{0.http_login}}", 443),
+        ("HTTPS_PROXY", "https://localhost:{0.https}", 443),
         ("all_proxy", "socks5://127.0.0.1:{0.socks}", 8883),
         ("", f"socks5h://{LOGIN}localhost:{{0.socks_login}}", 8883),
     ],
@@ -122,7 +150,7 @@ def test_messages_go_through_the_proxy(
 ) -> None:
     broker, url = broker_at(port), way.format(proxies)
     if variable:
-        main_of_pair.use({variable: url})
+        main_of_pair.use({variable: url, "SSL_CERT_FILE": str(proxies.root_cert)})
     options = () if variable else ("--proxy", url)
     root_cert = ("--root-cert", broker.root_cert, "--debug", "--output", "json")
     result = main_of_pair("send", *options, "--mqtt-endpoint", "localhost", *root_cert, *ONCE)
@@ -140,6 +168,7 @@ def test_messages_go_through_the_proxy(
         ("http://nobody.invalid:3128", "can't be reached: its name can't be resolved", "--proxy none"),
         (f"http://127.0.0.1:{CLOSED_PORT}", "can't be reached: [Errno 111] Connection refused", "--proxy none"),
         (f"socks5://127.0.0.1:{CLOSED_PORT}", "can't be reached: [Errno 111] Connection refused", "--proxy none"),
+        ("https://localhost:{0.https}", "can't be reached by TLS: [SSL: CERTIFICATE_VERIFY_FAILED]", "--proxy none"),
         ("http://127.0.0.1:{1}", "does not answer", "--proxy none"),
         ("http://127.0.0.1:{0.http_login}", "wants a user and a password: 407", "http://USER:PASSWORD@127.0.0.1"),
         ("http://jane:w4ong@127.0.0.1:{0.http_login}", "refuses this user and password: ", "http://USER:PASSWORD@"),
@@ -169,3 +198,80 @@ def test_a_proxy_that_does_not_lead_there_is_explained(
     assert any(failed in line for line in result.lines), result.err
     assert any(line.startswith("what to do: ") and remedy in line for line in result.lines), result.err
     assert "w4ong" not in result.err
+
+
+def test_a_proxy_that_opens_tls_is_named_though_the_system_trusts_it(
+    main_of_pair: InProcess, proxies: Proxies, service: AwsService, broker_at: Callable[[int], Hearing]
+) -> None:
+    main_of_pair.use({"SSL_CERT_FILE": str(broker_at(443).root_cert)})
+    way = ("--proxy", f"http://127.0.0.1:{proxies.http}", "--mqtt-endpoint", "localhost")
+    result = main_of_pair("send", *way, "--root-cert", service.root_cert, "--things", 1, *ONCE, status=1)
+    assert f"can't connect to localhost:443 through the proxy http://127.0.0.1:{proxies.http}: " in result.err
+    assert "(it is impostor's, signed by impostor)" in result.err
+    assert "what to do: check --root-cert and --mqtt-endpoint; a proxy that opens TLS has to leave" in result.err
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "hint"),
+    [
+        ({}, (), "if a proxy leads out, set --proxy"),
+        ({"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "localhost"}, (), "keeps ELF from HTTPS_PROXY"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:9", "no_proxy": "*"}, (), "keeps ELF from ALL_PROXY"),
+        ({"HTTPS_PROXY": "http://127.0.0.1:9"}, ("--proxy", "none"), "keeps ELF from HTTPS_PROXY"),
+    ],
+)
+def test_who_goes_around_the_proxy_is_told_of_it_where_that_fails(
+    main_of_pair: InProcess, pair: Pair, environment: dict[str, str], options: tuple[str, ...], hint: str
+) -> None:
+    main_of_pair.use(environment)
+    main_of_pair("send", *options, *pair.broker, *ONCE)
+    nowhere = ("--mqtt-endpoint", f"localhost:{CLOSED_PORT}", "--things", 1)
+    result = main_of_pair("send", *options, *nowhere, *ONCE, status=1)
+    assert f"can't connect to localhost:{CLOSED_PORT}: nothing listens there" in result.err
+    assert hint in result.err
+    assert "through the proxy" not in result.err
+
+
+def test_a_tunnel_that_is_cut_is_opened_again(
+    pair: Pair, proxies: Proxies, broker_at: Callable[[int], Hearing]
+) -> None:
+    broker, relay = broker_at(443), Relay(proxies.http)
+    options = ("--proxy", f"http://localhost:{relay.port}", "--root-cert", broker.root_cert, "--things", 1)
+    running = pair.start("send", *options, "--mqtt-endpoint", "localhost", "--duration", 0, "--interval", 0.1)
+    running.await_line("posting message")
+    relay.cut()
+    running.await_line("thing_0 (has its connection to|reconnected to) localhost:443")
+    running.signal(signal.SIGINT)
+    running.end(130)
+    relay.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5h"])
+def test_the_control_plane_goes_through_what_botocore_can(main: InProcess, proxies: Proxies, scheme: str) -> None:
+    result = main("create", "--proxy", f"{scheme}://127.0.0.1:{CLOSED_PORT}", status=1 if scheme == "http" else 0)
+    assert ("the proxy can't be reached" in result.err) == (scheme == "http")
+    main.use({"HTTP_PROXY": f"http://127.0.0.1:{CLOSED_PORT}"})  # MiniStack's is an http:// URL
+    main("create", "--proxy", "none")
+    main("create", 2, "--proxy", f"http://127.0.0.1:{proxies.http}")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--local", "--proxy", "http://127.0.0.1:9"), "--local goes through no proxy"),
+        (("--proxy", "ftp://jane:s3cret@127.0.0.1"), "that is not a proxy's URL"),
+        (("--proxy", "http://jane:s3c/ret@127.0.0.1"), "that is not a proxy's URL"),
+        (("--prox", "http://jane:s3cret@127.0.0.1"), "did you mean --proxy?"),
+    ],
+)
+def test_a_proxy_that_can_not_be_meant_is_refused(main: InProcess, options: tuple[str, ...], problem: str) -> None:
+    result = main("create", *options, status=2)
+    assert problem in result.err
+    assert "s3c" not in result.err
+
+
+def test_a_variable_that_holds_no_proxy_is_named(main_of_pair: InProcess, pair: Pair) -> None:
+    main_of_pair.use({"HTTPS_PROXY": "gopher://jane:s3cret@127.0.0.1"})
+    result = main_of_pair("send", *pair.broker, *ONCE, status=1)
+    assert "HTTPS_PROXY is not a proxy's URL" in result.err
+    assert "s3cret" not in result.err
