@@ -3209,10 +3209,12 @@ class _Nobody:
 @functools.cache
 def load_sdk() -> Any:
     """Import the SDK and patch it; return the class of its clients."""
+    import ssl
     from types import SimpleNamespace
 
     from AWSIoTPythonSDK import MQTTLib
     from AWSIoTPythonSDK.core.protocol import mqtt_core
+    from AWSIoTPythonSDK.core.protocol.connection import alpn
     from AWSIoTPythonSDK.core.protocol.internal import clients, workers
     from AWSIoTPythonSDK.core.protocol.paho import client as paho
 
@@ -3228,6 +3230,8 @@ def load_sdk() -> Any:
     ):
         kind._logger = silent
     logging.getLogger("AWSIoTPythonSDK").setLevel(logging.CRITICAL + 1)
+    bare_context = functools.partial(ssl.SSLContext, ssl.PROTOCOL_TLS_CLIENT)  # else port 443 believes the system's CAs
+    alpn.ssl = SimpleNamespace(SSLContext=ssl.SSLContext, create_default_context=bare_context)
     mqtt_core.Queue = _Events
     paho.print = lambda *_: None  # of socket errors, on the standard output that is for --output json
     paho.time = SimpleNamespace(time=time.monotonic)  # or a clock that is set would end connections
@@ -3288,35 +3292,41 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
 
     kind = ProxyType.HTTP if proxy.is_http else ProxyType.SOCKS5
     tls = ssl.create_default_context() if proxy.scheme == "https" else None
-    remedy = "check HTTPS_PROXY, ALL_PROXY or --proxy; NO_PROXY or `--proxy none` goes around it"
+    problem, remedy = f"the proxy {proxy} does not answer", "check HTTPS_PROXY, ALL_PROXY, NO_PROXY and --proxy"
     try:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
         return way.connect(endpoint.host, endpoint.port, timeout=CONNECT_TIMEOUT_S).socket
     except ProxyConnectionError as error:
-        why = "its name can't be resolved" if isinstance(error.__cause__, socket.gaierror) else error.__cause__
-        problem = f"can't be reached: {why}"
+        problem = f"the proxy {proxy} can't be reached: {error.__cause__}"
+        if isinstance(error.__cause__, socket.gaierror):
+            problem = f"the name of the proxy {proxy} can't be resolved"
     except ssl.SSLError as error:
-        problem = f"can't be reached by TLS: {error}"
+        problem = f"TLS to the proxy {proxy} fails: {error}"
     except (ProxyTimeoutError, ConnectionError):
-        problem = "does not answer"
+        pass
     except ProxyError as error:
-        problem, remedy = _answer_of_proxy(str(error), error.error_code, proxy, remedy)
-    raise ElfError(f"can't connect to {endpoint}: the proxy {proxy} {problem}", remedy)
+        problem, remedy = _answer_of(proxy, str(error), error.error_code) or (
+            f"what answers at {proxy} is no proxy: {error}",
+            remedy,
+        )
+    except ValueError:  # HTTP takes no colon in a user, SOCKS nothing but ASCII
+        problem = f"the proxy {proxy} can't be told this user and password"
+    raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
 
 
-def _answer_of_proxy(said: str, code: int | None, proxy: Proxy, remedy: str) -> tuple[str, str]:
+def _answer_of(proxy: Proxy, said: str, code: int | None) -> tuple[str, str] | None:
     """Explain what a proxy says instead of opening a tunnel: an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)."""
     if code in (401, 407) or "uthentication" in said:
-        problem = "refuses this user and password" if proxy.user else "wants a user and a password"
-        return f"{problem}: {said}", f"write them into its URL, as in {proxy.scheme}://USER:PASSWORD@{proxy.host}"
+        remedy = f"write them into its URL: {proxy.scheme}://USER:PASSWORD@{proxy.host}:{proxy.port}"
+        if proxy.user:
+            return f"the proxy {proxy} refuses this user and password: {said}", remedy
+        return f"the proxy {proxy} wants a user and a password: {said}", remedy
     if code in (2, 403, 405):
-        return (
-            f"forbids it: {said}",
-            "have its administrator allow that host and port, or try `--mqtt-endpoint :443` or `:8883`",
-        )
+        remedy = "have its administrator allow that host and port, or try another port: --mqtt-endpoint :443, :8883"
+        return f"the proxy {proxy} forbids it: {said}", remedy
     if code:
-        return f"can't reach it: {said}", "check --mqtt-endpoint, and that the proxy lets AWS IoT through"
-    return f"gives no answer of a proxy's: {said}", remedy
+        return f"the proxy {proxy} can't reach it: {said}", "check --mqtt-endpoint, and that the proxy gets to AWS IoT"
+    return None
 
 
 def relayed(outer: Any) -> Any:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
+import select
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness import AwsService, InProcess, Pair, Relay, await_listener, free_port
-from obstacles import CLOSED_PORT, Broker, deaf_port
+from harness import PATIENCE_S, ROOT, AwsService, Elf, InProcess, Pair, Relay, await_listener, free_port
+from obstacles import CLOSED_PORT, Broker, Impostor, deaf_port
 
 ONCE = ("--count", "1", "--interval", "0.01")
 USER, PASSWORD = "jane", "s3cret-Pass"
@@ -38,6 +42,27 @@ pytestmark = [
 ]
 
 
+class TlsFront(Impostor):
+    """What makes a proxy on this machine one that is reached by TLS."""
+
+    def __init__(self, directory: Path, proxy_port: int) -> None:
+        self._proxy_port = proxy_port
+        super().__init__(directory)
+
+    def _meet(self, connection: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            self._context.wrap_socket(connection, server_side=True) as client,
+            socket.create_connection(("127.0.0.1", self._proxy_port)) as proxy,
+        ):
+            while True:
+                waiting: list[socket.socket] = [client] if client.pending() else []
+                for side in waiting or select.select([client, proxy], [], [])[0]:
+                    if not (data := side.recv(65536)):
+                        return
+                    (proxy if side is client else client).sendall(data)
+
+
 class Proxies:
     """The proxies of this machine, each with its port: those that end in _login want a user and a password."""
 
@@ -49,6 +74,8 @@ class Proxies:
         self.socks_login = self._microsocks("-u", USER, "-P", PASSWORD)
         for port in (self.http, self.http_login, self.socks, self.socks_login):
             await_listener(port)
+        self._front = TlsFront(directory, self.http)
+        self.https, self.root_cert = self._front.port, self._front.root_cert
 
     def _tinyproxy(self, file: Path, more: str) -> int:
         port = free_port()
@@ -66,6 +93,7 @@ class Proxies:
         self._processes.append(subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet))
 
     def close(self) -> None:
+        self._front.close()
         for process in self._processes:
             process.kill()
             process.wait()
@@ -109,6 +137,7 @@ def broker_at(tmp_path: Path) -> Iterator[Callable[[int], Hearing]]:
         ("HTTPS_PROXY", "http://127.0.0.1:{0.http}", 443),
         ("https_proxy", "127.0.0.1:{0.http}", 443),
         ("ALL_PROXY", f"http://{LOGIN}127.0.0.1:{{0.http_login}}", 443),
+        ("HTTPS_PROXY", "https://localhost:{0.https}", 443),
         ("all_proxy", "socks5://127.0.0.1:{0.socks}", 8883),
         ("", f"socks5h://{LOGIN}localhost:{{0.socks_login}}", 8883),
     ],
@@ -123,7 +152,7 @@ def test_messages_go_through_the_proxy(
 ) -> None:
     broker, url = broker_at(port), way.format(proxies)
     if variable:
-        main_of_pair.use({variable: url})
+        main_of_pair.use({variable: url, "SSL_CERT_FILE": str(proxies.root_cert)})
     options = () if variable else ("--proxy", url)
     root_cert = ("--root-cert", broker.root_cert, "--debug", "--output", "json")
     result = main_of_pair("send", *options, "--mqtt-endpoint", "localhost", *root_cert, *ONCE)
@@ -138,17 +167,19 @@ def test_messages_go_through_the_proxy(
 @pytest.mark.parametrize(
     ("way", "cause", "remedy"),
     [
-        ("http://nobody.invalid:3128", "can't be reached: its name can't be resolved", "--proxy none"),
-        (f"http://127.0.0.1:{CLOSED_PORT}", "can't be reached: [Errno 111] Connection refused", "--proxy none"),
-        (f"socks5://127.0.0.1:{CLOSED_PORT}", "can't be reached: [Errno 111] Connection refused", "--proxy none"),
-        ("http://127.0.0.1:{1}", "does not answer", "--proxy none"),
-        ("http://127.0.0.1:{0.http_login}", "wants a user and a password: 407", "http://USER:PASSWORD@127.0.0.1"),
-        ("http://jane:w4ong@127.0.0.1:{0.http_login}", "refuses this user and password: ", "http://USER:PASSWORD@"),
-        ("socks5://127.0.0.1:{0.socks_login}", "wants a user and a password: ", "socks5://USER:PASSWORD@127.0.0.1"),
-        ("socks5://jane:w4ong@127.0.0.1:{0.socks_login}", "refuses this user and password: ", "socks5://USER:"),
-        ("http://127.0.0.1:{0.http}", "forbids it: 403", "have its administrator allow that host and port"),
-        ("socks5://127.0.0.1:{0.socks}", "can't reach it: ", "check --mqtt-endpoint"),
-        ("http://127.0.0.1:{0.socks}", "gives no answer of a proxy's: ", "--proxy none"),
+        ("http://nobody.invalid:3128", "the name of {} can't be resolved", "check HTTPS_PROXY"),
+        (f"http://127.0.0.1:{CLOSED_PORT}", "{} can't be reached: [Errno 111] Connection refused", "check HTTPS_PROXY"),
+        (f"socks5://127.0.0.1:{CLOSED_PORT}", "{} can't be reached: [Errno 111] Connection ref", "check HTTPS_PROXY"),
+        ("https://localhost:{0.https}", "TLS to {} fails: [SSL: CERTIFICATE_VERIFY_FAILED]", "check HTTPS_PROXY"),
+        ("http://127.0.0.1:{1}", "{} does not answer", "check HTTPS_PROXY"),
+        ("http://127.0.0.1:{0.http_login}", "{} wants a user and a password: 407", "http://USER:PASSWORD@127.0.0.1:"),
+        ("http://jane:w4ong@127.0.0.1:{0.http_login}", "{} refuses this user and password: ", "http://USER:PASSWORD@"),
+        ("http://j%3Ae:w4ong@127.0.0.1:{0.http_login}", "{} can't be told this user and password", "check HTTPS_PROXY"),
+        ("socks5://127.0.0.1:{0.socks_login}", "{} wants a user and a password: ", "socks5://USER:PASSWORD@127.0.0.1:"),
+        ("socks5://jane:w4ong@127.0.0.1:{0.socks_login}", "{} refuses this user and password: ", "socks5://USER:PASS"),
+        ("http://127.0.0.1:{0.http}", "{} forbids it: 403", "have its administrator allow that host and port"),
+        ("socks5://127.0.0.1:{0.socks}", "{} can't reach it: ", "check --mqtt-endpoint"),
+        ("http://127.0.0.1:{0.socks}", "what answers at {} is no proxy: ", "check HTTPS_PROXY"),
     ],
 )
 def test_a_proxy_that_does_not_lead_there_is_explained(
@@ -166,16 +197,17 @@ def test_a_proxy_that_does_not_lead_there_is_explained(
         endpoint = ("--mqtt-endpoint", f"localhost:{CLOSED_PORT}", "--things", 1)
         result = main_of_pair("send", "--proxy", url, *endpoint, *ONCE, status=1)
     host = url.rpartition("@")[2].rpartition("/")[2]
-    failed = f"can't connect to localhost:{CLOSED_PORT}: the proxy {url.partition('//')[0]}//{host} {cause}"
+    proxy = f"{'' if cause.startswith('what') else 'the proxy '}{url.partition('//')[0]}//{host}"
+    failed = f"can't connect to localhost:{CLOSED_PORT}: {cause.format(proxy)}"
     assert any(failed in line for line in result.lines), result.err
     assert any(line.startswith("what to do: ") and remedy in line for line in result.lines), result.err
     assert "w4ong" not in result.err
 
 
-def test_a_proxy_that_opens_tls_is_named(
+def test_a_proxy_that_opens_tls_is_named_though_the_system_trusts_it(
     main_of_pair: InProcess, proxies: Proxies, service: AwsService, broker_at: Callable[[int], Hearing]
 ) -> None:
-    broker_at(443)
+    main_of_pair.use({"SSL_CERT_FILE": str(broker_at(443).root_cert)})
     way = ("--proxy", f"http://127.0.0.1:{proxies.http}", "--mqtt-endpoint", "localhost")
     result = main_of_pair("send", *way, "--root-cert", service.root_cert, "--things", 1, *ONCE, status=1)
     assert f"can't connect to localhost:443 through the proxy http://127.0.0.1:{proxies.http}: " in result.err
@@ -247,3 +279,21 @@ def test_a_variable_that_holds_no_proxy_is_named(main_of_pair: InProcess, pair: 
     result = main_of_pair("send", *pair.broker, *ONCE, status=1)
     assert "HTTPS_PROXY is not a proxy's URL" in result.err
     assert "s3cret" not in result.err
+
+
+def test_locusts_users_go_through_the_proxy(elf: Elf, proxies: Proxies) -> None:
+    elf("create", 2)
+    url = f"socks5h://{LOGIN}127.0.0.1:{proxies.socks_login}"
+    command = [sys.executable, "-m", "locust", "-f", ROOT / "locustfile.py", "--headless", "--host", elf.broker[1]]
+    done = subprocess.run(
+        [*command, "--root-cert", elf.broker[3], "--interval", "0.1", "--run-time", "1s"],
+        cwd=elf.cwd,
+        env={**elf.environment, "PYTHONPATH": str(ROOT), "ALL_PROXY": url},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert f"through the proxy {url.replace(LOGIN, '')}" in done.stderr
+    assert re.search(r"CONNECT +localhost:\d+ +2 +0\(0.00%\)", done.stderr), done.stderr
+    assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
