@@ -1630,9 +1630,9 @@ def connect_control_plane(
     Returns it with the place as it is once AWS's configuration and DescribeEndpoint have had their say.
     Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors; Interrupted.
     """
+    session = _session(place)
     from botocore.config import Config
 
-    session = _session(place)
     session._session.set_default_client_config(Config(proxies={} if place.local else proxies))
     events = session.events
     events.register("before-send", refuse_bad_headers)
@@ -3324,29 +3324,22 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
         problem = f"TLS to the proxy {proxy} fails: {error}"
     except (ProxyTimeoutError, ConnectionError):
         pass
-    except ProxyError as error:
-        problem, remedy = _answer_of(proxy, str(error), error.error_code) or (
-            f"what answers at {proxy} is no proxy: {error}",
-            remedy,
-        )
     except ValueError:  # HTTP takes no colon in a user, SOCKS nothing but ASCII
         problem = f"the proxy {proxy} can't be told this user and password"
+    except ProxyError as error:
+        code, said = error.error_code, str(error)  # an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)
+        if code in (401, 407) or "uthentication" in said:
+            it = "refuses this user and password" if proxy.user else "wants a user and a password"
+            remedy = f"write them into its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
+        elif code in (2, 403, 405):
+            it = "forbids it"
+            remedy = "have its administrator allow that host and port, or try another port: --mqtt-endpoint :443, :8883"
+        elif code:
+            it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy gets to AWS IoT"
+        else:
+            it = "gives no answer of a proxy's"
+        problem = f"the proxy {proxy} {it}: {said}"
     raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
-
-
-def _answer_of(proxy: Proxy, said: str, code: int | None) -> tuple[str, str] | None:
-    """Explain what a proxy says instead of opening a tunnel: an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)."""
-    if code in (401, 407) or "uthentication" in said:
-        remedy = f"write them into its URL: {proxy.scheme}://USER:PASSWORD@{proxy.host}:{proxy.port}"
-        if proxy.user:
-            return f"the proxy {proxy} refuses this user and password: {said}", remedy
-        return f"the proxy {proxy} wants a user and a password: {said}", remedy
-    if code in (2, 403, 405):
-        remedy = "have its administrator allow that host and port, or try another port: --mqtt-endpoint :443, :8883"
-        return f"the proxy {proxy} forbids it: {said}", remedy
-    if code:
-        return f"the proxy {proxy} can't reach it: {said}", "check --mqtt-endpoint, and that the proxy gets to AWS IoT"
-    return None
 
 
 def relayed(outer: Any) -> Any:
@@ -4110,18 +4103,13 @@ class Cli:
 def control_plane_of(cli: Cli) -> tuple[Any, Place]:
     """Connect to the control plane where the fleet lives, or shall: once, whichever thread is the first to ask."""
     with cli.asking:
+        proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
+        if re.match(f"{NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]):  # botocore knows no SOCKS
+            proxies = {}
         cli.control_plane = cli.control_plane or connect_control_plane(
-            cli.place, cli.inbox, cli.headers, cli.rate, proxies_of(cli.proxy)
+            cli.place, cli.inbox, cli.headers, cli.rate, proxies
         )
         return cli.control_plane
-
-
-def proxies_of(given: str | None) -> dict[str, str] | None:
-    """Say which proxies botocore, which knows no SOCKS, is to go through; None: those of the environment."""
-    url = given or proxy_in_environment()[1]
-    if url == NO_PROXY or url.startswith("socks"):
-        return {}
-    return {"http": url, "https": url} if given else None
 
 
 def reach_aws(cli: Cli) -> tuple[Any, Place]:
