@@ -190,10 +190,10 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
         self.signum = signum
 
 
-_CARRY_ON = "the same command again carries on where this one ended; try it in a minute"
+_CARRY_ON = "run the same command again in a minute to continue"
 _NETWORK = "check the network, a proxy or firewall in the way, --region and --endpoint-url"
-_SIGN_IN = "a proxy or a login page sits in between, most likely: sign in to that network, or check --endpoint-url"
-_ANEW = "`elf.py clean` and `elf.py create` make the fleet anew"
+_SIGN_IN = "a proxy or a login page is probably in between: sign in to that network, or check --endpoint-url"
+_ANEW = "`elf.py clean` and `elf.py create` recreate the fleet"
 _NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twice: {_ANEW}"
 _SEE_ABOVE = "see the lines above"
 _CHECK = "check the credentials with `aws sts get-caller-identity`"
@@ -224,7 +224,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "LoginError": ("not signed in by `aws login`: {error}", "sign in again with `aws login`"),
     "RefreshWithMFAUnsupportedError": (
         "the role's session has ended: {error}",
-        "the same command again asks for a code",
+        "run the same command again: it asks for a code",
     ),
     "WrongMfaCode": ("AWS refuses the MFA code: {error}", "try the next, as each works once; or check mfa_serial"),
     "InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
@@ -285,7 +285,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     "ResourceNotFoundException": (
         "AWS does not have it: {error}",
-        f"it was taken away by other means, or these are another region or account; {_ANEW}",
+        f"it was deleted by someone else, or this is another region or account; {_ANEW}",
     ),
     "InvalidRequestException ClientError": (
         "AWS does not take the request ({name}): {error}",
@@ -293,12 +293,15 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     "DeleteConflictException CertificateStateException VersionConflictException": (
         "AWS refuses to delete it: {error}",
-        "AWS names nobody else who uses it: run the same command again later",
+        "AWS names no other user of it: run the same command again later",
     ),
     # The system
     "ELOOP": ("a symbolic link is where ELF keeps a file of its own: {error}", "remove it, or use another --misc-dir"),
-    "ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space; the same command again then carries on"),
-    "FileNotFoundError": ("a file is missing: {error}", "put it back, or mend the setting that names it"),
+    "ENOSPC EDQUOT EFBIG": (
+        "the disk is full: {error}",
+        "free some space, then run the command again to continue",
+    ),
+    "FileNotFoundError": ("a file is missing: {error}", "put it back, or fix the setting that names it"),
     "OSError": (
         "the operating system says: {error}",
         "check what is there, who owns it, and its disk; or choose another place with --misc-dir",
@@ -681,14 +684,14 @@ def brevity_for(things: int) -> None:
     """
     if things <= LISTED or each.filters or each.isEnabledFor(EVERYTHING):
         return
-    log.info("%s: no line for each, unless --verbose asks for it", plural(things, "thing"))
+    log.info("%s: showing totals only (--verbose shows each)", plural(things, "thing"))
     failures = itertools.count()
 
     def passes(record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return False
         if (number := next(failures)) == LISTED:
-            log.log(record.levelno, "more lines like these are held back; --verbose shows them")
+            log.log(record.levelno, "more lines like these are not shown (--verbose shows them)")
         return number < LISTED
 
     each.addFilter(passes)
@@ -1214,7 +1217,7 @@ class Fleet:
     def _repair(self, journal: FileIO) -> None:
         """Take up what an elf.py left behind that was killed, or could write no more."""
         if self._changes:
-            log.warning("an elf.py ended in mid-work; took up its %s", plural(len(self._changes), "change"))
+            log.warning("recovered %s from a run that was interrupted", plural(len(self._changes), "change"))
         for path in self._own(self.directory.iterdir()):
             if _HALF.fullmatch(path.name) and ROOTS_FILE not in path.name:  # which `send` writes without a lock
                 path.unlink(missing_ok=True)
@@ -1249,7 +1252,7 @@ class Fleet:
                     path.chmod(0o700 if path.is_dir() else 0o600)
                     exposed.append(path)
         if exposed and self.elf_id:  # not a new fleet's directory
-            log.warning("others could read %s: not any more", ", ".join(map(str, exposed)))
+            log.warning("other users could read %s: made private", ", ".join(map(str, exposed)))
 
     # Recording
 
@@ -1379,7 +1382,7 @@ def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
         raise ElfError(
             f"{path} can't be read as ELF's: {error}",
             f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
-            "ELF then starts afresh and forgets what it made",
+            "ELF then starts empty",
         ) from error
 
 
@@ -1687,8 +1690,7 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
 def _credentials(session: Any) -> Any:
     """Return the session's credentials, from now on secret, None if there are none.
 
-    Raises ElfError where they can't be had, for what is none, and where HTTP can't carry one: a line end comes along
-    with a copy.
+    Raises ElfError where they can't be fetched, and where HTTP can't carry one: a line end comes along with a copy.
     """
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
@@ -1944,7 +1946,7 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
                 left -= len(resting) + sum(not future.cancelled() and future.cancel() for future in under_way)
                 resting.clear()
     except Interrupted:
-        log.warning("finishing the calls under way, up to %g s; Ctrl-C again stops at once", STOP_S)
+        log.warning("stopping (up to %g s); press Ctrl-C again to stop now", STOP_S)
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -2343,7 +2345,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
             "iot:Connect": (
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
                 "look at its certificate and policy in the AWS IoT console (Security), or run the command again: "
-                "what was changed a moment ago is not in force everywhere",
+                "what was changed a moment ago may not have taken effect yet",
             ),
             "iot:Publish": (
                 f"{thing} can't publish to {subject}: the broker closes the connection at each message, and "
@@ -2372,7 +2374,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
             f"if the fleet lives elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
         )
     if (status := certificate["status"]) == "REVOKED":
-        return ElfError(f"{thing.name} can't connect: its certificate is revoked, for good", _ANEW)
+        return ElfError(f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", _ANEW)
     if status != "ACTIVE":
         return ElfError(
             f"{thing.name} can't connect: its certificate is {status}",
@@ -2988,6 +2990,10 @@ class Proxy(NamedTuple):
     def __str__(self) -> str:
         return f"{self.scheme}://{Endpoint(self.host, self.port)}"
 
+    @property
+    def is_http(self) -> bool:
+        return self.scheme in ("http", "https")
+
     @classmethod
     def from_url(cls, url: str, source: str = "--proxy") -> Proxy:
         """Read a URL, the password of which is secret from now on. Raises ElfError, which names the source alone."""
@@ -3021,19 +3027,13 @@ class Endpoint(NamedTuple):
         """
         import urllib.request
 
-        source, url = ("--proxy", given) if given else proxy_in_environment()
-        is_direct = url in ("", NO_PROXY) or (not given and urllib.request.proxy_bypass(self.host))
-        proxy = None if is_direct else Proxy.from_url(url, source)
-        usual_port = 443 if proxy and proxy.scheme.startswith("http") else MQTT_PORT
-        return Endpoint(self.host, self.port or usual_port, proxy)
-
-
-def proxy_in_environment() -> tuple[str, str]:
-    """Return the variable that names a proxy for HTTPS, or one for all, and its URL; empty: none does."""
-    import urllib.request
-
-    known = urllib.request.getproxies_environment()
-    return next(((f"{name.upper()}_PROXY", known[name]) for name in ("https", "all") if known.get(name)), ("", ""))
+        proxy, known = None, urllib.request.getproxies_environment()
+        name = next((name for name in ("https", "all") if known.get(name)), "")
+        if given:
+            proxy = None if given == NO_PROXY else Proxy.from_url(given)
+        elif name and not urllib.request.proxy_bypass(self.host):
+            proxy = Proxy.from_url(known[name], f"{name.upper()}_PROXY")
+        return Endpoint(self.host, self.port or (443 if proxy and proxy.is_http else MQTT_PORT), proxy)
 
 
 class Connected(NamedTuple):
@@ -3208,7 +3208,7 @@ class _Nobody:
 
 @functools.cache
 def load_sdk() -> Any:
-    """Import the SDK and mend it; return the class of its clients."""
+    """Import the SDK and patch it; return the class of its clients."""
     import ssl
     from types import SimpleNamespace
 
@@ -3235,7 +3235,7 @@ def load_sdk() -> Any:
     mqtt_core.Queue = _Events
     paho.print = lambda *_: None  # of socket errors, on the standard output that is for --output json
     paho.time = SimpleNamespace(time=time.monotonic)  # or a clock that is set would end connections
-    paho.CONNACK_REFUSED_PROTOCOL_VERSION = None  # or it would connect anew, in the midst of reading, with MQTT 3.1
+    paho.CONNACK_REFUSED_PROTOCOL_VERSION = None  # or it would reconnect while it reads, with MQTT 3.1
     paho._socketpair_compat = lambda: (_Nobody(), _Nobody())
     return MQTTLib.AWSIoTMQTTClient
 
@@ -3243,7 +3243,7 @@ def load_sdk() -> Any:
 def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any) -> Any:
     """Connect a client of the SDK by mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
 
-    Raises what the network and TLS have to say: OSError, ssl.SSLError; ElfError, of a proxy.
+    Raises what the network and TLS have to say: OSError, ssl.SSLError.
     """
     client = load_sdk()(client_id)
     client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
@@ -3254,26 +3254,6 @@ def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: Thin
     without_threads(client)
     client.connectAsync(KEEP_ALIVE_S, ackCallback=on_connack)
     return client
-
-
-@functools.cache
-def shown_by(endpoint: Endpoint) -> str:
-    """Name the certificate that is shown as the broker's. Raises OSError, ElfError.
-
-    Only one that is trusted is ever decoded: so it is fetched first, then trusted for that.
-    """
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    for _ in range(2):
-        with context.wrap_socket(open_socket(endpoint), server_hostname=endpoint.host) as connection:
-            shown, der = connection.getpeercert() or {}, connection.getpeercert(binary_form=True)
-        context.load_verify_locations(cadata=der)
-        context.verify_mode = ssl.CERT_REQUIRED
-    names = (", ".join(value for part in shown[of] for _, value in part) for of in ("subject", "issuer"))  # type: ignore
-    return "it is {}'s, signed by {}".format(*names)
 
 
 def without_threads(client: Any) -> None:
@@ -3310,37 +3290,43 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
     from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, ProxyType
     from python_socks.sync.v2 import Proxy as Way
 
-    kind = ProxyType.HTTP if proxy.scheme.startswith("http") else ProxyType.SOCKS5
+    kind = ProxyType.HTTP if proxy.is_http else ProxyType.SOCKS5
     tls = ssl.create_default_context() if proxy.scheme == "https" else None
-    remedy = "check HTTPS_PROXY, ALL_PROXY or --proxy; NO_PROXY or `--proxy none` goes around it"
+    problem, remedy = f"the proxy {proxy} does not answer", "check HTTPS_PROXY, ALL_PROXY, NO_PROXY and --proxy"
     try:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
         return way.connect(endpoint.host, endpoint.port, timeout=CONNECT_TIMEOUT_S).socket
     except ProxyConnectionError as error:
-        why = "its name can't be resolved" if isinstance(error.__cause__, socket.gaierror) else error.__cause__
-        problem = f"can't be reached: {why}"
+        problem = f"the proxy {proxy} can't be reached: {error.__cause__}"
+        if isinstance(error.__cause__, socket.gaierror):
+            problem = f"the name of the proxy {proxy} can't be resolved"
     except ssl.SSLError as error:
-        problem = f"can't be reached by TLS: {error}"
+        problem = f"TLS to the proxy {proxy} fails: {error}"
     except (ProxyTimeoutError, ConnectionError):
-        problem = "does not answer"
+        pass
     except ProxyError as error:
-        problem, remedy = _answer_of_proxy(str(error), error.error_code, proxy, remedy)
-    raise ElfError(f"can't connect to {endpoint}: the proxy {proxy} {problem}", remedy)
+        problem, remedy = _answer_of(proxy, str(error), error.error_code) or (
+            f"what answers at {proxy} is no proxy: {error}",
+            remedy,
+        )
+    except ValueError:  # HTTP takes no colon in a user, SOCKS nothing but ASCII
+        problem = f"the proxy {proxy} can't be told this user and password"
+    raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
 
 
-def _answer_of_proxy(said: str, code: int | None, proxy: Proxy, remedy: str) -> tuple[str, str]:
+def _answer_of(proxy: Proxy, said: str, code: int | None) -> tuple[str, str] | None:
     """Explain what a proxy says instead of opening a tunnel: an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)."""
     if code in (401, 407) or "uthentication" in said:
-        problem = "refuses this user and password" if proxy.user else "wants a user and a password"
-        return f"{problem}: {said}", f"write them into its URL, as in {proxy.scheme}://USER:PASSWORD@{proxy.host}"
+        remedy = f"write them into its URL: {proxy.scheme}://USER:PASSWORD@{proxy.host}:{proxy.port}"
+        if proxy.user:
+            return f"the proxy {proxy} refuses this user and password: {said}", remedy
+        return f"the proxy {proxy} wants a user and a password: {said}", remedy
     if code in (2, 403, 405):
-        return (
-            f"forbids it: {said}",
-            "have its administrator allow that host and port, or try `--mqtt-endpoint :443` or `:8883`",
-        )
+        remedy = "have its administrator allow that host and port, or try another port: --mqtt-endpoint :443, :8883"
+        return f"the proxy {proxy} forbids it: {said}", remedy
     if code:
-        return f"can't reach it: {said}", "check --mqtt-endpoint, and that the proxy lets AWS IoT through"
-    return f"gives no answer of a proxy's: {said}", remedy
+        return f"the proxy {proxy} can't reach it: {said}", "check --mqtt-endpoint, and that the proxy gets to AWS IoT"
+    return None
 
 
 def relayed(outer: Any) -> Any:
@@ -3606,9 +3592,6 @@ class Device:
                     raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
             client = open_client(client_id, self._endpoint, self._root_cert, self._files, self._on_connack)
         except Exception as error:
-            if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
-                with contextlib.suppress(OSError, ElfError):
-                    error.strerror = f"{error.strerror} ({shown_by(self._endpoint)})"
             self._loop.call(self._fail, self._refusal_in(error) or error)
         else:
             self._loop.call(self._take, client, client_id)
@@ -3872,10 +3855,10 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
             remedy = "check the name in --mqtt-endpoint; without that option ELF asks AWS for it"
         else:
             problem = f"its certificate is not to be trusted: {error}"
-            remedy = "check --root-cert and --mqtt-endpoint; a proxy that opens TLS has to leave AWS IoT alone"
+            remedy = "check --root-cert and --mqtt-endpoint, and that no proxy is in between"
     elif isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
         problem = f"TLS fails: {error}"
-        remedy = "see that AWS IoT listens there (--mqtt-endpoint), and what sits in between"
+        remedy = "see that AWS IoT listens there (--mqtt-endpoint), and what is in between"
     elif isinstance(error, TimeoutError):
         problem, remedy = "it does not answer", "if a firewall blocks port 8883, try --mqtt-endpoint :443"
     elif isinstance(error, ConnectionRefusedError):
@@ -3886,12 +3869,7 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
         problem, remedy = f"the network says: {error}", "check the network, and --mqtt-endpoint"
     else:
         return error
-    if not endpoint.proxy and not isinstance(error, ssl.SSLError):
-        name, _ = proxy_in_environment()
-        hint = f"NO_PROXY or --proxy keeps ELF from {name}" if name else "if a proxy leads out, set --proxy"
-        remedy = f"{remedy}; {hint}"
-    by = f" through the proxy {endpoint.proxy}" if endpoint.proxy else ""
-    return ElfError(f"{thing} can't connect to {endpoint}{by}: {problem}", remedy)
+    return ElfError(f"{thing} can't connect to {endpoint}: {problem}", remedy)
 
 
 def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
@@ -4112,7 +4090,9 @@ def control_plane_of(cli: Cli) -> tuple[Any, Place]:
 
 def proxies_of(given: str | None) -> dict[str, str] | None:
     """Say which proxies botocore, which knows no SOCKS, is to go through; None: those of the environment."""
-    url = given or proxy_in_environment()[1]
+    import urllib.request
+
+    url = given or urllib.request.getproxies_environment().get("https", "")
     if url == NO_PROXY or url.startswith("socks"):
         return {}
     return {"http": url, "https": url} if given else None
@@ -4176,7 +4156,7 @@ class Shift:
             self._decide(event)
         elif isinstance(event, Offline):
             self._cli.refuse_dead_local()
-            each.warning("%s lost its connection to %s; trying to get it back", event.thing, event.endpoint)
+            each.warning("%s lost its connection to %s; reconnecting", event.thing, event.endpoint)
             if not event.rejected and not self._advised:
                 log.warning(
                     "what to do: check the network; where that is good, another client took over the client ID %s: "
@@ -4189,7 +4169,7 @@ class Shift:
         elif isinstance(event, Back):
             after_s = event.at - self._offline_since.pop(event.thing, event.at)
             self.offline_s[event.thing] += after_s
-            each.warning("%s has its connection to %s again, after %.1f s", event.thing, event.endpoint, after_s)
+            each.warning("%s reconnected to %s after %.1f s", event.thing, event.endpoint, after_s)
         elif isinstance(event, Line):  # ahead of its time
             self._lines.append(event)
         elif isinstance(event, Lagging):
@@ -4209,7 +4189,7 @@ class Shift:
         if event.failure is not refusal:
             self._loop.call(self.crew.devices[thing].end, event.failure)
             return
-        said = "%s: the broker refuses %s, and AWS names no reason; trying again for up to %g minutes"
+        said = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
         each.warning(said, thing, refusal.action, POLICY_CHANGE_S / 60)
 
     def gather(self) -> None:
@@ -4460,7 +4440,7 @@ class Hearing(Account):
         return f"received {self.received}{self.arrivals} | {self._rate}{latency} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
-        shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
+        shift.report_outages("subscribe", "they may have missed messages")
         last.info("[subscribe] %s", self.pace(self.received, shift))
         if self._latency.in_ms():
             last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
@@ -4510,7 +4490,7 @@ def create_things(cli: Cli) -> int:
                 fleet.record(fleet.things[name]._replace(stage=CREATING))
             missing.update(gone)
         if half_gone:
-            log.warning("half cleaned up, which goes on: %s", listed(half_gone))
+            log.warning("finishing an interrupted clean of: %s", listed(half_gone))
         to_do = sorted(missing | half_gone, key=by_number)
         if not to_do and not fleet.unanswered:
             things = plural(len(wanted), "thing")
@@ -4523,7 +4503,10 @@ def create_things(cli: Cli) -> int:
         try:
             if lost := strays - fleet.things.keys() - missing:
                 names = listed(lost)
-                log.warning("things of this ELF in AWS that it forgot, and that a larger COUNT takes up: %s", names)
+                log.warning(
+                    "AWS has things of this ELF that misc/ lacks; a larger COUNT adopts them: %s",
+                    names,
+                )
             step = functools.partial(reconcile, iot, fleet, strays - half_gone, missing)
             for name, thing in step_by_step(cli, "create", to_do, step, failures):
                 if thing:
@@ -4541,7 +4524,7 @@ def create_things(cli: Cli) -> int:
             made = plural(len(created), "thing")
             last.info("[create_things] ELF created %s in region:'%s'.", made, place.region)
             if left := len(missing) - len(created):
-                last.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
+                last.info("[create_things] %s not made yet: run the command again to continue", plural(left, "thing"))
             failures.report(of=len(to_do))
             cli.results.summary.update(things=len(fleet.ready), created=len(created), failed=list(failures.things))
     return 1 if left or failures.things else 0
@@ -4564,7 +4547,7 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
 
 
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
-    """Name what the fleet lacks of `names`. Raises ElfError where it can't be had by making more."""
+    """Name what the fleet lacks of `names`. Raises ElfError where making more does not help."""
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
     existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
@@ -4884,8 +4867,8 @@ def show_unanswered(cli: Cli) -> None:
         return
     calls = plural(len(fleet.unanswered), "call")
     since, until = min(call.since for call in fleet.unanswered), max(call.until for call in fleet.unanswered)
-    what = "as many may have been made whose keys nobody has"
-    log.warning("%s for a certificate never got an answer: %s, from %s to %s", calls, what, utc(since), utc(until))
+    what = "as many certificates without keys may exist"
+    log.warning("%s for a certificate got no answer: %s, from %s to %s", calls, what, utc(since), utc(until))
     try:
         iot, _ = reach_aws(cli)
         found = in_background(cli.inbox, lambda: unclaimed_certificates(iot, fleet))
@@ -4904,7 +4887,7 @@ def show_unanswered(cli: Cli) -> None:
             "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
         )
     else:
-        log.info("there is none: none was made, or it is gone again")
+        log.info("none found")
         fleet.forget_unanswered(until=time.time() - CONSISTENCY_S)
 
 
@@ -5027,7 +5010,7 @@ def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
         finally:
             things = [thing for thing in fleet.ready if thing.policy_arn]
             if left := sum(not thing.policy_arn for thing in fleet.ready if thing.name in newcomers):
-                log.info("%s without a policy yet: the same command again goes on", plural(left, "thing"))
+                log.info("%s without a policy yet: run the command again to continue", plural(left, "thing"))
             failures.report(of=len(without))
     if not things:
         raise ElfError("none of the things has a policy", _SEE_ABOVE)
@@ -5152,7 +5135,6 @@ class Parser(argparse.ArgumentParser):
         known += re.findall(r"[\w-]+", message.partition("choose from")[2])
         meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
-        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in what was taken for something else
         cause, remedy = f"{message}{suggestion}", f"see {self.prog} --help"
         with contextlib.suppress(OSError):
             sys.stderr.write(redacted(printable(f"{self.prog}: error: {cause} ({remedy})")) + "\n")
@@ -5162,7 +5144,7 @@ class Parser(argparse.ArgumentParser):
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
     where = "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
-    raised = f"things a second to make or clean, where AWS raised your quotas (default: {THINGS_PER_S:g})"
+    raised = f"things a second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
     region, profile, url = (functools.partial(part_of_place, key=key) for key in ("region", "profile", "endpoint_url"))
     other = f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})"
     add("--region", metavar="R", type=region, help=other)
@@ -5172,9 +5154,9 @@ def add_common_options(parser: Parser) -> Parser:
     add("--proxy", metavar="URL", type=proxy, help=way)
     add("--local", action="store_true", help="an AWS IoT embedded in this machine; needs no account")
     add("--misc-dir", metavar="D", type=directory, help=where)
-    add("--wait", metavar="S", type=from_0, help="wait so long for another ELF to finish there (default: 0 s)")
+    add("--wait", metavar="S", type=from_0, help="seconds to wait if another ELF uses this directory (default: 0)")
     add("--rate", metavar="N", type=rate, help=raised)
-    output = "json: one object a line on standard output, too; payload (subscribe): each message there (default: text)"
+    output = "json: also print JSON lines to standard output; payload (subscribe): each message there (default: text)"
     add("--output", choices=("text", "json", "payload"), help=output)
     add("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well")
     add("--quiet", action="store_true", help="log warnings, errors and the report in the end only")
@@ -5247,17 +5229,22 @@ def build_parser() -> Parser:
     add("--seed", metavar="N", type=int, help="with --template: the same data again for the same N")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
     add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
-    add("--interval", metavar="S", type=interval, help=f"a message every (default: {INTERVAL_S:g} s; - as lines come)")
-    duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or all lines)"
+    add(
+        "--interval",
+        metavar="S",
+        type=interval,
+        help=f"seconds between messages (default: {INTERVAL_S:g}, or as lines come)",
+    )
+    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
     how_many("--duration", metavar="S", type=from_0, help=duration)
-    how_many("-n", "--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration")
+    how_many("-n", "--count", metavar="N", type=whole, help="messages per thing, instead of --duration")
 
     example = "subscribe --duration 30"
     command = add_command(subscribe, example, "have every thing listen, and log what it hears", messaging, alone=False)
     add = command.add_argument
     topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
     add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
-    duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or with --count until these have come)"
+    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have come)"
     add("--duration", metavar="S", type=from_0, help=duration)
     add("-C", "--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
 
@@ -5328,7 +5315,7 @@ def locate(cli: Cli, remembered: Place | None) -> Place:
         options.append("--proxy")
     if options:
         raise ElfError(
-            f"{' '.join(options)} contradicts where the fleet lives: {remembered}",
+            f"{' '.join(options)} does not match: this fleet is in {remembered}",
             "leave the option out, or clean this fleet first, or keep another one with --misc-dir",
         )
     return remembered._replace(profile=remembered.profile or cli.profile)
@@ -5377,7 +5364,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
     def refuse_dead_local() -> None:
         if local_aws.has_ended(directory):
             raise ElfError(
-                "the embedded AWS IoT ended in mid-run",
+                "the embedded AWS IoT stopped during the run",
                 f"see why in {directory / local_aws.LOG}; the next command starts it again",
             )
 

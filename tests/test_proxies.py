@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness import AwsService, InProcess, Pair, Relay, await_listener, free_port
+from harness import PATIENCE_S, ROOT, AwsService, Elf, InProcess, Pair, Relay, await_listener, free_port
 from obstacles import CLOSED_PORT, Broker, Impostor, deaf_port
 
 ONCE = ("--count", "1", "--interval", "0.01")
@@ -165,18 +167,19 @@ def test_messages_go_through_the_proxy(
 @pytest.mark.parametrize(
     ("way", "cause", "remedy"),
     [
-        ("http://nobody.invalid:3128", "can't be reached: its name can't be resolved", "--proxy none"),
-        (f"http://127.0.0.1:{CLOSED_PORT}", "can't be reached: [Errno 111] Connection refused", "--proxy none"),
-        (f"socks5://127.0.0.1:{CLOSED_PORT}", "can't be reached: [Errno 111] Connection refused", "--proxy none"),
-        ("https://localhost:{0.https}", "can't be reached by TLS: [SSL: CERTIFICATE_VERIFY_FAILED]", "--proxy none"),
-        ("http://127.0.0.1:{1}", "does not answer", "--proxy none"),
-        ("http://127.0.0.1:{0.http_login}", "wants a user and a password: 407", "http://USER:PASSWORD@127.0.0.1"),
-        ("http://jane:w4ong@127.0.0.1:{0.http_login}", "refuses this user and password: ", "http://USER:PASSWORD@"),
-        ("socks5://127.0.0.1:{0.socks_login}", "wants a user and a password: ", "socks5://USER:PASSWORD@127.0.0.1"),
-        ("socks5://jane:w4ong@127.0.0.1:{0.socks_login}", "refuses this user and password: ", "socks5://USER:"),
-        ("http://127.0.0.1:{0.http}", "forbids it: 403", "have its administrator allow that host and port"),
-        ("socks5://127.0.0.1:{0.socks}", "can't reach it: ", "check --mqtt-endpoint"),
-        ("http://127.0.0.1:{0.socks}", "gives no answer of a proxy's: ", "--proxy none"),
+        ("http://nobody.invalid:3128", "the name of {} can't be resolved", "check HTTPS_PROXY"),
+        (f"http://127.0.0.1:{CLOSED_PORT}", "{} can't be reached: [Errno 111] Connection refused", "check HTTPS_PROXY"),
+        (f"socks5://127.0.0.1:{CLOSED_PORT}", "{} can't be reached: [Errno 111] Connection ref", "check HTTPS_PROXY"),
+        ("https://localhost:{0.https}", "TLS to {} fails: [SSL: CERTIFICATE_VERIFY_FAILED]", "check HTTPS_PROXY"),
+        ("http://127.0.0.1:{1}", "{} does not answer", "check HTTPS_PROXY"),
+        ("http://127.0.0.1:{0.http_login}", "{} wants a user and a password: 407", "http://USER:PASSWORD@127.0.0.1:"),
+        ("http://jane:w4ong@127.0.0.1:{0.http_login}", "{} refuses this user and password: ", "http://USER:PASSWORD@"),
+        ("http://j%3Ae:w4ong@127.0.0.1:{0.http_login}", "{} can't be told this user and password", "check HTTPS_PROXY"),
+        ("socks5://127.0.0.1:{0.socks_login}", "{} wants a user and a password: ", "socks5://USER:PASSWORD@127.0.0.1:"),
+        ("socks5://jane:w4ong@127.0.0.1:{0.socks_login}", "{} refuses this user and password: ", "socks5://USER:PASS"),
+        ("http://127.0.0.1:{0.http}", "{} forbids it: 403", "have its administrator allow that host and port"),
+        ("socks5://127.0.0.1:{0.socks}", "{} can't reach it: ", "check --mqtt-endpoint"),
+        ("http://127.0.0.1:{0.socks}", "what answers at {} is no proxy: ", "check HTTPS_PROXY"),
     ],
 )
 def test_a_proxy_that_does_not_lead_there_is_explained(
@@ -194,7 +197,8 @@ def test_a_proxy_that_does_not_lead_there_is_explained(
         endpoint = ("--mqtt-endpoint", f"localhost:{CLOSED_PORT}", "--things", 1)
         result = main_of_pair("send", "--proxy", url, *endpoint, *ONCE, status=1)
     host = url.rpartition("@")[2].rpartition("/")[2]
-    failed = f"can't connect to localhost:{CLOSED_PORT}: the proxy {url.partition('//')[0]}//{host} {cause}"
+    proxy = f"{'' if cause.startswith('what') else 'the proxy '}{url.partition('//')[0]}//{host}"
+    failed = f"can't connect to localhost:{CLOSED_PORT}: {cause.format(proxy)}"
     assert any(failed in line for line in result.lines), result.err
     assert any(line.startswith("what to do: ") and remedy in line for line in result.lines), result.err
     assert "w4ong" not in result.err
@@ -275,3 +279,21 @@ def test_a_variable_that_holds_no_proxy_is_named(main_of_pair: InProcess, pair: 
     result = main_of_pair("send", *pair.broker, *ONCE, status=1)
     assert "HTTPS_PROXY is not a proxy's URL" in result.err
     assert "s3cret" not in result.err
+
+
+def test_locusts_users_go_through_the_proxy(elf: Elf, proxies: Proxies) -> None:
+    elf("create", 2)
+    url = f"socks5h://{LOGIN}127.0.0.1:{proxies.socks_login}"
+    command = [sys.executable, "-m", "locust", "-f", ROOT / "locustfile.py", "--headless", "--host", elf.broker[1]]
+    done = subprocess.run(
+        [*command, "--root-cert", elf.broker[3], "--interval", "0.1", "--run-time", "1s"],
+        cwd=elf.cwd,
+        env={**elf.environment, "PYTHONPATH": str(ROOT), "ALL_PROXY": url},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+    assert f"through the proxy {url.replace(LOGIN, '')}" in done.stderr
+    assert re.search(r"CONNECT +localhost:\d+ +2 +0\(0.00%\)", done.stderr), done.stderr
+    assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
