@@ -190,10 +190,10 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
         self.signum = signum
 
 
-_CARRY_ON = "the same command again carries on where this one ended; try it in a minute"
+_CARRY_ON = "run the same command again in a minute to continue"
 _NETWORK = "check the network, a proxy or firewall in the way, --region and --endpoint-url"
-_SIGN_IN = "a proxy or a login page sits in between, most likely: sign in to that network, or check --endpoint-url"
-_ANEW = "`elf.py clean` and `elf.py create` make the fleet anew"
+_SIGN_IN = "a proxy or a login page is probably in between: sign in to that network, or check --endpoint-url"
+_ANEW = "`elf.py clean` and `elf.py create` recreate the fleet"
 _NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twice: {_ANEW}"
 _SEE_ABOVE = "see the lines above"
 _CHECK = "check the credentials with `aws sts get-caller-identity`"
@@ -224,7 +224,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "LoginError": ("not signed in by `aws login`: {error}", "sign in again with `aws login`"),
     "RefreshWithMFAUnsupportedError": (
         "the role's session has ended: {error}",
-        "the same command again asks for a code",
+        "run the same command again: it asks for a code",
     ),
     "WrongMfaCode": ("AWS refuses the MFA code: {error}", "try the next, as each works once; or check mfa_serial"),
     "InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
@@ -285,7 +285,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     "ResourceNotFoundException": (
         "AWS does not have it: {error}",
-        f"it was taken away by other means, or these are another region or account; {_ANEW}",
+        f"it was deleted by someone else, or this is another region or account; {_ANEW}",
     ),
     "InvalidRequestException ClientError": (
         "AWS does not take the request ({name}): {error}",
@@ -293,12 +293,15 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     "DeleteConflictException CertificateStateException VersionConflictException": (
         "AWS refuses to delete it: {error}",
-        "AWS names nobody else who uses it: run the same command again later",
+        "AWS names no other user of it: run the same command again later",
     ),
     # The system
     "ELOOP": ("a symbolic link is where ELF keeps a file of its own: {error}", "remove it, or use another --misc-dir"),
-    "ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space; the same command again then carries on"),
-    "FileNotFoundError": ("a file is missing: {error}", "put it back, or mend the setting that names it"),
+    "ENOSPC EDQUOT EFBIG": (
+        "the disk is full: {error}",
+        "free some space, then run the command again to continue",
+    ),
+    "FileNotFoundError": ("a file is missing: {error}", "put it back, or fix the setting that names it"),
     "OSError": (
         "the operating system says: {error}",
         "check what is there, who owns it, and its disk; or choose another place with --misc-dir",
@@ -681,14 +684,14 @@ def brevity_for(things: int) -> None:
     """
     if things <= LISTED or each.filters or each.isEnabledFor(EVERYTHING):
         return
-    log.info("%s: no line for each, unless --verbose asks for it", plural(things, "thing"))
+    log.info("%s: showing totals only (--verbose shows each)", plural(things, "thing"))
     failures = itertools.count()
 
     def passes(record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return False
         if (number := next(failures)) == LISTED:
-            log.log(record.levelno, "more lines like these are held back; --verbose shows them")
+            log.log(record.levelno, "more lines like these are not shown (--verbose shows them)")
         return number < LISTED
 
     each.addFilter(passes)
@@ -1214,7 +1217,7 @@ class Fleet:
     def _repair(self, journal: FileIO) -> None:
         """Take up what an elf.py left behind that was killed, or could write no more."""
         if self._changes:
-            log.warning("an elf.py ended in mid-work; took up its %s", plural(len(self._changes), "change"))
+            log.warning("recovered %s from a run that was interrupted", plural(len(self._changes), "change"))
         for path in self._own(self.directory.iterdir()):
             if _HALF.fullmatch(path.name) and ROOTS_FILE not in path.name:  # which `send` writes without a lock
                 path.unlink(missing_ok=True)
@@ -1249,7 +1252,7 @@ class Fleet:
                     path.chmod(0o700 if path.is_dir() else 0o600)
                     exposed.append(path)
         if exposed and self.elf_id:  # not a new fleet's directory
-            log.warning("others could read %s: not any more", ", ".join(map(str, exposed)))
+            log.warning("other users could read %s: made private", ", ".join(map(str, exposed)))
 
     # Recording
 
@@ -1379,7 +1382,7 @@ def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
         raise ElfError(
             f"{path} can't be read as ELF's: {error}",
             f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
-            "ELF then starts afresh and forgets what it made",
+            "ELF then starts empty",
         ) from error
 
 
@@ -1687,8 +1690,7 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
 def _credentials(session: Any) -> Any:
     """Return the session's credentials, from now on secret, None if there are none.
 
-    Raises ElfError where they can't be had, for what is none, and where HTTP can't carry one: a line end comes along
-    with a copy.
+    Raises ElfError where they can't be fetched, and where HTTP can't carry one: a line end comes along with a copy.
     """
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
@@ -1944,7 +1946,7 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
                 left -= len(resting) + sum(not future.cancelled() and future.cancel() for future in under_way)
                 resting.clear()
     except Interrupted:
-        log.warning("finishing the calls under way, up to %g s; Ctrl-C again stops at once", STOP_S)
+        log.warning("stopping (up to %g s); press Ctrl-C again to stop now", STOP_S)
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -2343,7 +2345,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
             "iot:Connect": (
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
                 "look at its certificate and policy in the AWS IoT console (Security), or run the command again: "
-                "what was changed a moment ago is not in force everywhere",
+                "what was changed a moment ago may not have taken effect yet",
             ),
             "iot:Publish": (
                 f"{thing} can't publish to {subject}: the broker closes the connection at each message, and "
@@ -2372,7 +2374,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
             f"if the fleet lives elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
         )
     if (status := certificate["status"]) == "REVOKED":
-        return ElfError(f"{thing.name} can't connect: its certificate is revoked, for good", _ANEW)
+        return ElfError(f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", _ANEW)
     if status != "ACTIVE":
         return ElfError(
             f"{thing.name} can't connect: its certificate is {status}",
@@ -3208,7 +3210,7 @@ class _Nobody:
 
 @functools.cache
 def load_sdk() -> Any:
-    """Import the SDK and mend it; return the class of its clients."""
+    """Import the SDK and patch it; return the class of its clients."""
     import ssl
     from types import SimpleNamespace
 
@@ -3235,7 +3237,7 @@ def load_sdk() -> Any:
     mqtt_core.Queue = _Events
     paho.print = lambda *_: None  # of socket errors, on the standard output that is for --output json
     paho.time = SimpleNamespace(time=time.monotonic)  # or a clock that is set would end connections
-    paho.CONNACK_REFUSED_PROTOCOL_VERSION = None  # or it would connect anew, in the midst of reading, with MQTT 3.1
+    paho.CONNACK_REFUSED_PROTOCOL_VERSION = None  # or it would reconnect while it reads, with MQTT 3.1
     paho._socketpair_compat = lambda: (_Nobody(), _Nobody())
     return MQTTLib.AWSIoTMQTTClient
 
@@ -3874,7 +3876,7 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
             remedy = "check --root-cert and --mqtt-endpoint; a proxy that opens TLS has to leave AWS IoT alone"
     elif isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
         problem = f"TLS fails: {error}"
-        remedy = "see that AWS IoT listens there (--mqtt-endpoint), and what sits in between"
+        remedy = "see that AWS IoT listens there (--mqtt-endpoint), and what is in between"
     elif isinstance(error, TimeoutError):
         problem, remedy = "it does not answer", "if a firewall blocks port 8883, try --mqtt-endpoint :443"
     elif isinstance(error, ConnectionRefusedError):
@@ -4170,7 +4172,7 @@ class Shift:
             self._decide(event)
         elif isinstance(event, Offline):
             self._cli.refuse_dead_local()
-            each.warning("%s lost its connection to %s; trying to get it back", event.thing, event.endpoint)
+            each.warning("%s lost its connection to %s; reconnecting", event.thing, event.endpoint)
             if not event.rejected and not self._advised:
                 log.warning(
                     "what to do: check the network; where that is good, another client took over the client ID %s: "
@@ -4183,7 +4185,7 @@ class Shift:
         elif isinstance(event, Back):
             after_s = event.at - self._offline_since.pop(event.thing, event.at)
             self.offline_s[event.thing] += after_s
-            each.warning("%s has its connection to %s again, after %.1f s", event.thing, event.endpoint, after_s)
+            each.warning("%s reconnected to %s after %.1f s", event.thing, event.endpoint, after_s)
         elif isinstance(event, Line):  # ahead of its time
             self._lines.append(event)
         elif isinstance(event, Lagging):
@@ -4203,7 +4205,7 @@ class Shift:
         if event.failure is not refusal:
             self._loop.call(self.crew.devices[thing].end, event.failure)
             return
-        said = "%s: the broker refuses %s, and AWS names no reason; trying again for up to %g minutes"
+        said = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
         each.warning(said, thing, refusal.action, POLICY_CHANGE_S / 60)
 
     def gather(self) -> None:
@@ -4454,7 +4456,7 @@ class Hearing(Account):
         return f"received {self.received}{self.arrivals} | {self._rate}{latency} | {self.situation()}"
 
     def report(self, shift: Shift) -> None:
-        shift.report_outages("subscribe", "they were deaf meanwhile, and may have missed messages")
+        shift.report_outages("subscribe", "they may have missed messages")
         last.info("[subscribe] %s", self.pace(self.received, shift))
         if self._latency.in_ms():
             last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
@@ -4504,7 +4506,7 @@ def create_things(cli: Cli) -> int:
                 fleet.record(fleet.things[name]._replace(stage=CREATING))
             missing.update(gone)
         if half_gone:
-            log.warning("half cleaned up, which goes on: %s", listed(half_gone))
+            log.warning("finishing an interrupted clean of: %s", listed(half_gone))
         to_do = sorted(missing | half_gone, key=by_number)
         if not to_do and not fleet.unanswered:
             things = plural(len(wanted), "thing")
@@ -4517,7 +4519,10 @@ def create_things(cli: Cli) -> int:
         try:
             if lost := strays - fleet.things.keys() - missing:
                 names = listed(lost)
-                log.warning("things of this ELF in AWS that it forgot, and that a larger COUNT takes up: %s", names)
+                log.warning(
+                    "AWS has things of this ELF that misc/ lacks; a larger COUNT adopts them: %s",
+                    names,
+                )
             step = functools.partial(reconcile, iot, fleet, strays - half_gone, missing)
             for name, thing in step_by_step(cli, "create", to_do, step, failures):
                 if thing:
@@ -4535,7 +4540,7 @@ def create_things(cli: Cli) -> int:
             made = plural(len(created), "thing")
             last.info("[create_things] ELF created %s in region:'%s'.", made, place.region)
             if left := len(missing) - len(created):
-                last.info("[create_things] %s not made yet: the same command again goes on", plural(left, "thing"))
+                last.info("[create_things] %s not made yet: run the command again to continue", plural(left, "thing"))
             failures.report(of=len(to_do))
             cli.results.summary.update(things=len(fleet.ready), created=len(created), failed=list(failures.things))
     return 1 if left or failures.things else 0
@@ -4558,7 +4563,7 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
 
 
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
-    """Name what the fleet lacks of `names`. Raises ElfError where it can't be had by making more."""
+    """Name what the fleet lacks of `names`. Raises ElfError where making more does not help."""
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
     existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
@@ -4878,8 +4883,8 @@ def show_unanswered(cli: Cli) -> None:
         return
     calls = plural(len(fleet.unanswered), "call")
     since, until = min(call.since for call in fleet.unanswered), max(call.until for call in fleet.unanswered)
-    what = "as many may have been made whose keys nobody has"
-    log.warning("%s for a certificate never got an answer: %s, from %s to %s", calls, what, utc(since), utc(until))
+    what = "as many certificates without keys may exist"
+    log.warning("%s for a certificate got no answer: %s, from %s to %s", calls, what, utc(since), utc(until))
     try:
         iot, _ = reach_aws(cli)
         found = in_background(cli.inbox, lambda: unclaimed_certificates(iot, fleet))
@@ -4898,7 +4903,7 @@ def show_unanswered(cli: Cli) -> None:
             "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
         )
     else:
-        log.info("there is none: none was made, or it is gone again")
+        log.info("none found")
         fleet.forget_unanswered(until=time.time() - CONSISTENCY_S)
 
 
@@ -5021,7 +5026,7 @@ def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
         finally:
             things = [thing for thing in fleet.ready if thing.policy_arn]
             if left := sum(not thing.policy_arn for thing in fleet.ready if thing.name in newcomers):
-                log.info("%s without a policy yet: the same command again goes on", plural(left, "thing"))
+                log.info("%s without a policy yet: run the command again to continue", plural(left, "thing"))
             failures.report(of=len(without))
     if not things:
         raise ElfError("none of the things has a policy", _SEE_ABOVE)
@@ -5156,7 +5161,7 @@ class Parser(argparse.ArgumentParser):
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
     where = "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
-    raised = f"things a second to make or clean, where AWS raised your quotas (default: {THINGS_PER_S:g})"
+    raised = f"things a second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
     region, profile, url = (functools.partial(part_of_place, key=key) for key in ("region", "profile", "endpoint_url"))
     other = f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})"
     add("--region", metavar="R", type=region, help=other)
@@ -5166,9 +5171,9 @@ def add_common_options(parser: Parser) -> Parser:
     add("--proxy", metavar="URL", type=proxy, help=way)
     add("--local", action="store_true", help="an AWS IoT embedded in this machine; needs no account")
     add("--misc-dir", metavar="D", type=directory, help=where)
-    add("--wait", metavar="S", type=from_0, help="wait so long for another ELF to finish there (default: 0 s)")
+    add("--wait", metavar="S", type=from_0, help="seconds to wait if another ELF uses this directory (default: 0)")
     add("--rate", metavar="N", type=rate, help=raised)
-    output = "json: one object a line on standard output, too; payload (subscribe): each message there (default: text)"
+    output = "json: also print JSON lines to standard output; payload (subscribe): each message there (default: text)"
     add("--output", choices=("text", "json", "payload"), help=output)
     add("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well")
     add("--quiet", action="store_true", help="log warnings, errors and the report in the end only")
@@ -5241,17 +5246,22 @@ def build_parser() -> Parser:
     add("--seed", metavar="N", type=int, help="with --template: the same data again for the same N")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
     add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
-    add("--interval", metavar="S", type=interval, help=f"a message every (default: {INTERVAL_S:g} s; - as lines come)")
-    duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or all lines)"
+    add(
+        "--interval",
+        metavar="S",
+        type=interval,
+        help=f"seconds between messages (default: {INTERVAL_S:g}, or as lines come)",
+    )
+    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
     how_many("--duration", metavar="S", type=from_0, help=duration)
-    how_many("-n", "--count", metavar="N", type=whole, help="so many messages from each thing, instead of --duration")
+    how_many("-n", "--count", metavar="N", type=whole, help="messages per thing, instead of --duration")
 
     example = "subscribe --duration 30"
     command = add_command(subscribe, example, "have every thing listen, and log what it hears", messaging, alone=False)
     add = command.add_argument
     topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
     add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
-    duration = f"for so long; 0: until Ctrl-C (default: {DURATION_S:g} s, or with --count until these have come)"
+    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have come)"
     add("--duration", metavar="S", type=from_0, help=duration)
     add("-C", "--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
 
@@ -5322,7 +5332,7 @@ def locate(cli: Cli, remembered: Place | None) -> Place:
         options.append("--proxy")
     if options:
         raise ElfError(
-            f"{' '.join(options)} contradicts where the fleet lives: {remembered}",
+            f"{' '.join(options)} does not match: this fleet is in {remembered}",
             "leave the option out, or clean this fleet first, or keep another one with --misc-dir",
         )
     return remembered._replace(profile=remembered.profile or cli.profile)
@@ -5371,7 +5381,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
     def refuse_dead_local() -> None:
         if local_aws.has_ended(directory):
             raise ElfError(
-                "the embedded AWS IoT ended in mid-run",
+                "the embedded AWS IoT stopped during the run",
                 f"see why in {directory / local_aws.LOG}; the next command starts it again",
             )
 

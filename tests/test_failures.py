@@ -57,7 +57,7 @@ ONCE = ("--duration", "0.01")
 SHORT_S = 0.5  # a time-out of ELF's, where nothing could answer in time
 BOTOCORE = Path(botocore.__file__).parent
 
-_ANEW = "`elf.py clean` and `elf.py create` make the fleet anew"
+_ANEW = "`elf.py clean` and `elf.py create` recreate the fleet"
 _NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twice: {_ANEW}"
 _SEE_ABOVE = "see the lines above"
 # What devices, and the commands that use them, say of a failure, where {} stands for some text.
@@ -89,12 +89,12 @@ TOLD = {
     ),
     "TlsFails": (
         "{thing} can't connect to {endpoint}: TLS fails: {error}",
-        "see that AWS IoT listens there (--mqtt-endpoint), and what sits in between",
+        "see that AWS IoT listens there (--mqtt-endpoint), and what is in between",
     ),
     "Refused": (
         "{thing} can't connect to {endpoint}, which refuses it: {error}",
         "look at its certificate and policy in the AWS IoT console (Security), or run the command again: "
-        "what was changed a moment ago is not in force everywhere",
+        "what was changed a moment ago may not have taken effect yet",
     ),
     "PublishRefused": (
         "{thing} can't publish to {topic}: the broker closes the connection at each message, and acknowledges none",
@@ -112,7 +112,7 @@ TOLD = {
         "{thing} can't connect: its certificate is {status}",
         "`aws iot update-certificate --new-status ACTIVE --certificate-id {certificate}`",
     ),
-    "CertificateRevoked": ("{thing} can't connect: its certificate is revoked, for good", _ANEW),
+    "CertificateRevoked": ("{thing} can't connect: its certificate is revoked and cannot be reactivated", _ANEW),
     "NoPolicy": (
         "{thing} can't connect: its certificate has no policy",
         "`aws iot attach-policy --policy-name {policy} --target {certificate}`; if there is no such policy, " + _ANEW,
@@ -126,7 +126,7 @@ TOLD = {
         "leave --mqtt-endpoint out",
     ),
     "ConnectionLost": (
-        "{thing} lost its connection to {endpoint}; trying to get it back",
+        "{thing} lost its connection to {endpoint}; reconnecting",
         "check the network; where that is good, another client took over the client ID {client_id}: "
         "see who else has the keys of {thing}",
     ),
@@ -486,7 +486,7 @@ JSON = (("Content-Type", "application/json"),)
 
 NO_ENDPOINT = (
     "what answers at {} to DescribeEndpoint, without endpointAddress, is not AWS IoT",
-    "a proxy or a login page sits in between, most likely: sign in to that network, or check --endpoint-url",
+    "a proxy or a login page is probably in between: sign in to that network, or check --endpoint-url",
 )
 
 
@@ -886,13 +886,13 @@ def test_a_client_id_that_is_taken_over_is_named(pair: Pair, service: AwsService
     thief = client_of(pair, service, "thing_0", client_id)
     assert thief.connect() == "Success"
     window.await_line("thing_0 lost its connection to ")
-    window.await_line("thing_0 has its connection to ")
+    window.await_line("thing_0 reconnected to ")
     thief.close()
     window.signal(signal.SIGINT)
     explained(window.end(130), "ConnectionLost", "thing_0", client_id)
 
 
-def test_a_subscription_that_is_deaf_in_the_end_is_explained(
+def test_a_subscription_that_is_offline_in_the_end_is_explained(
     pair: Pair, relay: Relay, service: AwsService, explained: Explained
 ) -> None:
     window = pair.start("subscribe", *relay.broker(service), "--duration", "4")
@@ -924,13 +924,13 @@ LEAVE_IT_OUT = "leave the option out, or clean this fleet first, or keep another
         ),
         pytest.param(
             ("send", "--region", "eu-west-1"),
-            "--region eu-west-1 contradicts where the fleet lives: region us-west-2, {}",
+            "--region eu-west-1 does not match: this fleet is in region us-west-2, {}",
             LEAVE_IT_OUT,
             id="another region",
         ),
         pytest.param(
             ("clean", "--local"),
-            *("--local contradicts where the fleet lives: {}", LEAVE_IT_OUT),
+            *("--local does not match: this fleet is in {}", LEAVE_IT_OUT),
             id="another kind of place",
         ),
     ],
@@ -968,8 +968,7 @@ def test_another_elf_at_work_is_named_with_its_process(
 
 NOT_ELFS = (
     "{} can't be read as ELF's: {}",
-    "use a newer ELF if one wrote it (this is {}), restore it from a backup, or move it away: "
-    "ELF then starts afresh and forgets what it made",
+    "use a newer ELF if one wrote it (this is {}), restore it from a backup, or move it away: ELF then starts empty",
 )
 
 
@@ -1312,7 +1311,7 @@ def test_an_embedded_aws_that_dies_in_mid_run_is_explained(local: Elf) -> None:
     (server,) = servers_of(local)
     server.kill()
     said = window.end(1).lines
-    assert "the embedded AWS IoT ended in mid-run" in said
+    assert "the embedded AWS IoT stopped during the run" in said
     assert any(str(local.misc / "local" / "ministack.log") in line for line in said if line.startswith("what to do: "))
     local("send", *ONCE)
 

@@ -62,7 +62,7 @@ def test_a_directory_that_others_can_read_is_named_and_shut(main: InProcess, elf
     elf.misc.mkdir()
     for is_named in (False, True, False):  # there was nothing to read in a new one
         elf.misc.chmod(0o755 if is_named or not elf.files() else 0o700)
-        assert (f"others could read {elf.misc}: not any more" in main("create").err) is is_named
+        assert (f"other users could read {elf.misc}: made private" in main("create").err) is is_named
         assert stat.S_IMODE(elf.misc.stat().st_mode) == 0o700
 
 
@@ -118,7 +118,7 @@ def test_what_came_into_a_fleets_directory_later_is_left_as_it_is(main: InProces
     refused = main("create", 2, status=1).err
     assert "is not ELF's alone" in refused
     assert all(path.name in refused for path in others)
-    assert f"others could read {elf.misc / 'thing_0.prv'}: not any more" in main("send", *elf.broker, *ONCE).err
+    assert f"other users could read {elf.misc / 'thing_0.prv'}: made private" in main("send", *elf.broker, *ONCE).err
     main("clean")
     assert account.is_empty()
     assert [(path.read_text(), stat.S_IMODE(path.stat().st_mode)) for path in others] == [("precious", 0o644)] * 2

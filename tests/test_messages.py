@@ -314,7 +314,7 @@ def test_a_connection_that_is_cut_is_said_to_be_and_comes_back(
     relay.cut()
     for name in pair.things():
         window.await_line(f"{name} lost its connection to localhost:{relay.port}")
-        window.await_line(f"{name} has its connection to localhost:{relay.port} again")
+        window.await_line(f"{name} reconnected to localhost:{relay.port}")
     result = window.end()
     assert re.search("ELF sent 100 messages from 2 things: 100 acknowledged, 0 lost", result.err)
     heard = [message.payload.decode() for message in ear.hear_all()]

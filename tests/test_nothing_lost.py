@@ -134,7 +134,7 @@ def test_ctrl_c_twice_on_a_slow_disk_loses_no_key(elf: Elf, account: Account, tm
     while not (elf.misc / "things.journal").exists() or b"keyPair" not in (elf.misc / "things.journal").read_bytes():
         assert window.process.poll() is None
     window.signal(signal.SIGINT)
-    window.await_line("finishing the calls under way")
+    window.await_line("press Ctrl-C again to stop now")
     window.signal(signal.SIGINT)
     window.end(130)
     elf("create", 4)

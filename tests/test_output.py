@@ -151,7 +151,7 @@ def test_what_the_sdk_prints_stays_out_of_the_json(pair: Pair, service: AwsServi
     window = pair.start("send", *relay.broker(service), "--count", 30, "--interval", "0.1", *JSON)
     window.await_line("posting message")
     relay.cut()
-    window.await_count("has its connection", 2)
+    window.await_count(" reconnected to ", 2)
     window.end()
     assert objects(window.out)[-1]["acknowledged"] == 60
 

@@ -170,7 +170,7 @@ def test_without_describe_certificate_a_refusal_is_told_less_exactly(
     denied = user.run("send", status=1)
     assert "thing_0 can't connect to localhost:" in denied.err
     assert "which refuses it" in denied.err
-    assert "thing_0: the broker refuses iot:Connect, and AWS names no reason; trying again for up to" in denied.err
+    assert "thing_0: the broker refuses iot:Connect, and AWS gives no reason; trying again for up to" in denied.err
     assert "INACTIVE" not in denied.err
     user.may(user.policy)
     assert "thing_0 can't connect: its certificate is INACTIVE" in user.run("send", status=1).err

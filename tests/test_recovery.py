@@ -89,7 +89,7 @@ def test_a_second_ctrl_c_stops_at_once(elf: Elf, account: Account, proxy: FaultP
     window = elf.start("create", 5)
     proxy.await_hang(PATIENCE_S)
     window.signal(signal.SIGINT)
-    window.await_line("again stops at once")
+    window.await_line("again to stop now")
     window.signal(signal.SIGINT)
     assert "stopped at once" in window.end(130).lines[-1]
     proxy.reset()
@@ -123,7 +123,7 @@ def test_create_alone_makes_whole_what_a_killed_clean_left(
     proxy.release()
     proxy.await_quiet(PATIENCE_S)
     proxy.reset()
-    assert "half cleaned up, which goes on: " in main("create", 3).err
+    assert "finishing an interrupted clean of: " in main("create", 3).err
     assert_whole(elf, account, 3)
     assert "3 acknowledged, 0 lost" in main("send", *elf.broker, *ONCE).err
     main("clean")
@@ -240,7 +240,7 @@ def test_a_certificate_whose_answer_was_lost_is_named_until_it_is_gone(
     said = main("create", 2).err
     named = {account.certificate_of(name) for name in ("thing_0", "thing_1")}
     (lost,) = set(account.certificates()) - named - {earlier}
-    assert re.search(r"1 call for a certificate never got an answer: .*, from 20\d\d-.* UTC to 20\d\d-.* UTC", said)
+    assert re.search(r"1 call for a certificate got no answer: .*, from 20\d\d-.* UTC to 20\d\d-.* UTC", said)
     assert re.findall(r"certificate ([0-9a-f]{64}), ACTIVE, made at 20\d\d-\S+ \S+ UTC, is attached to", said) == [lost]
     assert lost in main("create", 2).err
     assert lost in main("send", *elf.broker, *ONCE).err
@@ -250,7 +250,7 @@ def test_a_certificate_whose_answer_was_lost_is_named_until_it_is_gone(
     account.iot.update_certificate(certificateId=lost, newStatus="INACTIVE")
     account.iot.delete_certificate(certificateId=lost)
     monkeypatch.setattr(main.module, "CONSISTENCY_S", 0.0)
-    assert "there is none" in main("clean").err
+    assert "none found" in main("clean").err
     assert "no things to clean up" in main("clean").err
     assert list(elf.elf_json()) == ["elf_id"]
 
@@ -310,7 +310,7 @@ def test_what_a_crash_left_is_taken_up_in_one_line_and_used(elf: Elf, account: A
     (elf.misc / ".thing_0.prv.abcd_123.elf-half").write_text("half a key")
     (elf.misc / ".mine").write_text("not ELF's")
     result = elf("send", *elf.broker, *ONCE)
-    assert len([line for line in result.lines if "ended in mid-work; took up its 6 changes" in line]) == 1
+    assert len([line for line in result.lines if "recovered 6 changes from a run that was interrupted" in line]) == 1
     assert "2 acknowledged, 0 lost" in result.err
     assert "keyPair" not in (elf.misc / "things.json").read_text()
     assert not {".thing_0.prv.abcd_123.elf-half", "things.journal"} & set(elf.files())

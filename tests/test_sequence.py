@@ -229,7 +229,7 @@ def test_what_is_sent_while_nobody_hears_it_is_missing(
             window.await_line("thing_0 lost its connection")
         if number == 6:
             relay.up()
-            window.await_line("thing_0 has its connection")
+            window.await_line("thing_0 reconnected to ")
         ear.publish("elf/x", SOUND % ("sensor", number, ""))
     result = window.end(1)
     assert summary_of(result.out)["senders"] == {"sensor": {"missing": 3}}
