@@ -1633,9 +1633,9 @@ def connect_control_plane(
     Returns it with the place as it is once AWS's configuration and DescribeEndpoint have had their say.
     Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors; Interrupted.
     """
+    session = _session(place)
     from botocore.config import Config
 
-    session = _session(place)
     session._session.set_default_client_config(Config(proxies={} if place.local else proxies))
     events = session.events
     events.register("before-send", refuse_bad_headers)
@@ -2990,10 +2990,6 @@ class Proxy(NamedTuple):
     def __str__(self) -> str:
         return f"{self.scheme}://{Endpoint(self.host, self.port)}"
 
-    @property
-    def is_http(self) -> bool:
-        return self.scheme in ("http", "https")
-
     @classmethod
     def from_url(cls, url: str, source: str = "--proxy") -> Proxy:
         """Read a URL, the password of which is secret from now on. Raises ElfError, which names the source alone."""
@@ -3027,13 +3023,19 @@ class Endpoint(NamedTuple):
         """
         import urllib.request
 
-        proxy, known = None, urllib.request.getproxies_environment()
-        name = next((name for name in ("https", "all") if known.get(name)), "")
-        if given:
-            proxy = None if given == NO_PROXY else Proxy.from_url(given)
-        elif name and not urllib.request.proxy_bypass(self.host):
-            proxy = Proxy.from_url(known[name], f"{name.upper()}_PROXY")
-        return Endpoint(self.host, self.port or (443 if proxy and proxy.is_http else MQTT_PORT), proxy)
+        source, url = ("--proxy", given) if given else proxy_in_environment()
+        is_direct = url in ("", NO_PROXY) or (not given and urllib.request.proxy_bypass(self.host))
+        proxy = None if is_direct else Proxy.from_url(url, source)
+        usual_port = 443 if proxy and proxy.scheme.startswith("http") else MQTT_PORT
+        return Endpoint(self.host, self.port or usual_port, proxy)
+
+
+def proxy_in_environment() -> tuple[str, str]:
+    """Return the variable that names a proxy for HTTPS, or one for all, and its URL; empty: none does."""
+    import urllib.request
+
+    known = urllib.request.getproxies_environment()
+    return next(((f"{name.upper()}_PROXY", known[name]) for name in ("https", "all") if known.get(name)), ("", ""))
 
 
 class Connected(NamedTuple):
@@ -3243,7 +3245,7 @@ def load_sdk() -> Any:
 def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any) -> Any:
     """Connect a client of the SDK by mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
 
-    Raises what the network and TLS have to say: OSError, ssl.SSLError.
+    Raises what the network and TLS have to say: OSError, ssl.SSLError; ElfError, of a proxy.
     """
     client = load_sdk()(client_id)
     client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
@@ -3254,6 +3256,26 @@ def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: Thin
     without_threads(client)
     client.connectAsync(KEEP_ALIVE_S, ackCallback=on_connack)
     return client
+
+
+@functools.cache
+def shown_by(endpoint: Endpoint) -> str:
+    """Name the certificate that is shown as the broker's. Raises OSError, ElfError.
+
+    Only one that is trusted is ever decoded: so it is fetched first, then trusted for that.
+    """
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    for _ in range(2):
+        with context.wrap_socket(open_socket(endpoint), server_hostname=endpoint.host) as connection:
+            shown, der = connection.getpeercert() or {}, connection.getpeercert(binary_form=True)
+        context.load_verify_locations(cadata=der)
+        context.verify_mode = ssl.CERT_REQUIRED
+    names = (", ".join(value for part in shown[of] for _, value in part) for of in ("subject", "issuer"))  # type: ignore
+    return "it is {}'s, signed by {}".format(*names)
 
 
 def without_threads(client: Any) -> None:
@@ -3290,7 +3312,7 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
     from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, ProxyType
     from python_socks.sync.v2 import Proxy as Way
 
-    kind = ProxyType.HTTP if proxy.is_http else ProxyType.SOCKS5
+    kind = ProxyType.HTTP if proxy.scheme.startswith("http") else ProxyType.SOCKS5
     tls = ssl.create_default_context() if proxy.scheme == "https" else None
     problem, remedy = f"the proxy {proxy} does not answer", "check HTTPS_PROXY, ALL_PROXY, NO_PROXY and --proxy"
     try:
@@ -3304,29 +3326,22 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
         problem = f"TLS to the proxy {proxy} fails: {error}"
     except (ProxyTimeoutError, ConnectionError):
         pass
-    except ProxyError as error:
-        problem, remedy = _answer_of(proxy, str(error), error.error_code) or (
-            f"what answers at {proxy} is no proxy: {error}",
-            remedy,
-        )
     except ValueError:  # HTTP takes no colon in a user, SOCKS nothing but ASCII
         problem = f"the proxy {proxy} can't be told this user and password"
+    except ProxyError as error:
+        code, said = error.error_code, str(error)  # an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)
+        if code in (401, 407) or "uthentication" in said:
+            it = "refuses this user and password" if proxy.user else "wants a user and a password"
+            remedy = f"write them into its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
+        elif code in (2, 403, 405):
+            it = "forbids it"
+            remedy = "have its administrator allow that host and port, or try another port: --mqtt-endpoint :443, :8883"
+        elif code:
+            it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy gets to AWS IoT"
+        else:
+            it = "gives no answer of a proxy's"
+        problem = f"the proxy {proxy} {it}: {said}"
     raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
-
-
-def _answer_of(proxy: Proxy, said: str, code: int | None) -> tuple[str, str] | None:
-    """Explain what a proxy says instead of opening a tunnel: an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)."""
-    if code in (401, 407) or "uthentication" in said:
-        remedy = f"write them into its URL: {proxy.scheme}://USER:PASSWORD@{proxy.host}:{proxy.port}"
-        if proxy.user:
-            return f"the proxy {proxy} refuses this user and password: {said}", remedy
-        return f"the proxy {proxy} wants a user and a password: {said}", remedy
-    if code in (2, 403, 405):
-        remedy = "have its administrator allow that host and port, or try another port: --mqtt-endpoint :443, :8883"
-        return f"the proxy {proxy} forbids it: {said}", remedy
-    if code:
-        return f"the proxy {proxy} can't reach it: {said}", "check --mqtt-endpoint, and that the proxy gets to AWS IoT"
-    return None
 
 
 def relayed(outer: Any) -> Any:
@@ -3592,6 +3607,9 @@ class Device:
                     raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
             client = open_client(client_id, self._endpoint, self._root_cert, self._files, self._on_connack)
         except Exception as error:
+            if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
+                with contextlib.suppress(OSError, ElfError):
+                    error.strerror = f"{error.strerror} ({shown_by(self._endpoint)})"
             self._loop.call(self._fail, self._refusal_in(error) or error)
         else:
             self._loop.call(self._take, client, client_id)
@@ -3855,7 +3873,7 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
             remedy = "check the name in --mqtt-endpoint; without that option ELF asks AWS for it"
         else:
             problem = f"its certificate is not to be trusted: {error}"
-            remedy = "check --root-cert and --mqtt-endpoint, and that no proxy is in between"
+            remedy = "check --root-cert and --mqtt-endpoint; a proxy that opens TLS has to leave AWS IoT alone"
     elif isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
         problem = f"TLS fails: {error}"
         remedy = "see that AWS IoT listens there (--mqtt-endpoint), and what is in between"
@@ -3869,7 +3887,12 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
         problem, remedy = f"the network says: {error}", "check the network, and --mqtt-endpoint"
     else:
         return error
-    return ElfError(f"{thing} can't connect to {endpoint}: {problem}", remedy)
+    if not endpoint.proxy and not isinstance(error, ssl.SSLError):
+        name, _ = proxy_in_environment()
+        hint = f"NO_PROXY or --proxy keeps ELF from {name}" if name else "if a proxy leads out, set --proxy"
+        remedy = f"{remedy}; {hint}"
+    by = f" through the proxy {endpoint.proxy}" if endpoint.proxy else ""
+    return ElfError(f"{thing} can't connect to {endpoint}{by}: {problem}", remedy)
 
 
 def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
@@ -4082,20 +4105,13 @@ class Cli:
 def control_plane_of(cli: Cli) -> tuple[Any, Place]:
     """Connect to the control plane where the fleet lives, or shall: once, whichever thread is the first to ask."""
     with cli.asking:
+        proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
+        if re.match(f"{NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]):  # botocore knows no SOCKS
+            proxies = {}
         cli.control_plane = cli.control_plane or connect_control_plane(
-            cli.place, cli.inbox, cli.headers, cli.rate, proxies_of(cli.proxy)
+            cli.place, cli.inbox, cli.headers, cli.rate, proxies
         )
         return cli.control_plane
-
-
-def proxies_of(given: str | None) -> dict[str, str] | None:
-    """Say which proxies botocore, which knows no SOCKS, is to go through; None: those of the environment."""
-    import urllib.request
-
-    url = given or urllib.request.getproxies_environment().get("https", "")
-    if url == NO_PROXY or url.startswith("socks"):
-        return {}
-    return {"http": url, "https": url} if given else None
 
 
 def reach_aws(cli: Cli) -> tuple[Any, Place]:
@@ -5135,6 +5151,7 @@ class Parser(argparse.ArgumentParser):
         known += re.findall(r"[\w-]+", message.partition("choose from")[2])
         meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
+        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in what was taken for something else
         cause, remedy = f"{message}{suggestion}", f"see {self.prog} --help"
         with contextlib.suppress(OSError):
             sys.stderr.write(redacted(printable(f"{self.prog}: error: {cause} ({remedy})")) + "\n")

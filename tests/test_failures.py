@@ -64,23 +64,24 @@ _SEE_ABOVE = "see the lines above"
 TOLD = {
     "PortUnanswered": (
         "{thing} can't connect to {endpoint}: it does not answer",
-        "if a firewall blocks port 8883, try --mqtt-endpoint :443",
+        "if a firewall blocks port 8883, try --mqtt-endpoint :443; if a proxy leads out, set --proxy",
     ),
     "NothingListens": (
         "{thing} can't connect to {endpoint}: nothing listens there",
-        "check --mqtt-endpoint; if a firewall blocks port 8883, try --mqtt-endpoint :443",
+        "check --mqtt-endpoint; if a firewall blocks port 8883, try --mqtt-endpoint :443; if a proxy leads out, set "
+        "--proxy",
     ),
     "HostUnknown": (
         "{thing} can't connect to {endpoint}: its name can't be resolved",
-        "check the network's DNS, and --mqtt-endpoint",
+        "check the network's DNS, and --mqtt-endpoint; if a proxy leads out, set --proxy",
     ),
     "HostUnreachable": (
         "{thing} can't connect to {endpoint}: the network says: {error}",
-        "check the network, and --mqtt-endpoint",
+        "check the network, and --mqtt-endpoint; if a proxy leads out, set --proxy",
     ),
     "NotTrusted": (
         "{thing} can't connect to {endpoint}: its certificate is not to be trusted: {error}",
-        "check --root-cert and --mqtt-endpoint, and that no proxy is in between",
+        "check --root-cert and --mqtt-endpoint; a proxy that opens TLS has to leave AWS IoT alone",
     ),
     "OtherHost": (
         "{thing} can't connect to {endpoint}: its certificate is another host's: {error}",

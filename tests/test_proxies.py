@@ -179,7 +179,7 @@ def test_messages_go_through_the_proxy(
         ("socks5://jane:w4ong@127.0.0.1:{0.socks_login}", "{} refuses this user and password: ", "socks5://USER:PASS"),
         ("http://127.0.0.1:{0.http}", "{} forbids it: 403", "have its administrator allow that host and port"),
         ("socks5://127.0.0.1:{0.socks}", "{} can't reach it: ", "check --mqtt-endpoint"),
-        ("http://127.0.0.1:{0.socks}", "what answers at {} is no proxy: ", "check HTTPS_PROXY"),
+        ("http://127.0.0.1:{0.socks}", "{} gives no answer of a proxy's: ", "check HTTPS_PROXY"),
     ],
 )
 def test_a_proxy_that_does_not_lead_there_is_explained(
@@ -197,7 +197,7 @@ def test_a_proxy_that_does_not_lead_there_is_explained(
         endpoint = ("--mqtt-endpoint", f"localhost:{CLOSED_PORT}", "--things", 1)
         result = main_of_pair("send", "--proxy", url, *endpoint, *ONCE, status=1)
     host = url.rpartition("@")[2].rpartition("/")[2]
-    proxy = f"{'' if cause.startswith('what') else 'the proxy '}{url.partition('//')[0]}//{host}"
+    proxy = f"the proxy {url.partition('//')[0]}//{host}"
     failed = f"can't connect to localhost:{CLOSED_PORT}: {cause.format(proxy)}"
     assert any(failed in line for line in result.lines), result.err
     assert any(line.startswith("what to do: ") and remedy in line for line in result.lines), result.err

@@ -97,11 +97,12 @@ def run_elf(site: broker.Site, duration_s: int, rate: float = 1.0) -> tuple[Sent
     """Have all things send `rate` messages a second for `duration_s`."""
     output, usage = measure(elf(site, "send", duration_s, "--interval", f"{1 / rate:g}"), "ELF sending", duration_s)
     counts = re.search(r"sent (\d+) messages? .* (\d+) lost(?:, (\d+) not sent)?", output)
-    times = re.search(r"ack latency: p50 ([\d.]+), .*, p99 ([\d.]+), .*; sent up to ([\d.]+) ms late", output)
-    if not counts or not times:
+    late = re.search(r"sent up to ([\d.]+) ms late", output)
+    times = re.search(r"ack latency: p50 ([\d.]+), .*, p99 ([\d.]+), ", output)
+    if not (counts and late and times):
         sys.exit(output[-2000:])
     messages, *lost = (int(count or 0) for count in counts.groups())
-    return Sent(messages, sum(lost), *times.groups()), usage
+    return Sent(messages, sum(lost), *times.groups(), late[1]), usage
 
 
 def run_crt(site: broker.Site, things: int, duration_s: int, rate: float) -> tuple[list[object], Usage]:
