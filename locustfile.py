@@ -35,6 +35,7 @@ from gevent.event import AsyncResult, Event
 from gevent.lock import BoundedSemaphore
 from gevent.queue import Queue
 from locust import User, events, task
+from locust.argument_parser import get_parser
 from locust.exception import StopUser
 from locust.runners import STATE_INIT, STATE_RUNNING, STATE_SPAWNING, MasterRunner, WorkerRunner
 from werkzeug.datastructures import ImmutableMultiDict
@@ -53,6 +54,11 @@ def qos(text: str) -> int:
     return int(text)
 
 
+def part_of_place(key: str) -> Any:
+    return lambda text: text and elf.part_of_place(text, key)
+
+
+# What is not given is as in elf.py; a path is one on each worker.
 OPTIONS = (
     ("topic", f"{elf.TOPIC_ROOT}/{{thing_name}}", str, "where to; {thing_name} stands for the thing's name"),
     ("interval", elf.INTERVAL_S, elf.interval, "seconds between two messages of a thing"),
@@ -61,9 +67,15 @@ OPTIONS = (
     ("subscribers", 0.0, elf.number("a share from 0 to 1", 0, 1), "the share of the things that hear the others"),
     ("proxy", "", lambda text: text and elf.proxy(text), f"as elf.py's, {elf.NO_PROXY}: none (default: HTTPS_PROXY)"),
     ("root-cert", "", str, "file of the broker's root certificates, that each worker has (default: Amazon's)"),
+    (
+        "misc-dir",
+        "",
+        lambda text: text and str(elf.directory(text)),
+        "the fleet's keys and state, that each worker has",
+    ),
+    ("region", "", part_of_place("region"), "AWS region (default: the fleet's)"),
+    ("endpoint-url", "", part_of_place("endpoint_url"), "another control-plane endpoint (default: AWS's)"),
 )
-
-
 EDITABLE = {"topic", "interval", "qos", "subscribers", "user_count", "spawn_rate", "run_time"}  # on Locust's page
 
 
@@ -82,11 +94,13 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[elf.Cli]:
     try:
         for name, _, parse, _ in OPTIONS:
             dest = name.replace("-", "_")
-            setattr(cli, dest, parse(str(getattr(options, dest))))  # Locust's page has not checked it
+            if (text := str(getattr(options, dest))) != "":
+                setattr(cli, dest, parse(text))  # Locust's page has not checked it
         cli.mqtt_endpoint = elf.mqtt_endpoint(options.host) if options.host else None
     except argparse.ArgumentTypeError as error:
-        raise elf.ElfError(str(error), "see `locust --help`") from error
+        raise elf.ElfError(str(error), "see `python locustfile.py`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
+    cli.misc_dir = Path(cli.misc_dir)
     if options.template and not cli.json_message:
         raise elf.ElfError("--template does nothing without --json-message", "name a file, as example-template.json is")
     cli.template, cli.inbox = options.template, elf.Inbox()
@@ -119,6 +133,10 @@ def admit(cli: elf.Cli, users: int) -> dict[str, dict[str, Any]]:
 
 def all_messages(cli: elf.Cli) -> list[elf.Message]:
     """Return what each thing says, over and over. Raises ElfError, and the OSError of a file that can't be read."""
+    if not cli.fleet.things:
+        raise elf.ElfError(
+            f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it with --misc-dir"
+        )
     messages = []
     for line in elf.what_to_send(cli)[1]:
         if line.error:
@@ -130,8 +148,8 @@ def all_messages(cli: elf.Cli) -> list[elf.Message]:
 def refuse_too_many(users: int, count: int) -> None:
     if users > count:
         raise elf.ElfError(
-            f"{users} users are asked for, and there are {elf.plural(count, 'thing')}: each user is one of them",
-            f"ask for {count} users at the most, or make more things: `elf.py create {users}`",
+            f"{users} users requested, but only {elf.plural(count, 'thing')} exist (one user per thing)",
+            f"request at most {count} users, or make more things: `elf.py create {users}`",
         )
 
 
@@ -179,6 +197,8 @@ class Run:
             self.cli = self.held.enter_context(opened_fleet(self.options))
             # The desk as well: workers that can only read misc/ find the root certificates there.
             self.root_cert, self.messages = elf.root_of(self.cli), all_messages(self.cli)
+            cli = self.cli
+            self.load = f"QoS {cli.qos}, every {cli.interval:g} s, {cli.subscribers:.0%} subscribe"
         except Exception as error:
             elf.complain(error)
             self.failure = error
@@ -193,6 +213,10 @@ class Run:
             exception=in_a_line(error) if error else None,
             context={},
         )
+
+    def count_connect(self, kind: str, name: object, took_s: float) -> None:
+        """Count a connect in its own row alone: the totals and charts are of messages."""
+        self.environment.stats.entries[(str(name), kind)].log(1000 * took_s, 0)
 
 
 class Desk(Run):
@@ -423,6 +447,9 @@ class Thing(User, elf.Listener):
             self.fail("CONNECT", self.endpoint, error)
             return
         self.cli, self.messages = self.worker.cli, itertools.cycle(self.worker.messages)
+        # What a saved report is to say of the load
+        self.published = f"{self.cli.topic} ({self.worker.load})"
+        self.heard = f"{''.join(duty['filters'])} ({self.worker.load})"
         self.worker.loop.connects_per_s = duty["connects_per_s"]
         self.device = elf.Device(
             duty["thing"],
@@ -457,21 +484,21 @@ class Thing(User, elf.Listener):
 
     def on_event(self, event: Any) -> None:
         if isinstance(event, elf.Connected):
-            self.worker.count("CONNECT", self.endpoint, time.monotonic() - self.began)
+            self.worker.count_connect("CONNECT", self.endpoint, time.monotonic() - self.began)
             self.is_ready.set()
         elif isinstance(event, elf.Offline):
             self.offline_at = event.at
             error = elf.ElfError(f"{event.thing} lost its connection to {event.endpoint}", "check the network")
             self.worker.count("DISCONNECT", event.endpoint, None, error=error)
         elif isinstance(event, elf.Back):
-            self.worker.count("RECONNECT", event.endpoint, event.at - self.offline_at)
+            self.worker.count_connect("RECONNECT", event.endpoint, event.at - self.offline_at)
         elif isinstance(event, elf.Refused):
             refusal = vars(event.refusal)
             facts = [refusal[name] for name in ("thing", "endpoint", "action", "subject", "reason")]
             self.worker.runner.send_message("elf-refused", (id(self), facts))
         elif isinstance(event, elf.Failed):
             is_in = self.device and self.device.has_joined
-            self.fail("PUBLISH" if is_in else "CONNECT", self.cli.topic if is_in else self.endpoint, event.failure)
+            self.fail("PUBLISH" if is_in else "CONNECT", self.published if is_in else self.endpoint, event.failure)
 
     def on_published(self, device: elf.Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
         self.sizes[number] = len(payload)
@@ -486,25 +513,25 @@ class Thing(User, elf.Listener):
             self.count_published(0, None, lost=True)
 
     def on_impossible(self, device: elf.Device, number: int, error: elf.ElfError) -> None:
-        self.worker.count("PUBLISH", self.cli.topic, None, error=error)
+        self.worker.count("PUBLISH", self.published, None, error=error)
 
     def on_received(self, device: elf.Device, message: Any) -> None:
         sent_at = None if message.retain else elf.time_of_sending(elf.object_in(message.payload))
         took_s = None if sent_at is None else max(0.0, time.time() - sent_at)
-        self.worker.count("RECEIVE", self.duty["filters"][0], took_s, len(message.payload))
+        self.worker.count("RECEIVE", self.heard, took_s, len(message.payload))
 
     def on_unreadable(self, device: elf.Device, error: Exception) -> None:
-        self.worker.count("RECEIVE", self.duty["filters"][0], None, error=error)
+        self.worker.count("RECEIVE", self.heard, None, error=error)
 
     def count_published(self, number: int, took_s: float | None, lost: bool = False) -> None:
         error = elf.ElfError("1 message lost", "check the network") if lost else None
-        self.worker.count("PUBLISH", self.cli.topic, took_s, self.sizes.pop(number, 0), error)
+        self.worker.count("PUBLISH", self.published, took_s, self.sizes.pop(number, 0), error)
 
     def fail(self, kind: str, name: object, error: Exception) -> None:
         """Have the thing do no more, and count a failure."""
         self.device = None
         self.is_ready.set()
-        self.worker.count(kind, name, time.monotonic() - self.began if kind == "CONNECT" else None, error=error)
+        self.worker.count(kind, name, None, error=error)
 
     def settle(self, device: elf.Device, deadline: float) -> None:
         """Disconnect once all is acknowledged, or it is late."""
@@ -533,3 +560,7 @@ def set_up(environment: Any, web_ui: Any, **_: object) -> None:
     if not isinstance(environment.runner, WorkerRunner):
         Desk(environment, web_ui)
     SET_UP.set()
+
+
+if __name__ == "__main__":  # `locust --help` has Locust's own options alone
+    get_parser().print_help()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -177,6 +178,12 @@ def test_two_workers_share_the_fleet_and_every_message_is_accounted_for(
     assert counts["PUBLISH"] == (len(heard), 0)
     assert counts["RECEIVE"][0] > len(heard) and counts["RECEIVE"][1] == 0
     assert counts.keys() == {"CONNECT", "PUBLISH", "RECEIVE"}
+    with Path(f"{locusts.report}_stats.csv").open(newline="") as file:
+        requests = {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(file)}
+    load = "(QoS 1, every 1 s, 5% subscribe)"
+    assert requests[f"elf/{{thing_name}} {load}"] == len(heard)
+    assert requests[f"elf/+ {load}"] == counts["RECEIVE"][0]
+    assert requests["Aggregated"] == len(heard) + counts["RECEIVE"][0]  # without the connects
     assert all(account.policies_of(name) == [f"policy-{name}"] for name in locusts.elf.things())
 
 
@@ -276,8 +283,8 @@ def test_an_outage_is_counted_and_no_message_lost(locusts: Locusts, relay: Relay
 def test_more_users_than_things_are_refused(locusts: Locusts) -> None:
     locusts.elf("create", 2)
     result = locusts.headless("--users", 3, "--run-time", "1s").end(status=1)
-    assert "3 users are asked for, and there are 2 things: each user is one of them" in result.err
-    assert "what to do: ask for 2 users at the most, or make more things: `elf.py create 3`" in result.err
+    assert "3 users requested, but only 2 things exist (one user per thing)" in result.err
+    assert "what to do: request at most 2 users, or make more things: `elf.py create 3`" in result.err
     assert "Traceback" not in result.err
 
 
@@ -285,6 +292,15 @@ def test_without_things_there_is_nothing_to_run(locusts: Locusts) -> None:
     result = locusts.headless("--run-time", "1s").end(status=1)
     assert "there are no things yet" in result.err
     assert "what to do: make some" in result.err
+
+
+def test_the_fleet_is_chosen_by_options_that_a_command_of_its_own_shows(locusts: Locusts, tmp_path: Path) -> None:
+    locusts.elf("create", 1)
+    result = locusts.headless("--run-time", "1s", "--region", "eu-west-1").end(status=1)
+    assert "--region eu-west-1 does not match: this fleet is in region us-west-2" in result.err
+    assert "there are no things yet" in locusts.headless("--misc-dir", tmp_path / "other").end(status=1).err
+    shown = subprocess.run([sys.executable, str(locusts.file)], capture_output=True, text=True, check=True).stdout
+    assert all(f"  --{option} " in shown for option in ("topic", "subscribers", "misc-dir", "region", "endpoint-url"))
 
 
 def test_a_failure_is_explained_as_aws_explains_it(locusts: Locusts, account: Account) -> None:
@@ -305,7 +321,7 @@ def test_a_worker_that_lacks_the_files_says_so(locusts: Locusts) -> None:
     worker = locusts.worker(ELF_MISC_DIR=str(locusts.elf.cwd / "nothing"))
     locusts.master(1, "--run-time", "2s").end(status=1)
     worker.end()
-    assert "thing_0 has no file" in locusts.failures()
+    assert "has no things on this worker; what to do: copy misc/ there" in locusts.failures()
     assert locusts.counts() == {"CONNECT": (2, 2)}
 
 
@@ -317,7 +333,7 @@ def test_what_is_wrong_is_said_on_the_page(locusts: Locusts, account: Account, e
         ({"qos": "2"}, "'2' is not 0 or 1"),
         ({"subscribers": "much"}, "'much' is not a share from 0 to 1"),
         ({"topic": "elf/#"}, "a message is published to one topic, without + and #"),
-        ({"user_count": "3"}, "3 users are asked for, and there are 2 things"),
+        ({"user_count": "3"}, "3 users requested, but only 2 things exist"),
     ):
         answer = locusts.swarm(**{"user_count": 2, "spawn_rate": 2, **wrong})
         assert not answer["success"] and said in answer["message"] and "what to do: " in answer["message"], answer
@@ -327,7 +343,7 @@ def test_what_is_wrong_is_said_on_the_page(locusts: Locusts, account: Account, e
         hear_from(ear, 1)
         assert locusts.swarm(user_count=2, spawn_rate=2)["success"]
         hear_from(ear, 2)
-        assert "3 users are asked for" in locusts.swarm(user_count=3, spawn_rate=2)["message"]
+        assert "3 users requested" in locusts.swarm(user_count=3, spawn_rate=2)["message"]
         assert locusts.swarm(user_count=1, spawn_rate=2)["success"]
         locusts.stop()
         ear.hear_all()
@@ -465,7 +481,7 @@ def test_the_page_in_a_browser(locusts: Locusts, ear: Client) -> None:
         page.locator("input[name=topic]").fill("elf/page/{thing_name}")
         users.fill("4")
         page.get_by_role("button", name="START").click()
-        expect(page.get_by_text("4 users are asked for, and there are 3 things")).to_be_visible()
+        expect(page.get_by_text("4 users requested, but only 3 things exist")).to_be_visible()
         users.fill("3")
         page.get_by_role("button", name="START").click()
         expect(page.get_by_role("button", name="STOP")).to_be_visible()
