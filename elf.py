@@ -2999,8 +2999,8 @@ class Proxy(NamedTuple):
             parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
             user, password = (urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
             hide(parts.password, password, f"{user}:{password}" if password else None, least=4)
-            if parts.hostname and (port := parts.port or PROXY_PORTS.get(parts.scheme)) and parts.scheme in PROXY_PORTS:
-                return cls(parts.scheme, parts.hostname, port, user, password)
+            if parts.hostname and (usual_port := PROXY_PORTS.get(parts.scheme)):
+                return cls(parts.scheme, parts.hostname, parts.port or usual_port, user, password)
         raise ElfError(
             f"{source} is not a proxy's URL",
             f"it is {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for a @ in the password",
@@ -4108,9 +4108,8 @@ def control_plane_of(cli: Cli) -> tuple[Any, Place]:
         proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
         if re.match(f"{NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]):  # botocore knows no SOCKS
             proxies = {}
-        cli.control_plane = cli.control_plane or connect_control_plane(
-            cli.place, cli.inbox, cli.headers, cli.rate, proxies
-        )
+        if not cli.control_plane:
+            cli.control_plane = connect_control_plane(cli.place, cli.inbox, cli.headers, cli.rate, proxies)
         return cli.control_plane
 
 

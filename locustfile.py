@@ -65,7 +65,7 @@ OPTIONS = (
     ("qos", 1, qos, "MQTT quality of service, 0 or 1"),
     ("json-message", "", str, f"file of a JSON object, or {elf.REPLAYED} of many, that each worker has"),
     ("subscribers", 0.0, elf.number("a share from 0 to 1", 0, 1), "the share of the things that hear the others"),
-    ("proxy", "", lambda text: text and elf.proxy(text), f"MQTT's way out, or {elf.NO_PROXY} (default: HTTPS_PROXY's)"),
+    ("proxy", "", lambda text: text and elf.proxy(text), f"as elf.py's, {elf.NO_PROXY}: none (default: HTTPS_PROXY)"),
     ("root-cert", "", str, "file of the broker's root certificates, that each worker has (default: Amazon's)"),
     (
         "misc-dir",
