@@ -4499,11 +4499,7 @@ def create_things(cli: Cli) -> int:
             log.warning("the last fleet was on the embedded AWS IoT (--local); this one goes to AWS")
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
-        if gone := gone_things(cli, iot, {*wanted} - strays):
-            log.warning("gone in AWS, to be created again: %s", listed(gone))
-            for name in gone:
-                fleet.record(fleet.things[name]._replace(stage=CREATING))
-            missing.update(gone)
+        missing.update(gone_things(cli, iot, {*wanted} - strays))
         if half_gone:
             log.warning("finishing an interrupted clean of: %s", listed(half_gone))
         to_do = sorted(missing | half_gone, key=by_number)
@@ -4517,11 +4513,7 @@ def create_things(cli: Cli) -> int:
         failures = Failures()
         try:
             if lost := strays - fleet.things.keys() - missing:
-                names = listed(lost)
-                log.warning(
-                    "AWS has things of this ELF that misc/ lacks; a larger COUNT adopts them: %s",
-                    names,
-                )
+                log.warning("AWS has things of this ELF that misc/ lacks; a larger COUNT adopts them: %s", listed(lost))
             step = functools.partial(reconcile, iot, fleet, strays - half_gone, missing)
             for name, thing in step_by_step(cli, "create", to_do, step, failures):
                 if thing:
@@ -4536,8 +4528,7 @@ def create_things(cli: Cli) -> int:
             elif fleet.fold():
                 log.info("Wrote %s to config file: %s", plural(len(fleet.things), "thing"), fleet.things_file)
             created = [thing for thing in fleet.ready if thing.name in missing]
-            made = plural(len(created), "thing")
-            last.info("[create_things] ELF created %s in region:'%s'.", made, place.region)
+            last.info("[create_things] ELF created %s in region:'%s'.", plural(len(created), "thing"), place.region)
             if left := len(missing) - len(created):
                 last.info("[create_things] %s not made yet: run the command again to continue", plural(left, "thing"))
             failures.report(of=len(to_do))
@@ -4581,12 +4572,16 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
 
 
 def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
-    """Say which of these that the fleet has AWS does not have any more: it did not list them as this ELF's."""
+    """Find which of these that the fleet has are gone in AWS, which did not list them, and record it."""
     unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
     answers = dict(for_each(cli.inbox, unlisted, lambda name: _unless_missing(iot.describe_thing, thingName=name)))
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
         raise failed[0]
-    return [name for name, described in answers.items() if not described]
+    if gone := [name for name, described in answers.items() if not described]:
+        log.warning("gone in AWS, to be created again: %s", listed(gone))
+    for name in gone:
+        cli.fleet.record(cli.fleet.things[name]._replace(stage=CREATING))
+    return gone
 
 
 def step_by_step(
@@ -5194,6 +5189,38 @@ def add_messaging_options(parser: Parser) -> Parser:
     return parser
 
 
+def add_send_options(command: Parser) -> None:
+    add, what = command.add_argument, command.add_mutually_exclusive_group().add_argument
+    how_many = command.add_mutually_exclusive_group().add_argument
+    content = (
+        f"send the JSON object in FILE instead of MESSAGE, or of FILE{REPLAYED} a line each interval, or of - "
+        "(standard input) each line as it comes"
+    )
+    # Another default of the positional one would undo what -m has set.
+    what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
+    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
+    what("--json-message", metavar="FILE", type=Path, help=content)
+    add("--raw", action="store_true", help="send MESSAGE, FILE or each line as its bytes: no JSON, no ts, any topic")
+    add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
+    add("--seed", metavar="N", type=int, help="with --template: the same data again for the same N")
+    add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
+    add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
+    pace = f"seconds between messages (default: {INTERVAL_S:g}, or as lines come)"
+    add("--interval", metavar="S", type=interval, help=pace)
+    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
+    how_many("--duration", metavar="S", type=from_0, help=duration)
+    how_many("-n", "--count", metavar="N", type=whole, help="messages per thing, instead of --duration")
+
+
+def add_subscribe_options(command: Parser) -> None:
+    add = command.add_argument
+    topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
+    add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
+    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have come)"
+    add("--duration", metavar="S", type=from_0, help=duration)
+    add("-C", "--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
+
+
 def build_parser() -> Parser:
     """Make the parser of the commands, with the options of every command both before and after the command."""
     parser = Parser(
@@ -5230,39 +5257,11 @@ def build_parser() -> Parser:
 
     example = "send --duration 30 --interval 0.5 'Hello from ELF'"
     command = add_command(send_messages, example, "have every thing publish messages", messaging, alone=False)
-    add, what = command.add_argument, command.add_mutually_exclusive_group().add_argument
-    how_many = command.add_mutually_exclusive_group().add_argument
-    content = (
-        f"send the JSON object in FILE instead of MESSAGE, or of FILE{REPLAYED} a line each interval, or of - "
-        "(standard input) each line as it comes"
-    )
-    # Another default of the positional one would undo what -m has set.
-    what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
-    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
-    what("--json-message", metavar="FILE", type=Path, help=content)
-    add("--raw", action="store_true", help="send MESSAGE, FILE or each line as its bytes: no JSON, no ts, any topic")
-    add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
-    add("--seed", metavar="N", type=int, help="with --template: the same data again for the same N")
-    add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
-    add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
-    add(
-        "--interval",
-        metavar="S",
-        type=interval,
-        help=f"seconds between messages (default: {INTERVAL_S:g}, or as lines come)",
-    )
-    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
-    how_many("--duration", metavar="S", type=from_0, help=duration)
-    how_many("-n", "--count", metavar="N", type=whole, help="messages per thing, instead of --duration")
+    add_send_options(command)
 
     example = "subscribe --duration 30"
     command = add_command(subscribe, example, "have every thing listen, and log what it hears", messaging, alone=False)
-    add = command.add_argument
-    topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
-    add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
-    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have come)"
-    add("--duration", metavar="S", type=from_0, help=duration)
-    add("-C", "--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
+    add_subscribe_options(command)
 
     add_command(list_things, "list", "show the things and where they live; asks AWS nothing")
 
