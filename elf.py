@@ -2216,7 +2216,7 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
         gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
         gone_is_fine(iot.detach_thing_principal, thingName=name, principal=arn)
         gone_is_fine(iot.delete_certificate, others, certificateId=certificate_id)
-        log.info("%s: took away its certificate %s, whose key is lost", name, arn)
+        log.info("%s: deleted its certificate %s, whose key is lost", name, arn)
     return lost
 
 
@@ -4400,7 +4400,7 @@ class Tally(Account):
         for line in lost:
             log.warning("%s", line)
         if (more := self.lost - len(lost)) > 0:
-            log.warning("not acknowledged, or lost while offline: %s more", plural(more, "message"))
+            log.warning("%d more not acknowledged, or lost while offline", more)
         sent = f"{plural(self.sent, 'message')} from {plural(len(shift.joined), 'thing')}"
         acknowledged = f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)"
         unsent = f", {self.unsent} not sent" if self.unsent else ""
@@ -4448,7 +4448,7 @@ class Hearing(Account):
 
     def on_unreadable(self, device: Device, error: Exception) -> None:
         self.unread += 1
-        each.warning("%s can't make anything of a message: %s", device.thing, error)
+        each.warning("%s could not read a message: %s", device.thing, error)
 
     def __str__(self) -> str:
         latency = f" | {self._latency.recent_ms:.0f} ms" if self._latency.in_ms() else ""
@@ -4460,7 +4460,7 @@ class Hearing(Account):
         if self._latency.in_ms():
             last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
         if self.unread:
-            log.warning("[subscribe] %s that ELF could make nothing of", plural(self.unread, "message"))
+            log.warning("[subscribe] %s could not be read", plural(self.unread, "message"))
         by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
         senders = {thing: +counts for thing, counts in by_sender if any(counts.values())}
         for thing, counts in itertools.islice(senders.items(), LISTED):
@@ -5516,7 +5516,8 @@ def run_to_the_end(cli: Cli) -> int:
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:
-            log.warning("stopped by %s", signal.Signals(interrupted.signum).name)
+            name = signal.Signals(interrupted.signum).name
+            log.warning("interrupted (%s)", "Ctrl-C" if name == "SIGINT" else name)
         return 128 + interrupted.signum
     except KeyboardInterrupt:
         log.warning("stopped at once")

@@ -44,7 +44,7 @@ def test_what_has_no_end_says_so_and_ends_with_ctrl_c(
     window.signal(signal.SIGINT)
     result = window.end(130)
     assert last_line in result.lines[-2]
-    assert result.lines[-1] == "stopped by SIGINT"
+    assert result.lines[-1] == "interrupted (Ctrl-C)"
 
 
 def test_subscribe_waits_for_as_many_messages_as_it_is_to_count(pair: Pair, ear: Client) -> None:

@@ -80,7 +80,7 @@ def test_an_outage_longer_than_the_grace_is_given_up_and_what_is_lost_is_listed(
     assert (sent + unsent, acknowledged + lost) == (60, sent)
     assert lost + unsent > 0
     listed = len(re.findall(r"not acknowledged: message \d+ of thing_\d on elf/thing_\d: '", result.err))
-    more = re.findall(r"not acknowledged, or lost while offline: (\d+) messages? more", result.err)
+    more = re.findall(r"(\d+) more not acknowledged, or lost while offline", result.err)
     assert listed + sum(map(int, more)) == lost
     assert f"{lost + unsent} messages lost" in result.err
     assert "what to do: " in result.lines[-1]

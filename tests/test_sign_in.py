@@ -337,7 +337,7 @@ def a_session(minutes: float) -> bytes:
         pytest.param("123456\n", f"AWS refuses the MFA code: {MFA_REFUSED[:-1]}", id="a wrong code"),
         pytest.param("12\n", "that is not an MFA code, which has six digits", id="no code"),
         pytest.param("654321\n", "the role's session has ended: ", id="a session that ends"),
-        pytest.param(None, "stopped by SIGINT", id="Ctrl-C"),
+        pytest.param(None, "interrupted (Ctrl-C)", id="Ctrl-C"),
     ],
 )
 def test_an_mfa_code_is_asked_for_on_the_terminal(

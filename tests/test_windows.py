@@ -77,4 +77,4 @@ def test_ctrl_c_ends_a_command_on_windows(windows: Elf) -> None:
     windows("create", 1)
     window = windows.subscribe()
     window.signal(signal.SIGINT)
-    assert "stopped by SIGINT" in window.end(130).err
+    assert "interrupted (Ctrl-C)" in window.end(130).err
