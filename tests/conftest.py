@@ -163,7 +163,7 @@ def local(tmp_path: Path) -> Iterator[Elf]:
     """A user whose AWS configuration and proxy are broken; no embedded AWS IoT stays behind."""
     nowhere = "http://127.0.0.1:9"
     environment = {"AWS_PROFILE": "no-such-profile", "AWS_ENDPOINT_URL": nowhere, "HTTP_PROXY": nowhere}
-    user = Elf(tmp_path, environment | {"http_proxy": nowhere})
+    user = Elf(tmp_path, environment | dict.fromkeys(("http_proxy", "HTTPS_PROXY", "ALL_PROXY"), nowhere))
     (user.home / ".aws").mkdir()
     (user.home / ".aws" / "config").write_text("this is not what a configuration looks like\n")
     yield user

@@ -297,3 +297,12 @@ def test_locusts_users_go_through_the_proxy(elf: Elf, proxies: Proxies) -> None:
     assert f"through the proxy {url.replace(LOGIN, '')}" in done.stderr
     assert re.search(r"CONNECT +localhost:\d+ +2 +0\(0.00%\)", done.stderr), done.stderr
     assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
+
+
+def test_a_local_fleet_goes_through_no_proxy(local: Elf) -> None:
+    local("--local", "create")
+    result = local("send", *ONCE)
+    assert "1 acknowledged" in result.err
+    assert "through the proxy" not in result.err
+    refused = local("send", "--proxy", "http://127.0.0.1:9", status=1)
+    assert "--proxy does not match" in refused.err
