@@ -441,23 +441,19 @@ def is_alone(keep: bool) -> bool:
         import fcntl
 
         try:
-            fcntl.flock(_terminal(), fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN)
         except BlockingIOError:
             return False
         if not keep:
-            fcntl.flock(_terminal(), fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_UN)
     return is_mine
 
 
-@functools.cache
-def _terminal() -> int:
-    """Open the terminal again: those who share a standard error would share a lock on it."""
-    return os.open(os.ttyname(sys.stderr.fileno()), os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
-
-
 def columns(stream: TextIO) -> int:
-    """Say how many columns a terminal has; where it does not know, 80."""
-    return os.get_terminal_size(stream.fileno()).columns or 80
+    """Say how many columns a terminal has; where it does not know, or is gone, 80."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    return 80
 
 
 def fitting(stream: TextIO, *texts: str, after: int = 0) -> str:
@@ -513,9 +509,9 @@ class Output:
         def write() -> None:
             bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
             is_log = stream is sys.stderr
-            alone = not is_log or is_alone(keep=bool(bars))
+            alone = not is_log or not on_terminal() or is_alone(keep=bool(bars))
             is_seen = alone and (is_log or stream.isatty())
-            over = "\r\x1b[K" if is_log and (bars or not alone) and on_terminal() else ""  # what is drawn there, and ^C
+            over = "\r\x1b[K" if not alone or (bars and is_log) else ""  # what is drawn there, and ^C
             with bars.external_write_mode(sys.stderr) if bars and is_seen else contextlib.nullcontext():
                 stream.write(over + text if over else text)
                 stream.flush()
@@ -625,13 +621,14 @@ class TerminalFormatter(LogFormatter):
         self.converter, self._coloured = time.localtime, coloured
 
     def format(self, record: logging.LogRecord) -> str:
-        args = [shorter(value) if isinstance(value, Path) else value for value in record.args or ()]
-        record.args = tuple(args)
+        if isinstance(record.args, tuple):
+            record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
         over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
         if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
-            longest = max(args, key=lambda value: len(str(value)))  # most often the message
-            args[args.index(longest)] = f"{str(longest)[: -over - 1]}…"
-            record.args = tuple(args)
+            longest = max(map(str, record.args or ()), key=len)  # most often the message
+            record.args = tuple(
+                longest[: -over - 1] + "…" if str(value) == longest else value for value in record.args or ()
+            )
         at, colour = self.formatTime(record, "%H:%M:%S"), COLOURS.get(record.levelno)
         text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
         if not self._coloured:
@@ -5317,8 +5314,7 @@ def locate(cli: Cli, remembered: Place | None) -> Place:
 
     Raises: ElfError when an explicit option contradicts what is remembered.
     """
-    given = Place(cli.region, cli.profile, cli.endpoint_url)
-    explicit = {key: value for key, value in given._asdict().items() if value}
+    explicit = {key: value for key in ("region", "profile", "endpoint_url") if (value := getattr(cli, key))}
     if not remembered:
         return Place(**explicit, local=cli.local)
     options = [
