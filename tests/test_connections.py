@@ -368,7 +368,7 @@ def test_certificates_that_the_broker_does_not_take_are_told_as_a_refusal(
     with contextlib.closing(Broker(tmp_path, accepted=tmp_path / "impostor.pem", version=version)) as between:
         result = main("send", *between.options, "--count", 1, status=1)
     assert_quiet(result)
-    refused = [line for line in result.lines if f"can't connect to localhost:{between.port}, which refuses it: " in line]
+    refused = [line for line in result.lines if f"connect to localhost:{between.port}, which refuses it: " in line]
     assert {*re.findall(r"thing_\d+", " ".join(refused))} == {f"thing_{number}" for number in range(20)}
 
 
