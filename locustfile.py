@@ -22,6 +22,7 @@ import logging
 import math
 import random
 import selectors
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -135,7 +136,7 @@ def all_messages(cli: elf.Cli) -> list[elf.Message]:
     """Return what each thing says, over and over. Raises ElfError, and the OSError of a file that can't be read."""
     if not cli.fleet.things:
         raise elf.ElfError(
-            f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it with --misc-dir"
+            f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it in ELF_MISC_DIR"
         )
     messages = []
     for line in elf.what_to_send(cli)[1]:
@@ -555,6 +556,9 @@ class Thing(User, elf.Listener):
 
 @events.init.add_listener
 def set_up(environment: Any, web_ui: Any, **_: object) -> None:
+    # Python raises Ctrl-C in any greenlet, even one that answers the page; Locust ends cleanly in the main one alone.
+    stop = gevent.get_hub().handle_system_error
+    gevent.signal_handler(signal.SIGINT, stop, KeyboardInterrupt, KeyboardInterrupt())
     if not isinstance(environment.runner, MasterRunner):
         environment.elf_worker = Worker(environment)
     if not isinstance(environment.runner, WorkerRunner):

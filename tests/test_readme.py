@@ -188,7 +188,7 @@ def test_locusts_page_is_there_until_ctrl_c(shell: Shell) -> None:
     lines = []
     for line in process.stdout:
         lines.append(line)
-        if "1 workers connected" in line:
+        if f"{os.cpu_count()} workers connected" in line:  # all have started
             await_listener(8089)
             with urllib.request.urlopen("http://localhost:8089", timeout=PATIENCE_S) as page:
                 assert b"Locust" in page.read()
