@@ -42,7 +42,7 @@ def test_files_that_others_could_read_are_shut(main: InProcess, elf: Elf) -> Non
     elf.misc.chmod(0o755)
     (elf.misc / "thing_0.prv").chmod(0o644)
     (elf.misc / "things.json").chmod(0o644)
-    assert "others could read" in main("create", 2).err
+    assert "other users could read" in main("create", 2).err
     assert {mode for name, mode in modes(elf.misc).items() if name != "."} == {0o600}
     assert modes(elf.misc)["."] == 0o700
 
