@@ -1635,7 +1635,7 @@ def connect_control_plane(
 
     session._session.set_default_client_config(Config(proxies={} if place.local else proxies))
     events = session.events
-    events.register("before-send", refuse_bad_headers)
+    events.register("before-sign", _check_credentials)
     events.register("after-call", _check_answer)
     events.register("provide-client-params.iot", _log_call)
     events.register_first("needs-retry.iot", _try_no_more)
@@ -1652,8 +1652,6 @@ def connect_control_plane(
         events.register("response-received.iot", pacer.learn)
     credentials = _credentials(session)
     hide(*headers.values())
-    if credentials:
-        events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     events.register_last("before-send.iot", inbox.check)
     iot = _client(session, place)
@@ -1685,15 +1683,13 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
 
 
 def _credentials(session: Any) -> Any:
-    """Return the session's credentials, from now on secret, None if there are none.
-
-    Raises ElfError where they can't be fetched, and where HTTP can't carry one: a line end comes along with a copy.
-    """
+    """Return the session's credentials, None if there are none. Raises ElfError where they can't be fetched."""
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
     try:
-        credentials = session.get_credentials()
-        secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
+        if credentials := session.get_credentials():
+            credentials.get_frozen_credentials()
+        return credentials
     except (ElfError, Interrupted):
         raise
     except Exception as error:
@@ -1705,15 +1701,6 @@ def _credentials(session: Any) -> Any:
         elif "Auth token" in str(error):  # of a container
             remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
         raise ElfError(cause.rstrip(".") + _way(session), remedy) from error
-    hide(*secrets)
-    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
-        if value and not re.fullmatch("[!-~]+", value):
-            raise ElfError(
-                f"the AWS {name} (from {credentials.method}) has a line end, a space or another character that no "
-                f"{name} has",
-                "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
-            )
-    return credentials
 
 
 def _way(session: Any) -> str:
@@ -1804,13 +1791,20 @@ def _uses_login() -> bool:
     return False
 
 
-def refuse_bad_headers(request: Any, **_: object) -> None:
-    """Raise ElfError before a credential that HTTP can't carry is sent: one by which a role is assumed, say."""
-    for name, value in request.headers.items():
-        if not re.fullmatch("[ -~]*", value.decode("latin-1") if isinstance(value, bytes) else str(value)):
+def _check_credentials(request_signer: Any, **_: object) -> None:
+    """Hide the credentials that sign a request: the session's, renewed ones, or those by which a role is assumed.
+
+    botocore's before-sign event. Raises ElfError where HTTP can't carry one: a line end comes along with a copy.
+    """
+    credentials = request_signer._credentials
+    secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
+    hide(*secrets)
+    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
+        if value and not re.fullmatch("[!-~]+", value):
+            source = "a role's source_profile" if credentials.method == "explicit" else credentials.method
             raise ElfError(
-                f"a credential has a line end or another character that HTTP can't carry (in the header {name})",
-                "set it again without that character; for a role, look at its source_profile",
+                f"the AWS {name} (from {source}) has a line end, a space or another character that no {name} has",
+                "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
             )
 
 
