@@ -602,15 +602,9 @@ class LogFormatter(logging.Formatter):
         super().__init__(line)
         self.converter = time.gmtime
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))
-
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        record.msg, record.args = printable(record.getMessage()), ()  # its line ends too; a traceback keeps its own
+        return redacted("\n".join(map(printable, super().format(record).split("\n"))))
 
 
 class TerminalFormatter(LogFormatter):
@@ -636,23 +630,6 @@ class TerminalFormatter(LogFormatter):
         return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
 
 
-class LogHandler(logging.Handler):
-    """Has log lines written above the bar or the live line, if there is one."""
-
-    def __init__(self, output: Output) -> None:
-        super().__init__()
-        self._output = output
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._output.write(sys.stderr, self.format(record) + "\n")
-
-
-def log_uncaught(args: threading.ExceptHookArgs) -> None:
-    """Log what ends a thread, as threading.excepthook: Python would write it past the formatter, secrets and all."""
-    if args.exc_value and not isinstance(args.exc_value, SystemExit):
-        log.debug("a thread ended by an exception that nobody caught:", exc_info=args.exc_value)
-
-
 def start_logging(level: int, output: Output) -> None:
     """Log ELF's own lines on standard error; what libraries log stays unheard."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
@@ -660,13 +637,19 @@ def start_logging(level: int, output: Output) -> None:
         import colorama  # which tqdm brings along there
 
         colorama.just_fix_windows_console()
-    handler = LogHandler(output)
+    handler = logging.Handler()
+    handler.emit = lambda record: output.write(sys.stderr, handler.format(record) + "\n")  # type: ignore[method-assign]
     handler.setFormatter(TerminalFormatter(coloured) if sys.stderr.isatty() else LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
     each.filters.clear()
-    threading.excepthook = log_uncaught
+
+    def log_uncaught(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value and not isinstance(args.exc_value, SystemExit):
+            log.debug("a thread ended by an exception that nobody caught:", exc_info=args.exc_value)
+
+    threading.excepthook = log_uncaught  # Python's own would write past the formatter, secrets and all
 
 
 def says_each() -> bool:
@@ -780,6 +763,8 @@ class Results:
 
 def printable(text: str) -> str:
     """Escape what would move the cursor, colour or clear the reader's terminal."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -1572,16 +1557,15 @@ def partition_region_account(arn: str) -> tuple[str, str, str]:
 class Pacer:
     """Keeps each operation under its quota, for all threads: other users share the account.
 
-    A second's worth may go at once, as AWS's own token buckets allow. Where AWS throttles all the same, because
-    somebody else uses the quota or it is another one, the operation slows down, and recovers with each success.
+    A second's worth may go at once, as AWS's own token buckets allow. An operation that AWS throttles all the same,
+    because somebody else uses the quota or it is another one, rests for a second.
     """
 
     def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
         self._speed = things_per_s / THINGS_PER_S
         self._stopping = stopping
         self._lock = threading.Lock()
-        self._slowness: dict[str, float] = {}  # by operation: 1.0, or more where AWS throttled it
-        self._slowed: dict[str, float] = {}  # by operation: when it was last slowed down
+        self._is_throttled = False
         self._due: dict[str, float] = {}  # by operation: when the next call would come if all came evenly
 
     def wait(self, event_name: str, **_: object) -> None:
@@ -1590,29 +1574,20 @@ class Pacer:
         rate = QUOTAS[operation] * self._speed
         with self._lock:
             now = time.monotonic()
-            slowness = self._slowness.get(operation, 1.0)
-            period = slowness / rate
-            burst = (max(1.0, rate) - 1) * period if slowness == 1.0 else 0.0
             # 20 ms behind AWS's own count, so that no call overtakes its token on the way.
             due = max(self._due.get(operation, 0.0), now + 0.02)
-            self._due[operation] = due + period
-        self._stopping.wait(max(0.0, due - burst - now))
+            self._due[operation] = due + 1 / rate
+        self._stopping.wait(max(0.0, due - max(0.0, 1 - 1 / rate) - now))
 
-    def learn(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
-        """Slow down after a throttled call, recover after another: botocore's response-received event."""
-        operation = event_name.rpartition(".")[2]
-        code = (parsed_response or {}).get("Error", {}).get("Code", "")
-        with self._lock:
-            slowness = self._slowness.get(operation, 1.0)
-            if code == "ThrottlingException":  # HTTP 429 or 400
-                if not self._slowed:
+    def slow_down(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
+        """Have an operation rest that AWS throttles: botocore's response-received event."""
+        if (parsed_response or {}).get("Error", {}).get("Code") == "ThrottlingException":  # HTTP 429 or 400
+            operation = event_name.rpartition(".")[2]
+            with self._lock:
+                if not self._is_throttled:
                     log.warning("AWS throttles %s: slowing down", operation)
-                # Once a second at the most: the calls of one burst that AWS refuses are one piece of news.
-                if time.monotonic() - self._slowed.get(operation, -math.inf) > 1.0:
-                    self._slowed[operation] = time.monotonic()
-                    self._slowness[operation] = min(1.3 * slowness, 20.0)
-            else:
-                self._slowness[operation] = max(1.0, slowness / 1.01)
+                self._is_throttled = True
+                self._due[operation] = max(self._due.get(operation, 0.0), time.monotonic() + 2.0)  # a burst is 1 s
 
 
 def connect_control_plane(
@@ -1649,7 +1624,7 @@ def connect_control_plane(
             place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
         pacer = Pacer(things_per_s, inbox.stopping)
         events.register("before-send.iot", pacer.wait)
-        events.register("response-received.iot", pacer.learn)
+        events.register("response-received.iot", pacer.slow_down)
     credentials = _credentials(session)
     hide(*headers.values())
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
