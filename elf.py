@@ -1062,9 +1062,8 @@ class Fleet:
         return [thing for thing in self.things.values() if thing.stage == READY]
 
     def files(self, name: str) -> ThingFiles:
-        """Name a thing's files, with + for a colon, which Windows does not take; files of before may have one."""
-        stem = name if POSIX and ":" in name and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
-        return ThingFiles(*(self.directory / f"{stem}.{suffix}" for suffix in ("pem", "pub", "prv")))
+        """Name a thing's files, with + for a colon, which Windows does not take."""
+        return ThingFiles(*(self.directory / f"{name.replace(':', '+')}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
         """Say how long ago the things last changed; ages ago if that is not known."""
@@ -1412,7 +1411,7 @@ def problem_of(thing: Thing) -> str:
     if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
         return "certificate missing or invalid"
     policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
-    if thing.policy_name not in (None, *policy_names(thing.name)) or thing.policy_arn not in (None, policy_arn):
+    if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
         return "policy not ELF's"
     return "" if thing.asked is None or _is_time(thing.asked) else "time invalid"
 
@@ -1536,11 +1535,6 @@ def policy_name(thing_name: str) -> str:
 
     digest = hashlib.sha256(thing_name.encode()).hexdigest()[:32]
     return f"policy_{thing_name.replace(':', '-')[:88]}_{digest}"  # 128 characters at most
-
-
-def policy_names(thing_name: str) -> set[str]:
-    """Name the policies that a thing may have: earlier releases gave a thing a:b the name that a-b's has."""
-    return {policy_name(thing_name), f"policy-{thing_name.replace(':', '-')}"}
 
 
 def partition_region_account(arn: str) -> tuple[str, str, str]:
@@ -2177,8 +2171,7 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
                 f"{name} has a certificate that ELF did not make: {arn}",
                 f"detach it (`aws iot detach-thing-principal --thing-name {name} --principal {arn}`)",
             )
-        for policy in policy_names(name):
-            gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
+        gone_is_fine(iot.detach_policy, policyName=policy_name(name), target=arn)
         gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
         gone_is_fine(iot.detach_thing_principal, thingName=name, principal=arn)
         gone_is_fine(iot.delete_certificate, others, certificateId=certificate_id)
@@ -2201,7 +2194,7 @@ def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str
             gone_is_fine(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
         return None if edits else targets
     (arn,) = certificates
-    return _users(iot, arn) - {f"thing {name}", *(f"policy {policy}" for policy in policy_names(name))}
+    return _users(iot, arn) - {f"thing {name}", f"policy {policy_name(name)}"}
 
 
 def _users(iot: Any, arn: str) -> set[str]:
