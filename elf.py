@@ -419,6 +419,7 @@ def complain(error: BaseException) -> tuple[str, str]:
 EVERYTHING = logging.INFO - 1  # the level of --verbose
 KEY_ID_CHARACTERS = 16  # at the least (AccessKey, IAM API reference); what is shorter may be a word
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
+CLEAR = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
@@ -493,51 +494,46 @@ def open_standard_streams() -> None:
 class Output:
     """Writes log lines and JSON in their order, in a thread of its own: a reader that stalls does not stall ELF.
 
-    What is unread is bounded: whoever has more to say waits for the reader, or for the user who ends ELF.
+    What is unread is bounded: whoever has more to say waits for the reader, or for the user who ends ELF. In a terminal
+    all is written above the line at its foot, if there is one, while this ELF is the one that draws there.
     """
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
-        self._jobs: collections.deque[tuple[Callable[[], object], TextIO, int]] = collections.deque()
+        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # streams, and what they are to get
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
         self._broken: set[TextIO] = set()  # streams that take no more
+        self._foot, self._has_drawn = "", False
         self.failure: OSError | None = None  # of one of these, unless its reader has simply gone
 
     def write(self, stream: Any, text: Any) -> None:
-        def write() -> None:
-            bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
-            is_log = stream is sys.stderr
-            alone = not is_log or not on_terminal() or is_alone(keep=bool(bars))
-            is_seen = alone and (is_log or stream.isatty())
-            over = "\r\x1b[K" if not alone or (bars and is_log) else ""  # what is drawn there, and ^C
-            with bars.external_write_mode(sys.stderr) if bars and is_seen else contextlib.nullcontext():
-                stream.write(over + text if over else text)
-                stream.flush()
-
-        self.call(write, stream, len(text))
-
-    def call(self, job: Callable[[], object], stream: TextIO, size: int = 0) -> None:
-        """Have the thread do something that writes to a stream. Any thread may call this."""
+        """Have the thread write to a stream. Any thread may call this."""
         with self._changed:
             while self._unread > MOST_UNREAD and self._inbox.signum is None:
                 self._changed.wait(REDRAW_S)  # a signal's handler must not touch a condition, so look for it
-            self._jobs.append((job, stream, size))
-            self._unread += size
+            self._waiting.append((stream, text))
+            self._unread += len(text)
             if not self._thread:
                 self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
+    def draw(self, foot: str) -> None:
+        """Have a line at the foot of the terminal in place of the one that is there; empty: none."""
+        self._foot = foot
+        if not (foot and self._waiting):  # what is written next comes with it
+            self.write(sys.stderr, "")
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs)
-                job, stream, size = self._jobs[0]
+                self._changed.wait_for(lambda: self._waiting)
+                stream, text = self._waiting[0]
             try:
                 if stream not in self._broken:
-                    job()
+                    self._show(stream, text)
             except Exception as error:
                 self._broken.add(stream)
                 with contextlib.suppress(OSError, ValueError):  # or Python, at its end, would try once more
@@ -548,19 +544,33 @@ class Output:
                     self.failure = error if isinstance(error, OSError) else OSError(str(error))
                     self.failure.filename = "standard error" if stream is sys.stderr else "standard output"
             with self._changed:
-                self._jobs.popleft()
-                self._unread -= size
+                self._waiting.popleft()
+                self._unread -= len(text)
                 self._changed.notify_all()
+
+    def _show(self, stream: Any, text: Any) -> None:
+        foot = self._foot
+        is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
+        is_mine = is_seen and is_alone(keep=bool(foot))
+        if self._has_drawn or (is_seen and not is_mine and text):  # what is drawn there, and ^C
+            sys.stderr.write(CLEAR)
+            sys.stderr.flush()
+        stream.write(text)
+        stream.flush()
+        if foot and is_mine:
+            sys.stderr.write(foot)
+            sys.stderr.flush()
+        self._has_drawn = bool(foot and is_mine)
 
     def rest(self) -> bool:
         """Wait until all is written, or until the user stops ELF and a little longer; return whether all is."""
         deadline = math.inf
         with self._changed:
-            while self._jobs and time.monotonic() < deadline:
+            while self._waiting and time.monotonic() < deadline:
                 self._changed.wait(REDRAW_S)
                 if self._inbox.signum is not None:
                     deadline = min(deadline, time.monotonic() + STOP_S / 2)
-            return not self._jobs
+            return not self._waiting
 
 
 _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
@@ -633,7 +643,7 @@ class TerminalFormatter(LogFormatter):
 def start_logging(level: int, output: Output) -> None:
     """Log ELF's own lines on standard error; what libraries log stays unheard."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
-    if coloured and sys.platform == "win32":
+    if on_terminal() and sys.platform == "win32":
         import colorama  # which tqdm brings along there
 
         colorama.just_fix_windows_console()
@@ -677,58 +687,46 @@ def brevity_for(things: int) -> None:
     each.addFilter(passes)
 
 
-def _bar(**settings: Any) -> Any:
-    import tqdm
-
-    class Bar(tqdm.tqdm):  # type: ignore[misc]
-        def display(self, *args: Any, **settings: Any) -> Any:
-            return super().display(*args, **settings) if is_alone(keep=True) else None
-
-    tqdm.tqdm.monitor_interval = 0  # no thread of its own
-    tqdm.tqdm.set_lock(threading.RLock())  # its own takes a semaphore of the system's
-    return Bar(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
-
-
-def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
-    """Go through `steps`, with a progress bar if there are more than a few and a person watches."""
-    if total <= FEW_THINGS or not draws():
-        yield from steps
-        return
-    bar = _bar(desc=what, total=total, unit=" things")
-    try:
-        for step in steps:
-            yield step
-            output.call(bar.update, sys.stderr)
-    finally:
-        output.call(bar.close, sys.stderr)
-
-
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
     """Keep a line that `text` makes at the foot of the terminal, if a person watches, as long as the block runs."""
     if not draws():
         yield
         return
-    bar = _bar(bar_format="{desc}")
     drawn_at = 0.0
-    drawing = threading.Lock()  # no line is put in before the one before it is drawn
-
-    def show(line: str) -> None:
-        bar.set_description_str(line[: columns(sys.stderr) - 1])
-        drawing.release()
 
     def draw() -> None:
         nonlocal drawn_at
-        if time.monotonic() > drawn_at + REDRAW_S and drawing.acquire(blocking=False):
+        if time.monotonic() > drawn_at + REDRAW_S:
             drawn_at = time.monotonic()
-            output.call(functools.partial(show, text()), sys.stderr)
+            output.draw(text()[: columns(sys.stderr) - 1])
 
     inbox.between = draw
     try:
         yield
     finally:
         inbox.between = None
-        output.call(bar.close, sys.stderr)
+        output.draw("")
+
+
+def progress(inbox: Inbox, output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
+    """Go through `steps`, with a progress bar if there are more than a few and a person watches."""
+    if total <= FEW_THINGS or not draws():
+        yield from steps
+        return
+    from tqdm import tqdm
+
+    done, began = 0, time.monotonic()
+    settings = {"prefix": what, "unit": " things", "ascii": not (sys.stderr.encoding or "").lower().startswith("utf")}
+
+    def bar() -> str:
+        took_s, width = time.monotonic() - began, columns(sys.stderr) - 1
+        return str(tqdm.format_meter(done, total, took_s, ncols=width, **settings))
+
+    with live_line(inbox, output, bar):
+        for step in steps:
+            yield step
+            done += 1
 
 
 class Results:
@@ -4548,7 +4546,7 @@ def step_by_step(
 ) -> Iterator[tuple[T, Any]]:
     """Take a step with many things at once; yield each that it succeeds with, and the result."""
     brevity_for(len(things))
-    for thing, result in progress(cli.printer, what, for_each(cli.inbox, things, step), len(things)):
+    for thing, result in progress(cli.inbox, cli.printer, what, for_each(cli.inbox, things, step), len(things)):
         if isinstance(result, Exception):
             failures.add(getattr(thing, "name", str(thing)), result)
         else:
