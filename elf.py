@@ -362,6 +362,7 @@ def names_of(error: BaseException) -> list[str]:
 
 def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause in plain words, and the remedy."""
+    error = _bad_endpoint(error) or error
     if isinstance(error, ElfError):
         return error.cause, error.remedy
     message = _message(error)
@@ -377,6 +378,16 @@ def explain(error: BaseException) -> tuple[str, str]:
     }
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
     return cause.format(**facts), remedy.format(**facts)
+
+
+def _bad_endpoint(error: BaseException) -> ElfError | None:
+    """Explain the endpoint URL that botocore refuses by `error`, if that is it, without its password."""
+    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
+        return None
+    cause = "is not one that botocore accepts" if found[1] else "has no http:// or https:// in front"
+    if found[1] and "_" in found[2]:
+        cause = "has an underscore (_) in its host name, which botocore does not accept"
+    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
 
 
 def how_to_install(requirements: str) -> str:
@@ -1597,15 +1608,12 @@ def connect_control_plane(
     Returns it with the place as it is once AWS's configuration and DescribeEndpoint have had their say.
     Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors; Interrupted.
     """
-    session = _session(place)
-    from botocore.config import Config
-
-    session._session.set_default_client_config(Config(proxies={} if place.local else proxies))
+    session = _session(place, proxies)
     events = session.events
     events.register("before-sign", _check_credentials)
     events.register("after-call", _check_answer)
     events.register("provide-client-params.iot", _log_call)
-    events.register_first("needs-retry.iot", _try_no_more)
+    events.register_first("needs-retry", _try_no_more)
     if not place.local:
         region = place.region or os.environ.get("AWS_REGION") or session.region_name or REGION
         place = place._replace(region=region).checked()
@@ -1621,7 +1629,8 @@ def connect_control_plane(
     hide(*headers.values())
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     events.register_last("before-send.iot", inbox.check)
-    iot = _client(session, place)
+    iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
+    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     place = place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
     if credentials and not place.local:
@@ -1660,10 +1669,9 @@ def _credentials(session: Any) -> Any:
     except (ElfError, Interrupted):
         raise
     except Exception as error:
-        if bad_endpoint := _bad_endpoint(error):
-            raise bad_endpoint from error
         cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check what gives them"
-        if isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError):
+        explained = isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError)
+        if explained or _bad_endpoint(error):
             cause, remedy = explain(error)
         elif "Auth token" in str(error):  # of a container
             remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
@@ -1681,34 +1689,6 @@ def _way(session: Any) -> str:
     settings += [key for key in os.environ if re.match("AWS_(CONTAINER_|WEB_IDENTITY_TOKEN_FILE|ROLE_ARN)", key)]
     found = ", ".join([f"profile {' > '.join(used)}"] * bool(used) + settings)
     return f" ({found})" if found else ""
-
-
-def _bad_endpoint(error: Exception) -> ElfError | None:
-    """Explain the endpoint URL that botocore refuses by `error`, if that is it, without its password."""
-    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
-        return None
-    cause = "is not one that botocore accepts" if found[1] else "has no http:// or https:// in front"
-    if found[1] and "_" in found[2]:
-        cause = "has an underscore (_) in its host name, which botocore does not accept"
-    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
-
-
-def _client(session: Any, place: Place) -> Any:
-    from botocore.config import Config
-
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=CALL_TIMEOUT_S,
-        max_pool_connections=CALLS_IN_FLIGHT,
-        user_agent_extra=f"aws-iot-elf/{VERSION}",
-    )
-    try:
-        iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url, config=config)
-    except ValueError as error:
-        raise _bad_endpoint(error) or error from error
-    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
-    return iot
 
 
 def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
@@ -1732,23 +1712,34 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
     return host
 
 
-def _session(place: Place) -> Any:
+def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     """Make boto3's session. The embedded AWS IoT gets no credential or profile of the user's: none is even read."""
     if place.local or not _uses_login():
         # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
+    import botocore.config
     import botocore.session
 
     if not sys.modules.get("awscrt"):
         sys.modules.pop("awscrt", None)  # whoever imports ELF may want it
 
-    if not place.local:
-        return boto3.Session(profile_name=place.profile, region_name=place.region)
-    nothing = (None, None, None, None)
-    empty = (None, None, os.devnull, None)
-    core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
-    return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+    if place.local:
+        nothing, empty = (None, None, None, None), (None, None, os.devnull, None)
+        core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
+        session = boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+    else:
+        session = boto3.Session(profile_name=place.profile, region_name=place.region)
+    config = botocore.config.Config(
+        proxies={} if place.local else proxies,
+        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=CALL_TIMEOUT_S,
+        max_pool_connections=CALLS_IN_FLIGHT,
+        user_agent_extra=f"aws-iot-elf/{VERSION}",
+    )
+    session._session.set_default_client_config(config)
+    return session
 
 
 def _uses_login() -> bool:
@@ -1822,8 +1813,8 @@ def _try_no_more(
         # Each call that AWS may have acted on may have made a certificate, so ELF is to know of all; and one that
         # waits in botocore, where Ctrl-C does not reach it, would count as sent.
         operation.name == "CreateKeysAndCertificate"
-        # The first call of a command tells quickly that AWS can't be reached; later ones ride a fault out.
-        or (operation.name == "DescribeEndpoint" and caught_exception and attempts >= 3)
+        # The first calls of a command tell quickly that AWS can't be reached; later ones ride a fault out.
+        or (operation.name in ("DescribeEndpoint", *SIGN_IN) and caught_exception and attempts >= 3)
         or names_of(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
     ):
         raise error
