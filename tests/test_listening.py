@@ -18,7 +18,7 @@ ONCE = ("--duration", "0.01")
     ("command", "options", "first_line", "last_line"),
     [
         ("subscribe", ("--duration", 0), "listening on 2 things until Ctrl-C", "received 0 messages on 2 things"),
-        ("subscribe", ("--count", 3), "listening on 2 things until 3 messages have arrived", "received 0 messages on 2"),
+        ("subscribe", ("--count", 3), "listening on 2 things until 3 messages have arrived", "received 0 messages on"),
         ("send", ("--duration", 0), "sending messages from each of 2 things until Ctrl-C", " acknowledged, 0 lost"),
         (
             *("send", ("--duration", 0, "--json-message", "-")),
