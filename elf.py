@@ -10,11 +10,11 @@
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
-A thing goes through this file from top to bottom: `create` makes it in AWS IoT with a certificate of its own and
-remembers it in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over
-MQTT with mutual TLS and let it talk (Messages, Device), all of a fleet on one loop in one thread; `clean` takes all of
-it away again. `--local` puts an embedded AWS IoT under the same commands (local_aws.py). Each section uses those above
-it and none below.
+A thing goes through this file from top to bottom: `create` makes it in AWS IoT with its own certificate and records it
+in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over MQTT with
+mutual TLS and exchange its messages (Messages, Device), for a whole fleet on one loop in one thread; `clean` deletes
+all of it. `--local` runs the same commands on an embedded AWS IoT (local_aws.py). Each section uses only the sections
+above it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036 - macOS's own is 3.9, which would get as far as losing keys
-    sys.exit("elf.py needs Python 3.10 or later, and this is {}.{}: try `uv run elf.py`".format(*sys.version_info))
+    sys.exit("elf.py needs Python 3.10 or later, not {}.{}: try `uv run elf.py`".format(*sys.version_info))
 
-# What only some commands need is imported where they need it, boto3 and the SDK among it: `--help` is to be quick.
+# What only some commands need (boto3, the SDK) is imported where they need it, so that `--help` is quick.
 import argparse
 import bisect
 import codecs
@@ -72,7 +72,7 @@ NO_PROXY = "none"
 PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
 MOST_STEPS = 100_000  # passes of loops and calls in a template, for one message: 50 ms
-MAX_FILE_BYTES = 64 * 1024 * 1024  # that the user names
+MAX_FILE_BYTES = 64 * 1024 * 1024  # of a file that the user names
 MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html (message broker and protocol limits)
@@ -164,7 +164,7 @@ last.setLevel(logging.INFO)
 
 
 class ElfError(Exception):
-    """A failure that ELF finds itself: in a line what is wrong, and in another what to do."""
+    """A failure that ELF finds: one line says what is wrong, another what to do."""
 
     def __init__(self, cause: str, remedy: str) -> None:
         super().__init__(cause, remedy)
@@ -172,14 +172,14 @@ class ElfError(Exception):
 
 
 class UsageError(ElfError):
-    """A topic or a message that is wrong by its form, wherever ELF is run: as with other wrong usage, status 2."""
+    """A topic or a message that can never be valid: wrong usage, exit status 2."""
 
 
 class NotAwsError(ElfError):
-    """An answer that AWS IoT would not give."""
+    """The answer did not come from AWS IoT."""
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(f"what answers at {endpoint} is not AWS IoT", _SIGN_IN)
+        super().__init__(f"the server at {endpoint} is not AWS IoT", _SIGN_IN)
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -192,14 +192,14 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
 
 _CARRY_ON = "run the same command again in a minute to continue"
 _NETWORK = "check the network, proxy and firewall, --region and --endpoint-url"
-_SIGN_IN = "a proxy or a login page is probably in between: sign in to that network, or check --endpoint-url"
+_SIGN_IN = "probably the login page of a network or proxy: sign in there, or check --endpoint-url"
 _ANEW = "`elf.py clean` and `elf.py create` recreate the fleet"
 _NEW_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {_ANEW}"
 _SEE_ABOVE = "see the lines above"
 _CHECK = "check the credentials with `aws sts get-caller-identity`"
 
-# What others raise, by AWS's error codes, classes and errnos, of which the nearest counts: what is wrong, and what to
-# do. {error} is the message it came with. docs/troubleshooting.md has all of them.
+# What libraries raise, by AWS error code, class or errno (the most specific counts): what is wrong, and what to do.
+# {error} is its message. docs/troubleshooting.md has all of them.
 FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: credentials and configuration
     "NoCredentialsError PartialCredentialsError": (
@@ -224,7 +224,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "LoginError": ("not signed in with `aws login`: {error}", "sign in again with `aws login`"),
     "RefreshWithMFAUnsupportedError": (
         "the role's session has ended: {error}",
-        "run the same command again: it asks for a code",
+        "run the same command again: it asks for a new MFA code",
     ),
     "WrongMfaCode": ("AWS refuses the MFA code: {error}", "use the next code, as each works once, or check mfa_serial"),
     "InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
@@ -263,7 +263,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "could not reach the proxy: {error}",
         "check HTTPS_PROXY, or bypass it with NO_PROXY=.amazonaws.com",
     ),
-    "NotAwsError ResponseParserError": ("what answers at the control plane's endpoint is not AWS IoT", _SIGN_IN),
+    "NotAwsError ResponseParserError": ("the server at the control plane's endpoint is not AWS IoT", _SIGN_IN),
     # AWS
     "RequestTimeTooSkewed RequestExpired": (
         "this machine's clock is wrong: {error}",
@@ -293,7 +293,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     "DeleteConflictException CertificateStateException VersionConflictException": (
         "AWS refuses to delete it: {error}",
-        "AWS names no other user of it: run the same command again later",
+        "run the same command again later: AWS lists nothing else that uses it",
     ),
     # The system
     "ELOOP": ("found a symbolic link in place of ELF's own file: {error}", "remove it, or use another --misc-dir"),
@@ -329,7 +329,7 @@ SIGN_IN["GetRoleCredentials"] = "sso"
 
 
 def names_of(error: BaseException) -> list[str]:
-    """Name a failure as FAILURES does: AWS's name, the errno, what caused it, the class; the nearest first."""
+    """Return the names that FAILURES may have for an error: AWS code, errno, cause, class; the most specific first."""
     names = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, OSError) and error.errno:
         names.insert(0, errno.errorcode.get(error.errno, ""))
@@ -338,7 +338,7 @@ def names_of(error: BaseException) -> list[str]:
     if provider := getattr(error, "kwargs", {}).get("provider"):  # of credentials
         names.insert(0, provider)
     if code := _answer(error).get("Code"):
-        # Requests that come too late or too early have these codes as well, in AWS IoT and STS.
+        # AWS IoT and STS also answer requests that arrive too late or too early with these codes.
         clock = code in ("InvalidSignatureException", "SignatureDoesNotMatch") and re.search(
             "expired|not yet current", _message(error)
         )
@@ -358,7 +358,7 @@ def names_of(error: BaseException) -> list[str]:
 
 
 def explain(error: BaseException) -> tuple[str, str]:
-    """Turn any failure into two lines: the cause in plain words, and the remedy."""
+    """Turn any failure into two lines: the cause and the remedy."""
     if isinstance(error, ElfError):
         return error.cause, error.remedy
     message = _message(error)
@@ -377,7 +377,7 @@ def explain(error: BaseException) -> tuple[str, str]:
 
 
 def how_to_install(requirements: str) -> str:
-    """Say how to install what a file beside this one asks for, if the system's Python takes nothing (PEP 668), too."""
+    """Return the command that installs a requirements file, also where the system's Python is read-only (PEP 668)."""
     import importlib.util
     import shlex
 
@@ -401,7 +401,7 @@ def _message(error: BaseException) -> str:
 
 
 def complain(error: BaseException) -> tuple[str, str]:
-    """Log what is wrong in one line, what to do about it in another, and under --debug the traceback; return both."""
+    """Log the cause and the remedy in a line each, with --debug the traceback too; return both."""
     cause, remedy = explain(error)
     log.error("%s", cause)
     log.error("what to do: %s", remedy)
@@ -420,19 +420,19 @@ COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
 def on_terminal() -> bool:
-    """Say whether a person watches standard error who can be shown more than lines."""
+    """Return whether standard error is a terminal that can show more than plain lines."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def is_behind() -> bool:
-    """Say whether ELF is in the background: the terminal is another program's now, which may draw there."""
+    """Return whether ELF is in the background: another program uses the terminal, and may draw there."""
     with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing, nor has a pipe
         return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
     return False
 
 
 def is_alone(keep: bool) -> bool:
-    """Say whether no other ELF draws in this terminal. One that will draw there `keeps` it while in the foreground."""
+    """Return whether no other ELF draws in this terminal; with `keep`, reserve it while ELF is in the foreground."""
     is_mine = not is_behind()
     with contextlib.suppress(ImportError, OSError):  # Windows, or a terminal that can't be locked
         import fcntl
@@ -447,14 +447,14 @@ def is_alone(keep: bool) -> bool:
 
 
 def columns(stream: TextIO) -> int:
-    """Say how many columns a terminal has; where it does not know, or is gone, 80."""
+    """Return how many columns a terminal has; 80 if that is unknown."""
     with contextlib.suppress(OSError):
         return os.get_terminal_size(stream.fileno()).columns or 80
     return 80
 
 
 def fitting(stream: TextIO, *texts: str, after: int = 0) -> str:
-    """Choose the first of some texts that fits a terminal's line `after` so many characters, or cut the last."""
+    """Return the first of `texts` that fits on a terminal's line after `after` characters, or the last, cut."""
     room = columns(stream) - after
     return next((text for text in texts if len(text) <= room), texts[-1][:room])
 
@@ -467,14 +467,14 @@ def shorter(path: Path) -> Path:
 
 
 def draws() -> bool:
-    """Say whether ELF draws bars and a live line: not between the lines of --debug, nor under --quiet."""
+    """Return whether ELF draws bars and a live line: not with --debug or --quiet."""
     return on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG)
 
 
 def open_standard_streams() -> None:
-    """Have descriptors 0, 1 and 2 lead somewhere, or a key file could get the number of one that is closed.
+    """Open descriptors 0, 1 and 2 if they are closed (a key file could get such a number), and make them blocking.
 
-    What is written to one that does not block would be lost when its reader is slow.
+    Output to a non-blocking descriptor would be lost when its reader is slow.
     """
     for number in range(3):
         try:
@@ -488,9 +488,9 @@ def open_standard_streams() -> None:
 
 
 class Output:
-    """Writes log lines and JSON in their order, in a thread of its own: a reader that stalls does not stall ELF.
+    """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
 
-    What is unread is bounded: whoever has more to say waits for the reader, or for the user who ends ELF.
+    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C.
     """
 
     def __init__(self, inbox: Inbox) -> None:
@@ -499,8 +499,8 @@ class Output:
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
-        self._broken: set[TextIO] = set()  # streams that take no more
-        self.failure: OSError | None = None  # of one of these, unless its reader has simply gone
+        self._broken: set[TextIO] = set()  # streams that can't be written to any more
+        self.failure: OSError | None = None  # of one of these, unless its reader just closed it
 
     def write(self, stream: Any, text: Any) -> None:
         def write() -> None:
@@ -516,7 +516,7 @@ class Output:
         self.call(write, stream, len(text))
 
     def call(self, job: Callable[[], object], stream: TextIO, size: int = 0) -> None:
-        """Have the thread do something that writes to a stream. Any thread may call this."""
+        """Run a job that writes to a stream in the output thread. Any thread may call this."""
         with self._changed:
             while self._unread > MOST_UNREAD and self._inbox.signum is None:
                 self._changed.wait(REDRAW_S)  # a signal's handler must not touch a condition, so look for it
@@ -550,7 +550,7 @@ class Output:
                 self._changed.notify_all()
 
     def rest(self) -> bool:
-        """Wait until all is written, or until the user stops ELF and a little longer; return whether all is."""
+        """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
         deadline = math.inf
         with self._changed:
             while self._jobs and time.monotonic() < deadline:
@@ -564,7 +564,7 @@ _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may writ
 
 
 def hide(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
-    """Have a credential, or a user and password, never be shown, however a library may write it in its messages."""
+    """Never show a credential, or a user and password, however a library writes it in its messages."""
     global _secrets
     import urllib.parse
 
@@ -586,14 +586,14 @@ def hide_environment() -> None:
 
 
 def redacted(text: str) -> str:
-    """Take the secrets out of a text. All that ELF says passes here: log lines, tracebacks, JSON, usage errors."""
+    """Replace secrets in a text by ***. All output passes here: log lines, tracebacks, JSON, usage errors."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
 
 class LogFormatter(logging.Formatter):
-    """Writes the original's log lines, in UTC, in which nothing moves the reader's cursor and no secret stands."""
+    """Writes the original's log lines, in UTC, without control characters or secrets."""
 
     def __init__(self, line: str = "%(asctime)s:iot-elf:%(levelname)s - %(message)s") -> None:
         super().__init__(line)
@@ -611,7 +611,7 @@ class LogFormatter(logging.Formatter):
 
 
 class TerminalFormatter(LogFormatter):
-    """Writes log lines for a person: the time of day where that is, and the text, coloured or with its level."""
+    """Writes log lines for a person: the local time and the text, in colour or with its level."""
 
     def __init__(self, coloured: bool) -> None:
         super().__init__("%(message)s")
@@ -634,7 +634,7 @@ class TerminalFormatter(LogFormatter):
 
 
 class LogHandler(logging.Handler):
-    """Has log lines written above the bar or the live line, if there is one."""
+    """Writes log lines above the bar or the live line, if there is one."""
 
     def __init__(self, output: Output) -> None:
         super().__init__()
@@ -645,13 +645,13 @@ class LogHandler(logging.Handler):
 
 
 def log_uncaught(args: threading.ExceptHookArgs) -> None:
-    """Log what ends a thread, as threading.excepthook: Python would write it past the formatter, secrets and all."""
+    """Log an uncaught exception in a thread (threading.excepthook): Python would print it with secrets."""
     if args.exc_value and not isinstance(args.exc_value, SystemExit):
         log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
 
 
 def start_logging(level: int, output: Output) -> None:
-    """Log ELF's own lines on standard error; what libraries log stays unheard."""
+    """Log ELF's own lines to standard error; libraries' logs are not shown."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
     if coloured and sys.platform == "win32":
         import colorama  # which tqdm brings along there
@@ -667,14 +667,14 @@ def start_logging(level: int, output: Output) -> None:
 
 
 def says_each() -> bool:
-    """Say whether anybody sees a line about each message."""
+    """Return whether a line about each message is shown."""
     return each.isEnabledFor(logging.INFO) and not each.filters
 
 
 def brevity_for(things: int) -> None:
-    """Hold back the lines about one thing or message if there are many things, unless --verbose asks for them.
+    """Hide the lines about single things and messages if there are many things, unless --verbose is given.
 
-    The first that tell of a failure pass.
+    The first LISTED warnings and errors are still shown.
     """
     if things <= LISTED or each.filters or each.isEnabledFor(EVERYTHING):
         return
@@ -704,7 +704,7 @@ def _bar(**settings: Any) -> Any:
 
 
 def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
-    """Go through `steps`, with a progress bar if there are more than a few and a person watches."""
+    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
     if total <= FEW_THINGS or not draws():
         yield from steps
         return
@@ -719,7 +719,7 @@ def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Itera
 
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
-    """Keep a line that `text` makes at the foot of the terminal, if a person watches, as long as the block runs."""
+    """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs."""
     if not draws():
         yield
         return
@@ -746,8 +746,8 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
 
 
 class Results:
-    """What a program reads on standard output: with --output json, one JSON object a line, the last a summary; with
-    --output payload, what the things hear."""
+    """Writes standard output: with --output json, one JSON object per line, the last a summary; with --output payload,
+    the messages that arrive."""
 
     def __init__(self, form: str | None, output: Output) -> None:
         self._form = form
@@ -759,12 +759,12 @@ class Results:
         return self._form == "json"
 
     def put(self, event: str, **fields: Any) -> None:
-        """Write an event. Raises the OSError that an earlier one met."""
+        """Write an event. Raises the OSError of an earlier write."""
         if self.is_on:
             self._write(sys.stdout, redacted(json.dumps({"event": event, **fields})) + "\n")
 
     def put_payload(self, payload: bytes) -> None:
-        """Write a message as it is. Raises the OSError that an earlier one met."""
+        """Write a message as is. Raises the OSError of an earlier write."""
         if self._form == "payload":
             self._write(sys.stdout.buffer, payload + b"\n")
 
@@ -776,7 +776,7 @@ class Results:
 
 
 def printable(text: str) -> str:
-    """Escape what would move the cursor, colour or clear the reader's terminal."""
+    """Escape control characters, which could move the cursor, change colours or clear the terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -796,13 +796,13 @@ def plural(number: int, noun: str) -> str:
 
 
 def by_number(thing: str) -> tuple[str, int]:
-    """Order things by prefix and number."""
+    """Return the sort key of a thing's name: its prefix and number."""
     prefix, _, number = thing.rpartition("_")
     return prefix, int(number) if number.isdecimal() else 0
 
 
 def listed(things: Iterable[str]) -> str:
-    """Name things in order, the first LISTED of them if they are many."""
+    """Return things' names in order, only the first LISTED if there are more."""
     names = sorted(things, key=by_number)
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED and not each.isEnabledFor(EVERYTHING) else ""
     return ", ".join(names[:LISTED] if more else names) + more
@@ -813,12 +813,11 @@ def utc(time_s: float) -> str:
 
 
 class Failures:
-    """The things that failed: a line for the first of each cause at once, and in the end how many, which, and what to
-    do."""
+    """The things that failed: one line for the first of each cause at once; at the end how many, which, what to do."""
 
     def __init__(self) -> None:
-        self.things: dict[str, tuple[str, tuple[str, ...]]] = {}  # each with its remedy, and what it may share
-        self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without its own name
+        self.things: dict[str, tuple[str, tuple[str, ...]]] = {}  # by name: its remedy, and its key in _alike
+        self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without the thing's name
 
     def add(self, thing: str, error: BaseException) -> None:
         cause, remedy = explain(error)
@@ -831,7 +830,7 @@ class Failures:
         log.debug("traceback:", exc_info=error)
 
     def report(self, of: int) -> None:
-        """Log the end of the story; `of` is the number of things that there were."""
+        """Log how many of the `of` things failed, which, and what to do."""
         told: dict[str, dict[str, list[str]]] = {}
         for thing, (remedy, shared) in self.things.items():
             cause, remedy = shared if self._alike[shared] > 1 else ("", remedy)
@@ -844,7 +843,7 @@ class Failures:
 
 
 class Inbox:
-    """Where a command's main thread waits: for its devices' events, for the user's Ctrl-C, or for the time to pass.
+    """Where a command's main thread waits for events of its devices, for Ctrl-C, or until a deadline.
 
     Other threads put immutable records in.
     """
@@ -854,13 +853,13 @@ class Inbox:
         self.signum: int | None = None
         # For other threads' waits alone: a signal that met the main thread in its wait() would block in set().
         self.stopping = threading.Event()
-        self.between: Callable[[], None] | None = None  # called at each get(), and again and again while it waits
+        self.between: Callable[[], None] | None = None  # called at each get(), and repeatedly while it waits
 
     def put(self, event: Any) -> None:
         self._events.put(event)
 
     def interrupt(self, signum: int, _frame: object) -> None:
-        """Handle a signal: the first lets the calls under way finish and be recorded, a second stops at once."""
+        """Handle a signal: after the first, running calls finish and are recorded; a second stops immediately."""
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = signum
@@ -868,7 +867,7 @@ class Inbox:
         self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
 
     def hang_up(self) -> None:
-        """Stop, quietly: the reader of the output closed it."""
+        """Stop without a message: the reader of the output closed it."""
         if self.signum is None:
             self.interrupt(SIGPIPE, None)
 
@@ -893,7 +892,7 @@ class Inbox:
                     return None
 
     def rest(self) -> Iterator[Any]:
-        """Yield what has come, without waiting or minding the user."""
+        """Yield the events that are there, without waiting, even after Ctrl-C."""
         while not self._events.empty():
             if (event := self._events.get()) is not None:
                 yield event
@@ -1836,7 +1835,7 @@ def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: o
             for found in parsed[field] if field in lists else [parsed.get(field)]:
                 if not (found.get(member) if found and dot else found):
                     host = "/".join(http_response.url.split("/")[:3])
-                    raise NotAwsError(f"{host} to {model.name}, without {path},")
+                    raise NotAwsError(f"{host} (no {path} in its answer to {model.name})")
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
