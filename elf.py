@@ -71,7 +71,7 @@ MQTT_PORT = 8883
 NO_PROXY = "none"
 PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
-MOST_STEPS = 100_000  # passes of loops and calls in a template, for one message: 50 ms
+MOST_STEPS = 100_000  # of a template, for one message: passes of loops, calls, and what they take: 50 ms and a few MB
 MAX_FILE_BYTES = 64 * 1024 * 1024  # that the user names
 MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
@@ -2536,48 +2536,91 @@ class Composer(NamedTuple):
 
 @functools.cache
 def sandbox() -> Any:
-    """Return the class of Jinja2's sandbox, in which loops, calls and numbers are bounded, and chance is the seed's."""
+    """Return the class of Jinja2's sandbox, in which time, memory and numbers are bounded, and chance is the seed's."""
     from jinja2 import StrictUndefined, nodes
     from jinja2.exceptions import SecurityError
-    from jinja2.sandbox import SandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Sandbox(SandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**"))
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("+", "*", "**", "%"))
         steps = 0
 
         def __init__(self) -> None:
-            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True)
-            self.filters["counted"] = self.counted
-            del self.filters["random"], self.globals["lipsum"]
+            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self.taken)
+            self.filters = {name: self.counting(name, its) for name, its in self.filters.items() if name != "random"}
+            self.filters |= {"counted": self.counted, "taken": self.taken}
+            del self.globals["lipsum"]
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+            def wrapped(node: Any, name: str) -> nodes.Filter:
+                return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
             tree = super()._parse(source, name, filename)
             for loop in tree.find_all(nodes.For):
-                loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+                loop.iter = wrapped(loop.iter, "counted")
+            for joined in tree.find_all(nodes.Concat):
+                joined.nodes = [wrapped(part, "taken") for part in joined.nodes]
             return tree
 
-        def step(self) -> None:
+        def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
+            """Count a step, and `times` the characters and members of what it takes."""
             self.steps += 1
+            left = [*operands]
+            for operand in left:  # which grows
+                if isinstance(operand, str | bytes | list | tuple | dict | range):
+                    self.steps += times * len(operand)
+                if self.steps > MOST_STEPS:
+                    break
+                if isinstance(operand, list | tuple | dict):
+                    left += [*operand.values(), *operand] if isinstance(operand, dict) else operand
             if self.steps > MOST_STEPS:
-                raise SecurityError(f"it takes more than {MOST_STEPS:,} passes of loops and calls")
+                raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
+
+        def taken(self, value: Any) -> Any:
+            if not isinstance(value, int | float):
+                self.step((value,))
+            return value
 
         def counted(self, items: Iterable[Any]) -> Iterator[Any]:
             for item in items:
                 self.step()
                 yield item
 
+        def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
+            """Count a method or filter, tenfold since replace() multiplies; numbers may be widths, but in a format."""
+            if name in ("format", "format_map"):
+                if re.search(r"\d{5}|%\S*\*|(^|[^{])(\{\{)*\{[^{}]*:[^{}]*\{", str(value)):
+                    raise SecurityError("a format has widths of four digits at the most")
+            else:
+                self.steps += 10 * sum(abs(int(it)) for it in operands if isinstance(it, int | float))
+            self.step((value, *operands), times=10)
+
+        def counting(self, name: str, its: Callable[..., Any]) -> Callable[..., Any]:
+            first = int(hasattr(its, "jinja_pass_arg"))
+
+            @functools.wraps(its)
+            def count(*operands: Any, **named: Any) -> Any:
+                self.step_into(name, operands[first], (*operands[first + 1 :], *named.values()))
+                return its(*operands, **named)
+
+            return count
+
         def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            method = getattr(function, "__wrapped__", function)  # of str.format
+            if isinstance(value := getattr(method, "__self__", None), str | bytes | int):
+                self.step_into(method.__name__, value, (*args, *kwargs.values()))
             self.step()
             return super().call(context, function, *args, **kwargs)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if not (isinstance(left, int | float) and isinstance(right, int | float)):
+            if operator == "%" and isinstance(left, str):
+                self.step_into("format", left, [right])
+            elif operator == "+":
+                self.step((left, right))
+            elif not (isinstance(left, int | float) and isinstance(right, int | float)):
                 raise SecurityError("numbers alone can be multiplied")
-            _ = (
-                float(left),
-                float(right),
-                operator == "**" and float(left) ** right,
-            )  # or OverflowError: it is too large
+            else:
+                _ = float(left) ** right if operator == "**" else float(left) + right  # or OverflowError: too large
             return super().call_binop(context, operator, left, right)
 
     return Sandbox
