@@ -71,7 +71,7 @@ MQTT_PORT = 8883
 NO_PROXY = "none"
 PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
-MOST_STEPS = 100_000  # passes of loops and calls in a template, for one message: 50 ms
+MOST_STEPS = 100_000  # of a template, for one message: passes of loops, calls, and what they take: 50 ms and a few MB
 MAX_FILE_BYTES = 64 * 1024 * 1024  # that the user names
 MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
@@ -183,7 +183,7 @@ class NotAwsError(ElfError):
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """The user pressed Ctrl-C, the system asked ELF to end (SIGTERM), or who read its output has gone (SIGPIPE)."""
+    """The user pressed Ctrl-C, the system asked ELF to end (SIGTERM), or the output's reader closed it (SIGPIPE)."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -191,10 +191,10 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
 
 
 _CARRY_ON = "run the same command again in a minute to continue"
-_NETWORK = "check the network, a proxy or firewall in the way, --region and --endpoint-url"
+_NETWORK = "check the network, proxy and firewall, --region and --endpoint-url"
 _SIGN_IN = "a proxy or a login page is probably in between: sign in to that network, or check --endpoint-url"
 _ANEW = "`elf.py clean` and `elf.py create` recreate the fleet"
-_NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twice: {_ANEW}"
+_NEW_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {_ANEW}"
 _SEE_ABOVE = "see the lines above"
 _CHECK = "check the credentials with `aws sts get-caller-identity`"
 
@@ -203,33 +203,33 @@ _CHECK = "check the credentials with `aws sts get-caller-identity`"
 FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: credentials and configuration
     "NoCredentialsError PartialCredentialsError": (
-        "there are no AWS credentials on this machine, or not all of them: {error}",
+        "AWS credentials are missing or incomplete: {error}",
         "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
         "or try ELF without an AWS account: `elf.py --local create`",
     ),
     "ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InvalidDefaultsMode "
     "InvalidRetryConfigurationError InvalidProxiesConfigError InvalidIMDSEndpointError InvalidIMDSEndpointModeError "
     "InvalidSTSRegionalEndpointsConfigError UnknownCredentialError UnsupportedSignatureVersionError": (
-        "the AWS configuration does not work: {error}",
-        "`aws configure list-profiles` names the profiles there are; choose with --profile, or fix ~/.aws/config",
+        "the AWS configuration is not valid: {error}",
+        "choose one of `aws configure list-profiles` with --profile, or fix ~/.aws/config",
     ),
-    "InfiniteLoopConfigError": ("profiles go in a circle: {error}", "let source_profile end at one with credentials"),
+    "InfiniteLoopConfigError": ("profiles form a loop: {error}", "set a source_profile that has credentials"),
     "BaseEndpointResolverError EndpointProviderError InvalidRegionError UnknownRegionError ServiceNotInRegionError "
     "InvalidEndpointConfigurationError InvalidHostLabelError": (
-        "there is no endpoint for this region and configuration: {error}",
+        "no endpoint for this region and configuration: {error}",
         "check --region, and AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT",
     ),
     # Ways to sign in: botocore's classes and names of its providers, and what STS answers
-    "SSOError TokenRetrievalError NoAuthTokenError": ("not signed in by SSO: {error}", "sign in with `aws sso login`"),
-    "LoginError": ("not signed in by `aws login`: {error}", "sign in again with `aws login`"),
+    "SSOError TokenRetrievalError NoAuthTokenError": ("not signed in to SSO: {error}", "sign in with `aws sso login`"),
+    "LoginError": ("not signed in with `aws login`: {error}", "sign in again with `aws login`"),
     "RefreshWithMFAUnsupportedError": (
         "the role's session has ended: {error}",
         "run the same command again: it asks for a code",
     ),
-    "WrongMfaCode": ("AWS refuses the MFA code: {error}", "try the next, as each works once; or check mfa_serial"),
+    "WrongMfaCode": ("AWS refuses the MFA code: {error}", "use the next code, as each works once, or check mfa_serial"),
     "InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
         "AWS does not accept the web identity token: {error}",
-        "renew AWS_WEB_IDENTITY_TOKEN_FILE, or what web_identity_token_file names; see the role's trust policy",
+        "renew the file in AWS_WEB_IDENTITY_TOKEN_FILE or web_identity_token_file; check the role's trust policy",
     ),
     "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
     "container-role EcsContainer": ("the container gives no credentials: {error}", "check its task's or pod's role"),
@@ -241,7 +241,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         f"{_CHECK}; if they work there, the account has not enabled this region: choose another --region",
     ),
     "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature": (
-        "the AWS secret access key is another key's: {error}",
+        "the AWS secret access key does not match the access key: {error}",
         "set the access key and its secret again, with `aws configure` or in the environment",
     ),
     "OptInRequired RegionDisabledException": (
@@ -249,46 +249,46 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "enable it (AWS console, Account, AWS Regions), or choose another --region",
     ),
     # botocore: the way to AWS
-    "NameResolutionError": ("the control plane's name can't be resolved: {error}", _NETWORK),
+    "NameResolutionError": ("could not resolve the control plane's host name: {error}", _NETWORK),
     "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError "
     "IncompleteReadError": (
-        "the control plane can't be reached: {error}",
+        "could not reach the control plane: {error}",
         _NETWORK,
     ),
     "SSLError": (
-        "TLS to the control plane fails: {error}",
-        "check AWS_CA_BUNDLE, a proxy that opens connections, and --endpoint-url",
+        "TLS to the control plane failed: {error}",
+        "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
     ),
     "ProxyConnectionError": (
-        "the proxy can't be reached: {error}",
-        "check HTTPS_PROXY; NO_PROXY=.amazonaws.com goes around it",
+        "could not reach the proxy: {error}",
+        "check HTTPS_PROXY, or bypass it with NO_PROXY=.amazonaws.com",
     ),
     "NotAwsError ResponseParserError": ("what answers at the control plane's endpoint is not AWS IoT", _SIGN_IN),
     # AWS
     "RequestTimeTooSkewed RequestExpired": (
-        "this machine's clock is wrong, AWS says: {error}",
+        "this machine's clock is wrong: {error}",
         "set it (`timedatectl set-ntp true`, or the system's settings), and run the command again",
     ),
     "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException NotAuthorized": (
         "AWS denies {action} to {who}: {error}",
-        "allow that user or role the action (docs/aws.md has ELF's IAM policy; a role that is assumed, a trust policy)",
+        "allow that user or role the action (IAM policy: docs/aws.md; to assume a role, check its trust policy)",
     ),
     "ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CARRY_ON),
     "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable "
     "InternalException RequestAbortedException RequestTimeoutException": (
-        "AWS IoT has a failure of its own: {error}",
+        "AWS IoT had an internal error: {error}",
         _CARRY_ON,
     ),
     "LimitExceededException VersionsLimitExceededException ServiceQuotaExceededException": (
         "the account's limit is reached: {error}",
-        "ask for more under Service Quotas in the AWS console, or clean what is not needed",
+        "request an increase under Service Quotas in the AWS console, or delete what is not needed",
     ),
     "ResourceNotFoundException": (
-        "AWS does not have it: {error}",
+        "not found in AWS: {error}",
         f"it was deleted by someone else, or this is another region or account; {_ANEW}",
     ),
     "InvalidRequestException ClientError": (
-        "AWS does not take the request ({name}): {error}",
+        "AWS rejected the request ({name}): {error}",
         "run the command again with --debug, and report what it shows",
     ),
     "DeleteConflictException CertificateStateException VersionConflictException": (
@@ -296,19 +296,16 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "AWS names no other user of it: run the same command again later",
     ),
     # The system
-    "ELOOP": ("a symbolic link is where ELF keeps a file of its own: {error}", "remove it, or use another --misc-dir"),
-    "ENOSPC EDQUOT EFBIG": (
-        "the disk is full: {error}",
-        "free some space, then run the command again to continue",
-    ),
-    "FileNotFoundError": ("a file is missing: {error}", "put it back, or fix the setting that names it"),
+    "ELOOP": ("found a symbolic link in place of ELF's own file: {error}", "remove it, or use another --misc-dir"),
+    "ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space, then run the same command again"),
+    "FileNotFoundError": ("a file is missing: {error}", "restore it, or fix the setting that names it"),
     "OSError": (
-        "the operating system says: {error}",
-        "check what is there, who owns it, and its disk; or choose another place with --misc-dir",
+        "operating system error: {error}",
+        "check the file, its owner and the disk, or choose another directory with --misc-dir",
     ),
     # Python
     "ModuleNotFoundError MissingDependencyException DataNotFoundError ApiVersionNotFoundError": (
-        "a Python package is missing, or part of one: {error}",
+        "a Python package is missing or incomplete: {error}",
         "{install}, or run ELF with `uv run elf.py`",
     ),
     "Exception": ("unexpected {name}: {error}", "run the command again with --debug to see where it comes from"),
@@ -650,7 +647,7 @@ class LogHandler(logging.Handler):
 def log_uncaught(args: threading.ExceptHookArgs) -> None:
     """Log what ends a thread, as threading.excepthook: Python would write it past the formatter, secrets and all."""
     if args.exc_value and not isinstance(args.exc_value, SystemExit):
-        log.debug("a thread ended by an exception that nobody caught:", exc_info=args.exc_value)
+        log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
 
 
 def start_logging(level: int, output: Output) -> None:
@@ -791,7 +788,7 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UsageError("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8") from error
+        raise UsageError("the message or topic is not UTF-8", "use UTF-8, which MQTT requires") from error
 
 
 def plural(number: int, noun: str) -> str:
@@ -871,7 +868,7 @@ class Inbox:
         self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
 
     def hang_up(self) -> None:
-        """Stop, quietly: who read the output has gone."""
+        """Stop, quietly: the reader of the output closed it."""
         if self.signum is None:
             self.interrupt(SIGPIPE, None)
 
@@ -963,8 +960,8 @@ class Place(NamedTuple):
         """Return it with what is lower case by definition in lower case. Raises ElfError for what can't be recorded."""
         if "@" in (self.endpoint_url or ""):
             raise ElfError(
-                "the endpoint URL has a user name or password in it, which AWS does not use and ELF does not record",
-                "leave out what stands before the @, in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
+                "the endpoint URL contains a user name or password, which AWS does not use and ELF does not record",
+                "remove what is before the @ in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
             )
         lower: dict[str, Any] = {}
         for key, pattern in PLACE.items():
@@ -1157,8 +1154,8 @@ class Fleet:
             waited_s = time.monotonic() - began
             if waited_s >= max(wait_s, BRIEFLY_S):
                 raise ElfError(
-                    f"another ELF is at work on {self.directory}: {who()}",
-                    "wait for its end (--wait 60 does), or keep another fleet with --misc-dir",
+                    f"another ELF is using {self.directory}: {who()}",
+                    "wait until it ends (--wait 60), or use another directory with --misc-dir",
                 )
             if waited_s >= BRIEFLY_S and announced != (holders := who()):
                 log.info("waiting for %s", announced := holders)
@@ -1185,7 +1182,7 @@ class Fleet:
         if foreign := self._foreign(paths):
             raise ElfError(
                 f"{self.directory} is not ELF's alone: {listed(foreign)}",
-                "name a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
+                "use a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
             )
         self._is_claimed = True
 
@@ -1202,7 +1199,7 @@ class Fleet:
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
         """Say what makes the directory others' as well. Keys of things that ELF has forgotten do not."""
         if self.directory.stat().st_mode & stat.S_ISVTX:
-            return ["its sticky bit says that it is for everybody"]
+            return ["its sticky bit is set, as of a directory that everybody shares"]
         names = {path.name for path in paths} - {path.name for path in self._own(paths)}
         names -= {name for name in names if _NOBODYS.fullmatch(name) or (self.elf_id and _KEY_FILE.fullmatch(name))}
         return sorted(names - {"local"} if self.has_local() else names)
@@ -1212,7 +1209,7 @@ class Fleet:
         return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
 
     def _repair(self, journal: FileIO) -> None:
-        """Take up what an elf.py left behind that was killed, or could write no more."""
+        """Recover what an elf.py left behind that was killed, or could not write."""
         if self._changes:
             log.warning("recovered %s from a run that was interrupted", plural(len(self._changes), "change"))
         for path in self._own(self.directory.iterdir()):
@@ -1305,7 +1302,7 @@ class Fleet:
         if not self._journal:
             raise RuntimeError("the fleet is not locked")
         if POSIX and not os.fstat(self._journal.fileno()).st_nlink:
-            raise ElfError(f"{self.journal_file} was removed while ELF writes to it", "run the same command again")
+            raise ElfError(f"{self.journal_file} was removed while ELF was writing to it", "run the same command again")
         line, end = (json.dumps(entry) + "\n").encode(), self._journal.seek(0, os.SEEK_END)
         with _naming(self.journal_file):
             try:
@@ -1377,7 +1374,7 @@ def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
         yield content
     except (ValueError, RecursionError) as error:
         raise ElfError(
-            f"{path} can't be read as ELF's: {error}",
+            f"could not read {path}: {error}",
             f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
             "ELF then starts empty",
         ) from error
@@ -1392,7 +1389,7 @@ def recorded_place(recorded: object) -> Place | None:
         with contextlib.suppress(ElfError):
             if all(isinstance(value, bool if key == "local" else str) for key, value in known.items()):
                 return Place(**known).checked()
-    raise ValueError("where the fleet lives is not a place")
+    raise ValueError("the place where the fleet lives is not valid")
 
 
 def recorded_calls(recorded: object) -> list[Unanswered]:
@@ -1410,11 +1407,11 @@ def recorded_thing(name: str, recorded: object) -> Thing:
     if not isinstance(recorded.get("keyPair", {}), dict):
         raise ValueError(f"{name}: keyPair is not a JSON object")
     if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
-        raise ValueError(f"{unknown[0][:140]!r} of {name} means nothing to this one")
+        raise ValueError(f"{unknown[0][:140]!r} of {name} is unknown")
     known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
     thing = Thing(name, **{"stage": READY, **known})
     if thing.stage not in (CREATING, READY, CLEANING):
-        raise ValueError(f"the stage of {name} means nothing to this one")
+        raise ValueError(f"the stage of {name} is unknown")
     if problem := problem_of(thing):
         raise ValueError(f"{name}: {problem}")
     return thing
@@ -1670,7 +1667,7 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
     """Ask on the terminal for an MFA code; any thread may. Raises ElfError where nobody can be asked; Interrupted."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or is_behind():
         raise ElfError(
-            f"nobody can be asked for an MFA code without a terminal ({prompt.strip(': ')})",
+            f"could not ask for an MFA code: this is not a terminal ({prompt.strip(': ')})",
             "run the command in a terminal, or set credentials that need no code: `aws configure export-credentials`",
         )
     last.info("%s", prompt.strip(": "))
@@ -1680,7 +1677,7 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
         inbox.check()
         inbox.stopping.wait(REDRAW_S)
     if not re.fullmatch("[0-9]{6}", code := answers.get()):
-        raise ElfError("that is not an MFA code, which has six digits", "run the command again")
+        raise ElfError("an MFA code has six digits", "run the command again")
     return code
 
 
@@ -1709,9 +1706,9 @@ def _credentials(session: Any) -> Any:
     for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
         if value and not re.fullmatch("[!-~]+", value):
             raise ElfError(
-                f"the AWS {name} (from {credentials.method}) has a line end, a space or another character that no "
-                f"{name} has",
-                "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
+                f"the AWS {name} (from {credentials.method}) contains a line end, a space or another "
+                "character that is not valid in it",
+                "set it again without that character, then check it with `aws sts get-caller-identity`",
             )
     return credentials
 
@@ -1733,9 +1730,9 @@ def _bad_endpoint(error: Exception) -> ElfError | None:
     """Explain the endpoint URL that botocore refuses by `error`, if that is it, without its password."""
     if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
         return None
-    cause = "is not one that botocore accepts" if found[1] else "has no http:// or https:// in front"
+    cause = "is not valid" if found[1] else "does not start with http:// or https://"
     if found[1] and "_" in found[2]:
-        cause = "has an underscore (_) in its host name, which botocore does not accept"
+        cause = "has an underscore (_) in its host name, which botocore does not allow"
     return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
 
 
@@ -1772,8 +1769,8 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
         is_same = sts.get_caller_identity()["Account"] == place.account
     if not is_same and (place.data_endpoint or place.account):
         raise ElfError(
-            f"these credentials are another account's: the fleet lives in {place}",
-            "use the credentials that created it, or another --misc-dir for another fleet",
+            f"these credentials are for another account: this fleet is in {place}",
+            "use the credentials that created it, or another directory with --misc-dir",
         )
     return host
 
@@ -1809,8 +1806,8 @@ def refuse_bad_headers(request: Any, **_: object) -> None:
     for name, value in request.headers.items():
         if not re.fullmatch("[ -~]*", value.decode("latin-1") if isinstance(value, bytes) else str(value)):
             raise ElfError(
-                f"a credential has a line end or another character that HTTP can't carry (in the header {name})",
-                "set it again without that character; for a role, look at its source_profile",
+                f"a credential contains a line end or another character that is not valid in HTTP (header {name})",
+                "set it again without that character; for a role, check its source_profile",
             )
 
 
@@ -2005,10 +2002,10 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
         if owner != fleet.elf_id:  # else somebody has added attributes to a thing of this ELF's
             if not thing.certificate_arn:
                 fleet.forget(thing)
-            remedy = "choose other names, as in `elf.py create --prefix NAME`"
+            remedy = "choose another prefix with `elf.py create --prefix NAME`"
             if owner:
                 remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
-            raise ElfError(f"there is a thing named {thing.name} already that this ELF did not make", remedy) from error
+            raise ElfError(f"thing {thing.name} already exists, and this ELF did not make it", remedy) from error
     except iot.exceptions.ClientError as error:
         if not thing.certificate_arn and _refused_at_once(error):
             fleet.forget(thing)
@@ -2027,10 +2024,10 @@ def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
     except Exception as error:
         if _may_have_arrived(error):
             fleet.record_unanswered(asked)
-            raise NotYet(error, 1.0, "the answer is lost") from error  # once more: this may make another one
+            raise NotYet(error, 1.0, "no answer") from error  # once more: this may make another one
         fleet.record(asked._replace(asked=None))
         if not BUSY.isdisjoint(names_of(error)):
-            raise NotYet(error, BUSY_S, "AWS does not take it now") from error
+            raise NotYet(error, BUSY_S, "AWS is busy") from error
         raise
 
 
@@ -2092,9 +2089,9 @@ def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document
         if not policy or json.loads(policy["policyDocument"]) != document:
             fleet.record(thing._replace(policy_name=None))
             raise ElfError(
-                f"there is a policy named {name} already that ELF did not make",
+                f"policy {name} already exists, and ELF did not make it",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
-                "or make another fleet with --prefix",
+                "or choose another --prefix",
             ) from error
     except iot.exceptions.ClientError as error:
         if not thing.policy_name and _refused_at_once(error):
@@ -2213,7 +2210,7 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
         gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
         gone_is_fine(iot.detach_thing_principal, thingName=name, principal=arn)
         gone_is_fine(iot.delete_certificate, others, certificateId=certificate_id)
-        log.info("%s: deleted its certificate %s, whose key is lost", name, arn)
+        log.info("%s: deleted certificate %s, whose key is lost", name, arn)
     return lost
 
 
@@ -2249,7 +2246,7 @@ def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
         if names_of(error)[0] != "ResourceNotFoundException":
             raise
         again = functools.partial(once_visible, call, **parameters)
-        raise NotYet(error, VISIBLE_S, "AWS does not find yet what was just made", again) from error
+        raise NotYet(error, VISIBLE_S, "not visible in AWS yet", again) from error
 
 
 def gone_is_fine(
@@ -2279,11 +2276,11 @@ def gone_is_fine(
             again()
         elif users:
             raise ElfError(
-                f"AWS does not delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
+                f"AWS refuses to delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
         else:
-            raise NotYet(error, CONSISTENCY_S, "to AWS, what was just detached is attached still", again) from error
+            raise NotYet(error, CONSISTENCY_S, "still attached, AWS says", again) from error
 
 
 def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
@@ -2341,17 +2338,17 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
         cause, remedy = {
             "iot:Connect": (
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
-                "look at its certificate and policy in the AWS IoT console (Security), or run the command again: "
-                "what was changed a moment ago may not have taken effect yet",
+                "check its certificate and policy in the AWS IoT console (Security), or run the command again: "
+                "a recent change may not have taken effect yet",
             ),
             "iot:Publish": (
                 f"{thing} can't publish to {subject}: the broker closes the connection at each message, and "
                 "acknowledges none",
-                "see that its policy allows iot:Publish to that topic",
+                "check that its policy allows iot:Publish to that topic",
             ),
             "iot:Subscribe": (
                 f"{thing} can't subscribe to {subject}: the broker does not accept it",
-                "see that its policy allows iot:Subscribe to that topic filter",
+                "check that its policy allows iot:Subscribe to that topic filter",
             ),
         }[action]
         super().__init__(cause, remedy)
@@ -2368,7 +2365,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     except iot.exceptions.ResourceNotFoundException:
         return ElfError(
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
-            f"if the fleet lives elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
+            f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
         )
     if (status := certificate["status"]) == "REVOKED":
         return ElfError(f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", _ANEW)
@@ -2396,7 +2393,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     host = refusal.endpoint.rpartition(":")[0]
     if not place.local and refusal.action == "iot:Connect" and host != place.data_endpoint:
         return ElfError(
-            f"{thing.name} can't connect to {refusal.endpoint}: its certificate is good, but the endpoint of {place} "
+            f"{thing.name} can't connect to {refusal.endpoint}: its certificate is valid, but the endpoint of {place} "
             f"is {place.data_endpoint}",
             "leave --mqtt-endpoint out",
         )
@@ -2424,7 +2421,7 @@ def write_amazon_roots(directory: Path) -> Path:
     if not text:
         raise ElfError(
             "neither botocore nor this system has the Amazon root certificates",
-            "save https://www.amazontrust.com/repository/AmazonRootCA1.pem and name it with --root-cert",
+            "download https://www.amazontrust.com/repository/AmazonRootCA1.pem and use it with --root-cert",
         )
     path = directory / ROOTS_FILE
     if not path.exists() or path.read_text(encoding="ascii") != text:
@@ -2493,7 +2490,7 @@ class Composer(NamedTuple):
         content = text.decode("utf-8")
         members = parsed(content)
         if not isinstance(members, dict):
-            raise ValueError("it holds no JSON object")
+            raise ValueError("it is not a JSON object")
         return cls(text, content, ADDED & members.keys())
 
     @classmethod
@@ -2513,7 +2510,7 @@ class Composer(NamedTuple):
     def in_run(self, run: str) -> Composer:
         """Return one whose messages can be counted where they come. Raises UsageError for what has such members."""
         if run and (taken := self.has - {"ts"}):
-            raise UsageError(f"the message has {min(taken)!r} already, which --sequence adds", "leave --sequence out")
+            raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
         return self._replace(run=run)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
@@ -2529,55 +2526,98 @@ class Composer(NamedTuple):
                 members.append(f'"thing": "{thing}", "seq": {number}, "run": "{self.run}"')
             payload = with_members(self.content, members).encode("utf-8")
         if len(payload) > MAX_PAYLOAD_BYTES:
-            cause = f"the message is too long: {len(payload)} bytes, and AWS IoT takes 128 KiB"
+            cause = f"the message is too long: {len(payload)} bytes, and AWS IoT allows 128 KiB"
             raise UsageError(cause, "send a shorter one")
         return payload
 
 
 @functools.cache
 def sandbox() -> Any:
-    """Return the class of Jinja2's sandbox, in which loops, calls and numbers are bounded, and chance is the seed's."""
+    """Return the class of Jinja2's sandbox, in which time, memory and numbers are bounded, and chance is the seed's."""
     from jinja2 import StrictUndefined, nodes
     from jinja2.exceptions import SecurityError
-    from jinja2.sandbox import SandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Sandbox(SandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**"))
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("+", "*", "**", "%"))
         steps = 0
 
         def __init__(self) -> None:
-            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True)
-            self.filters["counted"] = self.counted
-            del self.filters["random"], self.globals["lipsum"]
+            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self.taken)
+            self.filters = {name: self.counting(name, its) for name, its in self.filters.items() if name != "random"}
+            self.filters |= {"counted": self.counted, "taken": self.taken}
+            del self.globals["lipsum"]
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+            def wrapped(node: Any, name: str) -> nodes.Filter:
+                return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
             tree = super()._parse(source, name, filename)
             for loop in tree.find_all(nodes.For):
-                loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+                loop.iter = wrapped(loop.iter, "counted")
+            for joined in tree.find_all(nodes.Concat):
+                joined.nodes = [wrapped(part, "taken") for part in joined.nodes]
             return tree
 
-        def step(self) -> None:
+        def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
+            """Count a step, and `times` the characters and members of what it takes."""
             self.steps += 1
+            left = [*operands]
+            for operand in left:  # which grows
+                if isinstance(operand, str | bytes | list | tuple | dict | range):
+                    self.steps += times * len(operand)
+                if self.steps > MOST_STEPS:
+                    break
+                if isinstance(operand, list | tuple | dict):
+                    left += [*operand.values(), *operand] if isinstance(operand, dict) else operand
             if self.steps > MOST_STEPS:
-                raise SecurityError(f"it takes more than {MOST_STEPS:,} passes of loops and calls")
+                raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
+
+        def taken(self, value: Any) -> Any:
+            if not isinstance(value, int | float):
+                self.step((value,))
+            return value
 
         def counted(self, items: Iterable[Any]) -> Iterator[Any]:
             for item in items:
                 self.step()
                 yield item
 
+        def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
+            """Count a method or filter, tenfold since replace() multiplies; numbers may be widths, but in a format."""
+            if name in ("format", "format_map"):
+                if re.search(r"\d{5}|%\S*\*|(^|[^{])(\{\{)*\{[^{}]*:[^{}]*\{", str(value)):
+                    raise SecurityError("a format has widths of four digits at the most")
+            else:
+                self.steps += 10 * sum(abs(int(it)) for it in operands if isinstance(it, int | float))
+            self.step((value, *operands), times=10)
+
+        def counting(self, name: str, its: Callable[..., Any]) -> Callable[..., Any]:
+            first = int(hasattr(its, "jinja_pass_arg"))
+
+            @functools.wraps(its)
+            def count(*operands: Any, **named: Any) -> Any:
+                self.step_into(name, operands[first], (*operands[first + 1 :], *named.values()))
+                return its(*operands, **named)
+
+            return count
+
         def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            method = getattr(function, "__wrapped__", function)  # of str.format
+            if isinstance(value := getattr(method, "__self__", None), str | bytes | int):
+                self.step_into(method.__name__, value, (*args, *kwargs.values()))
             self.step()
             return super().call(context, function, *args, **kwargs)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if not (isinstance(left, int | float) and isinstance(right, int | float)):
+            if operator == "%" and isinstance(left, str):
+                self.step_into("format", left, [right])
+            elif operator == "+":
+                self.step((left, right))
+            elif not (isinstance(left, int | float) and isinstance(right, int | float)):
                 raise SecurityError("numbers alone can be multiplied")
-            _ = (
-                float(left),
-                float(right),
-                operator == "**" and float(left) ** right,
-            )  # or OverflowError: it is too large
+            else:
+                _ = float(left) ** right if operator == "**" else float(left) + right  # or OverflowError: too large
             return super().call_binop(context, operator, left, right)
 
     return Sandbox
@@ -2721,7 +2761,7 @@ def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) 
 def unreadable(path: Path, reason: object, kind: type[ElfError] = UsageError) -> ElfError:
     return kind(
         f"the message file {path} can't be read: {reason}",
-        f"name a file of UTF-8 that holds a JSON object, as example.json does, or with {REPLAYED} a message a line",
+        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
     )
 
 
@@ -2812,32 +2852,32 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
     for each_of_thing in topics.values():
         if len(each_of_thing) > MAX_SUBSCRIPTIONS:
             raise UsageError(
-                f"AWS IoT takes {MAX_SUBSCRIPTIONS} subscriptions a connection, not {len(each_of_thing)}",
-                "leave some --topic out, or use a wildcard",
+                f"AWS IoT allows {MAX_SUBSCRIPTIONS} subscriptions per connection, not {len(each_of_thing)}",
+                "use fewer --topic options, or a wildcard",
             )
         for topic in each_of_thing:
             if problem := problem_of_topic(topic, wildcards):
-                raise UsageError(f"{problem}: {topic[:300]!r}", "name another with --topic")
+                raise UsageError(f"{problem}: {topic[:300]!r}", "choose another with --topic")
 
 
 def problem_of_topic(topic: str, wildcards: bool) -> str | None:
     """Say what is wrong with a topic, or with `wildcards` a topic filter; None: nothing."""
     levels = topic.split("/")
     if not topic or "\0" in topic:
-        return "the topic is empty, or has a null character"
+        return "the topic is empty or has a null character"
     counted = UNCOUNTED.sub("", topic, count=1) if topic.startswith("$") else topic
     if len(utf8(counted)) > MAX_TOPIC_BYTES:
         return f"the topic is longer than AWS IoT's {MAX_TOPIC_BYTES} bytes"
     if counted.count("/") > MAX_TOPIC_SLASHES:
         return f"the topic has more than AWS IoT's {MAX_TOPIC_SLASHES} slashes"
     if not wildcards and ("#" in topic or "+" in topic):
-        return "a message is published to one topic, without + and #"
+        return "+ and # are for topic filters, not for a topic to publish to"
     if "#" in topic[:-1] or any(level != wild and wild in level for level in levels for wild in "+#"):
-        return "in a topic filter + is one whole level, and # all the rest at the end"
+        return "in a topic filter, + must be a whole level, and # the last level"
     if wildcards and topic.startswith("$aws/rules/"):
-        return "what is published there goes to a rule, and to no subscriber"
+        return "messages on this topic go to a rule, not to subscribers"
     if not wildcards and topic.startswith("$") and not re.fullmatch(PUBLISHABLE, topic):
-        return "AWS IoT keeps this topic for itself, and lets nobody publish to it"
+        return "this topic is reserved: AWS IoT lets no client publish to it"
     return None
 
 
@@ -3506,11 +3546,11 @@ class Connection:
 
 _TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # what the other side says of a certificate
 _CONNACK = {  # MQTT 3.1.1, table 3.1
-    1: "it does not speak this version of MQTT",
-    2: "it does not take the client ID",
-    3: "it is not available now",
-    4: "it does not take a user name",
-    5: "the thing is not authorised",
+    1: "unacceptable protocol version",
+    2: "client identifier rejected",
+    3: "server unavailable",
+    4: "bad user name or password",
+    5: "not authorized",
 }
 CONNECTING, ONLINE, ENDED = "connecting", "online", "ended"  # what a device is
 # Why a message leaves late, where it is not that this machine is busy.
@@ -3634,7 +3674,7 @@ class Device:
     def _on_connack(self, mid: object, data: int) -> None:
         log.debug("MQTT %s: CONNACK %s", self.thing, data)
         if data:
-            self._fail(self._refused(f"it says that {_CONNACK.get(data, f'code {data}')}"))
+            self._fail(self._refused(f"{_CONNACK.get(data, 'unknown')} (CONNACK {data})"))
         else:
             self._subscribe(iter(self.topic_filters))
 
@@ -3744,7 +3784,7 @@ class Device:
             connection.close()
 
     def end(self, failure: Exception | None = None) -> None:
-        """Disconnect for good; `failure` says why if the thing can't go on."""
+        """Disconnect and stay so; `failure` says why if the thing can't go on."""
         if self.state == ENDED:
             return
         self.state = ENDED
@@ -3866,14 +3906,14 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
     if isinstance(error, ssl.SSLCertVerificationError):
         # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, OpenSSL's x509_vfy.h
         if error.verify_code in (62, 64):
-            problem = f"its certificate is another host's: {error}"
-            remedy = "check the name in --mqtt-endpoint; without that option ELF asks AWS for it"
+            problem = f"its certificate is for another host: {error}"
+            remedy = "check the name in --mqtt-endpoint, or leave it out: ELF then asks AWS"
         else:
-            problem = f"its certificate is not to be trusted: {error}"
-            remedy = "check --root-cert and --mqtt-endpoint; a proxy that opens TLS has to leave AWS IoT alone"
+            problem = f"its certificate is not trusted: {error}"
+            remedy = "check --root-cert and --mqtt-endpoint; a proxy must not intercept TLS to AWS IoT"
     elif isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
-        problem = f"TLS fails: {error}"
-        remedy = "see that AWS IoT listens there (--mqtt-endpoint), and what is in between"
+        problem = f"TLS failed: {error}"
+        remedy = "check --mqtt-endpoint, and any proxy or firewall in between"
     elif isinstance(error, TimeoutError):
         problem, remedy = "it does not answer", "if a firewall blocks port 8883, try --mqtt-endpoint :443"
     elif isinstance(error, ConnectionRefusedError):
@@ -3881,12 +3921,12 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
     elif isinstance(error, socket.gaierror):
         problem, remedy = "its name can't be resolved", "check the network's DNS, and --mqtt-endpoint"
     elif isinstance(error, OSError):
-        problem, remedy = f"the network says: {error}", "check the network, and --mqtt-endpoint"
+        problem, remedy = f"network error: {error}", "check the network, and --mqtt-endpoint"
     else:
         return error
     if not endpoint.proxy and not isinstance(error, ssl.SSLError):
         name, _ = proxy_in_environment()
-        hint = f"NO_PROXY or --proxy keeps ELF from {name}" if name else "if a proxy leads out, set --proxy"
+        hint = f"NO_PROXY or --proxy keeps ELF from {name}" if name else "if you need a proxy, set --proxy"
         remedy = f"{remedy}; {hint}"
     by = f" through the proxy {endpoint.proxy}" if endpoint.proxy else ""
     return ElfError(f"{thing} can't connect to {endpoint}{by}: {problem}", remedy)
@@ -4025,7 +4065,7 @@ def raise_descriptor_limit(devices: int) -> None:
 
     if not hasattr(select, "poll") and devices > SELECTABLE:
         raise ElfError(
-            f"{plural(devices, 'thing')} are more than the {SELECTABLE} connections that a program can watch here",
+            f"{plural(devices, 'thing')} are more than the {SELECTABLE} connections that a program can have here",
             "use fewer things, or another system (Linux, macOS, WSL)",
         )
     try:
@@ -4171,8 +4211,8 @@ class Shift:
             each.warning("%s lost its connection to %s; reconnecting", event.thing, event.endpoint)
             if not event.rejected and not self._advised:
                 log.warning(
-                    "what to do: check the network; where that is good, another client took over the client ID %s: "
-                    "see who else has the keys of %s",
+                    "what to do: check the network; if that works, another client took over the client ID %s: "
+                    "find out who else has the keys of %s",
                     event.client_id,
                     event.thing,
                 )
@@ -4186,7 +4226,7 @@ class Shift:
             self._lines.append(event)
         elif isinstance(event, Lagging):
             asked = f"{len(self.joined) / self._cli.interval:.0f}" if self._cli.interval else "more"
-            log.warning("asked for %s messages a second, this machine does %.0f", asked, event.per_s)
+            log.warning("asked for %s messages/s, this machine manages %.0f", asked, event.per_s)
         elif isinstance(event, Exception):  # the loop has ended
             raise event
 
@@ -4255,7 +4295,7 @@ class Shift:
             self.offline_s[thing] += now - since
         if self.offline_s:
             longest, longest_s = max(self.offline_s.items(), key=lambda pair: pair[1])
-            which = f"{plural(len(self.offline_s), 'thing')}, {longest} for {longest_s:.1f} s at the longest"
+            which = f"{plural(len(self.offline_s), 'thing')}, longest {longest} ({longest_s:.1f} s)"
             log.warning("[%s] offline: %s; %s", command, which, effect)
 
 
@@ -4455,15 +4495,15 @@ class Hearing(Account):
         shift.report_outages("subscribe", "they may have missed messages")
         last.info("[subscribe] %s", self.pace(self.received, shift))
         if self._latency.in_ms():
-            last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
+            last.info("[subscribe] delivery latency (from ts, ±1 ms): %s", self._latency)
         if self.unread:
-            log.warning("[subscribe] %s could not be read", plural(self.unread, "message"))
+            log.warning("[subscribe] could not read %s", plural(self.unread, "message"))
         by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
         senders = {thing: +counts for thing, counts in by_sender if any(counts.values())}
         for thing, counts in itertools.islice(senders.items(), LISTED):
             last.info("[subscribe] from %s: %s", thing, told(counts))
         if self.arrivals.forgotten:
-            log.warning("[subscribe] more than %d senders: what is missing is not all counted", MOST_SENDERS)
+            log.warning("[subscribe] more than %d senders: not all missing messages are counted", MOST_SENDERS)
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
         last.info("[subscribe] ELF received %s on %s%s", messages, things, self.arrivals)
         self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
@@ -4555,15 +4595,15 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
     existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
         raise ElfError(
-            f"there are {plural(len(existing), 'thing')} already, more than the {len(names)} you ask for",
-            "`elf.py clean` removes them all; `elf.py create` then makes as many as you like",
+            f"there are already {plural(len(existing), 'thing')}, more than the {len(names)} requested",
+            "remove them all with `elf.py clean`, then run `elf.py create` again",
         )
     folded = {name.casefold(): name for name in names}
     alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
     if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # as on macOS and Windows
         raise ElfError(
-            f"{fleet.directory} takes names that differ in case alone for the same: {listed(alike)} is there already",
-            "choose another --prefix, or keep that fleet elsewhere with --misc-dir",
+            f"{fleet.directory} ignores upper and lower case in names, and has {listed(alike)} already",
+            "choose another --prefix or --misc-dir",
         )
     return [name for name in names if name not in fleet.things or fleet.things[name].stage != READY]
 
@@ -4575,7 +4615,7 @@ def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
         raise failed[0]
     if gone := [name for name, described in answers.items() if not described]:
-        log.warning("gone in AWS, to be created again: %s", listed(gone))
+        log.warning("missing in AWS, creating again: %s", listed(gone))
     for name in gone:
         cli.fleet.record(cli.fleet.things[name]._replace(stage=CREATING))
     return gone
@@ -4634,7 +4674,7 @@ def send_messages(cli: Cli) -> int:
     if tally.rejected or tally.unanswered:
         raise ElfError(
             f"of the messages to shadows, {tally.rejected} were rejected and {tally.unanswered} not answered",
-            "see AWS's reasons in the lines above; where no answer came, see that the policy allows iot:Receive",
+            "see AWS's reasons above; if no answer came, check that the policy allows iot:Receive",
         )
     return 1 if shift.failed else 0
 
@@ -4666,7 +4706,7 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
     lines = messages_of(lines_of(path), compose, raw)
     if str(path) == "-":
         if sys.stdin is None:
-            raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
+            raise ElfError("standard input is closed", "pipe messages into it: `… | elf.py send --json-message -`")
         return things, lines, topics
     first = in_background(cli.inbox, lambda: next(lines))
     if isinstance(first.error, OSError):
@@ -4768,28 +4808,28 @@ def subscribe(cli: Cli) -> int:
     with at_work(cli, things, hearing, filters=filters) as shift, live_line(cli.inbox, cli.printer, hearing.__str__):
         until = [f"for {duration_s:g} s"] if duration_s < math.inf else []
         if cli.count:
-            until.append(f"until {plural(cli.count, 'message')} {'has' if cli.count == 1 else 'have'} come")
+            until.append(f"until {plural(cli.count, 'message')} {'has' if cli.count == 1 else 'have'} arrived")
         ends = ", or ".join(until) or "until Ctrl-C"
         log.info("[subscribe] ELF listening on %s %s", plural(len(shift.joined), "thing"), ends)
         listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, shift.joined)))
         if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
-            log.info("[subscribe] all hear every message: --things 1 or --append-thing-name shows it once")
+            log.info("[subscribe] all things receive every message; --things 1 or --append-thing-name shows each once")
         hearing.ends_at = time.monotonic() + duration_s
         shift.take_until(Settled, hearing.ends_at)
         if hearing.arrivals.counts["missing"]:
             shift.take_until(Settled, time.monotonic() + IN_FLIGHT_S)
-        deaf = shift.still_offline
+        offline = shift.still_offline
     if missing := hearing.arrivals.counts["missing"]:
-        remedy = "see above whose they are and whether a thing was offline; use --qos 1 in send and subscribe"
-        raise ElfError(f"{plural(missing, 'message')} did not come", remedy)
+        remedy = "see above which senders, and whether a thing was offline; use --qos 1 in send and subscribe"
+        raise ElfError(f"{plural(missing, 'message')} did not arrive", remedy)
     if cli.count and hearing.received < cli.count and duration_s < math.inf:
         raise ElfError(
-            f"{plural(hearing.received, 'message')} came in {duration_s:g} s, not {cli.count}",
-            "see that something is sent to that topic meanwhile, or give it a longer --duration",
+            f"received {plural(hearing.received, 'message')} in {duration_s:g} s, not {cli.count}",
+            "check that something sends to that topic, or use a longer --duration",
         )
-    if deaf:
+    if offline:
         raise ElfError(
-            f"{listed(deaf)} had no connection in the end, and may have missed messages", "check the network"
+            f"{listed(offline)} ended without a connection, and may have missed messages", "check the network"
         )
     return 1 if shift.failed else 0
 
@@ -4859,7 +4899,7 @@ def list_things(cli: Cli) -> int:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         lines = [fitting(sys.stdout, line) for line in lines] if sys.stdout.isatty() else lines
-        state = "" if runs is None or not place.local else ", which runs" if runs else ", which does not run"
+        state = "" if runs is None or not place.local else ", running" if runs else ", not running"
         lines.append(f"{plural(len(fleet.things), 'thing')} in {place}{state}")
         text = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
         encoding = sys.stdout.encoding
@@ -4872,10 +4912,10 @@ def show_unanswered(cli: Cli) -> None:
     fleet = cli.fleet
     if not fleet.unanswered:
         return
-    calls = plural(len(fleet.unanswered), "call")
+    calls = plural(len(fleet.unanswered), "certificate request")
     since, until = min(call.since for call in fleet.unanswered), max(call.until for call in fleet.unanswered)
-    what = "as many certificates without keys may exist"
-    log.warning("%s for a certificate got no answer: %s, from %s to %s", calls, what, utc(since), utc(until))
+    what = f"up to {plural(len(fleet.unanswered), 'certificate')} without keys may exist"
+    log.warning("%s got no answer: %s, from %s to %s", calls, what, utc(since), utc(until))
     try:
         iot, _ = reach_aws(cli)
         found = in_background(cli.inbox, lambda: unclaimed_certificates(iot, fleet))
@@ -4890,7 +4930,7 @@ def show_unanswered(cli: Cli) -> None:
         log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
     if found:
         log.warning(
-            "what to do: if nobody else made it, take it away: `aws iot update-certificate --new-status INACTIVE "
+            "what to do: if nobody else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
             "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
         )
     else:
@@ -4902,14 +4942,14 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
     """Return the things that can connect, or the `first` so many. Raises ElfError when there is none, or fewer."""
     for stage, command in ((CREATING, "create"), (CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
-            log.warning("not complete, and left out: %s; `elf.py %s` finishes what it began", listed(names), command)
+            log.warning("skipping incomplete things: %s; finish with `elf.py %s`", listed(names), command)
     if not fleet.things:
         raise ElfError("there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)")
     if not fleet.ready:
         raise ElfError("none of the things is complete", "finish with `elf.py create`, or `elf.py clean`")
     if first and first > len(fleet.ready):
         raise ElfError(
-            f"--things {first} asks for more things than there are: {len(fleet.ready)}",
+            f"--things {first} is more than the fleet has: {len(fleet.ready)}",
             f"make more with `elf.py create {first}`, or ask for fewer",
         )
     return fleet.ready[:first]
@@ -5038,8 +5078,8 @@ def root_of(cli: Cli) -> Path:
     except OSError as error:
         kind = UsageError if isinstance(error, ssl.SSLError) and cli.root_cert else ElfError
         raise kind(
-            f"{path} is no root certificate: {error.strerror or error}",
-            "name a PEM file with --root-cert; without that option ELF uses Amazon's own",
+            f"{path} is not a root certificate: {error.strerror or error}",
+            "use a PEM file, or leave --root-cert out: ELF then uses Amazon's",
         ) from error
     return path
 
@@ -5090,11 +5130,11 @@ def mqtt_endpoint(text: str) -> Endpoint:
 
 def directory(text: str) -> Path:
     if not text:  # from a variable that is not set, most likely, and not meant for the working directory
-        raise argparse.ArgumentTypeError("the directory's name is empty, here or in ELF_MISC_DIR")
+        raise argparse.ArgumentTypeError("the directory name is empty, here or in ELF_MISC_DIR")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"no home directory is known for {text!r}: set HOME, or leave ~ out") from None
+        raise argparse.ArgumentTypeError(f"no home directory found for {text!r}: set HOME, or leave ~ out") from None
 
 
 def part_of_place(text: str, key: str) -> str:
@@ -5160,14 +5200,14 @@ def add_common_options(parser: Parser) -> Parser:
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
     way = f"go through this proxy; {NO_PROXY}: through none (default: HTTPS_PROXY, ALL_PROXY and NO_PROXY say)"
     add("--proxy", metavar="URL", type=proxy, help=way)
-    add("--local", action="store_true", help="an AWS IoT embedded in this machine; needs no account")
+    add("--local", action="store_true", help="use an AWS IoT on this machine; needs no account")
     add("--misc-dir", metavar="D", type=directory, help=where)
     add("--wait", metavar="S", type=from_0, help="seconds to wait if another ELF uses this directory (default: 0)")
     add("--rate", metavar="N", type=rate, help=raised)
     output = "json: also print JSON lines to standard output; payload (subscribe): each message there (default: text)"
     add("--output", choices=("text", "json", "payload"), help=output)
-    add("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well")
-    add("--quiet", action="store_true", help="log warnings, errors and the report in the end only")
+    add("--verbose", action="store_true", help=f"log each thing and message, even of more than {LISTED} things")
+    add("--quiet", action="store_true", help="log only warnings, errors and the final report")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
     add("-V", "--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
     add("-h", "--help", action="help", help="show this and exit")
@@ -5179,7 +5219,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
     add("--append-thing-name", action="store_true", help=name)
-    add("--things", metavar="N", type=whole, help="the first N things of the fleet alone (default: all)")
+    add("--things", metavar="N", type=whole, help="use only the first N things of the fleet (default: all)")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
     add("--mqtt-endpoint", metavar="HOST[:PORT]", type=mqtt_endpoint, help=broker)
@@ -5190,19 +5230,19 @@ def add_send_options(command: Parser) -> None:
     add, what = command.add_argument, command.add_mutually_exclusive_group().add_argument
     how_many = command.add_mutually_exclusive_group().add_argument
     content = (
-        f"send the JSON object in FILE instead of MESSAGE, or of FILE{REPLAYED} a line each interval, or of - "
-        "(standard input) each line as it comes"
+        f"send the JSON object in FILE instead of MESSAGE; FILE{REPLAYED}: one line per interval; - (standard input): "
+        "each line as it arrives"
     )
     # Another default of the positional one would undo what -m has set.
     what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
     what("--json-message", metavar="FILE", type=Path, help=content)
-    add("--raw", action="store_true", help="send MESSAGE, FILE or each line as its bytes: no JSON, no ts, any topic")
+    add("--raw", action="store_true", help="send MESSAGE, FILE or each line as is: no JSON, no ts, any topic")
     add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
-    add("--seed", metavar="N", type=int, help="with --template: the same data again for the same N")
+    add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
-    add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
-    pace = f"seconds between messages (default: {INTERVAL_S:g}, or as lines come)"
+    add("-t", "--topic", metavar="T", help=f"may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
+    pace = f"seconds between messages (default: {INTERVAL_S:g}, or as lines arrive)"
     add("--interval", metavar="S", type=interval, help=pace)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
     how_many("--duration", metavar="S", type=from_0, help=duration)
@@ -5211,11 +5251,11 @@ def add_send_options(command: Parser) -> None:
 
 def add_subscribe_options(command: Parser) -> None:
     add = command.add_argument
-    topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
+    topics = f"topic filter, may contain {{thing_name}}; repeat it for more (default: {TOPIC_ROOT}/#)"
     add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
-    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have come)"
+    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have arrived)"
     add("--duration", metavar="S", type=from_0, help=duration)
-    add("-C", "--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
+    add("-C", "--count", metavar="N", type=whole, help="stop after N messages in total; exit status 1 if fewer arrive")
 
 
 def build_parser() -> Parser:
@@ -5257,12 +5297,12 @@ def build_parser() -> Parser:
     add_send_options(command)
 
     example = "subscribe --duration 30"
-    command = add_command(subscribe, example, "have every thing listen, and log what it hears", messaging, alone=False)
+    command = add_command(subscribe, example, "have every thing subscribe and log the messages", messaging, alone=False)
     add_subscribe_options(command)
 
-    add_command(list_things, "list", "show the things and where they live; asks AWS nothing")
+    add_command(list_things, "list", "show the things and where they are, without asking AWS")
 
-    command = add_command(clean_up, "clean", "take everything away again, in AWS IoT and on disk")
+    command = add_command(clean_up, "clean", "delete all that ELF made, in AWS IoT and on disk")
     command.add_argument(
         "--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)"
     )
@@ -5270,19 +5310,19 @@ def build_parser() -> Parser:
 
 
 def misuse(cli: Cli) -> str:
-    """Say which options contradict each other or would do nothing, and what was meant, maybe; empty: none."""
+    """Say which options do not work together or would do nothing, and what was meant, maybe; empty: none."""
     run = getattr(cli, "run", None)  # where there is a command
     sends = run is send_messages
     problems = (
-        (cli.local and (cli.profile or cli.endpoint_url), "--local has no --profile and no --endpoint-url"),
-        (cli.local and cli.proxy, "--local goes through no proxy: leave --proxy out"),
-        (cli.quiet and (cli.verbose or cli.debug), "--quiet does nothing beside --verbose or --debug"),
-        (run and run is not subscribe and cli.output == "payload", "--output payload is for subscribe alone"),
-        (not run and cli.output == "json", "no command is given"),
-        (sends and cli.seed is not None and not cli.template, "--seed does nothing without --template"),
+        (cli.local and (cli.profile or cli.endpoint_url), "--local does not work with --profile or --endpoint-url"),
+        (cli.local and cli.proxy, "--local uses no proxy: leave --proxy out"),
+        (cli.quiet and (cli.verbose or cli.debug), "--quiet does not work with --verbose or --debug"),
+        (run and run is not subscribe and cli.output == "payload", "--output payload works only with subscribe"),
+        (not run and cli.output == "json", "no command given"),
+        (sends and cli.seed is not None and not cli.template, "--seed needs --template"),
         (
             sends and cli.template and not cli.json_message and cli.message == MESSAGE,
-            "--template does nothing without MESSAGE or --json-message (one is example-template.json)",
+            "--template needs MESSAGE or --json-message (for example, example-template.json)",
         ),
         (
             sends and is_input_unread(cli.json_message),
@@ -5312,7 +5352,7 @@ def is_input_unread(given: Path | None) -> bool:
 def locate(cli: Cli, remembered: Place | None) -> Place:
     """Say where the fleet lives, or shall: what was remembered at its creation, else the options.
 
-    Raises: ElfError when an explicit option contradicts what is remembered.
+    Raises: ElfError when an explicit option does not match what is remembered.
     """
     explicit = {key: value for key in ("region", "profile", "endpoint_url") if (value := getattr(cli, key))}
     if not remembered:
@@ -5327,7 +5367,7 @@ def locate(cli: Cli, remembered: Place | None) -> Place:
     if options:
         raise ElfError(
             f"{' '.join(options)} does not match: this fleet is in {remembered}",
-            "leave the option out, or clean this fleet first, or keep another one with --misc-dir",
+            "leave the option out, clean this fleet first, or use another directory with --misc-dir",
         )
     return remembered._replace(profile=remembered.profile or cli.profile)
 
@@ -5396,7 +5436,7 @@ def _local_aws() -> Any:
     except ModuleNotFoundError as error:
         raise ElfError(
             f"--local needs local_aws.py, and it is not in {HERE}",
-            "copy it there from where elf.py comes from",
+            "copy it there from ELF's repository",
         ) from error
     return local_aws
 
@@ -5511,11 +5551,10 @@ def run_to_the_end(cli: Cli) -> int:
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:
-            name = signal.Signals(interrupted.signum).name
-            log.warning("interrupted (%s)", "Ctrl-C" if name == "SIGINT" else name)
+            log.warning("interrupted (%s)", signal.Signals(interrupted.signum).name.replace("SIGINT", "Ctrl-C"))
         return 128 + interrupted.signum
     except KeyboardInterrupt:
-        log.warning("stopped at once")
+        log.warning("stopped")
         return 128 + signal.SIGINT
     except Exception as error:
         if is_usage := isinstance(error, UsageError):

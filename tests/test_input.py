@@ -311,9 +311,9 @@ def put(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("option", "kind", "cause"),
     [
-        ("--root-cert", "a directory", "is no root certificate: not a regular file, or too large"),
-        ("--root-cert", "a pipe", "is no root certificate: not a regular file, or too large"),
-        ("--root-cert", "20 GiB", "is no root certificate: not a regular file, or too large"),
+        ("--root-cert", "a directory", "is not a root certificate: not a regular file, or too large"),
+        ("--root-cert", "a pipe", "is not a root certificate: not a regular file, or too large"),
+        ("--root-cert", "20 GiB", "is not a root certificate: not a regular file, or too large"),
         ("--json-message", "a directory", "can't be read: Is a directory"),
         ("--json-message", "20 GiB", "can't be read: it has more than 64 MiB"),
     ],

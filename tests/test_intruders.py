@@ -37,7 +37,7 @@ def test_no_file_of_elfs_is_written_through_a_symbolic_link(
     elf.misc.mkdir(mode=0o700)
     (elf.misc / name).symlink_to(target)
     refused = main("create", status=1)
-    assert "a symbolic link is where ELF keeps a file of its own" in refused.err
+    assert "found a symbolic link in place of ELF's own file" in refused.err
     assert target.read_text() == content
     assert account.is_empty()
 
@@ -185,7 +185,7 @@ HOSTILE_TEXTS = [
 def assert_refused_in_two_lines(err: str) -> None:
     errors = [line for line in err.splitlines() if ":ERROR - " in line]
     assert len(errors) == 2, err
-    assert "can't be read as ELF's" in errors[0]
+    assert "could not read " in errors[0]
     assert "what to do: " in errors[1]
     assert "Traceback" not in err
     assert not [char for char in err if ord(char) < 32 and char != "\n"]

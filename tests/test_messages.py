@@ -124,8 +124,8 @@ def test_a_json_message_is_the_object_in_the_file_plus_ts(
         (b"\xff\xfe\x00", "can't be read: 'utf-8' codec"),
         (b'{"number": NaN}', "can't be read: NaN is not JSON"),
         (b"[" * 100_000, "can't be read: It does not end"),
-        (b"[1, 2]", "no JSON object"),
-        (b'"text"', "no JSON object"),
+        (b"[1, 2]", "not a JSON object"),
+        (b'"text"', "not a JSON object"),
         (b'{"a": 1,}', "can't be read: Expecting property name"),
     ],
 )
@@ -240,7 +240,7 @@ def test_subscribe_for_its_duration_succeeds_whatever_comes(main_of_pair: InProc
 
 def test_subscribe_fails_when_fewer_messages_than_its_count_come(main_of_pair: InProcess, pair: Pair) -> None:
     result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--count", 3, status=1)
-    assert "0 messages came in 0.1 s, not 3" in result.err
+    assert "received 0 messages in 0.1 s, not 3" in result.err
 
 
 def test_what_comes_cannot_play_with_the_terminal(pair: Pair, connect: Callable[[Account], Client]) -> None:

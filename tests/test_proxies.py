@@ -212,13 +212,13 @@ def test_a_proxy_that_opens_tls_is_named_though_the_system_trusts_it(
     result = main_of_pair("send", *way, "--root-cert", service.root_cert, "--things", 1, *ONCE, status=1)
     assert f"can't connect to localhost:443 through the proxy http://127.0.0.1:{proxies.http}: " in result.err
     assert "(it is impostor's, signed by impostor)" in result.err
-    assert "what to do: check --root-cert and --mqtt-endpoint; a proxy that opens TLS has to leave" in result.err
+    assert "what to do: check --root-cert and --mqtt-endpoint; a proxy must not intercept TLS" in result.err
 
 
 @pytest.mark.parametrize(
     ("environment", "options", "hint"),
     [
-        ({}, (), "if a proxy leads out, set --proxy"),
+        ({}, (), "if you need a proxy, set --proxy"),
         ({"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "localhost"}, (), "keeps ELF from HTTPS_PROXY"),
         ({"ALL_PROXY": "socks5://127.0.0.1:9", "no_proxy": "*"}, (), "keeps ELF from ALL_PROXY"),
         ({"HTTPS_PROXY": "http://127.0.0.1:9"}, ("--proxy", "none"), "keeps ELF from HTTPS_PROXY"),
@@ -244,7 +244,7 @@ def test_a_tunnel_that_is_cut_is_opened_again(
     running = pair.start("send", *options, "--mqtt-endpoint", "localhost", "--duration", 0, "--interval", 0.1)
     running.await_line("posting message")
     relay.cut()
-    running.await_line("thing_0 (has its connection to|reconnected to) localhost:443")
+    running.await_line("thing_0 reconnected to localhost:443")
     running.signal(signal.SIGINT)
     running.end(130)
     relay.close()
@@ -253,7 +253,7 @@ def test_a_tunnel_that_is_cut_is_opened_again(
 @pytest.mark.parametrize("scheme", ["http", "socks5h"])
 def test_the_control_plane_goes_through_what_botocore_can(main: InProcess, proxies: Proxies, scheme: str) -> None:
     result = main("create", "--proxy", f"{scheme}://127.0.0.1:{CLOSED_PORT}", status=1 if scheme == "http" else 0)
-    assert ("the proxy can't be reached" in result.err) == (scheme == "http")
+    assert ("could not reach the proxy" in result.err) == (scheme == "http")
     main.use({"HTTP_PROXY": f"http://127.0.0.1:{CLOSED_PORT}"})  # MiniStack's is an http:// URL
     main("create", "--proxy", "none")
     main("create", 2, "--proxy", f"http://127.0.0.1:{proxies.http}")
@@ -262,7 +262,7 @@ def test_the_control_plane_goes_through_what_botocore_can(main: InProcess, proxi
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        (("--local", "--proxy", "http://127.0.0.1:9"), "--local goes through no proxy"),
+        (("--local", "--proxy", "http://127.0.0.1:9"), "--local uses no proxy"),
         (("--proxy", "ftp://jane:s3cret@127.0.0.1"), "that is not a proxy's URL"),
         (("--proxy", "http://jane:s3c/ret@127.0.0.1"), "that is not a proxy's URL"),
         (("--prox", "http://jane:s3cret@127.0.0.1"), "did you mean --proxy?"),
