@@ -71,7 +71,7 @@ MQTT_PORT = 8883
 NO_PROXY = "none"
 PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
-MOST_STEPS = 100_000  # passes of loops and calls in a template, for one message: 50 ms
+MOST_STEPS = 100_000  # of a template, for one message: passes of loops, calls, and what they take: 50 ms and a few MB
 MAX_FILE_BYTES = 64 * 1024 * 1024  # of a file that the user names
 MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
@@ -905,7 +905,7 @@ class Inbox:
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
 ARN = re.compile(r"arn:([a-z0-9-]+):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
-PLACE = {  # what elf.json may say of a place: it is sent to AWS, dialled and printed
+PLACE = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
     "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
     "endpoint_url": re.compile(
@@ -923,17 +923,17 @@ CREATING, READY, CLEANING = "creating", "ready", "cleaning"
 class Thing(NamedTuple):
     """A thing as things.json has it; what does not exist (any more) is None.
 
-    What ELF is about to ask for is here before the call. So a thing that is CREATING and has no certificate may not
-    exist, or be somebody else's; so may a policy without an ARN; and a certificate may have been made since `asked`.
+    ELF records a request before it makes the call. So a thing that is CREATING and has no certificate may not exist, or
+    may be someone else's, as may a policy without an ARN; and a certificate may have been made since `asked`.
     """
 
     name: str
     certificate_arn: str | None = None
     certificate_id: str | None = None
-    policy_name: str | None = None  # from the moment before it is asked for
-    policy_arn: str | None = None  # from the moment it is attached
+    policy_name: str | None = None  # set before CreatePolicy
+    policy_arn: str | None = None  # set after AttachPolicy
     stage: str = CREATING
-    asked: float | None = None  # time.time() when its certificate was asked for, until the answer comes
+    asked: float | None = None  # time.time() when its certificate was requested, until the answer arrives
 
 
 class Place(NamedTuple):
@@ -943,7 +943,7 @@ class Place(NamedTuple):
     profile: str | None = None
     endpoint_url: str | None = None  # of the control plane
     account: str | None = None
-    data_endpoint: str | None = None  # describe_endpoint's answer, which is another one for every account and region
+    data_endpoint: str | None = None  # describe_endpoint's answer, which differs for every account and region
     local: bool = False
     source: str | None = None  # of the credentials, as botocore names it; not recorded
 
@@ -956,7 +956,7 @@ class Place(NamedTuple):
         return ", ".join(f"{what} {value}" for what, value in parts.items() if value)
 
     def checked(self) -> Place:
-        """Return it with what is lower case by definition in lower case. Raises ElfError for what can't be recorded."""
+        """Return it in lower case where AWS uses lower case. Raises ElfError for a value that is not valid."""
         if "@" in (self.endpoint_url or ""):
             raise ElfError(
                 "the endpoint URL contains a user name or password, which AWS does not use and ELF does not record",
@@ -976,7 +976,7 @@ class Place(NamedTuple):
 
 
 class Unanswered(NamedTuple):
-    """A call for a certificate whose answer never came: between these times AWS may have made one."""
+    """A request for a certificate that got no answer: AWS may have made one between these times."""
 
     since: float  # time.time()
     until: float
@@ -997,7 +997,7 @@ _THING_KEYS = {
     "stage": "elf_stage",
     "asked": "elf_asked",
 }
-BRIEFLY_S = 0.2  # a command that is just ending, or records a policy, keeps nobody waiting for longer
+BRIEFLY_S = 0.2  # how long a command that is ending, or records a policy, keeps others waiting
 ROOTS_FILE = "amazon-root-ca.pem"
 _STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".held", ".writing")
 _HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
@@ -1007,17 +1007,17 @@ _NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.i
 
 
 class Fleet:
-    """The things, their files and where they live. It alone reads and writes misc/ (but misc/local/).
+    """The things, their files and where they are. Only this class reads and writes misc/ (except misc/local/).
 
-    Every change is on disk, whole and readable by its owner alone, before the method that makes it returns. What
-    happens to a thing is added to a journal, at a cost that does not grow with the fleet; the journal is folded into
-    things.json when the command ends, or when the next one starts. A command holds the directory as long as it runs,
-    alone or with others of its kind; of those, one at a time holds the journal, in order to write. Reading goes through
-    symbolic links, of which Kubernetes makes a mounted Secret; writing does not.
+    Every change is on disk, complete and readable only by its owner, before the method that makes it returns. Changes
+    to a thing are appended to a journal, at a cost that does not grow with the fleet; the journal is merged into
+    things.json when the command ends, or when the next one starts. A command locks the directory while it runs,
+    exclusively or shared; commands that share it lock the journal to write, one at a time. Reading follows symbolic
+    links, of which Kubernetes makes a mounted Secret; writing does not.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Read `directory`, which need not exist yet. Raises ElfError when what is there is not ELF's."""
+        """Read `directory`, which need not exist yet. Raises ElfError if a file there is not ELF's."""
         self.directory = directory
         self.local_directory = directory / "local"
         self.things_file = directory / "things.json"
@@ -1073,12 +1073,12 @@ class Fleet:
         return [thing for thing in self.things.values() if thing.stage == READY]
 
     def files(self, name: str) -> ThingFiles:
-        """Name a thing's files, with + for a colon, which Windows does not take; files of before may have one."""
+        """Return a thing's files, with + for a colon, which Windows does not allow; older files may have one."""
         stem = name if POSIX and ":" in name and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
         return ThingFiles(*(self.directory / f"{stem}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
-        """Say how long ago the things last changed; ages ago if that is not known."""
+        """Return how many seconds ago the things last changed; infinity if that is unknown."""
         try:
             return max(0.0, time.time() - self.things_file.stat().st_mtime)
         except OSError:
@@ -1088,15 +1088,14 @@ class Fleet:
 
     @contextlib.contextmanager
     def held(self, command: str, alone: bool, wait_s: float, inbox: Inbox) -> Iterator[None]:
-        """Keep commands that can't run beside this one from starting, until the block ends.
+        """Lock the directory until the block ends: exclusively if `alone`, else shared.
 
-        Commands that do not ask to be `alone` run together. Raises ElfError, naming who is at work, when `wait_s`
-        seconds were not enough.
+        Raises ElfError, which names the commands that use it, after `wait_s` seconds; Interrupted.
         """
         if not self._is_there():
             yield
             return
-        note = self.directory / ".lock"  # tells others who is at work, and does no more
+        note = self.directory / ".lock"  # tells others which commands use the directory, no more
         take = functools.partial(take_lock, self.directory, self.directory / ".held")
         lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
         try:
@@ -1116,7 +1115,7 @@ class Fleet:
 
     @contextlib.contextmanager
     def locked(self, inbox: Inbox) -> Iterator[None]:
-        """Be the only one that writes, having read what others wrote before and repaired what a crash left behind."""
+        """Lock the fleet for writing; read what others wrote, and repair what a crash left behind."""
         if not self._is_there():
             yield
             return
@@ -1146,7 +1145,7 @@ class Fleet:
     def _wait_for(
         self, take: Callable[[], contextlib.ExitStack | None], who: Callable[[], str], wait_s: float, inbox: Inbox
     ) -> contextlib.ExitStack:
-        """Take a lock once it is free. Raises ElfError when `wait_s` seconds were not enough, and Interrupted."""
+        """Take a lock once it is free. Raises ElfError after `wait_s` seconds; Interrupted."""
         announced = ""
         began = time.monotonic()
         while not (lock := take()):
@@ -1162,7 +1161,7 @@ class Fleet:
         return lock
 
     def _sign(self, note: Path, line: str, alone: bool) -> bool:
-        """Add a line to the note, and say if this directory can be written. Raises OSError if it has to be."""
+        """Add a line to the note; return whether the directory is writable. Raises OSError if `alone` and it is not."""
         try:
             with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
                 file.write(line.encode())
@@ -1173,42 +1172,42 @@ class Fleet:
         return True
 
     def claim(self) -> None:
-        """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError where it is neither."""
+        """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError if it is neither."""
         with contextlib.suppress(FileExistsError):
             self.directory.mkdir(mode=0o700, parents=True)
         paths = list(self.directory.iterdir())
         self.reload()  # after that: another create may be at work
         if foreign := self._foreign(paths):
             raise ElfError(
-                f"{self.directory} is not ELF's alone: {listed(foreign)}",
+                f"{self.directory} is not only ELF's: {listed(foreign)}",
                 "use a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
             )
         self._is_claimed = True
 
     def _is_there(self) -> bool:
-        """Say if this is a fleet's directory, or is to be one. Any other is left as it is."""
+        """Return whether this is, or will be, a fleet's directory. Any other is left as it is."""
         return self._is_claimed or any(os.path.lexists(self.directory / name) for name in _STATE_FILES)
 
     def _own(self, paths: Iterable[Path]) -> list[Path]:
-        """Choose what ELF has written: its state, the files of the things that this names, and halves of these."""
+        """Return the paths that ELF wrote: its state, the files of its things, and unfinished copies of these."""
         of_things = (path.name for name in self.things for path in self.files(name))
         own = {*_STATE_FILES, ROOTS_FILE if self.elf_id else "", *of_things}
         return [path for path in paths if path.name in own or _HALF.sub(r"\1", path.name) in own]
 
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
-        """Say what makes the directory others' as well. Keys of things that ELF has forgotten do not."""
+        """Return what is not ELF's in the directory. Keys of things that ELF has forgotten do not count."""
         if self.directory.stat().st_mode & stat.S_ISVTX:
-            return ["its sticky bit is set, as of a directory that everybody shares"]
+            return ["its sticky bit is set, as in a shared directory like /tmp"]
         names = {path.name for path in paths} - {path.name for path in self._own(paths)}
         names -= {name for name in names if _NOBODYS.fullmatch(name) or (self.elf_id and _KEY_FILE.fullmatch(name))}
         return sorted(names - {"local"} if self.has_local() else names)
 
     def has_local(self) -> bool:
-        """Say if local/ is an embedded AWS IoT's, and not something else of that name."""
+        """Return whether local/ belongs to an embedded AWS IoT."""
         return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
 
     def _repair(self, journal: FileIO) -> None:
-        """Recover what an elf.py left behind that was killed, or could not write."""
+        """Recover what a run left behind that was killed, or could not write."""
         if self._changes:
             log.warning("recovered %s from a run that was interrupted", plural(len(self._changes), "change"))
         for path in self._own(self.directory.iterdir()):
@@ -1225,7 +1224,7 @@ class Fleet:
         journal.truncate(0)
 
     def open(self) -> None:
-        """Make sure of an ELF ID."""
+        """Make an ELF ID if there is none."""
         import uuid
 
         said = "Read ELF ID from"
@@ -1250,7 +1249,7 @@ class Fleet:
     # Recording
 
     def settle(self, place: Place) -> None:
-        """Remember where the fleet lives, until the last thing is forgotten."""
+        """Record where the fleet is, until dissolve()."""
         if place.local:
             place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
         place = place._replace(source=None).checked()
@@ -1260,10 +1259,10 @@ class Fleet:
                 self._save_elf()
 
     def record(self, thing: Thing, key_material: Mapping[str, Any] | None = None) -> Thing:
-        """Remember `thing` as it now is, in place of what was known of it. Any thread may call this.
+        """Record `thing` in place of what was known of it. Any thread may call this.
 
-        `key_material` is CreateKeysAndCertificate's answer. It is in the journal in the same moment as its
-        certificate, until the thing's files have it.
+        `key_material` is CreateKeysAndCertificate's answer. The journal has it, in the same line as its certificate,
+        until the thing's files have it.
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
@@ -1276,20 +1275,20 @@ class Fleet:
         return thing
 
     def record_unanswered(self, thing: Thing) -> Thing:
-        """Remember that the answer to the call for a thing's certificate will not come any more."""
+        """Record that the request for a thing's certificate got no answer."""
         with self._writing:
             self.unanswered.append(Unanswered(thing.asked or time.time(), time.time()))
             self._save_elf()
         return self.record(thing._replace(asked=None))
 
     def forget_unanswered(self, until: float = math.inf) -> None:
-        """Forget the calls without an answer that ended before `until`, a time.time()."""
+        """Forget the requests without an answer that ended before `until`, a time.time()."""
         if self.unanswered:
             self.unanswered = [call for call in self.unanswered if call.until >= until]
             self._save_elf()
 
     def forget(self, thing: Thing) -> None:
-        """Remove a thing's files, if it has had any, then the thing. Any thread may call this."""
+        """Remove a thing's files, if it had any, then the thing. Any thread may call this."""
         if thing.certificate_id or thing.stage != CREATING:
             for path in self.files(thing.name):
                 path.unlink(missing_ok=True)
@@ -1313,7 +1312,7 @@ class Fleet:
                 raise
 
     def fold(self) -> bool:
-        """Write what the journal has to things.json, and empty it; return False if the journal has to keep it."""
+        """Merge the journal into things.json, and empty it; return False if the journal has to keep it."""
         with self._writing:
             if self._journal and os.fstat(self._journal.fileno()).st_size:
                 try:
@@ -1325,7 +1324,7 @@ class Fleet:
         return True
 
     def dissolve(self) -> None:
-        """Forget where the fleet lived, now that it is empty."""
+        """Forget where the fleet was, now that it is empty."""
         if self.elf_id:
             (self.directory / ROOTS_FILE).unlink(missing_ok=True)
         if self.place:
@@ -1359,12 +1358,12 @@ class Fleet:
         _sync(self.directory)
 
 
-# What may be recorded. Nothing of it is trusted: names become paths, and identifiers are sent to AWS.
+# What may be recorded. Nothing is trusted: names become paths, and identifiers are sent to AWS.
 
 
 @contextlib.contextmanager
 def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
-    """Let the block take in a file, or `otherwise` if there is none; what it refuses (ValueError), refuse by name."""
+    """Give the block a file's content, or `otherwise` if there is none; turn its ValueError into an ElfError."""
     try:
         content = read_file(path)
     except FileNotFoundError:
@@ -1380,7 +1379,7 @@ def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
 
 
 def recorded_place(recorded: object) -> Place | None:
-    """Read where the fleet lives. Raises ValueError."""
+    """Read where the fleet is. Raises ValueError."""
     if recorded is None:
         return None
     if isinstance(recorded, dict):
@@ -1388,11 +1387,11 @@ def recorded_place(recorded: object) -> Place | None:
         with contextlib.suppress(ElfError):
             if all(isinstance(value, bool if key == "local" else str) for key, value in known.items()):
                 return Place(**known).checked()
-    raise ValueError("the place where the fleet lives is not valid")
+    raise ValueError("fleet is not valid")
 
 
 def recorded_calls(recorded: object) -> list[Unanswered]:
-    """Read the calls without an answer. Raises ValueError."""
+    """Read the requests without an answer. Raises ValueError."""
     pairs: list[Any] = recorded if isinstance(recorded, list) else [None]
     if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs):
         raise ValueError("unanswered is not a list of times")
@@ -1402,7 +1401,7 @@ def recorded_calls(recorded: object) -> list[Unanswered]:
 def recorded_thing(name: str, recorded: object) -> Thing:
     """Read a thing. Raises ValueError."""
     if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
-        raise ValueError(f"{name[:140]!r} is not a thing of ELF's")
+        raise ValueError(f"{name[:140]!r} is not a valid thing")
     if not isinstance(recorded.get("keyPair", {}), dict):
         raise ValueError(f"{name}: keyPair is not a JSON object")
     if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
@@ -1417,15 +1416,15 @@ def recorded_thing(name: str, recorded: object) -> Thing:
 
 
 def problem_of(thing: Thing) -> str:
-    """Say what of a thing is not as ELF records it and reads it again; nothing if all is well."""
+    """Return what is not valid in a thing's record; "" if all is."""
     arn = thing.certificate_arn
     match = ARN.fullmatch(arn) if isinstance(arn, str) else None
     if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
-        return "certificate missing or invalid"
+        return "the certificate is missing or not valid"
     policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
     if thing.policy_name not in (None, *policy_names(thing.name)) or thing.policy_arn not in (None, policy_arn):
-        return "policy not ELF's"
-    return "" if thing.asked is None or _is_time(thing.asked) else "time invalid"
+        return "the policy is not ELF's"
+    return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
 
 
 def _is_time(value: object) -> bool:
@@ -1439,24 +1438,24 @@ def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
     return {thing.name: recorded}
 
 
-# No system has all of the last three.
+# No system has all of the last three flags.
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _APPEND |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file of ELF's. Raises OSError, and ElfError for what is no file, which reading could wait for for ever."""
+    """Read a file of ELF's. Raises OSError; ElfError for a pipe or the like, which could block reading for ever."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
-        raise ElfError(f"{path} is not a file, or is too large to be ELF's", "move it away, or restore it")
+        raise ElfError(f"{path} is not a regular file, or is too large", "move it away, or restore it from a backup")
     with path.open("rb") as file:
         return file.read(MAX_STATE_BYTES)
 
 
 def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.ExitStack | None:
-    """Lock a directory or a file until that is closed or the process ends; or return None: another process has it.
+    """Lock a directory or file until the result is closed or the process ends; None: another process has the lock.
 
-    Windows, which lets nobody read what is locked, and network disks that lock no directory, lock an empty file in it.
+    Windows does not let others read a locked file, and some network disks lock no directory: both lock `stand_in`.
     """
     with contextlib.ExitStack() as held:
         if not POSIX:
@@ -1485,13 +1484,13 @@ def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.Ex
 
 
 def _holders(note: Path) -> str:
-    """Say which processes hold a lock: its note has a line, process ID and command, of each that came."""
+    """Return which processes hold a lock: its note has a line, process ID and command, for each that took it."""
     lines: list[str] = []
     with contextlib.suppress(OSError, ElfError):
         lines = read_file(note).decode(errors="replace").splitlines()
     holders = (line.partition(" ") for line in dict.fromkeys(lines))
     alive = [f"`{command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
-    return ", ".join(alive) or "one that has just started"
+    return ", ".join(alive) or "a command that just started"
 
 
 def _is_alive(pid: str) -> bool:
@@ -1503,7 +1502,7 @@ def _is_alive(pid: str) -> bool:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that is readable by its owner alone and is, at every moment, the old one or the new one, whole."""
+    """Replace a file in one step (it is never half written), readable only by its owner."""
     import tempfile
 
     with _naming(path):
@@ -1521,7 +1520,7 @@ def write_private(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Have an OSError say which file it is about."""
+    """Add the file's name to an OSError."""
     try:
         yield
     except OSError as error:
@@ -1530,7 +1529,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _sync(directory: Path) -> None:
-    """Have a directory's entries survive a power failure."""
+    """Make a directory's entries survive a power failure."""
     if POSIX:
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -1540,7 +1539,7 @@ def _sync(directory: Path) -> None:
 
 
 def policy_name(thing_name: str) -> str:
-    """Name a thing's policy, and no other thing's. Policy names take no colon (CreatePolicy, AWS IoT API reference)."""
+    """Return a unique name for a thing's policy. It may not contain a colon (CreatePolicy, AWS IoT API reference)."""
     if ":" not in thing_name:
         return f"policy-{thing_name}"
     import hashlib
@@ -1550,7 +1549,7 @@ def policy_name(thing_name: str) -> str:
 
 
 def policy_names(thing_name: str) -> set[str]:
-    """Name the policies that a thing may have: earlier releases gave a thing a:b the name that a-b's has."""
+    """Return the names that a thing's policy may have: earlier releases gave a:b the same name as a-b."""
     return {policy_name(thing_name), f"policy-{thing_name.replace(':', '-')}"}
 
 
@@ -2532,48 +2531,91 @@ class Composer(NamedTuple):
 
 @functools.cache
 def sandbox() -> Any:
-    """Return the class of Jinja2's sandbox, in which loops, calls and numbers are bounded, and chance is the seed's."""
+    """Return the class of Jinja2's sandbox, in which time, memory and numbers are bounded, and chance is the seed's."""
     from jinja2 import StrictUndefined, nodes
     from jinja2.exceptions import SecurityError
-    from jinja2.sandbox import SandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Sandbox(SandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**"))
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("+", "*", "**", "%"))
         steps = 0
 
         def __init__(self) -> None:
-            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True)
-            self.filters["counted"] = self.counted
-            del self.filters["random"], self.globals["lipsum"]
+            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self.taken)
+            self.filters = {name: self.counting(name, its) for name, its in self.filters.items() if name != "random"}
+            self.filters |= {"counted": self.counted, "taken": self.taken}
+            del self.globals["lipsum"]
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+            def wrapped(node: Any, name: str) -> nodes.Filter:
+                return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
             tree = super()._parse(source, name, filename)
             for loop in tree.find_all(nodes.For):
-                loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+                loop.iter = wrapped(loop.iter, "counted")
+            for joined in tree.find_all(nodes.Concat):
+                joined.nodes = [wrapped(part, "taken") for part in joined.nodes]
             return tree
 
-        def step(self) -> None:
+        def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
+            """Count a step, and `times` the characters and members of what it takes."""
             self.steps += 1
+            left = [*operands]
+            for operand in left:  # which grows
+                if isinstance(operand, str | bytes | list | tuple | dict | range):
+                    self.steps += times * len(operand)
+                if self.steps > MOST_STEPS:
+                    break
+                if isinstance(operand, list | tuple | dict):
+                    left += [*operand.values(), *operand] if isinstance(operand, dict) else operand
             if self.steps > MOST_STEPS:
-                raise SecurityError(f"it takes more than {MOST_STEPS:,} passes of loops and calls")
+                raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
+
+        def taken(self, value: Any) -> Any:
+            if not isinstance(value, int | float):
+                self.step((value,))
+            return value
 
         def counted(self, items: Iterable[Any]) -> Iterator[Any]:
             for item in items:
                 self.step()
                 yield item
 
+        def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
+            """Count a method or filter, tenfold since replace() multiplies; numbers may be widths, but in a format."""
+            if name in ("format", "format_map"):
+                if re.search(r"\d{5}|%\S*\*|(^|[^{])(\{\{)*\{[^{}]*:[^{}]*\{", str(value)):
+                    raise SecurityError("a format has widths of four digits at the most")
+            else:
+                self.steps += 10 * sum(abs(int(it)) for it in operands if isinstance(it, int | float))
+            self.step((value, *operands), times=10)
+
+        def counting(self, name: str, its: Callable[..., Any]) -> Callable[..., Any]:
+            first = int(hasattr(its, "jinja_pass_arg"))
+
+            @functools.wraps(its)
+            def count(*operands: Any, **named: Any) -> Any:
+                self.step_into(name, operands[first], (*operands[first + 1 :], *named.values()))
+                return its(*operands, **named)
+
+            return count
+
         def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            method = getattr(function, "__wrapped__", function)  # of str.format
+            if isinstance(value := getattr(method, "__self__", None), str | bytes | int):
+                self.step_into(method.__name__, value, (*args, *kwargs.values()))
             self.step()
             return super().call(context, function, *args, **kwargs)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if not (isinstance(left, int | float) and isinstance(right, int | float)):
+            if operator == "%" and isinstance(left, str):
+                self.step_into("format", left, [right])
+            elif operator == "+":
+                self.step((left, right))
+            elif not (isinstance(left, int | float) and isinstance(right, int | float)):
                 raise SecurityError("numbers alone can be multiplied")
-            _ = (
-                float(left),
-                float(right),
-                operator == "**" and float(left) ** right,
-            )  # or OverflowError: it is too large
+            else:
+                _ = float(left) ** right if operator == "**" else float(left) + right  # or OverflowError: too large
             return super().call_binop(context, operator, left, right)
 
     return Sandbox
