@@ -101,7 +101,7 @@ TOLD = {
         "check that its policy allows iot:Publish to that topic",
     ),
     "SubscribeRefused": (
-        "{thing} can't subscribe to {topic}: the broker does not accept it",
+        "{thing} can't subscribe to {topic}: the broker refuses it",
         "check that its policy allows iot:Subscribe to that topic filter",
     ),
     "CertificateUnknown": (
