@@ -2438,7 +2438,7 @@ _JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_
 
 
 def parsed(text: str) -> Any:
-    """Return what a JSON text says; where it nests deeper than Python's decoder goes, the members that it begins with.
+    """Return the value of a JSON text; if it nests too deep for Python's decoder, only its first members.
 
     Raises ValueError.
     """
@@ -2454,13 +2454,13 @@ def parsed(text: str) -> Any:
         else:
             levels[-1] += part
     if len(levels) > 1:
-        raise json.JSONDecodeError("It does not end", text, len(text))
+        raise json.JSONDecodeError("it does not end", text, len(text))
     _JSON.decode(levels[0])
     return value
 
 
 def with_members(text: str, members: Sequence[str]) -> str:
-    """Put members before the last brace of a JSON object's text, and change nothing else."""
+    """Insert members before the last brace of a JSON object's text, and change nothing else."""
     brace = text.rindex("}")
     comma = ", " if members and not text[:brace].rstrip().endswith("{") else ""
     return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
@@ -2471,7 +2471,7 @@ def is_aws_own(topic: str) -> bool:
 
 
 class Composer(NamedTuple):
-    """What the things say: `text` as it was given, and the JSON object that it is, or that has it as its msg."""
+    """What the things send: `text` as given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
     content: str | None = None  # None: there is none, and `text` goes to all topics
@@ -2480,7 +2480,7 @@ class Composer(NamedTuple):
 
     @classmethod
     def of_object(cls, text: bytes) -> Composer:
-        """Make one of a JSON object's text. Raises ValueError for what is none."""
+        """Make one of a JSON object's text. Raises ValueError if it is not one."""
         text = text.removeprefix(codecs.BOM_UTF8)
         content = text.decode("utf-8")
         members = parsed(content)
@@ -2490,28 +2490,28 @@ class Composer(NamedTuple):
 
     @classmethod
     def of_any(cls, text: bytes) -> Composer:
-        """Make one of a JSON object's text, or of any other. Raises UsageError for what is not UTF-8."""
+        """Make one of a JSON object's text, or of any other text. Raises UsageError if it is not UTF-8."""
         with contextlib.suppress(ValueError):
             return cls.of_object(text)
         return cls.of_text(text)
 
     @classmethod
     def of_text(cls, text: bytes) -> Composer:
-        """Make one of any text. Raises UsageError for what is not UTF-8."""
+        """Make one of any text. Raises UsageError if it is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
         utf8(msg)  # which raises
         return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
 
     def in_run(self, run: str) -> Composer:
-        """Return one whose messages can be counted where they come. Raises UsageError for what has such members."""
+        """Return one that numbers its messages, for subscribe to count. Raises UsageError if it has such members."""
         if run and (taken := self.has - {"ts"}):
             raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
         return self._replace(run=run)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
-        """Return what a thing publishes as its `number`th message. Raises UsageError for what AWS IoT does not take.
+        """Return what a thing publishes as its message `number`. Raises UsageError if it is too long for AWS IoT.
 
-        AWS's own topics take nothing that is not theirs; those of Basic Ingest lead to the user's rules.
+        AWS's own topics get only what the user gave; Basic Ingest topics lead to the user's rules.
         """
         payload = self.text
         if self.content is not None and not is_aws_own(topic):
@@ -2528,7 +2528,7 @@ class Composer(NamedTuple):
 
 @functools.cache
 def sandbox() -> Any:
-    """Return the class of Jinja2's sandbox, in which time, memory and numbers are bounded, and chance is the seed's."""
+    """Return the class of Jinja2's sandbox with limits for time, memory and numbers, and no unseeded random numbers."""
     from jinja2 import StrictUndefined, nodes
     from jinja2.exceptions import SecurityError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -2555,7 +2555,7 @@ def sandbox() -> Any:
             return tree
 
         def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
-            """Count a step, and `times` the characters and members of what it takes."""
+            """Count a step, and `times` the characters and members of its operands."""
             self.steps += 1
             left = [*operands]
             for operand in left:  # which grows
@@ -2579,10 +2579,10 @@ def sandbox() -> Any:
                 yield item
 
         def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
-            """Count a method or filter, tenfold since replace() multiplies; numbers may be widths, but in a format."""
+            """Count a call or filter, tenfold since replace() multiplies; numbers may be widths, except in a format."""
             if name in ("format", "format_map"):
                 if re.search(r"\d{5}|%\S*\*|(^|[^{])(\{\{)*\{[^{}]*:[^{}]*\{", str(value)):
-                    raise SecurityError("a format has widths of four digits at the most")
+                    raise SecurityError("a width in a format can have at most four digits")
             else:
                 self.steps += 10 * sum(abs(int(it)) for it in operands if isinstance(it, int | float))
             self.step((value, *operands), times=10)
@@ -2610,7 +2610,7 @@ def sandbox() -> Any:
             elif operator == "+":
                 self.step((left, right))
             elif not (isinstance(left, int | float) and isinstance(right, int | float)):
-                raise SecurityError("numbers alone can be multiplied")
+                raise SecurityError("only numbers can be multiplied")
             else:
                 _ = float(left) ** right if operator == "**" else float(left) + right  # or OverflowError: too large
             return super().call_binop(context, operator, left, right)
@@ -2619,10 +2619,10 @@ def sandbox() -> Any:
 
 
 class Voice:
-    """What a thing's templates take from it: chance, and values of its own that go on from their last.
+    """What a thing's templates use: its random numbers, and its values that continue from message to message.
 
-    Of the calls of `walk`, the first in each rendering goes on from the first in the one before, and so on; of `ramp`
-    as well. Time is that of the schedule, or a wave would depend on the machine.
+    The first call of `walk` in a rendering continues from the first in the previous one, and so on; `ramp` does too.
+    Time is that of the schedule, or a wave would depend on the machine.
     """
 
     def __init__(self, thing: str, seed: int | None, interval_s: float) -> None:
@@ -2644,7 +2644,7 @@ class Voice:
         }
 
     def names(self, number: int) -> dict[str, Any]:
-        """Return what the template of the thing's message `number` knows."""
+        """Return the names for the template of the thing's message `number`."""
         self._number, now = number, time.time_ns()
         self._calls.clear()
         return {**self._names, "number": number, "now": now / 1e9, "now_ms": now // 1_000_000}
@@ -2667,10 +2667,10 @@ class Voice:
 
 
 class Template:
-    """What the things say, rendered for each message of each thing, each of which has a voice."""
+    """What the things send, rendered for each message of each thing; each thing has a Voice."""
 
     def __init__(self, text: bytes, make: Callable[[bytes], Composer], voice: Callable[[str], Voice]) -> None:
-        """Compile the text; `make` makes of its results what is sent. Raises UsageError."""
+        """Compile the text; `make` turns its results into what is sent. Raises UsageError."""
         self._make, self._voice = make, voice
         self.voices: dict[str, Voice] = {}
         self._sandbox = sandbox()()
@@ -2682,13 +2682,13 @@ class Template:
             if unknown := meta.find_undeclared_variables(tree) - known:
                 first = next(name for name in tree.find_all(nodes.Name) if name.name in unknown)
                 raise UsageError(
-                    f"the template does not work: line {first.lineno}: unknown name {first.name!r}",
-                    f"names are {', '.join(sorted(known))}",
+                    f"the template failed: line {first.lineno}: unknown name {first.name!r}",
+                    f"use one of {', '.join(sorted(known))}",
                 )
             self._template = self._sandbox.from_string(tree)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
-        """Render it, and return what a Composer of the result does. Raises UsageError."""
+        """Render it, and return the payload that a Composer makes of the result. Raises UsageError."""
         voice = self.voices.get(thing) or self.voices.setdefault(thing, self._voice(thing))
         self._sandbox.steps = size = 0
         pieces = []
@@ -2702,7 +2702,7 @@ class Template:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Raise UsageError, with line and reason, for whatever Python or Jinja2 raises in the block."""
+        """Raise UsageError, with line and reason, for any error of Python or Jinja2 in the block."""
         try:
             yield
         except ElfError:
@@ -2713,15 +2713,15 @@ class Template:
             frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>"]
             line = getattr(error, "lineno", None) or (frames or [1])[-1]
             reason = getattr(error, "message", None) or str(error) or type(error).__name__
-            cause = f"the template does not work: line {line}: {reason}"
-            raise UsageError(cause, "see docs/messages.md for what templates know") from error
+            cause = f"the template failed: line {line}: {reason}"
+            raise UsageError(cause, "see docs/messages.md for what templates can use") from error
 
 
 Message = Composer | Template
 
 
 def read_given(path: Path, inbox: Inbox) -> bytes:
-    """Read a file that the user names, which may be a pipe that nobody writes to: Ctrl-C ends that. Raises OSError."""
+    """Read a file that the user names. If it is a pipe that nobody writes to, Ctrl-C ends the wait. Raises OSError."""
 
     def read() -> bytes:
         with path.open("rb") as file:
@@ -2730,12 +2730,12 @@ def read_given(path: Path, inbox: Inbox) -> bytes:
     log.debug("reading %s", path)
     content = in_background(inbox, read)
     if len(content) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"it has more than {MAX_FILE_BYTES >> 20} MiB")
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
     return content
 
 
 def of_line(line: bytes) -> Composer:
-    """Return what a line says: a JSON object, or any other text. Raises ValueError and UsageError."""
+    """Return the message of a line: a JSON object, or any other text. Raises ValueError and UsageError."""
     return Composer.of_object(line) if begins_object(line) else Composer.of_text(line)
 
 
@@ -2744,7 +2744,7 @@ def begins_object(line: bytes) -> bool:
 
 
 def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) -> Message:
-    """Return the message that a whole file is. Raises ElfError."""
+    """Return the message in a file that is a single message. Raises ElfError."""
     try:
         return compose(read_given(path, inbox))
     except OSError as error:
@@ -2755,13 +2755,13 @@ def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) 
 
 def unreadable(path: Path, reason: object, kind: type[ElfError] = UsageError) -> ElfError:
     return kind(
-        f"the message file {path} can't be read: {reason}",
+        f"could not read the message file {path}: {reason}",
         f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
     )
 
 
 class Line(NamedTuple):
-    """An event: the lines from `first` to `last` are a message, or an error says why not; with neither, the end."""
+    """An event: the lines from `first` to `last` are a message, or an error; with neither, the input has ended."""
 
     message: Message | None = None
     error: Exception | None = None
@@ -2778,7 +2778,7 @@ def is_of_lines(path: Path | None) -> bool:
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, or of - (standard input). Of one that is too long, the beginning will do."""
+    """Yield the lines of a file, or of - (standard input). A line that is too long is cut."""
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
         while text := file.readline(MAX_PAYLOAD_BYTES + 2):
             rest = text
@@ -2788,9 +2788,9 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
-    """Yield what lines say, in the end an empty Line. A JSON object may take several lines, unless they are `raw`.
+    """Yield the messages of lines, then an empty Line. A JSON object may take several lines, unless they are `raw`.
 
-    What begins one and does not become one is refused, up to the line that begins another one.
+    Lines that begin an object and do not complete it are refused, up to the line that begins another one.
     """
     text, first, last, broken = b"", 0, 0, None
     try:
@@ -2815,8 +2815,8 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
                 is_open = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
                 if is_open and len(text) <= MAX_PAYLOAD_BYTES:
                     continue
-                why = "it is too long" if len(text) > MAX_PAYLOAD_BYTES else f"this is none: {error}"
-                broken = UsageError(f"a JSON object begins here, and {why}", "write it on one line, in 128 KiB")
+                why = "is too long" if len(text) > MAX_PAYLOAD_BYTES else f"is not valid: {error}"
+                broken = UsageError(f"the JSON object that begins here {why}", "write it on one line, in 128 KiB")
             except UsageError as error:
                 yield Line(None, error, first, last)
             text = b""
@@ -2827,14 +2827,14 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
         yield Line(error=error)
         return
     if text:
-        broken = UsageError("a JSON object begins here, and does not end", "write it on one line")
+        broken = UsageError("the JSON object that begins here does not end", "write it on one line")
     if broken:
         yield Line(None, broken, first, last)
     yield Line()
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
-    """Make a thing's topics or topic filters of what is given as --topic and of --append-thing-name."""
+    """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
     if append_thing_name:
         topics = [f"{TOPIC_ROOT if topic is None else topic}/{{thing_name}}" for topic in given]
     else:
@@ -2843,7 +2843,7 @@ def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: 
 
 
 def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False) -> None:
-    """Raise UsageError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
+    """Raise UsageError for a topic, or with `wildcards` a topic filter, at which AWS IoT closes the connection."""
     for each_of_thing in topics.values():
         if len(each_of_thing) > MAX_SUBSCRIPTIONS:
             raise UsageError(
@@ -2856,7 +2856,7 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
 
 
 def problem_of_topic(topic: str, wildcards: bool) -> str | None:
-    """Say what is wrong with a topic, or with `wildcards` a topic filter; None: nothing."""
+    """Return what is wrong with a topic, or with `wildcards` a topic filter; None if nothing is."""
     levels = topic.split("/")
     if not topic or "\0" in topic:
         return "the topic is empty or has a null character"
@@ -2877,20 +2877,20 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
 
 
 def answer_topics(topic: str, thing: str) -> list[str]:
-    """Name the topics on which AWS answers what a thing publishes to `topic`: two, if that is its own shadow's."""
+    """Return the topics on which AWS answers what a thing publishes to `topic`: two, if it is its own shadow's."""
     shadow = rf"\$aws/things/{re.escape(thing)}/shadow/(name/[^/]+/)?(get|update|delete)"
     return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
 
 
 def read_ahead(lines: Iterable[Line], inbox: Inbox, asked: threading.Semaphore) -> None:
-    """Put lines into the inbox, one each time that it is asked for."""
+    """Put lines into the inbox, one each time `asked` is released."""
     for line in lines:
         asked.acquire()
         inbox.put(line)
 
 
 class Times:
-    """How long something took, each time. In steps of 0.1 ms, so that it stays small however often that was."""
+    """How long something took each time, in steps of 0.1 ms, so that its size does not grow without limit."""
 
     def __init__(self) -> None:
         self._counts: collections.Counter[int] = collections.Counter()
@@ -2905,7 +2905,7 @@ class Times:
         return sorted(self._recent)[len(self._recent) // 2]
 
     def in_ms(self) -> dict[str, float]:
-        """Return the percentiles: the shortest time that so many of a hundred do not exceed."""
+        """Return the percentiles: the shortest time that this percentage does not exceed."""
         steps = sorted(self._counts)
         reached = list(itertools.accumulate(self._counts[step] for step in steps))
         percents = {"p50": 50, "p95": 95, "p99": 99, "max": 100} if steps else {}
@@ -2919,7 +2919,7 @@ class Times:
 
 
 class Rate:
-    """How many a second there have been in the last seconds, of what `count` counts."""
+    """How many per second there were in the last 3 seconds, of what `count` counts."""
 
     def __init__(self, count: Callable[[], int]) -> None:
         self._count = count
@@ -2932,7 +2932,7 @@ class Rate:
 
 
 def object_in(payload: bytes) -> dict[str, Any]:
-    """Return the JSON object that a message is, or an empty one."""
+    """Return the JSON object in a message, or an empty one."""
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(content := json.loads(payload), dict):
             return content
@@ -2949,21 +2949,21 @@ def time_of_sending(content: Mapping[str, Any]) -> float | None:
 
 
 class Arrivals:
-    """What is missing, came twice or came out of order, of messages that have the `thing`, its `seq` and its `run`.
+    """Counts messages that are missing, arrived twice or out of order, of those that have `thing`, `seq` and `run`.
 
-    For each thing that hears a run of another's, `_gaps` has the numbers that have not come: ranges [start, stop), in
-    order, apart, none empty. The first ends with the lowest number that came, and the last begins behind the highest;
-    nobody knows whether what is in these was sent while anybody listened. What is between them is missing.
+    For each thing that receives a run of a sender, `_gaps` has the numbers that have not arrived: ranges [start, stop),
+    in order, apart, none empty. The first ends at the lowest number that arrived, the last begins after the highest;
+    nobody knows whether the messages in these two were sent while the thing was listening. Those between are missing.
     """
 
     def __init__(self) -> None:
         self.counts = collections.Counter(missing=0, repeated=0, outOfOrder=0)
         self.by_thing: dict[str, collections.Counter[str]] = {}
-        self.forgotten = 0  # runs, of more than MOST_SENDERS those that were silent the longest
+        self.forgotten = 0  # runs that were dropped because there were more than MOST_SENDERS, the least recent first
         self._gaps: collections.OrderedDict[tuple[str, str, str], list[tuple[int, float]]] = collections.OrderedDict()
 
     def add(self, hearer: str, content: Mapping[str, Any], is_over: bool) -> None:
-        """Count a message that a thing has heard; once it `is_over`, only if that was missing."""
+        """Count a message that a thing received; once it `is_over`, only if it was missing."""
         thing, number, run = content.get("thing"), content.get("seq"), content.get("run", "")
         if type(number) is not int or not 0 < number < 2**53:  # a whole number for every program
             return
@@ -2997,7 +2997,7 @@ class Arrivals:
             self.by_thing.setdefault(thing, collections.Counter()).update(more)
 
     def __str__(self) -> str:
-        """Say the counts behind others, or nothing where no message was numbered."""
+        """Return the counts, to follow others; "" if no message was numbered."""
         return f", {told(self.counts)}" if self._gaps else ""
 
 

@@ -1147,7 +1147,7 @@ ROOT_INVALID = (
     "use a PEM file, or leave --root-cert out: ELF then uses Amazon's",
 )
 MESSAGE_INVALID = (
-    "the message file {} can't be read: {}",
+    "could not read the message file {}: {}",
     "use a UTF-8 file with a JSON object (see example.json), or a .jsonl file with one message per line",
 )
 
