@@ -167,19 +167,19 @@ def test_messages_go_through_the_proxy(
 @pytest.mark.parametrize(
     ("way", "cause", "remedy"),
     [
-        ("http://nobody.invalid:3128", "the name of {} can't be resolved", "check HTTPS_PROXY"),
-        (f"http://127.0.0.1:{CLOSED_PORT}", "{} can't be reached: [Errno 111] Connection refused", "check HTTPS_PROXY"),
-        (f"socks5://127.0.0.1:{CLOSED_PORT}", "{} can't be reached: [Errno 111] Connection ref", "check HTTPS_PROXY"),
-        ("https://localhost:{0.https}", "TLS to {} fails: [SSL: CERTIFICATE_VERIFY_FAILED]", "check HTTPS_PROXY"),
+        ("http://nobody.invalid:3128", "could not resolve the host name of {}", "check HTTPS_PROXY"),
+        (f"http://127.0.0.1:{CLOSED_PORT}", "could not reach {}: [Errno 111] Connection refused", "check HTTPS_PROXY"),
+        (f"socks5://127.0.0.1:{CLOSED_PORT}", "could not reach {}: [Errno 111] Connection ref", "check HTTPS_PROXY"),
+        ("https://localhost:{0.https}", "TLS to {} failed: [SSL: CERTIFICATE_VERIFY_FAILED]", "check HTTPS_PROXY"),
         ("http://127.0.0.1:{1}", "{} does not answer", "check HTTPS_PROXY"),
-        ("http://127.0.0.1:{0.http_login}", "{} wants a user and a password: 407", "http://USER:PASSWORD@127.0.0.1:"),
+        ("http://127.0.0.1:{0.http_login}", "{} requires a user and a password: 407", "http://USER:PASSWORD@127"),
         ("http://jane:w4ong@127.0.0.1:{0.http_login}", "{} refuses this user and password: ", "http://USER:PASSWORD@"),
-        ("http://j%3Ae:w4ong@127.0.0.1:{0.http_login}", "{} can't be told this user and password", "check HTTPS_PROXY"),
-        ("socks5://127.0.0.1:{0.socks_login}", "{} wants a user and a password: ", "socks5://USER:PASSWORD@127.0.0.1:"),
+        ("http://j%3Ae:w4ong@127.0.0.1:{0.http_login}", "this user and password are not valid for {}", "check HTTPS"),
+        ("socks5://127.0.0.1:{0.socks_login}", "{} requires a user and a password: ", "socks5://USER:PASSWORD@127.0"),
         ("socks5://jane:w4ong@127.0.0.1:{0.socks_login}", "{} refuses this user and password: ", "socks5://USER:PASS"),
-        ("http://127.0.0.1:{0.http}", "{} forbids it: 403", "have its administrator allow that host and port"),
+        ("http://127.0.0.1:{0.http}", "{} forbids it: 403", "ask its administrator to allow that host and port"),
         ("socks5://127.0.0.1:{0.socks}", "{} can't reach it: ", "check --mqtt-endpoint"),
-        ("http://127.0.0.1:{0.socks}", "{} gives no answer of a proxy's: ", "check HTTPS_PROXY"),
+        ("http://127.0.0.1:{0.socks}", "{} does not answer as a proxy: ", "check HTTPS_PROXY"),
     ],
 )
 def test_a_proxy_that_does_not_lead_there_is_explained(
