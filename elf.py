@@ -3348,10 +3348,12 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
 
     from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, ProxyType
     from python_socks.sync.v2 import Proxy as Way
+    from python_socks.sync.v2._stream import SyncSocketStream as Stream
 
     kind = ProxyType.HTTP if proxy.scheme.startswith("http") else ProxyType.SOCKS5
     tls = ssl.create_default_context() if proxy.scheme == "https" else None
     problem, remedy = f"the proxy {proxy} does not answer", "check HTTPS_PROXY, ALL_PROXY, NO_PROXY and --proxy"
+    Stream.read = http_head  # type: ignore  # its own takes what one recv() has for the whole
     try:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
         return way.connect(endpoint.host, endpoint.port, timeout=CONNECT_TIMEOUT_S).socket
@@ -3367,18 +3369,28 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
         problem = f"the proxy {proxy} can't be told this user and password"
     except ProxyError as error:
         code, said = error.error_code, str(error)  # an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)
-        if code in (401, 407) or "uthentication" in said:
+        if code in (401, 407) or (not code and "uthentication" in said):
             it = "refuses this user and password" if proxy.user else "wants a user and a password"
             remedy = f"write them into its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
         elif code in (2, 403, 405):
             it = "forbids it"
             remedy = "have its administrator allow that host and port, or try another port: --mqtt-endpoint :443, :8883"
-        elif code:
+        elif code and code // 100 != 3:  # which leads to a page, to sign in most likely
             it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy gets to AWS IoT"
         else:
             it = "gives no answer of a proxy's"
         problem = f"the proxy {proxy} {it}: {said}"
     raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
+
+
+def http_head(stream: Any, _: int = 0) -> bytes:
+    """Read the status and headers of a proxy's answer, and no more; or what is no HTTP, as far as that shows."""
+    head = b""
+    for byte in iter(functools.partial(stream.socket.recv, 1), b""):
+        head += byte
+        if head.endswith(b"\r\n\r\n") or (byte == b"\n" and not head.startswith(b"HTTP/")) or len(head) > 65536:
+            break
+    return head
 
 
 def relayed(outer: Any) -> Any:
