@@ -437,12 +437,13 @@ def is_alone(keep: bool) -> bool:
     with contextlib.suppress(ImportError, OSError):  # Windows, or a terminal that can't be locked
         import fcntl
 
+        byte = 1, os.getpgrp()  # another one for each job, since one that Ctrl-Z stopped keeps its lock
         try:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN, *byte)
         except BlockingIOError:
             return False
         if not keep:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_UN, *byte)
     return is_mine
 
 

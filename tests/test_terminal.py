@@ -132,6 +132,13 @@ def test_one_that_draws_nothing_keeps_no_other_from_drawing(pair: Pair) -> None:
     assert matches(LIVE_SEND, pair.in_terminal(script=script, columns=300))
 
 
+def test_one_that_is_stopped_keeps_no_other_from_drawing(pair: Pair) -> None:
+    stop = "$ELF subscribe $BROKER & (sleep 2; kill -TSTP $!) & fg %1"
+    terminal = pair.in_terminal(script=f"{stop}; $ELF send $BROKER --duration 1.5; kill -KILL %1", columns=300)
+    assert matches(LIVE_SUBSCRIBE, terminal)
+    assert matches(LIVE_SEND, terminal)
+
+
 def test_one_that_comes_to_the_foreground_begins_to_draw(pair: Pair) -> None:
     terminal = pair.in_terminal(script="$ELF subscribe $BROKER --duration 3 & sleep 2; echo now; fg", columns=300)
     before, _, after = terminal.written.partition("now")
