@@ -621,12 +621,11 @@ class TerminalFormatter(LogFormatter):
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
             record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
-        over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
-        if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
-            longest = max(map(str, record.args or ()), key=len)  # most often the message
-            record.args = tuple(
-                longest[: -over - 1] + "…" if str(value) == longest else value for value in record.args or ()
-            )
+        for longest in sorted(map(str, record.args or ()), key=len)[:-3:-1]:  # most often the message, then its topic
+            over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
+            if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
+                cut = longest[: -over - 1] + "…"
+                record.args = tuple(cut if str(value) == longest else value for value in record.args or ())
         at, colour = self.formatTime(record, "%H:%M:%S"), COLOURS.get(record.levelno)
         text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
         if not self._coloured:
@@ -4494,7 +4493,7 @@ class Hearing(Account):
         shift.report_outages("subscribe", "they may have missed messages")
         last.info("[subscribe] %s", self.pace(self.received, shift))
         if self._latency.in_ms():
-            last.info("[subscribe] delivery latency (from ts, ±1 ms): %s", self._latency)
+            last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
         if self.unread:
             log.warning("[subscribe] could not read %s", plural(self.unread, "message"))
         by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
@@ -4812,7 +4811,7 @@ def subscribe(cli: Cli) -> int:
         log.info("[subscribe] ELF listening on %s %s", plural(len(shift.joined), "thing"), ends)
         listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, shift.joined)))
         if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
-            log.info("[subscribe] all things receive every message; --things 1 or --append-thing-name shows each once")
+            log.info("[subscribe] all things receive every message; --things 1 shows each once")
         hearing.ends_at = time.monotonic() + duration_s
         shift.take_until(Settled, hearing.ends_at)
         if hearing.arrivals.counts["missing"]:
@@ -5501,8 +5500,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
         if not cli.command:
-            parser.print_help()
-            parser.exit(2, next_step(cli.misc_dir) + "\n")
+            sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
+            parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
     except SystemExit as usage:  # argparse has printed what there is to say
         try:
             if sys.stdout:
