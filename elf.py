@@ -10,11 +10,11 @@
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
-A thing goes through this file from top to bottom: `create` makes it in AWS IoT with a certificate of its own and
-remembers it in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over
-MQTT with mutual TLS and let it talk (Messages, Device), all of a fleet on one loop in one thread; `clean` takes all of
-it away again. `--local` puts an embedded AWS IoT under the same commands (local_aws.py). Each section uses those above
-it and none below.
+A thing goes through this file from top to bottom: `create` makes it in AWS IoT with its own certificate and records it
+in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over MQTT with
+mutual TLS and exchange its messages (Messages, Device), for a whole fleet on one loop in one thread; `clean` deletes
+all of it. `--local` runs the same commands on an embedded AWS IoT (local_aws.py). Each section uses only the sections
+above it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036 - macOS's own is 3.9, which would get as far as losing keys
-    sys.exit("elf.py needs Python 3.10 or later, and this is {}.{}: try `uv run elf.py`".format(*sys.version_info))
+    sys.exit("elf.py needs Python 3.10 or later, not {}.{}: try `uv run elf.py`".format(*sys.version_info))
 
-# What only some commands need is imported where they need it, boto3 and the SDK among it: `--help` is to be quick.
+# What only some commands need (boto3, the SDK) is imported where they need it, so that `--help` is quick.
 import argparse
 import bisect
 import codecs
@@ -72,7 +72,7 @@ NO_PROXY = "none"
 PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
 MOST_STEPS = 100_000  # of a template, for one message: passes of loops, calls, and what they take: 50 ms and a few MB
-MAX_FILE_BYTES = 64 * 1024 * 1024  # that the user names
+MAX_FILE_BYTES = 64 * 1024 * 1024  # of a file that the user names
 MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html (message broker and protocol limits)
@@ -164,7 +164,7 @@ last.setLevel(logging.INFO)
 
 
 class ElfError(Exception):
-    """A failure that ELF finds itself: in a line what is wrong, and in another what to do."""
+    """A failure that ELF finds: one line says what is wrong, another what to do."""
 
     def __init__(self, cause: str, remedy: str) -> None:
         super().__init__(cause, remedy)
@@ -172,14 +172,14 @@ class ElfError(Exception):
 
 
 class UsageError(ElfError):
-    """A topic or a message that is wrong by its form, wherever ELF is run: as with other wrong usage, status 2."""
+    """A topic or a message that can never be valid: wrong usage, exit status 2."""
 
 
 class NotAwsError(ElfError):
-    """An answer that AWS IoT would not give."""
+    """The answer did not come from AWS IoT."""
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(f"what answers at {endpoint} is not AWS IoT", _SIGN_IN)
+        super().__init__(f"the server at {endpoint} is not AWS IoT", _SIGN_IN)
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -192,14 +192,14 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
 
 _CARRY_ON = "run the same command again in a minute to continue"
 _NETWORK = "check the network, proxy and firewall, --region and --endpoint-url"
-_SIGN_IN = "a proxy or a login page is probably in between: sign in to that network, or check --endpoint-url"
+_SIGN_IN = "probably the login page of a network or proxy: sign in there, or check --endpoint-url"
 _ANEW = "`elf.py clean` and `elf.py create` recreate the fleet"
 _NEW_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {_ANEW}"
 _SEE_ABOVE = "see the lines above"
 _CHECK = "check the credentials with `aws sts get-caller-identity`"
 
-# What others raise, by AWS's error codes, classes and errnos, of which the nearest counts: what is wrong, and what to
-# do. {error} is the message it came with. docs/troubleshooting.md has all of them.
+# What libraries raise, by AWS error code, class or errno (the most specific counts): what is wrong, and what to do.
+# {error} is its message. docs/troubleshooting.md has all of them.
 FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: credentials and configuration
     "NoCredentialsError PartialCredentialsError": (
@@ -224,7 +224,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "LoginError": ("not signed in with `aws login`: {error}", "sign in again with `aws login`"),
     "RefreshWithMFAUnsupportedError": (
         "the role's session has ended: {error}",
-        "run the same command again: it asks for a code",
+        "run the same command again: it asks for a new MFA code",
     ),
     "WrongMfaCode": ("AWS refuses the MFA code: {error}", "use the next code, as each works once, or check mfa_serial"),
     "InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
@@ -263,7 +263,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "could not reach the proxy: {error}",
         "check HTTPS_PROXY, or bypass it with NO_PROXY=.amazonaws.com",
     ),
-    "NotAwsError ResponseParserError": ("what answers at the control plane's endpoint is not AWS IoT", _SIGN_IN),
+    "NotAwsError ResponseParserError": ("the server at the control plane's endpoint is not AWS IoT", _SIGN_IN),
     # AWS
     "RequestTimeTooSkewed RequestExpired": (
         "this machine's clock is wrong: {error}",
@@ -293,7 +293,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     "DeleteConflictException CertificateStateException VersionConflictException": (
         "AWS refuses to delete it: {error}",
-        "AWS names no other user of it: run the same command again later",
+        "run the same command again later: AWS lists nothing else that uses it",
     ),
     # The system
     "ELOOP": ("found a symbolic link in place of ELF's own file: {error}", "remove it, or use another --misc-dir"),
@@ -329,7 +329,7 @@ SIGN_IN["GetRoleCredentials"] = "sso"
 
 
 def names_of(error: BaseException) -> list[str]:
-    """Name a failure as FAILURES does: AWS's name, the errno, what caused it, the class; the nearest first."""
+    """Return the names that FAILURES may have for an error: AWS code, errno, cause, class; the most specific first."""
     names = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, OSError) and error.errno:
         names.insert(0, errno.errorcode.get(error.errno, ""))
@@ -338,7 +338,7 @@ def names_of(error: BaseException) -> list[str]:
     if provider := getattr(error, "kwargs", {}).get("provider"):  # of credentials
         names.insert(0, provider)
     if code := _answer(error).get("Code"):
-        # Requests that come too late or too early have these codes as well, in AWS IoT and STS.
+        # AWS IoT and STS also answer requests that arrive too late or too early with these codes.
         clock = code in ("InvalidSignatureException", "SignatureDoesNotMatch") and re.search(
             "expired|not yet current", _message(error)
         )
@@ -358,7 +358,7 @@ def names_of(error: BaseException) -> list[str]:
 
 
 def explain(error: BaseException) -> tuple[str, str]:
-    """Turn any failure into two lines: the cause in plain words, and the remedy."""
+    """Turn any failure into two lines: the cause and the remedy."""
     if isinstance(error, ElfError):
         return error.cause, error.remedy
     message = _message(error)
@@ -377,7 +377,7 @@ def explain(error: BaseException) -> tuple[str, str]:
 
 
 def how_to_install(requirements: str) -> str:
-    """Say how to install what a file beside this one asks for, if the system's Python takes nothing (PEP 668), too."""
+    """Return the command that installs a requirements file, also where the system's Python is read-only (PEP 668)."""
     import importlib.util
     import shlex
 
@@ -401,7 +401,7 @@ def _message(error: BaseException) -> str:
 
 
 def complain(error: BaseException) -> tuple[str, str]:
-    """Log what is wrong in one line, what to do about it in another, and under --debug the traceback; return both."""
+    """Log the cause and the remedy in a line each, with --debug the traceback too; return both."""
     cause, remedy = explain(error)
     log.error("%s", cause)
     log.error("what to do: %s", remedy)
@@ -420,41 +420,42 @@ COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
 def on_terminal() -> bool:
-    """Say whether a person watches standard error who can be shown more than lines."""
+    """Return whether standard error is a terminal that can show more than plain lines."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def is_behind() -> bool:
-    """Say whether ELF is in the background: the terminal is another program's now, which may draw there."""
+    """Return whether ELF is in the background: another program uses the terminal, and may draw there."""
     with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing, nor has a pipe
         return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
     return False
 
 
 def is_alone(keep: bool) -> bool:
-    """Say whether no other ELF draws in this terminal. One that will draw there `keeps` it while in the foreground."""
+    """Return whether no other ELF draws in this terminal; with `keep`, reserve it while ELF is in the foreground."""
     is_mine = not is_behind()
     with contextlib.suppress(ImportError, OSError):  # Windows, or a terminal that can't be locked
         import fcntl
 
+        byte = 1, os.getpgrp()  # another one for each job, since one that Ctrl-Z stopped keeps its lock
         try:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN, *byte)
         except BlockingIOError:
             return False
         if not keep:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_UN, *byte)
     return is_mine
 
 
 def columns(stream: TextIO) -> int:
-    """Say how many columns a terminal has; where it does not know, or is gone, 80."""
+    """Return how many columns a terminal has; 80 if that is unknown."""
     with contextlib.suppress(OSError):
         return os.get_terminal_size(stream.fileno()).columns or 80
     return 80
 
 
 def fitting(stream: TextIO, *texts: str, after: int = 0) -> str:
-    """Choose the first of some texts that fits a terminal's line `after` so many characters, or cut the last."""
+    """Return the first of `texts` that fits on a terminal's line after `after` characters, or the last, cut."""
     room = columns(stream) - after
     return next((text for text in texts if len(text) <= room), texts[-1][:room])
 
@@ -467,14 +468,14 @@ def shorter(path: Path) -> Path:
 
 
 def draws() -> bool:
-    """Say whether ELF draws bars and a live line: not between the lines of --debug, nor under --quiet."""
+    """Return whether ELF draws bars and a live line: not with --debug or --quiet."""
     return on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG)
 
 
 def open_standard_streams() -> None:
-    """Have descriptors 0, 1 and 2 lead somewhere, or a key file could get the number of one that is closed.
+    """Open descriptors 0, 1 and 2 if they are closed (a key file could get such a number), and make them blocking.
 
-    What is written to one that does not block would be lost when its reader is slow.
+    Output to a non-blocking descriptor would be lost when its reader is slow.
     """
     for number in range(3):
         try:
@@ -488,9 +489,9 @@ def open_standard_streams() -> None:
 
 
 class Output:
-    """Writes log lines and JSON in their order, in a thread of its own: a reader that stalls does not stall ELF.
+    """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
 
-    What is unread is bounded: whoever has more to say waits for the reader, or for the user who ends ELF.
+    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C.
     """
 
     def __init__(self, inbox: Inbox) -> None:
@@ -499,8 +500,8 @@ class Output:
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
-        self._broken: set[TextIO] = set()  # streams that take no more
-        self.failure: OSError | None = None  # of one of these, unless its reader has simply gone
+        self._broken: set[TextIO] = set()  # streams that can't be written to any more
+        self.failure: OSError | None = None  # of one of these, unless its reader just closed it
 
     def write(self, stream: Any, text: Any) -> None:
         def write() -> None:
@@ -516,7 +517,7 @@ class Output:
         self.call(write, stream, len(text))
 
     def call(self, job: Callable[[], object], stream: TextIO, size: int = 0) -> None:
-        """Have the thread do something that writes to a stream. Any thread may call this."""
+        """Run a job that writes to a stream in the output thread. Any thread may call this."""
         with self._changed:
             while self._unread > MOST_UNREAD and self._inbox.signum is None:
                 self._changed.wait(REDRAW_S)  # a signal's handler must not touch a condition, so look for it
@@ -550,7 +551,7 @@ class Output:
                 self._changed.notify_all()
 
     def rest(self) -> bool:
-        """Wait until all is written, or until the user stops ELF and a little longer; return whether all is."""
+        """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
         deadline = math.inf
         with self._changed:
             while self._jobs and time.monotonic() < deadline:
@@ -564,7 +565,7 @@ _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may writ
 
 
 def hide(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
-    """Have a credential, or a user and password, never be shown, however a library may write it in its messages."""
+    """Never show a credential, or a user and password, however a library writes it in its messages."""
     global _secrets
     import urllib.parse
 
@@ -586,14 +587,14 @@ def hide_environment() -> None:
 
 
 def redacted(text: str) -> str:
-    """Take the secrets out of a text. All that ELF says passes here: log lines, tracebacks, JSON, usage errors."""
+    """Replace secrets in a text by ***. All output passes here: log lines, tracebacks, JSON, usage errors."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
 
 class LogFormatter(logging.Formatter):
-    """Writes the original's log lines, in UTC, in which nothing moves the reader's cursor and no secret stands."""
+    """Writes the original's log lines, in UTC, without control characters or secrets."""
 
     def __init__(self, line: str = "%(asctime)s:iot-elf:%(levelname)s - %(message)s") -> None:
         super().__init__(line)
@@ -611,7 +612,7 @@ class LogFormatter(logging.Formatter):
 
 
 class TerminalFormatter(LogFormatter):
-    """Writes log lines for a person: the time of day where that is, and the text, coloured or with its level."""
+    """Writes log lines for a person: the local time and the text, in colour or with its level."""
 
     def __init__(self, coloured: bool) -> None:
         super().__init__("%(message)s")
@@ -620,12 +621,11 @@ class TerminalFormatter(LogFormatter):
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
             record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
-        over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
-        if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
-            longest = max(map(str, record.args or ()), key=len)  # most often the message
-            record.args = tuple(
-                longest[: -over - 1] + "…" if str(value) == longest else value for value in record.args or ()
-            )
+        for longest in sorted(map(str, record.args or ()), key=len)[:-3:-1]:  # most often the message, then its topic
+            over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
+            if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
+                cut = longest[: -over - 1] + "…"
+                record.args = tuple(cut if str(value) == longest else value for value in record.args or ())
         at, colour = self.formatTime(record, "%H:%M:%S"), COLOURS.get(record.levelno)
         text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
         if not self._coloured:
@@ -634,7 +634,7 @@ class TerminalFormatter(LogFormatter):
 
 
 class LogHandler(logging.Handler):
-    """Has log lines written above the bar or the live line, if there is one."""
+    """Writes log lines above the bar or the live line, if there is one."""
 
     def __init__(self, output: Output) -> None:
         super().__init__()
@@ -645,13 +645,13 @@ class LogHandler(logging.Handler):
 
 
 def log_uncaught(args: threading.ExceptHookArgs) -> None:
-    """Log what ends a thread, as threading.excepthook: Python would write it past the formatter, secrets and all."""
+    """Log an uncaught exception in a thread (threading.excepthook): Python would print it with secrets."""
     if args.exc_value and not isinstance(args.exc_value, SystemExit):
         log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
 
 
 def start_logging(level: int, output: Output) -> None:
-    """Log ELF's own lines on standard error; what libraries log stays unheard."""
+    """Log ELF's own lines to standard error; libraries' logs are not shown."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
     if coloured and sys.platform == "win32":
         import colorama  # which tqdm brings along there
@@ -667,14 +667,14 @@ def start_logging(level: int, output: Output) -> None:
 
 
 def says_each() -> bool:
-    """Say whether anybody sees a line about each message."""
+    """Return whether a line about each message is shown."""
     return each.isEnabledFor(logging.INFO) and not each.filters
 
 
 def brevity_for(things: int) -> None:
-    """Hold back the lines about one thing or message if there are many things, unless --verbose asks for them.
+    """Hide the lines about single things and messages if there are many things, unless --verbose is given.
 
-    The first that tell of a failure pass.
+    The first LISTED warnings and errors are still shown.
     """
     if things <= LISTED or each.filters or each.isEnabledFor(EVERYTHING):
         return
@@ -704,7 +704,7 @@ def _bar(**settings: Any) -> Any:
 
 
 def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
-    """Go through `steps`, with a progress bar if there are more than a few and a person watches."""
+    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
     if total <= FEW_THINGS or not draws():
         yield from steps
         return
@@ -719,7 +719,7 @@ def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Itera
 
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
-    """Keep a line that `text` makes at the foot of the terminal, if a person watches, as long as the block runs."""
+    """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs."""
     if not draws():
         yield
         return
@@ -746,8 +746,8 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
 
 
 class Results:
-    """What a program reads on standard output: with --output json, one JSON object a line, the last a summary; with
-    --output payload, what the things hear."""
+    """Writes standard output: with --output json, one JSON object per line, the last a summary; with --output payload,
+    the messages that arrive."""
 
     def __init__(self, form: str | None, output: Output) -> None:
         self._form = form
@@ -759,12 +759,12 @@ class Results:
         return self._form == "json"
 
     def put(self, event: str, **fields: Any) -> None:
-        """Write an event. Raises the OSError that an earlier one met."""
+        """Write an event. Raises the OSError of an earlier write."""
         if self.is_on:
             self._write(sys.stdout, redacted(json.dumps({"event": event, **fields})) + "\n")
 
     def put_payload(self, payload: bytes) -> None:
-        """Write a message as it is. Raises the OSError that an earlier one met."""
+        """Write a message as is. Raises the OSError of an earlier write."""
         if self._form == "payload":
             self._write(sys.stdout.buffer, payload + b"\n")
 
@@ -776,7 +776,7 @@ class Results:
 
 
 def printable(text: str) -> str:
-    """Escape what would move the cursor, colour or clear the reader's terminal."""
+    """Escape control characters, which could move the cursor, change colours or clear the terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -796,13 +796,13 @@ def plural(number: int, noun: str) -> str:
 
 
 def by_number(thing: str) -> tuple[str, int]:
-    """Order things by prefix and number."""
+    """Return the sort key of a thing's name: its prefix and number."""
     prefix, _, number = thing.rpartition("_")
     return prefix, int(number) if number.isdecimal() else 0
 
 
 def listed(things: Iterable[str]) -> str:
-    """Name things in order, the first LISTED of them if they are many."""
+    """Return things' names in order, only the first LISTED if there are more."""
     names = sorted(things, key=by_number)
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED and not each.isEnabledFor(EVERYTHING) else ""
     return ", ".join(names[:LISTED] if more else names) + more
@@ -813,12 +813,11 @@ def utc(time_s: float) -> str:
 
 
 class Failures:
-    """The things that failed: a line for the first of each cause at once, and in the end how many, which, and what to
-    do."""
+    """The things that failed: one line for the first of each cause at once; at the end how many, which, what to do."""
 
     def __init__(self) -> None:
-        self.things: dict[str, tuple[str, tuple[str, ...]]] = {}  # each with its remedy, and what it may share
-        self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without its own name
+        self.things: dict[str, tuple[str, tuple[str, ...]]] = {}  # by name: its remedy, and its key in _alike
+        self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without the thing's name
 
     def add(self, thing: str, error: BaseException) -> None:
         cause, remedy = explain(error)
@@ -831,7 +830,7 @@ class Failures:
         log.debug("traceback:", exc_info=error)
 
     def report(self, of: int) -> None:
-        """Log the end of the story; `of` is the number of things that there were."""
+        """Log how many of the `of` things failed, which, and what to do."""
         told: dict[str, dict[str, list[str]]] = {}
         for thing, (remedy, shared) in self.things.items():
             cause, remedy = shared if self._alike[shared] > 1 else ("", remedy)
@@ -844,7 +843,7 @@ class Failures:
 
 
 class Inbox:
-    """Where a command's main thread waits: for its devices' events, for the user's Ctrl-C, or for the time to pass.
+    """Where a command's main thread waits for events of its devices, for Ctrl-C, or until a deadline.
 
     Other threads put immutable records in.
     """
@@ -854,13 +853,13 @@ class Inbox:
         self.signum: int | None = None
         # For other threads' waits alone: a signal that met the main thread in its wait() would block in set().
         self.stopping = threading.Event()
-        self.between: Callable[[], None] | None = None  # called at each get(), and again and again while it waits
+        self.between: Callable[[], None] | None = None  # called at each get(), and repeatedly while it waits
 
     def put(self, event: Any) -> None:
         self._events.put(event)
 
     def interrupt(self, signum: int, _frame: object) -> None:
-        """Handle a signal: the first lets the calls under way finish and be recorded, a second stops at once."""
+        """Handle a signal: after the first, running calls finish and are recorded; a second stops immediately."""
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = signum
@@ -868,7 +867,7 @@ class Inbox:
         self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
 
     def hang_up(self) -> None:
-        """Stop, quietly: the reader of the output closed it."""
+        """Stop without a message: the reader of the output closed it."""
         if self.signum is None:
             self.interrupt(SIGPIPE, None)
 
@@ -893,7 +892,7 @@ class Inbox:
                     return None
 
     def rest(self) -> Iterator[Any]:
-        """Yield what has come, without waiting or minding the user."""
+        """Yield the events that are there, without waiting, even after Ctrl-C."""
         while not self._events.empty():
             if (event := self._events.get()) is not None:
                 yield event
@@ -906,7 +905,7 @@ class Inbox:
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
 ARN = re.compile(r"arn:([a-z0-9-]+):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
-PLACE = {  # what elf.json may say of a place: it is sent to AWS, dialled and printed
+PLACE = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
     "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
     "endpoint_url": re.compile(
@@ -924,17 +923,17 @@ CREATING, READY, CLEANING = "creating", "ready", "cleaning"
 class Thing(NamedTuple):
     """A thing as things.json has it; what does not exist (any more) is None.
 
-    What ELF is about to ask for is here before the call. So a thing that is CREATING and has no certificate may not
-    exist, or be somebody else's; so may a policy without an ARN; and a certificate may have been made since `asked`.
+    ELF records a request before it makes the call. So a thing that is CREATING and has no certificate may not exist, or
+    may be someone else's, as may a policy without an ARN; and a certificate may have been made since `asked`.
     """
 
     name: str
     certificate_arn: str | None = None
     certificate_id: str | None = None
-    policy_name: str | None = None  # from the moment before it is asked for
-    policy_arn: str | None = None  # from the moment it is attached
+    policy_name: str | None = None  # set before CreatePolicy
+    policy_arn: str | None = None  # set after AttachPolicy
     stage: str = CREATING
-    asked: float | None = None  # time.time() when its certificate was asked for, until the answer comes
+    asked: float | None = None  # time.time() when its certificate was requested, until the answer arrives
 
 
 class Place(NamedTuple):
@@ -944,7 +943,7 @@ class Place(NamedTuple):
     profile: str | None = None
     endpoint_url: str | None = None  # of the control plane
     account: str | None = None
-    data_endpoint: str | None = None  # describe_endpoint's answer, which is another one for every account and region
+    data_endpoint: str | None = None  # describe_endpoint's answer, which differs for every account and region
     local: bool = False
     source: str | None = None  # of the credentials, as botocore names it; not recorded
 
@@ -957,7 +956,7 @@ class Place(NamedTuple):
         return ", ".join(f"{what} {value}" for what, value in parts.items() if value)
 
     def checked(self) -> Place:
-        """Return it with what is lower case by definition in lower case. Raises ElfError for what can't be recorded."""
+        """Return it in lower case where AWS uses lower case. Raises ElfError for a value that is not valid."""
         if "@" in (self.endpoint_url or ""):
             raise ElfError(
                 "the endpoint URL contains a user name or password, which AWS does not use and ELF does not record",
@@ -977,7 +976,7 @@ class Place(NamedTuple):
 
 
 class Unanswered(NamedTuple):
-    """A call for a certificate whose answer never came: between these times AWS may have made one."""
+    """A request for a certificate that got no answer: AWS may have made one between these times."""
 
     since: float  # time.time()
     until: float
@@ -998,7 +997,7 @@ _THING_KEYS = {
     "stage": "elf_stage",
     "asked": "elf_asked",
 }
-BRIEFLY_S = 0.2  # a command that is just ending, or records a policy, keeps nobody waiting for longer
+BRIEFLY_S = 0.2  # how long a command that is ending, or records a policy, keeps others waiting
 ROOTS_FILE = "amazon-root-ca.pem"
 _STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".held", ".writing")
 _HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
@@ -1008,17 +1007,17 @@ _NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.i
 
 
 class Fleet:
-    """The things, their files and where they live. It alone reads and writes misc/ (but misc/local/).
+    """The things, their files and where they are. Only this class reads and writes misc/ (except misc/local/).
 
-    Every change is on disk, whole and readable by its owner alone, before the method that makes it returns. What
-    happens to a thing is added to a journal, at a cost that does not grow with the fleet; the journal is folded into
-    things.json when the command ends, or when the next one starts. A command holds the directory as long as it runs,
-    alone or with others of its kind; of those, one at a time holds the journal, in order to write. Reading goes through
-    symbolic links, of which Kubernetes makes a mounted Secret; writing does not.
+    Every change is on disk, complete and readable only by its owner, before the method that makes it returns. Changes
+    to a thing are appended to a journal, at a cost that does not grow with the fleet; the journal is merged into
+    things.json when the command ends, or when the next one starts. A command locks the directory while it runs,
+    exclusively or shared; commands that share it lock the journal to write, one at a time. Reading follows symbolic
+    links, of which Kubernetes makes a mounted Secret; writing does not.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Read `directory`, which need not exist yet. Raises ElfError when what is there is not ELF's."""
+        """Read `directory`, which need not exist yet. Raises ElfError if a file there is not ELF's."""
         self.directory = directory
         self.local_directory = directory / "local"
         self.things_file = directory / "things.json"
@@ -1074,12 +1073,12 @@ class Fleet:
         return [thing for thing in self.things.values() if thing.stage == READY]
 
     def files(self, name: str) -> ThingFiles:
-        """Name a thing's files, with + for a colon, which Windows does not take; files of before may have one."""
+        """Return a thing's files, with + for a colon, which Windows does not allow; older files may have one."""
         stem = name if POSIX and ":" in name and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
         return ThingFiles(*(self.directory / f"{stem}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
-        """Say how long ago the things last changed; ages ago if that is not known."""
+        """Return how many seconds ago the things last changed; infinity if that is unknown."""
         try:
             return max(0.0, time.time() - self.things_file.stat().st_mtime)
         except OSError:
@@ -1089,15 +1088,14 @@ class Fleet:
 
     @contextlib.contextmanager
     def held(self, command: str, alone: bool, wait_s: float, inbox: Inbox) -> Iterator[None]:
-        """Keep commands that can't run beside this one from starting, until the block ends.
+        """Lock the directory until the block ends: exclusively if `alone`, else shared.
 
-        Commands that do not ask to be `alone` run together. Raises ElfError, naming who is at work, when `wait_s`
-        seconds were not enough.
+        Raises ElfError, which names the commands that use it, after `wait_s` seconds; Interrupted.
         """
         if not self._is_there():
             yield
             return
-        note = self.directory / ".lock"  # tells others who is at work, and does no more
+        note = self.directory / ".lock"  # tells others which commands use the directory, no more
         take = functools.partial(take_lock, self.directory, self.directory / ".held")
         lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
         try:
@@ -1117,7 +1115,7 @@ class Fleet:
 
     @contextlib.contextmanager
     def locked(self, inbox: Inbox) -> Iterator[None]:
-        """Be the only one that writes, having read what others wrote before and repaired what a crash left behind."""
+        """Lock the fleet for writing; read what others wrote, and repair what a crash left behind."""
         if not self._is_there():
             yield
             return
@@ -1147,7 +1145,7 @@ class Fleet:
     def _wait_for(
         self, take: Callable[[], contextlib.ExitStack | None], who: Callable[[], str], wait_s: float, inbox: Inbox
     ) -> contextlib.ExitStack:
-        """Take a lock once it is free. Raises ElfError when `wait_s` seconds were not enough, and Interrupted."""
+        """Take a lock once it is free. Raises ElfError after `wait_s` seconds; Interrupted."""
         announced = ""
         began = time.monotonic()
         while not (lock := take()):
@@ -1163,7 +1161,7 @@ class Fleet:
         return lock
 
     def _sign(self, note: Path, line: str, alone: bool) -> bool:
-        """Add a line to the note, and say if this directory can be written. Raises OSError if it has to be."""
+        """Add a line to the note; return whether the directory is writable. Raises OSError if `alone` and it is not."""
         try:
             with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
                 file.write(line.encode())
@@ -1174,42 +1172,42 @@ class Fleet:
         return True
 
     def claim(self) -> None:
-        """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError where it is neither."""
+        """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError if it is neither."""
         with contextlib.suppress(FileExistsError):
             self.directory.mkdir(mode=0o700, parents=True)
         paths = list(self.directory.iterdir())
         self.reload()  # after that: another create may be at work
         if foreign := self._foreign(paths):
             raise ElfError(
-                f"{self.directory} is not ELF's alone: {listed(foreign)}",
+                f"{self.directory} is not only ELF's: {listed(foreign)}",
                 "use a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
             )
         self._is_claimed = True
 
     def _is_there(self) -> bool:
-        """Say if this is a fleet's directory, or is to be one. Any other is left as it is."""
+        """Return whether this is, or will be, a fleet's directory. Any other is left as it is."""
         return self._is_claimed or any(os.path.lexists(self.directory / name) for name in _STATE_FILES)
 
     def _own(self, paths: Iterable[Path]) -> list[Path]:
-        """Choose what ELF has written: its state, the files of the things that this names, and halves of these."""
+        """Return the paths that ELF wrote: its state, the files of its things, and unfinished copies of these."""
         of_things = (path.name for name in self.things for path in self.files(name))
         own = {*_STATE_FILES, ROOTS_FILE if self.elf_id else "", *of_things}
         return [path for path in paths if path.name in own or _HALF.sub(r"\1", path.name) in own]
 
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
-        """Say what makes the directory others' as well. Keys of things that ELF has forgotten do not."""
+        """Return what is not ELF's in the directory. Keys of things that ELF has forgotten do not count."""
         if self.directory.stat().st_mode & stat.S_ISVTX:
-            return ["its sticky bit is set, as of a directory that everybody shares"]
+            return ["its sticky bit is set, as in a shared directory like /tmp"]
         names = {path.name for path in paths} - {path.name for path in self._own(paths)}
         names -= {name for name in names if _NOBODYS.fullmatch(name) or (self.elf_id and _KEY_FILE.fullmatch(name))}
         return sorted(names - {"local"} if self.has_local() else names)
 
     def has_local(self) -> bool:
-        """Say if local/ is an embedded AWS IoT's, and not something else of that name."""
+        """Return whether local/ belongs to an embedded AWS IoT."""
         return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
 
     def _repair(self, journal: FileIO) -> None:
-        """Recover what an elf.py left behind that was killed, or could not write."""
+        """Recover what a run left behind that was killed, or could not write."""
         if self._changes:
             log.warning("recovered %s from a run that was interrupted", plural(len(self._changes), "change"))
         for path in self._own(self.directory.iterdir()):
@@ -1226,7 +1224,7 @@ class Fleet:
         journal.truncate(0)
 
     def open(self) -> None:
-        """Make sure of an ELF ID."""
+        """Make an ELF ID if there is none."""
         import uuid
 
         said = "Read ELF ID from"
@@ -1251,7 +1249,7 @@ class Fleet:
     # Recording
 
     def settle(self, place: Place) -> None:
-        """Remember where the fleet lives, until the last thing is forgotten."""
+        """Record where the fleet is, until dissolve()."""
         if place.local:
             place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
         place = place._replace(source=None).checked()
@@ -1261,10 +1259,10 @@ class Fleet:
                 self._save_elf()
 
     def record(self, thing: Thing, key_material: Mapping[str, Any] | None = None) -> Thing:
-        """Remember `thing` as it now is, in place of what was known of it. Any thread may call this.
+        """Record `thing` in place of what was known of it. Any thread may call this.
 
-        `key_material` is CreateKeysAndCertificate's answer. It is in the journal in the same moment as its
-        certificate, until the thing's files have it.
+        `key_material` is CreateKeysAndCertificate's answer. The journal has it, in the same line as its certificate,
+        until the thing's files have it.
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
@@ -1277,20 +1275,20 @@ class Fleet:
         return thing
 
     def record_unanswered(self, thing: Thing) -> Thing:
-        """Remember that the answer to the call for a thing's certificate will not come any more."""
+        """Record that the request for a thing's certificate got no answer."""
         with self._writing:
             self.unanswered.append(Unanswered(thing.asked or time.time(), time.time()))
             self._save_elf()
         return self.record(thing._replace(asked=None))
 
     def forget_unanswered(self, until: float = math.inf) -> None:
-        """Forget the calls without an answer that ended before `until`, a time.time()."""
+        """Forget the requests without an answer that ended before `until`, a time.time()."""
         if self.unanswered:
             self.unanswered = [call for call in self.unanswered if call.until >= until]
             self._save_elf()
 
     def forget(self, thing: Thing) -> None:
-        """Remove a thing's files, if it has had any, then the thing. Any thread may call this."""
+        """Remove a thing's files, if it had any, then the thing. Any thread may call this."""
         if thing.certificate_id or thing.stage != CREATING:
             for path in self.files(thing.name):
                 path.unlink(missing_ok=True)
@@ -1314,7 +1312,7 @@ class Fleet:
                 raise
 
     def fold(self) -> bool:
-        """Write what the journal has to things.json, and empty it; return False if the journal has to keep it."""
+        """Merge the journal into things.json, and empty it; return False if the journal has to keep it."""
         with self._writing:
             if self._journal and os.fstat(self._journal.fileno()).st_size:
                 try:
@@ -1326,7 +1324,7 @@ class Fleet:
         return True
 
     def dissolve(self) -> None:
-        """Forget where the fleet lived, now that it is empty."""
+        """Forget where the fleet was, now that it is empty."""
         if self.elf_id:
             (self.directory / ROOTS_FILE).unlink(missing_ok=True)
         if self.place:
@@ -1360,12 +1358,12 @@ class Fleet:
         _sync(self.directory)
 
 
-# What may be recorded. Nothing of it is trusted: names become paths, and identifiers are sent to AWS.
+# What may be recorded. Nothing is trusted: names become paths, and identifiers are sent to AWS.
 
 
 @contextlib.contextmanager
 def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
-    """Let the block take in a file, or `otherwise` if there is none; what it refuses (ValueError), refuse by name."""
+    """Give the block a file's content, or `otherwise` if there is none; turn its ValueError into an ElfError."""
     try:
         content = read_file(path)
     except FileNotFoundError:
@@ -1381,7 +1379,7 @@ def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
 
 
 def recorded_place(recorded: object) -> Place | None:
-    """Read where the fleet lives. Raises ValueError."""
+    """Read where the fleet is. Raises ValueError."""
     if recorded is None:
         return None
     if isinstance(recorded, dict):
@@ -1389,11 +1387,11 @@ def recorded_place(recorded: object) -> Place | None:
         with contextlib.suppress(ElfError):
             if all(isinstance(value, bool if key == "local" else str) for key, value in known.items()):
                 return Place(**known).checked()
-    raise ValueError("the place where the fleet lives is not valid")
+    raise ValueError("fleet is not valid")
 
 
 def recorded_calls(recorded: object) -> list[Unanswered]:
-    """Read the calls without an answer. Raises ValueError."""
+    """Read the requests without an answer. Raises ValueError."""
     pairs: list[Any] = recorded if isinstance(recorded, list) else [None]
     if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs):
         raise ValueError("unanswered is not a list of times")
@@ -1403,7 +1401,7 @@ def recorded_calls(recorded: object) -> list[Unanswered]:
 def recorded_thing(name: str, recorded: object) -> Thing:
     """Read a thing. Raises ValueError."""
     if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
-        raise ValueError(f"{name[:140]!r} is not a thing of ELF's")
+        raise ValueError(f"{name[:140]!r} is not a valid thing")
     if not isinstance(recorded.get("keyPair", {}), dict):
         raise ValueError(f"{name}: keyPair is not a JSON object")
     if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
@@ -1418,15 +1416,15 @@ def recorded_thing(name: str, recorded: object) -> Thing:
 
 
 def problem_of(thing: Thing) -> str:
-    """Say what of a thing is not as ELF records it and reads it again; nothing if all is well."""
+    """Return what is not valid in a thing's record; "" if all is."""
     arn = thing.certificate_arn
     match = ARN.fullmatch(arn) if isinstance(arn, str) else None
     if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
-        return "certificate missing or invalid"
+        return "the certificate is missing or not valid"
     policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
     if thing.policy_name not in (None, *policy_names(thing.name)) or thing.policy_arn not in (None, policy_arn):
-        return "policy not ELF's"
-    return "" if thing.asked is None or _is_time(thing.asked) else "time invalid"
+        return "the policy is not ELF's"
+    return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
 
 
 def _is_time(value: object) -> bool:
@@ -1440,24 +1438,24 @@ def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
     return {thing.name: recorded}
 
 
-# No system has all of the last three.
+# No system has all of the last three flags.
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _APPEND |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file of ELF's. Raises OSError, and ElfError for what is no file, which reading could wait for for ever."""
+    """Read a file of ELF's. Raises OSError; ElfError for a pipe or the like, which could block reading for ever."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
-        raise ElfError(f"{path} is not a file, or is too large to be ELF's", "move it away, or restore it")
+        raise ElfError(f"{path} is not a regular file, or is too large", "move it away, or restore it from a backup")
     with path.open("rb") as file:
         return file.read(MAX_STATE_BYTES)
 
 
 def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.ExitStack | None:
-    """Lock a directory or a file until that is closed or the process ends; or return None: another process has it.
+    """Lock a directory or file until the result is closed or the process ends; None: another process has the lock.
 
-    Windows, which lets nobody read what is locked, and network disks that lock no directory, lock an empty file in it.
+    Windows does not let others read a locked file, and some network disks lock no directory: both lock `stand_in`.
     """
     with contextlib.ExitStack() as held:
         if not POSIX:
@@ -1486,13 +1484,13 @@ def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.Ex
 
 
 def _holders(note: Path) -> str:
-    """Say which processes hold a lock: its note has a line, process ID and command, of each that came."""
+    """Return which processes hold a lock: its note has a line, process ID and command, for each that took it."""
     lines: list[str] = []
     with contextlib.suppress(OSError, ElfError):
         lines = read_file(note).decode(errors="replace").splitlines()
     holders = (line.partition(" ") for line in dict.fromkeys(lines))
     alive = [f"`{command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
-    return ", ".join(alive) or "one that has just started"
+    return ", ".join(alive) or "a command that just started"
 
 
 def _is_alive(pid: str) -> bool:
@@ -1504,7 +1502,7 @@ def _is_alive(pid: str) -> bool:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that is readable by its owner alone and is, at every moment, the old one or the new one, whole."""
+    """Replace a file in one step (it is never half written), readable only by its owner."""
     import tempfile
 
     with _naming(path):
@@ -1522,7 +1520,7 @@ def write_private(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Have an OSError say which file it is about."""
+    """Add the file's name to an OSError."""
     try:
         yield
     except OSError as error:
@@ -1531,7 +1529,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _sync(directory: Path) -> None:
-    """Have a directory's entries survive a power failure."""
+    """Make a directory's entries survive a power failure."""
     if POSIX:
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -1541,7 +1539,7 @@ def _sync(directory: Path) -> None:
 
 
 def policy_name(thing_name: str) -> str:
-    """Name a thing's policy, and no other thing's. Policy names take no colon (CreatePolicy, AWS IoT API reference)."""
+    """Return a unique name for a thing's policy. It may not contain a colon (CreatePolicy, AWS IoT API reference)."""
     if ":" not in thing_name:
         return f"policy-{thing_name}"
     import hashlib
@@ -1551,7 +1549,7 @@ def policy_name(thing_name: str) -> str:
 
 
 def policy_names(thing_name: str) -> set[str]:
-    """Name the policies that a thing may have: earlier releases gave a thing a:b the name that a-b's has."""
+    """Return the names that a thing's policy may have: earlier releases gave a:b the same name as a-b."""
     return {policy_name(thing_name), f"policy-{thing_name.replace(':', '-')}"}
 
 
@@ -1567,10 +1565,10 @@ def partition_region_account(arn: str) -> tuple[str, str, str]:
 
 
 class Pacer:
-    """Keeps each operation under its quota, for all threads: other users share the account.
+    """Keeps each operation under its quota, for all threads, because other users share the account.
 
-    A second's worth may go at once, as AWS's own token buckets allow. Where AWS throttles all the same, because
-    somebody else uses the quota or it is another one, the operation slows down, and recovers with each success.
+    A second's worth of calls may go at once, as AWS's token buckets allow. If AWS still throttles an operation (someone
+    else uses the quota, or it is lower), the operation slows down, and recovers with each success.
     """
 
     def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
@@ -1579,10 +1577,10 @@ class Pacer:
         self._lock = threading.Lock()
         self._slowness: dict[str, float] = {}  # by operation: 1.0, or more where AWS throttled it
         self._slowed: dict[str, float] = {}  # by operation: when it was last slowed down
-        self._due: dict[str, float] = {}  # by operation: when the next call would come if all came evenly
+        self._due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
 
     def wait(self, event_name: str, **_: object) -> None:
-        """Wait for an operation's turn, or the user's Ctrl-C: botocore's before-send event, for retries as well."""
+        """Wait for an operation's turn, or for Ctrl-C: botocore's before-send event, for retries as well."""
         operation = event_name.rpartition(".")[2]
         rate = QUOTAS[operation] * self._speed
         with self._lock:
@@ -1590,13 +1588,13 @@ class Pacer:
             slowness = self._slowness.get(operation, 1.0)
             period = slowness / rate
             burst = (max(1.0, rate) - 1) * period if slowness == 1.0 else 0.0
-            # 20 ms behind AWS's own count, so that no call overtakes its token on the way.
+            # 20 ms later than AWS's own count, so that no call arrives before its token.
             due = max(self._due.get(operation, 0.0), now + 0.02)
             self._due[operation] = due + period
         self._stopping.wait(max(0.0, due - burst - now))
 
     def learn(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
-        """Slow down after a throttled call, recover after another: botocore's response-received event."""
+        """Slow down after a throttled call, recover after any other: botocore's response-received event."""
         operation = event_name.rpartition(".")[2]
         code = (parsed_response or {}).get("Error", {}).get("Code", "")
         with self._lock:
@@ -1604,7 +1602,7 @@ class Pacer:
             if code == "ThrottlingException":  # HTTP 429 or 400
                 if not self._slowed:
                     log.warning("AWS throttles %s: slowing down", operation)
-                # Once a second at the most: the calls of one burst that AWS refuses are one piece of news.
+                # At most once a second: the refused calls of one burst count as one.
                 if time.monotonic() - self._slowed.get(operation, -math.inf) > 1.0:
                     self._slowed[operation] = time.monotonic()
                     self._slowness[operation] = min(1.3 * slowness, 20.0)
@@ -1621,11 +1619,10 @@ def connect_control_plane(
 ) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
-    Every request carries `headers`, without which the embedded AWS IoT lets nobody in, and goes through `proxies`, by
-    scheme; None: as the environment says.
-    Once the user has asked to stop, its calls raise Interrupted before they are sent.
-    Returns it with the place as it is once AWS's configuration and DescribeEndpoint have had their say.
-    Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors; Interrupted.
+    Every request has `headers` (the embedded AWS IoT requires them) and goes through `proxies`, by scheme; None: those
+    of the environment. After Ctrl-C, calls raise Interrupted before they are sent.
+    Returns the client, and the place completed from AWS's configuration and DescribeEndpoint.
+    Raises: ElfError when these credentials are for another account than the fleet's; botocore's errors; Interrupted.
     """
     session = _session(place)
     from botocore.config import Config
@@ -1664,7 +1661,7 @@ def connect_control_plane(
 
 
 def _ask_for_code(inbox: Inbox, prompt: str) -> str:
-    """Ask on the terminal for an MFA code; any thread may. Raises ElfError where nobody can be asked; Interrupted."""
+    """Ask for an MFA code on the terminal; any thread may. Raises ElfError without a terminal; Interrupted."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or is_behind():
         raise ElfError(
             f"could not ask for an MFA code: this is not a terminal ({prompt.strip(': ')})",
@@ -1682,9 +1679,9 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
 
 
 def _credentials(session: Any) -> Any:
-    """Return the session's credentials, from now on secret, None if there are none.
+    """Return the session's credentials, which are never shown from now on, or None.
 
-    Raises ElfError where they can't be fetched, and where HTTP can't carry one: a line end comes along with a copy.
+    Raises ElfError if they can't be fetched or are not valid in HTTP: a copied one may end with a line end.
     """
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
@@ -1696,7 +1693,7 @@ def _credentials(session: Any) -> Any:
     except Exception as error:
         if bad_endpoint := _bad_endpoint(error):
             raise bad_endpoint from error
-        cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check what gives them"
+        cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check where they come from"
         if isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError):
             cause, remedy = explain(error)
         elif "Auth token" in str(error):  # of a container
@@ -1714,7 +1711,7 @@ def _credentials(session: Any) -> Any:
 
 
 def _way(session: Any) -> str:
-    """Name the profiles that lead to the credentials, and the settings that say how to get them, but no secret."""
+    """Return the profiles and settings that the credentials come from, in parentheses, without secrets."""
     profiles, name, used = session._session.full_config["profiles"], session.profile_name, []
     while name in profiles and name not in used:
         used.append(name)
@@ -1727,7 +1724,7 @@ def _way(session: Any) -> str:
 
 
 def _bad_endpoint(error: Exception) -> ElfError | None:
-    """Explain the endpoint URL that botocore refuses by `error`, if that is it, without its password."""
+    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
     if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
         return None
     cause = "is not valid" if found[1] else "does not start with http:// or https://"
@@ -1755,13 +1752,13 @@ def _client(session: Any, place: Place) -> Any:
 
 
 def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
-    """Ask AWS for the host name of its MQTT broker. Raises ElfError when these credentials are another account's.
+    """Ask AWS for the host name of its MQTT broker. Raises ElfError when these credentials are for another account.
 
-    Whose they are, which takes no permission, it asks where the host name does not say so.
+    Where the host name does not tell the account, it asks STS, which needs no permission.
     """
     address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
     host = address.partition(":")[0].lower()
-    # It begins with another name for every account; and in moto's server, for every answer.
+    # Its first label differs for every account; in moto's server, for every answer.
     is_same = (place.data_endpoint or "").partition(".")[0] == host.partition(".")[0]
     if place.account and not is_same:
         url = None if ".amazonaws.com" in (place.endpoint_url or "") else place.endpoint_url
@@ -1776,7 +1773,7 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
 
 
 def _session(place: Place) -> Any:
-    """Make boto3's session. The embedded AWS IoT gets no credential or profile of the user's: none is even read."""
+    """Make boto3's session. For the embedded AWS IoT, no credential or profile of the user's is even read."""
     if place.local or not _uses_login():
         # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
@@ -1795,14 +1792,14 @@ def _session(place: Place) -> Any:
 
 
 def _uses_login() -> bool:
-    """Say whether AWS's configuration has a profile that `aws login` has signed in."""
-    with contextlib.suppress(OSError, RuntimeError):  # there is none, or no home
+    """Return whether AWS's configuration has a profile that uses `aws login`."""
+    with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
         return b"login_session" in Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser().read_bytes()
     return False
 
 
 def refuse_bad_headers(request: Any, **_: object) -> None:
-    """Raise ElfError before a credential that HTTP can't carry is sent: one by which a role is assumed, say."""
+    """Raise ElfError before a credential that is not valid in HTTP is sent, such as one that assumes a role."""
     for name, value in request.headers.items():
         if not re.fullmatch("[ -~]*", value.decode("latin-1") if isinstance(value, bytes) else str(value)):
             raise ElfError(
@@ -1827,7 +1824,7 @@ _READ = {  # what ELF reads of answers; botocore's model marks no field of them 
 
 def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: object) -> None:
     log.debug("AWS %s: HTTP %s %s", model.name, http_response.status_code, parsed.get("Error", {}).get("Code", ""))
-    # A list that is left out is empty; what else ELF reads has to be there.
+    # A list that is left out is empty; the other fields that ELF reads are required.
     if http_response.status_code < 300 and model.output_shape:
         lists = [name for name, shape in model.output_shape.members.items() if shape.type_name == "list"]
         parsed.update({name: [] for name in lists if not parsed.get(name)})
@@ -1836,7 +1833,7 @@ def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: o
             for found in parsed[field] if field in lists else [parsed.get(field)]:
                 if not (found.get(member) if found and dot else found):
                     host = "/".join(http_response.url.split("/")[:3])
-                    raise NotAwsError(f"{host} to {model.name}, without {path},")
+                    raise NotAwsError(f"{host} (no {path} in its answer to {model.name})")
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
@@ -1847,7 +1844,7 @@ def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
 def _try_no_more(
     response: tuple[Any, Any] | None, caught_exception: Exception | None, attempts: int, operation: Any, **_: object
 ) -> None:
-    """Raise an error after which botocore would make the call again, where ELF knows better."""
+    """Raise an error at once that botocore would retry, where ELF must not."""
     from botocore.exceptions import ClientError
 
     error = caught_exception
@@ -1855,10 +1852,10 @@ def _try_no_more(
         response[1]["ResponseMetadata"]["RetryAttempts"] = attempts - 1
         error = ClientError(response[1], operation.name)
     if error and (
-        # Each call that AWS may have acted on may have made a certificate, so ELF is to know of all; and one that
-        # waits in botocore, where Ctrl-C does not reach it, would count as sent.
+        # Each call that AWS may have acted on may have made a certificate, so ELF has to know of each; and one that
+        # waits in botocore, where Ctrl-C can't stop it, would count as sent.
         operation.name == "CreateKeysAndCertificate"
-        # The first call of a command tells quickly that AWS can't be reached; later ones ride a fault out.
+        # The first call of a command fails quickly if AWS can't be reached; later ones wait for it.
         or (operation.name == "DescribeEndpoint" and caught_exception and attempts >= 3)
         or names_of(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
     ):
@@ -1866,22 +1863,22 @@ def _try_no_more(
 
 
 def _may_have_arrived(error: Exception) -> bool:
-    """Say whether AWS may have acted on a call that ended with `error`."""
+    """Return whether AWS may have acted on a call that ended with `error`."""
     if status := (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode"):
         return status in (500, 502, 504)  # 503 is an answer: not now
     return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(names_of(error))
 
 
 def _refused_at_once(error: Exception) -> bool:
-    """Say whether AWS has refused a call and no attempt of it can have done anything before."""
+    """Return whether AWS refused a call, and no earlier attempt of it can have had an effect."""
     metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
     return 400 <= metadata.get("HTTPStatusCode", 0) < 500 and not metadata.get("RetryAttempts")
 
 
 class NotYet(Exception):  # noqa: N818 - it passes
-    """Ends a step that AWS is not ready for: for_each() is to do `again`, then the step, for `patience_s` in all.
+    """Ends a step that AWS is not ready for: for_each() calls `again`, then the step, for up to `patience_s` in all.
 
-    What AWS answered, `error`, ends the step after that time.
+    After that time the step fails with AWS's answer, `error`.
     """
 
     def __init__(
@@ -1893,11 +1890,11 @@ class NotYet(Exception):  # noqa: N818 - it passes
 
 
 def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
-    """Take a step with many things at once; yield each with its result, or with the exception that ended it.
+    """Run a step for many things in parallel; yield each thing with its result, or with the exception of its step.
 
-    A step that raises NotYet rests for a while, longer each time, and is repeated: it must be safe to repeat.
-    Starts no more after a failure that the others would share. Raises Interrupted on the user's Ctrl-C, once the calls
-    under way are finished and recorded, or STOP_S seconds later.
+    A step that raises NotYet is repeated after a pause, longer each time: it must be safe to repeat. After an error
+    that all others would get too, no more are started. Raises Interrupted on Ctrl-C, once the running calls have
+    finished and are recorded, or STOP_S seconds later.
     """
     from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -1948,7 +1945,7 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
 
 
 def in_background(inbox: Inbox, call: Callable[[], T]) -> T:
-    """Make a call, and return or raise what it does; Ctrl-C need not wait for its end."""
+    """Make a call in a thread, and return or raise what it does; Ctrl-C does not wait for it."""
     ((_, result),) = for_each(inbox, [""], lambda _: call())
     if isinstance(result, BaseException):
         raise result
@@ -1956,17 +1953,16 @@ def in_background(inbox: Inbox, call: Callable[[], T]) -> T:
 
 
 def own_things(iot: Any, elf_id: str) -> set[str]:
-    """Ask AWS for the names of this ELF's things, by the attribute that make_thing() gives them."""
+    """Ask AWS for the names of this ELF's things, by the attribute that make_thing() sets."""
     pages = iot.get_paginator("list_things").paginate(attributeName="elf_id", attributeValue=elf_id)
     return {thing["thingName"] for page in pages for thing in page["things"]}
 
 
 def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
-    """Make a thing with an active certificate of its own, and record each step. Safe to repeat.
+    """Make a thing with its own active certificate, and record each step. Safe to repeat.
 
-    The thing comes first: a name can be taken by somebody else, and a certificate, which has no name, would then be
-    left behind. A thing among the `strays` is this ELF's and may have certificates of which misc/ has lost the keys:
-    they go.
+    The thing comes first: its name may be taken, and a certificate, which has no name, would then be left behind. A
+    thing in `strays` is this ELF's, and may have certificates whose keys are lost: they are deleted.
     Raises: ElfError when a thing of that name is not this ELF's; NotYet; botocore's errors.
     """
     thing = _take_up(iot, fleet, name)
@@ -1982,7 +1978,7 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
 
 
 def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
-    """Return a thing as an earlier try has left it, without its certificate if that is gone in AWS."""
+    """Return a thing as an earlier attempt left it, without its certificate if that is missing in AWS."""
     thing = fleet.things.get(name) or fleet.record(Thing(name))
     if thing.certificate_id and not _unless_missing(iot.describe_certificate, certificateId=thing.certificate_id):
         thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
@@ -1991,15 +1987,15 @@ def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
 
 @contextlib.contextmanager
 def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> Iterator[None]:
-    """Let CreateThing succeed where the thing exists and is this ELF's; forget the thing where it is not made.
+    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made.
 
-    Of one of the `strays`, the certificates go whose keys are lost.
+    If the thing is in `strays`, its certificates are deleted: their keys are lost.
     """
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
         owner = iot.describe_thing(thingName=thing.name).get("attributes", {}).get("elf_id")
-        if owner != fleet.elf_id:  # else somebody has added attributes to a thing of this ELF's
+        if owner != fleet.elf_id:  # else someone added attributes to a thing of this ELF's
             if not thing.certificate_arn:
                 fleet.forget(thing)
             remedy = "choose another prefix with `elf.py create --prefix NAME`"
@@ -2017,7 +2013,7 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
 
 @contextlib.contextmanager
 def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
-    """Record that a certificate is being asked for, and what becomes of that. Raises NotYet to have it asked again."""
+    """Record that a certificate is being requested, and the outcome. Raises NotYet to request it again."""
     asked = fleet.record(fleet.things[thing.name]._replace(asked=time.time()))
     try:
         yield
@@ -2032,7 +2028,7 @@ def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
 
 
 def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, Any]) -> Thing:
-    """Record a certificate and its keys, or take it away again: without a key it is of no use to anybody."""
+    """Record a certificate and its keys; if that fails, delete it, because it is useless without its key."""
     asked = fleet.things[thing.name]
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
@@ -2068,7 +2064,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
     Raises: ElfError when a policy of that name says something else; NotYet; botocore's errors.
     """
-    thing = fleet.things[thing.name]  # as an earlier try has left it
+    thing = fleet.things[thing.name]  # as an earlier attempt left it
     name, arn = thing.policy_name or policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
     with _asking_for_policy(iot, fleet, thing, name, document):
@@ -2080,7 +2076,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
 @contextlib.contextmanager
 def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document: Mapping[str, Any]) -> Iterator[None]:
-    """Record that a policy is being asked for, and forget it if it is not made; it may exist and say just that."""
+    """Record that a policy is being made, and forget it if that fails; it may exist already, with this document."""
     fleet.record(thing._replace(policy_name=name))
     try:
         yield
@@ -2100,9 +2096,9 @@ def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
-    """Take a thing, its certificate and its policy away, in the order AWS requires. Safe to repeat.
+    """Delete a thing, its certificate and its policy, in the order AWS requires. Safe to repeat.
 
-    What is gone already counts as done, and what is not this ELF's is left alone.
+    What is already gone counts as done, and what is not this ELF's is left alone.
     Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
     """
     thing, is_own, others = _claim(iot, fleet, fleet.things[thing.name])
@@ -2118,7 +2114,7 @@ def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
 
 
 def reconcile(iot: Any, fleet: Fleet, strays: set[str], wanted: Container[str], name: str) -> Thing | None:
-    """Finish what an interrupted clean began with a thing, and make it if it is `wanted`. Safe to repeat.
+    """Finish an interrupted clean of a thing, and make it if it is `wanted`. Safe to repeat.
 
     Raises what retire() and make_thing() raise.
     """
@@ -2129,11 +2125,11 @@ def reconcile(iot: Any, fleet: Fleet, strays: set[str], wanted: Container[str], 
 
 
 def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[..., set[str] | None]]:
-    """Find out what there is to be taken away, by what AWS says of it now, and record that this has begun.
+    """Ask AWS what there is to delete, and record that this has begun.
 
-    A thing or policy that is not this ELF's was made by someone else under the same name: a line says so. A
-    certificate's name is AWS's own; those of a thing of this ELF's whose keys are lost go at once.
-    Returns the thing with what is this ELF's of it, whether itself is, and what finds others that use it.
+    A thing or policy of the same name that someone else made is logged, and left alone. Certificates of this ELF's
+    thing whose keys are lost are deleted at once.
+    Returns the thing with only what is this ELF's, whether the thing itself is, and a function that finds other users.
     """
     described = _unless_missing(iot.describe_thing, thingName=thing.name)
     is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
@@ -2155,7 +2151,7 @@ def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[
 
 
 def _unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
-    """Return what a call answers, or None where AWS does not have what it asks for."""
+    """Return the answer to a call, or None if AWS answers ResourceNotFoundException."""
     try:
         return call(**parameters)
     except Exception as error:
@@ -2165,10 +2161,10 @@ def _unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
 
 
 def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id: str | None) -> bool:
-    """Say whether a thing that AWS describes is the one that the fleet remembers.
+    """Return whether a thing that AWS describes is the one that the fleet has recorded.
 
-    Its elf_id says so, or the recorded certificate, which is attached to it: the original program gave no elf_id. One
-    of the original's that an earlier try has detached has neither: nothing must have been added to it since.
+    It has this elf_id, or the recorded certificate (the original program set no elf_id). A thing of the original's that
+    an earlier attempt detached has neither; it is ELF's if nothing was added to it since.
     """
     if elf_id and attributes.get("elf_id") == elf_id:
         return True
@@ -2177,10 +2173,10 @@ def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id:
 
 
 def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) -> bool:
-    """Say whether a policy that AWS has is the one that ELF made for a thing, whose account and region `arn` names.
+    """Return whether a policy is the one that ELF made for a thing; `arn` has the account and region.
 
-    It says what ELF has it say; or it was edited since, or is the original program's, and the thing's certificate
-    has it, or had it until an earlier try detached it.
+    It has ELF's document; or it was edited since, or is the original program's, and is attached to the thing's
+    certificate, or was until an earlier attempt detached it.
     """
     is_as_made = json.loads(policy["policyDocument"]) == policy_document(thing.name, arn)
     if is_as_made or (thing.stage == CLEANING and thing.policy_arn):
@@ -2192,9 +2188,9 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
 
 
 def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
-    """Take away the certificates that this ELF made for a thing of its own and does not remember; return their ARNs.
+    """Delete the certificates that this ELF made for its thing and has lost; return their ARNs.
 
-    Those are they that are attached to that thing alone, and have its policy or none. Raises ElfError for another.
+    They are attached only to that thing, and have its policy or none. Raises ElfError for any other certificate.
     """
     lost = {*iot.list_thing_principals(thingName=name)["principals"]}
     for arn in lost:
@@ -2215,9 +2211,9 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
 
 
 def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str] | None:
-    """Ask AWS who else uses a thing, its policy or its certificate, which may count as attached to each other still.
+    """Ask AWS what else uses a thing, its policy or its certificate, which may still count as attached to each other.
 
-    Returns None where it was a policy's versions that were in the way, which somebody's edits had made: they are gone.
+    Returns None if edits of a policy had made more versions of it, which AWS requires to be deleted first: they are.
     """
     if "thingName" in what:
         return {*iot.list_thing_principals(**what)["principals"]} - certificates
@@ -2239,7 +2235,7 @@ def _users(iot: Any, arn: str) -> set[str]:
 
 
 def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
-    """Make a call that needs what was just made. Raises NotYet where AWS does not find it; botocore's errors."""
+    """Make a call that needs what was just made. Raises NotYet if AWS does not find it yet; botocore's errors."""
     try:
         call(**parameters)
     except Exception as error:
@@ -2252,12 +2248,11 @@ def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
 def gone_is_fine(
     call: Callable[..., Any], others: Callable[..., set[str] | None] | None = None, **parameters: Any
 ) -> None:
-    """Make a call that takes something away; what is not there, or not known (None), is done.
+    """Make a call that deletes or detaches something; what is not there, or not known (None), counts as done.
 
     AWS is distributed: "it can take up to five minutes after a policy is detached before it's ready to be deleted"
     (DetachPolicy, AWS IoT API reference); of a certificate, DetachThingPrincipal says "several seconds".
-    Raises ElfError where `others`, which asks AWS, names somebody else that uses it, NotYet where it names nobody;
-    botocore's errors.
+    Raises ElfError if `others`, which asks AWS, finds something else that uses it, NotYet if not; botocore's errors.
     """
     if None in parameters.values():
         return
@@ -2280,13 +2275,13 @@ def gone_is_fine(
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
         else:
-            raise NotYet(error, CONSISTENCY_S, "still attached, AWS says", again) from error
+            raise NotYet(error, CONSISTENCY_S, "still attached according to AWS", again) from error
 
 
 def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
-    """Find what the calls without an answer may have made: certificates of those times, attached to nothing.
+    """Find what the requests without an answer may have made: certificates of those times, attached to nothing.
 
-    AWS gives no other handle on them, so one of somebody else's may be among them.
+    AWS has no other way to find them, so a certificate of someone else's may be among them.
     """
     from email.utils import parsedate_to_datetime
 
@@ -2294,7 +2289,7 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
     first, made = min(call.since for call in fleet.unanswered), math.inf
     found: list[Mapping[str, Any]] = []
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
-        # AWS's clock, to the second, and this machine's may differ.
+        # AWS's clock (in seconds) and this machine's may differ.
         date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
         ahead = parsedate_to_datetime(date).timestamp() - time.time() if date else 0.0
         ahead = ahead if abs(ahead) >= 3 else 0.0
@@ -2309,7 +2304,7 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
 
 
 def allows(documents: Iterable[Mapping[str, Any]], action: str, resource: str) -> bool:
-    """Say whether AWS IoT policies allow an action on a resource. Conditions count as met, variables as anything."""
+    """Return whether AWS IoT policies allow an action on a resource; conditions count as met, variables match all."""
     verdict = False
     for statement in (each for document in documents for each in _listed(document.get("Statement", []))):
         if _matches(statement.get("Action", "*"), action) and _matches(statement.get("Resource", "*"), resource):
@@ -2324,16 +2319,16 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _matches(patterns: Any, text: str) -> bool:
-    """Match a policy's patterns, in which * is any text, ? any character, and ${...} a variable."""
+    """Match a policy's patterns: * is any text, ? any character, ${...} a variable."""
     plain = [re.escape(re.sub(r"\$\{[^}]*\}", "*", str(pattern))) for pattern in _listed(patterns)]
     return any(re.fullmatch(p.replace(r"\*", ".*").replace(r"\?", "."), text, re.DOTALL) for p in plain)
 
 
 class Refusal(ElfError):  # noqa: N818 - AWS's word for it
-    """The broker does not let a thing connect, publish or subscribe, and does not say why. AWS may."""
+    """The broker refuses to let a thing connect, publish or subscribe, without a reason. AWS may know it."""
 
     def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
-        """Tell of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
+        """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
         self.thing, self.endpoint, self.action, self.subject, self.reason = thing, endpoint, action, subject, reason
         cause, remedy = {
             "iot:Connect": (
@@ -2347,7 +2342,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
                 "check that its policy allows iot:Publish to that topic",
             ),
             "iot:Subscribe": (
-                f"{thing} can't subscribe to {subject}: the broker does not accept it",
+                f"{thing} can't subscribe to {subject}: the broker refuses it",
                 "check that its policy allows iot:Subscribe to that topic filter",
             ),
         }[action]
@@ -2355,7 +2350,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
 
 
 def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
-    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal`, which says no more than that.
+    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal` if AWS gives no reason.
 
     Raises botocore's errors.
     """
@@ -2403,9 +2398,9 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
 def write_amazon_roots(directory: Path) -> Path:
     """Write the root certificates of AWS IoT's endpoints to a file, and return its path.
 
-    https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html names them: Amazon Root CA 1 to 4,
-    cross-signed by Starfield Services Root Certificate Authority - G2. botocore carries them; a distribution's
-    botocore may lean on the system's instead.
+    https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html lists them: Amazon Root CA 1 to 4,
+    cross-signed by Starfield Services Root Certificate Authority - G2. botocore contains them; a distribution's
+    botocore may use the system's instead.
     """
     import ssl
 
@@ -2443,7 +2438,7 @@ _JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_
 
 
 def parsed(text: str) -> Any:
-    """Return what a JSON text says; where it nests deeper than Python's decoder goes, the members that it begins with.
+    """Return the value of a JSON text; if it nests too deep for Python's decoder, only its first members.
 
     Raises ValueError.
     """
@@ -2459,13 +2454,13 @@ def parsed(text: str) -> Any:
         else:
             levels[-1] += part
     if len(levels) > 1:
-        raise json.JSONDecodeError("It does not end", text, len(text))
+        raise json.JSONDecodeError("it does not end", text, len(text))
     _JSON.decode(levels[0])
     return value
 
 
 def with_members(text: str, members: Sequence[str]) -> str:
-    """Put members before the last brace of a JSON object's text, and change nothing else."""
+    """Insert members before the last brace of a JSON object's text, and change nothing else."""
     brace = text.rindex("}")
     comma = ", " if members and not text[:brace].rstrip().endswith("{") else ""
     return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
@@ -2476,7 +2471,7 @@ def is_aws_own(topic: str) -> bool:
 
 
 class Composer(NamedTuple):
-    """What the things say: `text` as it was given, and the JSON object that it is, or that has it as its msg."""
+    """What the things send: `text` as given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
     content: str | None = None  # None: there is none, and `text` goes to all topics
@@ -2485,7 +2480,7 @@ class Composer(NamedTuple):
 
     @classmethod
     def of_object(cls, text: bytes) -> Composer:
-        """Make one of a JSON object's text. Raises ValueError for what is none."""
+        """Make one of a JSON object's text. Raises ValueError if it is not one."""
         text = text.removeprefix(codecs.BOM_UTF8)
         content = text.decode("utf-8")
         members = parsed(content)
@@ -2495,28 +2490,28 @@ class Composer(NamedTuple):
 
     @classmethod
     def of_any(cls, text: bytes) -> Composer:
-        """Make one of a JSON object's text, or of any other. Raises UsageError for what is not UTF-8."""
+        """Make one of a JSON object's text, or of any other text. Raises UsageError if it is not UTF-8."""
         with contextlib.suppress(ValueError):
             return cls.of_object(text)
         return cls.of_text(text)
 
     @classmethod
     def of_text(cls, text: bytes) -> Composer:
-        """Make one of any text. Raises UsageError for what is not UTF-8."""
+        """Make one of any text. Raises UsageError if it is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
         utf8(msg)  # which raises
         return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
 
     def in_run(self, run: str) -> Composer:
-        """Return one whose messages can be counted where they come. Raises UsageError for what has such members."""
+        """Return one that numbers its messages, for subscribe to count. Raises UsageError if it has such members."""
         if run and (taken := self.has - {"ts"}):
             raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
         return self._replace(run=run)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
-        """Return what a thing publishes as its `number`th message. Raises UsageError for what AWS IoT does not take.
+        """Return what a thing publishes as its message `number`. Raises UsageError if it is too long for AWS IoT.
 
-        AWS's own topics take nothing that is not theirs; those of Basic Ingest lead to the user's rules.
+        AWS's own topics get only what the user gave; Basic Ingest topics lead to the user's rules.
         """
         payload = self.text
         if self.content is not None and not is_aws_own(topic):
@@ -2533,7 +2528,7 @@ class Composer(NamedTuple):
 
 @functools.cache
 def sandbox() -> Any:
-    """Return the class of Jinja2's sandbox, in which time, memory and numbers are bounded, and chance is the seed's."""
+    """Return the class of Jinja2's sandbox with limits for time, memory and numbers, and no unseeded random numbers."""
     from jinja2 import StrictUndefined, nodes
     from jinja2.exceptions import SecurityError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -2560,7 +2555,7 @@ def sandbox() -> Any:
             return tree
 
         def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
-            """Count a step, and `times` the characters and members of what it takes."""
+            """Count a step, and `times` the characters and members of its operands."""
             self.steps += 1
             left = [*operands]
             for operand in left:  # which grows
@@ -2584,10 +2579,10 @@ def sandbox() -> Any:
                 yield item
 
         def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
-            """Count a method or filter, tenfold since replace() multiplies; numbers may be widths, but in a format."""
+            """Count a call or filter, tenfold since replace() multiplies; numbers may be widths, except in a format."""
             if name in ("format", "format_map"):
                 if re.search(r"\d{5}|%\S*\*|(^|[^{])(\{\{)*\{[^{}]*:[^{}]*\{", str(value)):
-                    raise SecurityError("a format has widths of four digits at the most")
+                    raise SecurityError("a width in a format can have at most four digits")
             else:
                 self.steps += 10 * sum(abs(int(it)) for it in operands if isinstance(it, int | float))
             self.step((value, *operands), times=10)
@@ -2615,7 +2610,7 @@ def sandbox() -> Any:
             elif operator == "+":
                 self.step((left, right))
             elif not (isinstance(left, int | float) and isinstance(right, int | float)):
-                raise SecurityError("numbers alone can be multiplied")
+                raise SecurityError("only numbers can be multiplied")
             else:
                 _ = float(left) ** right if operator == "**" else float(left) + right  # or OverflowError: too large
             return super().call_binop(context, operator, left, right)
@@ -2624,10 +2619,10 @@ def sandbox() -> Any:
 
 
 class Voice:
-    """What a thing's templates take from it: chance, and values of its own that go on from their last.
+    """What a thing's templates use: its random numbers, and its values that continue from message to message.
 
-    Of the calls of `walk`, the first in each rendering goes on from the first in the one before, and so on; of `ramp`
-    as well. Time is that of the schedule, or a wave would depend on the machine.
+    The first call of `walk` in a rendering continues from the first in the previous one, and so on; `ramp` does too.
+    Time is that of the schedule, or a wave would depend on the machine.
     """
 
     def __init__(self, thing: str, seed: int | None, interval_s: float) -> None:
@@ -2649,7 +2644,7 @@ class Voice:
         }
 
     def names(self, number: int) -> dict[str, Any]:
-        """Return what the template of the thing's message `number` knows."""
+        """Return the names for the template of the thing's message `number`."""
         self._number, now = number, time.time_ns()
         self._calls.clear()
         return {**self._names, "number": number, "now": now / 1e9, "now_ms": now // 1_000_000}
@@ -2672,10 +2667,10 @@ class Voice:
 
 
 class Template:
-    """What the things say, rendered for each message of each thing, each of which has a voice."""
+    """What the things send, rendered for each message of each thing; each thing has a Voice."""
 
     def __init__(self, text: bytes, make: Callable[[bytes], Composer], voice: Callable[[str], Voice]) -> None:
-        """Compile the text; `make` makes of its results what is sent. Raises UsageError."""
+        """Compile the text; `make` turns its results into what is sent. Raises UsageError."""
         self._make, self._voice = make, voice
         self.voices: dict[str, Voice] = {}
         self._sandbox = sandbox()()
@@ -2687,13 +2682,13 @@ class Template:
             if unknown := meta.find_undeclared_variables(tree) - known:
                 first = next(name for name in tree.find_all(nodes.Name) if name.name in unknown)
                 raise UsageError(
-                    f"the template does not work: line {first.lineno}: unknown name {first.name!r}",
-                    f"names are {', '.join(sorted(known))}",
+                    f"the template failed: line {first.lineno}: unknown name {first.name!r}",
+                    f"use one of {', '.join(sorted(known))}",
                 )
             self._template = self._sandbox.from_string(tree)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
-        """Render it, and return what a Composer of the result does. Raises UsageError."""
+        """Render it, and return the payload that a Composer makes of the result. Raises UsageError."""
         voice = self.voices.get(thing) or self.voices.setdefault(thing, self._voice(thing))
         self._sandbox.steps = size = 0
         pieces = []
@@ -2707,7 +2702,7 @@ class Template:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Raise UsageError, with line and reason, for whatever Python or Jinja2 raises in the block."""
+        """Raise UsageError, with line and reason, for any error of Python or Jinja2 in the block."""
         try:
             yield
         except ElfError:
@@ -2718,15 +2713,15 @@ class Template:
             frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>"]
             line = getattr(error, "lineno", None) or (frames or [1])[-1]
             reason = getattr(error, "message", None) or str(error) or type(error).__name__
-            cause = f"the template does not work: line {line}: {reason}"
-            raise UsageError(cause, "see docs/messages.md for what templates know") from error
+            cause = f"the template failed: line {line}: {reason}"
+            raise UsageError(cause, "see docs/messages.md for what templates can use") from error
 
 
 Message = Composer | Template
 
 
 def read_given(path: Path, inbox: Inbox) -> bytes:
-    """Read a file that the user names, which may be a pipe that nobody writes to: Ctrl-C ends that. Raises OSError."""
+    """Read a file that the user names. If it is a pipe that nobody writes to, Ctrl-C ends the wait. Raises OSError."""
 
     def read() -> bytes:
         with path.open("rb") as file:
@@ -2735,12 +2730,12 @@ def read_given(path: Path, inbox: Inbox) -> bytes:
     log.debug("reading %s", path)
     content = in_background(inbox, read)
     if len(content) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"it has more than {MAX_FILE_BYTES >> 20} MiB")
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
     return content
 
 
 def of_line(line: bytes) -> Composer:
-    """Return what a line says: a JSON object, or any other text. Raises ValueError and UsageError."""
+    """Return the message of a line: a JSON object, or any other text. Raises ValueError and UsageError."""
     return Composer.of_object(line) if begins_object(line) else Composer.of_text(line)
 
 
@@ -2749,7 +2744,7 @@ def begins_object(line: bytes) -> bool:
 
 
 def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) -> Message:
-    """Return the message that a whole file is. Raises ElfError."""
+    """Return the message in a file that is a single message. Raises ElfError."""
     try:
         return compose(read_given(path, inbox))
     except OSError as error:
@@ -2760,13 +2755,13 @@ def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) 
 
 def unreadable(path: Path, reason: object, kind: type[ElfError] = UsageError) -> ElfError:
     return kind(
-        f"the message file {path} can't be read: {reason}",
+        f"could not read the message file {path}: {reason}",
         f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
     )
 
 
 class Line(NamedTuple):
-    """An event: the lines from `first` to `last` are a message, or an error says why not; with neither, the end."""
+    """An event: the lines from `first` to `last` are a message, or an error; with neither, the input has ended."""
 
     message: Message | None = None
     error: Exception | None = None
@@ -2783,7 +2778,7 @@ def is_of_lines(path: Path | None) -> bool:
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, or of - (standard input). Of one that is too long, the beginning will do."""
+    """Yield the lines of a file, or of - (standard input). A line that is too long is cut."""
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
         while text := file.readline(MAX_PAYLOAD_BYTES + 2):
             rest = text
@@ -2793,9 +2788,9 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
-    """Yield what lines say, in the end an empty Line. A JSON object may take several lines, unless they are `raw`.
+    """Yield the messages of lines, then an empty Line. A JSON object may take several lines, unless they are `raw`.
 
-    What begins one and does not become one is refused, up to the line that begins another one.
+    Lines that begin an object and do not complete it are refused, up to the line that begins another one.
     """
     text, first, last, broken = b"", 0, 0, None
     try:
@@ -2820,8 +2815,8 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
                 is_open = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
                 if is_open and len(text) <= MAX_PAYLOAD_BYTES:
                     continue
-                why = "it is too long" if len(text) > MAX_PAYLOAD_BYTES else f"this is none: {error}"
-                broken = UsageError(f"a JSON object begins here, and {why}", "write it on one line, in 128 KiB")
+                why = "is too long" if len(text) > MAX_PAYLOAD_BYTES else f"is not valid: {error}"
+                broken = UsageError(f"the JSON object that begins here {why}", "write it on one line, in 128 KiB")
             except UsageError as error:
                 yield Line(None, error, first, last)
             text = b""
@@ -2832,14 +2827,14 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
         yield Line(error=error)
         return
     if text:
-        broken = UsageError("a JSON object begins here, and does not end", "write it on one line")
+        broken = UsageError("the JSON object that begins here does not end", "write it on one line")
     if broken:
         yield Line(None, broken, first, last)
     yield Line()
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
-    """Make a thing's topics or topic filters of what is given as --topic and of --append-thing-name."""
+    """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
     if append_thing_name:
         topics = [f"{TOPIC_ROOT if topic is None else topic}/{{thing_name}}" for topic in given]
     else:
@@ -2848,7 +2843,7 @@ def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: 
 
 
 def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False) -> None:
-    """Raise UsageError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
+    """Raise UsageError for a topic, or with `wildcards` a topic filter, at which AWS IoT closes the connection."""
     for each_of_thing in topics.values():
         if len(each_of_thing) > MAX_SUBSCRIPTIONS:
             raise UsageError(
@@ -2861,7 +2856,7 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
 
 
 def problem_of_topic(topic: str, wildcards: bool) -> str | None:
-    """Say what is wrong with a topic, or with `wildcards` a topic filter; None: nothing."""
+    """Return what is wrong with a topic, or with `wildcards` a topic filter; None if nothing is."""
     levels = topic.split("/")
     if not topic or "\0" in topic:
         return "the topic is empty or has a null character"
@@ -2882,20 +2877,20 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
 
 
 def answer_topics(topic: str, thing: str) -> list[str]:
-    """Name the topics on which AWS answers what a thing publishes to `topic`: two, if that is its own shadow's."""
+    """Return the topics on which AWS answers what a thing publishes to `topic`: two, if it is its own shadow's."""
     shadow = rf"\$aws/things/{re.escape(thing)}/shadow/(name/[^/]+/)?(get|update|delete)"
     return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
 
 
 def read_ahead(lines: Iterable[Line], inbox: Inbox, asked: threading.Semaphore) -> None:
-    """Put lines into the inbox, one each time that it is asked for."""
+    """Put lines into the inbox, one each time `asked` is released."""
     for line in lines:
         asked.acquire()
         inbox.put(line)
 
 
 class Times:
-    """How long something took, each time. In steps of 0.1 ms, so that it stays small however often that was."""
+    """How long something took each time, in steps of 0.1 ms, so that its size does not grow without limit."""
 
     def __init__(self) -> None:
         self._counts: collections.Counter[int] = collections.Counter()
@@ -2910,7 +2905,7 @@ class Times:
         return sorted(self._recent)[len(self._recent) // 2]
 
     def in_ms(self) -> dict[str, float]:
-        """Return the percentiles: the shortest time that so many of a hundred do not exceed."""
+        """Return the percentiles: the shortest time that this percentage does not exceed."""
         steps = sorted(self._counts)
         reached = list(itertools.accumulate(self._counts[step] for step in steps))
         percents = {"p50": 50, "p95": 95, "p99": 99, "max": 100} if steps else {}
@@ -2924,7 +2919,7 @@ class Times:
 
 
 class Rate:
-    """How many a second there have been in the last seconds, of what `count` counts."""
+    """How many per second there were in the last 3 seconds, of what `count` counts."""
 
     def __init__(self, count: Callable[[], int]) -> None:
         self._count = count
@@ -2937,7 +2932,7 @@ class Rate:
 
 
 def object_in(payload: bytes) -> dict[str, Any]:
-    """Return the JSON object that a message is, or an empty one."""
+    """Return the JSON object in a message, or an empty one."""
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(content := json.loads(payload), dict):
             return content
@@ -2954,21 +2949,21 @@ def time_of_sending(content: Mapping[str, Any]) -> float | None:
 
 
 class Arrivals:
-    """What is missing, came twice or came out of order, of messages that have the `thing`, its `seq` and its `run`.
+    """Counts messages that are missing, arrived twice or out of order, of those that have `thing`, `seq` and `run`.
 
-    For each thing that hears a run of another's, `_gaps` has the numbers that have not come: ranges [start, stop), in
-    order, apart, none empty. The first ends with the lowest number that came, and the last begins behind the highest;
-    nobody knows whether what is in these was sent while anybody listened. What is between them is missing.
+    For each thing that receives a run of a sender, `_gaps` has the numbers that have not arrived: ranges [start, stop),
+    in order, apart, none empty. The first ends at the lowest number that arrived, the last begins after the highest;
+    nobody knows whether the messages in these two were sent while the thing was listening. Those between are missing.
     """
 
     def __init__(self) -> None:
         self.counts = collections.Counter(missing=0, repeated=0, outOfOrder=0)
         self.by_thing: dict[str, collections.Counter[str]] = {}
-        self.forgotten = 0  # runs, of more than MOST_SENDERS those that were silent the longest
+        self.forgotten = 0  # runs that were dropped because there were more than MOST_SENDERS, the least recent first
         self._gaps: collections.OrderedDict[tuple[str, str, str], list[tuple[int, float]]] = collections.OrderedDict()
 
     def add(self, hearer: str, content: Mapping[str, Any], is_over: bool) -> None:
-        """Count a message that a thing has heard; once it `is_over`, only if that was missing."""
+        """Count a message that a thing received; once it `is_over`, only if it was missing."""
         thing, number, run = content.get("thing"), content.get("seq"), content.get("run", "")
         if type(number) is not int or not 0 < number < 2**53:  # a whole number for every program
             return
@@ -3002,7 +2997,7 @@ class Arrivals:
             self.by_thing.setdefault(thing, collections.Counter()).update(more)
 
     def __str__(self) -> str:
-        """Say the counts behind others, or nothing where no message was numbered."""
+        """Return the counts, to follow others; "" if no message was numbered."""
         return f", {told(self.counts)}" if self._gaps else ""
 
 
@@ -4507,7 +4502,7 @@ class Hearing(Account):
         shift.report_outages("subscribe", "they may have missed messages")
         last.info("[subscribe] %s", self.pace(self.received, shift))
         if self._latency.in_ms():
-            last.info("[subscribe] delivery latency (from ts, ±1 ms): %s", self._latency)
+            last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
         if self.unread:
             log.warning("[subscribe] could not read %s", plural(self.unread, "message"))
         by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
@@ -4825,7 +4820,7 @@ def subscribe(cli: Cli) -> int:
         log.info("[subscribe] ELF listening on %s %s", plural(len(shift.joined), "thing"), ends)
         listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, shift.joined)))
         if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
-            log.info("[subscribe] all things receive every message; --things 1 or --append-thing-name shows each once")
+            log.info("[subscribe] all things receive every message; --things 1 shows each once")
         hearing.ends_at = time.monotonic() + duration_s
         shift.take_until(Settled, hearing.ends_at)
         if hearing.arrivals.counts["missing"]:
@@ -5514,8 +5509,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
         if not cli.command:
-            parser.print_help()
-            parser.exit(2, next_step(cli.misc_dir) + "\n")
+            sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
+            parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
     except SystemExit as usage:  # argparse has printed what there is to say
         try:
             if sys.stdout:

@@ -370,7 +370,7 @@ def test_each_worker_renders_the_messages_of_its_things(locusts: Locusts, ear: C
     ("option", "said"),
     [
         (("--json-message", "-"), "workers share no standard input"),
-        (("--json-message", "none.json"), "the message file none.json can't be read"),
+        (("--json-message", "none.json"), "could not read the message file none.json"),
         (("--host", "a b"), "'a b' is not HOST"),
         (("--template",), "--template does nothing without --json-message"),
     ],
