@@ -368,7 +368,7 @@ def test_what_is_wrong_is_said_on_the_page(locusts: Locusts, account: Account, e
         ({"interval": "0.001"}, "'0.001' is not 0.01 seconds or more"),
         ({"qos": "2"}, "'2' is not 0 or 1"),
         ({"subscribers": "much"}, "'much' is not a share from 0 to 1"),
-        ({"topic": "elf/#"}, "a message is published to one topic, without + and #"),
+        ({"topic": "elf/#"}, "+ and # are for topic filters, not for a topic to publish to"),
         ({"user_count": "3"}, "3 users requested, but only 2 things exist"),
     ):
         answer = locusts.swarm(**{"user_count": 2, "spawn_rate": 2, **wrong})
@@ -406,7 +406,7 @@ def test_each_worker_renders_the_messages_of_its_things(locusts: Locusts, ear: C
     ("option", "said"),
     [
         (("--json-message", "-"), "workers share no standard input"),
-        (("--json-message", "none.json"), "the message file none.json can't be read"),
+        (("--json-message", "none.json"), "could not read the message file none.json"),
         (("--host", "a b"), "'a b' is not HOST"),
         (("--template",), "--template does nothing without --json-message"),
     ],
