@@ -437,12 +437,13 @@ def is_alone(keep: bool) -> bool:
     with contextlib.suppress(ImportError, OSError):  # Windows, or a terminal that can't be locked
         import fcntl
 
+        byte = 1, os.getpgrp()  # another one for each job, since one that Ctrl-Z stopped keeps its lock
         try:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN, *byte)
         except BlockingIOError:
             return False
         if not keep:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_UN, *byte)
     return is_mine
 
 
@@ -620,12 +621,11 @@ class TerminalFormatter(LogFormatter):
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
             record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
-        over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
-        if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
-            longest = max(map(str, record.args or ()), key=len)  # most often the message
-            record.args = tuple(
-                longest[: -over - 1] + "…" if str(value) == longest else value for value in record.args or ()
-            )
+        for longest in sorted(map(str, record.args or ()), key=len)[:-3:-1]:  # most often the message, then its topic
+            over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
+            if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
+                cut = longest[: -over - 1] + "…"
+                record.args = tuple(cut if str(value) == longest else value for value in record.args or ())
         at, colour = self.formatTime(record, "%H:%M:%S"), COLOURS.get(record.levelno)
         text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
         if not self._coloured:
@@ -3343,10 +3343,12 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
 
     from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, ProxyType
     from python_socks.sync.v2 import Proxy as Way
+    from python_socks.sync.v2._stream import SyncSocketStream as Stream
 
     kind = ProxyType.HTTP if proxy.scheme.startswith("http") else ProxyType.SOCKS5
     tls = ssl.create_default_context() if proxy.scheme == "https" else None
     problem, remedy = f"the proxy {proxy} does not answer", "check HTTPS_PROXY, ALL_PROXY, NO_PROXY and --proxy"
+    Stream.read = http_head  # type: ignore  # its own takes what one recv() has for the whole
     try:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
         return way.connect(endpoint.host, endpoint.port, timeout=CONNECT_TIMEOUT_S).socket
@@ -3362,18 +3364,28 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
         problem = f"this user and password are not valid for the proxy {proxy}"
     except ProxyError as error:
         code, said = error.error_code, str(error)  # an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)
-        if code in (401, 407) or "uthentication" in said:
+        if code in (401, 407) or (not code and "uthentication" in said):
             it = "refuses this user and password" if proxy.user else "requires a user and a password"
             remedy = f"put them in its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
         elif code in (2, 403, 405):
             it = "forbids it"
             remedy = "ask its administrator to allow that host and port, or try --mqtt-endpoint :443 or :8883"
-        elif code:
+        elif code and code // 100 != 3:  # a redirect, probably to a login page
             it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy can reach AWS IoT"
         else:
             it = "does not answer as a proxy"
         problem = f"the proxy {proxy} {it}: {said}"
     raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
+
+
+def http_head(stream: Any, _: int = 0) -> bytes:
+    """Read only the status and headers of a proxy's answer, or the beginning of an answer that is not HTTP."""
+    head = b""
+    for byte in iter(functools.partial(stream.socket.recv, 1), b""):
+        head += byte
+        if head.endswith(b"\r\n\r\n") or (byte == b"\n" and not head.startswith(b"HTTP/")) or len(head) > 65536:
+            break
+    return head
 
 
 def relayed(outer: Any) -> Any:
@@ -4490,7 +4502,7 @@ class Hearing(Account):
         shift.report_outages("subscribe", "they may have missed messages")
         last.info("[subscribe] %s", self.pace(self.received, shift))
         if self._latency.in_ms():
-            last.info("[subscribe] delivery latency (from ts, ±1 ms): %s", self._latency)
+            last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
         if self.unread:
             log.warning("[subscribe] could not read %s", plural(self.unread, "message"))
         by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
@@ -4808,7 +4820,7 @@ def subscribe(cli: Cli) -> int:
         log.info("[subscribe] ELF listening on %s %s", plural(len(shift.joined), "thing"), ends)
         listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, shift.joined)))
         if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
-            log.info("[subscribe] all things receive every message; --things 1 or --append-thing-name shows each once")
+            log.info("[subscribe] all things receive every message; --things 1 shows each once")
         hearing.ends_at = time.monotonic() + duration_s
         shift.take_until(Settled, hearing.ends_at)
         if hearing.arrivals.counts["missing"]:
@@ -5497,8 +5509,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
         if not cli.command:
-            parser.print_help()
-            parser.exit(2, next_step(cli.misc_dir) + "\n")
+            sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
+            parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
     except SystemExit as usage:  # argparse has printed what there is to say
         try:
             if sys.stdout:
