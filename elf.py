@@ -3935,6 +3935,8 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
         name, _ = proxy_in_environment()
         hint = f"NO_PROXY or --proxy keeps ELF from {name}" if name else "if you need a proxy, set --proxy"
         remedy = f"{remedy}; {hint}"
+    elif isinstance(error, socket.gaierror):
+        remedy = "use socks5h:// instead of socks5://: the proxy resolves the name then"
     by = f" through the proxy {endpoint.proxy}" if endpoint.proxy else ""
     return ElfError(f"{thing} can't connect to {endpoint}{by}: {problem}", remedy)
 
