@@ -10,11 +10,11 @@
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
-A thing goes through this file from top to bottom: `create` makes it in AWS IoT with a certificate of its own and
-remembers it in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over
-MQTT with mutual TLS and let it talk (Messages, Device), all of a fleet on one loop in one thread; `clean` takes all of
-it away again. `--local` puts an embedded AWS IoT under the same commands (local_aws.py). Each section uses those above
-it and none below.
+A thing goes through this file from top to bottom: `create` makes it in AWS IoT with its own certificate and records it
+in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over MQTT with
+mutual TLS and exchange its messages (Messages, Device), for a whole fleet on one loop in one thread; `clean` deletes
+all of it. `--local` runs the same commands on an embedded AWS IoT (local_aws.py). Each section uses only the sections
+above it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036 - macOS's own is 3.9, which would get as far as losing keys
-    sys.exit("elf.py needs Python 3.10 or later, and this is {}.{}: try `uv run elf.py`".format(*sys.version_info))
+    sys.exit("elf.py needs Python 3.10 or later, not {}.{}: try `uv run elf.py`".format(*sys.version_info))
 
-# What only some commands need is imported where they need it, boto3 and the SDK among it: `--help` is to be quick.
+# What only some commands need (boto3, the SDK) is imported where they need it, so that `--help` is quick.
 import argparse
 import bisect
 import codecs
@@ -71,8 +71,8 @@ MQTT_PORT = 8883
 NO_PROXY = "none"
 PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
-MOST_STEPS = 100_000  # passes of loops and calls in a template, for one message: 50 ms
-MAX_FILE_BYTES = 64 * 1024 * 1024  # that the user names
+MOST_STEPS = 100_000  # of a template, for one message: passes of loops, calls, and what they take: 50 ms and a few MB
+MAX_FILE_BYTES = 64 * 1024 * 1024  # of a file that the user names
 MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html (message broker and protocol limits)
@@ -164,7 +164,7 @@ last.setLevel(logging.INFO)
 
 
 class ElfError(Exception):
-    """A failure that ELF finds itself: in a line what is wrong, and in another what to do."""
+    """A failure that ELF finds: one line says what is wrong, another what to do."""
 
     def __init__(self, cause: str, remedy: str) -> None:
         super().__init__(cause, remedy)
@@ -172,18 +172,18 @@ class ElfError(Exception):
 
 
 class UsageError(ElfError):
-    """A topic or a message that is wrong by its form, wherever ELF is run: as with other wrong usage, status 2."""
+    """A topic or a message that can never be valid: wrong usage, exit status 2."""
 
 
 class NotAwsError(ElfError):
-    """An answer that AWS IoT would not give."""
+    """The answer did not come from AWS IoT."""
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(f"what answers at {endpoint} is not AWS IoT", _SIGN_IN)
+        super().__init__(f"the server at {endpoint} is not AWS IoT", _SIGN_IN)
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """The user pressed Ctrl-C, the system asked ELF to end (SIGTERM), or who read its output has gone (SIGPIPE)."""
+    """The user pressed Ctrl-C, the system asked ELF to end (SIGTERM), or the output's reader closed it (SIGPIPE)."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
@@ -191,45 +191,45 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
 
 
 _CARRY_ON = "run the same command again in a minute to continue"
-_NETWORK = "check the network, a proxy or firewall in the way, --region and --endpoint-url"
-_SIGN_IN = "a proxy or a login page is probably in between: sign in to that network, or check --endpoint-url"
+_NETWORK = "check the network, proxy and firewall, --region and --endpoint-url"
+_SIGN_IN = "probably the login page of a network or proxy: sign in there, or check --endpoint-url"
 _ANEW = "`elf.py clean` and `elf.py create` recreate the fleet"
-_NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twice: {_ANEW}"
+_NEW_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {_ANEW}"
 _SEE_ABOVE = "see the lines above"
 _CHECK = "check the credentials with `aws sts get-caller-identity`"
 
-# What others raise, by AWS's error codes, classes and errnos, of which the nearest counts: what is wrong, and what to
-# do. {error} is the message it came with. docs/troubleshooting.md has all of them.
+# What libraries raise, by AWS error code, class or errno (the most specific counts): what is wrong, and what to do.
+# {error} is its message. docs/troubleshooting.md has all of them.
 FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: credentials and configuration
     "NoCredentialsError PartialCredentialsError": (
-        "there are no AWS credentials on this machine, or not all of them: {error}",
+        "AWS credentials are missing or incomplete: {error}",
         "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
         "or try ELF without an AWS account: `elf.py --local create`",
     ),
     "ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InvalidDefaultsMode "
     "InvalidRetryConfigurationError InvalidProxiesConfigError InvalidIMDSEndpointError InvalidIMDSEndpointModeError "
     "InvalidSTSRegionalEndpointsConfigError UnknownCredentialError UnsupportedSignatureVersionError": (
-        "the AWS configuration does not work: {error}",
-        "`aws configure list-profiles` names the profiles there are; choose with --profile, or fix ~/.aws/config",
+        "the AWS configuration is not valid: {error}",
+        "choose one of `aws configure list-profiles` with --profile, or fix ~/.aws/config",
     ),
-    "InfiniteLoopConfigError": ("profiles go in a circle: {error}", "let source_profile end at one with credentials"),
+    "InfiniteLoopConfigError": ("profiles form a loop: {error}", "set a source_profile that has credentials"),
     "BaseEndpointResolverError EndpointProviderError InvalidRegionError UnknownRegionError ServiceNotInRegionError "
     "InvalidEndpointConfigurationError InvalidHostLabelError": (
-        "there is no endpoint for this region and configuration: {error}",
+        "no endpoint for this region and configuration: {error}",
         "check --region, and AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT",
     ),
     # Ways to sign in: botocore's classes and names of its providers, and what STS answers
-    "SSOError TokenRetrievalError NoAuthTokenError": ("not signed in by SSO: {error}", "sign in with `aws sso login`"),
-    "LoginError": ("not signed in by `aws login`: {error}", "sign in again with `aws login`"),
+    "SSOError TokenRetrievalError NoAuthTokenError": ("not signed in to SSO: {error}", "sign in with `aws sso login`"),
+    "LoginError": ("not signed in with `aws login`: {error}", "sign in again with `aws login`"),
     "RefreshWithMFAUnsupportedError": (
         "the role's session has ended: {error}",
-        "run the same command again: it asks for a code",
+        "run the same command again: it asks for a new MFA code",
     ),
-    "WrongMfaCode": ("AWS refuses the MFA code: {error}", "try the next, as each works once; or check mfa_serial"),
+    "WrongMfaCode": ("AWS refuses the MFA code: {error}", "use the next code, as each works once, or check mfa_serial"),
     "InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
         "AWS does not accept the web identity token: {error}",
-        "renew AWS_WEB_IDENTITY_TOKEN_FILE, or what web_identity_token_file names; see the role's trust policy",
+        "renew the file in AWS_WEB_IDENTITY_TOKEN_FILE or web_identity_token_file; check the role's trust policy",
     ),
     "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
     "container-role EcsContainer": ("the container gives no credentials: {error}", "check its task's or pod's role"),
@@ -241,7 +241,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         f"{_CHECK}; if they work there, the account has not enabled this region: choose another --region",
     ),
     "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature": (
-        "the AWS secret access key is another key's: {error}",
+        "the AWS secret access key does not match the access key: {error}",
         "set the access key and its secret again, with `aws configure` or in the environment",
     ),
     "OptInRequired RegionDisabledException": (
@@ -249,66 +249,63 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "enable it (AWS console, Account, AWS Regions), or choose another --region",
     ),
     # botocore: the way to AWS
-    "NameResolutionError": ("the control plane's name can't be resolved: {error}", _NETWORK),
+    "NameResolutionError": ("could not resolve the control plane's host name: {error}", _NETWORK),
     "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError "
     "IncompleteReadError": (
-        "the control plane can't be reached: {error}",
+        "could not reach the control plane: {error}",
         _NETWORK,
     ),
     "SSLError": (
-        "TLS to the control plane fails: {error}",
-        "check AWS_CA_BUNDLE, a proxy that opens connections, and --endpoint-url",
+        "TLS to the control plane failed: {error}",
+        "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
     ),
     "ProxyConnectionError": (
-        "the proxy can't be reached: {error}",
-        "check HTTPS_PROXY; NO_PROXY=.amazonaws.com goes around it",
+        "could not reach the proxy: {error}",
+        "check HTTPS_PROXY, or bypass it with NO_PROXY=.amazonaws.com",
     ),
-    "NotAwsError ResponseParserError": ("what answers at the control plane's endpoint is not AWS IoT", _SIGN_IN),
+    "NotAwsError ResponseParserError": ("the server at the control plane's endpoint is not AWS IoT", _SIGN_IN),
     # AWS
     "RequestTimeTooSkewed RequestExpired": (
-        "this machine's clock is wrong, AWS says: {error}",
+        "this machine's clock is wrong: {error}",
         "set it (`timedatectl set-ntp true`, or the system's settings), and run the command again",
     ),
     "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException NotAuthorized": (
         "AWS denies {action} to {who}: {error}",
-        "allow that user or role the action (docs/aws.md has ELF's IAM policy; a role that is assumed, a trust policy)",
+        "allow that user or role the action (IAM policy: docs/aws.md; to assume a role, check its trust policy)",
     ),
     "ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CARRY_ON),
     "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable "
     "InternalException RequestAbortedException RequestTimeoutException": (
-        "AWS IoT has a failure of its own: {error}",
+        "AWS IoT had an internal error: {error}",
         _CARRY_ON,
     ),
     "LimitExceededException VersionsLimitExceededException ServiceQuotaExceededException": (
         "the account's limit is reached: {error}",
-        "ask for more under Service Quotas in the AWS console, or clean what is not needed",
+        "request an increase under Service Quotas in the AWS console, or delete what is not needed",
     ),
     "ResourceNotFoundException": (
-        "AWS does not have it: {error}",
+        "not found in AWS: {error}",
         f"it was deleted by someone else, or this is another region or account; {_ANEW}",
     ),
     "InvalidRequestException ClientError": (
-        "AWS does not take the request ({name}): {error}",
+        "AWS rejected the request ({name}): {error}",
         "run the command again with --debug, and report what it shows",
     ),
     "DeleteConflictException CertificateStateException VersionConflictException": (
         "AWS refuses to delete it: {error}",
-        "AWS names no other user of it: run the same command again later",
+        "run the same command again later: AWS lists nothing else that uses it",
     ),
     # The system
-    "ELOOP": ("a symbolic link is where ELF keeps a file of its own: {error}", "remove it, or use another --misc-dir"),
-    "ENOSPC EDQUOT EFBIG": (
-        "the disk is full: {error}",
-        "free some space, then run the command again to continue",
-    ),
-    "FileNotFoundError": ("a file is missing: {error}", "put it back, or fix the setting that names it"),
+    "ELOOP": ("found a symbolic link in place of ELF's own file: {error}", "remove it, or use another --misc-dir"),
+    "ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space, then run the same command again"),
+    "FileNotFoundError": ("a file is missing: {error}", "restore it, or fix the setting that names it"),
     "OSError": (
-        "the operating system says: {error}",
-        "check what is there, who owns it, and its disk; or choose another place with --misc-dir",
+        "operating system error: {error}",
+        "check the file, its owner and the disk, or choose another directory with --misc-dir",
     ),
     # Python
     "ModuleNotFoundError MissingDependencyException DataNotFoundError ApiVersionNotFoundError": (
-        "a Python package is missing, or part of one: {error}",
+        "a Python package is missing or incomplete: {error}",
         "{install}, or run ELF with `uv run elf.py`",
     ),
     "Exception": ("unexpected {name}: {error}", "run the command again with --debug to see where it comes from"),
@@ -332,7 +329,7 @@ SIGN_IN["GetRoleCredentials"] = "sso"
 
 
 def names_of(error: BaseException) -> list[str]:
-    """Name a failure as FAILURES does: AWS's name, the errno, what caused it, the class; the nearest first."""
+    """Return the names that FAILURES may have for an error: AWS code, errno, cause, class; the most specific first."""
     names = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, OSError) and error.errno:
         names.insert(0, errno.errorcode.get(error.errno, ""))
@@ -341,7 +338,7 @@ def names_of(error: BaseException) -> list[str]:
     if provider := getattr(error, "kwargs", {}).get("provider"):  # of credentials
         names.insert(0, provider)
     if code := _answer(error).get("Code"):
-        # Requests that come too late or too early have these codes as well, in AWS IoT and STS.
+        # AWS IoT and STS also answer requests that arrive too late or too early with these codes.
         clock = code in ("InvalidSignatureException", "SignatureDoesNotMatch") and re.search(
             "expired|not yet current", _message(error)
         )
@@ -361,7 +358,7 @@ def names_of(error: BaseException) -> list[str]:
 
 
 def explain(error: BaseException) -> tuple[str, str]:
-    """Turn any failure into two lines: the cause in plain words, and the remedy."""
+    """Turn any failure into two lines: the cause and the remedy."""
     error = _bad_endpoint(error) or error
     if isinstance(error, ElfError):
         return error.cause, error.remedy
@@ -381,17 +378,17 @@ def explain(error: BaseException) -> tuple[str, str]:
 
 
 def _bad_endpoint(error: BaseException) -> ElfError | None:
-    """Explain the endpoint URL that botocore refuses by `error`, if that is it, without its password."""
+    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
     if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
         return None
-    cause = "is not one that botocore accepts" if found[1] else "has no http:// or https:// in front"
+    cause = "is not valid" if found[1] else "does not start with http:// or https://"
     if found[1] and "_" in found[2]:
-        cause = "has an underscore (_) in its host name, which botocore does not accept"
+        cause = "has an underscore (_) in its host name, which botocore does not allow"
     return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
 
 
 def how_to_install(requirements: str) -> str:
-    """Say how to install what a file beside this one asks for, if the system's Python takes nothing (PEP 668), too."""
+    """Return the command that installs a requirements file, also where the system's Python is read-only (PEP 668)."""
     import importlib.util
     import shlex
 
@@ -415,7 +412,7 @@ def _message(error: BaseException) -> str:
 
 
 def complain(error: BaseException) -> tuple[str, str]:
-    """Log what is wrong in one line, what to do about it in another, and under --debug the traceback; return both."""
+    """Log the cause and the remedy in a line each, with --debug the traceback too; return both."""
     cause, remedy = explain(error)
     log.error("%s", cause)
     log.error("what to do: %s", remedy)
@@ -435,41 +432,42 @@ COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
 def on_terminal() -> bool:
-    """Say whether a person watches standard error who can be shown more than lines."""
+    """Return whether standard error is a terminal that can show more than plain lines."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def is_behind() -> bool:
-    """Say whether ELF is in the background: the terminal is another program's now, which may draw there."""
+    """Return whether ELF is in the background: another program uses the terminal, and may draw there."""
     with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing, nor has a pipe
         return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
     return False
 
 
 def is_alone(keep: bool) -> bool:
-    """Say whether no other ELF draws in this terminal. One that will draw there `keeps` it while in the foreground."""
+    """Return whether no other ELF draws in this terminal; with `keep`, reserve it while ELF is in the foreground."""
     is_mine = not is_behind()
     with contextlib.suppress(ImportError, OSError):  # Windows, or a terminal that can't be locked
         import fcntl
 
+        byte = 1, os.getpgrp()  # another one for each job, since one that Ctrl-Z stopped keeps its lock
         try:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN, *byte)
         except BlockingIOError:
             return False
         if not keep:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_UN, *byte)
     return is_mine
 
 
 def columns(stream: TextIO) -> int:
-    """Say how many columns a terminal has; where it does not know, or is gone, 80."""
+    """Return how many columns a terminal has; 80 if that is unknown."""
     with contextlib.suppress(OSError):
         return os.get_terminal_size(stream.fileno()).columns or 80
     return 80
 
 
 def fitting(stream: TextIO, *texts: str, after: int = 0) -> str:
-    """Choose the first of some texts that fits a terminal's line `after` so many characters, or cut the last."""
+    """Return the first of `texts` that fits on a terminal's line after `after` characters, or the last, cut."""
     room = columns(stream) - after
     return next((text for text in texts if len(text) <= room), texts[-1][:room])
 
@@ -482,14 +480,14 @@ def shorter(path: Path) -> Path:
 
 
 def draws() -> bool:
-    """Say whether ELF draws bars and a live line: not between the lines of --debug, nor under --quiet."""
+    """Return whether ELF draws bars and a live line: not with --debug or --quiet."""
     return on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG)
 
 
 def open_standard_streams() -> None:
-    """Have descriptors 0, 1 and 2 lead somewhere, or a key file could get the number of one that is closed.
+    """Open descriptors 0, 1 and 2 if they are closed (a key file could get such a number), and make them blocking.
 
-    What is written to one that does not block would be lost when its reader is slow.
+    Output to a non-blocking descriptor would be lost when its reader is slow.
     """
     for number in range(3):
         try:
@@ -503,10 +501,10 @@ def open_standard_streams() -> None:
 
 
 class Output:
-    """Writes log lines and JSON in their order, in a thread of its own: a reader that stalls does not stall ELF.
+    """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
 
-    What is unread is bounded: whoever has more to say waits for the reader, or for the user who ends ELF. In a terminal
-    all is written above the line at its foot, if there is one, while this ELF is the one that draws there.
+    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C. In a terminal,
+    everything is written above the live line, while this ELF is the one that draws there.
     """
 
     def __init__(self, inbox: Inbox) -> None:
@@ -515,12 +513,12 @@ class Output:
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
-        self._broken: set[TextIO] = set()  # streams that take no more
+        self._broken: set[TextIO] = set()  # streams that can't be written to any more
         self._foot, self._has_drawn = "", False
-        self.failure: OSError | None = None  # of one of these, unless its reader has simply gone
+        self.failure: OSError | None = None  # of one of these, unless its reader just closed it
 
     def write(self, stream: Any, text: Any) -> None:
-        """Have the thread write to a stream. Any thread may call this."""
+        """Write to a stream, in the output thread. Any thread may call this."""
         with self._changed:
             while self._unread > MOST_UNREAD and self._inbox.signum is None:
                 self._changed.wait(REDRAW_S)  # a signal's handler must not touch a condition, so look for it
@@ -532,7 +530,7 @@ class Output:
             self._changed.notify_all()
 
     def draw(self, foot: str) -> None:
-        """Have a line at the foot of the terminal in place of the one that is there; empty: none."""
+        """Show a line at the bottom of the terminal in place of the one there; empty: none."""
         self._foot = foot
         if not (foot and self._waiting):  # what is written next comes with it
             self.write(sys.stderr, "")
@@ -574,7 +572,7 @@ class Output:
         self._has_drawn = bool(foot and is_mine)
 
     def rest(self) -> bool:
-        """Wait until all is written, or until the user stops ELF and a little longer; return whether all is."""
+        """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
         deadline = math.inf
         with self._changed:
             while self._waiting and time.monotonic() < deadline:
@@ -588,7 +586,7 @@ _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may writ
 
 
 def hide(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
-    """Have a credential, or a user and password, never be shown, however a library may write it in its messages."""
+    """Never show a credential, or a user and password, however a library writes it in its messages."""
     global _secrets
     import urllib.parse
 
@@ -610,14 +608,14 @@ def hide_environment() -> None:
 
 
 def redacted(text: str) -> str:
-    """Take the secrets out of a text. All that ELF says passes here: log lines, tracebacks, JSON, usage errors."""
+    """Replace secrets in a text by ***. All output passes here: log lines, tracebacks, JSON, usage errors."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
 
 class LogFormatter(logging.Formatter):
-    """Writes the original's log lines, in UTC, in which nothing moves the reader's cursor and no secret stands."""
+    """Writes the original's log lines, in UTC, without control characters or secrets."""
 
     def __init__(self, line: str = "%(asctime)s:iot-elf:%(levelname)s - %(message)s") -> None:
         super().__init__(line)
@@ -629,7 +627,7 @@ class LogFormatter(logging.Formatter):
 
 
 class TerminalFormatter(LogFormatter):
-    """Writes log lines for a person: the time of day where that is, and the text, coloured or with its level."""
+    """Writes log lines for a person: the local time and the text, in colour or with its level."""
 
     def __init__(self, coloured: bool) -> None:
         super().__init__("%(message)s")
@@ -638,12 +636,11 @@ class TerminalFormatter(LogFormatter):
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
             record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
-        over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
-        if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
-            longest = max(map(str, record.args or ()), key=len)  # most often the message
-            record.args = tuple(
-                longest[: -over - 1] + "…" if str(value) == longest else value for value in record.args or ()
-            )
+        for longest in sorted(map(str, record.args or ()), key=len)[:-3:-1]:  # most often the message, then its topic
+            over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
+            if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
+                cut = longest[: -over - 1] + "…"
+                record.args = tuple(cut if str(value) == longest else value for value in record.args or ())
         at, colour = self.formatTime(record, "%H:%M:%S"), COLOURS.get(record.levelno)
         text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
         if not self._coloured:
@@ -652,7 +649,7 @@ class TerminalFormatter(LogFormatter):
 
 
 def start_logging(level: int, output: Output) -> None:
-    """Log ELF's own lines on standard error; what libraries log stays unheard."""
+    """Log ELF's own lines to standard error; libraries' logs are not shown."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
     if on_terminal() and sys.platform == "win32":
         import colorama  # which tqdm brings along there
@@ -668,20 +665,20 @@ def start_logging(level: int, output: Output) -> None:
 
     def log_uncaught(args: threading.ExceptHookArgs) -> None:
         if args.exc_value and not isinstance(args.exc_value, SystemExit):
-            log.debug("a thread ended by an exception that nobody caught:", exc_info=args.exc_value)
+            log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
 
-    threading.excepthook = log_uncaught  # Python's own would write past the formatter, secrets and all
+    threading.excepthook = log_uncaught  # Python would print it with secrets
 
 
 def says_each() -> bool:
-    """Say whether anybody sees a line about each message."""
+    """Return whether a line about each message is shown."""
     return each.isEnabledFor(logging.INFO) and not each.filters
 
 
 def brevity_for(things: int) -> None:
-    """Hold back the lines about one thing or message if there are many things, unless --verbose asks for them.
+    """Hide the lines about single things and messages if there are many things, unless --verbose is given.
 
-    The first that tell of a failure pass.
+    The first LISTED warnings and errors are still shown.
     """
     if things <= LISTED or each.filters or each.isEnabledFor(EVERYTHING):
         return
@@ -700,7 +697,7 @@ def brevity_for(things: int) -> None:
 
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
-    """Keep a line that `text` makes at the foot of the terminal, if a person watches, as long as the block runs."""
+    """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs."""
     if not draws():
         yield
         return
@@ -721,7 +718,7 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
 
 
 def progress(inbox: Inbox, output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
-    """Go through `steps`, with a progress bar if there are more than a few and a person watches."""
+    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
     if total <= FEW_THINGS or not draws():
         yield from steps
         return
@@ -741,8 +738,8 @@ def progress(inbox: Inbox, output: Output, what: str, steps: Iterable[T], total:
 
 
 class Results:
-    """What a program reads on standard output: with --output json, one JSON object a line, the last a summary; with
-    --output payload, what the things hear."""
+    """Writes standard output: with --output json, one JSON object per line, the last a summary; with --output payload,
+    the messages that arrive."""
 
     def __init__(self, form: str | None, output: Output) -> None:
         self._form = form
@@ -754,12 +751,12 @@ class Results:
         return self._form == "json"
 
     def put(self, event: str, **fields: Any) -> None:
-        """Write an event. Raises the OSError that an earlier one met."""
+        """Write an event. Raises the OSError of an earlier write."""
         if self.is_on:
             self._write(sys.stdout, redacted(json.dumps({"event": event, **fields})) + "\n")
 
     def put_payload(self, payload: bytes) -> None:
-        """Write a message as it is. Raises the OSError that an earlier one met."""
+        """Write a message as is. Raises the OSError of an earlier write."""
         if self._form == "payload":
             self._write(sys.stdout.buffer, payload + b"\n")
 
@@ -771,7 +768,7 @@ class Results:
 
 
 def printable(text: str) -> str:
-    """Escape what would move the cursor, colour or clear the reader's terminal."""
+    """Escape control characters, which could move the cursor, change colours or clear the terminal."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
@@ -785,7 +782,7 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UsageError("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8") from error
+        raise UsageError("the message or topic is not UTF-8", "use UTF-8, which MQTT requires") from error
 
 
 def plural(number: int, noun: str) -> str:
@@ -793,13 +790,13 @@ def plural(number: int, noun: str) -> str:
 
 
 def by_number(thing: str) -> tuple[str, int]:
-    """Order things by prefix and number."""
+    """Return the sort key of a thing's name: its prefix and number."""
     prefix, _, number = thing.rpartition("_")
     return prefix, int(number) if number.isdecimal() else 0
 
 
 def listed(things: Iterable[str]) -> str:
-    """Name things in order, the first LISTED of them if they are many."""
+    """Return things' names in order, only the first LISTED if there are more."""
     names = sorted(things, key=by_number)
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED and not each.isEnabledFor(EVERYTHING) else ""
     return ", ".join(names[:LISTED] if more else names) + more
@@ -810,12 +807,11 @@ def utc(time_s: float) -> str:
 
 
 class Failures:
-    """The things that failed: a line for the first of each cause at once, and in the end how many, which, and what to
-    do."""
+    """The things that failed: one line for the first of each cause at once; at the end how many, which, what to do."""
 
     def __init__(self) -> None:
-        self.things: dict[str, tuple[str, tuple[str, ...]]] = {}  # each with its remedy, and what it may share
-        self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without its own name
+        self.things: dict[str, tuple[str, tuple[str, ...]]] = {}  # by name: its remedy, and its key in _alike
+        self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without the thing's name
 
     def add(self, thing: str, error: BaseException) -> None:
         cause, remedy = explain(error)
@@ -828,7 +824,7 @@ class Failures:
         log.debug("traceback:", exc_info=error)
 
     def report(self, of: int) -> None:
-        """Log the end of the story; `of` is the number of things that there were."""
+        """Log how many of the `of` things failed, which, and what to do."""
         told: dict[str, dict[str, list[str]]] = {}
         for thing, (remedy, shared) in self.things.items():
             cause, remedy = shared if self._alike[shared] > 1 else ("", remedy)
@@ -841,7 +837,7 @@ class Failures:
 
 
 class Inbox:
-    """Where a command's main thread waits: for its devices' events, for the user's Ctrl-C, or for the time to pass.
+    """Where a command's main thread waits for events of its devices, for Ctrl-C, or until a deadline.
 
     Other threads put immutable records in.
     """
@@ -851,13 +847,13 @@ class Inbox:
         self.signum: int | None = None
         # For other threads' waits alone: a signal that met the main thread in its wait() would block in set().
         self.stopping = threading.Event()
-        self.between: Callable[[], None] | None = None  # called at each get(), and again and again while it waits
+        self.between: Callable[[], None] | None = None  # called at each get(), and repeatedly while it waits
 
     def put(self, event: Any) -> None:
         self._events.put(event)
 
     def interrupt(self, signum: int, _frame: object) -> None:
-        """Handle a signal: the first lets the calls under way finish and be recorded, a second stops at once."""
+        """Handle a signal: after the first, running calls finish and are recorded; a second stops immediately."""
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = signum
@@ -865,7 +861,7 @@ class Inbox:
         self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
 
     def hang_up(self) -> None:
-        """Stop, quietly: who read the output has gone."""
+        """Stop without a message: the reader of the output closed it."""
         if self.signum is None:
             self.interrupt(SIGPIPE, None)
 
@@ -890,7 +886,7 @@ class Inbox:
                     return None
 
     def rest(self) -> Iterator[Any]:
-        """Yield what has come, without waiting or minding the user."""
+        """Yield the events that are there, without waiting, even after Ctrl-C."""
         while not self._events.empty():
             if (event := self._events.get()) is not None:
                 yield event
@@ -903,7 +899,7 @@ class Inbox:
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
 ARN = re.compile(r"arn:([a-z0-9-]+):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
-PLACE = {  # what elf.json may say of a place: it is sent to AWS, dialled and printed
+PLACE = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
     "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
     "endpoint_url": re.compile(
@@ -921,17 +917,17 @@ CREATING, READY, CLEANING = "creating", "ready", "cleaning"
 class Thing(NamedTuple):
     """A thing as things.json has it; what does not exist (any more) is None.
 
-    What ELF is about to ask for is here before the call. So a thing that is CREATING and has no certificate may not
-    exist, or be somebody else's; so may a policy without an ARN; and a certificate may have been made since `asked`.
+    ELF records a request before it makes the call. So a thing that is CREATING and has no certificate may not exist, or
+    may be someone else's, as may a policy without an ARN; and a certificate may have been made since `asked`.
     """
 
     name: str
     certificate_arn: str | None = None
     certificate_id: str | None = None
-    policy_name: str | None = None  # from the moment before it is asked for
-    policy_arn: str | None = None  # from the moment it is attached
+    policy_name: str | None = None  # set before CreatePolicy
+    policy_arn: str | None = None  # set after AttachPolicy
     stage: str = CREATING
-    asked: float | None = None  # time.time() when its certificate was asked for, until the answer comes
+    asked: float | None = None  # time.time() when its certificate was requested, until the answer arrives
 
 
 class Place(NamedTuple):
@@ -941,7 +937,7 @@ class Place(NamedTuple):
     profile: str | None = None
     endpoint_url: str | None = None  # of the control plane
     account: str | None = None
-    data_endpoint: str | None = None  # describe_endpoint's answer, which is another one for every account and region
+    data_endpoint: str | None = None  # describe_endpoint's answer, which differs for every account and region
     local: bool = False
     source: str | None = None  # of the credentials, as botocore names it; not recorded
 
@@ -954,11 +950,11 @@ class Place(NamedTuple):
         return ", ".join(f"{what} {value}" for what, value in parts.items() if value)
 
     def checked(self) -> Place:
-        """Return it with what is lower case by definition in lower case. Raises ElfError for what can't be recorded."""
+        """Return it in lower case where AWS uses lower case. Raises ElfError for a value that is not valid."""
         if "@" in (self.endpoint_url or ""):
             raise ElfError(
-                "the endpoint URL has a user name or password in it, which AWS does not use and ELF does not record",
-                "leave out what stands before the @, in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
+                "the endpoint URL contains a user name or password, which AWS does not use and ELF does not record",
+                "remove what is before the @ in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
             )
         lower: dict[str, Any] = {}
         for key, pattern in PLACE.items():
@@ -974,7 +970,7 @@ class Place(NamedTuple):
 
 
 class Unanswered(NamedTuple):
-    """A call for a certificate whose answer never came: between these times AWS may have made one."""
+    """A request for a certificate that got no answer: AWS may have made one between these times."""
 
     since: float  # time.time()
     until: float
@@ -995,7 +991,7 @@ _THING_KEYS = {
     "stage": "elf_stage",
     "asked": "elf_asked",
 }
-BRIEFLY_S = 0.2  # a command that is just ending, or records a policy, keeps nobody waiting for longer
+BRIEFLY_S = 0.2  # how long a command that is ending, or records a policy, keeps others waiting
 ROOTS_FILE = "amazon-root-ca.pem"
 _STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".held", ".writing")
 _HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
@@ -1005,17 +1001,17 @@ _NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.i
 
 
 class Fleet:
-    """The things, their files and where they live. It alone reads and writes misc/ (but misc/local/).
+    """The things, their files and where they are. Only this class reads and writes misc/ (except misc/local/).
 
-    Every change is on disk, whole and readable by its owner alone, before the method that makes it returns. What
-    happens to a thing is added to a journal, at a cost that does not grow with the fleet; the journal is folded into
-    things.json when the command ends, or when the next one starts. A command holds the directory as long as it runs,
-    alone or with others of its kind; of those, one at a time holds the journal, in order to write. Reading goes through
-    symbolic links, of which Kubernetes makes a mounted Secret; writing does not.
+    Every change is on disk, complete and readable only by its owner, before the method that makes it returns. Changes
+    to a thing are appended to a journal, at a cost that does not grow with the fleet; the journal is merged into
+    things.json when the command ends, or when the next one starts. A command locks the directory while it runs,
+    exclusively or shared; commands that share it lock the journal to write, one at a time. Reading follows symbolic
+    links, of which Kubernetes makes a mounted Secret; writing does not.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Read `directory`, which need not exist yet. Raises ElfError when what is there is not ELF's."""
+        """Read `directory`, which need not exist yet. Raises ElfError if a file there is not ELF's."""
         self.directory = directory
         self.local_directory = directory / "local"
         self.things_file = directory / "things.json"
@@ -1071,11 +1067,11 @@ class Fleet:
         return [thing for thing in self.things.values() if thing.stage == READY]
 
     def files(self, name: str) -> ThingFiles:
-        """Name a thing's files, with + for a colon, which Windows does not take."""
+        """Return a thing's files, with + for a colon, which Windows does not allow."""
         return ThingFiles(*(self.directory / f"{name.replace(':', '+')}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
-        """Say how long ago the things last changed; ages ago if that is not known."""
+        """Return how many seconds ago the things last changed; infinity if that is unknown."""
         try:
             return max(0.0, time.time() - self.things_file.stat().st_mtime)
         except OSError:
@@ -1085,15 +1081,14 @@ class Fleet:
 
     @contextlib.contextmanager
     def held(self, command: str, alone: bool, wait_s: float, inbox: Inbox) -> Iterator[None]:
-        """Keep commands that can't run beside this one from starting, until the block ends.
+        """Lock the directory until the block ends: exclusively if `alone`, else shared.
 
-        Commands that do not ask to be `alone` run together. Raises ElfError, naming who is at work, when `wait_s`
-        seconds were not enough.
+        Raises ElfError, which names the commands that use it, after `wait_s` seconds; Interrupted.
         """
         if not self._is_there():
             yield
             return
-        note = self.directory / ".lock"  # tells others who is at work, and does no more
+        note = self.directory / ".lock"  # tells others which commands use the directory, no more
         take = functools.partial(take_lock, self.directory, self.directory / ".held")
         lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
         try:
@@ -1113,7 +1108,7 @@ class Fleet:
 
     @contextlib.contextmanager
     def locked(self, inbox: Inbox) -> Iterator[None]:
-        """Be the only one that writes, having read what others wrote before and repaired what a crash left behind."""
+        """Lock the fleet for writing; read what others wrote, and repair what a crash left behind."""
         if not self._is_there():
             yield
             return
@@ -1143,15 +1138,15 @@ class Fleet:
     def _wait_for(
         self, take: Callable[[], contextlib.ExitStack | None], who: Callable[[], str], wait_s: float, inbox: Inbox
     ) -> contextlib.ExitStack:
-        """Take a lock once it is free. Raises ElfError when `wait_s` seconds were not enough, and Interrupted."""
+        """Take a lock once it is free. Raises ElfError after `wait_s` seconds; Interrupted."""
         announced = ""
         began = time.monotonic()
         while not (lock := take()):
             waited_s = time.monotonic() - began
             if waited_s >= max(wait_s, BRIEFLY_S):
                 raise ElfError(
-                    f"another ELF is at work on {self.directory}: {who()}",
-                    "wait for its end (--wait 60 does), or keep another fleet with --misc-dir",
+                    f"another ELF is using {self.directory}: {who()}",
+                    "wait until it ends (--wait 60), or use another directory with --misc-dir",
                 )
             if waited_s >= BRIEFLY_S and announced != (holders := who()):
                 log.info("waiting for %s", announced := holders)
@@ -1159,7 +1154,7 @@ class Fleet:
         return lock
 
     def _sign(self, note: Path, line: str, alone: bool) -> bool:
-        """Add a line to the note, and say if this directory can be written. Raises OSError if it has to be."""
+        """Add a line to the note; return whether the directory is writable. Raises OSError if `alone` and it is not."""
         try:
             with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
                 file.write(line.encode())
@@ -1170,42 +1165,42 @@ class Fleet:
         return True
 
     def claim(self) -> None:
-        """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError where it is neither."""
+        """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError if it is neither."""
         with contextlib.suppress(FileExistsError):
             self.directory.mkdir(mode=0o700, parents=True)
         paths = list(self.directory.iterdir())
         self.reload()  # after that: another create may be at work
         if foreign := self._foreign(paths):
             raise ElfError(
-                f"{self.directory} is not ELF's alone: {listed(foreign)}",
-                "name a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
+                f"{self.directory} is not only ELF's: {listed(foreign)}",
+                "use a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
             )
         self._is_claimed = True
 
     def _is_there(self) -> bool:
-        """Say if this is a fleet's directory, or is to be one. Any other is left as it is."""
+        """Return whether this is, or will be, a fleet's directory. Any other is left as it is."""
         return self._is_claimed or any(os.path.lexists(self.directory / name) for name in _STATE_FILES)
 
     def _own(self, paths: Iterable[Path]) -> list[Path]:
-        """Choose what ELF has written: its state, the files of the things that this names, and halves of these."""
+        """Return the paths that ELF wrote: its state, the files of its things, and unfinished copies of these."""
         of_things = (path.name for name in self.things for path in self.files(name))
         own = {*_STATE_FILES, ROOTS_FILE if self.elf_id else "", *of_things}
         return [path for path in paths if path.name in own or _HALF.sub(r"\1", path.name) in own]
 
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
-        """Say what makes the directory others' as well. Keys of things that ELF has forgotten do not."""
+        """Return what is not ELF's in the directory. Keys of things that ELF has forgotten do not count."""
         if self.directory.stat().st_mode & stat.S_ISVTX:
-            return ["its sticky bit says that it is for everybody"]
+            return ["its sticky bit is set, as in a shared directory like /tmp"]
         names = {path.name for path in paths} - {path.name for path in self._own(paths)}
         names -= {name for name in names if _NOBODYS.fullmatch(name) or (self.elf_id and _KEY_FILE.fullmatch(name))}
         return sorted(names - {"local"} if self.has_local() else names)
 
     def has_local(self) -> bool:
-        """Say if local/ is an embedded AWS IoT's, and not something else of that name."""
+        """Return whether local/ belongs to an embedded AWS IoT."""
         return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
 
     def _repair(self, journal: FileIO) -> None:
-        """Take up what an elf.py left behind that was killed, or could write no more."""
+        """Recover what a run left behind that was killed, or could not write."""
         if self._changes:
             log.warning("recovered %s from a run that was interrupted", plural(len(self._changes), "change"))
         for path in self._own(self.directory.iterdir()):
@@ -1222,7 +1217,7 @@ class Fleet:
         journal.truncate(0)
 
     def open(self) -> None:
-        """Make sure of an ELF ID."""
+        """Make an ELF ID if there is none."""
         import uuid
 
         said = "Read ELF ID from"
@@ -1247,7 +1242,7 @@ class Fleet:
     # Recording
 
     def settle(self, place: Place) -> None:
-        """Remember where the fleet lives, until the last thing is forgotten."""
+        """Record where the fleet is, until dissolve()."""
         if place.local:
             place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
         place = place._replace(source=None).checked()
@@ -1257,10 +1252,10 @@ class Fleet:
                 self._save_elf()
 
     def record(self, thing: Thing, key_material: Mapping[str, Any] | None = None) -> Thing:
-        """Remember `thing` as it now is, in place of what was known of it. Any thread may call this.
+        """Record `thing` in place of what was known of it. Any thread may call this.
 
-        `key_material` is CreateKeysAndCertificate's answer. It is in the journal in the same moment as its
-        certificate, until the thing's files have it.
+        `key_material` is CreateKeysAndCertificate's answer. The journal has it, in the same line as its certificate,
+        until the thing's files have it.
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
@@ -1273,20 +1268,20 @@ class Fleet:
         return thing
 
     def record_unanswered(self, thing: Thing) -> Thing:
-        """Remember that the answer to the call for a thing's certificate will not come any more."""
+        """Record that the request for a thing's certificate got no answer."""
         with self._writing:
             self.unanswered.append(Unanswered(thing.asked or time.time(), time.time()))
             self._save_elf()
         return self.record(thing._replace(asked=None))
 
     def forget_unanswered(self, until: float = math.inf) -> None:
-        """Forget the calls without an answer that ended before `until`, a time.time()."""
+        """Forget the requests without an answer that ended before `until`, a time.time()."""
         if self.unanswered:
             self.unanswered = [call for call in self.unanswered if call.until >= until]
             self._save_elf()
 
     def forget(self, thing: Thing) -> None:
-        """Remove a thing's files, if it has had any, then the thing. Any thread may call this."""
+        """Remove a thing's files, if it had any, then the thing. Any thread may call this."""
         if thing.certificate_id or thing.stage != CREATING:
             for path in self.files(thing.name):
                 path.unlink(missing_ok=True)
@@ -1298,7 +1293,7 @@ class Fleet:
         if not self._journal:
             raise RuntimeError("the fleet is not locked")
         if POSIX and not os.fstat(self._journal.fileno()).st_nlink:
-            raise ElfError(f"{self.journal_file} was removed while ELF writes to it", "run the same command again")
+            raise ElfError(f"{self.journal_file} was removed while ELF was writing to it", "run the same command again")
         line, end = (json.dumps(entry) + "\n").encode(), self._journal.seek(0, os.SEEK_END)
         with _naming(self.journal_file):
             try:
@@ -1310,7 +1305,7 @@ class Fleet:
                 raise
 
     def fold(self) -> bool:
-        """Write what the journal has to things.json, and empty it; return False if the journal has to keep it."""
+        """Merge the journal into things.json, and empty it; return False if the journal has to keep it."""
         with self._writing:
             if self._journal and os.fstat(self._journal.fileno()).st_size:
                 try:
@@ -1322,7 +1317,7 @@ class Fleet:
         return True
 
     def dissolve(self) -> None:
-        """Forget where the fleet lived, now that it is empty."""
+        """Forget where the fleet was, now that it is empty."""
         if self.elf_id:
             (self.directory / ROOTS_FILE).unlink(missing_ok=True)
         if self.place:
@@ -1356,12 +1351,12 @@ class Fleet:
         _sync(self.directory)
 
 
-# What may be recorded. Nothing of it is trusted: names become paths, and identifiers are sent to AWS.
+# What may be recorded. Nothing is trusted: names become paths, and identifiers are sent to AWS.
 
 
 @contextlib.contextmanager
 def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
-    """Let the block take in a file, or `otherwise` if there is none; what it refuses (ValueError), refuse by name."""
+    """Give the block a file's content, or `otherwise` if there is none; turn its ValueError into an ElfError."""
     try:
         content = read_file(path)
     except FileNotFoundError:
@@ -1370,14 +1365,14 @@ def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
         yield content
     except (ValueError, RecursionError) as error:
         raise ElfError(
-            f"{path} can't be read as ELF's: {error}",
+            f"could not read {path}: {error}",
             f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
             "ELF then starts empty",
         ) from error
 
 
 def recorded_place(recorded: object) -> Place | None:
-    """Read where the fleet lives. Raises ValueError."""
+    """Read where the fleet is. Raises ValueError."""
     if recorded is None:
         return None
     if isinstance(recorded, dict):
@@ -1385,11 +1380,11 @@ def recorded_place(recorded: object) -> Place | None:
         with contextlib.suppress(ElfError):
             if all(isinstance(value, bool if key == "local" else str) for key, value in known.items()):
                 return Place(**known).checked()
-    raise ValueError("where the fleet lives is not a place")
+    raise ValueError("fleet is not valid")
 
 
 def recorded_calls(recorded: object) -> list[Unanswered]:
-    """Read the calls without an answer. Raises ValueError."""
+    """Read the requests without an answer. Raises ValueError."""
     pairs: list[Any] = recorded if isinstance(recorded, list) else [None]
     if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs):
         raise ValueError("unanswered is not a list of times")
@@ -1399,30 +1394,30 @@ def recorded_calls(recorded: object) -> list[Unanswered]:
 def recorded_thing(name: str, recorded: object) -> Thing:
     """Read a thing. Raises ValueError."""
     if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
-        raise ValueError(f"{name[:140]!r} is not a thing of ELF's")
+        raise ValueError(f"{name[:140]!r} is not a valid thing")
     if not isinstance(recorded.get("keyPair", {}), dict):
         raise ValueError(f"{name}: keyPair is not a JSON object")
     if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
-        raise ValueError(f"{unknown[0][:140]!r} of {name} means nothing to this one")
+        raise ValueError(f"{unknown[0][:140]!r} of {name} is unknown")
     known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
     thing = Thing(name, **{"stage": READY, **known})
     if thing.stage not in (CREATING, READY, CLEANING):
-        raise ValueError(f"the stage of {name} means nothing to this one")
+        raise ValueError(f"the stage of {name} is unknown")
     if problem := problem_of(thing):
         raise ValueError(f"{name}: {problem}")
     return thing
 
 
 def problem_of(thing: Thing) -> str:
-    """Say what of a thing is not as ELF records it and reads it again; nothing if all is well."""
+    """Return what is not valid in a thing's record; "" if all is."""
     arn = thing.certificate_arn
     match = ARN.fullmatch(arn) if isinstance(arn, str) else None
     if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
-        return "certificate missing or invalid"
+        return "the certificate is missing or not valid"
     policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
     if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
-        return "policy not ELF's"
-    return "" if thing.asked is None or _is_time(thing.asked) else "time invalid"
+        return "the policy is not ELF's"
+    return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
 
 
 def _is_time(value: object) -> bool:
@@ -1436,24 +1431,24 @@ def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
     return {thing.name: recorded}
 
 
-# No system has all of the last three.
+# No system has all of the last three flags.
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _APPEND |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file of ELF's. Raises OSError, and ElfError for what is no file, which reading could wait for for ever."""
+    """Read a file of ELF's. Raises OSError; ElfError for a pipe or the like, which could block reading for ever."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
-        raise ElfError(f"{path} is not a file, or is too large to be ELF's", "move it away, or restore it")
+        raise ElfError(f"{path} is not a regular file, or is too large", "move it away, or restore it from a backup")
     with path.open("rb") as file:
         return file.read(MAX_STATE_BYTES)
 
 
 def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.ExitStack | None:
-    """Lock a directory or a file until that is closed or the process ends; or return None: another process has it.
+    """Lock a directory or file until the result is closed or the process ends; None: another process has the lock.
 
-    Windows, which lets nobody read what is locked, and network disks that lock no directory, lock an empty file in it.
+    Windows does not let others read a locked file, and some network disks lock no directory: both lock `stand_in`.
     """
     with contextlib.ExitStack() as held:
         if not POSIX:
@@ -1482,13 +1477,13 @@ def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.Ex
 
 
 def _holders(note: Path) -> str:
-    """Say which processes hold a lock: its note has a line, process ID and command, of each that came."""
+    """Return which processes hold a lock: its note has a line, process ID and command, for each that took it."""
     lines: list[str] = []
     with contextlib.suppress(OSError, ElfError):
         lines = read_file(note).decode(errors="replace").splitlines()
     holders = (line.partition(" ") for line in dict.fromkeys(lines))
     alive = [f"`{command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
-    return ", ".join(alive) or "one that has just started"
+    return ", ".join(alive) or "a command that just started"
 
 
 def _is_alive(pid: str) -> bool:
@@ -1500,7 +1495,7 @@ def _is_alive(pid: str) -> bool:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that is readable by its owner alone and is, at every moment, the old one or the new one, whole."""
+    """Replace a file in one step (it is never half written), readable only by its owner."""
     import tempfile
 
     with _naming(path):
@@ -1518,7 +1513,7 @@ def write_private(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Have an OSError say which file it is about."""
+    """Add the file's name to an OSError."""
     try:
         yield
     except OSError as error:
@@ -1527,7 +1522,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _sync(directory: Path) -> None:
-    """Have a directory's entries survive a power failure."""
+    """Make a directory's entries survive a power failure."""
     if POSIX:
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -1537,7 +1532,7 @@ def _sync(directory: Path) -> None:
 
 
 def policy_name(thing_name: str) -> str:
-    """Name a thing's policy, and no other thing's. Policy names take no colon (CreatePolicy, AWS IoT API reference)."""
+    """Return a unique name for a thing's policy. It may not contain a colon (CreatePolicy, AWS IoT API reference)."""
     if ":" not in thing_name:
         return f"policy-{thing_name}"
     import hashlib
@@ -1558,10 +1553,10 @@ def partition_region_account(arn: str) -> tuple[str, str, str]:
 
 
 class Pacer:
-    """Keeps each operation under its quota, for all threads: other users share the account.
+    """Keeps each operation under its quota, for all threads, because other users share the account.
 
-    A second's worth may go at once, as AWS's own token buckets allow. An operation that AWS throttles all the same,
-    because somebody else uses the quota or it is another one, rests for a second.
+    A second's worth of calls may go at once, as AWS's token buckets allow. If AWS still throttles an operation (someone
+    else uses the quota, or it is lower), the operation pauses for a second.
     """
 
     def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
@@ -1569,21 +1564,21 @@ class Pacer:
         self._stopping = stopping
         self._lock = threading.Lock()
         self._is_throttled = False
-        self._due: dict[str, float] = {}  # by operation: when the next call would come if all came evenly
+        self._due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
 
     def wait(self, event_name: str, **_: object) -> None:
-        """Wait for an operation's turn, or the user's Ctrl-C: botocore's before-send event, for retries as well."""
+        """Wait for an operation's turn, or for Ctrl-C: botocore's before-send event, for retries as well."""
         operation = event_name.rpartition(".")[2]
         rate = QUOTAS[operation] * self._speed
         with self._lock:
             now = time.monotonic()
-            # 20 ms behind AWS's own count, so that no call overtakes its token on the way.
+            # 20 ms later than AWS's own count, so that no call arrives before its token.
             due = max(self._due.get(operation, 0.0), now + 0.02)
             self._due[operation] = due + 1 / rate
         self._stopping.wait(max(0.0, due - max(0.0, 1 - 1 / rate) - now))
 
     def slow_down(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
-        """Have an operation rest that AWS throttles: botocore's response-received event."""
+        """Pause an operation that AWS throttles: botocore's response-received event."""
         if (parsed_response or {}).get("Error", {}).get("Code") == "ThrottlingException":  # HTTP 429 or 400
             operation = event_name.rpartition(".")[2]
             with self._lock:
@@ -1602,11 +1597,10 @@ def connect_control_plane(
 ) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
-    Every request carries `headers`, without which the embedded AWS IoT lets nobody in, and goes through `proxies`, by
-    scheme; None: as the environment says.
-    Once the user has asked to stop, its calls raise Interrupted before they are sent.
-    Returns it with the place as it is once AWS's configuration and DescribeEndpoint have had their say.
-    Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors; Interrupted.
+    Every request has `headers` (the embedded AWS IoT requires them) and goes through `proxies`, by scheme; None: those
+    of the environment. After Ctrl-C, calls raise Interrupted before they are sent.
+    Returns the client, and the place completed from AWS's configuration and DescribeEndpoint.
+    Raises: ElfError when these credentials are for another account than the fleet's; botocore's errors; Interrupted.
     """
     session = _session(place, proxies)
     events = session.events
@@ -1641,10 +1635,10 @@ def connect_control_plane(
 
 
 def _ask_for_code(inbox: Inbox, prompt: str) -> str:
-    """Ask on the terminal for an MFA code; any thread may. Raises ElfError where nobody can be asked; Interrupted."""
+    """Ask for an MFA code on the terminal; any thread may. Raises ElfError without a terminal; Interrupted."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or is_behind():
         raise ElfError(
-            f"nobody can be asked for an MFA code without a terminal ({prompt.strip(': ')})",
+            f"could not ask for an MFA code: this is not a terminal ({prompt.strip(': ')})",
             "run the command in a terminal, or set credentials that need no code: `aws configure export-credentials`",
         )
     last.info("%s", prompt.strip(": "))
@@ -1654,12 +1648,12 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
         inbox.check()
         inbox.stopping.wait(REDRAW_S)
     if not re.fullmatch("[0-9]{6}", code := answers.get()):
-        raise ElfError("that is not an MFA code, which has six digits", "run the command again")
+        raise ElfError("an MFA code has six digits", "run the command again")
     return code
 
 
 def _credentials(session: Any) -> Any:
-    """Return the session's credentials, None if there are none. Raises ElfError where they can't be fetched."""
+    """Return the session's credentials, or None. Raises ElfError if they can't be fetched."""
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
     try:
@@ -1669,7 +1663,7 @@ def _credentials(session: Any) -> Any:
     except (ElfError, Interrupted):
         raise
     except Exception as error:
-        cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check what gives them"
+        cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check where they come from"
         explained = isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError)
         if explained or _bad_endpoint(error):
             cause, remedy = explain(error)
@@ -1679,7 +1673,7 @@ def _credentials(session: Any) -> Any:
 
 
 def _way(session: Any) -> str:
-    """Name the profiles that lead to the credentials, and the settings that say how to get them, but no secret."""
+    """Return the profiles and settings that the credentials come from, in parentheses, without secrets."""
     profiles, name, used = session._session.full_config["profiles"], session.profile_name, []
     while name in profiles and name not in used:
         used.append(name)
@@ -1692,13 +1686,13 @@ def _way(session: Any) -> str:
 
 
 def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
-    """Ask AWS for the host name of its MQTT broker. Raises ElfError when these credentials are another account's.
+    """Ask AWS for the host name of its MQTT broker. Raises ElfError when these credentials are for another account.
 
-    Whose they are, which takes no permission, it asks where the host name does not say so.
+    Where the host name does not tell the account, it asks STS, which needs no permission.
     """
     address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
     host = address.partition(":")[0].lower()
-    # It begins with another name for every account; and in moto's server, for every answer.
+    # Its first label differs for every account; in moto's server, for every answer.
     is_same = (place.data_endpoint or "").partition(".")[0] == host.partition(".")[0]
     if place.account and not is_same:
         url = None if ".amazonaws.com" in (place.endpoint_url or "") else place.endpoint_url
@@ -1706,14 +1700,14 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
         is_same = sts.get_caller_identity()["Account"] == place.account
     if not is_same and (place.data_endpoint or place.account):
         raise ElfError(
-            f"these credentials are another account's: the fleet lives in {place}",
-            "use the credentials that created it, or another --misc-dir for another fleet",
+            f"these credentials are for another account: this fleet is in {place}",
+            "use the credentials that created it, or another directory with --misc-dir",
         )
     return host
 
 
 def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
-    """Make boto3's session. The embedded AWS IoT gets no credential or profile of the user's: none is even read."""
+    """Make boto3's session. For the embedded AWS IoT, no credential or profile of the user's is even read."""
     if place.local or not _uses_login():
         # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
@@ -1743,16 +1737,16 @@ def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
 
 
 def _uses_login() -> bool:
-    """Say whether AWS's configuration has a profile that `aws login` has signed in."""
-    with contextlib.suppress(OSError, RuntimeError):  # there is none, or no home
+    """Return whether AWS's configuration has a profile that uses `aws login`."""
+    with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
         return b"login_session" in Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser().read_bytes()
     return False
 
 
 def _check_credentials(request_signer: Any, **_: object) -> None:
-    """Hide the credentials that sign a request: the session's, renewed ones, or those by which a role is assumed.
+    """Hide the credentials that sign a request (the session's, or those that assume a role): before-sign event.
 
-    botocore's before-sign event. Raises ElfError where HTTP can't carry one: a line end comes along with a copy.
+    Raises ElfError if one is not valid in HTTP: a copied one may end with a line end.
     """
     credentials = request_signer._credentials
     secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
@@ -1761,8 +1755,9 @@ def _check_credentials(request_signer: Any, **_: object) -> None:
         if value and not re.fullmatch("[!-~]+", value):
             source = "a role's source_profile" if credentials.method == "explicit" else credentials.method
             raise ElfError(
-                f"the AWS {name} (from {source}) has a line end, a space or another character that no {name} has",
-                "set it again without that character; `aws sts get-caller-identity` shows whether it then works",
+                f"the AWS {name} (from {source}) contains a line end, a space or another character that is not valid "
+                "in it",
+                "set it again without that character, then check it with `aws sts get-caller-identity`",
             )
 
 
@@ -1782,7 +1777,7 @@ _READ = {  # what ELF reads of answers; botocore's model marks no field of them 
 
 def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: object) -> None:
     log.debug("AWS %s: HTTP %s %s", model.name, http_response.status_code, parsed.get("Error", {}).get("Code", ""))
-    # A list that is left out is empty; what else ELF reads has to be there.
+    # A list that is left out is empty; the other fields that ELF reads are required.
     if http_response.status_code < 300 and model.output_shape:
         lists = [name for name, shape in model.output_shape.members.items() if shape.type_name == "list"]
         parsed.update({name: [] for name in lists if not parsed.get(name)})
@@ -1791,7 +1786,7 @@ def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: o
             for found in parsed[field] if field in lists else [parsed.get(field)]:
                 if not (found.get(member) if found and dot else found):
                     host = "/".join(http_response.url.split("/")[:3])
-                    raise NotAwsError(f"{host} to {model.name}, without {path},")
+                    raise NotAwsError(f"{host} (no {path} in its answer to {model.name})")
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
@@ -1802,7 +1797,7 @@ def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
 def _try_no_more(
     response: tuple[Any, Any] | None, caught_exception: Exception | None, attempts: int, operation: Any, **_: object
 ) -> None:
-    """Raise an error after which botocore would make the call again, where ELF knows better."""
+    """Raise an error at once that botocore would retry, where ELF must not."""
     from botocore.exceptions import ClientError
 
     error = caught_exception
@@ -1810,10 +1805,10 @@ def _try_no_more(
         response[1]["ResponseMetadata"]["RetryAttempts"] = attempts - 1
         error = ClientError(response[1], operation.name)
     if error and (
-        # Each call that AWS may have acted on may have made a certificate, so ELF is to know of all; and one that
-        # waits in botocore, where Ctrl-C does not reach it, would count as sent.
+        # Each call that AWS may have acted on may have made a certificate, so ELF has to know of each; and one that
+        # waits in botocore, where Ctrl-C can't stop it, would count as sent.
         operation.name == "CreateKeysAndCertificate"
-        # The first calls of a command tell quickly that AWS can't be reached; later ones ride a fault out.
+        # The first calls of a command fail quickly if AWS can't be reached; later ones wait for it.
         or (operation.name in ("DescribeEndpoint", *SIGN_IN) and caught_exception and attempts >= 3)
         or names_of(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
     ):
@@ -1821,22 +1816,22 @@ def _try_no_more(
 
 
 def _may_have_arrived(error: Exception) -> bool:
-    """Say whether AWS may have acted on a call that ended with `error`."""
+    """Return whether AWS may have acted on a call that ended with `error`."""
     if status := (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode"):
         return status in (500, 502, 504)  # 503 is an answer: not now
     return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(names_of(error))
 
 
 def _refused_at_once(error: Exception) -> bool:
-    """Say whether AWS has refused a call and no attempt of it can have done anything before."""
+    """Return whether AWS refused a call, and no earlier attempt of it can have had an effect."""
     metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
     return 400 <= metadata.get("HTTPStatusCode", 0) < 500 and not metadata.get("RetryAttempts")
 
 
 class NotYet(Exception):  # noqa: N818 - it passes
-    """Ends a step that AWS is not ready for: for_each() is to do `again`, then the step, for `patience_s` in all.
+    """Ends a step that AWS is not ready for: for_each() calls `again`, then the step, for up to `patience_s` in all.
 
-    What AWS answered, `error`, ends the step after that time.
+    After that time the step fails with AWS's answer, `error`.
     """
 
     def __init__(
@@ -1848,11 +1843,11 @@ class NotYet(Exception):  # noqa: N818 - it passes
 
 
 def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
-    """Take a step with many things at once; yield each with its result, or with the exception that ended it.
+    """Run a step for many things in parallel; yield each thing with its result, or with the exception of its step.
 
-    A step that raises NotYet rests for a while, longer each time, and is repeated: it must be safe to repeat.
-    Starts no more after a failure that the others would share. Raises Interrupted on the user's Ctrl-C, once the calls
-    under way are finished and recorded, or STOP_S seconds later.
+    A step that raises NotYet is repeated after a pause, longer each time: it must be safe to repeat. After an error
+    that all others would get too, no more are started. Raises Interrupted on Ctrl-C, once the running calls have
+    finished and are recorded, or STOP_S seconds later.
     """
     from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -1903,7 +1898,7 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
 
 
 def in_background(inbox: Inbox, call: Callable[[], T]) -> T:
-    """Make a call, and return or raise what it does; Ctrl-C need not wait for its end."""
+    """Make a call in a thread, and return or raise what it does; Ctrl-C does not wait for it."""
     ((_, result),) = for_each(inbox, [""], lambda _: call())
     if isinstance(result, BaseException):
         raise result
@@ -1911,17 +1906,16 @@ def in_background(inbox: Inbox, call: Callable[[], T]) -> T:
 
 
 def own_things(iot: Any, elf_id: str) -> set[str]:
-    """Ask AWS for the names of this ELF's things, by the attribute that make_thing() gives them."""
+    """Ask AWS for the names of this ELF's things, by the attribute that make_thing() sets."""
     pages = iot.get_paginator("list_things").paginate(attributeName="elf_id", attributeValue=elf_id)
     return {thing["thingName"] for page in pages for thing in page["things"]}
 
 
 def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
-    """Make a thing with an active certificate of its own, and record each step. Safe to repeat.
+    """Make a thing with its own active certificate, and record each step. Safe to repeat.
 
-    The thing comes first: a name can be taken by somebody else, and a certificate, which has no name, would then be
-    left behind. A thing among the `strays` is this ELF's and may have certificates of which misc/ has lost the keys:
-    they go.
+    The thing comes first: its name may be taken, and a certificate, which has no name, would then be left behind. A
+    thing in `strays` is this ELF's, and may have certificates whose keys are lost: they are deleted.
     Raises: ElfError when a thing of that name is not this ELF's; NotYet; botocore's errors.
     """
     thing = _take_up(iot, fleet, name)
@@ -1937,7 +1931,7 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
 
 
 def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
-    """Return a thing as an earlier try has left it, without its certificate if that is gone in AWS."""
+    """Return a thing as an earlier attempt left it, without its certificate if that is missing in AWS."""
     thing = fleet.things.get(name) or fleet.record(Thing(name))
     if thing.certificate_id and not _unless_missing(iot.describe_certificate, certificateId=thing.certificate_id):
         thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
@@ -1946,21 +1940,21 @@ def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
 
 @contextlib.contextmanager
 def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> Iterator[None]:
-    """Let CreateThing succeed where the thing exists and is this ELF's; forget the thing where it is not made.
+    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made.
 
-    Of one of the `strays`, the certificates go whose keys are lost.
+    If the thing is in `strays`, its certificates are deleted: their keys are lost.
     """
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
         owner = iot.describe_thing(thingName=thing.name).get("attributes", {}).get("elf_id")
-        if owner != fleet.elf_id:  # else somebody has added attributes to a thing of this ELF's
+        if owner != fleet.elf_id:  # else someone added attributes to a thing of this ELF's
             if not thing.certificate_arn:
                 fleet.forget(thing)
-            remedy = "choose other names, as in `elf.py create --prefix NAME`"
+            remedy = "choose another prefix with `elf.py create --prefix NAME`"
             if owner:
                 remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
-            raise ElfError(f"there is a thing named {thing.name} already that this ELF did not make", remedy) from error
+            raise ElfError(f"thing {thing.name} already exists, and this ELF did not make it", remedy) from error
     except iot.exceptions.ClientError as error:
         if not thing.certificate_arn and _refused_at_once(error):
             fleet.forget(thing)
@@ -1972,22 +1966,22 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
 
 @contextlib.contextmanager
 def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
-    """Record that a certificate is being asked for, and what becomes of that. Raises NotYet to have it asked again."""
+    """Record that a certificate is being requested, and the outcome. Raises NotYet to request it again."""
     asked = fleet.record(fleet.things[thing.name]._replace(asked=time.time()))
     try:
         yield
     except Exception as error:
         if _may_have_arrived(error):
             fleet.record_unanswered(asked)
-            raise NotYet(error, 1.0, "the answer is lost") from error  # once more: this may make another one
+            raise NotYet(error, 1.0, "no answer") from error  # once more: this may make another one
         fleet.record(asked._replace(asked=None))
         if not BUSY.isdisjoint(names_of(error)):
-            raise NotYet(error, BUSY_S, "AWS does not take it now") from error
+            raise NotYet(error, BUSY_S, "AWS is busy") from error
         raise
 
 
 def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, Any]) -> Thing:
-    """Record a certificate and its keys, or take it away again: without a key it is of no use to anybody."""
+    """Record a certificate and its keys; if that fails, delete it, because it is useless without its key."""
     asked = fleet.things[thing.name]
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
@@ -2023,7 +2017,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
     Raises: ElfError when a policy of that name says something else; NotYet; botocore's errors.
     """
-    thing = fleet.things[thing.name]  # as an earlier try has left it
+    thing = fleet.things[thing.name]  # as an earlier attempt left it
     name, arn = thing.policy_name or policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
     with _asking_for_policy(iot, fleet, thing, name, document):
@@ -2035,7 +2029,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
 @contextlib.contextmanager
 def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document: Mapping[str, Any]) -> Iterator[None]:
-    """Record that a policy is being asked for, and forget it if it is not made; it may exist and say just that."""
+    """Record that a policy is being made, and forget it if that fails; it may exist already, with this document."""
     fleet.record(thing._replace(policy_name=name))
     try:
         yield
@@ -2044,9 +2038,9 @@ def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document
         if not policy or json.loads(policy["policyDocument"]) != document:
             fleet.record(thing._replace(policy_name=None))
             raise ElfError(
-                f"there is a policy named {name} already that ELF did not make",
+                f"policy {name} already exists, and ELF did not make it",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
-                "or make another fleet with --prefix",
+                "or choose another --prefix",
             ) from error
     except iot.exceptions.ClientError as error:
         if not thing.policy_name and _refused_at_once(error):
@@ -2055,9 +2049,9 @@ def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
-    """Take a thing, its certificate and its policy away, in the order AWS requires. Safe to repeat.
+    """Delete a thing, its certificate and its policy, in the order AWS requires. Safe to repeat.
 
-    What is gone already counts as done, and what is not this ELF's is left alone.
+    What is already gone counts as done, and what is not this ELF's is left alone.
     Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
     """
     thing, is_own, others = _claim(iot, fleet, fleet.things[thing.name])
@@ -2073,7 +2067,7 @@ def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
 
 
 def reconcile(iot: Any, fleet: Fleet, strays: set[str], wanted: Container[str], name: str) -> Thing | None:
-    """Finish what an interrupted clean began with a thing, and make it if it is `wanted`. Safe to repeat.
+    """Finish an interrupted clean of a thing, and make it if it is `wanted`. Safe to repeat.
 
     Raises what retire() and make_thing() raise.
     """
@@ -2084,11 +2078,11 @@ def reconcile(iot: Any, fleet: Fleet, strays: set[str], wanted: Container[str], 
 
 
 def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[..., set[str] | None]]:
-    """Find out what there is to be taken away, by what AWS says of it now, and record that this has begun.
+    """Ask AWS what there is to delete, and record that this has begun.
 
-    A thing or policy that is not this ELF's was made by someone else under the same name: a line says so. A
-    certificate's name is AWS's own; those of a thing of this ELF's whose keys are lost go at once.
-    Returns the thing with what is this ELF's of it, whether itself is, and what finds others that use it.
+    A thing or policy of the same name that someone else made is logged, and left alone. Certificates of this ELF's
+    thing whose keys are lost are deleted at once.
+    Returns the thing with only what is this ELF's, whether the thing itself is, and a function that finds other users.
     """
     described = _unless_missing(iot.describe_thing, thingName=thing.name)
     is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
@@ -2110,7 +2104,7 @@ def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[
 
 
 def _unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
-    """Return what a call answers, or None where AWS does not have what it asks for."""
+    """Return the answer to a call, or None if AWS answers ResourceNotFoundException."""
     try:
         return call(**parameters)
     except Exception as error:
@@ -2120,10 +2114,10 @@ def _unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
 
 
 def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id: str | None) -> bool:
-    """Say whether a thing that AWS describes is the one that the fleet remembers.
+    """Return whether a thing that AWS describes is the one that the fleet has recorded.
 
-    Its elf_id says so, or the recorded certificate, which is attached to it: the original program gave no elf_id. One
-    of the original's that an earlier try has detached has neither: nothing must have been added to it since.
+    It has this elf_id, or the recorded certificate (the original program set no elf_id). A thing of the original's that
+    an earlier attempt detached has neither; it is ELF's if nothing was added to it since.
     """
     if elf_id and attributes.get("elf_id") == elf_id:
         return True
@@ -2132,10 +2126,10 @@ def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id:
 
 
 def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) -> bool:
-    """Say whether a policy that AWS has is the one that ELF made for a thing, whose account and region `arn` names.
+    """Return whether a policy is the one that ELF made for a thing; `arn` has the account and region.
 
-    It says what ELF has it say; or it was edited since, or is the original program's, and the thing's certificate
-    has it, or had it until an earlier try detached it.
+    It has ELF's document; or it was edited since, or is the original program's, and is attached to the thing's
+    certificate, or was until an earlier attempt detached it.
     """
     is_as_made = json.loads(policy["policyDocument"]) == policy_document(thing.name, arn)
     if is_as_made or (thing.stage == CLEANING and thing.policy_arn):
@@ -2147,9 +2141,9 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
 
 
 def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
-    """Take away the certificates that this ELF made for a thing of its own and does not remember; return their ARNs.
+    """Delete the certificates that this ELF made for its thing and has lost; return their ARNs.
 
-    Those are they that are attached to that thing alone, and have its policy or none. Raises ElfError for another.
+    They are attached only to that thing, and have its policy or none. Raises ElfError for any other certificate.
     """
     lost = {*iot.list_thing_principals(thingName=name)["principals"]}
     for arn in lost:
@@ -2164,14 +2158,14 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
         gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
         gone_is_fine(iot.detach_thing_principal, thingName=name, principal=arn)
         gone_is_fine(iot.delete_certificate, others, certificateId=certificate_id)
-        log.info("%s: deleted its certificate %s, whose key is lost", name, arn)
+        log.info("%s: deleted certificate %s, whose key is lost", name, arn)
     return lost
 
 
 def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str] | None:
-    """Ask AWS who else uses a thing, its policy or its certificate, which may count as attached to each other still.
+    """Ask AWS what else uses a thing, its policy or its certificate, which may still count as attached to each other.
 
-    Returns None where it was a policy's versions that were in the way, which somebody's edits had made: they are gone.
+    Returns None if edits of a policy had made more versions of it, which AWS requires to be deleted first: they are.
     """
     if "thingName" in what:
         return {*iot.list_thing_principals(**what)["principals"]} - certificates
@@ -2193,25 +2187,24 @@ def _users(iot: Any, arn: str) -> set[str]:
 
 
 def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
-    """Make a call that needs what was just made. Raises NotYet where AWS does not find it; botocore's errors."""
+    """Make a call that needs what was just made. Raises NotYet if AWS does not find it yet; botocore's errors."""
     try:
         call(**parameters)
     except Exception as error:
         if names_of(error)[0] != "ResourceNotFoundException":
             raise
         again = functools.partial(once_visible, call, **parameters)
-        raise NotYet(error, VISIBLE_S, "AWS does not find yet what was just made", again) from error
+        raise NotYet(error, VISIBLE_S, "not visible in AWS yet", again) from error
 
 
 def gone_is_fine(
     call: Callable[..., Any], others: Callable[..., set[str] | None] | None = None, **parameters: Any
 ) -> None:
-    """Make a call that takes something away; what is not there, or not known (None), is done.
+    """Make a call that deletes or detaches something; what is not there, or not known (None), counts as done.
 
     AWS is distributed: "it can take up to five minutes after a policy is detached before it's ready to be deleted"
     (DetachPolicy, AWS IoT API reference); of a certificate, DetachThingPrincipal says "several seconds".
-    Raises ElfError where `others`, which asks AWS, names somebody else that uses it, NotYet where it names nobody;
-    botocore's errors.
+    Raises ElfError if `others`, which asks AWS, finds something else that uses it, NotYet if not; botocore's errors.
     """
     if None in parameters.values():
         return
@@ -2230,17 +2223,17 @@ def gone_is_fine(
             again()
         elif users:
             raise ElfError(
-                f"AWS does not delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
+                f"AWS refuses to delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
         else:
-            raise NotYet(error, CONSISTENCY_S, "to AWS, what was just detached is attached still", again) from error
+            raise NotYet(error, CONSISTENCY_S, "still attached according to AWS", again) from error
 
 
 def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
-    """Find what the calls without an answer may have made: certificates of those times, attached to nothing.
+    """Find what the requests without an answer may have made: certificates of those times, attached to nothing.
 
-    AWS gives no other handle on them, so one of somebody else's may be among them.
+    AWS has no other way to find them, so a certificate of someone else's may be among them.
     """
     from email.utils import parsedate_to_datetime
 
@@ -2248,7 +2241,7 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
     first, made = min(call.since for call in fleet.unanswered), math.inf
     found: list[Mapping[str, Any]] = []
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
-        # AWS's clock, to the second, and this machine's may differ.
+        # AWS's clock (in seconds) and this machine's may differ.
         date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
         ahead = parsedate_to_datetime(date).timestamp() - time.time() if date else 0.0
         ahead = ahead if abs(ahead) >= 3 else 0.0
@@ -2263,7 +2256,7 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
 
 
 def allows(documents: Iterable[Mapping[str, Any]], action: str, resource: str) -> bool:
-    """Say whether AWS IoT policies allow an action on a resource. Conditions count as met, variables as anything."""
+    """Return whether AWS IoT policies allow an action on a resource; conditions count as met, variables match all."""
     verdict = False
     for statement in (each for document in documents for each in _listed(document.get("Statement", []))):
         if _matches(statement.get("Action", "*"), action) and _matches(statement.get("Resource", "*"), resource):
@@ -2278,38 +2271,38 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _matches(patterns: Any, text: str) -> bool:
-    """Match a policy's patterns, in which * is any text, ? any character, and ${...} a variable."""
+    """Match a policy's patterns: * is any text, ? any character, ${...} a variable."""
     plain = [re.escape(re.sub(r"\$\{[^}]*\}", "*", str(pattern))) for pattern in _listed(patterns)]
     return any(re.fullmatch(p.replace(r"\*", ".*").replace(r"\?", "."), text, re.DOTALL) for p in plain)
 
 
 class Refusal(ElfError):  # noqa: N818 - AWS's word for it
-    """The broker does not let a thing connect, publish or subscribe, and does not say why. AWS may."""
+    """The broker refuses to let a thing connect, publish or subscribe, without a reason. AWS may know it."""
 
     def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
-        """Tell of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
+        """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
         self.thing, self.endpoint, self.action, self.subject, self.reason = thing, endpoint, action, subject, reason
         cause, remedy = {
             "iot:Connect": (
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
-                "look at its certificate and policy in the AWS IoT console (Security), or run the command again: "
-                "what was changed a moment ago may not have taken effect yet",
+                "check its certificate and policy in the AWS IoT console (Security), or run the command again: "
+                "a recent change may not have taken effect yet",
             ),
             "iot:Publish": (
                 f"{thing} can't publish to {subject}: the broker closes the connection at each message, and "
                 "acknowledges none",
-                "see that its policy allows iot:Publish to that topic",
+                "check that its policy allows iot:Publish to that topic",
             ),
             "iot:Subscribe": (
-                f"{thing} can't subscribe to {subject}: the broker does not accept it",
-                "see that its policy allows iot:Subscribe to that topic filter",
+                f"{thing} can't subscribe to {subject}: the broker refuses it",
+                "check that its policy allows iot:Subscribe to that topic filter",
             ),
         }[action]
         super().__init__(cause, remedy)
 
 
 def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
-    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal`, which says no more than that.
+    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal` if AWS gives no reason.
 
     Raises botocore's errors.
     """
@@ -2319,7 +2312,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     except iot.exceptions.ResourceNotFoundException:
         return ElfError(
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
-            f"if the fleet lives elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
+            f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
         )
     if (status := certificate["status"]) == "REVOKED":
         return ElfError(f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", _ANEW)
@@ -2347,7 +2340,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     host = refusal.endpoint.rpartition(":")[0]
     if not place.local and refusal.action == "iot:Connect" and host != place.data_endpoint:
         return ElfError(
-            f"{thing.name} can't connect to {refusal.endpoint}: its certificate is good, but the endpoint of {place} "
+            f"{thing.name} can't connect to {refusal.endpoint}: its certificate is valid, but the endpoint of {place} "
             f"is {place.data_endpoint}",
             "leave --mqtt-endpoint out",
         )
@@ -2357,9 +2350,9 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
 def write_amazon_roots(directory: Path) -> Path:
     """Write the root certificates of AWS IoT's endpoints to a file, and return its path.
 
-    https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html names them: Amazon Root CA 1 to 4,
-    cross-signed by Starfield Services Root Certificate Authority - G2. botocore carries them; a distribution's
-    botocore may lean on the system's instead.
+    https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html lists them: Amazon Root CA 1 to 4,
+    cross-signed by Starfield Services Root Certificate Authority - G2. botocore contains them; a distribution's
+    botocore may use the system's instead.
     """
     import ssl
 
@@ -2375,7 +2368,7 @@ def write_amazon_roots(directory: Path) -> Path:
     if not text:
         raise ElfError(
             "neither botocore nor this system has the Amazon root certificates",
-            "save https://www.amazontrust.com/repository/AmazonRootCA1.pem and name it with --root-cert",
+            "download https://www.amazontrust.com/repository/AmazonRootCA1.pem and use it with --root-cert",
         )
     path = directory / ROOTS_FILE
     if not path.exists() or path.read_text(encoding="ascii") != text:
@@ -2397,7 +2390,7 @@ _JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_
 
 
 def parsed(text: str) -> Any:
-    """Return what a JSON text says; where it nests deeper than Python's decoder goes, the members that it begins with.
+    """Return the value of a JSON text; if it nests too deep for Python's decoder, only its first members.
 
     Raises ValueError.
     """
@@ -2413,13 +2406,13 @@ def parsed(text: str) -> Any:
         else:
             levels[-1] += part
     if len(levels) > 1:
-        raise json.JSONDecodeError("It does not end", text, len(text))
+        raise json.JSONDecodeError("it does not end", text, len(text))
     _JSON.decode(levels[0])
     return value
 
 
 def with_members(text: str, members: Sequence[str]) -> str:
-    """Put members before the last brace of a JSON object's text, and change nothing else."""
+    """Insert members before the last brace of a JSON object's text, and change nothing else."""
     brace = text.rindex("}")
     comma = ", " if members and not text[:brace].rstrip().endswith("{") else ""
     return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
@@ -2430,7 +2423,7 @@ def is_aws_own(topic: str) -> bool:
 
 
 class Composer(NamedTuple):
-    """What the things say: `text` as it was given, and the JSON object that it is, or that has it as its msg."""
+    """What the things send: `text` as given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
     content: str | None = None  # None: there is none, and `text` goes to all topics
@@ -2439,38 +2432,38 @@ class Composer(NamedTuple):
 
     @classmethod
     def of_object(cls, text: bytes) -> Composer:
-        """Make one of a JSON object's text. Raises ValueError for what is none."""
+        """Make one of a JSON object's text. Raises ValueError if it is not one."""
         text = text.removeprefix(codecs.BOM_UTF8)
         content = text.decode("utf-8")
         members = parsed(content)
         if not isinstance(members, dict):
-            raise ValueError("it holds no JSON object")
+            raise ValueError("it is not a JSON object")
         return cls(text, content, ADDED & members.keys())
 
     @classmethod
     def of_any(cls, text: bytes) -> Composer:
-        """Make one of a JSON object's text, or of any other. Raises UsageError for what is not UTF-8."""
+        """Make one of a JSON object's text, or of any other text. Raises UsageError if it is not UTF-8."""
         with contextlib.suppress(ValueError):
             return cls.of_object(text)
         return cls.of_text(text)
 
     @classmethod
     def of_text(cls, text: bytes) -> Composer:
-        """Make one of any text. Raises UsageError for what is not UTF-8."""
+        """Make one of any text. Raises UsageError if it is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
         utf8(msg)  # which raises
         return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
 
     def in_run(self, run: str) -> Composer:
-        """Return one whose messages can be counted where they come. Raises UsageError for what has such members."""
+        """Return one that numbers its messages, for subscribe to count. Raises UsageError if it has such members."""
         if run and (taken := self.has - {"ts"}):
-            raise UsageError(f"the message has {min(taken)!r} already, which --sequence adds", "leave --sequence out")
+            raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
         return self._replace(run=run)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
-        """Return what a thing publishes as its `number`th message. Raises UsageError for what AWS IoT does not take.
+        """Return what a thing publishes as its message `number`. Raises UsageError if it is too long for AWS IoT.
 
-        AWS's own topics take nothing that is not theirs; those of Basic Ingest lead to the user's rules.
+        AWS's own topics get only what the user gave; Basic Ingest topics lead to the user's rules.
         """
         payload = self.text
         if self.content is not None and not is_aws_own(topic):
@@ -2480,65 +2473,108 @@ class Composer(NamedTuple):
                 members.append(f'"thing": "{thing}", "seq": {number}, "run": "{self.run}"')
             payload = with_members(self.content, members).encode("utf-8")
         if len(payload) > MAX_PAYLOAD_BYTES:
-            cause = f"the message is too long: {len(payload)} bytes, and AWS IoT takes 128 KiB"
+            cause = f"the message is too long: {len(payload)} bytes, and AWS IoT allows 128 KiB"
             raise UsageError(cause, "send a shorter one")
         return payload
 
 
 @functools.cache
 def sandbox() -> Any:
-    """Return the class of Jinja2's sandbox, in which loops, calls and numbers are bounded, and chance is the seed's."""
+    """Return the class of Jinja2's sandbox with limits for time, memory and numbers, and no unseeded random numbers."""
     from jinja2 import StrictUndefined, nodes
     from jinja2.exceptions import SecurityError
-    from jinja2.sandbox import SandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Sandbox(SandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**"))
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("+", "*", "**", "%"))
         steps = 0
 
         def __init__(self) -> None:
-            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True)
-            self.filters["counted"] = self.counted
-            del self.filters["random"], self.globals["lipsum"]
+            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self.taken)
+            self.filters = {name: self.counting(name, its) for name, its in self.filters.items() if name != "random"}
+            self.filters |= {"counted": self.counted, "taken": self.taken}
+            del self.globals["lipsum"]
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+            def wrapped(node: Any, name: str) -> nodes.Filter:
+                return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
             tree = super()._parse(source, name, filename)
             for loop in tree.find_all(nodes.For):
-                loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+                loop.iter = wrapped(loop.iter, "counted")
+            for joined in tree.find_all(nodes.Concat):
+                joined.nodes = [wrapped(part, "taken") for part in joined.nodes]
             return tree
 
-        def step(self) -> None:
+        def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
+            """Count a step, and `times` the characters and members of its operands."""
             self.steps += 1
+            left = [*operands]
+            for operand in left:  # which grows
+                if isinstance(operand, str | bytes | list | tuple | dict | range):
+                    self.steps += times * len(operand)
+                if self.steps > MOST_STEPS:
+                    break
+                if isinstance(operand, list | tuple | dict):
+                    left += [*operand.values(), *operand] if isinstance(operand, dict) else operand
             if self.steps > MOST_STEPS:
-                raise SecurityError(f"it takes more than {MOST_STEPS:,} passes of loops and calls")
+                raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
+
+        def taken(self, value: Any) -> Any:
+            if not isinstance(value, int | float):
+                self.step((value,))
+            return value
 
         def counted(self, items: Iterable[Any]) -> Iterator[Any]:
             for item in items:
                 self.step()
                 yield item
 
+        def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
+            """Count a call or filter, tenfold since replace() multiplies; numbers may be widths, except in a format."""
+            if name in ("format", "format_map"):
+                if re.search(r"\d{5}|%\S*\*|(^|[^{])(\{\{)*\{[^{}]*:[^{}]*\{", str(value)):
+                    raise SecurityError("a width in a format can have at most four digits")
+            else:
+                self.steps += 10 * sum(abs(int(it)) for it in operands if isinstance(it, int | float))
+            self.step((value, *operands), times=10)
+
+        def counting(self, name: str, its: Callable[..., Any]) -> Callable[..., Any]:
+            first = int(hasattr(its, "jinja_pass_arg"))
+
+            @functools.wraps(its)
+            def count(*operands: Any, **named: Any) -> Any:
+                self.step_into(name, operands[first], (*operands[first + 1 :], *named.values()))
+                return its(*operands, **named)
+
+            return count
+
         def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            method = getattr(function, "__wrapped__", function)  # of str.format
+            if isinstance(value := getattr(method, "__self__", None), str | bytes | int):
+                self.step_into(method.__name__, value, (*args, *kwargs.values()))
             self.step()
             return super().call(context, function, *args, **kwargs)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if not (isinstance(left, int | float) and isinstance(right, int | float)):
-                raise SecurityError("numbers alone can be multiplied")
-            _ = (
-                float(left),
-                float(right),
-                operator == "**" and float(left) ** right,
-            )  # or OverflowError: it is too large
+            if operator == "%" and isinstance(left, str):
+                self.step_into("format", left, [right])
+            elif operator == "+":
+                self.step((left, right))
+            elif not (isinstance(left, int | float) and isinstance(right, int | float)):
+                raise SecurityError("only numbers can be multiplied")
+            else:
+                _ = float(left) ** right if operator == "**" else float(left) + right  # or OverflowError: too large
             return super().call_binop(context, operator, left, right)
 
     return Sandbox
 
 
 class Voice:
-    """What a thing's templates take from it: chance, and values of its own that go on from their last.
+    """What a thing's templates use: its random numbers, and its values that continue from message to message.
 
-    Of the calls of `walk`, the first in each rendering goes on from the first in the one before, and so on; of `ramp`
-    as well. Time is that of the schedule, or a wave would depend on the machine.
+    The first call of `walk` in a rendering continues from the first in the previous one, and so on; `ramp` does too.
+    Time is that of the schedule, or a wave would depend on the machine.
     """
 
     def __init__(self, thing: str, seed: int | None, interval_s: float) -> None:
@@ -2560,7 +2596,7 @@ class Voice:
         }
 
     def names(self, number: int) -> dict[str, Any]:
-        """Return what the template of the thing's message `number` knows."""
+        """Return the names for the template of the thing's message `number`."""
         self._number, now = number, time.time_ns()
         self._calls.clear()
         return {**self._names, "number": number, "now": now / 1e9, "now_ms": now // 1_000_000}
@@ -2583,10 +2619,10 @@ class Voice:
 
 
 class Template:
-    """What the things say, rendered for each message of each thing, each of which has a voice."""
+    """What the things send, rendered for each message of each thing; each thing has a Voice."""
 
     def __init__(self, text: bytes, make: Callable[[bytes], Composer], voice: Callable[[str], Voice]) -> None:
-        """Compile the text; `make` makes of its results what is sent. Raises UsageError."""
+        """Compile the text; `make` turns its results into what is sent. Raises UsageError."""
         self._make, self._voice = make, voice
         self.voices: dict[str, Voice] = {}
         self._sandbox = sandbox()()
@@ -2598,13 +2634,13 @@ class Template:
             if unknown := meta.find_undeclared_variables(tree) - known:
                 first = next(name for name in tree.find_all(nodes.Name) if name.name in unknown)
                 raise UsageError(
-                    f"the template does not work: line {first.lineno}: unknown name {first.name!r}",
-                    f"names are {', '.join(sorted(known))}",
+                    f"the template failed: line {first.lineno}: unknown name {first.name!r}",
+                    f"use one of {', '.join(sorted(known))}",
                 )
             self._template = self._sandbox.from_string(tree)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
-        """Render it, and return what a Composer of the result does. Raises UsageError."""
+        """Render it, and return the payload that a Composer makes of the result. Raises UsageError."""
         voice = self.voices.get(thing) or self.voices.setdefault(thing, self._voice(thing))
         self._sandbox.steps = size = 0
         pieces = []
@@ -2618,7 +2654,7 @@ class Template:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Raise UsageError, with line and reason, for whatever Python or Jinja2 raises in the block."""
+        """Raise UsageError, with line and reason, for any error of Python or Jinja2 in the block."""
         try:
             yield
         except ElfError:
@@ -2629,15 +2665,15 @@ class Template:
             frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>"]
             line = getattr(error, "lineno", None) or (frames or [1])[-1]
             reason = getattr(error, "message", None) or str(error) or type(error).__name__
-            cause = f"the template does not work: line {line}: {reason}"
-            raise UsageError(cause, "see docs/messages.md for what templates know") from error
+            cause = f"the template failed: line {line}: {reason}"
+            raise UsageError(cause, "see docs/messages.md for what templates can use") from error
 
 
 Message = Composer | Template
 
 
 def read_given(path: Path, inbox: Inbox) -> bytes:
-    """Read a file that the user names, which may be a pipe that nobody writes to: Ctrl-C ends that. Raises OSError."""
+    """Read a file that the user names. If it is a pipe that nobody writes to, Ctrl-C ends the wait. Raises OSError."""
 
     def read() -> bytes:
         with path.open("rb") as file:
@@ -2646,12 +2682,12 @@ def read_given(path: Path, inbox: Inbox) -> bytes:
     log.debug("reading %s", path)
     content = in_background(inbox, read)
     if len(content) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"it has more than {MAX_FILE_BYTES >> 20} MiB")
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
     return content
 
 
 def of_line(line: bytes) -> Composer:
-    """Return what a line says: a JSON object, or any other text. Raises ValueError and UsageError."""
+    """Return the message of a line: a JSON object, or any other text. Raises ValueError and UsageError."""
     return Composer.of_object(line) if begins_object(line) else Composer.of_text(line)
 
 
@@ -2660,7 +2696,7 @@ def begins_object(line: bytes) -> bool:
 
 
 def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) -> Message:
-    """Return the message that a whole file is. Raises ElfError."""
+    """Return the message in a file that is a single message. Raises ElfError."""
     try:
         return compose(read_given(path, inbox))
     except OSError as error:
@@ -2671,13 +2707,13 @@ def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) 
 
 def unreadable(path: Path, reason: object, kind: type[ElfError] = UsageError) -> ElfError:
     return kind(
-        f"the message file {path} can't be read: {reason}",
-        f"name a file of UTF-8 that holds a JSON object, as example.json does, or with {REPLAYED} a message a line",
+        f"could not read the message file {path}: {reason}",
+        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
     )
 
 
 class Line(NamedTuple):
-    """An event: the lines from `first` to `last` are a message, or an error says why not; with neither, the end."""
+    """An event: the lines from `first` to `last` are a message, or an error; with neither, the input has ended."""
 
     message: Message | None = None
     error: Exception | None = None
@@ -2694,7 +2730,7 @@ def is_of_lines(path: Path | None) -> bool:
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, or of - (standard input). Of one that is too long, the beginning will do."""
+    """Yield the lines of a file, or of - (standard input). A line that is too long is cut."""
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
         while text := file.readline(MAX_PAYLOAD_BYTES + 2):
             rest = text
@@ -2704,9 +2740,9 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
-    """Yield what lines say, in the end an empty Line. A JSON object may take several lines, unless they are `raw`.
+    """Yield the messages of lines, then an empty Line. A JSON object may take several lines, unless they are `raw`.
 
-    What begins one and does not become one is refused, up to the line that begins another one.
+    Lines that begin an object and do not complete it are refused, up to the line that begins another one.
     """
     text, first, last, broken = b"", 0, 0, None
     try:
@@ -2731,8 +2767,8 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
                 is_open = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
                 if is_open and len(text) <= MAX_PAYLOAD_BYTES:
                     continue
-                why = "it is too long" if len(text) > MAX_PAYLOAD_BYTES else f"this is none: {error}"
-                broken = UsageError(f"a JSON object begins here, and {why}", "write it on one line, in 128 KiB")
+                why = "is too long" if len(text) > MAX_PAYLOAD_BYTES else f"is not valid: {error}"
+                broken = UsageError(f"the JSON object that begins here {why}", "write it on one line, in 128 KiB")
             except UsageError as error:
                 yield Line(None, error, first, last)
             text = b""
@@ -2743,14 +2779,14 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
         yield Line(error=error)
         return
     if text:
-        broken = UsageError("a JSON object begins here, and does not end", "write it on one line")
+        broken = UsageError("the JSON object that begins here does not end", "write it on one line")
     if broken:
         yield Line(None, broken, first, last)
     yield Line()
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
-    """Make a thing's topics or topic filters of what is given as --topic and of --append-thing-name."""
+    """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
     if append_thing_name:
         topics = [f"{TOPIC_ROOT if topic is None else topic}/{{thing_name}}" for topic in given]
     else:
@@ -2759,54 +2795,54 @@ def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: 
 
 
 def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False) -> None:
-    """Raise UsageError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
+    """Raise UsageError for a topic, or with `wildcards` a topic filter, at which AWS IoT closes the connection."""
     for each_of_thing in topics.values():
         if len(each_of_thing) > MAX_SUBSCRIPTIONS:
             raise UsageError(
-                f"AWS IoT takes {MAX_SUBSCRIPTIONS} subscriptions a connection, not {len(each_of_thing)}",
-                "leave some --topic out, or use a wildcard",
+                f"AWS IoT allows {MAX_SUBSCRIPTIONS} subscriptions per connection, not {len(each_of_thing)}",
+                "use fewer --topic options, or a wildcard",
             )
         for topic in each_of_thing:
             if problem := problem_of_topic(topic, wildcards):
-                raise UsageError(f"{problem}: {topic[:300]!r}", "name another with --topic")
+                raise UsageError(f"{problem}: {topic[:300]!r}", "choose another with --topic")
 
 
 def problem_of_topic(topic: str, wildcards: bool) -> str | None:
-    """Say what is wrong with a topic, or with `wildcards` a topic filter; None: nothing."""
+    """Return what is wrong with a topic, or with `wildcards` a topic filter; None if nothing is."""
     levels = topic.split("/")
     if not topic or "\0" in topic:
-        return "the topic is empty, or has a null character"
+        return "the topic is empty or has a null character"
     counted = UNCOUNTED.sub("", topic, count=1) if topic.startswith("$") else topic
     if len(utf8(counted)) > MAX_TOPIC_BYTES:
         return f"the topic is longer than AWS IoT's {MAX_TOPIC_BYTES} bytes"
     if counted.count("/") > MAX_TOPIC_SLASHES:
         return f"the topic has more than AWS IoT's {MAX_TOPIC_SLASHES} slashes"
     if not wildcards and ("#" in topic or "+" in topic):
-        return "a message is published to one topic, without + and #"
+        return "+ and # are for topic filters, not for a topic to publish to"
     if "#" in topic[:-1] or any(level != wild and wild in level for level in levels for wild in "+#"):
-        return "in a topic filter + is one whole level, and # all the rest at the end"
+        return "in a topic filter, + must be a whole level, and # the last level"
     if wildcards and topic.startswith("$aws/rules/"):
-        return "what is published there goes to a rule, and to no subscriber"
+        return "messages on this topic go to a rule, not to subscribers"
     if not wildcards and topic.startswith("$") and not re.fullmatch(PUBLISHABLE, topic):
-        return "AWS IoT keeps this topic for itself, and lets nobody publish to it"
+        return "this topic is reserved: AWS IoT lets no client publish to it"
     return None
 
 
 def answer_topics(topic: str, thing: str) -> list[str]:
-    """Name the topics on which AWS answers what a thing publishes to `topic`: two, if that is its own shadow's."""
+    """Return the topics on which AWS answers what a thing publishes to `topic`: two, if it is its own shadow's."""
     shadow = rf"\$aws/things/{re.escape(thing)}/shadow/(name/[^/]+/)?(get|update|delete)"
     return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
 
 
 def read_ahead(lines: Iterable[Line], inbox: Inbox, asked: threading.Semaphore) -> None:
-    """Put lines into the inbox, one each time that it is asked for."""
+    """Put lines into the inbox, one each time `asked` is released."""
     for line in lines:
         asked.acquire()
         inbox.put(line)
 
 
 class Times:
-    """How long something took, each time. In steps of 0.1 ms, so that it stays small however often that was."""
+    """How long something took each time, in steps of 0.1 ms, so that its size does not grow without limit."""
 
     def __init__(self) -> None:
         self._counts: collections.Counter[int] = collections.Counter()
@@ -2821,7 +2857,7 @@ class Times:
         return sorted(self._recent)[len(self._recent) // 2]
 
     def in_ms(self) -> dict[str, float]:
-        """Return the percentiles: the shortest time that so many of a hundred do not exceed."""
+        """Return the percentiles: the shortest time that this percentage does not exceed."""
         steps = sorted(self._counts)
         reached = list(itertools.accumulate(self._counts[step] for step in steps))
         percents = {"p50": 50, "p95": 95, "p99": 99, "max": 100} if steps else {}
@@ -2835,7 +2871,7 @@ class Times:
 
 
 class Rate:
-    """How many a second there have been in the last seconds, of what `count` counts."""
+    """How many per second there were in the last 3 seconds, of what `count` counts."""
 
     def __init__(self, count: Callable[[], int]) -> None:
         self._count = count
@@ -2848,7 +2884,7 @@ class Rate:
 
 
 def object_in(payload: bytes) -> dict[str, Any]:
-    """Return the JSON object that a message is, or an empty one."""
+    """Return the JSON object in a message, or an empty one."""
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(content := json.loads(payload), dict):
             return content
@@ -2865,21 +2901,21 @@ def time_of_sending(content: Mapping[str, Any]) -> float | None:
 
 
 class Arrivals:
-    """What is missing, came twice or came out of order, of messages that have the `thing`, its `seq` and its `run`.
+    """Counts messages that are missing, arrived twice or out of order, of those that have `thing`, `seq` and `run`.
 
-    For each thing that hears a run of another's, `_gaps` has the numbers that have not come: ranges [start, stop), in
-    order, apart, none empty. The first ends with the lowest number that came, and the last begins behind the highest;
-    nobody knows whether what is in these was sent while anybody listened. What is between them is missing.
+    For each thing that receives a run of a sender, `_gaps` has the numbers that have not arrived: ranges [start, stop),
+    in order, apart, none empty. The first ends at the lowest number that arrived, the last begins after the highest;
+    nobody knows whether the messages in these two were sent while the thing was listening. Those between are missing.
     """
 
     def __init__(self) -> None:
         self.counts = collections.Counter(missing=0, repeated=0, outOfOrder=0)
         self.by_thing: dict[str, collections.Counter[str]] = {}
-        self.forgotten = 0  # runs, of more than MOST_SENDERS those that were silent the longest
+        self.forgotten = 0  # runs that were dropped because there were more than MOST_SENDERS, the least recent first
         self._gaps: collections.OrderedDict[tuple[str, str, str], list[tuple[int, float]]] = collections.OrderedDict()
 
     def add(self, hearer: str, content: Mapping[str, Any], is_over: bool) -> None:
-        """Count a message that a thing has heard; once it `is_over`, only if that was missing."""
+        """Count a message that a thing received; once it `is_over`, only if it was missing."""
         thing, number, run = content.get("thing"), content.get("seq"), content.get("run", "")
         if type(number) is not int or not 0 < number < 2**53:  # a whole number for every program
             return
@@ -2913,7 +2949,7 @@ class Arrivals:
             self.by_thing.setdefault(thing, collections.Counter()).update(more)
 
     def __str__(self) -> str:
-        """Say the counts behind others, or nothing where no message was numbered."""
+        """Return the counts, to follow others; "" if no message was numbered."""
         return f", {told(self.counts)}" if self._gaps else ""
 
 
@@ -2927,7 +2963,7 @@ def told(counts: Mapping[str, int]) -> str:
 
 
 class Proxy(NamedTuple):
-    """What leads to a broker; without a port in its URL, at 80, 443 or 1080."""
+    """A proxy to the broker; the default port is 80, 443 or 1080."""
 
     scheme: str
     host: str
@@ -2940,7 +2976,7 @@ class Proxy(NamedTuple):
 
     @classmethod
     def from_url(cls, url: str, source: str = "--proxy") -> Proxy:
-        """Read a URL, the password of which is secret from now on. Raises ElfError, which names the source alone."""
+        """Read a URL; its password is never shown from now on. Raises ElfError, which names only the source."""
         import urllib.parse
 
         with contextlib.suppress(ValueError):
@@ -2965,9 +3001,9 @@ class Endpoint(NamedTuple):
         return f"{host}:{self.port}" if self.port else host
 
     def routed(self, given: str | None) -> Endpoint:
-        """Say by which proxy it is reached, `given` or else as curl finds it, and at which port. Raises ElfError.
+        """Return it with its proxy (`given`, or the one that curl would use) and its port. Raises ElfError.
 
-        HTTP proxies let port 443 through, most often that alone.
+        HTTP proxies allow port 443, often no other.
         """
         import urllib.request
 
@@ -2979,7 +3015,7 @@ class Endpoint(NamedTuple):
 
 
 def proxy_in_environment() -> tuple[str, str]:
-    """Return the variable that names a proxy for HTTPS, or one for all, and its URL; empty: none does."""
+    """Return the variable that sets a proxy for HTTPS or for all, and its URL; empty if none does."""
     import urllib.request
 
     known = urllib.request.getproxies_environment()
@@ -2987,14 +3023,14 @@ def proxy_in_environment() -> tuple[str, str]:
 
 
 class Connected(NamedTuple):
-    """An event: a thing is connected for the first time, and subscribed where it is to listen."""
+    """An event: a thing is connected for the first time, and subscribed to its topic filters."""
 
     thing: str
     topic_filters: Sequence[str]
 
 
 class Offline(NamedTuple):
-    """An event: a thing has lost its connection, and tries to get it back."""
+    """An event: a thing lost its connection, and is reconnecting."""
 
     thing: str
     endpoint: Endpoint
@@ -3004,7 +3040,7 @@ class Offline(NamedTuple):
 
 
 class Back(NamedTuple):
-    """An event: a thing has its connection again, and its subscriptions."""
+    """An event: a thing is connected again, and subscribed."""
 
     thing: str
     endpoint: Endpoint
@@ -3012,57 +3048,57 @@ class Back(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """An event: the broker refuses a thing, which goes on trying. AWS may know why."""
+    """An event: the broker refuses a thing, which keeps trying. AWS may know why."""
 
     thing: str
     refusal: Refusal
 
 
 class Failed(NamedTuple):
-    """An event: a thing can't take part, or not any more."""
+    """An event: a thing failed, and does not try again."""
 
     thing: str
     failure: Exception
 
 
 class Listener:
-    """Hears what becomes of devices and their messages: in the loop's thread, which waits for it."""
+    """Gets what happens to devices and their messages, in the loop's thread, which waits for it."""
 
     def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
-        """A message, the thing's `number`th, has left; at QoS 0 it is `lost` if the thing was offline."""
+        """The thing's message `number` was sent; at QoS 0 it is `lost` if the thing was offline."""
 
     def on_acknowledged(self, device: Device, number: int, after_s: float) -> None:
-        """The broker has taken a QoS 1 message."""
+        """The broker acknowledged a QoS 1 message."""
 
     def on_resent(self, device: Device) -> None:
-        """A message has left again, on another connection, since it had not been acknowledged."""
+        """A message was sent again on another connection, because it had not been acknowledged."""
 
     def on_not_sent(self, device: Device, messages: int) -> None:
-        """Messages were due, and will not leave any more."""
+        """Messages were due, and will not be sent."""
 
     def on_impossible(self, device: Device, number: int, error: ElfError) -> None:
-        """A message, the thing's `number`th, can't be made."""
+        """The thing's message `number` can't be made."""
 
     def on_received(self, device: Device, message: Any) -> None:
-        """The broker has delivered a message: the SDK's, with topic, payload, qos and retain."""
+        """The broker delivered a message: the SDK's, with topic, payload, qos and retain."""
 
     def on_unreadable(self, device: Device, error: Exception) -> None:
-        """A message was delivered, and on_received() has failed at it."""
+        """on_received() failed for a message."""
 
     def on_event(self, event: Any) -> None:
         """One of the events above."""
 
 
 class Loop:
-    """The one thread that touches connections: it reads and writes when their sockets can, and calls what is due.
+    """The one thread that uses connections: it reads and writes when their sockets are ready, and calls what is due.
 
-    A second thread that used the same TLS connection would corrupt it. Others hand over with call(), which wakes it.
+    A second thread would corrupt a TLS connection that it used. Other threads use call(), which wakes the loop.
     """
 
     def __init__(
         self, failed: Callable[[Exception], None], connects_per_s: float = CONNECTS_PER_S, selector: Any = None
     ) -> None:
-        """Start; `failed` gets what ends it, which is a bug. It may be given another selector than the system's."""
+        """Start; `failed` gets the error that ends it, which is a bug. `selector` replaces the system's."""
         import selectors
         import socket
         from concurrent.futures import ThreadPoolExecutor
@@ -3084,7 +3120,7 @@ class Loop:
         self._thread.start()
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Have a function called in the loop's thread. Any thread may call this."""
+        """Call a function in the loop's thread. Any thread may call this."""
         self._calls.append((function, arguments))
         if not self._is_awake:
             self._is_awake = True
@@ -3092,11 +3128,11 @@ class Loop:
                 self._waker.send(b"x")
 
     def at(self, due: float, function: Callable[..., object], *arguments: Any) -> None:
-        """Have a function called at `due`, a time.monotonic(). For the loop's thread alone, as all that follows."""
+        """Call a function at `due`, a time.monotonic(). Only for the loop's thread, as are the methods below."""
         heapq.heappush(self._due, (due, next(self._numbers), function, arguments))
 
     def connect_in_turn(self, connect: Callable[[], None], after_s: float) -> None:
-        """Have a function called in the pool after a while, and no faster than AWS takes connects, one after another.
+        """Call a function in the pool after `after_s`, with at most `connects_per_s` such calls a second.
 
         https://docs.aws.amazon.com/general/latest/gr/iot-core.html: 500 connects a second an account.
         """
@@ -3104,7 +3140,7 @@ class Loop:
         self.at(self._turn + after_s, self._submit, connect)
 
     def _submit(self, connect: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # it takes no more: this is the end
+        with contextlib.suppress(RuntimeError):  # the pool is shut down
             self.pool.submit(connect)
 
     def close(self) -> None:
@@ -3113,7 +3149,7 @@ class Loop:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def join(self, patience_s: float) -> None:
-        """Wait for the end. Another thread may call this."""
+        """Wait for the end. Any other thread may call this."""
         self._thread.join(patience_s)
 
     def _run(self) -> None:
@@ -3144,13 +3180,13 @@ class Loop:
 
 
 class _Events(collections.deque[Any]):
-    """What the SDK calls a Queue: it puts events in while it reads, under locks, and Connection takes them out."""
+    """What the SDK uses as a Queue: it puts events in while it reads, under locks, and Connection takes them out."""
 
     put, get = collections.deque.append, collections.deque.popleft
 
 
 class _Nobody:
-    """In the place of the sockets by which the SDK wakes a client's network thread, and of that thread's timer."""
+    """Replaces the sockets by which the SDK wakes a client's network thread, and that thread's timer."""
 
     def __getattr__(self, _: str) -> Callable[..., None]:
         return lambda *_: None
@@ -3191,9 +3227,9 @@ def load_sdk() -> Any:
 
 
 def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any) -> Any:
-    """Connect a client of the SDK by mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
+    """Connect a client of the SDK with mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
 
-    Raises what the network and TLS have to say: OSError, ssl.SSLError; ElfError, of a proxy.
+    Raises OSError and ssl.SSLError; ElfError for a proxy.
     """
     client = load_sdk()(client_id)
     client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
@@ -3208,9 +3244,9 @@ def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: Thin
 
 @functools.cache
 def shown_by(endpoint: Endpoint) -> str:
-    """Name the certificate that is shown as the broker's. Raises OSError, ElfError.
+    """Return whose the certificate is that the broker, or a proxy, presents. Raises OSError, ElfError.
 
-    Only one that is trusted is ever decoded: so it is fetched first, then trusted for that.
+    Python decodes only a trusted certificate, so this fetches it first, then trusts it.
     """
     import ssl
 
@@ -3227,7 +3263,7 @@ def shown_by(endpoint: Endpoint) -> str:
 
 
 def without_threads(client: Any) -> None:
-    """Have a client of the SDK 1.6 start no thread, and leave the window, repetitions and writing to Connection."""
+    """Make a client of the SDK 1.6 start no thread, and leave the window, repetition and writing to Connection."""
     events, paho = client._mqtt_core._event_consumer, client._mqtt_core._internal_async_client._paho_client
     events.start = lambda: None
     events._stopper.set()  # for which a connect that fails would wait
@@ -3243,8 +3279,8 @@ def open_socket(endpoint: Endpoint) -> Any:
         connection = open_tunnel(endpoint, endpoint.proxy)
     else:
         connection = socket.create_connection(endpoint[:2], timeout=CONNECT_TIMEOUT_S)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
-    # A network that swallows everything ends a connection within half a minute, where the system can tell.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms per message with a subscription
+    # If the network drops everything, the connection ends within 30 seconds, where the system supports it.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     limits = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
     for name in limits.keys() & vars(socket).keys():
@@ -3253,47 +3289,59 @@ def open_socket(endpoint: Endpoint) -> Any:
 
 
 def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
-    """Return a socket that leads to the broker by way of a proxy. Raises ElfError, which says what the proxy does."""
+    """Return a socket to the broker through a proxy. Raises ElfError, with the proxy's answer."""
     import socket
     import ssl
 
     from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, ProxyType
     from python_socks.sync.v2 import Proxy as Way
+    from python_socks.sync.v2._stream import SyncSocketStream as Stream
 
     kind = ProxyType.HTTP if proxy.scheme.startswith("http") else ProxyType.SOCKS5
     tls = ssl.create_default_context() if proxy.scheme == "https" else None
     problem, remedy = f"the proxy {proxy} does not answer", "check HTTPS_PROXY, ALL_PROXY, NO_PROXY and --proxy"
+    Stream.read = http_head  # type: ignore  # its own takes what one recv() has for the whole
     try:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
         return way.connect(endpoint.host, endpoint.port, timeout=CONNECT_TIMEOUT_S).socket
     except ProxyConnectionError as error:
-        problem = f"the proxy {proxy} can't be reached: {error.__cause__}"
+        problem = f"could not reach the proxy {proxy}: {error.__cause__}"
         if isinstance(error.__cause__, socket.gaierror):
-            problem = f"the name of the proxy {proxy} can't be resolved"
+            problem = f"could not resolve the host name of the proxy {proxy}"
     except ssl.SSLError as error:
-        problem = f"TLS to the proxy {proxy} fails: {error}"
+        problem = f"TLS to the proxy {proxy} failed: {error}"
     except (ProxyTimeoutError, ConnectionError):
         pass
-    except ValueError:  # HTTP takes no colon in a user, SOCKS nothing but ASCII
-        problem = f"the proxy {proxy} can't be told this user and password"
+    except ValueError:  # HTTP allows no colon in a user, SOCKS only ASCII
+        problem = f"this user and password are not valid for the proxy {proxy}"
     except ProxyError as error:
         code, said = error.error_code, str(error)  # an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)
-        if code in (401, 407) or "uthentication" in said:
-            it = "refuses this user and password" if proxy.user else "wants a user and a password"
-            remedy = f"write them into its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
+        if code in (401, 407) or (not code and "uthentication" in said):
+            it = "refuses this user and password" if proxy.user else "requires a user and a password"
+            remedy = f"put them in its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
         elif code in (2, 403, 405):
             it = "forbids it"
-            remedy = "have its administrator allow that host and port, or try another port: --mqtt-endpoint :443, :8883"
-        elif code:
-            it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy gets to AWS IoT"
+            remedy = "ask its administrator to allow that host and port, or try --mqtt-endpoint :443 or :8883"
+        elif code and code // 100 != 3:  # a redirect, probably to a login page
+            it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy can reach AWS IoT"
         else:
-            it = "gives no answer of a proxy's"
+            it = "does not answer as a proxy"
         problem = f"the proxy {proxy} {it}: {said}"
     raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
 
 
+def http_head(stream: Any, _: int = 0) -> bytes:
+    """Read only the status and headers of a proxy's answer, or the beginning of an answer that is not HTTP."""
+    head = b""
+    for byte in iter(functools.partial(stream.socket.recv, 1), b""):
+        head += byte
+        if head.endswith(b"\r\n\r\n") or (byte == b"\n" and not head.startswith(b"HTTP/")) or len(head) > 65536:
+            break
+    return head
+
+
 def relayed(outer: Any) -> Any:
-    """Return a socket that leads through a connection that is TLS itself, since the SDK's TLS can't run inside it."""
+    """Return a socket that relays to a TLS connection, because the SDK's TLS can't run inside it."""
     import selectors
     import socket
     import ssl
@@ -3312,7 +3360,7 @@ def relayed(outer: Any) -> Any:
                     outer.settimeout(None)
                     outer.sendall(data)
                 if outer in ready:
-                    outer.settimeout(0)  # what comes may be TLS's own affair
+                    outer.settimeout(0)  # this may be only TLS's own data
                     with contextlib.suppress(ssl.SSLWantReadError):
                         if not (data := outer.recv(65536)):
                             return
@@ -3323,9 +3371,9 @@ def relayed(outer: Any) -> Any:
 
 
 class _Stream:
-    """A TLS connection as paho uses one: read ahead, since paho asks byte by byte, and with an end that is an error.
+    """A TLS connection for paho: reads ahead, because paho asks byte by byte, and raises an error at its end.
 
-    paho would read for ever where it comes inside a packet.
+    Without that error, paho would read for ever if the end came inside a packet.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -3356,14 +3404,14 @@ class _Stream:
         return self._at < len(self._ahead) or self._connection.pending() > 0
 
     def close(self) -> None:
-        """Do nothing yet: the loop has to let go of the socket before its number is another one's."""
+        """Do nothing yet: the loop must unregister the socket before its number is used again."""
 
 
 class Connection:
-    """A client of the SDK, connected, that the loop serves. What goes wrong with it is its loss, told once."""
+    """A connected client of the SDK in the loop. Any error ends the connection, and on_lost() is called once."""
 
     def __init__(self, client: Any, loop: Loop, on_lost: Callable[[Exception], None]) -> None:
-        """Take over what open_client() has returned, in the loop's thread. Nothing is written yet."""
+        """Take over what open_client() returned, in the loop's thread. Nothing is written yet."""
         import selectors
 
         self.client = client
@@ -3373,7 +3421,7 @@ class Connection:
         self._paho = client._mqtt_core._internal_async_client._paho_client
         self._paho._ssl = self._stream = _Stream(self._paho._ssl)
         self._is_open, self._is_behind = True, False
-        self.on_room: Callable[[], None] = lambda: None  # called when the socket takes more again
+        self.on_room: Callable[[], None] = lambda: None  # called when the socket can send again
         self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
         self._wanted = self._reading
         loop.selector.register(self._stream, self._wanted, self._serve)
@@ -3381,16 +3429,16 @@ class Connection:
 
     @property
     def is_alive(self) -> bool:
-        """Say whether the SDK has it open: what it has read before the end is told first, and the loss then."""
+        """Return whether the SDK has it open: what was read before the end is reported first, then the loss."""
         return self._is_open and bool(self._paho._ssl)
 
     @property
     def is_full(self) -> bool:
-        """Say whether the socket takes no more for now."""
+        """Return whether the socket can't send more for now."""
         return bool(self._paho.want_write())
 
     def write(self) -> None:
-        """Send what the SDK was given to send, as far as the socket takes it."""
+        """Send what the SDK has to send, as far as the socket allows."""
         if self.is_alive:
             self._try(self._paho.loop_write)
         if self._is_open:
@@ -3400,7 +3448,7 @@ class Connection:
                 self._loop.selector.modify(self._stream, wanted, self._serve)
 
     def close(self) -> None:
-        """Say goodbye, if the socket takes that now, and release all. Tells nobody."""
+        """Send a DISCONNECT, if the socket can now, and release everything. Does not call on_lost()."""
         if self._is_open:
             with contextlib.suppress(Exception):
                 self.client.disconnectAsync()
@@ -3416,7 +3464,7 @@ class Connection:
                 self.on_room()
 
     def _read(self) -> int:
-        """Read so much that others have their turn soon; the selector would not tell of what is ahead then."""
+        """Read a limited amount, so that others have their turn soon; then come back for what was read ahead."""
         for _ in range(TURNS_AT_ONCE):
             if (failed := self._paho.loop_read()) or not self._paho._ssl or not self._stream.is_ahead:
                 return int(failed)
@@ -3436,7 +3484,7 @@ class Connection:
             self._loop.at(time.monotonic() + LOOK_S, self._keep_alive)
 
     def _try(self, step: Callable[[], int]) -> None:
-        """Take a step of the SDK's, which may close the connection, fail, or raise anything at rubbish."""
+        """Run a step of the SDK's, which may close the connection, fail, or raise any error for invalid data."""
         error: Exception | None = None
         try:
             failed = step()
@@ -3455,27 +3503,27 @@ class Connection:
         self._events.clear()
 
 
-_TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # what the other side says of a certificate
+_TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # the other side refuses a certificate
 _CONNACK = {  # MQTT 3.1.1, table 3.1
-    1: "it does not speak this version of MQTT",
-    2: "it does not take the client ID",
-    3: "it is not available now",
-    4: "it does not take a user name",
-    5: "the thing is not authorised",
+    1: "unacceptable protocol version",
+    2: "client identifier rejected",
+    3: "server unavailable",
+    4: "bad user name or password",
+    5: "not authorized",
 }
-CONNECTING, ONLINE, ENDED = "connecting", "online", "ended"  # what a device is
-# Why a message leaves late, where it is not that this machine is busy.
-WINDOW = f"AWS takes {MAX_IN_FLIGHT} unacknowledged messages a connection, and acknowledgements take a round trip"
-SPEED = f"AWS takes {1 / MIN_INTERVAL_S:g} messages and {MAX_BYTES_PER_S >> 10} KiB a second a connection"
-NETWORK = "the network took no more"
+CONNECTING, ONLINE, ENDED = "connecting", "online", "ended"  # a device's states
+# Why a message is sent late, unless this machine is busy.
+WINDOW = f"AWS allows {MAX_IN_FLIGHT} unacknowledged messages per connection, and each acknowledgement is a round trip"
+SPEED = f"AWS allows {1 / MIN_INTERVAL_S:g} messages/s and {MAX_BYTES_PER_S >> 10} KiB/s per connection"
+NETWORK = "the network was too slow"
 AWAY = "there was no connection"
 
 
 class Device:
-    """One thing on MQTT, with its own certificate and key. For the loop's thread alone, and so is its listener.
+    """One thing on MQTT, with its own certificate and key. Only for the loop's thread, as is its listener.
 
-    It connects, comes back when it has lost the connection, and keeps each QoS 1 message until it is acknowledged: the
-    SDK's own reconnection takes a refusal for a success, and can't tell what it sent again.
+    It connects, reconnects when the connection is lost, and keeps each QoS 1 message until it is acknowledged: the
+    SDK's own reconnection takes a refusal for a success, and does not tell what it sent again.
     """
 
     def __init__(
@@ -3492,7 +3540,7 @@ class Device:
         topic_filters: Sequence[str] = (),
         patience_s: float = 0.0,
     ) -> None:
-        """Make one that publishes to `topic`; that it is refused in the next `patience_s` means nothing."""
+        """Make one that publishes to `topic`; refusals in the next `patience_s` are ignored."""
         self.thing, self.topic, self.topic_filters = thing, topic, topic_filters
         self.state = CONNECTING
         self.has_joined = False  # it was online once
@@ -3517,17 +3565,17 @@ class Device:
 
     @property
     def unacknowledged(self) -> list[tuple[int, bytes]]:
-        """The number and payload of each message that has left and is not acknowledged."""
+        """The number and payload of each message that was sent and is not acknowledged."""
         return [(number, payload) for number, (payload, _) in self._in_flight.items()]
 
     @property
     def left_at(self) -> list[float]:
-        """When each message that is not acknowledged left first, a time.monotonic(). Any thread may ask."""
+        """When each message that is not acknowledged was first sent, a time.monotonic(). Any thread may call this."""
         return [at for _, at in list(self._in_flight.values())]
 
     @property
     def backlog(self) -> int:
-        """How many messages are waiting to leave, or for their acknowledgement."""
+        """How many messages are waiting to be sent or acknowledged."""
         return len(self._waiting) + len(self._in_flight)
 
     @property
@@ -3537,12 +3585,12 @@ class Device:
     # Connecting
 
     def connect(self, after_s: float = 0.0) -> None:
-        """Connect and subscribe after a while, when it is its turn. The listener hears of it."""
+        """Connect and subscribe after `after_s`, when it is its turn; the listener gets the event."""
         self.state, self._awaited = CONNECTING, "CONNACK"
         self._loop.connect_in_turn(self._open, after_s)
 
     def _open(self) -> None:
-        """Reach the broker: in the pool, whose threads alone may wait."""
+        """Connect to the broker, in the pool, whose threads may wait."""
         import secrets
 
         client_id = f"{self.thing}-{secrets.token_hex(4)}"
@@ -3572,7 +3620,7 @@ class Device:
             self._expect("CONNACK")
 
     def _expect(self, answer: str) -> None:
-        """Send what is to be answered, and give the broker CONNECT_TIMEOUT_S."""
+        """Send a request, and wait up to CONNECT_TIMEOUT_S for the broker's answer."""
         self._awaited = answer
         self._loop.at(time.monotonic() + CONNECT_TIMEOUT_S, self._time_out, self._connection, answer)
         if self._connection:
@@ -3585,16 +3633,16 @@ class Device:
     def _on_connack(self, mid: object, data: int) -> None:
         log.debug("MQTT %s: CONNACK %s", self.thing, data)
         if data:
-            self._fail(self._refused(f"it says that {_CONNACK.get(data, f'code {data}')}"))
+            self._fail(self._refused(f"{_CONNACK.get(data, 'unknown')} (CONNACK {data})"))
         else:
             self._subscribe(iter(self.topic_filters))
 
     def _subscribe(self, topic_filters: Iterator[str]) -> None:
-        """Subscribe to one after the other: AWS refuses by closing the connection, which does not say which it is."""
+        """Subscribe to one after the other: AWS refuses one by closing the connection, without saying which."""
 
         def on_suback(mid: object, data: Sequence[int] = ()) -> None:  # none in an UNSUBACK, or in rubbish
             if not data or data[0] > 1:
-                self._fail(self._refused("it does not accept the subscription"))
+                self._fail(self._refused("it refused the subscription"))
             else:
                 self._subscribe(topic_filters)
 
@@ -3624,7 +3672,7 @@ class Device:
             self._listener.on_unreadable(self, error)
 
     def _on_lost(self, error: Exception) -> None:
-        """Come back. A loss in answer to a CONNECT, a SUBSCRIBE or a message is AWS's way to refuse, maybe."""
+        """Reconnect. A loss after a CONNECT, a SUBSCRIBE or a message may be AWS's way to refuse it."""
         self._connection = None
         if self.state == CONNECTING:
             self._fail(self._refusal_in(error) or self._refused("it closed the connection without an answer"))
@@ -3641,7 +3689,7 @@ class Device:
         self._come_back()
 
     def _refusal_in(self, error: Exception) -> Refusal | None:
-        """Return what TLS says of a certificate that the broker does not take: in the handshake before TLS 1.3."""
+        """Return the refusal in a TLS error about the thing's certificate; TLS 1.3 sends it after the handshake."""
         reason = getattr(error, "reason", None) or ""
         return self._refused(f"TLS says {reason}") if _TLS_REFUSAL.search(reason) else None
 
@@ -3651,7 +3699,7 @@ class Device:
         return Refusal(self.thing, str(self._endpoint), "iot:Subscribe", self._awaited, reason)
 
     def _fail(self, error: Exception) -> None:
-        """Try again to connect, or give up where that is of no use."""
+        """Try to connect again, or give up where that can't help."""
         self._drop()
         if self.state == ENDED:
             return
@@ -3666,9 +3714,9 @@ class Device:
         self._come_back()
 
     def _doubt(self, refusal: Refusal) -> None:
-        """Have AWS asked about a refusal, and believe it once there was nothing else for as long as AWS may take.
+        """Ask AWS about a refusal, and give up after POLICY_CHANGE_S with nothing but refusals.
 
-        A message is refused by a loss, which may have another reason: AWS is asked about the second in a row.
+        A message is refused by a lost connection, which may have other causes: AWS is asked at the second in a row.
         """
         now = time.monotonic()
         if not self.refusal:
@@ -3695,7 +3743,7 @@ class Device:
             connection.close()
 
     def end(self, failure: Exception | None = None) -> None:
-        """Disconnect for good; `failure` says why if the thing can't go on."""
+        """Disconnect, and do not reconnect; `failure` says why, if the thing failed."""
         if self.state == ENDED:
             return
         self.state = ENDED
@@ -3711,7 +3759,7 @@ class Device:
     # Publishing
 
     def publish(self, message: Message, due: float) -> None:
-        """Publish a message that is due since `due`, a time.monotonic(), as soon as it can leave."""
+        """Publish a message that was due at `due`, a time.monotonic(), as soon as possible."""
         if self.state == CONNECTING and not self._qos:
             if (payload := self._compose(message)) is not None:
                 self._listener.on_published(self, self._number, payload, 0.0, lost=True)
@@ -3725,7 +3773,7 @@ class Device:
             self._flush()
 
     def _compose(self, message: Message) -> bytes | None:
-        """Return the next message's payload; None: there is none, of which the listener hears."""
+        """Return the next message's payload, or None after on_impossible()."""
         self._number += 1
         try:
             return message.payload(self.topic, self.thing, self._number)
@@ -3734,7 +3782,7 @@ class Device:
             return None
 
     def _flush(self) -> None:
-        """Send what a lost connection has left, then what is due, until something is in the way."""
+        """Send again what a lost connection left, then what is due, until something prevents it."""
         while self._again or self._waiting:
             if reason := self._in_the_way():
                 if reason != SPEED or not self.held_by:  # that limit keeps late what something else has made late
@@ -3756,7 +3804,7 @@ class Device:
         self.held_by = ""
 
     def _in_the_way(self) -> str:
-        """Say why no message can leave now, if so; what calls _flush() again is under way then."""
+        """Return why no message can be sent now, or ""; then something will call _flush() again."""
         if self.state != ONLINE or not self._connection or not self._connection.is_alive:
             return AWAY
         if len(self._in_flight) - len(self._again) >= MAX_IN_FLIGHT:
@@ -3789,7 +3837,7 @@ class Device:
         connection.write()
 
     def _trust(self, connection: Connection) -> None:
-        """Forget a refusal if a connection has outlived its first message: at QoS 0, nothing else tells."""
+        """Forget a refusal if the connection survived its first message: at QoS 0 there is no other sign."""
         if self._connection is connection:
             self._is_trusted, self.refusal = True, None
 
@@ -3805,7 +3853,7 @@ class Device:
 
 
 def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFiles) -> Exception:
-    """Say why a thing can't connect, as an ElfError; `error` itself where that is anybody's guess."""
+    """Return why a thing can't connect, as an ElfError; `error` itself if that is unknown."""
     import socket
     import ssl
 
@@ -3817,34 +3865,36 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
     if isinstance(error, ssl.SSLCertVerificationError):
         # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, OpenSSL's x509_vfy.h
         if error.verify_code in (62, 64):
-            problem = f"its certificate is another host's: {error}"
-            remedy = "check the name in --mqtt-endpoint; without that option ELF asks AWS for it"
+            problem = f"its certificate is for another host: {error}"
+            remedy = "check the name in --mqtt-endpoint, or leave it out: ELF then asks AWS"
         else:
-            problem = f"its certificate is not to be trusted: {error}"
-            remedy = "check --root-cert and --mqtt-endpoint; a proxy that opens TLS has to leave AWS IoT alone"
+            problem = f"its certificate is not trusted: {error}"
+            remedy = "check --root-cert and --mqtt-endpoint; a proxy must not intercept TLS to AWS IoT"
     elif isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
-        problem = f"TLS fails: {error}"
-        remedy = "see that AWS IoT listens there (--mqtt-endpoint), and what is in between"
+        problem = f"TLS failed: {error}"
+        remedy = "check --mqtt-endpoint, and any proxy or firewall in between"
     elif isinstance(error, TimeoutError):
         problem, remedy = "it does not answer", "if a firewall blocks port 8883, try --mqtt-endpoint :443"
     elif isinstance(error, ConnectionRefusedError):
         problem, remedy = "nothing listens there", here
     elif isinstance(error, socket.gaierror):
-        problem, remedy = "its name can't be resolved", "check the network's DNS, and --mqtt-endpoint"
+        problem, remedy = "could not resolve its host name", "check the network's DNS, and --mqtt-endpoint"
     elif isinstance(error, OSError):
-        problem, remedy = f"the network says: {error}", "check the network, and --mqtt-endpoint"
+        problem, remedy = f"network error: {error}", "check the network, and --mqtt-endpoint"
     else:
         return error
     if not endpoint.proxy and not isinstance(error, ssl.SSLError):
         name, _ = proxy_in_environment()
-        hint = f"NO_PROXY or --proxy keeps ELF from {name}" if name else "if a proxy leads out, set --proxy"
+        hint = f"NO_PROXY or --proxy keeps ELF from {name}" if name else "if you need a proxy, set --proxy"
         remedy = f"{remedy}; {hint}"
+    elif isinstance(error, socket.gaierror):
+        remedy = "use socks5h:// instead of socks5://: the proxy resolves the name then"
     by = f" through the proxy {endpoint.proxy}" if endpoint.proxy else ""
     return ElfError(f"{thing} can't connect to {endpoint}{by}: {problem}", remedy)
 
 
 def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
-    """Find the file of a thing's that keeps it from connecting."""
+    """Return what is wrong with a thing's files, or None."""
     import ssl
 
     for file in (files.certificate, files.private_key):
@@ -3863,27 +3913,27 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             return ElfError(
-                f"the certificate and the key of {thing} are not a pair: {error}",
+                f"the certificate and the key of {thing} do not match: {error}",
                 f"restore {file} and its .pem from one backup; without one, {_ANEW}",
             )
-        return ElfError(f"the file {file} of {thing} holds no key or certificate: {error}", _NEW_KEYS)
+        return ElfError(f"the file {file} of {thing} has no key or certificate: {error}", _NEW_KEYS)
     return None
 
 
 class Played:
-    """An event: all that was to be played has become due."""
+    """An event: all messages of play() have been due."""
 
 
 class Settled:
-    """An event: no message is waited for any more."""
+    """An event: no message is waiting any more."""
 
 
 class Room:
-    """An event: the things have sent nearly all that they were given."""
+    """An event: the things have sent nearly all their messages."""
 
 
 class Crew:
-    """A fleet's devices, which one loop serves. All but the methods of a leading underscore are for other threads."""
+    """A fleet's devices, on one loop. The methods without a leading underscore are for other threads."""
 
     def __init__(self, devices: Sequence[Device], loop: Loop, happened: Callable[[Any], None]) -> None:
         """Connect the devices; `happened` gets this class's events."""
@@ -3895,21 +3945,21 @@ class Crew:
 
     @property
     def unacknowledged(self) -> list[tuple[Device, int, bytes]]:
-        """Each message that has left and is not acknowledged: whose, its number and payload. For after the end."""
+        """Each message that is not acknowledged: its device, number and payload. To be used after stop()."""
         return [(device, *message) for device in self.devices.values() for message in device.unacknowledged]
 
     @property
     def backlog(self) -> int:
-        """How many messages are not acknowledged, or have not left yet."""
+        """How many messages are waiting to be sent or acknowledged."""
         return sum(device.backlog for device in self.devices.values())
 
     def play(
         self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
     ) -> None:
-        """Have each thing publish a message, so often (None: without end), one an interval from `due` on.
+        """Make each thing publish a message `rounds` times (None: without end), once per interval from `due` on.
 
         The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
-        first, whatever has become of those before. A Played follows.
+        first, whatever happened to those before. A Played follows.
         """
         devices = list(self.devices.values())
         turns = (
@@ -3920,7 +3970,7 @@ class Crew:
         self._loop.call(self._play, message, turns, next(turns))
 
     def _play(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
-        for _ in range(TURNS_AT_ONCE):  # what has come in meanwhile is to be read, too
+        for _ in range(TURNS_AT_ONCE):  # then read what has arrived
             due, device = turn
             if self._is_stopping:
                 return
@@ -3936,7 +3986,7 @@ class Crew:
         self._loop.at(turn[0], self._play, message, turns, turn)
 
     def make_room(self) -> None:
-        """Have a Room follow when the things have sent nearly all that they were given."""
+        """Send a Room when the things have sent nearly all their messages."""
         self._loop.call(self._make_room)
 
     def _make_room(self) -> None:
@@ -3946,7 +3996,7 @@ class Crew:
             self._loop.at(time.monotonic() + MIN_INTERVAL_S, self._make_room)
 
     def settle(self) -> None:
-        """Have a Settled follow when what was given is acknowledged, or has been given up."""
+        """Send a Settled when all messages are acknowledged or given up."""
         self._loop.call(self._settle)
 
     def _settle(self) -> None:
@@ -3956,7 +4006,7 @@ class Crew:
             self._happened(Settled())
 
     def stop(self, within_s: float, patience_s: float) -> None:
-        """Disconnect all, but what has left has `patience_s` to be acknowledged; come back `within_s`."""
+        """Disconnect all, after up to `patience_s` for acknowledgements; return within `within_s`."""
         self._is_stopping = True
         self._loop.call(self._stop, time.monotonic() + patience_s)
         self._loop.join(within_s)
@@ -3971,12 +4021,12 @@ class Crew:
 
 
 def raise_descriptor_limit(devices: int) -> None:
-    """Make sure that a process may open what `devices` connections take, or raise ElfError."""
+    """Raise the limit of open files to what `devices` connections need. Raises ElfError if that is not possible."""
     import select
 
     if not hasattr(select, "poll") and devices > SELECTABLE:
         raise ElfError(
-            f"{plural(devices, 'thing')} are more than the {SELECTABLE} connections that a program can watch here",
+            f"{plural(devices, 'thing')} are more than the {SELECTABLE} connections that a program can have here",
             "use fewer things, or another system (Linux, macOS, WSL)",
         )
     try:
@@ -4122,8 +4172,8 @@ class Shift:
             each.warning("%s lost its connection to %s; reconnecting", event.thing, event.endpoint)
             if not event.rejected and not self._advised:
                 log.warning(
-                    "what to do: check the network; where that is good, another client took over the client ID %s: "
-                    "see who else has the keys of %s",
+                    "what to do: check the network; if that works, another client took over the client ID %s: "
+                    "find out who else has the keys of %s",
                     event.client_id,
                     event.thing,
                 )
@@ -4137,7 +4187,7 @@ class Shift:
             self._lines.append(event)
         elif isinstance(event, Lagging):
             asked = f"{len(self.joined) / self._cli.interval:.0f}" if self._cli.interval else "more"
-            log.warning("asked for %s messages a second, this machine does %.0f", asked, event.per_s)
+            log.warning("asked for %s messages/s, this machine manages %.0f", asked, event.per_s)
         elif isinstance(event, Exception):  # the loop has ended
             raise event
 
@@ -4206,7 +4256,7 @@ class Shift:
             self.offline_s[thing] += now - since
         if self.offline_s:
             longest, longest_s = max(self.offline_s.items(), key=lambda pair: pair[1])
-            which = f"{plural(len(self.offline_s), 'thing')}, {longest} for {longest_s:.1f} s at the longest"
+            which = f"{plural(len(self.offline_s), 'thing')}, longest {longest} ({longest_s:.1f} s)"
             log.warning("[%s] offline: %s; %s", command, which, effect)
 
 
@@ -4408,13 +4458,13 @@ class Hearing(Account):
         if self._latency.in_ms():
             last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
         if self.unread:
-            log.warning("[subscribe] %s could not be read", plural(self.unread, "message"))
+            log.warning("[subscribe] could not read %s", plural(self.unread, "message"))
         by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
         senders = {thing: +counts for thing, counts in by_sender if any(counts.values())}
         for thing, counts in itertools.islice(senders.items(), LISTED):
             last.info("[subscribe] from %s: %s", thing, told(counts))
         if self.arrivals.forgotten:
-            log.warning("[subscribe] more than %d senders: what is missing is not all counted", MOST_SENDERS)
+            log.warning("[subscribe] more than %d senders: not all missing messages are counted", MOST_SENDERS)
         messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
         last.info("[subscribe] ELF received %s on %s%s", messages, things, self.arrivals)
         self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
@@ -4506,15 +4556,15 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
     existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
         raise ElfError(
-            f"there are {plural(len(existing), 'thing')} already, more than the {len(names)} you ask for",
-            "`elf.py clean` removes them all; `elf.py create` then makes as many as you like",
+            f"there are already {plural(len(existing), 'thing')}, more than the {len(names)} requested",
+            "remove them all with `elf.py clean`, then run `elf.py create` again",
         )
     folded = {name.casefold(): name for name in names}
     alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
     if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # as on macOS and Windows
         raise ElfError(
-            f"{fleet.directory} takes names that differ in case alone for the same: {listed(alike)} is there already",
-            "choose another --prefix, or keep that fleet elsewhere with --misc-dir",
+            f"{fleet.directory} ignores upper and lower case in names, and has {listed(alike)} already",
+            "choose another --prefix or --misc-dir",
         )
     return [name for name in names if name not in fleet.things or fleet.things[name].stage != READY]
 
@@ -4526,7 +4576,7 @@ def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
         raise failed[0]
     if gone := [name for name, described in answers.items() if not described]:
-        log.warning("gone in AWS, to be created again: %s", listed(gone))
+        log.warning("missing in AWS, creating again: %s", listed(gone))
     for name in gone:
         cli.fleet.record(cli.fleet.things[name]._replace(stage=CREATING))
     return gone
@@ -4585,7 +4635,7 @@ def send_messages(cli: Cli) -> int:
     if tally.rejected or tally.unanswered:
         raise ElfError(
             f"of the messages to shadows, {tally.rejected} were rejected and {tally.unanswered} not answered",
-            "see AWS's reasons in the lines above; where no answer came, see that the policy allows iot:Receive",
+            "see AWS's reasons above; if no answer came, check that the policy allows iot:Receive",
         )
     return 1 if shift.failed else 0
 
@@ -4617,7 +4667,7 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
     lines = messages_of(lines_of(path), compose, raw)
     if str(path) == "-":
         if sys.stdin is None:
-            raise ElfError("standard input is closed", "give it messages: `… | elf.py send --json-message -`")
+            raise ElfError("standard input is closed", "pipe messages into it: `… | elf.py send --json-message -`")
         return things, lines, topics
     first = in_background(cli.inbox, lambda: next(lines))
     if isinstance(first.error, OSError):
@@ -4719,28 +4769,28 @@ def subscribe(cli: Cli) -> int:
     with at_work(cli, things, hearing, filters=filters) as shift, live_line(cli.inbox, cli.printer, hearing.__str__):
         until = [f"for {duration_s:g} s"] if duration_s < math.inf else []
         if cli.count:
-            until.append(f"until {plural(cli.count, 'message')} {'has' if cli.count == 1 else 'have'} come")
+            until.append(f"until {plural(cli.count, 'message')} {'has' if cli.count == 1 else 'have'} arrived")
         ends = ", or ".join(until) or "until Ctrl-C"
         log.info("[subscribe] ELF listening on %s %s", plural(len(shift.joined), "thing"), ends)
         listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, shift.joined)))
         if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
-            log.info("[subscribe] all hear every message: --things 1 or --append-thing-name shows it once")
+            log.info("[subscribe] all things receive every message; --things 1 shows each once")
         hearing.ends_at = time.monotonic() + duration_s
         shift.take_until(Settled, hearing.ends_at)
         if hearing.arrivals.counts["missing"]:
             shift.take_until(Settled, time.monotonic() + IN_FLIGHT_S)
-        deaf = shift.still_offline
+        offline = shift.still_offline
     if missing := hearing.arrivals.counts["missing"]:
-        remedy = "see above whose they are and whether a thing was offline; use --qos 1 in send and subscribe"
-        raise ElfError(f"{plural(missing, 'message')} did not come", remedy)
+        remedy = "see above which senders, and whether a thing was offline; use --qos 1 in send and subscribe"
+        raise ElfError(f"{plural(missing, 'message')} did not arrive", remedy)
     if cli.count and hearing.received < cli.count and duration_s < math.inf:
         raise ElfError(
-            f"{plural(hearing.received, 'message')} came in {duration_s:g} s, not {cli.count}",
-            "see that something is sent to that topic meanwhile, or give it a longer --duration",
+            f"received {plural(hearing.received, 'message')} in {duration_s:g} s, not {cli.count}",
+            "check that something sends to that topic, or use a longer --duration",
         )
-    if deaf:
+    if offline:
         raise ElfError(
-            f"{listed(deaf)} had no connection in the end, and may have missed messages", "check the network"
+            f"{listed(offline)} ended without a connection, and may have missed messages", "check the network"
         )
     return 1 if shift.failed else 0
 
@@ -4810,7 +4860,7 @@ def list_things(cli: Cli) -> int:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         lines = [fitting(sys.stdout, line) for line in lines] if sys.stdout.isatty() else lines
-        state = "" if runs is None or not place.local else ", which runs" if runs else ", which does not run"
+        state = "" if runs is None or not place.local else ", running" if runs else ", not running"
         lines.append(f"{plural(len(fleet.things), 'thing')} in {place}{state}")
         text = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
         encoding = sys.stdout.encoding
@@ -4823,10 +4873,10 @@ def show_unanswered(cli: Cli) -> None:
     fleet = cli.fleet
     if not fleet.unanswered:
         return
-    calls = plural(len(fleet.unanswered), "call")
+    calls = plural(len(fleet.unanswered), "certificate request")
     since, until = min(call.since for call in fleet.unanswered), max(call.until for call in fleet.unanswered)
-    what = "as many certificates without keys may exist"
-    log.warning("%s for a certificate got no answer: %s, from %s to %s", calls, what, utc(since), utc(until))
+    what = f"up to {plural(len(fleet.unanswered), 'certificate')} without keys may exist"
+    log.warning("%s got no answer: %s, from %s to %s", calls, what, utc(since), utc(until))
     try:
         iot, _ = reach_aws(cli)
         found = in_background(cli.inbox, lambda: unclaimed_certificates(iot, fleet))
@@ -4841,7 +4891,7 @@ def show_unanswered(cli: Cli) -> None:
         log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
     if found:
         log.warning(
-            "what to do: if nobody else made it, take it away: `aws iot update-certificate --new-status INACTIVE "
+            "what to do: if nobody else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
             "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
         )
     else:
@@ -4853,14 +4903,14 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
     """Return the things that can connect, or the `first` so many. Raises ElfError when there is none, or fewer."""
     for stage, command in ((CREATING, "create"), (CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
-            log.warning("not complete, and left out: %s; `elf.py %s` finishes what it began", listed(names), command)
+            log.warning("skipping incomplete things: %s; finish with `elf.py %s`", listed(names), command)
     if not fleet.things:
         raise ElfError("there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)")
     if not fleet.ready:
         raise ElfError("none of the things is complete", "finish with `elf.py create`, or `elf.py clean`")
     if first and first > len(fleet.ready):
         raise ElfError(
-            f"--things {first} asks for more things than there are: {len(fleet.ready)}",
+            f"--things {first} is more than the fleet has: {len(fleet.ready)}",
             f"make more with `elf.py create {first}`, or ask for fewer",
         )
     return fleet.ready[:first]
@@ -4989,8 +5039,8 @@ def root_of(cli: Cli) -> Path:
     except OSError as error:
         kind = UsageError if isinstance(error, ssl.SSLError) and cli.root_cert else ElfError
         raise kind(
-            f"{path} is no root certificate: {error.strerror or error}",
-            "name a PEM file with --root-cert; without that option ELF uses Amazon's own",
+            f"{path} is not a root certificate: {error.strerror or error}",
+            "use a PEM file, or leave --root-cert out: ELF then uses Amazon's",
         ) from error
     return path
 
@@ -5041,11 +5091,11 @@ def mqtt_endpoint(text: str) -> Endpoint:
 
 def directory(text: str) -> Path:
     if not text:  # from a variable that is not set, most likely, and not meant for the working directory
-        raise argparse.ArgumentTypeError("the directory's name is empty, here or in ELF_MISC_DIR")
+        raise argparse.ArgumentTypeError("the directory name is empty, here or in ELF_MISC_DIR")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"no home directory is known for {text!r}: set HOME, or leave ~ out") from None
+        raise argparse.ArgumentTypeError(f"no home directory found for {text!r}: set HOME, or leave ~ out") from None
 
 
 def part_of_place(text: str, key: str) -> str:
@@ -5111,14 +5161,14 @@ def add_common_options(parser: Parser) -> Parser:
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
     way = f"go through this proxy; {NO_PROXY}: through none (default: HTTPS_PROXY, ALL_PROXY and NO_PROXY say)"
     add("--proxy", metavar="URL", type=proxy, help=way)
-    add("--local", action="store_true", help="an AWS IoT embedded in this machine; needs no account")
+    add("--local", action="store_true", help="use an AWS IoT on this machine; needs no account")
     add("--misc-dir", metavar="D", type=directory, help=where)
     add("--wait", metavar="S", type=from_0, help="seconds to wait if another ELF uses this directory (default: 0)")
     add("--rate", metavar="N", type=rate, help=raised)
     output = "json: also print JSON lines to standard output; payload (subscribe): each message there (default: text)"
     add("--output", choices=("text", "json", "payload"), help=output)
-    add("--verbose", action="store_true", help=f"log each thing and message, of more than {LISTED} things as well")
-    add("--quiet", action="store_true", help="log warnings, errors and the report in the end only")
+    add("--verbose", action="store_true", help=f"log each thing and message, even of more than {LISTED} things")
+    add("--quiet", action="store_true", help="log only warnings, errors and the final report")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
     add("-V", "--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
     add("-h", "--help", action="help", help="show this and exit")
@@ -5130,7 +5180,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
     add("--append-thing-name", action="store_true", help=name)
-    add("--things", metavar="N", type=whole, help="the first N things of the fleet alone (default: all)")
+    add("--things", metavar="N", type=whole, help="use only the first N things of the fleet (default: all)")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
     add("--mqtt-endpoint", metavar="HOST[:PORT]", type=mqtt_endpoint, help=broker)
@@ -5141,19 +5191,19 @@ def add_send_options(command: Parser) -> None:
     add, what = command.add_argument, command.add_mutually_exclusive_group().add_argument
     how_many = command.add_mutually_exclusive_group().add_argument
     content = (
-        f"send the JSON object in FILE instead of MESSAGE, or of FILE{REPLAYED} a line each interval, or of - "
-        "(standard input) each line as it comes"
+        f"send the JSON object in FILE instead of MESSAGE; FILE{REPLAYED}: one line per interval; - (standard input): "
+        "each line as it arrives"
     )
     # Another default of the positional one would undo what -m has set.
     what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
     what("--json-message", metavar="FILE", type=Path, help=content)
-    add("--raw", action="store_true", help="send MESSAGE, FILE or each line as its bytes: no JSON, no ts, any topic")
+    add("--raw", action="store_true", help="send MESSAGE, FILE or each line as is: no JSON, no ts, any topic")
     add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
-    add("--seed", metavar="N", type=int, help="with --template: the same data again for the same N")
+    add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
-    add("-t", "--topic", metavar="T", help=f"may hold {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
-    pace = f"seconds between messages (default: {INTERVAL_S:g}, or as lines come)"
+    add("-t", "--topic", metavar="T", help=f"may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
+    pace = f"seconds between messages (default: {INTERVAL_S:g}, or as lines arrive)"
     add("--interval", metavar="S", type=interval, help=pace)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
     how_many("--duration", metavar="S", type=from_0, help=duration)
@@ -5162,11 +5212,11 @@ def add_send_options(command: Parser) -> None:
 
 def add_subscribe_options(command: Parser) -> None:
     add = command.add_argument
-    topics = f"topic filter, may hold {{thing_name}}; may be given again (default: {TOPIC_ROOT}/#)"
+    topics = f"topic filter, may contain {{thing_name}}; repeat it for more (default: {TOPIC_ROOT}/#)"
     add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
-    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have come)"
+    duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have arrived)"
     add("--duration", metavar="S", type=from_0, help=duration)
-    add("-C", "--count", metavar="N", type=whole, help="end after N messages in all; exit status 1 if fewer come")
+    add("-C", "--count", metavar="N", type=whole, help="stop after N messages in total; exit status 1 if fewer arrive")
 
 
 def build_parser() -> Parser:
@@ -5208,12 +5258,12 @@ def build_parser() -> Parser:
     add_send_options(command)
 
     example = "subscribe --duration 30"
-    command = add_command(subscribe, example, "have every thing listen, and log what it hears", messaging, alone=False)
+    command = add_command(subscribe, example, "have every thing subscribe and log the messages", messaging, alone=False)
     add_subscribe_options(command)
 
-    add_command(list_things, "list", "show the things and where they live; asks AWS nothing")
+    add_command(list_things, "list", "show the things and where they are, without asking AWS")
 
-    command = add_command(clean_up, "clean", "take everything away again, in AWS IoT and on disk")
+    command = add_command(clean_up, "clean", "delete all that ELF made, in AWS IoT and on disk")
     command.add_argument(
         "--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)"
     )
@@ -5221,19 +5271,19 @@ def build_parser() -> Parser:
 
 
 def misuse(cli: Cli) -> str:
-    """Say which options contradict each other or would do nothing, and what was meant, maybe; empty: none."""
+    """Say which options do not work together or would do nothing, and what was meant, maybe; empty: none."""
     run = getattr(cli, "run", None)  # where there is a command
     sends = run is send_messages
     problems = (
-        (cli.local and (cli.profile or cli.endpoint_url), "--local has no --profile and no --endpoint-url"),
-        (cli.local and cli.proxy, "--local goes through no proxy: leave --proxy out"),
-        (cli.quiet and (cli.verbose or cli.debug), "--quiet does nothing beside --verbose or --debug"),
-        (run and run is not subscribe and cli.output == "payload", "--output payload is for subscribe alone"),
-        (not run and cli.output == "json", "no command is given"),
-        (sends and cli.seed is not None and not cli.template, "--seed does nothing without --template"),
+        (cli.local and (cli.profile or cli.endpoint_url), "--local does not work with --profile or --endpoint-url"),
+        (cli.local and cli.proxy, "--local uses no proxy: leave --proxy out"),
+        (cli.quiet and (cli.verbose or cli.debug), "--quiet does not work with --verbose or --debug"),
+        (run and run is not subscribe and cli.output == "payload", "--output payload works only with subscribe"),
+        (not run and cli.output == "json", "no command given"),
+        (sends and cli.seed is not None and not cli.template, "--seed needs --template"),
         (
             sends and cli.template and not cli.json_message and cli.message == MESSAGE,
-            "--template does nothing without MESSAGE or --json-message (one is example-template.json)",
+            "--template needs MESSAGE or --json-message (for example, example-template.json)",
         ),
         (
             sends and is_input_unread(cli.json_message),
@@ -5263,7 +5313,7 @@ def is_input_unread(given: Path | None) -> bool:
 def locate(cli: Cli, remembered: Place | None) -> Place:
     """Say where the fleet lives, or shall: what was remembered at its creation, else the options.
 
-    Raises: ElfError when an explicit option contradicts what is remembered.
+    Raises: ElfError when an explicit option does not match what is remembered.
     """
     explicit = {key: value for key in ("region", "profile", "endpoint_url") if (value := getattr(cli, key))}
     if not remembered:
@@ -5278,7 +5328,7 @@ def locate(cli: Cli, remembered: Place | None) -> Place:
     if options:
         raise ElfError(
             f"{' '.join(options)} does not match: this fleet is in {remembered}",
-            "leave the option out, or clean this fleet first, or keep another one with --misc-dir",
+            "leave the option out, clean this fleet first, or use another directory with --misc-dir",
         )
     return remembered._replace(profile=remembered.profile or cli.profile)
 
@@ -5347,7 +5397,7 @@ def _local_aws() -> Any:
     except ModuleNotFoundError as error:
         raise ElfError(
             f"--local needs local_aws.py, and it is not in {HERE}",
-            "copy it there from where elf.py comes from",
+            "copy it there from ELF's repository",
         ) from error
     return local_aws
 
@@ -5413,8 +5463,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
         if not cli.command:
-            parser.print_help()
-            parser.exit(2, next_step(cli.misc_dir) + "\n")
+            sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
+            parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
     except SystemExit as usage:  # argparse has printed what there is to say
         try:
             if sys.stdout:
@@ -5462,11 +5512,10 @@ def run_to_the_end(cli: Cli) -> int:
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:
-            name = signal.Signals(interrupted.signum).name
-            log.warning("interrupted (%s)", "Ctrl-C" if name == "SIGINT" else name)
+            log.warning("interrupted (%s)", signal.Signals(interrupted.signum).name.replace("SIGINT", "Ctrl-C"))
         return 128 + interrupted.signum
     except KeyboardInterrupt:
-        log.warning("stopped at once")
+        log.warning("stopped")
         return 128 + signal.SIGINT
     except Exception as error:
         if is_usage := isinstance(error, UsageError):

@@ -58,55 +58,55 @@ SHORT_S = 0.5  # a time-out of ELF's, where nothing could answer in time
 BOTOCORE = Path(botocore.__file__).parent
 
 _ANEW = "`elf.py clean` and `elf.py create` recreate the fleet"
-_NEW_KEYS = f"restore it from a backup; without one, AWS does not show a key twice: {_ANEW}"
+_NEW_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {_ANEW}"
 _SEE_ABOVE = "see the lines above"
 # What devices, and the commands that use them, say of a failure, where {} stands for some text.
 TOLD = {
     "PortUnanswered": (
         "{thing} can't connect to {endpoint}: it does not answer",
-        "if a firewall blocks port 8883, try --mqtt-endpoint :443; if a proxy leads out, set --proxy",
+        "if a firewall blocks port 8883, try --mqtt-endpoint :443; if you need a proxy, set --proxy",
     ),
     "NothingListens": (
         "{thing} can't connect to {endpoint}: nothing listens there",
-        "check --mqtt-endpoint; if a firewall blocks port 8883, try --mqtt-endpoint :443; if a proxy leads out, set "
+        "check --mqtt-endpoint; if a firewall blocks port 8883, try --mqtt-endpoint :443; if you need a proxy, set "
         "--proxy",
     ),
     "HostUnknown": (
-        "{thing} can't connect to {endpoint}: its name can't be resolved",
-        "check the network's DNS, and --mqtt-endpoint; if a proxy leads out, set --proxy",
+        "{thing} can't connect to {endpoint}: could not resolve its host name",
+        "check the network's DNS, and --mqtt-endpoint; if you need a proxy, set --proxy",
     ),
     "HostUnreachable": (
-        "{thing} can't connect to {endpoint}: the network says: {error}",
-        "check the network, and --mqtt-endpoint; if a proxy leads out, set --proxy",
+        "{thing} can't connect to {endpoint}: network error: {error}",
+        "check the network, and --mqtt-endpoint; if you need a proxy, set --proxy",
     ),
     "NotTrusted": (
-        "{thing} can't connect to {endpoint}: its certificate is not to be trusted: {error}",
-        "check --root-cert and --mqtt-endpoint; a proxy that opens TLS has to leave AWS IoT alone",
+        "{thing} can't connect to {endpoint}: its certificate is not trusted: {error}",
+        "check --root-cert and --mqtt-endpoint; a proxy must not intercept TLS to AWS IoT",
     ),
     "OtherHost": (
-        "{thing} can't connect to {endpoint}: its certificate is another host's: {error}",
-        "check the name in --mqtt-endpoint; without that option ELF asks AWS for it",
+        "{thing} can't connect to {endpoint}: its certificate is for another host: {error}",
+        "check the name in --mqtt-endpoint, or leave it out: ELF then asks AWS",
     ),
     "TlsFails": (
-        "{thing} can't connect to {endpoint}: TLS fails: {error}",
-        "see that AWS IoT listens there (--mqtt-endpoint), and what is in between",
+        "{thing} can't connect to {endpoint}: TLS failed: {error}",
+        "check --mqtt-endpoint, and any proxy or firewall in between",
     ),
     "Refused": (
         "{thing} can't connect to {endpoint}, which refuses it: {error}",
-        "look at its certificate and policy in the AWS IoT console (Security), or run the command again: "
-        "what was changed a moment ago may not have taken effect yet",
+        "check its certificate and policy in the AWS IoT console (Security), or run the command again: "
+        "a recent change may not have taken effect yet",
     ),
     "PublishRefused": (
         "{thing} can't publish to {topic}: the broker closes the connection at each message, and acknowledges none",
-        "see that its policy allows iot:Publish to that topic",
+        "check that its policy allows iot:Publish to that topic",
     ),
     "SubscribeRefused": (
-        "{thing} can't subscribe to {topic}: the broker does not accept it",
-        "see that its policy allows iot:Subscribe to that topic filter",
+        "{thing} can't subscribe to {topic}: the broker refuses it",
+        "check that its policy allows iot:Subscribe to that topic filter",
     ),
     "CertificateUnknown": (
         "{thing} can't connect: its certificate {certificate} does not exist in {place}",
-        f"if the fleet lives elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
+        f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
     ),
     "CertificateNotActive": (
         "{thing} can't connect: its certificate is {status}",
@@ -122,13 +122,13 @@ TOLD = {
         f"allow it in that policy (AWS IoT console, Security, Policies); {_ANEW}, with ELF's own policy",
     ),
     "EndpointElsewhere": (
-        "{thing} can't connect to {endpoint}: its certificate is good, but the endpoint of {place} is {address}",
+        "{thing} can't connect to {endpoint}: its certificate is valid, but the endpoint of {place} is {address}",
         "leave --mqtt-endpoint out",
     ),
     "ConnectionLost": (
         "{thing} lost its connection to {endpoint}; reconnecting",
-        "check the network; where that is good, another client took over the client ID {client_id}: "
-        "see who else has the keys of {thing}",
+        "check the network; if that works, another client took over the client ID {client_id}: "
+        "find out who else has the keys of {thing}",
     ),
     "NoneConnected": ("none of the things could connect", _SEE_ABOVE),
     "NoneAuthorised": ("none of the things has a policy", _SEE_ABOVE),
@@ -137,10 +137,10 @@ TOLD = {
         "see the lines above, check the network, and send again",
     ),
     "TooFewMessages": (
-        "{messages} came in {duration:g} s, not {count}",
-        "see that something is sent to that topic meanwhile, or give it a longer --duration",
+        "received {messages} in {duration:g} s, not {count}",
+        "check that something sends to that topic, or use a longer --duration",
     ),
-    "StillDeaf": ("{things} had no connection in the end, and may have missed messages", "check the network"),
+    "StillDeaf": ("{things} ended without a connection, and may have missed messages", "check the network"),
     "LinesRefused": ("{lines} of the input could not be sent", _SEE_ABOVE),
     "TooFewDescriptors": (
         "{things} need {needed} open files, and this system allows {allowed}",
@@ -150,10 +150,10 @@ TOLD = {
     "KeyUnreadable": ("{thing} can't use its file {file}: {error}", f"make it readable, or {_NEW_KEYS}"),
     "KeyEmpty": ("the file {file} of {thing} is empty", _NEW_KEYS),
     "NotAPair": (
-        "the certificate and the key of {thing} are not a pair: {error}",
+        "the certificate and the key of {thing} do not match: {error}",
         f"restore {{file}} and its .pem from one backup; without one, {_ANEW}",
     ),
-    "KeyInvalid": ("the file {file} of {thing} holds no key or certificate: {error}", _NEW_KEYS),
+    "KeyInvalid": ("the file {file} of {thing} has no key or certificate: {error}", _NEW_KEYS),
 }
 
 # Where each failure of elf.py's table, by the first of its names, is provoked: a test, its row if it has some, and its
@@ -485,8 +485,8 @@ JSON = (("Content-Type", "application/json"),)
 
 
 NO_ENDPOINT = (
-    "what answers at {} to DescribeEndpoint, without endpointAddress, is not AWS IoT",
-    "a proxy or a login page is probably in between: sign in to that network, or check --endpoint-url",
+    "the server at {} (no endpointAddress in its answer to DescribeEndpoint) is not AWS IoT",
+    "probably the login page of a network or proxy: sign in there, or check --endpoint-url",
 )
 
 
@@ -590,8 +590,8 @@ def test_credentials_of_another_account_are_explained(
 ) -> None:
     main_of_pair.use(Account(service).credentials)
     failure = (
-        "these credentials are another account's: the fleet lives in {}",
-        "use the credentials that created it, or another --misc-dir for another fleet",
+        "these credentials are for another account: this fleet is in {}",
+        "use the credentials that created it, or another directory with --misc-dir",
     )
     explained(main_of_pair("clean", status=1), failure, pair.account.id)
 
@@ -619,8 +619,8 @@ def test_a_thing_of_somebody_else_is_explained(
 ) -> None:
     account.iot.create_thing(thingName="thing_1", attributePayload={"attributes": attributes})
     failure = (
-        "there is a thing named thing_1 already that this ELF did not make",
-        f"choose other names, as in `elf.py create --prefix NAME`{remedy}",
+        "thing thing_1 already exists, and this ELF did not make it",
+        f"choose another prefix with `elf.py create --prefix NAME`{remedy}",
     )
     explained(main("create", 2, status=1), failure)
     main("clean")
@@ -648,9 +648,9 @@ def test_a_policy_of_somebody_else_is_explained(
     account.iot.create_policy(policyName="policy-thing_0", policyDocument=json.dumps(DENY_ALL))
     result = main("send", *elf.broker, *ONCE, status=1)
     failure = (
-        "there is a policy named policy-thing_0 already that ELF did not make",
+        "policy policy-thing_0 already exists, and ELF did not make it",
         "detach it from its targets and delete it (`aws iot delete-policy --policy-name policy-thing_0`), "
-        "or make another fleet with --prefix",
+        "or choose another --prefix",
     )
     explained(result, failure)
     explained(result, "NoneAuthorised")
@@ -910,7 +910,7 @@ def test_a_command_before_create_is_explained(main: InProcess, explained: Explai
     explained(main("send", status=1), ("there are no things yet", make_some))
 
 
-LEAVE_IT_OUT = "leave the option out, or clean this fleet first, or keep another one with --misc-dir"
+LEAVE_IT_OUT = "leave the option out, clean this fleet first, or use another directory with --misc-dir"
 
 
 @pytest.mark.parametrize(
@@ -918,8 +918,8 @@ LEAVE_IT_OUT = "leave the option out, or clean this fleet first, or keep another
     [
         pytest.param(
             ("create", 1),
-            "there are 2 things already, more than the 1 you ask for",
-            "`elf.py clean` removes them all; `elf.py create` then makes as many as you like",
+            "there are already 2 things, more than the 1 requested",
+            "remove them all with `elf.py clean`, then run `elf.py create` again",
             id="fewer things",
         ),
         pytest.param(
@@ -945,7 +945,7 @@ def test_a_subscription_that_hears_too_little_is_explained(
     main_of_pair: InProcess, pair: Pair, explained: Explained
 ) -> None:
     result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--count", 3, status=1)
-    explained(result, "TooFewMessages", "0 messages came in 0.1 s, not 3")
+    explained(result, "TooFewMessages", "received 0 messages in 0.1 s, not 3")
 
 
 def test_a_fleet_that_is_half_made_is_explained(main: InProcess, proxy: FaultProxy, explained: Explained) -> None:
@@ -960,14 +960,14 @@ def test_another_elf_at_work_is_named_with_its_process(
 ) -> None:
     window = pair.subscribe()
     failure = (
-        f"another ELF is at work on {pair.misc}: `elf.py subscribe` (process {window.process.pid})",
-        "wait for its end (--wait 60 does), or keep another fleet with --misc-dir",
+        f"another ELF is using {pair.misc}: `elf.py subscribe` (process {window.process.pid})",
+        "wait until it ends (--wait 60), or use another directory with --misc-dir",
     )
     explained(main_of_pair("clean", status=1), failure)
 
 
 NOT_ELFS = (
-    "{} can't be read as ELF's: {}",
+    "could not read {}: {}",
     "use a newer ELF if one wrote it (this is {}), restore it from a backup, or move it away: ELF then starts empty",
 )
 
@@ -1143,12 +1143,12 @@ def test_a_key_that_may_not_be_read_is_explained(elf: Elf, pair: Pair, tmp_path:
 
 
 ROOT_INVALID = (
-    "{} is no root certificate: {}",
-    "name a PEM file with --root-cert; without that option ELF uses Amazon's own",
+    "{} is not a root certificate: {}",
+    "use a PEM file, or leave --root-cert out: ELF then uses Amazon's",
 )
 MESSAGE_INVALID = (
-    "the message file {} can't be read: {}",
-    "name a file of UTF-8 that holds a JSON object, as example.json does, or with .jsonl a message a line",
+    "could not read the message file {}: {}",
+    "use a UTF-8 file with a JSON object (see example.json), or a .jsonl file with one message per line",
 )
 
 
@@ -1162,7 +1162,7 @@ MESSAGE_INVALID = (
         pytest.param("--json-message", b"\xff", MESSAGE_INVALID, "'utf-8' codec", id="a message that is not UTF-8"),
         pytest.param("--json-message", b"{'a': 1}", MESSAGE_INVALID, "line 1", id="a message that is not JSON"),
         pytest.param("--json-message", b'{"a": NaN}', MESSAGE_INVALID, "not JSON", id="a message with NaN"),
-        pytest.param("--json-message", b"[1]", MESSAGE_INVALID, "no JSON object", id="a message that is no object"),
+        pytest.param("--json-message", b"[1]", MESSAGE_INVALID, "not a JSON object", id="a message that is no object"),
     ],
 )
 def test_a_file_that_the_user_names_is_explained(
@@ -1198,7 +1198,7 @@ def test_lines_of_the_input_that_can_not_be_sent_are_explained(pair: Pair, expla
     explained(result, "LinesRefused", "1 line of the input")
 
 
-NOT_UTF8 = ("the message or topic is not UTF-8", "MQTT takes nothing else: write it in UTF-8")
+NOT_UTF8 = ("the message or topic is not UTF-8", "use UTF-8, which MQTT requires")
 
 
 @pytest.mark.parametrize(
@@ -1208,7 +1208,7 @@ NOT_UTF8 = ("the message or topic is not UTF-8", "MQTT takes nothing else: write
         pytest.param(("send", "--topic", "\udcff"), *NOT_UTF8, id="a topic of other bytes"),
         pytest.param(
             ("send", "x" * 2**17),
-            *("the message is too long: {} bytes, and AWS IoT takes 128 KiB", "send a shorter one"),
+            *("the message is too long: {} bytes, and AWS IoT allows 128 KiB", "send a shorter one"),
             id="a long message",
         ),
     ],
@@ -1236,7 +1236,7 @@ def test_a_system_without_amazons_roots_is_explained(pair: Pair, tmp_path: Path,
     result = pair("send", *endpoint, *ONCE, status=1, env=environment | {"ELF_MISC_DIR": str(tmp_path / "misc")})
     failure = (
         "neither botocore nor this system has the Amazon root certificates",
-        "save https://www.amazontrust.com/repository/AmazonRootCA1.pem and name it with --root-cert",
+        "download https://www.amazontrust.com/repository/AmazonRootCA1.pem and use it with --root-cert",
     )
     explained(result, failure)
 

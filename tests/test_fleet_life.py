@@ -94,7 +94,7 @@ def test_create_makes_again_what_is_gone_in_aws(
         account.iot.detach_policy(policyName="policy-thing_0", target=before)
         account.iot.update_certificate(certificateId=before.rpartition("/")[2], newStatus="INACTIVE")
         account.iot.delete_certificate(certificateId=before.rpartition("/")[2])
-    assert "gone in AWS, to be created again: thing_0" in main("create", 2).err
+    assert "missing in AWS, creating again: thing_0" in main("create", 2).err
     assert account.things() == ["thing_0", "thing_1"]
     assert (account.certificate_of("thing_0") == before.rpartition("/")[2]) is certificate_survives
     if certificate_survives:
@@ -109,7 +109,7 @@ def test_create_with_fewer_changes_nothing_and_names_clean(main: InProcess, elf:
     main("create", 2)
     before = account.snapshot(), elf.things()
     refused = main("create", 1, status=1)
-    assert "there are 2 things already" in refused.err
+    assert "there are already 2 things" in refused.err
     assert "elf.py clean" in refused.err
     assert (account.snapshot(), elf.things()) == before
 
@@ -367,7 +367,7 @@ def test_create_goes_on_after_a_failure(main: InProcess, elf: Elf, account: Acco
     assert account.things() == list(elf.things()) == ["thing_0", "thing_1"]
     recorded = [thing["certificateId"] for thing in elf.things().values() if "certificateId" in thing]
     assert sorted(account.certificates()) == sorted(recorded)
-    assert "not complete" in main("send", *elf.broker, status=1).err
+    assert "skipping incomplete things: " in main("send", *elf.broker, status=1).err
     main.use(account.credentials)
     main("create", 2)
     assert account.things() == ["thing_0", "thing_1"]

@@ -94,10 +94,10 @@ def test_list_tells_what_is_not_complete(elf: Elf) -> None:
 
 def test_list_says_whether_the_embedded_aws_iot_runs(local: Elf) -> None:
     local("--local", "create")
-    assert local("list").out.endswith("1 thing in the embedded AWS IoT (--local), region us-west-2, which runs\n")
+    assert local("list").out.endswith("1 thing in the embedded AWS IoT (--local), region us-west-2, running\n")
     kill_servers_of(local)
     deadline = time.monotonic() + 10
-    while "which does not run" not in (out := local("list").out):
+    while "not running" not in (out := local("list").out):
         assert time.monotonic() < deadline, out
     assert json.loads(local("list", *JSON).out.splitlines()[-1])["localRuns"] is False
 
@@ -105,7 +105,7 @@ def test_list_says_whether_the_embedded_aws_iot_runs(local: Elf) -> None:
 def test_list_refuses_what_is_not_elfs(main: InProcess, elf: Elf) -> None:
     elf.misc.mkdir()
     (elf.misc / "things.json").write_text("{}")
-    assert "can't be read as ELF's" in main("list", status=1).err
+    assert f"could not read {elf.misc / 'things.json'}: " in main("list", status=1).err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows shows any path")

@@ -18,7 +18,7 @@ ONCE = ("--duration", "0.01")
     ("command", "options", "first_line", "last_line"),
     [
         ("subscribe", ("--duration", 0), "listening on 2 things until Ctrl-C", "received 0 messages on 2 things"),
-        ("subscribe", ("--count", 3), "listening on 2 things until 3 messages have come", "received 0 messages on 2"),
+        ("subscribe", ("--count", 3), "listening on 2 things until 3 messages have arrived", "received 0 messages on"),
         ("send", ("--duration", 0), "sending messages from each of 2 things until Ctrl-C", " acknowledged, 0 lost"),
         (
             *("send", ("--duration", 0, "--json-message", "-")),
@@ -49,7 +49,7 @@ def test_what_has_no_end_says_so_and_ends_with_ctrl_c(
 
 def test_subscribe_waits_for_as_many_messages_as_it_is_to_count(pair: Pair, ear: Client) -> None:
     window = pair.start("subscribe", *pair.broker, "--count", 3)
-    window.await_line("ELF listening on 2 things until 3 messages have come")
+    window.await_line("ELF listening on 2 things until 3 messages have arrived")
     ear.publish("elf/x", "one")
     window.await_count("one from topic", 2)
     ear.publish("elf/x", "two")
@@ -74,7 +74,7 @@ def test_that_each_thing_hears_the_same_is_said(
     main_of_pair: InProcess, pair: Pair, options: tuple[object, ...], is_said: bool
 ) -> None:
     lines = main_of_pair("subscribe", *pair.broker, *ONCE, *options).lines
-    assert any("all hear every message" in line for line in lines) is is_said
+    assert any("all things receive every message" in line for line in lines) is is_said
 
 
 def test_the_first_things_of_a_fleet_can_be_at_work_alone(
@@ -90,7 +90,7 @@ def test_the_first_things_of_a_fleet_can_be_at_work_alone(
     assert "ELF listening on 3 things for 0.01 s" in main("subscribe", *elf.broker, *ONCE, "--things", 3).err
     for command in ("send", "subscribe"):
         assert main(command, *elf.broker, "--things", 12, status=1).lines == [
-            "--things 12 asks for more things than there are: 11",
+            "--things 12 is more than the fleet has: 11",
             "what to do: make more with `elf.py create 12`, or ask for fewer",
         ]
 

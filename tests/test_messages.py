@@ -118,15 +118,15 @@ def test_a_json_message_is_the_object_in_the_file_plus_ts(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "can't be read"),
-        (b"", "can't be read: Expecting value"),
-        (b"{'python': 1}", "can't be read: Expecting property name"),
-        (b"\xff\xfe\x00", "can't be read: 'utf-8' codec"),
-        (b'{"number": NaN}', "can't be read: NaN is not JSON"),
-        (b"[" * 100_000, "can't be read: It does not end"),
-        (b"[1, 2]", "no JSON object"),
-        (b'"text"', "no JSON object"),
-        (b'{"a": 1,}', "can't be read: Expecting property name"),
+        (None, "could not read"),
+        (b"", "message.json: Expecting value"),
+        (b"{'python': 1}", "message.json: Expecting property name"),
+        (b"\xff\xfe\x00", "message.json: 'utf-8' codec"),
+        (b'{"number": NaN}', "message.json: NaN is not JSON"),
+        (b"[" * 100_000, "message.json: it does not end"),
+        (b"[1, 2]", "not a JSON object"),
+        (b'"text"', "not a JSON object"),
+        (b'{"a": 1,}', "message.json: Expecting property name"),
     ],
 )
 def test_a_bad_json_message_is_refused_before_anything_is_sent(
@@ -240,7 +240,7 @@ def test_subscribe_for_its_duration_succeeds_whatever_comes(main_of_pair: InProc
 
 def test_subscribe_fails_when_fewer_messages_than_its_count_come(main_of_pair: InProcess, pair: Pair) -> None:
     result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--count", 3, status=1)
-    assert "0 messages came in 0.1 s, not 3" in result.err
+    assert "received 0 messages in 0.1 s, not 3" in result.err
 
 
 def test_what_comes_cannot_play_with_the_terminal(pair: Pair, connect: Callable[[Account], Client]) -> None:

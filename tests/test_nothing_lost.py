@@ -153,7 +153,7 @@ def test_who_tidies_up_the_lock_lets_nobody_in(elf: Elf, account: Account) -> No
     for name in (".lock", ".writing"):
         (elf.misc / name).unlink(missing_ok=True)
     refused = elf("create", 40, status=1)
-    assert "another ELF is at work" in refused.err
+    assert "another ELF is using" in refused.err
     window.end()
     assert_things_are_whole(elf, account, 30)
 
@@ -163,7 +163,7 @@ def test_who_removes_the_journal_stops_create_and_loses_nothing(elf: Elf, accoun
     window = elf.start("create", 30, "--rate", 5, "--verbose")
     window.await_line("Thing:'thing_0'")
     (elf.misc / "things.journal").unlink()
-    assert "was removed while ELF writes to it" in window.end(status=1).err
+    assert "was removed while ELF was writing to it" in window.end(status=1).err
     elf("create", 30)
     assert_things_are_whole(elf, account, 30)
 

@@ -154,7 +154,7 @@ def test_without_describe_thing_the_owner_of_a_name_is_not_known(user: User, acc
     user.may(without(user.policy, "iot:DescribeThing"))
     assert "AWS denies iot:DescribeThing to " in user.run("create", status=1).err
     user.may(user.policy)
-    assert "there is a thing named thing_0 already that this ELF did not make" in user.run("create", status=1).err
+    assert "thing thing_0 already exists, and this ELF did not make it" in user.run("create", status=1).err
     assert account.snapshot() == (["thing_0"], {}, [])
 
 

@@ -78,7 +78,7 @@ def test_sequence_adds_the_thing_its_number_and_the_run(
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        *((("--json-message", f'{{"{name}": 1}}'), f"has '{name}' already") for name in ("thing", "seq", "run")),
+        *((("--json-message", f'{{"{name}": 1}}'), f"already has '{name}'") for name in ("thing", "seq", "run")),
         (("--raw",), "no effect with --raw"),
         (("--topic", "$aws/things/{thing_name}/shadow/get"), "or on AWS IoT's own topics"),
     ],
@@ -97,7 +97,7 @@ def test_a_sequence_that_can_not_be_is_wrong_usage(
 def test_lines_are_numbered_as_they_leave(pair: Pair, ear: Client) -> None:
     lines = b'{"n": 1}\n{"seq": 7}\ntext\n'
     result = pair("send", *pair.broker, "--sequence", "--json-message", "-", feed=lines, status=1)
-    assert "line 2 is not sent: the message has 'seq' already" in result.err
+    assert "line 2 is not sent: the message already has 'seq'" in result.err
     heard = [json.loads(message.payload) for message in ear.hear_all() if message.topic == "elf/thing_0"]
     assert [(each.get("n"), each.get("msg"), each["seq"]) for each in heard] == [(1, None, 1), (None, "text", 2)]
 
@@ -213,7 +213,7 @@ def test_what_is_missing_is_seen_at_once_and_told_in_the_end(pair: Pair, broker:
     terminal = pair.in_terminal("subscribe", *between.options, "--things", 1, "--duration", "0.5", columns=200)
     assert terminal.status == 1
     assert any("received 3, 1 missing, 1 repeated, 0 out of order | " in text for text in terminal.drawn)
-    assert any("1 message did not come" in line for line in terminal.seen)
+    assert any("1 message did not arrive" in line for line in terminal.seen)
 
 
 def test_what_is_sent_while_nobody_hears_it_is_missing(
@@ -233,7 +233,7 @@ def test_what_is_sent_while_nobody_hears_it_is_missing(
         ear.publish("elf/x", SOUND % ("sensor", number, ""))
     result = window.end(1)
     assert summary_of(result.out)["senders"] == {"sensor": {"missing": 3}}
-    assert "3 messages did not come" in result.err
+    assert "3 messages did not arrive" in result.err
 
 
 def test_a_sender_is_remembered_as_a_range_and_its_gaps(module: ModuleType) -> None:

@@ -119,9 +119,9 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
 @pytest.mark.parametrize(
     ("config", "environment", "answer", "cause", "remedy"),
     [
-        pytest.param("", {}, None, "there are no AWS credentials on this machine", "aws configure", id="nothing"),
-        pytest.param(SSO, {}, None, "not signed in by SSO: ", "aws sso login", id="SSO"),
-        pytest.param(LOGIN, {}, None, "not signed in by `aws login`: ", "aws login", id="login"),
+        pytest.param("", {}, None, "AWS credentials are missing or incomplete", "aws configure", id="nothing"),
+        pytest.param(SSO, {}, None, "not signed in to SSO: ", "aws sso login", id="SSO"),
+        pytest.param(LOGIN, {}, None, "not signed in with `aws login`: ", "aws login", id="login"),
         pytest.param(
             ASSUME, {}, (403, "AccessDenied", DENIED), f"AWS denies sts:AssumeRole to {USER}", "trust policy", id="role"
         ),
@@ -129,7 +129,7 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
             ASSUME,
             {},
             (400, "ValidationError", "no such role"),
-            "the AWS configuration does not work: ",
+            "the AWS configuration is not valid: ",
             "",
             id="no role",
         ),
@@ -163,10 +163,10 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
         ),
         pytest.param(
             ASSUME.replace(KEYS, f"role_arn = {ROLE}\nsource_profile = default\n"),
-            *({}, None, "profiles go in a circle: ", "source_profile"),
+            *({}, None, "profiles form a loop: ", "source_profile"),
             id="a circle",
         ),
-        pytest.param(MFA, {}, None, "nobody can be asked for an MFA code without a terminal", "export", id="MFA"),
+        pytest.param(MFA, {}, None, "could not ask for an MFA code: this is not a terminal", "export", id="MFA"),
         pytest.param(
             *("", WEB, (400, "InvalidIdentityToken", "Incorrect token audience")),
             *("AWS does not accept the web identity token: Incorrect token audience", "AWS_WEB_IDENTITY_TOKEN_FILE"),
@@ -225,7 +225,7 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
         ),
         pytest.param(
             "[default]\ndefaults_mode = no\nservices = x\n" + KEYS,
-            *({}, None, "the AWS configuration does not work: ", "~/.aws/config"),
+            *({}, None, "the AWS configuration is not valid: ", "~/.aws/config"),
             id="a mode that is none",
         ),
         pytest.param(
@@ -233,7 +233,7 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
             *(
                 {"AWS_ENDPOINT_URL": ""},
                 None,
-                "there is no endpoint for this region and configuration: ",
+                "no endpoint for this region and configuration: ",
                 "AWS_USE_DUALSTACK_ENDPOINT",
             ),
             id="no endpoint",
@@ -335,7 +335,7 @@ def a_session(minutes: float) -> bytes:
     ("code", "expected"),
     [
         pytest.param("123456\n", f"AWS refuses the MFA code: {MFA_REFUSED[:-1]}", id="a wrong code"),
-        pytest.param("12\n", "that is not an MFA code, which has six digits", id="no code"),
+        pytest.param("12\n", "an MFA code has six digits", id="no code"),
         pytest.param("654321\n", "the role's session has ended: ", id="a session that ends"),
         pytest.param(None, "interrupted (Ctrl-C)", id="Ctrl-C"),
     ],

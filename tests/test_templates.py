@@ -40,6 +40,7 @@ EACH = (
     '{"name": "{{ thing_name }}", "n": [{{ thing_number }}, {{ number }}], "now": [{{ now }}, {{ now_ms }}],'
     '"random": [{{ uniform(1, 2) }}, {{ gauss(0, 1) }}, {{ randint(3, 4) }}, {{ choice(5, 6) }}, {{ choice([7]) }}],'
     '"id": "{{ uuid() }}", "ramps": [{{ ramp(1, 2) }}, {{ ramp(5, -1) }}], "walk": {{ walk(1, 5, 0, 2) }},'
+    """"text": ["{{ '{:.1f}'.format(now_ms) }}", "{{ '%d-%s' % (now_ms, thing_name.upper() ~ '!') }}"],"""
     '"sine": {{ sine(0.04, 10, 20) }}, "loop": [{% for x in range(3) %}{{ loop.last | int }},{% endfor %}0]}'
 )
 
@@ -55,13 +56,15 @@ def test_each_name_has_its_value(main_of_pair: InProcess, pair: Pair, ear: Clien
         assert message["loop"] == [0, 0, 1, 0]
         assert uuid.UUID(message["id"]).version == 4
         assert 0 <= message["walk"] <= 2
+        now_ms = message["now"][1]
+        assert message["text"] == [f"{now_ms}.0", f"{now_ms}-THING_1!"]
         assert abs(1000 * message["now"][0] - message["now"][1]) < 2
     assert messages[0]["sine"] == pytest.approx(messages[4]["sine"])  # a period later
     assert messages[0]["sine"] + messages[2]["sine"] == pytest.approx(30)  # half a period later
 
 
 def test_a_seed_gives_the_same_data_again_whatever_the_timing(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
-    text = EACH.replace('"now": [{{ now }}, {{ now_ms }}],', "")
+    text = EACH.replace('"now": [{{ now }}, {{ now_ms }}],', "").replace("now_ms", "number")
     said = []
     for options in (("--seed", 7), ("--seed", 7, "--qos", 0), ("--seed", 8)):
         main_of_pair("send", *pair.broker, *QUICK, "-n", 3, *options, text)
@@ -77,12 +80,18 @@ def test_lines_are_templates_whose_values_go_on(pair: Pair, ear: Client) -> None
     feed = b'{"n": {{ ramp(1, 1) }}}\n\nplain {{ number }}\n{{ oops }}\n{"n": {{ ramp(1, 1) }}}\n'
     result = pair("send", *pair.broker, "--template", "--json-message", "-", feed=feed, status=1)
     assert messages_of(ear, "thing_0") == [{"n": 1}, {"msg": "plain 2"}, {"n": 2}]
-    assert "line 4 is not sent: the template does not work: line 1: unknown name 'oops'" in result.lines
+    assert "line 4 is not sent: the template failed: line 1: unknown name 'oops'" in result.lines
 
 
 def test_raw_results_go_out_as_they_are(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
     main_of_pair("send", *pair.broker, *QUICK, "--raw", "-n", 1, "{{ number }},\n")
     assert [heard.payload for heard in ear.hear_all()] == [b"1,\n"] * 2
+
+
+def grown(step: str, then: str = "") -> str:
+    """A template whose text or list would have 2 ** 60 parts."""
+    begin = "{% set ns = namespace(it='xx', list=[1]) %}\n{% for _ in range(60) %}"
+    return f"{begin}{{% set ns.it = {step} %}}{{% endfor %}}{then}"
 
 
 @pytest.mark.parametrize(
@@ -99,8 +108,20 @@ def test_raw_results_go_out_as_they_are(main_of_pair: InProcess, pair: Pair, ear
         ("{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(90) }}", "line 1: it takes"),
         ("{% for x in [1, 1] recursive %}{{ loop([1, 1]) }}{% endfor %}", "line 1: "),
         ("{% for x in range(99999) %}{{ 'xxxxxxxx' }}{% endfor %}", "the message is too long"),
-        ("{{ 'x' * 10 ** 10 }}", "line 1: numbers alone can be multiplied"),
+        ("{{ 'x' * 10 ** 10 }}", "line 1: only numbers can be multiplied"),
         ("{{ 9 ** (9 ** 9) }}", "line 1: "),
+        (grown("ns.it ~ ns.it"), "line 2: it takes more than"),
+        (grown("ns.it + ns.it"), "line 2: it takes more than"),
+        (grown("[ns.it, ns.it] | join"), "line 2: it takes more than"),
+        (grown("[ns.it, ns.it]", "{{ ns.it }}"), "line 2: it takes more than"),
+        (grown("ns.list.extend(ns.list)"), "line 2: access to attribute 'extend' of 'list' object is unsafe"),
+        ("{% set x %}{{ 'x' | center(9000) }}{% endset %}{{ x | replace('', x) }}", "line 1: it takes more than"),
+        ("{{ 'x' | center(10 ** 10) }}", "line 1: it takes more than"),
+        ("{{ 'x'.ljust(width=10 ** 10) }}", "line 1: it takes more than"),
+        ("{{ range(9999) | map('center', 9999) | join }}", "line 1: it takes more than"),
+        ("{{ '%.9999999999f' % 1 }}", "line 1: a width in a format"),
+        ("{{ '%*d' | format(10 ** 10, 1) }}", "line 1: a width in a format"),
+        ("{{ '{:{}}'.format(1, 10 ** 10) }}", "line 1: a width in a format"),
         ("{{ ''.__class__.__mro__ }}", "line 1: access to attribute '__class__' of 'str' object is unsafe"),
         ("{{ walk.__self__ }}", "line 1: access to attribute '__self__'"),
         ("{% include 'elf.py' %}", "line 1: no loader"),
@@ -124,7 +145,7 @@ def test_a_message_whose_template_fails_is_counted_and_the_others_go_out(
     result = main_of_pair("send", *pair.broker, *QUICK, "-n", 3, "--output", "json", text, status=1)
     assert messages_of(ear, "thing_0") == [{"n": -12}, {"n": 12}]
     assert [line for line in result.lines if "message 2 of" in line] == [
-        f"message 2 of {name} is not sent: the template does not work: line 1: integer division or modulo by zero"
+        f"message 2 of {name} is not sent: the template failed: line 1: integer division or modulo by zero"
         for name in ("thing_0", "thing_1")
     ]
     summary = json.loads(result.out.splitlines()[-1])

@@ -68,22 +68,22 @@ def test_an_unusual_topic_that_aws_takes_is_used(main_of_pair: InProcess, pair: 
 @pytest.mark.parametrize(
     ("command", "topic", "problem"),
     [
-        ("send", "a/+/b", "without + and #"),
-        ("send", "a/#", "without + and #"),
+        ("send", "a/+/b", "not for a topic to publish to"),
+        ("send", "a/#", "not for a topic to publish to"),
         ("send", SEVEN_SLASHES + "/9", "more than AWS IoT's 7 slashes"),
         ("send", "x" * 257, "longer than AWS IoT's 256 bytes"),
         ("send", "ü" * 129, "longer than AWS IoT's 256 bytes"),
         ("send", "{thing_name}" * 40, "longer than AWS IoT's 256 bytes"),
         ("send", "a\0b", "null character"),
-        ("send", "$SYS/broker/uptime", "lets nobody publish"),
-        ("send", "$aws/events/presence/connected/x", "lets nobody publish"),
-        ("send", "$aws/things/{thing_name}/shadow/update/accepted", "lets nobody publish"),
-        ("subscribe", "a/#/b", "at the end"),
-        ("subscribe", "a#", "at the end"),
-        ("subscribe", "a+/b", "one whole level"),
+        ("send", "$SYS/broker/uptime", "lets no client publish"),
+        ("send", "$aws/events/presence/connected/x", "lets no client publish"),
+        ("send", "$aws/things/{thing_name}/shadow/update/accepted", "lets no client publish"),
+        ("subscribe", "a/#/b", "# the last level"),
+        ("subscribe", "a#", "# the last level"),
+        ("subscribe", "a+/b", "a whole level"),
         ("subscribe", SEVEN_SLASHES + "/#", "more than AWS IoT's 7 slashes"),
         ("subscribe", "x" * 257, "longer than AWS IoT's 256 bytes"),
-        ("subscribe", "$aws/rules/r/#", "to no subscriber"),
+        ("subscribe", "$aws/rules/r/#", "not to subscribers"),
         ("send", "", "the topic is empty"),
         ("subscribe", "", "the topic is empty"),
     ],
@@ -95,14 +95,14 @@ def test_a_topic_that_aws_does_not_take_is_refused(
     wrong, advice = result.lines  # and nothing was done before
     assert problem in wrong
     assert repr(topic.replace("{thing_name}", "thing_0")[:300]) in wrong
-    assert advice == f"what to do: name another with --topic (see elf.py {command} --help)"
+    assert advice == f"what to do: choose another with --topic (see elf.py {command} --help)"
 
 
 def test_more_subscriptions_than_a_connection_may_have_are_refused(main_of_pair: InProcess, pair: Pair) -> None:
     filters = [word for number in range(51) for word in ("--topic", str(number))]
     assert main_of_pair("subscribe", *pair.broker, *ONCE, *filters, status=2).lines == [
-        "AWS IoT takes 50 subscriptions a connection, not 51",
-        "what to do: leave some --topic out, or use a wildcard (see elf.py subscribe --help)",
+        "AWS IoT allows 50 subscriptions per connection, not 51",
+        "what to do: use fewer --topic options, or a wildcard (see elf.py subscribe --help)",
     ]
     assert main_of_pair("subscribe", *pair.broker, *ONCE, *filters[2:])
 
@@ -193,7 +193,7 @@ def test_a_reserved_topic_is_used_as_aws_lets_one(module: ModuleType, topic: str
         (f"$share/group/{SEVEN_SLASHES}/9", True, "7 slashes"),
         ("$share/group/" + "x" * 256, True, None),
         ("$share/group/" + "x" * 257, True, "256 bytes"),
-        ("$share/group/a", False, "lets nobody publish"),
+        ("$share/group/a", False, "lets no client publish"),
         (f"a/$aws/rules/r/{SEVEN_SLASHES}", False, "7 slashes"),
     ],
 )

@@ -24,7 +24,7 @@ def test_create_and_clean_do_not_run_beside_a_send_and_say_who_is_at_work(pair: 
     window = pair.start("send", *pair.broker, "--duration", "60")
     window.await_line("posting message")
     refused = pair(command, status=1)
-    assert f"another ELF is at work on {pair.misc}: `elf.py send` (process {window.process.pid})" in refused.err
+    assert f"another ELF is using {pair.misc}: `elf.py send` (process {window.process.pid})" in refused.err
     assert "--wait" in refused.lines[-1]
     window.signal(signal.SIGTERM)
     window.end(143)

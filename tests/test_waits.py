@@ -65,7 +65,7 @@ def test_a_signal_ends_the_pause_after_a_throttled_call_for_a_certificate(
 ) -> None:
     proxy.inject("CreateKeysAndCertificate", THROTTLED, onwards=True)
     window = elf.start("create", 3)
-    window.await_line("CreateKeysAndCertificate: AWS does not take it now: trying again")
+    window.await_line("CreateKeysAndCertificate: AWS is busy: trying again")
     window.signal(signal.SIGTERM)
     signalled = time.monotonic()
     window.end(143)
@@ -89,7 +89,7 @@ def test_what_counts_as_attached_for_a_while_is_waited_for_and_said_once(
     before = proxy.calls[operation]
     said = main("clean").err
     assert proxy.calls[operation] - before > 2
-    assert len(re.findall(f"{operation}: to AWS, what was just detached is attached still: .* up to 300 s", said)) == 1
+    assert len(re.findall(f"{operation}: still attached according to AWS: .* up to 300 s", said)) == 1
     assert account.is_empty()
 
 
@@ -128,7 +128,7 @@ def test_a_refusal_that_outlasts_what_aws_says_blames_nobody(
     proxy.inject("DeletePolicy", IN_USE["DeletePolicy"], onwards=True)
     said = main("clean", status=1).err
     assert "thing_0: AWS refuses to delete it: The policy is attached to one or more resources." in said
-    assert "what to do: AWS names no other user of it: run the same command again later" in said
+    assert "what to do: run the same command again later: AWS lists nothing else that uses it" in said
     proxy.reset()
     main("clean")
     assert account.is_empty()
@@ -182,7 +182,7 @@ def test_somebody_else_whom_aws_names_is_named_at_once(
     else:
         iot.attach_thing_principal(thingName="thing_0", principal=theirs)
     said = main("clean", status=1).err
-    assert re.search(rf"thing_0: AWS does not delete \S+: it is attached to {user}$", said, re.MULTILINE)
+    assert re.search(rf"thing_0: AWS refuses to delete \S+: it is attached to {user}$", said, re.MULTILINE)
     assert "trying again" not in said
     assert "what to do: detach it there if nobody needs it, then run the same command again" in said
     assert list(elf.things()) == ["thing_0"]
@@ -210,7 +210,7 @@ def test_what_was_just_made_is_waited_for_until_aws_finds_it(
     proxy.inject("AttachPolicy", missing)
     said = main("create").err + main("send", *elf.broker, *ONCE).err
     for operation in ("AttachThingPrincipal", "AttachPolicy"):
-        assert f"{operation}: AWS does not find yet what was just made: trying again for up to 10 s" in said
+        assert f"{operation}: not visible in AWS yet: trying again for up to 10 s" in said
     assert len(account.certificates()) == len(account.policies()) == 1
     main("clean")
     assert account.is_empty()
@@ -266,7 +266,7 @@ def test_an_answer_that_lacks_what_elf_needs_is_explained(
         (elf.misc / "things.json").unlink()
     proxy.inject(operation, answer(content), call=proxy.calls[operation] + 1, onwards=True)
     said = main("create", status=1).err
-    assert f"what answers at {proxy.url} to {operation}, without {lacking}, is not AWS IoT" in said
+    assert f"the server at {proxy.url} (no {lacking} in its answer to {operation}) is not AWS IoT" in said
     assert "KeyError" not in said
 
 
@@ -298,5 +298,5 @@ def test_an_identity_without_an_account_is_explained(main: InProcess, elf: Elf, 
     name = "GetCallerIdentity"
     body = f'<{name}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{name}Result/></{name}Response>'
     proxy.inject("POST /", Fault(answer=Answer(200, body.encode(), (("Content-Type", "text/xml"),))))
-    assert "to GetCallerIdentity, without Account, is not AWS IoT" in main("clean", status=1).err
+    assert "(no Account in its answer to GetCallerIdentity) is not AWS IoT" in main("clean", status=1).err
     main("clean")
