@@ -3024,7 +3024,7 @@ def told(counts: Mapping[str, int]) -> str:
 
 
 class Proxy(NamedTuple):
-    """What leads to a broker; without a port in its URL, at 80, 443 or 1080."""
+    """A proxy to the broker; the default port is 80, 443 or 1080."""
 
     scheme: str
     host: str
@@ -3037,7 +3037,7 @@ class Proxy(NamedTuple):
 
     @classmethod
     def from_url(cls, url: str, source: str = "--proxy") -> Proxy:
-        """Read a URL, the password of which is secret from now on. Raises ElfError, which names the source alone."""
+        """Read a URL; its password is never shown from now on. Raises ElfError, which names only the source."""
         import urllib.parse
 
         with contextlib.suppress(ValueError):
@@ -3062,9 +3062,9 @@ class Endpoint(NamedTuple):
         return f"{host}:{self.port}" if self.port else host
 
     def routed(self, given: str | None) -> Endpoint:
-        """Say by which proxy it is reached, `given` or else as curl finds it, and at which port. Raises ElfError.
+        """Return it with its proxy (`given`, or the one that curl would use) and its port. Raises ElfError.
 
-        HTTP proxies let port 443 through, most often that alone.
+        HTTP proxies allow port 443, often no other.
         """
         import urllib.request
 
@@ -3076,7 +3076,7 @@ class Endpoint(NamedTuple):
 
 
 def proxy_in_environment() -> tuple[str, str]:
-    """Return the variable that names a proxy for HTTPS, or one for all, and its URL; empty: none does."""
+    """Return the variable that sets a proxy for HTTPS or for all, and its URL; empty if none does."""
     import urllib.request
 
     known = urllib.request.getproxies_environment()
@@ -3084,14 +3084,14 @@ def proxy_in_environment() -> tuple[str, str]:
 
 
 class Connected(NamedTuple):
-    """An event: a thing is connected for the first time, and subscribed where it is to listen."""
+    """An event: a thing is connected for the first time, and subscribed to its topic filters."""
 
     thing: str
     topic_filters: Sequence[str]
 
 
 class Offline(NamedTuple):
-    """An event: a thing has lost its connection, and tries to get it back."""
+    """An event: a thing lost its connection, and is reconnecting."""
 
     thing: str
     endpoint: Endpoint
@@ -3101,7 +3101,7 @@ class Offline(NamedTuple):
 
 
 class Back(NamedTuple):
-    """An event: a thing has its connection again, and its subscriptions."""
+    """An event: a thing is connected again, and subscribed."""
 
     thing: str
     endpoint: Endpoint
@@ -3109,57 +3109,57 @@ class Back(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """An event: the broker refuses a thing, which goes on trying. AWS may know why."""
+    """An event: the broker refuses a thing, which keeps trying. AWS may know why."""
 
     thing: str
     refusal: Refusal
 
 
 class Failed(NamedTuple):
-    """An event: a thing can't take part, or not any more."""
+    """An event: a thing failed, and does not try again."""
 
     thing: str
     failure: Exception
 
 
 class Listener:
-    """Hears what becomes of devices and their messages: in the loop's thread, which waits for it."""
+    """Gets what happens to devices and their messages, in the loop's thread, which waits for it."""
 
     def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
-        """A message, the thing's `number`th, has left; at QoS 0 it is `lost` if the thing was offline."""
+        """The thing's message `number` was sent; at QoS 0 it is `lost` if the thing was offline."""
 
     def on_acknowledged(self, device: Device, number: int, after_s: float) -> None:
-        """The broker has taken a QoS 1 message."""
+        """The broker acknowledged a QoS 1 message."""
 
     def on_resent(self, device: Device) -> None:
-        """A message has left again, on another connection, since it had not been acknowledged."""
+        """A message was sent again on another connection, because it had not been acknowledged."""
 
     def on_not_sent(self, device: Device, messages: int) -> None:
-        """Messages were due, and will not leave any more."""
+        """Messages were due, and will not be sent."""
 
     def on_impossible(self, device: Device, number: int, error: ElfError) -> None:
-        """A message, the thing's `number`th, can't be made."""
+        """The thing's message `number` can't be made."""
 
     def on_received(self, device: Device, message: Any) -> None:
-        """The broker has delivered a message: the SDK's, with topic, payload, qos and retain."""
+        """The broker delivered a message: the SDK's, with topic, payload, qos and retain."""
 
     def on_unreadable(self, device: Device, error: Exception) -> None:
-        """A message was delivered, and on_received() has failed at it."""
+        """on_received() failed for a message."""
 
     def on_event(self, event: Any) -> None:
         """One of the events above."""
 
 
 class Loop:
-    """The one thread that touches connections: it reads and writes when their sockets can, and calls what is due.
+    """The one thread that uses connections: it reads and writes when their sockets are ready, and calls what is due.
 
-    A second thread that used the same TLS connection would corrupt it. Others hand over with call(), which wakes it.
+    A second thread would corrupt a TLS connection that it used. Other threads use call(), which wakes the loop.
     """
 
     def __init__(
         self, failed: Callable[[Exception], None], connects_per_s: float = CONNECTS_PER_S, selector: Any = None
     ) -> None:
-        """Start; `failed` gets what ends it, which is a bug. It may be given another selector than the system's."""
+        """Start; `failed` gets the error that ends it, which is a bug. `selector` replaces the system's."""
         import selectors
         import socket
         from concurrent.futures import ThreadPoolExecutor
@@ -3181,7 +3181,7 @@ class Loop:
         self._thread.start()
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Have a function called in the loop's thread. Any thread may call this."""
+        """Call a function in the loop's thread. Any thread may call this."""
         self._calls.append((function, arguments))
         if not self._is_awake:
             self._is_awake = True
@@ -3189,11 +3189,11 @@ class Loop:
                 self._waker.send(b"x")
 
     def at(self, due: float, function: Callable[..., object], *arguments: Any) -> None:
-        """Have a function called at `due`, a time.monotonic(). For the loop's thread alone, as all that follows."""
+        """Call a function at `due`, a time.monotonic(). Only for the loop's thread, as are the methods below."""
         heapq.heappush(self._due, (due, next(self._numbers), function, arguments))
 
     def connect_in_turn(self, connect: Callable[[], None], after_s: float) -> None:
-        """Have a function called in the pool after a while, and no faster than AWS takes connects, one after another.
+        """Call a function in the pool after `after_s`, with at most `connects_per_s` such calls a second.
 
         https://docs.aws.amazon.com/general/latest/gr/iot-core.html: 500 connects a second an account.
         """
@@ -3201,7 +3201,7 @@ class Loop:
         self.at(self._turn + after_s, self._submit, connect)
 
     def _submit(self, connect: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # it takes no more: this is the end
+        with contextlib.suppress(RuntimeError):  # the pool is shut down
             self.pool.submit(connect)
 
     def close(self) -> None:
@@ -3210,7 +3210,7 @@ class Loop:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def join(self, patience_s: float) -> None:
-        """Wait for the end. Another thread may call this."""
+        """Wait for the end. Any other thread may call this."""
         self._thread.join(patience_s)
 
     def _run(self) -> None:
@@ -3241,13 +3241,13 @@ class Loop:
 
 
 class _Events(collections.deque[Any]):
-    """What the SDK calls a Queue: it puts events in while it reads, under locks, and Connection takes them out."""
+    """What the SDK uses as a Queue: it puts events in while it reads, under locks, and Connection takes them out."""
 
     put, get = collections.deque.append, collections.deque.popleft
 
 
 class _Nobody:
-    """In the place of the sockets by which the SDK wakes a client's network thread, and of that thread's timer."""
+    """Replaces the sockets by which the SDK wakes a client's network thread, and that thread's timer."""
 
     def __getattr__(self, _: str) -> Callable[..., None]:
         return lambda *_: None
@@ -3288,9 +3288,9 @@ def load_sdk() -> Any:
 
 
 def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any) -> Any:
-    """Connect a client of the SDK by mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
+    """Connect a client of the SDK with mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
 
-    Raises what the network and TLS have to say: OSError, ssl.SSLError; ElfError, of a proxy.
+    Raises OSError and ssl.SSLError; ElfError for a proxy.
     """
     client = load_sdk()(client_id)
     client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
@@ -3305,9 +3305,9 @@ def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: Thin
 
 @functools.cache
 def shown_by(endpoint: Endpoint) -> str:
-    """Name the certificate that is shown as the broker's. Raises OSError, ElfError.
+    """Return whose the certificate is that the broker, or a proxy, presents. Raises OSError, ElfError.
 
-    Only one that is trusted is ever decoded: so it is fetched first, then trusted for that.
+    Python decodes only a trusted certificate, so this fetches it first, then trusts it.
     """
     import ssl
 
@@ -3324,7 +3324,7 @@ def shown_by(endpoint: Endpoint) -> str:
 
 
 def without_threads(client: Any) -> None:
-    """Have a client of the SDK 1.6 start no thread, and leave the window, repetitions and writing to Connection."""
+    """Make a client of the SDK 1.6 start no thread, and leave the window, repetition and writing to Connection."""
     events, paho = client._mqtt_core._event_consumer, client._mqtt_core._internal_async_client._paho_client
     events.start = lambda: None
     events._stopper.set()  # for which a connect that fails would wait
@@ -3340,8 +3340,8 @@ def open_socket(endpoint: Endpoint) -> Any:
         connection = open_tunnel(endpoint, endpoint.proxy)
     else:
         connection = socket.create_connection(endpoint[:2], timeout=CONNECT_TIMEOUT_S)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
-    # A network that swallows everything ends a connection within half a minute, where the system can tell.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms per message with a subscription
+    # If the network drops everything, the connection ends within 30 seconds, where the system supports it.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     limits = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
     for name in limits.keys() & vars(socket).keys():
@@ -3350,7 +3350,7 @@ def open_socket(endpoint: Endpoint) -> Any:
 
 
 def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
-    """Return a socket that leads to the broker by way of a proxy. Raises ElfError, which says what the proxy does."""
+    """Return a socket to the broker through a proxy. Raises ElfError, with the proxy's answer."""
     import socket
     import ssl
 
@@ -3366,33 +3366,33 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
         return way.connect(endpoint.host, endpoint.port, timeout=CONNECT_TIMEOUT_S).socket
     except ProxyConnectionError as error:
-        problem = f"the proxy {proxy} can't be reached: {error.__cause__}"
+        problem = f"could not reach the proxy {proxy}: {error.__cause__}"
         if isinstance(error.__cause__, socket.gaierror):
-            problem = f"the name of the proxy {proxy} can't be resolved"
+            problem = f"could not resolve the host name of the proxy {proxy}"
     except ssl.SSLError as error:
-        problem = f"TLS to the proxy {proxy} fails: {error}"
+        problem = f"TLS to the proxy {proxy} failed: {error}"
     except (ProxyTimeoutError, ConnectionError):
         pass
-    except ValueError:  # HTTP takes no colon in a user, SOCKS nothing but ASCII
-        problem = f"the proxy {proxy} can't be told this user and password"
+    except ValueError:  # HTTP allows no colon in a user, SOCKS only ASCII
+        problem = f"this user and password are not valid for the proxy {proxy}"
     except ProxyError as error:
         code, said = error.error_code, str(error)  # an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)
         if code in (401, 407) or (not code and "uthentication" in said):
-            it = "refuses this user and password" if proxy.user else "wants a user and a password"
-            remedy = f"write them into its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
+            it = "refuses this user and password" if proxy.user else "requires a user and a password"
+            remedy = f"put them in its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
         elif code in (2, 403, 405):
             it = "forbids it"
-            remedy = "have its administrator allow that host and port, or try another port: --mqtt-endpoint :443, :8883"
-        elif code and code // 100 != 3:  # which leads to a page, to sign in most likely
-            it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy gets to AWS IoT"
+            remedy = "ask its administrator to allow that host and port, or try --mqtt-endpoint :443 or :8883"
+        elif code and code // 100 != 3:  # a redirect, probably to a login page
+            it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy can reach AWS IoT"
         else:
-            it = "gives no answer of a proxy's"
+            it = "does not answer as a proxy"
         problem = f"the proxy {proxy} {it}: {said}"
     raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
 
 
 def http_head(stream: Any, _: int = 0) -> bytes:
-    """Read the status and headers of a proxy's answer, and no more; or what is no HTTP, as far as that shows."""
+    """Read only the status and headers of a proxy's answer, or the beginning of an answer that is not HTTP."""
     head = b""
     for byte in iter(functools.partial(stream.socket.recv, 1), b""):
         head += byte
@@ -3402,7 +3402,7 @@ def http_head(stream: Any, _: int = 0) -> bytes:
 
 
 def relayed(outer: Any) -> Any:
-    """Return a socket that leads through a connection that is TLS itself, since the SDK's TLS can't run inside it."""
+    """Return a socket that relays to a TLS connection, because the SDK's TLS can't run inside it."""
     import selectors
     import socket
     import ssl
@@ -3421,7 +3421,7 @@ def relayed(outer: Any) -> Any:
                     outer.settimeout(None)
                     outer.sendall(data)
                 if outer in ready:
-                    outer.settimeout(0)  # what comes may be TLS's own affair
+                    outer.settimeout(0)  # this may be only TLS's own data
                     with contextlib.suppress(ssl.SSLWantReadError):
                         if not (data := outer.recv(65536)):
                             return
@@ -3432,9 +3432,9 @@ def relayed(outer: Any) -> Any:
 
 
 class _Stream:
-    """A TLS connection as paho uses one: read ahead, since paho asks byte by byte, and with an end that is an error.
+    """A TLS connection for paho: reads ahead, because paho asks byte by byte, and raises an error at its end.
 
-    paho would read for ever where it comes inside a packet.
+    Without that error, paho would read for ever if the end came inside a packet.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -3465,14 +3465,14 @@ class _Stream:
         return self._at < len(self._ahead) or self._connection.pending() > 0
 
     def close(self) -> None:
-        """Do nothing yet: the loop has to let go of the socket before its number is another one's."""
+        """Do nothing yet: the loop must unregister the socket before its number is used again."""
 
 
 class Connection:
-    """A client of the SDK, connected, that the loop serves. What goes wrong with it is its loss, told once."""
+    """A connected client of the SDK in the loop. Any error ends the connection, and on_lost() is called once."""
 
     def __init__(self, client: Any, loop: Loop, on_lost: Callable[[Exception], None]) -> None:
-        """Take over what open_client() has returned, in the loop's thread. Nothing is written yet."""
+        """Take over what open_client() returned, in the loop's thread. Nothing is written yet."""
         import selectors
 
         self.client = client
@@ -3482,7 +3482,7 @@ class Connection:
         self._paho = client._mqtt_core._internal_async_client._paho_client
         self._paho._ssl = self._stream = _Stream(self._paho._ssl)
         self._is_open, self._is_behind = True, False
-        self.on_room: Callable[[], None] = lambda: None  # called when the socket takes more again
+        self.on_room: Callable[[], None] = lambda: None  # called when the socket can send again
         self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
         self._wanted = self._reading
         loop.selector.register(self._stream, self._wanted, self._serve)
@@ -3490,16 +3490,16 @@ class Connection:
 
     @property
     def is_alive(self) -> bool:
-        """Say whether the SDK has it open: what it has read before the end is told first, and the loss then."""
+        """Return whether the SDK has it open: what was read before the end is reported first, then the loss."""
         return self._is_open and bool(self._paho._ssl)
 
     @property
     def is_full(self) -> bool:
-        """Say whether the socket takes no more for now."""
+        """Return whether the socket can't send more for now."""
         return bool(self._paho.want_write())
 
     def write(self) -> None:
-        """Send what the SDK was given to send, as far as the socket takes it."""
+        """Send what the SDK has to send, as far as the socket allows."""
         if self.is_alive:
             self._try(self._paho.loop_write)
         if self._is_open:
@@ -3509,7 +3509,7 @@ class Connection:
                 self._loop.selector.modify(self._stream, wanted, self._serve)
 
     def close(self) -> None:
-        """Say goodbye, if the socket takes that now, and release all. Tells nobody."""
+        """Send a DISCONNECT, if the socket can now, and release everything. Does not call on_lost()."""
         if self._is_open:
             with contextlib.suppress(Exception):
                 self.client.disconnectAsync()
@@ -3525,7 +3525,7 @@ class Connection:
                 self.on_room()
 
     def _read(self) -> int:
-        """Read so much that others have their turn soon; the selector would not tell of what is ahead then."""
+        """Read a limited amount, so that others have their turn soon; then come back for what was read ahead."""
         for _ in range(TURNS_AT_ONCE):
             if (failed := self._paho.loop_read()) or not self._paho._ssl or not self._stream.is_ahead:
                 return int(failed)
@@ -3545,7 +3545,7 @@ class Connection:
             self._loop.at(time.monotonic() + LOOK_S, self._keep_alive)
 
     def _try(self, step: Callable[[], int]) -> None:
-        """Take a step of the SDK's, which may close the connection, fail, or raise anything at rubbish."""
+        """Run a step of the SDK's, which may close the connection, fail, or raise any error for invalid data."""
         error: Exception | None = None
         try:
             failed = step()
@@ -3564,7 +3564,7 @@ class Connection:
         self._events.clear()
 
 
-_TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # what the other side says of a certificate
+_TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # the other side refuses a certificate
 _CONNACK = {  # MQTT 3.1.1, table 3.1
     1: "unacceptable protocol version",
     2: "client identifier rejected",
@@ -3572,19 +3572,19 @@ _CONNACK = {  # MQTT 3.1.1, table 3.1
     4: "bad user name or password",
     5: "not authorized",
 }
-CONNECTING, ONLINE, ENDED = "connecting", "online", "ended"  # what a device is
-# Why a message leaves late, where it is not that this machine is busy.
-WINDOW = f"AWS takes {MAX_IN_FLIGHT} unacknowledged messages a connection, and acknowledgements take a round trip"
-SPEED = f"AWS takes {1 / MIN_INTERVAL_S:g} messages and {MAX_BYTES_PER_S >> 10} KiB a second a connection"
-NETWORK = "the network took no more"
+CONNECTING, ONLINE, ENDED = "connecting", "online", "ended"  # a device's states
+# Why a message is sent late, unless this machine is busy.
+WINDOW = f"AWS allows {MAX_IN_FLIGHT} unacknowledged messages per connection, and each acknowledgement is a round trip"
+SPEED = f"AWS allows {1 / MIN_INTERVAL_S:g} messages/s and {MAX_BYTES_PER_S >> 10} KiB/s per connection"
+NETWORK = "the network was too slow"
 AWAY = "there was no connection"
 
 
 class Device:
-    """One thing on MQTT, with its own certificate and key. For the loop's thread alone, and so is its listener.
+    """One thing on MQTT, with its own certificate and key. Only for the loop's thread, as is its listener.
 
-    It connects, comes back when it has lost the connection, and keeps each QoS 1 message until it is acknowledged: the
-    SDK's own reconnection takes a refusal for a success, and can't tell what it sent again.
+    It connects, reconnects when the connection is lost, and keeps each QoS 1 message until it is acknowledged: the
+    SDK's own reconnection takes a refusal for a success, and does not tell what it sent again.
     """
 
     def __init__(
@@ -3601,7 +3601,7 @@ class Device:
         topic_filters: Sequence[str] = (),
         patience_s: float = 0.0,
     ) -> None:
-        """Make one that publishes to `topic`; that it is refused in the next `patience_s` means nothing."""
+        """Make one that publishes to `topic`; refusals in the next `patience_s` are ignored."""
         self.thing, self.topic, self.topic_filters = thing, topic, topic_filters
         self.state = CONNECTING
         self.has_joined = False  # it was online once
@@ -3626,17 +3626,17 @@ class Device:
 
     @property
     def unacknowledged(self) -> list[tuple[int, bytes]]:
-        """The number and payload of each message that has left and is not acknowledged."""
+        """The number and payload of each message that was sent and is not acknowledged."""
         return [(number, payload) for number, (payload, _) in self._in_flight.items()]
 
     @property
     def left_at(self) -> list[float]:
-        """When each message that is not acknowledged left first, a time.monotonic(). Any thread may ask."""
+        """When each message that is not acknowledged was first sent, a time.monotonic(). Any thread may call this."""
         return [at for _, at in list(self._in_flight.values())]
 
     @property
     def backlog(self) -> int:
-        """How many messages are waiting to leave, or for their acknowledgement."""
+        """How many messages are waiting to be sent or acknowledged."""
         return len(self._waiting) + len(self._in_flight)
 
     @property
@@ -3646,12 +3646,12 @@ class Device:
     # Connecting
 
     def connect(self, after_s: float = 0.0) -> None:
-        """Connect and subscribe after a while, when it is its turn. The listener hears of it."""
+        """Connect and subscribe after `after_s`, when it is its turn; the listener gets the event."""
         self.state, self._awaited = CONNECTING, "CONNACK"
         self._loop.connect_in_turn(self._open, after_s)
 
     def _open(self) -> None:
-        """Reach the broker: in the pool, whose threads alone may wait."""
+        """Connect to the broker, in the pool, whose threads may wait."""
         import secrets
 
         client_id = f"{self.thing}-{secrets.token_hex(4)}"
@@ -3681,7 +3681,7 @@ class Device:
             self._expect("CONNACK")
 
     def _expect(self, answer: str) -> None:
-        """Send what is to be answered, and give the broker CONNECT_TIMEOUT_S."""
+        """Send a request, and wait up to CONNECT_TIMEOUT_S for the broker's answer."""
         self._awaited = answer
         self._loop.at(time.monotonic() + CONNECT_TIMEOUT_S, self._time_out, self._connection, answer)
         if self._connection:
@@ -3699,11 +3699,11 @@ class Device:
             self._subscribe(iter(self.topic_filters))
 
     def _subscribe(self, topic_filters: Iterator[str]) -> None:
-        """Subscribe to one after the other: AWS refuses by closing the connection, which does not say which it is."""
+        """Subscribe to one after the other: AWS refuses one by closing the connection, without saying which."""
 
         def on_suback(mid: object, data: Sequence[int] = ()) -> None:  # none in an UNSUBACK, or in rubbish
             if not data or data[0] > 1:
-                self._fail(self._refused("it does not accept the subscription"))
+                self._fail(self._refused("it refused the subscription"))
             else:
                 self._subscribe(topic_filters)
 
@@ -3733,7 +3733,7 @@ class Device:
             self._listener.on_unreadable(self, error)
 
     def _on_lost(self, error: Exception) -> None:
-        """Come back. A loss in answer to a CONNECT, a SUBSCRIBE or a message is AWS's way to refuse, maybe."""
+        """Reconnect. A loss after a CONNECT, a SUBSCRIBE or a message may be AWS's way to refuse it."""
         self._connection = None
         if self.state == CONNECTING:
             self._fail(self._refusal_in(error) or self._refused("it closed the connection without an answer"))
@@ -3750,7 +3750,7 @@ class Device:
         self._come_back()
 
     def _refusal_in(self, error: Exception) -> Refusal | None:
-        """Return what TLS says of a certificate that the broker does not take: in the handshake before TLS 1.3."""
+        """Return the refusal in a TLS error about the thing's certificate; TLS 1.3 sends it after the handshake."""
         reason = getattr(error, "reason", None) or ""
         return self._refused(f"TLS says {reason}") if _TLS_REFUSAL.search(reason) else None
 
@@ -3760,7 +3760,7 @@ class Device:
         return Refusal(self.thing, str(self._endpoint), "iot:Subscribe", self._awaited, reason)
 
     def _fail(self, error: Exception) -> None:
-        """Try again to connect, or give up where that is of no use."""
+        """Try to connect again, or give up where that can't help."""
         self._drop()
         if self.state == ENDED:
             return
@@ -3775,9 +3775,9 @@ class Device:
         self._come_back()
 
     def _doubt(self, refusal: Refusal) -> None:
-        """Have AWS asked about a refusal, and believe it once there was nothing else for as long as AWS may take.
+        """Ask AWS about a refusal, and give up after POLICY_CHANGE_S with nothing but refusals.
 
-        A message is refused by a loss, which may have another reason: AWS is asked about the second in a row.
+        A message is refused by a lost connection, which may have other causes: AWS is asked at the second in a row.
         """
         now = time.monotonic()
         if not self.refusal:
@@ -3804,7 +3804,7 @@ class Device:
             connection.close()
 
     def end(self, failure: Exception | None = None) -> None:
-        """Disconnect and stay so; `failure` says why if the thing can't go on."""
+        """Disconnect, and do not reconnect; `failure` says why, if the thing failed."""
         if self.state == ENDED:
             return
         self.state = ENDED
@@ -3820,7 +3820,7 @@ class Device:
     # Publishing
 
     def publish(self, message: Message, due: float) -> None:
-        """Publish a message that is due since `due`, a time.monotonic(), as soon as it can leave."""
+        """Publish a message that was due at `due`, a time.monotonic(), as soon as possible."""
         if self.state == CONNECTING and not self._qos:
             if (payload := self._compose(message)) is not None:
                 self._listener.on_published(self, self._number, payload, 0.0, lost=True)
@@ -3834,7 +3834,7 @@ class Device:
             self._flush()
 
     def _compose(self, message: Message) -> bytes | None:
-        """Return the next message's payload; None: there is none, of which the listener hears."""
+        """Return the next message's payload, or None after on_impossible()."""
         self._number += 1
         try:
             return message.payload(self.topic, self.thing, self._number)
@@ -3843,7 +3843,7 @@ class Device:
             return None
 
     def _flush(self) -> None:
-        """Send what a lost connection has left, then what is due, until something is in the way."""
+        """Send again what a lost connection left, then what is due, until something prevents it."""
         while self._again or self._waiting:
             if reason := self._in_the_way():
                 if reason != SPEED or not self.held_by:  # that limit keeps late what something else has made late
@@ -3865,7 +3865,7 @@ class Device:
         self.held_by = ""
 
     def _in_the_way(self) -> str:
-        """Say why no message can leave now, if so; what calls _flush() again is under way then."""
+        """Return why no message can be sent now, or ""; then something will call _flush() again."""
         if self.state != ONLINE or not self._connection or not self._connection.is_alive:
             return AWAY
         if len(self._in_flight) - len(self._again) >= MAX_IN_FLIGHT:
@@ -3898,7 +3898,7 @@ class Device:
         connection.write()
 
     def _trust(self, connection: Connection) -> None:
-        """Forget a refusal if a connection has outlived its first message: at QoS 0, nothing else tells."""
+        """Forget a refusal if the connection survived its first message: at QoS 0 there is no other sign."""
         if self._connection is connection:
             self._is_trusted, self.refusal = True, None
 
@@ -3914,7 +3914,7 @@ class Device:
 
 
 def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFiles) -> Exception:
-    """Say why a thing can't connect, as an ElfError; `error` itself where that is anybody's guess."""
+    """Return why a thing can't connect, as an ElfError; `error` itself if that is unknown."""
     import socket
     import ssl
 
@@ -3939,7 +3939,7 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
     elif isinstance(error, ConnectionRefusedError):
         problem, remedy = "nothing listens there", here
     elif isinstance(error, socket.gaierror):
-        problem, remedy = "its name can't be resolved", "check the network's DNS, and --mqtt-endpoint"
+        problem, remedy = "could not resolve its host name", "check the network's DNS, and --mqtt-endpoint"
     elif isinstance(error, OSError):
         problem, remedy = f"network error: {error}", "check the network, and --mqtt-endpoint"
     else:
@@ -3955,7 +3955,7 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
 
 
 def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
-    """Find the file of a thing's that keeps it from connecting."""
+    """Return what is wrong with a thing's files, or None."""
     import ssl
 
     for file in (files.certificate, files.private_key):
@@ -3974,27 +3974,27 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             return ElfError(
-                f"the certificate and the key of {thing} are not a pair: {error}",
+                f"the certificate and the key of {thing} do not match: {error}",
                 f"restore {file} and its .pem from one backup; without one, {_ANEW}",
             )
-        return ElfError(f"the file {file} of {thing} holds no key or certificate: {error}", _NEW_KEYS)
+        return ElfError(f"the file {file} of {thing} has no key or certificate: {error}", _NEW_KEYS)
     return None
 
 
 class Played:
-    """An event: all that was to be played has become due."""
+    """An event: all messages of play() have been due."""
 
 
 class Settled:
-    """An event: no message is waited for any more."""
+    """An event: no message is waiting any more."""
 
 
 class Room:
-    """An event: the things have sent nearly all that they were given."""
+    """An event: the things have sent nearly all their messages."""
 
 
 class Crew:
-    """A fleet's devices, which one loop serves. All but the methods of a leading underscore are for other threads."""
+    """A fleet's devices, on one loop. The methods without a leading underscore are for other threads."""
 
     def __init__(self, devices: Sequence[Device], loop: Loop, happened: Callable[[Any], None]) -> None:
         """Connect the devices; `happened` gets this class's events."""
@@ -4006,21 +4006,21 @@ class Crew:
 
     @property
     def unacknowledged(self) -> list[tuple[Device, int, bytes]]:
-        """Each message that has left and is not acknowledged: whose, its number and payload. For after the end."""
+        """Each message that is not acknowledged: its device, number and payload. To be used after stop()."""
         return [(device, *message) for device in self.devices.values() for message in device.unacknowledged]
 
     @property
     def backlog(self) -> int:
-        """How many messages are not acknowledged, or have not left yet."""
+        """How many messages are waiting to be sent or acknowledged."""
         return sum(device.backlog for device in self.devices.values())
 
     def play(
         self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
     ) -> None:
-        """Have each thing publish a message, so often (None: without end), one an interval from `due` on.
+        """Make each thing publish a message `rounds` times (None: without end), once per interval from `due` on.
 
         The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
-        first, whatever has become of those before. A Played follows.
+        first, whatever happened to those before. A Played follows.
         """
         devices = list(self.devices.values())
         turns = (
@@ -4031,7 +4031,7 @@ class Crew:
         self._loop.call(self._play, message, turns, next(turns))
 
     def _play(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
-        for _ in range(TURNS_AT_ONCE):  # what has come in meanwhile is to be read, too
+        for _ in range(TURNS_AT_ONCE):  # then read what has arrived
             due, device = turn
             if self._is_stopping:
                 return
@@ -4047,7 +4047,7 @@ class Crew:
         self._loop.at(turn[0], self._play, message, turns, turn)
 
     def make_room(self) -> None:
-        """Have a Room follow when the things have sent nearly all that they were given."""
+        """Send a Room when the things have sent nearly all their messages."""
         self._loop.call(self._make_room)
 
     def _make_room(self) -> None:
@@ -4057,7 +4057,7 @@ class Crew:
             self._loop.at(time.monotonic() + MIN_INTERVAL_S, self._make_room)
 
     def settle(self) -> None:
-        """Have a Settled follow when what was given is acknowledged, or has been given up."""
+        """Send a Settled when all messages are acknowledged or given up."""
         self._loop.call(self._settle)
 
     def _settle(self) -> None:
@@ -4067,7 +4067,7 @@ class Crew:
             self._happened(Settled())
 
     def stop(self, within_s: float, patience_s: float) -> None:
-        """Disconnect all, but what has left has `patience_s` to be acknowledged; come back `within_s`."""
+        """Disconnect all, after up to `patience_s` for acknowledgements; return within `within_s`."""
         self._is_stopping = True
         self._loop.call(self._stop, time.monotonic() + patience_s)
         self._loop.join(within_s)
@@ -4082,7 +4082,7 @@ class Crew:
 
 
 def raise_descriptor_limit(devices: int) -> None:
-    """Make sure that a process may open what `devices` connections take, or raise ElfError."""
+    """Raise the limit of open files to what `devices` connections need. Raises ElfError if that is not possible."""
     import select
 
     if not hasattr(select, "poll") and devices > SELECTABLE:
