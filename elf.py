@@ -1612,8 +1612,9 @@ def connect_control_plane(
         region = place.region or os.environ.get("AWS_REGION") or session.region_name or REGION
         place = place._replace(region=region).checked()
         session._session.set_config_variable("region", place.region)  # for STS
-        chain = session._session.get_component("credential_provider")
-        chain.get_provider("assume-role")._prompter = functools.partial(_ask_for_code, inbox)
+        assume_role = session._session.get_component("credential_provider").get_provider("assume-role")
+        assume_role._prompter = functools.partial(_ask_for_code, inbox)
+        assume_role.cache = _role_cache()
         if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
             place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
         pacer = Pacer(things_per_s, inbox.stopping)
@@ -1632,6 +1633,18 @@ def connect_control_plane(
         account = place.account or (known if PLACE["account"].fullmatch(known) else None)
         place = place._replace(account=account, source=credentials.method)
     return iot, place
+
+
+def _role_cache() -> Any:
+    """Return the AWS CLI's cache of roles' sessions, so that one MFA code lasts as long as there."""
+    from botocore.utils import JSONFileCache
+
+    class Cache(JSONFileCache):  # type: ignore[misc]
+        def __setitem__(self, key: str, value: Any) -> None:
+            with contextlib.suppress(OSError):  # ~/.aws may be mounted read-only
+                super().__setitem__(key, value)
+
+    return Cache(os.path.expanduser("~/.aws/cli/cache"))  # noqa: PTH111 - Path's raises where there is no home
 
 
 def _ask_for_code(inbox: Inbox, prompt: str) -> str:
