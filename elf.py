@@ -251,10 +251,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: the way to AWS
     "NameResolutionError": ("could not resolve the control plane's host name: {error}", _NETWORK),
     "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError "
-    "IncompleteReadError": (
-        "could not reach the control plane: {error}",
-        _NETWORK,
-    ),
+    "IncompleteReadError": ("could not reach the control plane: {error}", _NETWORK),
     "SSLError": (
         "TLS to the control plane failed: {error}",
         "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
@@ -898,7 +895,7 @@ class Inbox:
 
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
-ARN = re.compile(r"arn:([a-z0-9-]+):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
+ARN = re.compile(r"(arn:[a-z0-9-]+:iot:[a-z0-9-]+:[0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
 PLACE = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
     "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
@@ -1024,10 +1021,7 @@ class Fleet:
 
     def reload(self) -> None:
         """Read what other commands have recorded."""
-        with _reading(self.elf_file, b"{}") as content:
-            elf = json.loads(content)
-            if not isinstance(elf, dict):
-                raise ValueError("it is not a JSON object")
+        with _reading(self.elf_file, dict) as elf:
             self.elf_id: str | None = elf.get("elf_id")
             if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
                 raise ValueError("elf_id is not a URN of a UUID")
@@ -1036,17 +1030,13 @@ class Fleet:
             self.unanswered = recorded_calls(elf.get("unanswered", []))
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
-        with _reading(self.things_file, b"[]") as content:
-            entries = json.loads(content)
-            if not isinstance(entries, list):
-                raise ValueError("it is not a JSON list")
+        with _reading(self.things_file, list) as entries:
             self._replay(entries)
-        with _reading(self.journal_file, b"") as content:
-            self._changes = [json.loads(line) for line in content.split(b"\n")[:-1]]  # a crash cut off what is last
+        with _reading(self.journal_file, list) as self._changes:
             self._replay(self._changes)
         self.things = {name: self.things[name] for name in sorted(self.things, key=by_number)}
         if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
-            _, region, account = partition_region_account(first.certificate_arn)
+            region, account = first.certificate_arn.split(":")[3:5]
             self.place = Place(region=region, account=account)
 
     def _replay(self, entries: Iterable[Any]) -> None:
@@ -1259,7 +1249,7 @@ class Fleet:
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
-            self._add_to_journal({thing.name: {**_entry(thing)[thing.name], **keys}})
+            self._add_to_journal({thing.name: {**_entry(thing), **keys}})
             self.things[thing.name] = thing
             if keys:
                 self._key_material[thing.name] = keys
@@ -1331,7 +1321,7 @@ class Fleet:
         if not self.things:
             self.things_file.unlink(missing_ok=True)
             return
-        entries = [_entry(self.things[name]) for name in sorted(self.things, key=by_number)]
+        entries = [{name: _entry(self.things[name])} for name in sorted(self.things, key=by_number)]
         write_private(self.things_file, json.dumps(entries, indent=2) + "\n")
         _sync(self.directory)
 
@@ -1355,13 +1345,17 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
-    """Give the block a file's content, or `otherwise` if there is none; turn its ValueError into an ElfError."""
+def _reading(path: Path, kind: type[T]) -> Iterator[T]:
+    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its ValueError into an ElfError."""
     try:
-        content = read_file(path)
-    except FileNotFoundError:
-        content = otherwise
-    try:
+        content = kind()
+        with contextlib.suppress(FileNotFoundError):
+            text = read_file(path)
+            if path.suffix == ".journal":  # has an entry a line, of which a crash may have cut off the last
+                text = b"[" + b",".join(text.split(b"\n")[:-1]) + b"]"
+            content = json.loads(text)
+        if not isinstance(content, kind):
+            raise ValueError(f"it is not a JSON {'list' if kind is list else 'object'}")
         yield content
     except (ValueError, RecursionError) as error:
         raise ElfError(
@@ -1412,9 +1406,9 @@ def problem_of(thing: Thing) -> str:
     """Return what is not valid in a thing's record; "" if all is."""
     arn = thing.certificate_arn
     match = ARN.fullmatch(arn) if isinstance(arn, str) else None
-    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
+    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[2] != thing.certificate_id):
         return "the certificate is missing or not valid"
-    policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
+    policy_arn = f"{match[1]}:policy/{thing.policy_name}" if match else None
     if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
         return "the policy is not ELF's"
     return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
@@ -1424,11 +1418,9 @@ def _is_time(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e11
 
 
-def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
-    recorded = {key: value for field, key in _THING_KEYS.items() if (value := getattr(thing, field))}
-    if thing.stage == READY:
-        del recorded["elf_stage"]
-    return {thing.name: recorded}
+def _entry(thing: Thing) -> dict[str, Any]:
+    recorded = {key: getattr(thing, field) for field, key in _THING_KEYS.items()}
+    return {key: value for key, value in recorded.items() if value and value != READY}
 
 
 # No system has all of the last three flags.
@@ -1539,12 +1531,6 @@ def policy_name(thing_name: str) -> str:
 
     digest = hashlib.sha256(thing_name.encode()).hexdigest()[:32]
     return f"policy_{thing_name.replace(':', '-')[:88]}_{digest}"  # 128 characters at most
-
-
-def partition_region_account(arn: str) -> tuple[str, str, str]:
-    """Split a certificate's or a thing's ARN: ("aws" | "aws-cn" | "aws-us-gov", region, account)."""
-    partition, _, region, account = arn.split(":")[1:5]
-    return partition, region, account
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2013,8 +1999,7 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
 
 def policy_document(thing_name: str, arn: str) -> dict[str, Any]:
     """Allow a thing to connect under its own name only, and to use every topic of the account and region of `arn`."""
-    partition, region, account = partition_region_account(arn)
-    here = f"arn:{partition}:iot:{region}:{account}"
+    here = arn.rpartition(":")[0]
     return {
         "Version": "2012-10-17",
         "Statement": [
@@ -2295,7 +2280,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
     def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
         """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
         self.thing, self.endpoint, self.action, self.subject, self.reason = thing, endpoint, action, subject, reason
-        cause, remedy = {
+        words = {
             "iot:Connect": (
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
                 "check its certificate and policy in the AWS IoT console (Security), or run the command again: "
@@ -2310,8 +2295,8 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
                 f"{thing} can't subscribe to {subject}: the broker refuses it",
                 "check that its policy allows iot:Subscribe to that topic filter",
             ),
-        }[action]
-        super().__init__(cause, remedy)
+        }
+        super().__init__(*words[action])
 
 
 def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
@@ -4528,7 +4513,7 @@ def create_things(cli: Cli) -> int:
             step = functools.partial(reconcile, iot, fleet, strays - half_gone, missing)
             for name, thing in step_by_step(cli, "create", to_do, step, failures):
                 if thing:
-                    fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
+                    fleet.settle(place := place._replace(account=thing.certificate_arn.split(":")[4]))
                     report_created(cli.results, thing, fleet.files(name))
                 else:
                     report_cleaned(cli.results, name)
