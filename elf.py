@@ -915,14 +915,14 @@ class Thing(NamedTuple):
     """A thing as things.json has it; what does not exist (any more) is None.
 
     ELF records a request before it makes the call. So a thing that is CREATING and has no certificate may not exist, or
-    may be someone else's, as may a policy without an ARN; and a certificate may have been made since `asked`.
+    may be someone else's; and a certificate may have been made since `asked`. What policy it has is known by its name.
     """
 
     name: str
     certificate_arn: str | None = None
     certificate_id: str | None = None
-    policy_name: str | None = None  # set before CreatePolicy
-    policy_arn: str | None = None  # set after AttachPolicy
+    policy_name: str | None = None  # this and the next are set after AttachPolicy
+    policy_arn: str | None = None
     stage: str = CREATING
     asked: float | None = None  # time.time() when its certificate was requested, until the answer arrives
 
@@ -1959,7 +1959,6 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
             fleet.forget(thing)
         raise
     if thing.name in strays and not thing.certificate_arn:
-        fleet.record(thing._replace(policy_name=policy_name(thing.name)))  # it may have one
         _retire_lost_certificates(iot, thing.name)
 
 
@@ -2016,9 +2015,9 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     Raises: ElfError when a policy of that name says something else; NotYet; botocore's errors.
     """
     thing = fleet.things[thing.name]  # as an earlier attempt left it
-    name, arn = thing.policy_name or policy_name(thing.name), thing.certificate_arn or ""
+    name, arn = policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
-    with _asking_for_policy(iot, fleet, thing, name, document):
+    with _unless_made_already(iot, name, document):
         iot.create_policy(policyName=name, policyDocument=json.dumps(document))
     once_visible(iot.attach_policy, policyName=name, target=arn)
     policy_arn = f"{arn.rpartition(':')[0]}:policy/{name}"
@@ -2026,24 +2025,18 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
 
 @contextlib.contextmanager
-def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document: Mapping[str, Any]) -> Iterator[None]:
-    """Record that a policy is being made, and forget it if that fails; it may exist already, with this document."""
-    fleet.record(thing._replace(policy_name=name))
+def _unless_made_already(iot: Any, name: str, document: Mapping[str, Any]) -> Iterator[None]:
+    """Let CreatePolicy succeed if the policy exists with this document. Raises ElfError if it has another one."""
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
         policy = _unless_missing(iot.get_policy, policyName=name)
         if not policy or json.loads(policy["policyDocument"]) != document:
-            fleet.record(thing._replace(policy_name=None))
             raise ElfError(
                 f"policy {name} already exists, and ELF did not make it",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
                 "or choose another --prefix",
             ) from error
-    except iot.exceptions.ClientError as error:
-        if not thing.policy_name and _refused_at_once(error):
-            fleet.record(thing._replace(policy_name=None))
-        raise
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
@@ -2087,10 +2080,13 @@ def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[
     if described and not is_own:
         log.warning("thing %s was made by someone else: left alone", thing.name)
     own_arn: str = thing.certificate_arn or (described["thingArn"] if is_own else "")
-    policy = _unless_missing(iot.get_policy, policyName=thing.policy_name) if own_arn and thing.policy_name else None
-    if not policy or not _is_own_policy(iot, thing, policy, own_arn):
-        if policy:
-            log.warning("policy %s was made by someone else: left alone", thing.policy_name)
+    name = policy_name(thing.name)  # which it may have without its being recorded yet
+    policy = _unless_missing(iot.get_policy, policyName=name) if own_arn else None
+    if policy and _is_own_policy(iot, thing, policy, own_arn):
+        thing = thing._replace(policy_name=name)
+    else:
+        if policy and thing.policy_name:
+            log.warning("policy %s was made by someone else: left alone", name)
         thing = thing._replace(policy_name=None, policy_arn=None)
     if own_arn and (is_own or not described):  # the next clean takes what is CLEANING for this ELF's
         thing = thing._replace(stage=CLEANING)
@@ -2135,7 +2131,7 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
     if not thing.certificate_arn:
         return False
     answer = _unless_missing(iot.list_attached_policies, target=thing.certificate_arn)
-    return bool(answer) and thing.policy_name in {attached["policyName"] for attached in answer["policies"]}
+    return bool(answer) and policy_name(thing.name) in {attached["policyName"] for attached in answer["policies"]}
 
 
 def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
@@ -2321,7 +2317,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
         )
     names = [policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]]
     if not names:
-        name = thing.policy_name or policy_name(thing.name)
+        name = policy_name(thing.name)
         return ElfError(
             f"{thing.name} can't connect: its certificate has no policy",
             f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, {_ANEW}",
