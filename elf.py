@@ -359,6 +359,7 @@ def names_of(error: BaseException) -> list[str]:
 
 def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause and the remedy."""
+    error = _bad_endpoint(error) or error
     if isinstance(error, ElfError):
         return error.cause, error.remedy
     message = _message(error)
@@ -374,6 +375,16 @@ def explain(error: BaseException) -> tuple[str, str]:
     }
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
     return cause.format(**facts), remedy.format(**facts)
+
+
+def _bad_endpoint(error: BaseException) -> ElfError | None:
+    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
+    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
+        return None
+    cause = "is not valid" if found[1] else "does not start with http:// or https://"
+    if found[1] and "_" in found[2]:
+        cause = "has an underscore (_) in its host name, which botocore does not allow"
+    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
 
 
 def how_to_install(requirements: str) -> str:
@@ -416,6 +427,7 @@ def complain(error: BaseException) -> tuple[str, str]:
 EVERYTHING = logging.INFO - 1  # the level of --verbose
 KEY_ID_CHARACTERS = 16  # at the least (AccessKey, IAM API reference); what is shorter may be a word
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
+CLEAR = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
@@ -491,51 +503,46 @@ def open_standard_streams() -> None:
 class Output:
     """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
 
-    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C.
+    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C. In a terminal,
+    everything is written above the live line, while this ELF is the one that draws there.
     """
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
-        self._jobs: collections.deque[tuple[Callable[[], object], TextIO, int]] = collections.deque()
+        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # streams, and what they are to get
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
         self._broken: set[TextIO] = set()  # streams that can't be written to any more
+        self._foot, self._has_drawn = "", False
         self.failure: OSError | None = None  # of one of these, unless its reader just closed it
 
     def write(self, stream: Any, text: Any) -> None:
-        def write() -> None:
-            bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
-            is_log = stream is sys.stderr
-            alone = not is_log or not on_terminal() or is_alone(keep=bool(bars))
-            is_seen = alone and (is_log or stream.isatty())
-            over = "\r\x1b[K" if not alone or (bars and is_log) else ""  # what is drawn there, and ^C
-            with bars.external_write_mode(sys.stderr) if bars and is_seen else contextlib.nullcontext():
-                stream.write(over + text if over else text)
-                stream.flush()
-
-        self.call(write, stream, len(text))
-
-    def call(self, job: Callable[[], object], stream: TextIO, size: int = 0) -> None:
-        """Run a job that writes to a stream in the output thread. Any thread may call this."""
+        """Write to a stream, in the output thread. Any thread may call this."""
         with self._changed:
             while self._unread > MOST_UNREAD and self._inbox.signum is None:
                 self._changed.wait(REDRAW_S)  # a signal's handler must not touch a condition, so look for it
-            self._jobs.append((job, stream, size))
-            self._unread += size
+            self._waiting.append((stream, text))
+            self._unread += len(text)
             if not self._thread:
                 self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
+    def draw(self, foot: str) -> None:
+        """Show a line at the bottom of the terminal in place of the one there; empty: none."""
+        self._foot = foot
+        if not (foot and self._waiting):  # what is written next comes with it
+            self.write(sys.stderr, "")
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs)
-                job, stream, size = self._jobs[0]
+                self._changed.wait_for(lambda: self._waiting)
+                stream, text = self._waiting[0]
             try:
                 if stream not in self._broken:
-                    job()
+                    self._show(stream, text)
             except Exception as error:
                 self._broken.add(stream)
                 with contextlib.suppress(OSError, ValueError):  # or Python, at its end, would try once more
@@ -546,19 +553,33 @@ class Output:
                     self.failure = error if isinstance(error, OSError) else OSError(str(error))
                     self.failure.filename = "standard error" if stream is sys.stderr else "standard output"
             with self._changed:
-                self._jobs.popleft()
-                self._unread -= size
+                self._waiting.popleft()
+                self._unread -= len(text)
                 self._changed.notify_all()
+
+    def _show(self, stream: Any, text: Any) -> None:
+        foot = self._foot
+        is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
+        is_mine = is_seen and is_alone(keep=bool(foot))
+        if self._has_drawn or (is_seen and not is_mine and text):  # what is drawn there, and ^C
+            sys.stderr.write(CLEAR)
+            sys.stderr.flush()
+        stream.write(text)
+        stream.flush()
+        if foot and is_mine:
+            sys.stderr.write(foot)
+            sys.stderr.flush()
+        self._has_drawn = bool(foot and is_mine)
 
     def rest(self) -> bool:
         """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
         deadline = math.inf
         with self._changed:
-            while self._jobs and time.monotonic() < deadline:
+            while self._waiting and time.monotonic() < deadline:
                 self._changed.wait(REDRAW_S)
                 if self._inbox.signum is not None:
                     deadline = min(deadline, time.monotonic() + STOP_S / 2)
-            return not self._jobs
+            return not self._waiting
 
 
 _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
@@ -600,15 +621,9 @@ class LogFormatter(logging.Formatter):
         super().__init__(line)
         self.converter = time.gmtime
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))
-
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        record.msg, record.args = printable(record.getMessage()), ()  # its line ends too; a traceback keeps its own
+        return redacted("\n".join(map(printable, super().format(record).split("\n"))))
 
 
 class TerminalFormatter(LogFormatter):
@@ -633,37 +648,26 @@ class TerminalFormatter(LogFormatter):
         return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
 
 
-class LogHandler(logging.Handler):
-    """Writes log lines above the bar or the live line, if there is one."""
-
-    def __init__(self, output: Output) -> None:
-        super().__init__()
-        self._output = output
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._output.write(sys.stderr, self.format(record) + "\n")
-
-
-def log_uncaught(args: threading.ExceptHookArgs) -> None:
-    """Log an uncaught exception in a thread (threading.excepthook): Python would print it with secrets."""
-    if args.exc_value and not isinstance(args.exc_value, SystemExit):
-        log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
-
-
 def start_logging(level: int, output: Output) -> None:
     """Log ELF's own lines to standard error; libraries' logs are not shown."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
-    if coloured and sys.platform == "win32":
+    if on_terminal() and sys.platform == "win32":
         import colorama  # which tqdm brings along there
 
         colorama.just_fix_windows_console()
-    handler = LogHandler(output)
+    handler = logging.Handler()
+    handler.emit = lambda record: output.write(sys.stderr, handler.format(record) + "\n")  # type: ignore[method-assign]
     handler.setFormatter(TerminalFormatter(coloured) if sys.stderr.isatty() else LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
     each.filters.clear()
-    threading.excepthook = log_uncaught
+
+    def log_uncaught(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value and not isinstance(args.exc_value, SystemExit):
+            log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
+
+    threading.excepthook = log_uncaught  # Python would print it with secrets
 
 
 def says_each() -> bool:
@@ -691,58 +695,46 @@ def brevity_for(things: int) -> None:
     each.addFilter(passes)
 
 
-def _bar(**settings: Any) -> Any:
-    import tqdm
-
-    class Bar(tqdm.tqdm):  # type: ignore[misc]
-        def display(self, *args: Any, **settings: Any) -> Any:
-            return super().display(*args, **settings) if is_alone(keep=True) else None
-
-    tqdm.tqdm.monitor_interval = 0  # no thread of its own
-    tqdm.tqdm.set_lock(threading.RLock())  # its own takes a semaphore of the system's
-    return Bar(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
-
-
-def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
-    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
-    if total <= FEW_THINGS or not draws():
-        yield from steps
-        return
-    bar = _bar(desc=what, total=total, unit=" things")
-    try:
-        for step in steps:
-            yield step
-            output.call(bar.update, sys.stderr)
-    finally:
-        output.call(bar.close, sys.stderr)
-
-
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
     """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs."""
     if not draws():
         yield
         return
-    bar = _bar(bar_format="{desc}")
     drawn_at = 0.0
-    drawing = threading.Lock()  # no line is put in before the one before it is drawn
-
-    def show(line: str) -> None:
-        bar.set_description_str(line[: columns(sys.stderr) - 1])
-        drawing.release()
 
     def draw() -> None:
         nonlocal drawn_at
-        if time.monotonic() > drawn_at + REDRAW_S and drawing.acquire(blocking=False):
+        if time.monotonic() > drawn_at + REDRAW_S:
             drawn_at = time.monotonic()
-            output.call(functools.partial(show, text()), sys.stderr)
+            output.draw(text()[: columns(sys.stderr) - 1])
 
     inbox.between = draw
     try:
         yield
     finally:
         inbox.between = None
-        output.call(bar.close, sys.stderr)
+        output.draw("")
+
+
+def progress(inbox: Inbox, output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
+    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
+    if total <= FEW_THINGS or not draws():
+        yield from steps
+        return
+    from tqdm import tqdm
+
+    done, began = 0, time.monotonic()
+    settings = {"prefix": what, "unit": " things", "ascii": not (sys.stderr.encoding or "").lower().startswith("utf")}
+
+    def bar() -> str:
+        took_s, width = time.monotonic() - began, columns(sys.stderr) - 1
+        return str(tqdm.format_meter(done, total, took_s, ncols=width, **settings))
+
+    with live_line(inbox, output, bar):
+        for step in steps:
+            yield step
+            done += 1
 
 
 class Results:
@@ -777,6 +769,8 @@ class Results:
 
 def printable(text: str) -> str:
     """Escape control characters, which could move the cursor, change colours or clear the terminal."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -1073,9 +1067,8 @@ class Fleet:
         return [thing for thing in self.things.values() if thing.stage == READY]
 
     def files(self, name: str) -> ThingFiles:
-        """Return a thing's files, with + for a colon, which Windows does not allow; older files may have one."""
-        stem = name if POSIX and ":" in name and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
-        return ThingFiles(*(self.directory / f"{stem}.{suffix}" for suffix in ("pem", "pub", "prv")))
+        """Return a thing's files, with + for a colon, which Windows does not allow."""
+        return ThingFiles(*(self.directory / f"{name.replace(':', '+')}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
         """Return how many seconds ago the things last changed; infinity if that is unknown."""
@@ -1422,7 +1415,7 @@ def problem_of(thing: Thing) -> str:
     if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
         return "the certificate is missing or not valid"
     policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
-    if thing.policy_name not in (None, *policy_names(thing.name)) or thing.policy_arn not in (None, policy_arn):
+    if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
         return "the policy is not ELF's"
     return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
 
@@ -1548,11 +1541,6 @@ def policy_name(thing_name: str) -> str:
     return f"policy_{thing_name.replace(':', '-')[:88]}_{digest}"  # 128 characters at most
 
 
-def policy_names(thing_name: str) -> set[str]:
-    """Return the names that a thing's policy may have: earlier releases gave a:b the same name as a-b."""
-    return {policy_name(thing_name), f"policy-{thing_name.replace(':', '-')}"}
-
-
 def partition_region_account(arn: str) -> tuple[str, str, str]:
     """Split a certificate's or a thing's ARN: ("aws" | "aws-cn" | "aws-us-gov", region, account)."""
     partition, _, region, account = arn.split(":")[1:5]
@@ -1568,15 +1556,14 @@ class Pacer:
     """Keeps each operation under its quota, for all threads, because other users share the account.
 
     A second's worth of calls may go at once, as AWS's token buckets allow. If AWS still throttles an operation (someone
-    else uses the quota, or it is lower), the operation slows down, and recovers with each success.
+    else uses the quota, or it is lower), the operation pauses for a second.
     """
 
     def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
         self._speed = things_per_s / THINGS_PER_S
         self._stopping = stopping
         self._lock = threading.Lock()
-        self._slowness: dict[str, float] = {}  # by operation: 1.0, or more where AWS throttled it
-        self._slowed: dict[str, float] = {}  # by operation: when it was last slowed down
+        self._is_throttled = False
         self._due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
 
     def wait(self, event_name: str, **_: object) -> None:
@@ -1585,29 +1572,20 @@ class Pacer:
         rate = QUOTAS[operation] * self._speed
         with self._lock:
             now = time.monotonic()
-            slowness = self._slowness.get(operation, 1.0)
-            period = slowness / rate
-            burst = (max(1.0, rate) - 1) * period if slowness == 1.0 else 0.0
             # 20 ms later than AWS's own count, so that no call arrives before its token.
             due = max(self._due.get(operation, 0.0), now + 0.02)
-            self._due[operation] = due + period
-        self._stopping.wait(max(0.0, due - burst - now))
+            self._due[operation] = due + 1 / rate
+        self._stopping.wait(max(0.0, due - max(0.0, 1 - 1 / rate) - now))
 
-    def learn(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
-        """Slow down after a throttled call, recover after any other: botocore's response-received event."""
-        operation = event_name.rpartition(".")[2]
-        code = (parsed_response or {}).get("Error", {}).get("Code", "")
-        with self._lock:
-            slowness = self._slowness.get(operation, 1.0)
-            if code == "ThrottlingException":  # HTTP 429 or 400
-                if not self._slowed:
+    def slow_down(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
+        """Pause an operation that AWS throttles: botocore's response-received event."""
+        if (parsed_response or {}).get("Error", {}).get("Code") == "ThrottlingException":  # HTTP 429 or 400
+            operation = event_name.rpartition(".")[2]
+            with self._lock:
+                if not self._is_throttled:
                     log.warning("AWS throttles %s: slowing down", operation)
-                # At most once a second: the refused calls of one burst count as one.
-                if time.monotonic() - self._slowed.get(operation, -math.inf) > 1.0:
-                    self._slowed[operation] = time.monotonic()
-                    self._slowness[operation] = min(1.3 * slowness, 20.0)
-            else:
-                self._slowness[operation] = max(1.0, slowness / 1.01)
+                self._is_throttled = True
+                self._due[operation] = max(self._due.get(operation, 0.0), time.monotonic() + 2.0)  # a burst is 1 s
 
 
 def connect_control_plane(
@@ -1624,33 +1602,30 @@ def connect_control_plane(
     Returns the client, and the place completed from AWS's configuration and DescribeEndpoint.
     Raises: ElfError when these credentials are for another account than the fleet's; botocore's errors; Interrupted.
     """
-    session = _session(place)
-    from botocore.config import Config
-
-    session._session.set_default_client_config(Config(proxies={} if place.local else proxies))
+    session = _session(place, proxies)
     events = session.events
-    events.register("before-send", refuse_bad_headers)
+    events.register("before-sign", _check_credentials)
     events.register("after-call", _check_answer)
     events.register("provide-client-params.iot", _log_call)
-    events.register_first("needs-retry.iot", _try_no_more)
+    events.register_first("needs-retry", _try_no_more)
     if not place.local:
         region = place.region or os.environ.get("AWS_REGION") or session.region_name or REGION
         place = place._replace(region=region).checked()
         session._session.set_config_variable("region", place.region)  # for STS
-        chain = session._session.get_component("credential_provider")
-        chain.get_provider("assume-role")._prompter = functools.partial(_ask_for_code, inbox)
+        assume_role = session._session.get_component("credential_provider").get_provider("assume-role")
+        assume_role._prompter = functools.partial(_ask_for_code, inbox)
+        assume_role.cache = _role_cache()
         if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
             place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
         pacer = Pacer(things_per_s, inbox.stopping)
         events.register("before-send.iot", pacer.wait)
-        events.register("response-received.iot", pacer.learn)
+        events.register("response-received.iot", pacer.slow_down)
     credentials = _credentials(session)
     hide(*headers.values())
-    if credentials:
-        events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     events.register_last("before-send.iot", inbox.check)
-    iot = _client(session, place)
+    iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
+    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     place = place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
     if credentials and not place.local:
@@ -1658,6 +1633,18 @@ def connect_control_plane(
         account = place.account or (known if PLACE["account"].fullmatch(known) else None)
         place = place._replace(account=account, source=credentials.method)
     return iot, place
+
+
+def _role_cache() -> Any:
+    """Return the AWS CLI's cache of roles' sessions, so that one MFA code lasts as long as there."""
+    from botocore.utils import JSONFileCache
+
+    class Cache(JSONFileCache):  # type: ignore[misc]
+        def __setitem__(self, key: str, value: Any) -> None:
+            with contextlib.suppress(OSError):  # ~/.aws may be mounted read-only
+                super().__setitem__(key, value)
+
+    return Cache(os.path.expanduser("~/.aws/cli/cache"))  # noqa: PTH111 - Path's raises where there is no home
 
 
 def _ask_for_code(inbox: Inbox, prompt: str) -> str:
@@ -1679,35 +1666,23 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
 
 
 def _credentials(session: Any) -> Any:
-    """Return the session's credentials, which are never shown from now on, or None.
-
-    Raises ElfError if they can't be fetched or are not valid in HTTP: a copied one may end with a line end.
-    """
+    """Return the session's credentials, or None. Raises ElfError if they can't be fetched."""
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
     try:
-        credentials = session.get_credentials()
-        secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
+        if credentials := session.get_credentials():
+            credentials.get_frozen_credentials()
+        return credentials
     except (ElfError, Interrupted):
         raise
     except Exception as error:
-        if bad_endpoint := _bad_endpoint(error):
-            raise bad_endpoint from error
         cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check where they come from"
-        if isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError):
+        explained = isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError)
+        if explained or _bad_endpoint(error):
             cause, remedy = explain(error)
         elif "Auth token" in str(error):  # of a container
             remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
         raise ElfError(cause.rstrip(".") + _way(session), remedy) from error
-    hide(*secrets)
-    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
-        if value and not re.fullmatch("[!-~]+", value):
-            raise ElfError(
-                f"the AWS {name} (from {credentials.method}) contains a line end, a space or another "
-                "character that is not valid in it",
-                "set it again without that character, then check it with `aws sts get-caller-identity`",
-            )
-    return credentials
 
 
 def _way(session: Any) -> str:
@@ -1721,34 +1696,6 @@ def _way(session: Any) -> str:
     settings += [key for key in os.environ if re.match("AWS_(CONTAINER_|WEB_IDENTITY_TOKEN_FILE|ROLE_ARN)", key)]
     found = ", ".join([f"profile {' > '.join(used)}"] * bool(used) + settings)
     return f" ({found})" if found else ""
-
-
-def _bad_endpoint(error: Exception) -> ElfError | None:
-    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
-    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
-        return None
-    cause = "is not valid" if found[1] else "does not start with http:// or https://"
-    if found[1] and "_" in found[2]:
-        cause = "has an underscore (_) in its host name, which botocore does not allow"
-    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
-
-
-def _client(session: Any, place: Place) -> Any:
-    from botocore.config import Config
-
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=CALL_TIMEOUT_S,
-        max_pool_connections=CALLS_IN_FLIGHT,
-        user_agent_extra=f"aws-iot-elf/{VERSION}",
-    )
-    try:
-        iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url, config=config)
-    except ValueError as error:
-        raise _bad_endpoint(error) or error from error
-    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
-    return iot
 
 
 def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
@@ -1772,23 +1719,34 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
     return host
 
 
-def _session(place: Place) -> Any:
+def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     """Make boto3's session. For the embedded AWS IoT, no credential or profile of the user's is even read."""
     if place.local or not _uses_login():
         # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
+    import botocore.config
     import botocore.session
 
     if not sys.modules.get("awscrt"):
         sys.modules.pop("awscrt", None)  # whoever imports ELF may want it
 
-    if not place.local:
-        return boto3.Session(profile_name=place.profile, region_name=place.region)
-    nothing = (None, None, None, None)
-    empty = (None, None, os.devnull, None)
-    core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
-    return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+    if place.local:
+        nothing, empty = (None, None, None, None), (None, None, os.devnull, None)
+        core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
+        session = boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+    else:
+        session = boto3.Session(profile_name=place.profile, region_name=place.region)
+    config = botocore.config.Config(
+        proxies={} if place.local else proxies,
+        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=CALL_TIMEOUT_S,
+        max_pool_connections=CALLS_IN_FLIGHT,
+        user_agent_extra=f"aws-iot-elf/{VERSION}",
+    )
+    session._session.set_default_client_config(config)
+    return session
 
 
 def _uses_login() -> bool:
@@ -1798,13 +1756,21 @@ def _uses_login() -> bool:
     return False
 
 
-def refuse_bad_headers(request: Any, **_: object) -> None:
-    """Raise ElfError before a credential that is not valid in HTTP is sent, such as one that assumes a role."""
-    for name, value in request.headers.items():
-        if not re.fullmatch("[ -~]*", value.decode("latin-1") if isinstance(value, bytes) else str(value)):
+def _check_credentials(request_signer: Any, **_: object) -> None:
+    """Hide the credentials that sign a request (the session's, or those that assume a role): before-sign event.
+
+    Raises ElfError if one is not valid in HTTP: a copied one may end with a line end.
+    """
+    credentials = request_signer._credentials
+    secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
+    hide(*secrets)
+    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
+        if value and not re.fullmatch("[!-~]+", value):
+            source = "a role's source_profile" if credentials.method == "explicit" else credentials.method
             raise ElfError(
-                f"a credential contains a line end or another character that is not valid in HTTP (header {name})",
-                "set it again without that character; for a role, check its source_profile",
+                f"the AWS {name} (from {source}) contains a line end, a space or another character that is not valid "
+                "in it",
+                "set it again without that character, then check it with `aws sts get-caller-identity`",
             )
 
 
@@ -1855,8 +1821,8 @@ def _try_no_more(
         # Each call that AWS may have acted on may have made a certificate, so ELF has to know of each; and one that
         # waits in botocore, where Ctrl-C can't stop it, would count as sent.
         operation.name == "CreateKeysAndCertificate"
-        # The first call of a command fails quickly if AWS can't be reached; later ones wait for it.
-        or (operation.name == "DescribeEndpoint" and caught_exception and attempts >= 3)
+        # The first calls of a command fail quickly if AWS can't be reached; later ones wait for it.
+        or (operation.name in ("DescribeEndpoint", *SIGN_IN) and caught_exception and attempts >= 3)
         or names_of(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
     ):
         raise error
@@ -2201,8 +2167,7 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
                 f"{name} has a certificate that ELF did not make: {arn}",
                 f"detach it (`aws iot detach-thing-principal --thing-name {name} --principal {arn}`)",
             )
-        for policy in policy_names(name):
-            gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
+        gone_is_fine(iot.detach_policy, policyName=policy_name(name), target=arn)
         gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
         gone_is_fine(iot.detach_thing_principal, thingName=name, principal=arn)
         gone_is_fine(iot.delete_certificate, others, certificateId=certificate_id)
@@ -2225,7 +2190,7 @@ def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str
             gone_is_fine(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
         return None if edits else targets
     (arn,) = certificates
-    return _users(iot, arn) - {f"thing {name}", *(f"policy {policy}" for policy in policy_names(name))}
+    return _users(iot, arn) - {f"thing {name}", f"policy {policy_name(name)}"}
 
 
 def _users(iot: Any, arn: str) -> set[str]:
@@ -4635,7 +4600,7 @@ def step_by_step(
 ) -> Iterator[tuple[T, Any]]:
     """Run a step for many things in parallel; yield each thing for which it succeeds, and the result."""
     brevity_for(len(things))
-    for thing, result in progress(cli.printer, what, for_each(cli.inbox, things, step), len(things)):
+    for thing, result in progress(cli.inbox, cli.printer, what, for_each(cli.inbox, things, step), len(things)):
         if isinstance(result, Exception):
             failures.add(getattr(thing, "name", str(thing)), result)
         else:
