@@ -359,6 +359,7 @@ def names_of(error: BaseException) -> list[str]:
 
 def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause and the remedy."""
+    error = _bad_endpoint(error) or error
     if isinstance(error, ElfError):
         return error.cause, error.remedy
     message = _message(error)
@@ -374,6 +375,16 @@ def explain(error: BaseException) -> tuple[str, str]:
     }
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
     return cause.format(**facts), remedy.format(**facts)
+
+
+def _bad_endpoint(error: BaseException) -> ElfError | None:
+    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
+    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
+        return None
+    cause = "is not valid" if found[1] else "does not start with http:// or https://"
+    if found[1] and "_" in found[2]:
+        cause = "has an underscore (_) in its host name, which botocore does not allow"
+    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
 
 
 def how_to_install(requirements: str) -> str:
@@ -416,6 +427,7 @@ def complain(error: BaseException) -> tuple[str, str]:
 EVERYTHING = logging.INFO - 1  # the level of --verbose
 KEY_ID_CHARACTERS = 16  # at the least (AccessKey, IAM API reference); what is shorter may be a word
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
+CLEAR = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
@@ -491,51 +503,46 @@ def open_standard_streams() -> None:
 class Output:
     """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
 
-    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C.
+    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C. In a terminal,
+    everything is written above the live line, while this ELF is the one that draws there.
     """
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
-        self._jobs: collections.deque[tuple[Callable[[], object], TextIO, int]] = collections.deque()
+        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # streams, and what they are to get
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
         self._broken: set[TextIO] = set()  # streams that can't be written to any more
+        self._foot, self._has_drawn = "", False
         self.failure: OSError | None = None  # of one of these, unless its reader just closed it
 
     def write(self, stream: Any, text: Any) -> None:
-        def write() -> None:
-            bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
-            is_log = stream is sys.stderr
-            alone = not is_log or not on_terminal() or is_alone(keep=bool(bars))
-            is_seen = alone and (is_log or stream.isatty())
-            over = "\r\x1b[K" if not alone or (bars and is_log) else ""  # what is drawn there, and ^C
-            with bars.external_write_mode(sys.stderr) if bars and is_seen else contextlib.nullcontext():
-                stream.write(over + text if over else text)
-                stream.flush()
-
-        self.call(write, stream, len(text))
-
-    def call(self, job: Callable[[], object], stream: TextIO, size: int = 0) -> None:
-        """Run a job that writes to a stream in the output thread. Any thread may call this."""
+        """Write to a stream, in the output thread. Any thread may call this."""
         with self._changed:
             while self._unread > MOST_UNREAD and self._inbox.signum is None:
                 self._changed.wait(REDRAW_S)  # a signal's handler must not touch a condition, so look for it
-            self._jobs.append((job, stream, size))
-            self._unread += size
+            self._waiting.append((stream, text))
+            self._unread += len(text)
             if not self._thread:
                 self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
+    def draw(self, foot: str) -> None:
+        """Show a line at the bottom of the terminal in place of the one there; empty: none."""
+        self._foot = foot
+        if not (foot and self._waiting):  # what is written next comes with it
+            self.write(sys.stderr, "")
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs)
-                job, stream, size = self._jobs[0]
+                self._changed.wait_for(lambda: self._waiting)
+                stream, text = self._waiting[0]
             try:
                 if stream not in self._broken:
-                    job()
+                    self._show(stream, text)
             except Exception as error:
                 self._broken.add(stream)
                 with contextlib.suppress(OSError, ValueError):  # or Python, at its end, would try once more
@@ -546,19 +553,33 @@ class Output:
                     self.failure = error if isinstance(error, OSError) else OSError(str(error))
                     self.failure.filename = "standard error" if stream is sys.stderr else "standard output"
             with self._changed:
-                self._jobs.popleft()
-                self._unread -= size
+                self._waiting.popleft()
+                self._unread -= len(text)
                 self._changed.notify_all()
+
+    def _show(self, stream: Any, text: Any) -> None:
+        foot = self._foot
+        is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
+        is_mine = is_seen and is_alone(keep=bool(foot))
+        if self._has_drawn or (is_seen and not is_mine and text):  # what is drawn there, and ^C
+            sys.stderr.write(CLEAR)
+            sys.stderr.flush()
+        stream.write(text)
+        stream.flush()
+        if foot and is_mine:
+            sys.stderr.write(foot)
+            sys.stderr.flush()
+        self._has_drawn = bool(foot and is_mine)
 
     def rest(self) -> bool:
         """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
         deadline = math.inf
         with self._changed:
-            while self._jobs and time.monotonic() < deadline:
+            while self._waiting and time.monotonic() < deadline:
                 self._changed.wait(REDRAW_S)
                 if self._inbox.signum is not None:
                     deadline = min(deadline, time.monotonic() + STOP_S / 2)
-            return not self._jobs
+            return not self._waiting
 
 
 _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
@@ -600,15 +621,9 @@ class LogFormatter(logging.Formatter):
         super().__init__(line)
         self.converter = time.gmtime
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))
-
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        record.msg, record.args = printable(record.getMessage()), ()  # its line ends too; a traceback keeps its own
+        return redacted("\n".join(map(printable, super().format(record).split("\n"))))
 
 
 class TerminalFormatter(LogFormatter):
@@ -633,37 +648,26 @@ class TerminalFormatter(LogFormatter):
         return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
 
 
-class LogHandler(logging.Handler):
-    """Writes log lines above the bar or the live line, if there is one."""
-
-    def __init__(self, output: Output) -> None:
-        super().__init__()
-        self._output = output
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._output.write(sys.stderr, self.format(record) + "\n")
-
-
-def log_uncaught(args: threading.ExceptHookArgs) -> None:
-    """Log an uncaught exception in a thread (threading.excepthook): Python would print it with secrets."""
-    if args.exc_value and not isinstance(args.exc_value, SystemExit):
-        log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
-
-
 def start_logging(level: int, output: Output) -> None:
     """Log ELF's own lines to standard error; libraries' logs are not shown."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
-    if coloured and sys.platform == "win32":
+    if on_terminal() and sys.platform == "win32":
         import colorama  # which tqdm brings along there
 
         colorama.just_fix_windows_console()
-    handler = LogHandler(output)
+    handler = logging.Handler()
+    handler.emit = lambda record: output.write(sys.stderr, handler.format(record) + "\n")  # type: ignore[method-assign]
     handler.setFormatter(TerminalFormatter(coloured) if sys.stderr.isatty() else LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
     each.filters.clear()
-    threading.excepthook = log_uncaught
+
+    def log_uncaught(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value and not isinstance(args.exc_value, SystemExit):
+            log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
+
+    threading.excepthook = log_uncaught  # Python would print it with secrets
 
 
 def says_each() -> bool:
@@ -691,58 +695,46 @@ def brevity_for(things: int) -> None:
     each.addFilter(passes)
 
 
-def _bar(**settings: Any) -> Any:
-    import tqdm
-
-    class Bar(tqdm.tqdm):  # type: ignore[misc]
-        def display(self, *args: Any, **settings: Any) -> Any:
-            return super().display(*args, **settings) if is_alone(keep=True) else None
-
-    tqdm.tqdm.monitor_interval = 0  # no thread of its own
-    tqdm.tqdm.set_lock(threading.RLock())  # its own takes a semaphore of the system's
-    return Bar(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
-
-
-def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
-    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
-    if total <= FEW_THINGS or not draws():
-        yield from steps
-        return
-    bar = _bar(desc=what, total=total, unit=" things")
-    try:
-        for step in steps:
-            yield step
-            output.call(bar.update, sys.stderr)
-    finally:
-        output.call(bar.close, sys.stderr)
-
-
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
     """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs."""
     if not draws():
         yield
         return
-    bar = _bar(bar_format="{desc}")
     drawn_at = 0.0
-    drawing = threading.Lock()  # no line is put in before the one before it is drawn
-
-    def show(line: str) -> None:
-        bar.set_description_str(line[: columns(sys.stderr) - 1])
-        drawing.release()
 
     def draw() -> None:
         nonlocal drawn_at
-        if time.monotonic() > drawn_at + REDRAW_S and drawing.acquire(blocking=False):
+        if time.monotonic() > drawn_at + REDRAW_S:
             drawn_at = time.monotonic()
-            output.call(functools.partial(show, text()), sys.stderr)
+            output.draw(text()[: columns(sys.stderr) - 1])
 
     inbox.between = draw
     try:
         yield
     finally:
         inbox.between = None
-        output.call(bar.close, sys.stderr)
+        output.draw("")
+
+
+def progress(inbox: Inbox, output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
+    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
+    if total <= FEW_THINGS or not draws():
+        yield from steps
+        return
+    from tqdm import tqdm
+
+    done, began = 0, time.monotonic()
+    settings = {"prefix": what, "unit": " things", "ascii": not (sys.stderr.encoding or "").lower().startswith("utf")}
+
+    def bar() -> str:
+        took_s, width = time.monotonic() - began, columns(sys.stderr) - 1
+        return str(tqdm.format_meter(done, total, took_s, ncols=width, **settings))
+
+    with live_line(inbox, output, bar):
+        for step in steps:
+            yield step
+            done += 1
 
 
 class Results:
@@ -777,6 +769,8 @@ class Results:
 
 def printable(text: str) -> str:
     """Escape control characters, which could move the cursor, change colours or clear the terminal."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -1073,9 +1067,8 @@ class Fleet:
         return [thing for thing in self.things.values() if thing.stage == READY]
 
     def files(self, name: str) -> ThingFiles:
-        """Return a thing's files, with + for a colon, which Windows does not allow; older files may have one."""
-        stem = name if POSIX and ":" in name and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
-        return ThingFiles(*(self.directory / f"{stem}.{suffix}" for suffix in ("pem", "pub", "prv")))
+        """Return a thing's files, with + for a colon, which Windows does not allow."""
+        return ThingFiles(*(self.directory / f"{name.replace(':', '+')}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
         """Return how many seconds ago the things last changed; infinity if that is unknown."""
@@ -1422,7 +1415,7 @@ def problem_of(thing: Thing) -> str:
     if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
         return "the certificate is missing or not valid"
     policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
-    if thing.policy_name not in (None, *policy_names(thing.name)) or thing.policy_arn not in (None, policy_arn):
+    if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
         return "the policy is not ELF's"
     return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
 
@@ -1548,11 +1541,6 @@ def policy_name(thing_name: str) -> str:
     return f"policy_{thing_name.replace(':', '-')[:88]}_{digest}"  # 128 characters at most
 
 
-def policy_names(thing_name: str) -> set[str]:
-    """Return the names that a thing's policy may have: earlier releases gave a:b the same name as a-b."""
-    return {policy_name(thing_name), f"policy-{thing_name.replace(':', '-')}"}
-
-
 def partition_region_account(arn: str) -> tuple[str, str, str]:
     """Split a certificate's or a thing's ARN: ("aws" | "aws-cn" | "aws-us-gov", region, account)."""
     partition, _, region, account = arn.split(":")[1:5]
@@ -1568,15 +1556,14 @@ class Pacer:
     """Keeps each operation under its quota, for all threads, because other users share the account.
 
     A second's worth of calls may go at once, as AWS's token buckets allow. If AWS still throttles an operation (someone
-    else uses the quota, or it is lower), the operation slows down, and recovers with each success.
+    else uses the quota, or it is lower), the operation pauses for a second.
     """
 
     def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
         self._speed = things_per_s / THINGS_PER_S
         self._stopping = stopping
         self._lock = threading.Lock()
-        self._slowness: dict[str, float] = {}  # by operation: 1.0, or more where AWS throttled it
-        self._slowed: dict[str, float] = {}  # by operation: when it was last slowed down
+        self._is_throttled = False
         self._due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
 
     def wait(self, event_name: str, **_: object) -> None:
@@ -1585,29 +1572,20 @@ class Pacer:
         rate = QUOTAS[operation] * self._speed
         with self._lock:
             now = time.monotonic()
-            slowness = self._slowness.get(operation, 1.0)
-            period = slowness / rate
-            burst = (max(1.0, rate) - 1) * period if slowness == 1.0 else 0.0
             # 20 ms later than AWS's own count, so that no call arrives before its token.
             due = max(self._due.get(operation, 0.0), now + 0.02)
-            self._due[operation] = due + period
-        self._stopping.wait(max(0.0, due - burst - now))
+            self._due[operation] = due + 1 / rate
+        self._stopping.wait(max(0.0, due - max(0.0, 1 - 1 / rate) - now))
 
-    def learn(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
-        """Slow down after a throttled call, recover after any other: botocore's response-received event."""
-        operation = event_name.rpartition(".")[2]
-        code = (parsed_response or {}).get("Error", {}).get("Code", "")
-        with self._lock:
-            slowness = self._slowness.get(operation, 1.0)
-            if code == "ThrottlingException":  # HTTP 429 or 400
-                if not self._slowed:
+    def slow_down(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
+        """Pause an operation that AWS throttles: botocore's response-received event."""
+        if (parsed_response or {}).get("Error", {}).get("Code") == "ThrottlingException":  # HTTP 429 or 400
+            operation = event_name.rpartition(".")[2]
+            with self._lock:
+                if not self._is_throttled:
                     log.warning("AWS throttles %s: slowing down", operation)
-                # At most once a second: the refused calls of one burst count as one.
-                if time.monotonic() - self._slowed.get(operation, -math.inf) > 1.0:
-                    self._slowed[operation] = time.monotonic()
-                    self._slowness[operation] = min(1.3 * slowness, 20.0)
-            else:
-                self._slowness[operation] = max(1.0, slowness / 1.01)
+                self._is_throttled = True
+                self._due[operation] = max(self._due.get(operation, 0.0), time.monotonic() + 2.0)  # a burst is 1 s
 
 
 def connect_control_plane(
@@ -1624,15 +1602,12 @@ def connect_control_plane(
     Returns the client, and the place completed from AWS's configuration and DescribeEndpoint.
     Raises: ElfError when these credentials are for another account than the fleet's; botocore's errors; Interrupted.
     """
-    session = _session(place)
-    from botocore.config import Config
-
-    session._session.set_default_client_config(Config(proxies={} if place.local else proxies))
+    session = _session(place, proxies)
     events = session.events
-    events.register("before-send", refuse_bad_headers)
+    events.register("before-sign", _check_credentials)
     events.register("after-call", _check_answer)
     events.register("provide-client-params.iot", _log_call)
-    events.register_first("needs-retry.iot", _try_no_more)
+    events.register_first("needs-retry", _try_no_more)
     if not place.local:
         region = place.region or os.environ.get("AWS_REGION") or session.region_name or REGION
         place = place._replace(region=region).checked()
@@ -1644,14 +1619,13 @@ def connect_control_plane(
             place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
         pacer = Pacer(things_per_s, inbox.stopping)
         events.register("before-send.iot", pacer.wait)
-        events.register("response-received.iot", pacer.learn)
+        events.register("response-received.iot", pacer.slow_down)
     credentials = _credentials(session)
     hide(*headers.values())
-    if credentials:
-        events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     events.register_last("before-send.iot", inbox.check)
-    iot = _client(session, place)
+    iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
+    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     place = place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
     if credentials and not place.local:
@@ -1692,35 +1666,23 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
 
 
 def _credentials(session: Any) -> Any:
-    """Return the session's credentials, which are never shown from now on, or None.
-
-    Raises ElfError if they can't be fetched or are not valid in HTTP: a copied one may end with a line end.
-    """
+    """Return the session's credentials, or None. Raises ElfError if they can't be fetched."""
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
     try:
-        credentials = session.get_credentials()
-        secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
+        if credentials := session.get_credentials():
+            credentials.get_frozen_credentials()
+        return credentials
     except (ElfError, Interrupted):
         raise
     except Exception as error:
-        if bad_endpoint := _bad_endpoint(error):
-            raise bad_endpoint from error
         cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check where they come from"
-        if isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError):
+        explained = isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError)
+        if explained or _bad_endpoint(error):
             cause, remedy = explain(error)
         elif "Auth token" in str(error):  # of a container
             remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
         raise ElfError(cause.rstrip(".") + _way(session), remedy) from error
-    hide(*secrets)
-    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
-        if value and not re.fullmatch("[!-~]+", value):
-            raise ElfError(
-                f"the AWS {name} (from {credentials.method}) contains a line end, a space or another "
-                "character that is not valid in it",
-                "set it again without that character, then check it with `aws sts get-caller-identity`",
-            )
-    return credentials
 
 
 def _way(session: Any) -> str:
@@ -1734,34 +1696,6 @@ def _way(session: Any) -> str:
     settings += [key for key in os.environ if re.match("AWS_(CONTAINER_|WEB_IDENTITY_TOKEN_FILE|ROLE_ARN)", key)]
     found = ", ".join([f"profile {' > '.join(used)}"] * bool(used) + settings)
     return f" ({found})" if found else ""
-
-
-def _bad_endpoint(error: Exception) -> ElfError | None:
-    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
-    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
-        return None
-    cause = "is not valid" if found[1] else "does not start with http:// or https://"
-    if found[1] and "_" in found[2]:
-        cause = "has an underscore (_) in its host name, which botocore does not allow"
-    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
-
-
-def _client(session: Any, place: Place) -> Any:
-    from botocore.config import Config
-
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=CALL_TIMEOUT_S,
-        max_pool_connections=CALLS_IN_FLIGHT,
-        user_agent_extra=f"aws-iot-elf/{VERSION}",
-    )
-    try:
-        iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url, config=config)
-    except ValueError as error:
-        raise _bad_endpoint(error) or error from error
-    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
-    return iot
 
 
 def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
@@ -1785,23 +1719,34 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
     return host
 
 
-def _session(place: Place) -> Any:
+def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     """Make boto3's session. For the embedded AWS IoT, no credential or profile of the user's is even read."""
     if place.local or not _uses_login():
         # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
+    import botocore.config
     import botocore.session
 
     if not sys.modules.get("awscrt"):
         sys.modules.pop("awscrt", None)  # whoever imports ELF may want it
 
-    if not place.local:
-        return boto3.Session(profile_name=place.profile, region_name=place.region)
-    nothing = (None, None, None, None)
-    empty = (None, None, os.devnull, None)
-    core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
-    return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+    if place.local:
+        nothing, empty = (None, None, None, None), (None, None, os.devnull, None)
+        core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
+        session = boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+    else:
+        session = boto3.Session(profile_name=place.profile, region_name=place.region)
+    config = botocore.config.Config(
+        proxies={} if place.local else proxies,
+        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=CALL_TIMEOUT_S,
+        max_pool_connections=CALLS_IN_FLIGHT,
+        user_agent_extra=f"aws-iot-elf/{VERSION}",
+    )
+    session._session.set_default_client_config(config)
+    return session
 
 
 def _uses_login() -> bool:
@@ -1811,13 +1756,21 @@ def _uses_login() -> bool:
     return False
 
 
-def refuse_bad_headers(request: Any, **_: object) -> None:
-    """Raise ElfError before a credential that is not valid in HTTP is sent, such as one that assumes a role."""
-    for name, value in request.headers.items():
-        if not re.fullmatch("[ -~]*", value.decode("latin-1") if isinstance(value, bytes) else str(value)):
+def _check_credentials(request_signer: Any, **_: object) -> None:
+    """Hide the credentials that sign a request (the session's, or those that assume a role): before-sign event.
+
+    Raises ElfError if one is not valid in HTTP: a copied one may end with a line end.
+    """
+    credentials = request_signer._credentials
+    secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
+    hide(*secrets)
+    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
+        if value and not re.fullmatch("[!-~]+", value):
+            source = "a role's source_profile" if credentials.method == "explicit" else credentials.method
             raise ElfError(
-                f"a credential contains a line end or another character that is not valid in HTTP (header {name})",
-                "set it again without that character; for a role, check its source_profile",
+                f"the AWS {name} (from {source}) contains a line end, a space or another character that is not valid "
+                "in it",
+                "set it again without that character, then check it with `aws sts get-caller-identity`",
             )
 
 
@@ -1868,8 +1821,8 @@ def _try_no_more(
         # Each call that AWS may have acted on may have made a certificate, so ELF has to know of each; and one that
         # waits in botocore, where Ctrl-C can't stop it, would count as sent.
         operation.name == "CreateKeysAndCertificate"
-        # The first call of a command fails quickly if AWS can't be reached; later ones wait for it.
-        or (operation.name == "DescribeEndpoint" and caught_exception and attempts >= 3)
+        # The first calls of a command fail quickly if AWS can't be reached; later ones wait for it.
+        or (operation.name in ("DescribeEndpoint", *SIGN_IN) and caught_exception and attempts >= 3)
         or names_of(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
     ):
         raise error
@@ -2214,8 +2167,7 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
                 f"{name} has a certificate that ELF did not make: {arn}",
                 f"detach it (`aws iot detach-thing-principal --thing-name {name} --principal {arn}`)",
             )
-        for policy in policy_names(name):
-            gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
+        gone_is_fine(iot.detach_policy, policyName=policy_name(name), target=arn)
         gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
         gone_is_fine(iot.detach_thing_principal, thingName=name, principal=arn)
         gone_is_fine(iot.delete_certificate, others, certificateId=certificate_id)
@@ -2238,7 +2190,7 @@ def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str
             gone_is_fine(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
         return None if edits else targets
     (arn,) = certificates
-    return _users(iot, arn) - {f"thing {name}", *(f"policy {policy}" for policy in policy_names(name))}
+    return _users(iot, arn) - {f"thing {name}", f"policy {policy_name(name)}"}
 
 
 def _users(iot: Any, arn: str) -> set[str]:
@@ -2831,7 +2783,7 @@ def first_of(path: Path, lines: Iterator[Line]) -> Line:
     first = next(lines)
     if first.message:
         return first
-    reason: object = first.error or "it holds no message"
+    reason: object = first.error or "it contains no message"
     if isinstance(reason, ElfError):
         reason = f"{first} not a message: {reason.cause}"
     raise (ElfError if isinstance(reason, OSError) else UsageError)(
@@ -2866,7 +2818,7 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
     """Return what is wrong with a topic, or with `wildcards` a topic filter; None if nothing is."""
     levels = topic.split("/")
     if not topic or "\0" in topic:
-        return "the topic is empty or has a null character"
+        return "the topic is empty or contains a null character"
     counted = UNCOUNTED.sub("", topic, count=1) if topic.startswith("$") else topic
     if len(utf8(counted)) > MAX_TOPIC_BYTES:
         return f"the topic is longer than AWS IoT's {MAX_TOPIC_BYTES} bytes"
@@ -3041,8 +2993,8 @@ class Proxy(NamedTuple):
             if parts.hostname and (usual_port := PROXY_PORTS.get(parts.scheme)):
                 return cls(parts.scheme, parts.hostname, parts.port or usual_port, user, password)
         raise ElfError(
-            f"{source} is not a proxy's URL",
-            f"it is {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for a @ in the password",
+            f"{source} is not a valid proxy URL",
+            f"use {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for @ in the password",
         )
 
 
@@ -4106,57 +4058,57 @@ def raise_descriptor_limit(devices: int) -> None:
 
 
 class Cli:
-    """What the commands share: the options, which the parser sets, and what is found on their way."""
+    """What the commands share: the options, which the parser sets, and what they find out."""
 
-    # Options of every command. What is None was not given.
+    # Options of every command. None: not given.
     command: str  # its name
-    run: Callable[[Cli], int]  # what carries it out
-    alone: bool  # nothing may run beside it on the same misc/
+    run: Callable[[Cli], int]  # its function
+    alone: bool  # no other command may use the same misc/
     region: str | None
     profile: str | None
     endpoint_url: str | None  # of the control plane
     proxy: str | None  # its URL, or NO_PROXY
-    local: bool  # the fleet lives, or shall, on the embedded AWS IoT
+    local: bool  # the fleet is, or will be, on the embedded AWS IoT
     misc_dir: Path
-    wait: float  # seconds, for another ELF at work on misc/
-    rate: float  # things a second that AWS's quotas for the account come to
+    wait: float  # seconds, if another ELF uses misc/
+    rate: float  # things a second that the account's quotas allow
     output: str | None  # json, or payload
     verbose: bool
     debug: bool
     quiet: bool
     # Options of some
-    count: int | None  # things to create, messages of each to send, or messages in all to hear
+    count: int | None  # things to create, messages to send from each, or messages to receive in total
     prefix: str
     message: str
     json_message: Path | None
-    raw: bool  # send it as the bytes that it is
+    raw: bool  # send the bytes as is
     template: bool  # render it for each message
     seed: int | None
     sequence: bool  # number the messages
     topic: str | None  # may hold {thing_name}, as each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
-    interval: float  # seconds; 0: as lines come
+    interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
-    things: int | None = None  # the first so many of the fleet alone
+    things: int | None = None  # only the first so many of the fleet
     qos: int
     root_cert: Path | None = None
-    mqtt_endpoint: Endpoint | None = None  # without a host, the port alone was given
+    mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
     only_local: bool = False
-    # What is found on the way
+    # What the commands find out
     inbox: Inbox
     printer: Output
     results: Results
-    fleet: Fleet  # held as long as the command runs
-    place: Place  # where it lives
-    headers: Mapping[str, str]  # that the control plane wants
-    control_plane: tuple[Any, Place] | None = None  # boto3's client and where it leads, once it was needed
+    fleet: Fleet  # locked while the command runs
+    place: Place  # where it is
+    headers: Mapping[str, str]  # that the control plane requires
+    control_plane: tuple[Any, Place] | None = None  # boto3's client and its place, once needed
     asking: threading.Lock  # held by the thread that makes it
     refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
 
 
 def control_plane_of(cli: Cli) -> tuple[Any, Place]:
-    """Connect to the control plane where the fleet lives, or shall: once, whichever thread is the first to ask."""
+    """Connect to the control plane of the fleet, once, whichever thread is the first to call this."""
     with cli.asking:
         proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
         if re.match(f"{NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]):  # botocore knows no SOCKS
@@ -4167,12 +4119,12 @@ def control_plane_of(cli: Cli) -> tuple[Any, Place]:
 
 
 def reach_aws(cli: Cli) -> tuple[Any, Place]:
-    """Do the same in the main thread; Ctrl-C need not wait for its end."""
+    """Do the same in the main thread, where Ctrl-C ends the wait."""
     return cli.control_plane or in_background(cli.inbox, lambda: control_plane_of(cli))
 
 
 def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
-    """Return what AWS knows of why the broker refuses a thing, or `refusal` where AWS can't be asked."""
+    """Return AWS's reason why the broker refuses a thing, or `refusal` if AWS can't be asked."""
     try:
         return diagnose(*control_plane_of(cli), thing, refusal)
     except Exception as error:
@@ -4181,14 +4133,14 @@ def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
 
 
 class Diagnosed(NamedTuple):
-    """An event: AWS has been asked why the broker refuses a thing."""
+    """An event: AWS was asked why the broker refuses a thing."""
 
     refused: Refused
     failure: ElfError
 
 
 class Shift:
-    """The things at work in a command: which take part, which failed and why, which were offline and how long."""
+    """The things of a running command: which joined, which failed and why, which were offline and how long."""
 
     def __init__(self, cli: Cli, devices: Sequence[Device], loop: Loop) -> None:
         from concurrent.futures import ThreadPoolExecutor
@@ -4202,13 +4154,13 @@ class Shift:
         self._cli, self._loop = cli, loop
         self._asking = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
         self._lines: collections.deque[Line] = collections.deque()
-        self._in_doubt: set[str] = set()  # what AWS is being asked about
-        self._refused: set[str] = set()  # what may take minutes, and holds up nobody
+        self._in_doubt: set[str] = set()  # things that AWS is being asked about
+        self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
         self._advised = False
         self.stopped_at = 0.0  # time.monotonic() when the things were told to end
 
     def take(self, event: Any) -> None:
-        """Log an event, and do what follows from it."""
+        """Log an event, and act on it."""
         if isinstance(event, Connected):
             self.joined.add(event.thing)
             for topic_filter in event.topic_filters:
@@ -4251,7 +4203,7 @@ class Shift:
         self._cli.inbox.put(Diagnosed(event, diagnosed(self._cli, thing, event.refusal)))
 
     def _decide(self, event: Diagnosed) -> None:
-        """End what AWS says is wrong; what it finds nothing wrong with goes on trying, and nobody waits for it."""
+        """End the thing if AWS gives a reason; otherwise it keeps trying, and nothing waits for it."""
         thing, refusal = event.refused
         self._in_doubt.discard(thing)
         if event.failure is not refusal:
@@ -4261,7 +4213,7 @@ class Shift:
         each.warning(said, thing, refusal.action, POLICY_CHANGE_S / 60)
 
     def gather(self) -> None:
-        """Wait until each thing takes part, has failed, or may take longer; raise ElfError if none takes part."""
+        """Wait until each thing has joined, has failed, or may take longer. Raises ElfError if none joins."""
         while True:
             known = self.joined | self.failed | (self._refused if self.joined else set())
             if known >= self.crew.devices.keys():
@@ -4271,7 +4223,7 @@ class Shift:
             raise ElfError("none of the things could connect", _SEE_ABOVE)
 
     def take_until(self, kind: type[T], deadline: float = math.inf) -> T | None:
-        """Take what happens until there is an event of a kind, which is returned; None: it is late, or all failed."""
+        """Handle events until one of `kind`, which is returned; None: the deadline is past, or all failed."""
         while not self.has_failed and (event := self._cli.inbox.get(deadline)) is not None:
             if isinstance(event, kind):
                 return event
@@ -4283,7 +4235,7 @@ class Shift:
 
     @property
     def has_failed(self) -> bool:
-        """Say whether there is none left that could do anything."""
+        """Return whether all things have failed."""
         return self.failed >= self.crew.devices.keys()
 
     @property
@@ -4296,7 +4248,7 @@ class Shift:
             self.take(event)
 
     def stop(self) -> None:
-        """Disconnect all, and take what has happened until then. Where the user is in a hurry, so is this."""
+        """Disconnect all, and handle the events until then; quickly after Ctrl-C."""
         if not self.stopped_at:
             self.stopped_at = time.monotonic()
             self._asking.shutdown(wait=False, cancel_futures=True)
@@ -4316,13 +4268,13 @@ class Shift:
 
 
 class Lagging(NamedTuple):
-    """An event: this machine can't keep the schedule; it does so many messages a second."""
+    """An event: this machine can't keep the schedule; it sends `per_s` messages a second."""
 
     per_s: float
 
 
 class Account(Listener):
-    """What a command reports of its messages. They are counted in the loop's thread, events go to the inbox."""
+    """What a command reports about its messages. They are counted in the loop's thread; events go to the inbox."""
 
     def __init__(self, cli: Cli) -> None:
         self._put: Callable[[Any], None] = cli.inbox.put
@@ -4337,7 +4289,7 @@ class Account(Listener):
         self._devices, self._began_at = list(devices), time.monotonic()
 
     def situation(self) -> str:
-        """Say, for the live line, how many connections are up, what time has passed and what is left."""
+        """Return, for the live line, how many connections are up, and the time elapsed and left."""
         now, up = time.monotonic(), sum(device.state == ONLINE for device in self._devices)
         left = f", {self.ends_at - now:.0f} s left" if now < self.ends_at < math.inf else ""
         return f"{up}/{len(self._devices)} up | {now - self._began_at:.0f} s{left}"
@@ -4350,18 +4302,18 @@ class Account(Listener):
         self._put(event)
 
     def report(self, shift: Shift) -> None:
-        """Log what has become of all, and put it into the summary."""
+        """Log the results, and put them into the summary."""
         raise NotImplementedError
 
 
 class Tally(Account):
-    """What has become of the messages that things publish; of those to a shadow, what AWS answered."""
+    """Counts what happened to the messages that things publish, and AWS's answers to those for shadows."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
         self._qos: int = cli.qos
         self.sent = self.acknowledged = self.dropped = self.resent = self.unsent = 0
-        self._late_s: dict[str, float] = {"": 0.0}  # at the worst, by what held a message up
+        self._late_s: dict[str, float] = {"": 0.0}  # the maximum, by what delayed a message
         self.last_at = 0.0  # time.monotonic() of the last acknowledgement
         self._is_lagging = False
         self._rate = Rate(lambda: self.sent)
@@ -4407,7 +4359,7 @@ class Tally(Account):
         each.error("message %d of %s is not sent: %s", number, device.thing, error.cause)
 
     def on_received(self, device: Device, message: Any) -> None:
-        """Count a shadow's answer, unless it is another client's: it has another token, or there are more than due."""
+        """Count a shadow's answer, unless it is for another client: its token differs, or all are answered."""
         answer, asked = object_in(bytes(message.payload or b"")), self._asked[device.thing]
         token, is_rejected = str(answer.get("clientToken", "")), message.topic.endswith("/rejected")
         if not asked[token]:
@@ -4468,7 +4420,7 @@ class Tally(Account):
 
 
 class Hearing(Account):
-    """What things hear."""
+    """Counts the messages that things receive."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
@@ -4528,7 +4480,7 @@ class Hearing(Account):
 
 
 def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
-    """Return what the JSON output says of any message. A payload that is no text is in Base64."""
+    """Return the JSON fields that all messages have. A payload that is not UTF-8 is in Base64."""
     message = {"thingName": thing, "topic": topic, "time": round(time.time(), 3)}
     try:
         return {**message, "payload": payload.decode("utf-8")}
@@ -4539,7 +4491,7 @@ def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
 
 
 def create_things(cli: Cli) -> int:
-    """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, finish a half clean-up."""
+    """Make the fleet `cli.count` things, named `cli.prefix`_0 and so on: add what is missing, finish a half clean."""
     fleet = cli.fleet
     with fleet.locked(cli.inbox):
         is_new = fleet.elf_id is None
@@ -4549,7 +4501,7 @@ def create_things(cli: Cli) -> int:
         half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
         if fleet.was_local and not cli.place.local:
-            log.warning("the last fleet was on the embedded AWS IoT (--local); this one goes to AWS")
+            log.warning("the last fleet was on the embedded AWS IoT (--local); this one is on AWS")
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
         missing.update(gone_things(cli, iot, {*wanted} - strays))
@@ -4606,7 +4558,7 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
 
 
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
-    """Name what the fleet lacks of `names`. Raises ElfError where making more does not help."""
+    """Return which of `names` the fleet lacks. Raises ElfError if the fleet has more, or names that clash."""
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
     existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
@@ -4625,7 +4577,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
 
 
 def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
-    """Find which of these that the fleet has are gone in AWS, which did not list them, and record it."""
+    """Return which of the fleet's `names`, which AWS did not list, are missing in AWS, and record it."""
     unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
     answers = dict(for_each(cli.inbox, unlisted, lambda name: _unless_missing(iot.describe_thing, thingName=name)))
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
@@ -4640,9 +4592,9 @@ def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
 def step_by_step(
     cli: Cli, what: str, things: Sequence[T], step: Callable[[T], Any], failures: Failures
 ) -> Iterator[tuple[T, Any]]:
-    """Take a step with many things at once; yield each that it succeeds with, and the result."""
+    """Run a step for many things in parallel; yield each thing for which it succeeds, and the result."""
     brevity_for(len(things))
-    for thing, result in progress(cli.printer, what, for_each(cli.inbox, things, step), len(things)):
+    for thing, result in progress(cli.inbox, cli.printer, what, for_each(cli.inbox, things, step), len(things)):
         if isinstance(result, Exception):
             failures.add(getattr(thing, "name", str(thing)), result)
         else:
@@ -4650,7 +4602,7 @@ def step_by_step(
 
 
 def send_messages(cli: Cli) -> int:
-    """Have every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
+    """Make every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
     things, lines, topics = what_to_send(cli)
     rounds, of_lines = rounds_of(cli), is_of_lines(cli.json_message)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
@@ -4696,9 +4648,9 @@ def send_messages(cli: Cli) -> int:
 
 
 def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[str]]]:
-    """Return who can send, what, one after the other, and the topic of each. Raises ElfError.
+    """Return the things that can send, their messages in order, and each thing's topic. Raises ElfError.
 
-    A file's first message is checked, and all others once they are read: on one thing, as good as any other.
+    The first message of a file is checked here, the others when they are read: for one thing, as for any other.
     """
     import secrets
 
@@ -4720,14 +4672,14 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
     lines = messages_of(lines_of(path), compose, raw) if is_of_lines(path) else message_in(path, compose)
     if str(path) == "-":
         if sys.stdin is None:
-            raise ElfError("standard input is closed", "pipe messages into it: `… | elf.py send --json-message -`")
+            raise ElfError("standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`")
         return things, lines, topics
     first = in_background(cli.inbox, lambda: first_of(path, lines))  # a pipe may have no writer yet
     return things, itertools.chain([first], lines), topics
 
 
 def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
-    """Return what makes a message of given bytes, once it has tried it on a thing: that may raise."""
+    """Return a function that makes a message of bytes, after trying it for one thing, which may raise."""
     of_lines, voices = is_of_lines(cli.json_message), dict[str, Voice]()
     make = of_line if of_lines else Composer.of_object if cli.json_message else Composer.of_text
     make = Composer if cli.raw else Composer.of_any if cli.template else make
@@ -4740,23 +4692,23 @@ def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], M
         message: Message = Template(text, finish, voice) if cli.template else finish(text)
         message.payload(topic, thing, 1)
         if isinstance(message, Template):
-            message.voices = voices  # in which nothing has been said yet
+            message.voices = voices  # none of which was used for the trial
         return message
 
     return compose
 
 
 def rounds_of(cli: Cli) -> int | None:
-    """Say how many messages each thing is to publish, unless they are lines; None: without end."""
+    """Return how many messages each thing publishes, unless they are lines; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     in_time = math.ceil((cli.duration or DURATION_S) / (cli.interval or INTERVAL_S) - 1e-9)
     return cli.count or (None if cli.duration == 0 else in_time)
 
 
 def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
-    """Have all things publish one message after the other, each at its time or as it comes, until they or the time end.
+    """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
-    Returns how many there were, and how many lines can't be sent.
+    Returns how many messages there were, and how many lines can't be sent.
     """
     asked = threading.Semaphore(2)  # so that the next one has been read when it is due
     threading.Thread(target=read_ahead, args=(lines, cli.inbox, asked), daemon=True).start()
@@ -4785,7 +4737,7 @@ def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
 
 
 def await_acknowledgements(shift: Shift, tally: Tally) -> None:
-    """Wait until all is acknowledged, ACK_GRACE_S seconds at the least and as long as acknowledgements come."""
+    """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
     shift.crew.settle()
     if shift.take_until(Settled, ended + 2.0) or shift.has_failed:
@@ -4798,14 +4750,14 @@ def await_acknowledgements(shift: Shift, tally: Tally) -> None:
 
 
 def await_answers(shift: Shift, tally: Tally) -> None:
-    """Wait until AWS has answered all messages to shadows, ANSWER_GRACE_S seconds at the most."""
+    """Wait until AWS has answered all messages to shadows, for up to ANSWER_GRACE_S."""
     deadline = time.monotonic() + ANSWER_GRACE_S
     while tally.unanswered and not shift.has_failed and (now := time.monotonic()) < deadline:
         shift.take_until(Settled, now + MIN_INTERVAL_S)
 
 
 def subscribe(cli: Cli) -> int:
-    """Have every thing subscribe, and log what comes until `cli.duration` is over or `cli.count` messages have come."""
+    """Make every thing subscribe, and log messages until `cli.duration` is over or `cli.count` have arrived."""
     things = ready_things(cli.fleet, cli.things)
     given: Sequence[str | None] = cli.topics or [None]
     append = cli.append_thing_name
@@ -4843,7 +4795,7 @@ def subscribe(cli: Cli) -> int:
 
 
 def clean_up(cli: Cli) -> int:
-    """Take every thing of the fleet away in AWS IoT, then on disk; with `cli.only_local`, on disk only."""
+    """Delete every thing of the fleet in AWS IoT, then on disk; with `cli.only_local`, only on disk."""
     fleet = cli.fleet
     with fleet.locked(cli.inbox):
         things = list(fleet.things.values())
@@ -4861,7 +4813,7 @@ def clean_up(cli: Cli) -> int:
                 fleet.forget_unanswered()
             else:
                 log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
-                iot, _ = reach_aws(cli)  # in another account all would seem to be gone
+                iot, _ = reach_aws(cli)  # in another account everything would seem to be gone
                 for thing, _ in step_by_step(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
                     report_cleaned(cli.results, thing.name)
                 show_unanswered(cli)
@@ -4884,7 +4836,7 @@ def report_cleaned(results: Results, name: str) -> None:
 
 
 def list_things(cli: Cli) -> int:
-    """Show what misc/ has of the fleet, whatever else is at work there: this locks, writes and asks AWS nothing."""
+    """Show what misc/ has of the fleet, even while other commands use it, without locking, writing or asking AWS."""
     fleet = Fleet(cli.misc_dir)
     if fleet.changed_s_ago() < 1.0:
         fleet.reload()  # another command may have folded its journal while this one read
@@ -4916,7 +4868,7 @@ def list_things(cli: Cli) -> int:
 
 
 def show_unanswered(cli: Cli) -> None:
-    """Say which certificates may have been made without ELF's getting to know of it, for the user to decide."""
+    """Log which certificates may have been made in requests without an answer, for the user to decide."""
     fleet = cli.fleet
     if not fleet.unanswered:
         return
@@ -4947,7 +4899,7 @@ def show_unanswered(cli: Cli) -> None:
 
 
 def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
-    """Return the things that can connect, or the `first` so many. Raises ElfError when there is none, or fewer."""
+    """Return the things that can connect, or the first `first` of them. Raises ElfError if there are none, or fewer."""
     for stage, command in ((CREATING, "create"), (CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
             log.warning("skipping incomplete things: %s; finish with `elf.py %s`", listed(names), command)
@@ -4971,9 +4923,9 @@ def at_work(
     topics: Mapping[str, Sequence[str]] | None = None,
     filters: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Shift]:
-    """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
+    """Give the things a policy if they have none yet, connect them, and disconnect them at the end.
 
-    They publish to their topic, and subscribe to their filters. What keeps some from it is reported, then the account.
+    They publish to their topic, and subscribe to their filters. Failures are reported at the end, after the account.
     Raises ElfError when none is connected.
     """
     fleet = cli.fleet
@@ -5019,20 +4971,20 @@ def at_work(
 
 
 def connects_per_s(filters: Mapping[str, Sequence[str]]) -> float:
-    """Say how many things may connect a second: AWS takes 500 connects and 500 subscriptions an account."""
+    """Return how many things may connect a second: AWS allows 500 connects and 500 subscriptions per account."""
     return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max([1, *map(len, filters.values())]))
 
 
 class Admission(NamedTuple):
-    """What lets things in: their policies, which they have now, and the broker's address."""
+    """The things, which all have a policy now, and the broker's address."""
 
     things: Sequence[Thing]
     endpoint: Endpoint
-    patience_s: Mapping[str, float]  # by thing: how long it may still be refused, since AWS takes time to know of it
+    patience_s: Mapping[str, float]  # by thing: how long it may still be refused, until changes take effect
 
 
 def admit(cli: Cli, things: Sequence[Thing]) -> Admission:
-    """Give the things a policy where they have none yet, and find the broker. Raises ElfError; botocore's errors."""
+    """Give the things a policy if they have none yet, and find the broker. Raises ElfError; botocore's errors."""
     fleet = cli.fleet
     endpoint = cli.mqtt_endpoint or Endpoint("")
     newcomers = {thing.name for thing in things if not thing.policy_arn}
@@ -5073,7 +5025,7 @@ def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
 
 
 def root_of(cli: Cli) -> Path:
-    """Return the file with the broker's root certificates. Raises ElfError when it holds none."""
+    """Return the file with the broker's root certificates. Raises ElfError if it has none."""
     import ssl
 
     fleet = cli.fleet
@@ -5104,7 +5056,7 @@ def whole(text: str) -> int:
 
 
 def number(what: str, least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
-    """Make the parser of a number that is `what`, from `least` to `most`."""
+    """Return a parser of numbers from `least` to `most`, described as `what`."""
 
     def parse(text: str) -> float:
         with contextlib.suppress(ValueError):
@@ -5116,8 +5068,8 @@ def number(what: str, least: float, most: float = sys.float_info.max) -> Callabl
 
 
 from_0 = number("a number of seconds from 0", 0)
-interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT takes 100 messages a second", MIN_INTERVAL_S)
-rate = number("a number of things a second, from 0.1 to 1000", 0.1, 1000)
+interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT allows 100 messages a second", MIN_INTERVAL_S)
+rate = number("a number of things per second, from 0.1 to 1000", 0.1, 1000)
 
 
 def prefix(text: str) -> str:
@@ -5137,7 +5089,7 @@ def mqtt_endpoint(text: str) -> Endpoint:
 
 
 def directory(text: str) -> Path:
-    if not text:  # from a variable that is not set, most likely, and not meant for the working directory
+    if not text:  # probably from a variable that is not set, and not meant to be the working directory
         raise argparse.ArgumentTypeError("the directory name is empty, here or in ELF_MISC_DIR")
     try:
         return Path(text).expanduser().absolute()
@@ -5158,16 +5110,16 @@ def proxy(text: str) -> str:
         if text != NO_PROXY:
             Proxy.from_url(text)
     except ElfError as error:
-        raise argparse.ArgumentTypeError(f"that is not a proxy's URL: {error.remedy}") from None
+        raise argparse.ArgumentTypeError(f"not a valid proxy URL: {error.remedy}") from None
     return text
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse whose usage errors are one line that may suggest what was meant, and which takes no abbreviation
-    that a later option could break."""
+    """An ArgumentParser with usage errors of one line that may suggest what was meant, and without abbreviations,
+    which a later option could break."""
 
     def __init__(self, **settings: Any) -> None:
-        # 80 columns: argparse imports three compressors, by way of shutil, to ask how many a terminal has.
+        # 80 columns: to find the terminal's width, argparse would import shutil, with three compression libraries.
         formatter = functools.partial(argparse.HelpFormatter, width=78)
         super().__init__(allow_abbrev=False, add_help=False, formatter_class=formatter, **settings)
         self.commands: list[Parser] = []
@@ -5176,7 +5128,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.typed = list(sys.argv[1:] if args is None else args)
         cli, unknown = super().parse_known_args(self.typed, namespace)
-        if unknown:  # argparse would have the parser of the commands say it, whose --help is not the command's
+        if unknown:  # else the parser of all commands would report it, with its --help instead of the command's
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return cli, unknown
 
@@ -5190,7 +5142,7 @@ class Parser(argparse.ArgumentParser):
         known += re.findall(r"[\w-]+", message.partition("choose from")[2])
         meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
-        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in what was taken for something else
+        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in a wrong place
         cause, remedy = f"{message}{suggestion}", f"see {self.prog} --help"
         with contextlib.suppress(OSError):
             sys.stderr.write(redacted(printable(f"{self.prog}: error: {cause} ({remedy})")) + "\n")
@@ -5199,14 +5151,14 @@ class Parser(argparse.ArgumentParser):
 
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
-    where = "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
-    raised = f"things a second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
+    where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
+    raised = f"things per second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
     region, profile, url = (functools.partial(part_of_place, key=key) for key in ("region", "profile", "endpoint_url"))
-    other = f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})"
+    other = f"AWS region (default: the fleet's, else from the AWS configuration, else {REGION})"
     add("--region", metavar="R", type=region, help=other)
     add("--profile", metavar="P", type=profile, help="named profile of the AWS CLI (default: the fleet's, else none)")
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
-    way = f"go through this proxy; {NO_PROXY}: through none (default: HTTPS_PROXY, ALL_PROXY and NO_PROXY say)"
+    way = f"use this proxy; {NO_PROXY}: use no proxy (default: from HTTPS_PROXY, ALL_PROXY and NO_PROXY)"
     add("--proxy", metavar="URL", type=proxy, help=way)
     add("--local", action="store_true", help="use an AWS IoT on this machine; needs no account")
     add("--misc-dir", metavar="D", type=directory, help=where)
@@ -5218,14 +5170,14 @@ def add_common_options(parser: Parser) -> Parser:
     add("--quiet", action="store_true", help="log only warnings, errors and the final report")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
     add("-V", "--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
-    add("-h", "--help", action="help", help="show this and exit")
+    add("-h", "--help", action="help", help="show this help and exit")
     return parser
 
 
 def add_messaging_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of send and subscribe").add_argument
-    name = f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
-    broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
+    name = f"use topic T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
+    broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
     add("--things", metavar="N", type=whole, help="use only the first N things of the fleet (default: all)")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
@@ -5241,15 +5193,15 @@ def add_send_options(command: Parser) -> None:
         f"send the JSON object in FILE instead of MESSAGE; FILE{REPLAYED}: one line per interval; - (standard input): "
         "each line as it arrives"
     )
-    # Another default of the positional one would undo what -m has set.
+    # Another default of the positional would override -m.
     what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
-    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
+    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same as MESSAGE")
     what("--json-message", metavar="FILE", type=Path, help=content)
     add("--raw", action="store_true", help="send MESSAGE, FILE or each line as is: no JSON, no ts, any topic")
     add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
     add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
-    add("-t", "--topic", metavar="T", help=f"may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
+    add("-t", "--topic", metavar="T", help=f"topic, may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     pace = f"seconds between messages (default: {INTERVAL_S:g}, or as lines arrive)"
     add("--interval", metavar="S", type=interval, help=pace)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
@@ -5267,10 +5219,10 @@ def add_subscribe_options(command: Parser) -> None:
 
 
 def build_parser() -> Parser:
-    """Make the parser of the commands, with the options of every command both before and after the command."""
+    """Make the parser, which accepts the options of every command before and after the command."""
     parser = Parser(
         prog="elf.py",
-        description="The Extremely Low Friction AWS IoT client: make things, let them send and listen, clean up.",
+        description="The Extremely Low Friction AWS IoT client: make things, let them send and subscribe, clean up.",
         epilog="example: python elf.py --local create 3",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
@@ -5283,7 +5235,7 @@ def build_parser() -> Parser:
     def add_command(
         run: Callable[[Cli], int], example: str, summary: str, *parents: Parser, alone: bool = True
     ) -> Parser:
-        """Add a command that `run` carries out, `alone` on its misc/ or not."""
+        """Add a command with its function `run`, which needs misc/ to itself if `alone`."""
         command = commands.add_parser(
             example.partition(" ")[0],
             help=summary,
@@ -5298,7 +5250,7 @@ def build_parser() -> Parser:
     command = add_command(create_things, "create 3", "make things in AWS IoT, each with a certificate and keys")
     add = command.add_argument
     add("count", metavar="COUNT", type=whole, nargs="?", default=1, help="how many (default: %(default)s)")
-    add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="as in NAME_0 (default: %(default)s)")
+    add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="makes NAME_0 and so on (default: %(default)s)")
 
     example = "send --duration 30 --interval 0.5 'Hello from ELF'"
     command = add_command(send_messages, example, "have every thing publish messages", messaging, alone=False)
@@ -5318,7 +5270,7 @@ def build_parser() -> Parser:
 
 
 def misuse(cli: Cli) -> str:
-    """Say which options do not work together or would do nothing, and what was meant, maybe; empty: none."""
+    """Return which options do not work together or have no effect, and what may have been meant, or ""."""
     run = getattr(cli, "run", None)  # where there is a command
     sends = run is send_messages
     problems = (
@@ -5341,9 +5293,9 @@ def misuse(cli: Cli) -> str:
 
 
 def is_input_unread(given: Path | None) -> bool:
-    """Say whether somebody wrote into a pipe, or gave a file from its beginning, that is not what is `given` to read.
+    """Return whether standard input is a pipe with data, or a file at its beginning, and not what `given` names.
 
-    Of the file that a shell's loop reads from, the beginning is gone.
+    A file that a shell's loop reads from is not at its beginning.
     """
     with contextlib.suppress(ImportError, OSError):  # Windows
         import fcntl
@@ -5358,9 +5310,9 @@ def is_input_unread(given: Path | None) -> bool:
 
 
 def locate(cli: Cli, remembered: Place | None) -> Place:
-    """Say where the fleet lives, or shall: what was remembered at its creation, else the options.
+    """Return where the fleet is, or will be: as recorded when it was created, else from the options.
 
-    Raises: ElfError when an explicit option does not match what is remembered.
+    Raises ElfError when an option does not match what is recorded.
     """
     explicit = {key: value for key in ("region", "profile", "endpoint_url") if (value := getattr(cli, key))}
     if not remembered:
@@ -5389,9 +5341,9 @@ def _contradicts(place: Place, key: str, value: str) -> bool:
 
 @contextlib.contextmanager
 def held_fleet(cli: Cli, name: str, alone: bool, creates: bool = False) -> Iterator[Fleet]:
-    """Find the fleet and where it lives; until the block ends, what can't run beside `name` has to wait.
+    """Find the fleet and where it is, and lock it for the command `name` until the block ends.
 
-    Raises ElfError, for one when something can't run beside it already.
+    Raises ElfError, for example when another command has it locked.
     """
     cli.fleet = fleet = Fleet(cli.misc_dir)
     if creates:
@@ -5404,7 +5356,7 @@ def held_fleet(cli: Cli, name: str, alone: bool, creates: bool = False) -> Itera
 
 @contextlib.contextmanager
 def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
-    """Start the embedded AWS IoT, if the fleet lives there and it does not run yet, and say so if it dies meanwhile."""
+    """Start the embedded AWS IoT, if the fleet is there and it is not running; report if it dies during the block."""
     cli.headers, cli.refuse_dead_local = {}, lambda: None
     if not (cli.place.local and is_needed):
         yield
@@ -5438,7 +5390,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
 
 
 def _local_aws() -> Any:
-    """Import local_aws.py, which only a fleet on the embedded AWS IoT needs."""
+    """Import local_aws.py, which only `--local` needs."""
     try:
         import local_aws
     except ModuleNotFoundError as error:
@@ -5469,7 +5421,7 @@ def run_command(cli: Cli) -> int:
 
 
 def next_step(misc_dir: Path) -> str:
-    """Say what to type next."""
+    """Return a line with the next command to type."""
     import shlex
 
     is_usual = misc_dir == Path(os.environ.get("ELF_MISC_DIR", HERE / "misc")).absolute()
@@ -5479,9 +5431,9 @@ def next_step(misc_dir: Path) -> str:
 
 @contextlib.contextmanager
 def signals_to(inbox: Inbox) -> Iterator[None]:
-    """Bring signals to the inbox, unless the caller has them ignored (a shell's background job, nohup)."""
+    """Send signals to the inbox, except those that the caller ignores (a shell's background job, nohup)."""
     before = {}
-    # Windows has the last, Ctrl-Break, and neither SIGHUP, a terminal's end, nor a way to ask by SIGTERM.
+    # Windows has only the last, Ctrl-Break, besides SIGINT: no SIGHUP, and no way to send a SIGTERM.
     wanted = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     for signum in (getattr(signal, name) for name in wanted if hasattr(signal, name)):
         if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -5497,7 +5449,7 @@ def signals_to(inbox: Inbox) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ELF, and return the exit status.
 
-    0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 who read the output is gone.
+    0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 the output's reader closed it.
     """
     open_standard_streams()
     hide_environment()
@@ -5512,7 +5464,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not cli.command:
             sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
             parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
-    except SystemExit as usage:  # argparse has printed what there is to say
+    except SystemExit as usage:  # argparse has printed the message
         try:
             if sys.stdout:
                 sys.stdout.flush()
@@ -5531,12 +5483,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with signals_to(cli.inbox):
         try:
             return report_end(cli, run_to_the_end(cli))
-        except KeyboardInterrupt:  # the second signal, while the first is being reported
+        except KeyboardInterrupt:  # the second signal, during the report of the first
             return 128 + (cli.inbox.signum or signal.SIGINT)
 
 
 def report_end(cli: Cli, status: int) -> int:
-    """Write the summary and all that is not written yet, and return the exit status: not 0 if that failed."""
+    """Write the summary and all pending output, and return the exit status: not 0 if that failed."""
     printer = cli.printer
     try:
         cli.results.put("summary", command=cli.command, exitStatus=status, **cli.results.summary)
@@ -5552,10 +5504,10 @@ def report_end(cli: Cli, status: int) -> int:
 
 
 def run_to_the_end(cli: Cli) -> int:
-    """Run the command, explain what keeps it from success, and return the exit status."""
+    """Run the command, explain its failure, and return the exit status."""
     try:
         if sys.stdout is None and (cli.output in ("json", "payload") or cli.run is list_things):
-            raise ElfError("standard output is closed, and `list` and --output write there", "open it")
+            raise ElfError("standard output is closed, and `list` and --output need it", "open it")
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:
@@ -5573,6 +5525,6 @@ def run_to_the_end(cli: Cli) -> int:
 
 
 if __name__ == "__main__":
-    # Python's own end would wait for a call that outlasts Ctrl-C, a connection that hangs or a reader, and take apart
-    # one by one what goes with the process anyway.
+    # A normal exit of Python would wait for a call that outlasts Ctrl-C, a connection that hangs or a reader, and
+    # release one by one what the system releases anyway.
     os._exit(main())
