@@ -2520,18 +2520,16 @@ def sandbox() -> Any:
             return tree
 
         def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
-            """Count a step, and `times` the characters and members of its operands."""
+            """Count a step, and `times` the characters and members of what it takes."""
             self.steps += 1
             left = [*operands]
-            for operand in left:  # which grows
-                if isinstance(operand, str | bytes | list | tuple | dict | range):
-                    self.steps += times * len(operand)
+            while left or self.steps > MOST_STEPS:
                 if self.steps > MOST_STEPS:
-                    break
+                    raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
+                if isinstance(operand := left.pop(), str | bytes | list | tuple | dict | range):
+                    self.steps += times * len(operand)
                 if isinstance(operand, list | tuple | dict):
                     left += [*operand.values(), *operand] if isinstance(operand, dict) else operand
-            if self.steps > MOST_STEPS:
-                raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
 
         def taken(self, value: Any) -> Any:
             if not isinstance(value, int | float):
@@ -2685,20 +2683,6 @@ class Template:
 Message = Composer | Template
 
 
-def read_given(path: Path, inbox: Inbox) -> bytes:
-    """Read a file that the user names. If it is a pipe that nobody writes to, Ctrl-C ends the wait. Raises OSError."""
-
-    def read() -> bytes:
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-
-    log.debug("reading %s", path)
-    content = in_background(inbox, read)
-    if len(content) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
-    return content
-
-
 def of_line(line: bytes) -> Composer:
     """Return the message of a line: a JSON object, or any other text. Raises ValueError and UsageError."""
     return Composer.of_object(line) if begins_object(line) else Composer.of_text(line)
@@ -2706,23 +2690,6 @@ def of_line(line: bytes) -> Composer:
 
 def begins_object(line: bytes) -> bool:
     return line.lstrip().startswith(b"{")
-
-
-def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) -> Message:
-    """Return the message in a file that is a single message. Raises ElfError."""
-    try:
-        return compose(read_given(path, inbox))
-    except OSError as error:
-        raise unreadable(path, error.strerror, ElfError) from error
-    except ValueError as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, reason: object, kind: type[ElfError] = UsageError) -> ElfError:
-    return kind(
-        f"could not read the message file {path}: {reason}",
-        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
-    )
 
 
 class Line(NamedTuple):
@@ -2740,6 +2707,19 @@ class Line(NamedTuple):
 
 def is_of_lines(path: Path | None) -> bool:
     return path is not None and (str(path) == "-" or path.suffix.lower() in SUFFIXES)
+
+
+def message_in(path: Path, compose: Callable[[bytes], Message]) -> Iterator[Line]:
+    """Yield the message that a whole file is, or why it is none. Raises UsageError."""
+    log.debug("reading %s", path)
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+        yield Line(compose(text))
+    except (OSError, ValueError) as error:
+        yield Line(error=error)
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
@@ -2796,6 +2776,20 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
     if broken:
         yield Line(None, broken, first, last)
     yield Line()
+
+
+def first_of(path: Path, lines: Iterator[Line]) -> Line:
+    """Return the first message of a file. Raises ElfError."""
+    first = next(lines)
+    if first.message:
+        return first
+    reason: object = first.error or "it contains no message"
+    if isinstance(reason, ElfError):
+        reason = f"{first} not a message: {reason.cause}"
+    raise (ElfError if isinstance(reason, OSError) else UsageError)(
+        f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}",
+        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
+    )
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
@@ -4675,20 +4669,12 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
     compose = composing(cli, run, things[0].name, topics[things[0].name][0])
     if path is None:
         return things, iter([Line(compose(os.fsencode(cli.message)))]), topics
-    if not is_of_lines(path):
-        return things, iter([Line(read_message(path, compose, cli.inbox))]), topics
-    lines = messages_of(lines_of(path), compose, raw)
+    lines = messages_of(lines_of(path), compose, raw) if is_of_lines(path) else message_in(path, compose)
     if str(path) == "-":
         if sys.stdin is None:
             raise ElfError("standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`")
         return things, lines, topics
-    first = in_background(cli.inbox, lambda: next(lines))
-    if isinstance(first.error, OSError):
-        raise unreadable(path, first.error.strerror, ElfError)
-    if not first.message:
-        raise unreadable(
-            path, f"{first} not a message: {explain(first.error)[0]}" if first.error else "it contains no message"
-        )
+    first = in_background(cli.inbox, lambda: first_of(path, lines))  # a pipe may have no writer yet
     return things, itertools.chain([first], lines), topics
 
 
