@@ -2501,18 +2501,16 @@ def sandbox() -> Any:
             return tree
 
         def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
-            """Count a step, and `times` the characters and members of its operands."""
+            """Count a step, and `times` the characters and members of what it takes."""
             self.steps += 1
             left = [*operands]
-            for operand in left:  # which grows
-                if isinstance(operand, str | bytes | list | tuple | dict | range):
-                    self.steps += times * len(operand)
+            while left or self.steps > MOST_STEPS:
                 if self.steps > MOST_STEPS:
-                    break
+                    raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
+                if isinstance(operand := left.pop(), str | bytes | list | tuple | dict | range):
+                    self.steps += times * len(operand)
                 if isinstance(operand, list | tuple | dict):
                     left += [*operand.values(), *operand] if isinstance(operand, dict) else operand
-            if self.steps > MOST_STEPS:
-                raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
 
         def taken(self, value: Any) -> Any:
             if not isinstance(value, int | float):
@@ -2666,20 +2664,6 @@ class Template:
 Message = Composer | Template
 
 
-def read_given(path: Path, inbox: Inbox) -> bytes:
-    """Read a file that the user names. If it is a pipe that nobody writes to, Ctrl-C ends the wait. Raises OSError."""
-
-    def read() -> bytes:
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-
-    log.debug("reading %s", path)
-    content = in_background(inbox, read)
-    if len(content) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
-    return content
-
-
 def of_line(line: bytes) -> Composer:
     """Return the message of a line: a JSON object, or any other text. Raises ValueError and UsageError."""
     return Composer.of_object(line) if begins_object(line) else Composer.of_text(line)
@@ -2687,23 +2671,6 @@ def of_line(line: bytes) -> Composer:
 
 def begins_object(line: bytes) -> bool:
     return line.lstrip().startswith(b"{")
-
-
-def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) -> Message:
-    """Return the message in a file that is a single message. Raises ElfError."""
-    try:
-        return compose(read_given(path, inbox))
-    except OSError as error:
-        raise unreadable(path, error.strerror, ElfError) from error
-    except ValueError as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, reason: object, kind: type[ElfError] = UsageError) -> ElfError:
-    return kind(
-        f"could not read the message file {path}: {reason}",
-        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
-    )
 
 
 class Line(NamedTuple):
@@ -2721,6 +2688,19 @@ class Line(NamedTuple):
 
 def is_of_lines(path: Path | None) -> bool:
     return path is not None and (str(path) == "-" or path.suffix.lower() in SUFFIXES)
+
+
+def message_in(path: Path, compose: Callable[[bytes], Message]) -> Iterator[Line]:
+    """Yield the message that a whole file is, or why it is none. Raises UsageError."""
+    log.debug("reading %s", path)
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+        yield Line(compose(text))
+    except (OSError, ValueError) as error:
+        yield Line(error=error)
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
@@ -2779,6 +2759,20 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
     yield Line()
 
 
+def first_of(path: Path, lines: Iterator[Line]) -> Line:
+    """Return the first message of a file. Raises ElfError."""
+    first = next(lines)
+    if first.message:
+        return first
+    reason: object = first.error or "it contains no message"
+    if isinstance(reason, ElfError):
+        reason = f"{first} not a message: {reason.cause}"
+    raise (ElfError if isinstance(reason, OSError) else UsageError)(
+        f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}",
+        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
+    )
+
+
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
     """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
     if append_thing_name:
@@ -2805,7 +2799,7 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
     """Return what is wrong with a topic, or with `wildcards` a topic filter; None if nothing is."""
     levels = topic.split("/")
     if not topic or "\0" in topic:
-        return "the topic is empty or has a null character"
+        return "the topic is empty or contains a null character"
     counted = UNCOUNTED.sub("", topic, count=1) if topic.startswith("$") else topic
     if len(utf8(counted)) > MAX_TOPIC_BYTES:
         return f"the topic is longer than AWS IoT's {MAX_TOPIC_BYTES} bytes"
@@ -2980,8 +2974,8 @@ class Proxy(NamedTuple):
             if parts.hostname and (usual_port := PROXY_PORTS.get(parts.scheme)):
                 return cls(parts.scheme, parts.hostname, parts.port or usual_port, user, password)
         raise ElfError(
-            f"{source} is not a proxy's URL",
-            f"it is {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for a @ in the password",
+            f"{source} is not a valid proxy URL",
+            f"use {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for @ in the password",
         )
 
 
@@ -4045,57 +4039,57 @@ def raise_descriptor_limit(devices: int) -> None:
 
 
 class Cli:
-    """What the commands share: the options, which the parser sets, and what is found on their way."""
+    """What the commands share: the options, which the parser sets, and what they find out."""
 
-    # Options of every command. What is None was not given.
+    # Options of every command. None: not given.
     command: str  # its name
-    run: Callable[[Cli], int]  # what carries it out
-    alone: bool  # nothing may run beside it on the same misc/
+    run: Callable[[Cli], int]  # its function
+    alone: bool  # no other command may use the same misc/
     region: str | None
     profile: str | None
     endpoint_url: str | None  # of the control plane
     proxy: str | None  # its URL, or NO_PROXY
-    local: bool  # the fleet lives, or shall, on the embedded AWS IoT
+    local: bool  # the fleet is, or will be, on the embedded AWS IoT
     misc_dir: Path
-    wait: float  # seconds, for another ELF at work on misc/
-    rate: float  # things a second that AWS's quotas for the account come to
+    wait: float  # seconds, if another ELF uses misc/
+    rate: float  # things a second that the account's quotas allow
     output: str | None  # json, or payload
     verbose: bool
     debug: bool
     quiet: bool
     # Options of some
-    count: int | None  # things to create, messages of each to send, or messages in all to hear
+    count: int | None  # things to create, messages to send from each, or messages to receive in total
     prefix: str
     message: str
     json_message: Path | None
-    raw: bool  # send it as the bytes that it is
+    raw: bool  # send the bytes as is
     template: bool  # render it for each message
     seed: int | None
     sequence: bool  # number the messages
     topic: str | None  # may hold {thing_name}, as each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
-    interval: float  # seconds; 0: as lines come
+    interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
-    things: int | None = None  # the first so many of the fleet alone
+    things: int | None = None  # only the first so many of the fleet
     qos: int
     root_cert: Path | None = None
-    mqtt_endpoint: Endpoint | None = None  # without a host, the port alone was given
+    mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
     only_local: bool = False
-    # What is found on the way
+    # What the commands find out
     inbox: Inbox
     printer: Output
     results: Results
-    fleet: Fleet  # held as long as the command runs
-    place: Place  # where it lives
-    headers: Mapping[str, str]  # that the control plane wants
-    control_plane: tuple[Any, Place] | None = None  # boto3's client and where it leads, once it was needed
+    fleet: Fleet  # locked while the command runs
+    place: Place  # where it is
+    headers: Mapping[str, str]  # that the control plane requires
+    control_plane: tuple[Any, Place] | None = None  # boto3's client and its place, once needed
     asking: threading.Lock  # held by the thread that makes it
     refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
 
 
 def control_plane_of(cli: Cli) -> tuple[Any, Place]:
-    """Connect to the control plane where the fleet lives, or shall: once, whichever thread is the first to ask."""
+    """Connect to the control plane of the fleet, once, whichever thread is the first to call this."""
     with cli.asking:
         proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
         if re.match(f"{NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]):  # botocore knows no SOCKS
@@ -4106,12 +4100,12 @@ def control_plane_of(cli: Cli) -> tuple[Any, Place]:
 
 
 def reach_aws(cli: Cli) -> tuple[Any, Place]:
-    """Do the same in the main thread; Ctrl-C need not wait for its end."""
+    """Do the same in the main thread, where Ctrl-C ends the wait."""
     return cli.control_plane or in_background(cli.inbox, lambda: control_plane_of(cli))
 
 
 def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
-    """Return what AWS knows of why the broker refuses a thing, or `refusal` where AWS can't be asked."""
+    """Return AWS's reason why the broker refuses a thing, or `refusal` if AWS can't be asked."""
     try:
         return diagnose(*control_plane_of(cli), thing, refusal)
     except Exception as error:
@@ -4120,14 +4114,14 @@ def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
 
 
 class Diagnosed(NamedTuple):
-    """An event: AWS has been asked why the broker refuses a thing."""
+    """An event: AWS was asked why the broker refuses a thing."""
 
     refused: Refused
     failure: ElfError
 
 
 class Shift:
-    """The things at work in a command: which take part, which failed and why, which were offline and how long."""
+    """The things of a running command: which joined, which failed and why, which were offline and how long."""
 
     def __init__(self, cli: Cli, devices: Sequence[Device], loop: Loop) -> None:
         from concurrent.futures import ThreadPoolExecutor
@@ -4141,13 +4135,13 @@ class Shift:
         self._cli, self._loop = cli, loop
         self._asking = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
         self._lines: collections.deque[Line] = collections.deque()
-        self._in_doubt: set[str] = set()  # what AWS is being asked about
-        self._refused: set[str] = set()  # what may take minutes, and holds up nobody
+        self._in_doubt: set[str] = set()  # things that AWS is being asked about
+        self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
         self._advised = False
         self.stopped_at = 0.0  # time.monotonic() when the things were told to end
 
     def take(self, event: Any) -> None:
-        """Log an event, and do what follows from it."""
+        """Log an event, and act on it."""
         if isinstance(event, Connected):
             self.joined.add(event.thing)
             for topic_filter in event.topic_filters:
@@ -4190,7 +4184,7 @@ class Shift:
         self._cli.inbox.put(Diagnosed(event, diagnosed(self._cli, thing, event.refusal)))
 
     def _decide(self, event: Diagnosed) -> None:
-        """End what AWS says is wrong; what it finds nothing wrong with goes on trying, and nobody waits for it."""
+        """End the thing if AWS gives a reason; otherwise it keeps trying, and nothing waits for it."""
         thing, refusal = event.refused
         self._in_doubt.discard(thing)
         if event.failure is not refusal:
@@ -4200,7 +4194,7 @@ class Shift:
         each.warning(said, thing, refusal.action, POLICY_CHANGE_S / 60)
 
     def gather(self) -> None:
-        """Wait until each thing takes part, has failed, or may take longer; raise ElfError if none takes part."""
+        """Wait until each thing has joined, has failed, or may take longer. Raises ElfError if none joins."""
         while True:
             known = self.joined | self.failed | (self._refused if self.joined else set())
             if known >= self.crew.devices.keys():
@@ -4210,7 +4204,7 @@ class Shift:
             raise ElfError("none of the things could connect", _SEE_ABOVE)
 
     def take_until(self, kind: type[T], deadline: float = math.inf) -> T | None:
-        """Take what happens until there is an event of a kind, which is returned; None: it is late, or all failed."""
+        """Handle events until one of `kind`, which is returned; None: the deadline is past, or all failed."""
         while not self.has_failed and (event := self._cli.inbox.get(deadline)) is not None:
             if isinstance(event, kind):
                 return event
@@ -4222,7 +4216,7 @@ class Shift:
 
     @property
     def has_failed(self) -> bool:
-        """Say whether there is none left that could do anything."""
+        """Return whether all things have failed."""
         return self.failed >= self.crew.devices.keys()
 
     @property
@@ -4235,7 +4229,7 @@ class Shift:
             self.take(event)
 
     def stop(self) -> None:
-        """Disconnect all, and take what has happened until then. Where the user is in a hurry, so is this."""
+        """Disconnect all, and handle the events until then; quickly after Ctrl-C."""
         if not self.stopped_at:
             self.stopped_at = time.monotonic()
             self._asking.shutdown(wait=False, cancel_futures=True)
@@ -4255,13 +4249,13 @@ class Shift:
 
 
 class Lagging(NamedTuple):
-    """An event: this machine can't keep the schedule; it does so many messages a second."""
+    """An event: this machine can't keep the schedule; it sends `per_s` messages a second."""
 
     per_s: float
 
 
 class Account(Listener):
-    """What a command reports of its messages. They are counted in the loop's thread, events go to the inbox."""
+    """What a command reports about its messages. They are counted in the loop's thread; events go to the inbox."""
 
     def __init__(self, cli: Cli) -> None:
         self._put: Callable[[Any], None] = cli.inbox.put
@@ -4276,7 +4270,7 @@ class Account(Listener):
         self._devices, self._began_at = list(devices), time.monotonic()
 
     def situation(self) -> str:
-        """Say, for the live line, how many connections are up, what time has passed and what is left."""
+        """Return, for the live line, how many connections are up, and the time elapsed and left."""
         now, up = time.monotonic(), sum(device.state == ONLINE for device in self._devices)
         left = f", {self.ends_at - now:.0f} s left" if now < self.ends_at < math.inf else ""
         return f"{up}/{len(self._devices)} up | {now - self._began_at:.0f} s{left}"
@@ -4289,18 +4283,18 @@ class Account(Listener):
         self._put(event)
 
     def report(self, shift: Shift) -> None:
-        """Log what has become of all, and put it into the summary."""
+        """Log the results, and put them into the summary."""
         raise NotImplementedError
 
 
 class Tally(Account):
-    """What has become of the messages that things publish; of those to a shadow, what AWS answered."""
+    """Counts what happened to the messages that things publish, and AWS's answers to those for shadows."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
         self._qos: int = cli.qos
         self.sent = self.acknowledged = self.dropped = self.resent = self.unsent = 0
-        self._late_s: dict[str, float] = {"": 0.0}  # at the worst, by what held a message up
+        self._late_s: dict[str, float] = {"": 0.0}  # the maximum, by what delayed a message
         self.last_at = 0.0  # time.monotonic() of the last acknowledgement
         self._is_lagging = False
         self._rate = Rate(lambda: self.sent)
@@ -4346,7 +4340,7 @@ class Tally(Account):
         each.error("message %d of %s is not sent: %s", number, device.thing, error.cause)
 
     def on_received(self, device: Device, message: Any) -> None:
-        """Count a shadow's answer, unless it is another client's: it has another token, or there are more than due."""
+        """Count a shadow's answer, unless it is for another client: its token differs, or all are answered."""
         answer, asked = object_in(bytes(message.payload or b"")), self._asked[device.thing]
         token, is_rejected = str(answer.get("clientToken", "")), message.topic.endswith("/rejected")
         if not asked[token]:
@@ -4407,7 +4401,7 @@ class Tally(Account):
 
 
 class Hearing(Account):
-    """What things hear."""
+    """Counts the messages that things receive."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
@@ -4467,7 +4461,7 @@ class Hearing(Account):
 
 
 def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
-    """Return what the JSON output says of any message. A payload that is no text is in Base64."""
+    """Return the JSON fields that all messages have. A payload that is not UTF-8 is in Base64."""
     message = {"thingName": thing, "topic": topic, "time": round(time.time(), 3)}
     try:
         return {**message, "payload": payload.decode("utf-8")}
@@ -4478,7 +4472,7 @@ def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
 
 
 def create_things(cli: Cli) -> int:
-    """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, finish a half clean-up."""
+    """Make the fleet `cli.count` things, named `cli.prefix`_0 and so on: add what is missing, finish a half clean."""
     fleet = cli.fleet
     with fleet.locked(cli.inbox):
         is_new = fleet.elf_id is None
@@ -4488,7 +4482,7 @@ def create_things(cli: Cli) -> int:
         half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
         if fleet.was_local and not cli.place.local:
-            log.warning("the last fleet was on the embedded AWS IoT (--local); this one goes to AWS")
+            log.warning("the last fleet was on the embedded AWS IoT (--local); this one is on AWS")
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
         missing.update(gone_things(cli, iot, {*wanted} - strays))
@@ -4545,7 +4539,7 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
 
 
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
-    """Name what the fleet lacks of `names`. Raises ElfError where making more does not help."""
+    """Return which of `names` the fleet lacks. Raises ElfError if the fleet has more, or names that clash."""
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
     existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
@@ -4564,7 +4558,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
 
 
 def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
-    """Find which of these that the fleet has are gone in AWS, which did not list them, and record it."""
+    """Return which of the fleet's `names`, which AWS did not list, are missing in AWS, and record it."""
     unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
     answers = dict(for_each(cli.inbox, unlisted, lambda name: _unless_missing(iot.describe_thing, thingName=name)))
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
@@ -4579,7 +4573,7 @@ def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
 def step_by_step(
     cli: Cli, what: str, things: Sequence[T], step: Callable[[T], Any], failures: Failures
 ) -> Iterator[tuple[T, Any]]:
-    """Take a step with many things at once; yield each that it succeeds with, and the result."""
+    """Run a step for many things in parallel; yield each thing for which it succeeds, and the result."""
     brevity_for(len(things))
     for thing, result in progress(cli.inbox, cli.printer, what, for_each(cli.inbox, things, step), len(things)):
         if isinstance(result, Exception):
@@ -4589,7 +4583,7 @@ def step_by_step(
 
 
 def send_messages(cli: Cli) -> int:
-    """Have every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
+    """Make every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
     things, lines, topics = what_to_send(cli)
     rounds, of_lines = rounds_of(cli), is_of_lines(cli.json_message)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
@@ -4635,9 +4629,9 @@ def send_messages(cli: Cli) -> int:
 
 
 def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[str]]]:
-    """Return who can send, what, one after the other, and the topic of each. Raises ElfError.
+    """Return the things that can send, their messages in order, and each thing's topic. Raises ElfError.
 
-    A file's first message is checked, and all others once they are read: on one thing, as good as any other.
+    The first message of a file is checked here, the others when they are read: for one thing, as for any other.
     """
     import secrets
 
@@ -4656,25 +4650,17 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
     compose = composing(cli, run, things[0].name, topics[things[0].name][0])
     if path is None:
         return things, iter([Line(compose(os.fsencode(cli.message)))]), topics
-    if not is_of_lines(path):
-        return things, iter([Line(read_message(path, compose, cli.inbox))]), topics
-    lines = messages_of(lines_of(path), compose, raw)
+    lines = messages_of(lines_of(path), compose, raw) if is_of_lines(path) else message_in(path, compose)
     if str(path) == "-":
         if sys.stdin is None:
-            raise ElfError("standard input is closed", "pipe messages into it: `… | elf.py send --json-message -`")
+            raise ElfError("standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`")
         return things, lines, topics
-    first = in_background(cli.inbox, lambda: next(lines))
-    if isinstance(first.error, OSError):
-        raise unreadable(path, first.error.strerror, ElfError)
-    if not first.message:
-        raise unreadable(
-            path, f"{first} not a message: {explain(first.error)[0]}" if first.error else "it holds no message"
-        )
+    first = in_background(cli.inbox, lambda: first_of(path, lines))  # a pipe may have no writer yet
     return things, itertools.chain([first], lines), topics
 
 
 def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
-    """Return what makes a message of given bytes, once it has tried it on a thing: that may raise."""
+    """Return a function that makes a message of bytes, after trying it for one thing, which may raise."""
     of_lines, voices = is_of_lines(cli.json_message), dict[str, Voice]()
     make = of_line if of_lines else Composer.of_object if cli.json_message else Composer.of_text
     make = Composer if cli.raw else Composer.of_any if cli.template else make
@@ -4687,23 +4673,23 @@ def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], M
         message: Message = Template(text, finish, voice) if cli.template else finish(text)
         message.payload(topic, thing, 1)
         if isinstance(message, Template):
-            message.voices = voices  # in which nothing has been said yet
+            message.voices = voices  # none of which was used for the trial
         return message
 
     return compose
 
 
 def rounds_of(cli: Cli) -> int | None:
-    """Say how many messages each thing is to publish, unless they are lines; None: without end."""
+    """Return how many messages each thing publishes, unless they are lines; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     in_time = math.ceil((cli.duration or DURATION_S) / (cli.interval or INTERVAL_S) - 1e-9)
     return cli.count or (None if cli.duration == 0 else in_time)
 
 
 def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
-    """Have all things publish one message after the other, each at its time or as it comes, until they or the time end.
+    """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
-    Returns how many there were, and how many lines can't be sent.
+    Returns how many messages there were, and how many lines can't be sent.
     """
     asked = threading.Semaphore(2)  # so that the next one has been read when it is due
     threading.Thread(target=read_ahead, args=(lines, cli.inbox, asked), daemon=True).start()
@@ -4732,7 +4718,7 @@ def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
 
 
 def await_acknowledgements(shift: Shift, tally: Tally) -> None:
-    """Wait until all is acknowledged, ACK_GRACE_S seconds at the least and as long as acknowledgements come."""
+    """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
     shift.crew.settle()
     if shift.take_until(Settled, ended + 2.0) or shift.has_failed:
@@ -4745,14 +4731,14 @@ def await_acknowledgements(shift: Shift, tally: Tally) -> None:
 
 
 def await_answers(shift: Shift, tally: Tally) -> None:
-    """Wait until AWS has answered all messages to shadows, ANSWER_GRACE_S seconds at the most."""
+    """Wait until AWS has answered all messages to shadows, for up to ANSWER_GRACE_S."""
     deadline = time.monotonic() + ANSWER_GRACE_S
     while tally.unanswered and not shift.has_failed and (now := time.monotonic()) < deadline:
         shift.take_until(Settled, now + MIN_INTERVAL_S)
 
 
 def subscribe(cli: Cli) -> int:
-    """Have every thing subscribe, and log what comes until `cli.duration` is over or `cli.count` messages have come."""
+    """Make every thing subscribe, and log messages until `cli.duration` is over or `cli.count` have arrived."""
     things = ready_things(cli.fleet, cli.things)
     given: Sequence[str | None] = cli.topics or [None]
     append = cli.append_thing_name
@@ -4790,7 +4776,7 @@ def subscribe(cli: Cli) -> int:
 
 
 def clean_up(cli: Cli) -> int:
-    """Take every thing of the fleet away in AWS IoT, then on disk; with `cli.only_local`, on disk only."""
+    """Delete every thing of the fleet in AWS IoT, then on disk; with `cli.only_local`, only on disk."""
     fleet = cli.fleet
     with fleet.locked(cli.inbox):
         things = list(fleet.things.values())
@@ -4808,7 +4794,7 @@ def clean_up(cli: Cli) -> int:
                 fleet.forget_unanswered()
             else:
                 log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
-                iot, _ = reach_aws(cli)  # in another account all would seem to be gone
+                iot, _ = reach_aws(cli)  # in another account everything would seem to be gone
                 for thing, _ in step_by_step(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
                     report_cleaned(cli.results, thing.name)
                 show_unanswered(cli)
@@ -4831,7 +4817,7 @@ def report_cleaned(results: Results, name: str) -> None:
 
 
 def list_things(cli: Cli) -> int:
-    """Show what misc/ has of the fleet, whatever else is at work there: this locks, writes and asks AWS nothing."""
+    """Show what misc/ has of the fleet, even while other commands use it, without locking, writing or asking AWS."""
     fleet = Fleet(cli.misc_dir)
     if fleet.changed_s_ago() < 1.0:
         fleet.reload()  # another command may have folded its journal while this one read
@@ -4863,7 +4849,7 @@ def list_things(cli: Cli) -> int:
 
 
 def show_unanswered(cli: Cli) -> None:
-    """Say which certificates may have been made without ELF's getting to know of it, for the user to decide."""
+    """Log which certificates may have been made in requests without an answer, for the user to decide."""
     fleet = cli.fleet
     if not fleet.unanswered:
         return
@@ -4894,7 +4880,7 @@ def show_unanswered(cli: Cli) -> None:
 
 
 def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
-    """Return the things that can connect, or the `first` so many. Raises ElfError when there is none, or fewer."""
+    """Return the things that can connect, or the first `first` of them. Raises ElfError if there are none, or fewer."""
     for stage, command in ((CREATING, "create"), (CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
             log.warning("skipping incomplete things: %s; finish with `elf.py %s`", listed(names), command)
@@ -4918,9 +4904,9 @@ def at_work(
     topics: Mapping[str, Sequence[str]] | None = None,
     filters: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Shift]:
-    """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
+    """Give the things a policy if they have none yet, connect them, and disconnect them at the end.
 
-    They publish to their topic, and subscribe to their filters. What keeps some from it is reported, then the account.
+    They publish to their topic, and subscribe to their filters. Failures are reported at the end, after the account.
     Raises ElfError when none is connected.
     """
     fleet = cli.fleet
@@ -4966,20 +4952,20 @@ def at_work(
 
 
 def connects_per_s(filters: Mapping[str, Sequence[str]]) -> float:
-    """Say how many things may connect a second: AWS takes 500 connects and 500 subscriptions an account."""
+    """Return how many things may connect a second: AWS allows 500 connects and 500 subscriptions per account."""
     return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max([1, *map(len, filters.values())]))
 
 
 class Admission(NamedTuple):
-    """What lets things in: their policies, which they have now, and the broker's address."""
+    """The things, which all have a policy now, and the broker's address."""
 
     things: Sequence[Thing]
     endpoint: Endpoint
-    patience_s: Mapping[str, float]  # by thing: how long it may still be refused, since AWS takes time to know of it
+    patience_s: Mapping[str, float]  # by thing: how long it may still be refused, until changes take effect
 
 
 def admit(cli: Cli, things: Sequence[Thing]) -> Admission:
-    """Give the things a policy where they have none yet, and find the broker. Raises ElfError; botocore's errors."""
+    """Give the things a policy if they have none yet, and find the broker. Raises ElfError; botocore's errors."""
     fleet = cli.fleet
     endpoint = cli.mqtt_endpoint or Endpoint("")
     newcomers = {thing.name for thing in things if not thing.policy_arn}
@@ -5020,7 +5006,7 @@ def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
 
 
 def root_of(cli: Cli) -> Path:
-    """Return the file with the broker's root certificates. Raises ElfError when it holds none."""
+    """Return the file with the broker's root certificates. Raises ElfError if it has none."""
     import ssl
 
     fleet = cli.fleet
@@ -5051,7 +5037,7 @@ def whole(text: str) -> int:
 
 
 def number(what: str, least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
-    """Make the parser of a number that is `what`, from `least` to `most`."""
+    """Return a parser of numbers from `least` to `most`, described as `what`."""
 
     def parse(text: str) -> float:
         with contextlib.suppress(ValueError):
@@ -5063,8 +5049,8 @@ def number(what: str, least: float, most: float = sys.float_info.max) -> Callabl
 
 
 from_0 = number("a number of seconds from 0", 0)
-interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT takes 100 messages a second", MIN_INTERVAL_S)
-rate = number("a number of things a second, from 0.1 to 1000", 0.1, 1000)
+interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT allows 100 messages a second", MIN_INTERVAL_S)
+rate = number("a number of things per second, from 0.1 to 1000", 0.1, 1000)
 
 
 def prefix(text: str) -> str:
@@ -5084,7 +5070,7 @@ def mqtt_endpoint(text: str) -> Endpoint:
 
 
 def directory(text: str) -> Path:
-    if not text:  # from a variable that is not set, most likely, and not meant for the working directory
+    if not text:  # probably from a variable that is not set, and not meant to be the working directory
         raise argparse.ArgumentTypeError("the directory name is empty, here or in ELF_MISC_DIR")
     try:
         return Path(text).expanduser().absolute()
@@ -5105,16 +5091,16 @@ def proxy(text: str) -> str:
         if text != NO_PROXY:
             Proxy.from_url(text)
     except ElfError as error:
-        raise argparse.ArgumentTypeError(f"that is not a proxy's URL: {error.remedy}") from None
+        raise argparse.ArgumentTypeError(f"not a valid proxy URL: {error.remedy}") from None
     return text
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse whose usage errors are one line that may suggest what was meant, and which takes no abbreviation
-    that a later option could break."""
+    """An ArgumentParser with usage errors of one line that may suggest what was meant, and without abbreviations,
+    which a later option could break."""
 
     def __init__(self, **settings: Any) -> None:
-        # 80 columns: argparse imports three compressors, by way of shutil, to ask how many a terminal has.
+        # 80 columns: to find the terminal's width, argparse would import shutil, with three compression libraries.
         formatter = functools.partial(argparse.HelpFormatter, width=78)
         super().__init__(allow_abbrev=False, add_help=False, formatter_class=formatter, **settings)
         self.commands: list[Parser] = []
@@ -5123,7 +5109,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.typed = list(sys.argv[1:] if args is None else args)
         cli, unknown = super().parse_known_args(self.typed, namespace)
-        if unknown:  # argparse would have the parser of the commands say it, whose --help is not the command's
+        if unknown:  # else the parser of all commands would report it, with its --help instead of the command's
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return cli, unknown
 
@@ -5137,7 +5123,7 @@ class Parser(argparse.ArgumentParser):
         known += re.findall(r"[\w-]+", message.partition("choose from")[2])
         meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
-        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in what was taken for something else
+        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in a wrong place
         cause, remedy = f"{message}{suggestion}", f"see {self.prog} --help"
         with contextlib.suppress(OSError):
             sys.stderr.write(redacted(printable(f"{self.prog}: error: {cause} ({remedy})")) + "\n")
@@ -5146,14 +5132,14 @@ class Parser(argparse.ArgumentParser):
 
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
-    where = "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
-    raised = f"things a second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
+    where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
+    raised = f"things per second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
     region, profile, url = (functools.partial(part_of_place, key=key) for key in ("region", "profile", "endpoint_url"))
-    other = f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})"
+    other = f"AWS region (default: the fleet's, else from the AWS configuration, else {REGION})"
     add("--region", metavar="R", type=region, help=other)
     add("--profile", metavar="P", type=profile, help="named profile of the AWS CLI (default: the fleet's, else none)")
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
-    way = f"go through this proxy; {NO_PROXY}: through none (default: HTTPS_PROXY, ALL_PROXY and NO_PROXY say)"
+    way = f"use this proxy; {NO_PROXY}: use no proxy (default: from HTTPS_PROXY, ALL_PROXY and NO_PROXY)"
     add("--proxy", metavar="URL", type=proxy, help=way)
     add("--local", action="store_true", help="use an AWS IoT on this machine; needs no account")
     add("--misc-dir", metavar="D", type=directory, help=where)
@@ -5165,14 +5151,14 @@ def add_common_options(parser: Parser) -> Parser:
     add("--quiet", action="store_true", help="log only warnings, errors and the final report")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
     add("-V", "--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
-    add("-h", "--help", action="help", help="show this and exit")
+    add("-h", "--help", action="help", help="show this help and exit")
     return parser
 
 
 def add_messaging_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of send and subscribe").add_argument
-    name = f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
-    broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
+    name = f"use topic T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
+    broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
     add("--things", metavar="N", type=whole, help="use only the first N things of the fleet (default: all)")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
@@ -5188,15 +5174,15 @@ def add_send_options(command: Parser) -> None:
         f"send the JSON object in FILE instead of MESSAGE; FILE{REPLAYED}: one line per interval; - (standard input): "
         "each line as it arrives"
     )
-    # Another default of the positional one would undo what -m has set.
+    # Another default of the positional would override -m.
     what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
-    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
+    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same as MESSAGE")
     what("--json-message", metavar="FILE", type=Path, help=content)
     add("--raw", action="store_true", help="send MESSAGE, FILE or each line as is: no JSON, no ts, any topic")
     add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
     add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
-    add("-t", "--topic", metavar="T", help=f"may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
+    add("-t", "--topic", metavar="T", help=f"topic, may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     pace = f"seconds between messages (default: {INTERVAL_S:g}, or as lines arrive)"
     add("--interval", metavar="S", type=interval, help=pace)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
@@ -5214,10 +5200,10 @@ def add_subscribe_options(command: Parser) -> None:
 
 
 def build_parser() -> Parser:
-    """Make the parser of the commands, with the options of every command both before and after the command."""
+    """Make the parser, which accepts the options of every command before and after the command."""
     parser = Parser(
         prog="elf.py",
-        description="The Extremely Low Friction AWS IoT client: make things, let them send and listen, clean up.",
+        description="The Extremely Low Friction AWS IoT client: make things, let them send and subscribe, clean up.",
         epilog="example: python elf.py --local create 3",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
@@ -5230,7 +5216,7 @@ def build_parser() -> Parser:
     def add_command(
         run: Callable[[Cli], int], example: str, summary: str, *parents: Parser, alone: bool = True
     ) -> Parser:
-        """Add a command that `run` carries out, `alone` on its misc/ or not."""
+        """Add a command with its function `run`, which needs misc/ to itself if `alone`."""
         command = commands.add_parser(
             example.partition(" ")[0],
             help=summary,
@@ -5245,7 +5231,7 @@ def build_parser() -> Parser:
     command = add_command(create_things, "create 3", "make things in AWS IoT, each with a certificate and keys")
     add = command.add_argument
     add("count", metavar="COUNT", type=whole, nargs="?", default=1, help="how many (default: %(default)s)")
-    add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="as in NAME_0 (default: %(default)s)")
+    add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="makes NAME_0 and so on (default: %(default)s)")
 
     example = "send --duration 30 --interval 0.5 'Hello from ELF'"
     command = add_command(send_messages, example, "have every thing publish messages", messaging, alone=False)
@@ -5265,7 +5251,7 @@ def build_parser() -> Parser:
 
 
 def misuse(cli: Cli) -> str:
-    """Say which options do not work together or would do nothing, and what was meant, maybe; empty: none."""
+    """Return which options do not work together or have no effect, and what may have been meant, or ""."""
     run = getattr(cli, "run", None)  # where there is a command
     sends = run is send_messages
     problems = (
@@ -5288,9 +5274,9 @@ def misuse(cli: Cli) -> str:
 
 
 def is_input_unread(given: Path | None) -> bool:
-    """Say whether somebody wrote into a pipe, or gave a file from its beginning, that is not what is `given` to read.
+    """Return whether standard input is a pipe with data, or a file at its beginning, and not what `given` names.
 
-    Of the file that a shell's loop reads from, the beginning is gone.
+    A file that a shell's loop reads from is not at its beginning.
     """
     with contextlib.suppress(ImportError, OSError):  # Windows
         import fcntl
@@ -5305,9 +5291,9 @@ def is_input_unread(given: Path | None) -> bool:
 
 
 def locate(cli: Cli, remembered: Place | None) -> Place:
-    """Say where the fleet lives, or shall: what was remembered at its creation, else the options.
+    """Return where the fleet is, or will be: as recorded when it was created, else from the options.
 
-    Raises: ElfError when an explicit option does not match what is remembered.
+    Raises ElfError when an option does not match what is recorded.
     """
     explicit = {key: value for key in ("region", "profile", "endpoint_url") if (value := getattr(cli, key))}
     if not remembered:
@@ -5336,9 +5322,9 @@ def _contradicts(place: Place, key: str, value: str) -> bool:
 
 @contextlib.contextmanager
 def held_fleet(cli: Cli, name: str, alone: bool, creates: bool = False) -> Iterator[Fleet]:
-    """Find the fleet and where it lives; until the block ends, what can't run beside `name` has to wait.
+    """Find the fleet and where it is, and lock it for the command `name` until the block ends.
 
-    Raises ElfError, for one when something can't run beside it already.
+    Raises ElfError, for example when another command has it locked.
     """
     cli.fleet = fleet = Fleet(cli.misc_dir)
     if creates:
@@ -5351,7 +5337,7 @@ def held_fleet(cli: Cli, name: str, alone: bool, creates: bool = False) -> Itera
 
 @contextlib.contextmanager
 def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
-    """Start the embedded AWS IoT, if the fleet lives there and it does not run yet, and say so if it dies meanwhile."""
+    """Start the embedded AWS IoT, if the fleet is there and it is not running; report if it dies during the block."""
     cli.headers, cli.refuse_dead_local = {}, lambda: None
     if not (cli.place.local and is_needed):
         yield
@@ -5385,7 +5371,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
 
 
 def _local_aws() -> Any:
-    """Import local_aws.py, which only a fleet on the embedded AWS IoT needs."""
+    """Import local_aws.py, which only `--local` needs."""
     try:
         import local_aws
     except ModuleNotFoundError as error:
@@ -5416,7 +5402,7 @@ def run_command(cli: Cli) -> int:
 
 
 def next_step(misc_dir: Path) -> str:
-    """Say what to type next."""
+    """Return a line with the next command to type."""
     import shlex
 
     is_usual = misc_dir == Path(os.environ.get("ELF_MISC_DIR", HERE / "misc")).absolute()
@@ -5426,9 +5412,9 @@ def next_step(misc_dir: Path) -> str:
 
 @contextlib.contextmanager
 def signals_to(inbox: Inbox) -> Iterator[None]:
-    """Bring signals to the inbox, unless the caller has them ignored (a shell's background job, nohup)."""
+    """Send signals to the inbox, except those that the caller ignores (a shell's background job, nohup)."""
     before = {}
-    # Windows has the last, Ctrl-Break, and neither SIGHUP, a terminal's end, nor a way to ask by SIGTERM.
+    # Windows has only the last, Ctrl-Break, besides SIGINT: no SIGHUP, and no way to send a SIGTERM.
     wanted = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     for signum in (getattr(signal, name) for name in wanted if hasattr(signal, name)):
         if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -5444,7 +5430,7 @@ def signals_to(inbox: Inbox) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ELF, and return the exit status.
 
-    0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 who read the output is gone.
+    0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 the output's reader closed it.
     """
     open_standard_streams()
     hide_environment()
@@ -5459,7 +5445,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not cli.command:
             sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
             parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
-    except SystemExit as usage:  # argparse has printed what there is to say
+    except SystemExit as usage:  # argparse has printed the message
         try:
             if sys.stdout:
                 sys.stdout.flush()
@@ -5478,12 +5464,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with signals_to(cli.inbox):
         try:
             return report_end(cli, run_to_the_end(cli))
-        except KeyboardInterrupt:  # the second signal, while the first is being reported
+        except KeyboardInterrupt:  # the second signal, during the report of the first
             return 128 + (cli.inbox.signum or signal.SIGINT)
 
 
 def report_end(cli: Cli, status: int) -> int:
-    """Write the summary and all that is not written yet, and return the exit status: not 0 if that failed."""
+    """Write the summary and all pending output, and return the exit status: not 0 if that failed."""
     printer = cli.printer
     try:
         cli.results.put("summary", command=cli.command, exitStatus=status, **cli.results.summary)
@@ -5499,10 +5485,10 @@ def report_end(cli: Cli, status: int) -> int:
 
 
 def run_to_the_end(cli: Cli) -> int:
-    """Run the command, explain what keeps it from success, and return the exit status."""
+    """Run the command, explain its failure, and return the exit status."""
     try:
         if sys.stdout is None and (cli.output in ("json", "payload") or cli.run is list_things):
-            raise ElfError("standard output is closed, and `list` and --output write there", "open it")
+            raise ElfError("standard output is closed, and `list` and --output need it", "open it")
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:
@@ -5520,6 +5506,6 @@ def run_to_the_end(cli: Cli) -> int:
 
 
 if __name__ == "__main__":
-    # Python's own end would wait for a call that outlasts Ctrl-C, a connection that hangs or a reader, and take apart
-    # one by one what goes with the process anyway.
+    # A normal exit of Python would wait for a call that outlasts Ctrl-C, a connection that hangs or a reader, and
+    # release one by one what the system releases anyway.
     os._exit(main())
