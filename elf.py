@@ -323,6 +323,17 @@ HOPELESS = frozenset(
 # The services of the calls by which botocore gets credentials, and of the one that says whose they are.
 SIGN_IN = dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts")
 SIGN_IN["GetRoleCredentials"] = "sso"
+# What AWS's answer means where its code does not say it: patterns of "operation code message"; the first counts.
+MEANINGS = (
+    (".*MultiFactorAuthentication failed", "WrongMfaCode"),
+    (r"\S* (InvalidSignatureException|SignatureDoesNotMatch) .*(expired|not yet current)", "RequestTimeTooSkewed"),
+    ("AssumeRoleWithWebIdentity ExpiredToken", "InvalidIdentityToken"),
+    # a role or an account that the configuration names
+    (f"({'|'.join(SIGN_IN)}) (ResourceNotFoundException|InvalidRequestException|ValidationError)", "InvalidConfigError"),
+    (r"\S* InvalidRequestException .*attached", "DeleteConflictException"),  # as DeleteThing has it
+    (r"\S* ([1-4]..|511) ", "NotAwsError"),  # an HTTP status alone: no answer of AWS IoT's; 511 is a login page's
+    (r"\S* \d+ ", "InternalFailure"),
+)
 
 
 def names_of(error: BaseException) -> list[str]:
@@ -335,22 +346,8 @@ def names_of(error: BaseException) -> list[str]:
     if provider := getattr(error, "kwargs", {}).get("provider"):  # of credentials
         names.insert(0, provider)
     if code := _answer(error).get("Code"):
-        # AWS IoT and STS also answer requests that arrive too late or too early with these codes.
-        clock = code in ("InvalidSignatureException", "SignatureDoesNotMatch") and re.search(
-            "expired|not yet current", _message(error)
-        )
-        names.insert(0, "RequestTimeTooSkewed" if clock else code)
-        if code == "InvalidRequestException" and "attached" in _message(error):
-            names[0] = "DeleteConflictException"  # as DeleteThing has it
-        if "MultiFactorAuthentication failed" in _message(error):
-            names[0] = "WrongMfaCode"
-        elif (operation := getattr(error, "operation_name", "")) in SIGN_IN:
-            if code.startswith("ExpiredToken") and operation == "AssumeRoleWithWebIdentity":
-                names[0] = "InvalidIdentityToken"
-            elif code in ("ResourceNotFoundException", "InvalidRequestException", "ValidationError"):
-                names[0] = "InvalidConfigError"  # of a role or an account that it names
-        if code.isdigit():  # an HTTP status alone: this is no answer of AWS IoT's, 511 a login page's
-            names[0] = "NotAwsError" if int(code) < 500 or code == "511" else "InternalFailure"
+        said = f"{getattr(error, 'operation_name', '')} {code} {_message(error)}"
+        names.insert(0, next((name for pattern, name in MEANINGS if re.match(pattern, said, re.DOTALL)), code))
     return names
 
 
@@ -545,7 +542,8 @@ class Output:
                 with contextlib.suppress(OSError, ValueError):  # or Python, at its end, would try once more
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
                 if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader has gone, or its terminal
-                    self._inbox.hang_up()
+                    if self._inbox.signum is None:
+                        self._inbox.interrupt(SIGPIPE, None)
                 else:
                     self.failure = error if isinstance(error, OSError) else OSError(str(error))
                     self.failure.filename = "standard error" if stream is sys.stderr else "standard output"
@@ -739,13 +737,9 @@ class Results:
     the messages that arrive."""
 
     def __init__(self, form: str | None, output: Output) -> None:
-        self._form = form
+        self.is_on, self._has_payloads = form == "json", form == "payload"
         self._output = output
         self.summary: dict[str, Any] = {}  # which the command fills
-
-    @property
-    def is_on(self) -> bool:
-        return self._form == "json"
 
     def put(self, event: str, **fields: Any) -> None:
         """Write an event. Raises the OSError of an earlier write."""
@@ -754,12 +748,12 @@ class Results:
 
     def put_payload(self, payload: bytes) -> None:
         """Write a message as is. Raises the OSError of an earlier write."""
-        if self._form == "payload":
+        if self._has_payloads:
             self._write(sys.stdout.buffer, payload + b"\n")
 
     def _write(self, stream: Any, text: str | bytes) -> None:
         if error := self._output.failure:
-            self._form = None
+            self.is_on = self._has_payloads = False
             raise error
         self._output.write(stream, text)
 
@@ -856,11 +850,6 @@ class Inbox:
         self.signum = signum
         self.stopping.set()
         self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
-
-    def hang_up(self) -> None:
-        """Stop without a message: the reader of the output closed it."""
-        if self.signum is None:
-            self.interrupt(SIGPIPE, None)
 
     def check(self, **_: object) -> None:
         """Raise Interrupted if the user asked to stop. Any thread may call this, and botocore before it sends."""
