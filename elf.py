@@ -328,7 +328,7 @@ MEANINGS = (
     (".*MultiFactorAuthentication failed", "WrongMfaCode"),
     (r"\S* (InvalidSignatureException|SignatureDoesNotMatch) .*(expired|not yet current)", "RequestTimeTooSkewed"),
     ("AssumeRoleWithWebIdentity ExpiredToken", "InvalidIdentityToken"),
-    (r"(AssumeRole|GetRole)\S* (ResourceNotFound|InvalidRequest|Validation)", "InvalidConfigError"),  # of what that names
+    (r"(AssumeRole|GetRole)\S* (ResourceNotFound|InvalidRequest|Validation)", "InvalidConfigError"),  # of the profile
     (r"\S* InvalidRequestException .*attached", "DeleteConflictException"),  # as DeleteThing has it
     (r"\S* ([1-4]..|511) ", "NotAwsError"),  # an HTTP status alone: no answer of AWS IoT's; 511 is a login page's
     (r"\S* \d+ ", "InternalFailure"),
