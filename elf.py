@@ -1563,11 +1563,7 @@ class Pacer:
 
 
 def connect_control_plane(
-    place: Place,
-    inbox: Inbox,
-    headers: Mapping[str, str],
-    things_per_s: float = THINGS_PER_S,
-    proxies: Mapping[str, str] | None = None,
+    place: Place, inbox: Inbox, headers: Mapping[str, str], things_per_s: float, proxies: Mapping[str, str] | None
 ) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
@@ -2194,22 +2190,20 @@ def gone_is_fine(
         call(**parameters)
     except Exception as error:
         name = names_of(error)[0]
-        if name == "ResourceNotFoundException":
-            return
-        if name == "CertificateStateException" and not others:  # UpdateCertificate's: it is REVOKED, and stays so
+        # UpdateCertificate's CertificateStateException: it is REVOKED, and stays so.
+        if name == "ResourceNotFoundException" or (name == "CertificateStateException" and not others):
             return
         if name not in ("DeleteConflictException", "CertificateStateException") or not others:
             raise
-        again = functools.partial(gone_is_fine, call, others, **parameters)
-        if (users := others(**parameters)) is None:
-            again()
-        elif users:
+        if users := others(**parameters):
             raise ElfError(
                 f"AWS refuses to delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
-        else:
+        again = functools.partial(gone_is_fine, call, others, **parameters)
+        if users is not None:
             raise NotYet(error, CONSISTENCY_S, "still attached according to AWS", again) from error
+        again()
 
 
 def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
@@ -2263,7 +2257,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
 
     def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
         """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
-        self.thing, self.endpoint, self.action, self.subject, self.reason = thing, endpoint, action, subject, reason
+        self.thing, self.endpoint, self.action, self.subject = thing, endpoint, action, subject
         words = {
             "iot:Connect": (
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
