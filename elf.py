@@ -1015,7 +1015,7 @@ class Fleet:
                 raise ValueError("elf_id is not a URN of a UUID")
             self.place = recorded_place(elf.get("fleet"))
             self.was_local = elf.get("was_local") is True  # the last fleet, which is gone
-            self.unanswered = recorded_calls(elf.get("unanswered", []))
+            self.unanswered = [Unanswered(*map(_time, call)) for call in elf.get("unanswered", [])]
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
         with _reading(self.things_file, list) as entries:
@@ -1070,9 +1070,15 @@ class Fleet:
         take = functools.partial(take_lock, self.directory, self.directory / ".held")
         lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
         try:
-            if self._sign(note, f"{os.getpid()} {command}\n", alone):
+            self.reload()
+            try:
+                with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
+                    file.write(f"{os.getpid()} {command}\n".encode())
+            except OSError:
+                if alone:
+                    raise  # else reading is enough
+            else:
                 self._tighten()
-                self.reload()
                 if self._changes or self._key_material or any(thing.asked for thing in self.things.values()):
                     with self.locked(inbox):
                         pass  # which repairs
@@ -1130,17 +1136,6 @@ class Fleet:
                 log.info("waiting for %s", announced := holders)
             inbox.get(deadline=time.monotonic() + 0.05)
         return lock
-
-    def _sign(self, note: Path, line: str, alone: bool) -> bool:
-        """Add a line to the note; return whether the directory is writable. Raises OSError if `alone` and it is not."""
-        try:
-            with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            if alone:
-                raise
-            return error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM)
-        return True
 
     def claim(self) -> None:
         """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError if it is neither."""
@@ -1334,7 +1329,7 @@ class Fleet:
 
 @contextlib.contextmanager
 def _reading(path: Path, kind: type[T]) -> Iterator[T]:
-    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its ValueError into an ElfError."""
+    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its errors into an ElfError."""
     try:
         content = kind()
         with contextlib.suppress(FileNotFoundError):
@@ -1345,7 +1340,7 @@ def _reading(path: Path, kind: type[T]) -> Iterator[T]:
         if not isinstance(content, kind):
             raise ValueError(f"it is not a JSON {'list' if kind is list else 'object'}")
         yield content
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ElfError(
             f"could not read {path}: {error}",
             f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
@@ -1365,45 +1360,33 @@ def recorded_place(recorded: object) -> Place | None:
     raise ValueError("fleet is not valid")
 
 
-def recorded_calls(recorded: object) -> list[Unanswered]:
-    """Read the requests without an answer. Raises ValueError."""
-    pairs: list[Any] = recorded if isinstance(recorded, list) else [None]
-    if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs):
-        raise ValueError("unanswered is not a list of times")
-    return [Unanswered(*pair) for pair in pairs]
-
-
-def recorded_thing(name: str, recorded: object) -> Thing:
+def recorded_thing(name: str, recorded: Any) -> Thing:
     """Read a thing. Raises ValueError."""
     if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
         raise ValueError(f"{name[:140]!r} is not a valid thing")
-    if not isinstance(recorded.get("keyPair", {}), dict):
-        raise ValueError(f"{name}: keyPair is not a JSON object")
-    if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
-        raise ValueError(f"{unknown[0][:140]!r} of {name} is unknown")
-    known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
-    thing = Thing(name, **{"stage": READY, **known})
-    if thing.stage not in (CREATING, READY, CLEANING):
-        raise ValueError(f"the stage of {name} is unknown")
-    if problem := problem_of(thing):
-        raise ValueError(f"{name}: {problem}")
+    thing = Thing(name, **{"stage": READY, **{field: recorded[k] for field, k in _THING_KEYS.items() if k in recorded}})
+    unknown = [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]
+    arn, certificate_id, policy, policy_arn, stage, asked = thing[1:]
+    match = ARN.fullmatch(arn) if isinstance(arn, str) else None
+    has_certificate = arn or certificate_id or stage == READY
+    own_policy_arn = f"{match[1]}:policy/{policy}" if match else None
+    for is_valid, what in (
+        (not unknown, repr(unknown[:1])[1:140]),
+        (isinstance(recorded.get("keyPair", {}), dict), "keyPair"),
+        (stage in (CREATING, READY, CLEANING), "the stage"),
+        (not has_certificate or (match and match[2] == certificate_id), "the certificate"),
+        (policy in (None, policy_name(name)) and policy_arn in (None, own_policy_arn), "the policy"),
+        (asked is None or _time(asked), "the time"),
+    ):
+        if not is_valid:
+            raise ValueError(f"{what} of {name} is not valid")
     return thing
 
 
-def problem_of(thing: Thing) -> str:
-    """Return what is not valid in a thing's record; "" if all is."""
-    arn = thing.certificate_arn
-    match = ARN.fullmatch(arn) if isinstance(arn, str) else None
-    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[2] != thing.certificate_id):
-        return "the certificate is missing or not valid"
-    policy_arn = f"{match[1]}:policy/{thing.policy_name}" if match else None
-    if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
-        return "the policy is not ELF's"
-    return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e11
+def _time(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1e11:
+        raise ValueError("a time is not valid")
+    return float(value)
 
 
 def _entry(thing: Thing) -> dict[str, Any]:
@@ -1967,9 +1950,11 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
     asked = fleet.things[thing.name]
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
-    if problem_of(certified._replace(stage=READY)):
+    try:
+        recorded_thing(thing.name, _entry(certified))
+    except ValueError as error:
         fleet.record_unanswered(asked)
-        raise NotAwsError(iot.meta.endpoint_url)
+        raise NotAwsError(iot.meta.endpoint_url) from error
     try:
         return fleet.record(certified, keys)
     except (OSError, ElfError):
