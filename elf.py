@@ -2268,14 +2268,12 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     Raises botocore's errors.
     """
     arn = thing.certificate_arn or ""
-    try:
-        certificate = iot.describe_certificate(certificateId=thing.certificate_id)["certificateDescription"]
-    except iot.exceptions.ResourceNotFoundException:
+    if not (certificate := _unless_missing(iot.describe_certificate, certificateId=thing.certificate_id)):
         return ElfError(
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
             f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
         )
-    if (status := certificate["status"]) == "REVOKED":
+    if (status := certificate["certificateDescription"]["status"]) == "REVOKED":
         return ElfError(f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", _ANEW)
     if status != "ACTIVE":
         return ElfError(
