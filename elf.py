@@ -1674,7 +1674,11 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
 
 def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     """Make boto3's session. For the embedded AWS IoT, no credential or profile of the user's is even read."""
-    if place.local or not _uses_login():
+    uses_login = False
+    with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
+        configuration = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
+        uses_login = not place.local and b"login_session" in configuration.read_bytes()
+    if not uses_login:
         # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
@@ -1700,13 +1704,6 @@ def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     )
     session._session.set_default_client_config(config)
     return session
-
-
-def _uses_login() -> bool:
-    """Return whether AWS's configuration has a profile that uses `aws login`."""
-    with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
-        return b"login_session" in Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser().read_bytes()
-    return False
 
 
 def _check_credentials(request_signer: Any, **_: object) -> None:
@@ -1885,10 +1882,12 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     Raises: ElfError when a thing of that name is not this ELF's; NotYet; botocore's errors.
     """
     thing = _take_up(iot, fleet, name)
-    with _taking_its_name(iot, fleet, strays, thing):
+    with _taking_its_name(iot, fleet, thing):
         # The attribute makes AWS refuse a name that somebody else's thing has, instead of handing it over.
         iot.create_thing(thingName=name, attributePayload={"attributes": {"elf_id": fleet.elf_id}})
     if not thing.certificate_arn:
+        if name in strays:
+            _retire_lost_certificates(iot, name)
         with _asking_for_certificate(fleet, thing):
             keys = iot.create_keys_and_certificate(setAsActive=True)
         thing = _keep_certificate(iot, fleet, thing, keys)
@@ -1905,11 +1904,8 @@ def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
 
 
 @contextlib.contextmanager
-def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> Iterator[None]:
-    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made.
-
-    If the thing is in `strays`, its certificates are deleted: their keys are lost.
-    """
+def _taking_its_name(iot: Any, fleet: Fleet, thing: Thing) -> Iterator[None]:
+    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made."""
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
@@ -1925,8 +1921,6 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
         if not thing.certificate_arn and _refused_at_once(error):
             fleet.forget(thing)
         raise
-    if thing.name in strays and not thing.certificate_arn:
-        _retire_lost_certificates(iot, thing.name)
 
 
 @contextlib.contextmanager
