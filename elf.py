@@ -862,12 +862,11 @@ class Inbox:
             if self.between:
                 self.between()
             wait_s = deadline - time.monotonic()
-            longest_s = REDRAW_S if self.between else 1.0  # Windows can't interrupt a wait
-            try:
-                if (event := self._events.get(timeout=max(0.0, min(longest_s, wait_s)))) is not None:
+            try:  # not for long: Windows can't interrupt a wait
+                if (event := self._events.get(timeout=max(0.0, min(REDRAW_S, wait_s)))) is not None:
                     return event
             except queue.Empty:
-                if wait_s <= longest_s:
+                if wait_s <= REDRAW_S:
                     return None
 
     def rest(self) -> Iterator[Any]:
