@@ -2467,12 +2467,6 @@ class Composer(NamedTuple):
         utf8(msg)  # which raises
         return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
 
-    def in_run(self, run: str) -> Composer:
-        """Return one that numbers its messages, for subscribe to count. Raises UsageError if it has such members."""
-        if run and (taken := self.has - {"ts"}):
-            raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
-        return self._replace(run=run)
-
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Return what a thing publishes as its message `number`. Raises UsageError if it is too long for AWS IoT.
 
@@ -2683,11 +2677,6 @@ class Template:
 Message = Composer | Template
 
 
-def of_line(line: bytes) -> Composer:
-    """Return the message of a line: a JSON object, or any other text. Raises ValueError and UsageError."""
-    return Composer.of_object(line) if begins_object(line) else Composer.of_text(line)
-
-
 def begins_object(line: bytes) -> bool:
     return line.lstrip().startswith(b"{")
 
@@ -2737,23 +2726,21 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
 
     Lines that begin an object and do not complete it are refused, up to the line that begins another one.
     """
-    text, first, last, broken = b"", 0, 0, None
+    text, first, broken = b"", 0, None
     try:
-        for last, line in enumerate(lines, 1):
-            line = line if raw or last > 1 else line.removeprefix(codecs.BOM_UTF8)
-            if broken:
-                if not begins_object(line):
-                    continue
+        for last, line in enumerate(itertools.chain(lines, [None]), 1):
+            line = line.removeprefix(codecs.BOM_UTF8) if line and last == 1 and not raw else line
+            if line is None and text:
+                broken = UsageError("the JSON object that begins here does not end", "write it on one line")
+            if broken and (line is None or begins_object(line)):
                 yield Line(None, broken, first, last - 1)
                 broken = None
-            if not text:
-                if not (raw or line.strip()):
-                    continue
-                first = last
-            text = text + b"\n" + line if text else line
-            ends = line.rstrip().endswith(b"}") or last - first < FEW_LINES  # a long one is not tried at each line
-            if not ends and len(text) <= MAX_PAYLOAD_BYTES:
+            if line is None or broken or not (text or raw or line.strip()):
                 continue
+            text, first = (text + b"\n" + line, first) if text else (line, last)
+            closes = line.rstrip().endswith(b"}")
+            if not closes and last - first >= FEW_LINES and len(text) <= MAX_PAYLOAD_BYTES:
+                continue  # a long one is not tried at each line
             try:
                 yield Line(compose(text), None, first, last, time.monotonic())
             except ValueError as error:
@@ -2765,17 +2752,13 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
             except UsageError as error:
                 yield Line(None, error, first, last)
             text = b""
-            if broken and first == last and line.rstrip().endswith(b"}"):
+            if broken and first == last and closes:
                 yield Line(None, broken, first, last)
                 broken = None
     except OSError as error:
         yield Line(error=error)
-        return
-    if text:
-        broken = UsageError("the JSON object that begins here does not end", "write it on one line")
-    if broken:
-        yield Line(None, broken, first, last)
-    yield Line()
+    else:
+        yield Line()
 
 
 def first_of(path: Path, lines: Iterator[Line]) -> Line:
@@ -2794,10 +2777,8 @@ def first_of(path: Path, lines: Iterator[Line]) -> Line:
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
     """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
-    if append_thing_name:
-        topics = [f"{TOPIC_ROOT if topic is None else topic}/{{thing_name}}" for topic in given]
-    else:
-        topics = [default if topic is None else topic for topic in given]
+    base, more = (TOPIC_ROOT, "/{thing_name}") if append_thing_name else (default, "")
+    topics = [f"{base if topic is None else topic}{more}" for topic in given]
     return [topic.replace("{thing_name}", thing_name) for topic in dict.fromkeys(topics)]
 
 
@@ -4681,11 +4662,18 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
 def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
     """Return a function that makes a message of bytes, after trying it for one thing, which may raise."""
     of_lines, voices = is_of_lines(cli.json_message), dict[str, Voice]()
-    make = of_line if of_lines else Composer.of_object if cli.json_message else Composer.of_text
-    make = Composer if cli.raw else Composer.of_any if cli.template else make
 
     def finish(text: bytes) -> Composer:
-        return make(text).in_run(run)
+        if cli.raw:
+            return Composer(text)
+        if cli.template:
+            message = Composer.of_any(text)
+        else:
+            is_object = begins_object(text) if of_lines else cli.json_message
+            message = Composer.of_object(text) if is_object else Composer.of_text(text)
+        if run and (taken := message.has - {"ts"}):
+            raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
+        return message._replace(run=run)
 
     def compose(text: bytes) -> Message:
         voice = functools.partial(Voice, seed=cli.seed, interval_s=cli.interval)

@@ -26,6 +26,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import gzip
 import hmac
 import json
 import os
@@ -412,7 +413,7 @@ class Gate:
     """
 
     def __init__(self, local: LocalAws, save_now: Callable[[], None]) -> None:
-        from botocore.loaders import Loader
+        import botocore
         from ministack.services import iot, iot_data
 
         self._local = local
@@ -420,7 +421,8 @@ class Gate:
         self._handlers = {"iot": iot.handle_request, "iot-data": iot_data.handle_request}
         self._paths: dict[str, set[str]] = {}  # how the paths of each service begin
         for service in self._handlers:
-            operations = Loader().load_service_model(service, "service-2")["operations"].values()
+            (model,) = Path(botocore.__path__[0], "data", service).glob("*/service-2.json.gz")  # its loader takes 0.2 s
+            operations = json.loads(gzip.decompress(model.read_bytes()))["operations"].values()
             self._paths[service] = {_first_level(operation["http"]["requestUri"]) for operation in operations}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
