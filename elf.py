@@ -251,10 +251,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: the way to AWS
     "NameResolutionError": ("could not resolve the control plane's host name: {error}", _NETWORK),
     "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError "
-    "IncompleteReadError": (
-        "could not reach the control plane: {error}",
-        _NETWORK,
-    ),
+    "IncompleteReadError": ("could not reach the control plane: {error}", _NETWORK),
     "SSLError": (
         "TLS to the control plane failed: {error}",
         "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
@@ -326,6 +323,16 @@ HOPELESS = frozenset(
 # The services of the calls by which botocore gets credentials, and of the one that says whose they are.
 SIGN_IN = dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts")
 SIGN_IN["GetRoleCredentials"] = "sso"
+# What AWS's answer means where its code does not say it: patterns of "operation code message"; the first counts.
+MEANINGS = (
+    (".*MultiFactorAuthentication failed", "WrongMfaCode"),
+    (r"\S* (InvalidSignatureException|SignatureDoesNotMatch) .*(expired|not yet current)", "RequestTimeTooSkewed"),
+    ("AssumeRoleWithWebIdentity ExpiredToken", "InvalidIdentityToken"),
+    (r"(AssumeRole|GetRole)\S* (ResourceNotFound|InvalidRequest|Validation)", "InvalidConfigError"),  # of the profile
+    (r"\S* InvalidRequestException .*attached", "DeleteConflictException"),  # as DeleteThing has it
+    (r"\S* ([1-4]..|511) ", "NotAwsError"),  # an HTTP status alone: no answer of AWS IoT's; 511 is a login page's
+    (r"\S* \d+ ", "InternalFailure"),
+)
 
 
 def names_of(error: BaseException) -> list[str]:
@@ -338,22 +345,8 @@ def names_of(error: BaseException) -> list[str]:
     if provider := getattr(error, "kwargs", {}).get("provider"):  # of credentials
         names.insert(0, provider)
     if code := _answer(error).get("Code"):
-        # AWS IoT and STS also answer requests that arrive too late or too early with these codes.
-        clock = code in ("InvalidSignatureException", "SignatureDoesNotMatch") and re.search(
-            "expired|not yet current", _message(error)
-        )
-        names.insert(0, "RequestTimeTooSkewed" if clock else code)
-        if code == "InvalidRequestException" and "attached" in _message(error):
-            names[0] = "DeleteConflictException"  # as DeleteThing has it
-        if "MultiFactorAuthentication failed" in _message(error):
-            names[0] = "WrongMfaCode"
-        elif (operation := getattr(error, "operation_name", "")) in SIGN_IN:
-            if code.startswith("ExpiredToken") and operation == "AssumeRoleWithWebIdentity":
-                names[0] = "InvalidIdentityToken"
-            elif code in ("ResourceNotFoundException", "InvalidRequestException", "ValidationError"):
-                names[0] = "InvalidConfigError"  # of a role or an account that it names
-        if code.isdigit():  # an HTTP status alone: this is no answer of AWS IoT's, 511 a login page's
-            names[0] = "NotAwsError" if int(code) < 500 or code == "511" else "InternalFailure"
+        said = f"{getattr(error, 'operation_name', '')} {code} {_message(error)}"
+        names.insert(0, next((name for pattern, name in MEANINGS if re.match(pattern, said, re.DOTALL)), code))
     return names
 
 
@@ -548,7 +541,8 @@ class Output:
                 with contextlib.suppress(OSError, ValueError):  # or Python, at its end, would try once more
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
                 if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader has gone, or its terminal
-                    self._inbox.hang_up()
+                    if self._inbox.signum is None:
+                        self._inbox.interrupt(SIGPIPE, None)
                 else:
                     self.failure = error if isinstance(error, OSError) else OSError(str(error))
                     self.failure.filename = "standard error" if stream is sys.stderr else "standard output"
@@ -742,13 +736,9 @@ class Results:
     the messages that arrive."""
 
     def __init__(self, form: str | None, output: Output) -> None:
-        self._form = form
+        self.is_on, self._has_payloads = form == "json", form == "payload"
         self._output = output
         self.summary: dict[str, Any] = {}  # which the command fills
-
-    @property
-    def is_on(self) -> bool:
-        return self._form == "json"
 
     def put(self, event: str, **fields: Any) -> None:
         """Write an event. Raises the OSError of an earlier write."""
@@ -757,12 +747,12 @@ class Results:
 
     def put_payload(self, payload: bytes) -> None:
         """Write a message as is. Raises the OSError of an earlier write."""
-        if self._form == "payload":
+        if self._has_payloads:
             self._write(sys.stdout.buffer, payload + b"\n")
 
     def _write(self, stream: Any, text: str | bytes) -> None:
         if error := self._output.failure:
-            self._form = None
+            self.is_on = self._has_payloads = False
             raise error
         self._output.write(stream, text)
 
@@ -860,11 +850,6 @@ class Inbox:
         self.stopping.set()
         self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
 
-    def hang_up(self) -> None:
-        """Stop without a message: the reader of the output closed it."""
-        if self.signum is None:
-            self.interrupt(SIGPIPE, None)
-
     def check(self, **_: object) -> None:
         """Raise Interrupted if the user asked to stop. Any thread may call this, and botocore before it sends."""
         if self.signum is not None:
@@ -898,7 +883,7 @@ class Inbox:
 
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
-ARN = re.compile(r"arn:([a-z0-9-]+):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
+ARN = re.compile(r"(arn:[a-z0-9-]+:iot:[a-z0-9-]+:[0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
 PLACE = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
     "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
@@ -918,14 +903,14 @@ class Thing(NamedTuple):
     """A thing as things.json has it; what does not exist (any more) is None.
 
     ELF records a request before it makes the call. So a thing that is CREATING and has no certificate may not exist, or
-    may be someone else's, as may a policy without an ARN; and a certificate may have been made since `asked`.
+    may be someone else's; and a certificate may have been made since `asked`. What policy it has is known by its name.
     """
 
     name: str
     certificate_arn: str | None = None
     certificate_id: str | None = None
-    policy_name: str | None = None  # set before CreatePolicy
-    policy_arn: str | None = None  # set after AttachPolicy
+    policy_name: str | None = None  # this and the next are set after AttachPolicy
+    policy_arn: str | None = None
     stage: str = CREATING
     asked: float | None = None  # time.time() when its certificate was requested, until the answer arrives
 
@@ -1024,10 +1009,7 @@ class Fleet:
 
     def reload(self) -> None:
         """Read what other commands have recorded."""
-        with _reading(self.elf_file, b"{}") as content:
-            elf = json.loads(content)
-            if not isinstance(elf, dict):
-                raise ValueError("it is not a JSON object")
+        with _reading(self.elf_file, dict) as elf:
             self.elf_id: str | None = elf.get("elf_id")
             if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
                 raise ValueError("elf_id is not a URN of a UUID")
@@ -1036,17 +1018,13 @@ class Fleet:
             self.unanswered = recorded_calls(elf.get("unanswered", []))
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
-        with _reading(self.things_file, b"[]") as content:
-            entries = json.loads(content)
-            if not isinstance(entries, list):
-                raise ValueError("it is not a JSON list")
+        with _reading(self.things_file, list) as entries:
             self._replay(entries)
-        with _reading(self.journal_file, b"") as content:
-            self._changes = [json.loads(line) for line in content.split(b"\n")[:-1]]  # a crash cut off what is last
+        with _reading(self.journal_file, list) as self._changes:
             self._replay(self._changes)
         self.things = {name: self.things[name] for name in sorted(self.things, key=by_number)}
         if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
-            _, region, account = partition_region_account(first.certificate_arn)
+            region, account = first.certificate_arn.split(":")[3:5]
             self.place = Place(region=region, account=account)
 
     def _replay(self, entries: Iterable[Any]) -> None:
@@ -1259,7 +1237,7 @@ class Fleet:
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
-            self._add_to_journal({thing.name: {**_entry(thing)[thing.name], **keys}})
+            self._add_to_journal({thing.name: {**_entry(thing), **keys}})
             self.things[thing.name] = thing
             if keys:
                 self._key_material[thing.name] = keys
@@ -1331,7 +1309,7 @@ class Fleet:
         if not self.things:
             self.things_file.unlink(missing_ok=True)
             return
-        entries = [_entry(self.things[name]) for name in sorted(self.things, key=by_number)]
+        entries = [{name: _entry(self.things[name])} for name in sorted(self.things, key=by_number)]
         write_private(self.things_file, json.dumps(entries, indent=2) + "\n")
         _sync(self.directory)
 
@@ -1355,13 +1333,17 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
-    """Give the block a file's content, or `otherwise` if there is none; turn its ValueError into an ElfError."""
+def _reading(path: Path, kind: type[T]) -> Iterator[T]:
+    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its ValueError into an ElfError."""
     try:
-        content = read_file(path)
-    except FileNotFoundError:
-        content = otherwise
-    try:
+        content = kind()
+        with contextlib.suppress(FileNotFoundError):
+            text = read_file(path)
+            if path.suffix == ".journal":  # has an entry a line, of which a crash may have cut off the last
+                text = b"[" + b",".join(text.split(b"\n")[:-1]) + b"]"
+            content = json.loads(text)
+        if not isinstance(content, kind):
+            raise ValueError(f"it is not a JSON {'list' if kind is list else 'object'}")
         yield content
     except (ValueError, RecursionError) as error:
         raise ElfError(
@@ -1412,9 +1394,9 @@ def problem_of(thing: Thing) -> str:
     """Return what is not valid in a thing's record; "" if all is."""
     arn = thing.certificate_arn
     match = ARN.fullmatch(arn) if isinstance(arn, str) else None
-    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
+    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[2] != thing.certificate_id):
         return "the certificate is missing or not valid"
-    policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
+    policy_arn = f"{match[1]}:policy/{thing.policy_name}" if match else None
     if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
         return "the policy is not ELF's"
     return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
@@ -1424,11 +1406,9 @@ def _is_time(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e11
 
 
-def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
-    recorded = {key: value for field, key in _THING_KEYS.items() if (value := getattr(thing, field))}
-    if thing.stage == READY:
-        del recorded["elf_stage"]
-    return {thing.name: recorded}
+def _entry(thing: Thing) -> dict[str, Any]:
+    recorded = {key: getattr(thing, field) for field, key in _THING_KEYS.items()}
+    return {key: value for key, value in recorded.items() if value and value != READY}
 
 
 # No system has all of the last three flags.
@@ -1541,12 +1521,6 @@ def policy_name(thing_name: str) -> str:
     return f"policy_{thing_name.replace(':', '-')[:88]}_{digest}"  # 128 characters at most
 
 
-def partition_region_account(arn: str) -> tuple[str, str, str]:
-    """Split a certificate's or a thing's ARN: ("aws" | "aws-cn" | "aws-us-gov", region, account)."""
-    partition, _, region, account = arn.split(":")[1:5]
-    return partition, region, account
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Control plane: boto3
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1589,11 +1563,7 @@ class Pacer:
 
 
 def connect_control_plane(
-    place: Place,
-    inbox: Inbox,
-    headers: Mapping[str, str],
-    things_per_s: float = THINGS_PER_S,
-    proxies: Mapping[str, str] | None = None,
+    place: Place, inbox: Inbox, headers: Mapping[str, str], things_per_s: float, proxies: Mapping[str, str] | None
 ) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
@@ -1973,7 +1943,6 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
             fleet.forget(thing)
         raise
     if thing.name in strays and not thing.certificate_arn:
-        fleet.record(thing._replace(policy_name=policy_name(thing.name)))  # it may have one
         _retire_lost_certificates(iot, thing.name)
 
 
@@ -2013,8 +1982,7 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
 
 def policy_document(thing_name: str, arn: str) -> dict[str, Any]:
     """Allow a thing to connect under its own name only, and to use every topic of the account and region of `arn`."""
-    partition, region, account = partition_region_account(arn)
-    here = f"arn:{partition}:iot:{region}:{account}"
+    here = arn.rpartition(":")[0]
     return {
         "Version": "2012-10-17",
         "Statement": [
@@ -2031,9 +1999,9 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     Raises: ElfError when a policy of that name says something else; NotYet; botocore's errors.
     """
     thing = fleet.things[thing.name]  # as an earlier attempt left it
-    name, arn = thing.policy_name or policy_name(thing.name), thing.certificate_arn or ""
+    name, arn = policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
-    with _asking_for_policy(iot, fleet, thing, name, document):
+    with _unless_made_already(iot, name, document):
         iot.create_policy(policyName=name, policyDocument=json.dumps(document))
     once_visible(iot.attach_policy, policyName=name, target=arn)
     policy_arn = f"{arn.rpartition(':')[0]}:policy/{name}"
@@ -2041,24 +2009,18 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
 
 @contextlib.contextmanager
-def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document: Mapping[str, Any]) -> Iterator[None]:
-    """Record that a policy is being made, and forget it if that fails; it may exist already, with this document."""
-    fleet.record(thing._replace(policy_name=name))
+def _unless_made_already(iot: Any, name: str, document: Mapping[str, Any]) -> Iterator[None]:
+    """Let CreatePolicy succeed if the policy exists with this document. Raises ElfError if it has another one."""
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
         policy = _unless_missing(iot.get_policy, policyName=name)
         if not policy or json.loads(policy["policyDocument"]) != document:
-            fleet.record(thing._replace(policy_name=None))
             raise ElfError(
                 f"policy {name} already exists, and ELF did not make it",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
                 "or choose another --prefix",
             ) from error
-    except iot.exceptions.ClientError as error:
-        if not thing.policy_name and _refused_at_once(error):
-            fleet.record(thing._replace(policy_name=None))
-        raise
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
@@ -2102,10 +2064,13 @@ def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[
     if described and not is_own:
         log.warning("thing %s was made by someone else: left alone", thing.name)
     own_arn: str = thing.certificate_arn or (described["thingArn"] if is_own else "")
-    policy = _unless_missing(iot.get_policy, policyName=thing.policy_name) if own_arn and thing.policy_name else None
-    if not policy or not _is_own_policy(iot, thing, policy, own_arn):
-        if policy:
-            log.warning("policy %s was made by someone else: left alone", thing.policy_name)
+    name = policy_name(thing.name)  # which it may have without its being recorded yet
+    policy = _unless_missing(iot.get_policy, policyName=name) if own_arn else None
+    if policy and _is_own_policy(iot, thing, policy, own_arn):
+        thing = thing._replace(policy_name=name)
+    else:
+        if policy and thing.policy_name:
+            log.warning("policy %s was made by someone else: left alone", name)
         thing = thing._replace(policy_name=None, policy_arn=None)
     if own_arn and (is_own or not described):  # the next clean takes what is CLEANING for this ELF's
         thing = thing._replace(stage=CLEANING)
@@ -2150,7 +2115,7 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
     if not thing.certificate_arn:
         return False
     answer = _unless_missing(iot.list_attached_policies, target=thing.certificate_arn)
-    return bool(answer) and thing.policy_name in {attached["policyName"] for attached in answer["policies"]}
+    return bool(answer) and policy_name(thing.name) in {attached["policyName"] for attached in answer["policies"]}
 
 
 def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
@@ -2225,22 +2190,20 @@ def gone_is_fine(
         call(**parameters)
     except Exception as error:
         name = names_of(error)[0]
-        if name == "ResourceNotFoundException":
-            return
-        if name == "CertificateStateException" and not others:  # UpdateCertificate's: it is REVOKED, and stays so
+        # UpdateCertificate's CertificateStateException: it is REVOKED, and stays so.
+        if name == "ResourceNotFoundException" or (name == "CertificateStateException" and not others):
             return
         if name not in ("DeleteConflictException", "CertificateStateException") or not others:
             raise
-        again = functools.partial(gone_is_fine, call, others, **parameters)
-        if (users := others(**parameters)) is None:
-            again()
-        elif users:
+        if users := others(**parameters):
             raise ElfError(
                 f"AWS refuses to delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
-        else:
+        again = functools.partial(gone_is_fine, call, others, **parameters)
+        if users is not None:
             raise NotYet(error, CONSISTENCY_S, "still attached according to AWS", again) from error
+        again()
 
 
 def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
@@ -2294,8 +2257,8 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
 
     def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
         """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
-        self.thing, self.endpoint, self.action, self.subject, self.reason = thing, endpoint, action, subject, reason
-        cause, remedy = {
+        self.thing, self.endpoint, self.action, self.subject = thing, endpoint, action, subject
+        words = {
             "iot:Connect": (
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
                 "check its certificate and policy in the AWS IoT console (Security), or run the command again: "
@@ -2310,8 +2273,8 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
                 f"{thing} can't subscribe to {subject}: the broker refuses it",
                 "check that its policy allows iot:Subscribe to that topic filter",
             ),
-        }[action]
-        super().__init__(cause, remedy)
+        }
+        super().__init__(*words[action])
 
 
 def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
@@ -2336,7 +2299,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
         )
     names = [policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]]
     if not names:
-        name = thing.policy_name or policy_name(thing.name)
+        name = policy_name(thing.name)
         return ElfError(
             f"{thing.name} can't connect: its certificate has no policy",
             f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, {_ANEW}",
@@ -4503,7 +4466,7 @@ def create_things(cli: Cli) -> int:
             step = functools.partial(reconcile, iot, fleet, strays - half_gone, missing)
             for name, thing in step_by_step(cli, "create", to_do, step, failures):
                 if thing:
-                    fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
+                    fleet.settle(place := place._replace(account=thing.certificate_arn.split(":")[4]))
                     report_created(cli.results, thing, fleet.files(name))
                 else:
                     report_cleaned(cli.results, name)

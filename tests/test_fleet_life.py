@@ -177,7 +177,7 @@ def test_a_thing_of_somebody_else_is_not_taken_over(
 ) -> None:
     account.iot.create_thing(thingName="thing_0", attributePayload={"attributes": attributes})
     refused = main("create", status=1)
-    assert "thing named thing_0" in refused.err
+    assert "thing thing_0 already exists" in refused.err
     assert "--prefix" in refused.err
     assert account.snapshot() == (["thing_0"], {}, [])
     assert account.iot.describe_thing(thingName="thing_0")["attributes"] == attributes
@@ -192,7 +192,7 @@ def test_a_policy_of_somebody_else_is_not_taken_over(main: InProcess, elf: Elf, 
     document = '{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"iot:*","Resource":"*"}]}'
     account.iot.create_policy(policyName="policy-thing_0", policyDocument=document)
     refused = main("send", *elf.broker, "--duration", "0.01", status=1)
-    assert "policy named policy-thing_0" in refused.err
+    assert "policy policy-thing_0 already exists" in refused.err
     main("clean")
     assert account.snapshot() == ([], {}, ["policy-thing_0"])
 
