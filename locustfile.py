@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Locust drives ELF's fleet: every thing is a Locust user, on as many processes and machines as it takes.
 
-The master, or the only process, is the desk. It gives the things their policies, and a thing to each user that starts, on
-whichever worker, no faster than AWS takes connects; it gets the thing back when the user stops or its worker is gone.
+The master, or the only process, is the desk. It gives the things their policies, and a thing to each user that starts,
+on any worker, no faster than AWS takes connects; it gets the thing back when the user stops or its worker is gone.
 Only the desk calls AWS: workers need the things' files, but no credentials.
 """
 
@@ -24,7 +24,6 @@ import logging
 import math
 import os
 import random
-import selectors
 import signal
 import socket
 import time
@@ -38,6 +37,7 @@ from flask import jsonify, request
 from gevent.event import AsyncResult, Event
 from gevent.lock import BoundedSemaphore
 from gevent.queue import Queue
+from gevent.selectors import GeventSelector
 from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.exception import StopUser
@@ -387,49 +387,12 @@ class Desk(Run):
                 gevent.sleep(0.05)
 
 
-class HubSelector:
-    """A selector that keeps a gevent watcher for each socket; gevent's own start one for each socket at every turn."""
-
-    def __init__(self) -> None:
-        self._watchers: dict[Any, Any] = {}  # by file
-        self._ready: dict[Any, tuple[selectors.SelectorKey, int]] = {}  # by file
-        self._news = Event()
-
-    def register(self, file: Any, events: int, data: Any) -> None:
-        key = selectors.SelectorKey(file, file.fileno(), events, data)
-        # gevent's events have the same numbers.
-        self._watchers[file] = watcher = gevent.get_hub().loop.io(key.fd, events)
-        watcher.start(self._mark, key, pass_events=True)
-
-    def unregister(self, file: Any) -> None:
-        self._watchers.pop(file).close()
-        self._ready.pop(file, None)
-
-    def modify(self, file: Any, events: int, data: Any) -> None:
-        self.unregister(file)
-        self.register(file, events, data)
-
-    def _mark(self, events: int, key: selectors.SelectorKey) -> None:
-        self._ready[key.fileobj] = key, events
-        self._news.set()
-
-    def select(self, timeout_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        self._news.wait(timeout_s)
-        self._news.clear()
-        ready, self._ready = self._ready, {}
-        return list(ready.values())
-
-    def close(self) -> None:
-        for file in list(self._watchers):
-            self.unregister(file)
-
-
 class Worker(Run):
     """What the users of one process share."""
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
-        self.loop = elf.Loop(elf.complain, selector=HubSelector())
+        self.loop = elf.Loop(elf.complain, selector=GeventSelector())  # the system's, under gevent, is slow
         self.waiting: dict[int, AsyncResult[dict[str, Any]]] = {}  # by the ID of the user
         self.users: dict[int, Thing] = {}  # the same
         self.runner.register_message("elf-thing", self.pass_on)
