@@ -251,10 +251,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: the way to AWS
     "NameResolutionError": ("could not resolve the control plane's host name: {error}", _NETWORK),
     "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError "
-    "IncompleteReadError": (
-        "could not reach the control plane: {error}",
-        _NETWORK,
-    ),
+    "IncompleteReadError": ("could not reach the control plane: {error}", _NETWORK),
     "SSLError": (
         "TLS to the control plane failed: {error}",
         "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
@@ -326,6 +323,16 @@ HOPELESS = frozenset(
 # The services of the calls by which botocore gets credentials, and of the one that says whose they are.
 SIGN_IN = dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts")
 SIGN_IN["GetRoleCredentials"] = "sso"
+# What AWS's answer means where its code does not say it: patterns of "operation code message"; the first counts.
+MEANINGS = (
+    (".*MultiFactorAuthentication failed", "WrongMfaCode"),
+    (r"\S* (InvalidSignatureException|SignatureDoesNotMatch) .*(expired|not yet current)", "RequestTimeTooSkewed"),
+    ("AssumeRoleWithWebIdentity ExpiredToken", "InvalidIdentityToken"),
+    (r"(AssumeRole|GetRole)\S* (ResourceNotFound|InvalidRequest|Validation)", "InvalidConfigError"),  # of the profile
+    (r"\S* InvalidRequestException .*attached", "DeleteConflictException"),  # as DeleteThing has it
+    (r"\S* ([1-4]..|511) ", "NotAwsError"),  # an HTTP status alone: no answer of AWS IoT's; 511 is a login page's
+    (r"\S* \d+ ", "InternalFailure"),
+)
 
 
 def names_of(error: BaseException) -> list[str]:
@@ -338,27 +345,14 @@ def names_of(error: BaseException) -> list[str]:
     if provider := getattr(error, "kwargs", {}).get("provider"):  # of credentials
         names.insert(0, provider)
     if code := _answer(error).get("Code"):
-        # AWS IoT and STS also answer requests that arrive too late or too early with these codes.
-        clock = code in ("InvalidSignatureException", "SignatureDoesNotMatch") and re.search(
-            "expired|not yet current", _message(error)
-        )
-        names.insert(0, "RequestTimeTooSkewed" if clock else code)
-        if code == "InvalidRequestException" and "attached" in _message(error):
-            names[0] = "DeleteConflictException"  # as DeleteThing has it
-        if "MultiFactorAuthentication failed" in _message(error):
-            names[0] = "WrongMfaCode"
-        elif (operation := getattr(error, "operation_name", "")) in SIGN_IN:
-            if code.startswith("ExpiredToken") and operation == "AssumeRoleWithWebIdentity":
-                names[0] = "InvalidIdentityToken"
-            elif code in ("ResourceNotFoundException", "InvalidRequestException", "ValidationError"):
-                names[0] = "InvalidConfigError"  # of a role or an account that it names
-        if code.isdigit():  # an HTTP status alone: this is no answer of AWS IoT's, 511 a login page's
-            names[0] = "NotAwsError" if int(code) < 500 or code == "511" else "InternalFailure"
+        said = f"{getattr(error, 'operation_name', '')} {code} {_message(error)}"
+        names.insert(0, next((name for pattern, name in MEANINGS if re.match(pattern, said, re.DOTALL)), code))
     return names
 
 
 def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause and the remedy."""
+    error = _bad_endpoint(error) or error
     if isinstance(error, ElfError):
         return error.cause, error.remedy
     message = _message(error)
@@ -374,6 +368,16 @@ def explain(error: BaseException) -> tuple[str, str]:
     }
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
     return cause.format(**facts), remedy.format(**facts)
+
+
+def _bad_endpoint(error: BaseException) -> ElfError | None:
+    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
+    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
+        return None
+    cause = "is not valid" if found[1] else "does not start with http:// or https://"
+    if found[1] and "_" in found[2]:
+        cause = "has an underscore (_) in its host name, which botocore does not allow"
+    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
 
 
 def how_to_install(requirements: str) -> str:
@@ -416,6 +420,7 @@ def complain(error: BaseException) -> tuple[str, str]:
 EVERYTHING = logging.INFO - 1  # the level of --verbose
 KEY_ID_CHARACTERS = 16  # at the least (AccessKey, IAM API reference); what is shorter may be a word
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
+CLEAR = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
@@ -491,74 +496,84 @@ def open_standard_streams() -> None:
 class Output:
     """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
 
-    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C.
+    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C. In a terminal,
+    everything is written above the live line, while this ELF is the one that draws there.
     """
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
-        self._jobs: collections.deque[tuple[Callable[[], object], TextIO, int]] = collections.deque()
+        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # streams, and what they are to get
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
         self._broken: set[TextIO] = set()  # streams that can't be written to any more
+        self._foot, self._has_drawn = "", False
         self.failure: OSError | None = None  # of one of these, unless its reader just closed it
 
     def write(self, stream: Any, text: Any) -> None:
-        def write() -> None:
-            bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
-            is_log = stream is sys.stderr
-            alone = not is_log or not on_terminal() or is_alone(keep=bool(bars))
-            is_seen = alone and (is_log or stream.isatty())
-            over = "\r\x1b[K" if not alone or (bars and is_log) else ""  # what is drawn there, and ^C
-            with bars.external_write_mode(sys.stderr) if bars and is_seen else contextlib.nullcontext():
-                stream.write(over + text if over else text)
-                stream.flush()
-
-        self.call(write, stream, len(text))
-
-    def call(self, job: Callable[[], object], stream: TextIO, size: int = 0) -> None:
-        """Run a job that writes to a stream in the output thread. Any thread may call this."""
+        """Write to a stream, in the output thread. Any thread may call this."""
         with self._changed:
             while self._unread > MOST_UNREAD and self._inbox.signum is None:
                 self._changed.wait(REDRAW_S)  # a signal's handler must not touch a condition, so look for it
-            self._jobs.append((job, stream, size))
-            self._unread += size
+            self._waiting.append((stream, text))
+            self._unread += len(text)
             if not self._thread:
                 self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
+    def draw(self, foot: str) -> None:
+        """Show a line at the bottom of the terminal in place of the one there; empty: none."""
+        self._foot = foot
+        if not (foot and self._waiting):  # what is written next comes with it
+            self.write(sys.stderr, "")
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs)
-                job, stream, size = self._jobs[0]
+                self._changed.wait_for(lambda: self._waiting)
+                stream, text = self._waiting[0]
             try:
                 if stream not in self._broken:
-                    job()
+                    self._show(stream, text)
             except Exception as error:
                 self._broken.add(stream)
                 with contextlib.suppress(OSError, ValueError):  # or Python, at its end, would try once more
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
                 if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader has gone, or its terminal
-                    self._inbox.hang_up()
+                    if self._inbox.signum is None:
+                        self._inbox.interrupt(SIGPIPE, None)
                 else:
                     self.failure = error if isinstance(error, OSError) else OSError(str(error))
                     self.failure.filename = "standard error" if stream is sys.stderr else "standard output"
             with self._changed:
-                self._jobs.popleft()
-                self._unread -= size
+                self._waiting.popleft()
+                self._unread -= len(text)
                 self._changed.notify_all()
+
+    def _show(self, stream: Any, text: Any) -> None:
+        foot = self._foot
+        is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
+        is_mine = is_seen and is_alone(keep=bool(foot))
+        if self._has_drawn or (is_seen and not is_mine and text):  # what is drawn there, and ^C
+            sys.stderr.write(CLEAR)
+            sys.stderr.flush()
+        stream.write(text)
+        stream.flush()
+        if foot and is_mine:
+            sys.stderr.write(foot)
+            sys.stderr.flush()
+        self._has_drawn = bool(foot and is_mine)
 
     def rest(self) -> bool:
         """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
         deadline = math.inf
         with self._changed:
-            while self._jobs and time.monotonic() < deadline:
+            while self._waiting and time.monotonic() < deadline:
                 self._changed.wait(REDRAW_S)
                 if self._inbox.signum is not None:
                     deadline = min(deadline, time.monotonic() + STOP_S / 2)
-            return not self._jobs
+            return not self._waiting
 
 
 _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
@@ -600,15 +615,9 @@ class LogFormatter(logging.Formatter):
         super().__init__(line)
         self.converter = time.gmtime
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))
-
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        record.msg, record.args = printable(record.getMessage()), ()  # its line ends too; a traceback keeps its own
+        return redacted("\n".join(map(printable, super().format(record).split("\n"))))
 
 
 class TerminalFormatter(LogFormatter):
@@ -633,37 +642,26 @@ class TerminalFormatter(LogFormatter):
         return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
 
 
-class LogHandler(logging.Handler):
-    """Writes log lines above the bar or the live line, if there is one."""
-
-    def __init__(self, output: Output) -> None:
-        super().__init__()
-        self._output = output
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._output.write(sys.stderr, self.format(record) + "\n")
-
-
-def log_uncaught(args: threading.ExceptHookArgs) -> None:
-    """Log an uncaught exception in a thread (threading.excepthook): Python would print it with secrets."""
-    if args.exc_value and not isinstance(args.exc_value, SystemExit):
-        log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
-
-
 def start_logging(level: int, output: Output) -> None:
     """Log ELF's own lines to standard error; libraries' logs are not shown."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
-    if coloured and sys.platform == "win32":
+    if on_terminal() and sys.platform == "win32":
         import colorama  # which tqdm brings along there
 
         colorama.just_fix_windows_console()
-    handler = LogHandler(output)
+    handler = logging.Handler()
+    handler.emit = lambda record: output.write(sys.stderr, handler.format(record) + "\n")  # type: ignore[method-assign]
     handler.setFormatter(TerminalFormatter(coloured) if sys.stderr.isatty() else LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
     each.filters.clear()
-    threading.excepthook = log_uncaught
+
+    def log_uncaught(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value and not isinstance(args.exc_value, SystemExit):
+            log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
+
+    threading.excepthook = log_uncaught  # Python would print it with secrets
 
 
 def says_each() -> bool:
@@ -691,58 +689,46 @@ def brevity_for(things: int) -> None:
     each.addFilter(passes)
 
 
-def _bar(**settings: Any) -> Any:
-    import tqdm
-
-    class Bar(tqdm.tqdm):  # type: ignore[misc]
-        def display(self, *args: Any, **settings: Any) -> Any:
-            return super().display(*args, **settings) if is_alone(keep=True) else None
-
-    tqdm.tqdm.monitor_interval = 0  # no thread of its own
-    tqdm.tqdm.set_lock(threading.RLock())  # its own takes a semaphore of the system's
-    return Bar(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
-
-
-def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
-    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
-    if total <= FEW_THINGS or not draws():
-        yield from steps
-        return
-    bar = _bar(desc=what, total=total, unit=" things")
-    try:
-        for step in steps:
-            yield step
-            output.call(bar.update, sys.stderr)
-    finally:
-        output.call(bar.close, sys.stderr)
-
-
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
     """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs."""
     if not draws():
         yield
         return
-    bar = _bar(bar_format="{desc}")
     drawn_at = 0.0
-    drawing = threading.Lock()  # no line is put in before the one before it is drawn
-
-    def show(line: str) -> None:
-        bar.set_description_str(line[: columns(sys.stderr) - 1])
-        drawing.release()
 
     def draw() -> None:
         nonlocal drawn_at
-        if time.monotonic() > drawn_at + REDRAW_S and drawing.acquire(blocking=False):
+        if time.monotonic() > drawn_at + REDRAW_S:
             drawn_at = time.monotonic()
-            output.call(functools.partial(show, text()), sys.stderr)
+            output.draw(text()[: columns(sys.stderr) - 1])
 
     inbox.between = draw
     try:
         yield
     finally:
         inbox.between = None
-        output.call(bar.close, sys.stderr)
+        output.draw("")
+
+
+def progress(inbox: Inbox, output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
+    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
+    if total <= FEW_THINGS or not draws():
+        yield from steps
+        return
+    from tqdm import tqdm
+
+    done, began = 0, time.monotonic()
+    settings = {"prefix": what, "unit": " things", "ascii": not (sys.stderr.encoding or "").lower().startswith("utf")}
+
+    def bar() -> str:
+        took_s, width = time.monotonic() - began, columns(sys.stderr) - 1
+        return str(tqdm.format_meter(done, total, took_s, ncols=width, **settings))
+
+    with live_line(inbox, output, bar):
+        for step in steps:
+            yield step
+            done += 1
 
 
 class Results:
@@ -750,13 +736,9 @@ class Results:
     the messages that arrive."""
 
     def __init__(self, form: str | None, output: Output) -> None:
-        self._form = form
+        self.is_on, self._has_payloads = form == "json", form == "payload"
         self._output = output
         self.summary: dict[str, Any] = {}  # which the command fills
-
-    @property
-    def is_on(self) -> bool:
-        return self._form == "json"
 
     def put(self, event: str, **fields: Any) -> None:
         """Write an event. Raises the OSError of an earlier write."""
@@ -765,18 +747,20 @@ class Results:
 
     def put_payload(self, payload: bytes) -> None:
         """Write a message as is. Raises the OSError of an earlier write."""
-        if self._form == "payload":
+        if self._has_payloads:
             self._write(sys.stdout.buffer, payload + b"\n")
 
     def _write(self, stream: Any, text: str | bytes) -> None:
         if error := self._output.failure:
-            self._form = None
+            self.is_on = self._has_payloads = False
             raise error
         self._output.write(stream, text)
 
 
 def printable(text: str) -> str:
     """Escape control characters, which could move the cursor, change colours or clear the terminal."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -866,11 +850,6 @@ class Inbox:
         self.stopping.set()
         self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
 
-    def hang_up(self) -> None:
-        """Stop without a message: the reader of the output closed it."""
-        if self.signum is None:
-            self.interrupt(SIGPIPE, None)
-
     def check(self, **_: object) -> None:
         """Raise Interrupted if the user asked to stop. Any thread may call this, and botocore before it sends."""
         if self.signum is not None:
@@ -904,7 +883,7 @@ class Inbox:
 
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
-ARN = re.compile(r"arn:([a-z0-9-]+):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
+ARN = re.compile(r"(arn:[a-z0-9-]+:iot:[a-z0-9-]+:[0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
 PLACE = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
     "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
@@ -924,14 +903,14 @@ class Thing(NamedTuple):
     """A thing as things.json has it; what does not exist (any more) is None.
 
     ELF records a request before it makes the call. So a thing that is CREATING and has no certificate may not exist, or
-    may be someone else's, as may a policy without an ARN; and a certificate may have been made since `asked`.
+    may be someone else's; and a certificate may have been made since `asked`. What policy it has is known by its name.
     """
 
     name: str
     certificate_arn: str | None = None
     certificate_id: str | None = None
-    policy_name: str | None = None  # set before CreatePolicy
-    policy_arn: str | None = None  # set after AttachPolicy
+    policy_name: str | None = None  # this and the next are set after AttachPolicy
+    policy_arn: str | None = None
     stage: str = CREATING
     asked: float | None = None  # time.time() when its certificate was requested, until the answer arrives
 
@@ -1030,10 +1009,7 @@ class Fleet:
 
     def reload(self) -> None:
         """Read what other commands have recorded."""
-        with _reading(self.elf_file, b"{}") as content:
-            elf = json.loads(content)
-            if not isinstance(elf, dict):
-                raise ValueError("it is not a JSON object")
+        with _reading(self.elf_file, dict) as elf:
             self.elf_id: str | None = elf.get("elf_id")
             if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
                 raise ValueError("elf_id is not a URN of a UUID")
@@ -1042,17 +1018,13 @@ class Fleet:
             self.unanswered = recorded_calls(elf.get("unanswered", []))
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
-        with _reading(self.things_file, b"[]") as content:
-            entries = json.loads(content)
-            if not isinstance(entries, list):
-                raise ValueError("it is not a JSON list")
+        with _reading(self.things_file, list) as entries:
             self._replay(entries)
-        with _reading(self.journal_file, b"") as content:
-            self._changes = [json.loads(line) for line in content.split(b"\n")[:-1]]  # a crash cut off what is last
+        with _reading(self.journal_file, list) as self._changes:
             self._replay(self._changes)
         self.things = {name: self.things[name] for name in sorted(self.things, key=by_number)}
         if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
-            _, region, account = partition_region_account(first.certificate_arn)
+            region, account = first.certificate_arn.split(":")[3:5]
             self.place = Place(region=region, account=account)
 
     def _replay(self, entries: Iterable[Any]) -> None:
@@ -1073,9 +1045,8 @@ class Fleet:
         return [thing for thing in self.things.values() if thing.stage == READY]
 
     def files(self, name: str) -> ThingFiles:
-        """Return a thing's files, with + for a colon, which Windows does not allow; older files may have one."""
-        stem = name if POSIX and ":" in name and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
-        return ThingFiles(*(self.directory / f"{stem}.{suffix}" for suffix in ("pem", "pub", "prv")))
+        """Return a thing's files, with + for a colon, which Windows does not allow."""
+        return ThingFiles(*(self.directory / f"{name.replace(':', '+')}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
         """Return how many seconds ago the things last changed; infinity if that is unknown."""
@@ -1266,7 +1237,7 @@ class Fleet:
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
-            self._add_to_journal({thing.name: {**_entry(thing)[thing.name], **keys}})
+            self._add_to_journal({thing.name: {**_entry(thing), **keys}})
             self.things[thing.name] = thing
             if keys:
                 self._key_material[thing.name] = keys
@@ -1338,7 +1309,7 @@ class Fleet:
         if not self.things:
             self.things_file.unlink(missing_ok=True)
             return
-        entries = [_entry(self.things[name]) for name in sorted(self.things, key=by_number)]
+        entries = [{name: _entry(self.things[name])} for name in sorted(self.things, key=by_number)]
         write_private(self.things_file, json.dumps(entries, indent=2) + "\n")
         _sync(self.directory)
 
@@ -1362,13 +1333,17 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
-    """Give the block a file's content, or `otherwise` if there is none; turn its ValueError into an ElfError."""
+def _reading(path: Path, kind: type[T]) -> Iterator[T]:
+    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its ValueError into an ElfError."""
     try:
-        content = read_file(path)
-    except FileNotFoundError:
-        content = otherwise
-    try:
+        content = kind()
+        with contextlib.suppress(FileNotFoundError):
+            text = read_file(path)
+            if path.suffix == ".journal":  # has an entry a line, of which a crash may have cut off the last
+                text = b"[" + b",".join(text.split(b"\n")[:-1]) + b"]"
+            content = json.loads(text)
+        if not isinstance(content, kind):
+            raise ValueError(f"it is not a JSON {'list' if kind is list else 'object'}")
         yield content
     except (ValueError, RecursionError) as error:
         raise ElfError(
@@ -1419,10 +1394,10 @@ def problem_of(thing: Thing) -> str:
     """Return what is not valid in a thing's record; "" if all is."""
     arn = thing.certificate_arn
     match = ARN.fullmatch(arn) if isinstance(arn, str) else None
-    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
+    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[2] != thing.certificate_id):
         return "the certificate is missing or not valid"
-    policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
-    if thing.policy_name not in (None, *policy_names(thing.name)) or thing.policy_arn not in (None, policy_arn):
+    policy_arn = f"{match[1]}:policy/{thing.policy_name}" if match else None
+    if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
         return "the policy is not ELF's"
     return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
 
@@ -1431,11 +1406,9 @@ def _is_time(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e11
 
 
-def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
-    recorded = {key: value for field, key in _THING_KEYS.items() if (value := getattr(thing, field))}
-    if thing.stage == READY:
-        del recorded["elf_stage"]
-    return {thing.name: recorded}
+def _entry(thing: Thing) -> dict[str, Any]:
+    recorded = {key: getattr(thing, field) for field, key in _THING_KEYS.items()}
+    return {key: value for key, value in recorded.items() if value and value != READY}
 
 
 # No system has all of the last three flags.
@@ -1548,17 +1521,6 @@ def policy_name(thing_name: str) -> str:
     return f"policy_{thing_name.replace(':', '-')[:88]}_{digest}"  # 128 characters at most
 
 
-def policy_names(thing_name: str) -> set[str]:
-    """Return the names that a thing's policy may have: earlier releases gave a:b the same name as a-b."""
-    return {policy_name(thing_name), f"policy-{thing_name.replace(':', '-')}"}
-
-
-def partition_region_account(arn: str) -> tuple[str, str, str]:
-    """Split a certificate's or a thing's ARN: ("aws" | "aws-cn" | "aws-us-gov", region, account)."""
-    partition, _, region, account = arn.split(":")[1:5]
-    return partition, region, account
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Control plane: boto3
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1568,15 +1530,14 @@ class Pacer:
     """Keeps each operation under its quota, for all threads, because other users share the account.
 
     A second's worth of calls may go at once, as AWS's token buckets allow. If AWS still throttles an operation (someone
-    else uses the quota, or it is lower), the operation slows down, and recovers with each success.
+    else uses the quota, or it is lower), the operation pauses for a second.
     """
 
     def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
         self._speed = things_per_s / THINGS_PER_S
         self._stopping = stopping
         self._lock = threading.Lock()
-        self._slowness: dict[str, float] = {}  # by operation: 1.0, or more where AWS throttled it
-        self._slowed: dict[str, float] = {}  # by operation: when it was last slowed down
+        self._is_throttled = False
         self._due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
 
     def wait(self, event_name: str, **_: object) -> None:
@@ -1585,37 +1546,24 @@ class Pacer:
         rate = QUOTAS[operation] * self._speed
         with self._lock:
             now = time.monotonic()
-            slowness = self._slowness.get(operation, 1.0)
-            period = slowness / rate
-            burst = (max(1.0, rate) - 1) * period if slowness == 1.0 else 0.0
             # 20 ms later than AWS's own count, so that no call arrives before its token.
             due = max(self._due.get(operation, 0.0), now + 0.02)
-            self._due[operation] = due + period
-        self._stopping.wait(max(0.0, due - burst - now))
+            self._due[operation] = due + 1 / rate
+        self._stopping.wait(max(0.0, due - max(0.0, 1 - 1 / rate) - now))
 
-    def learn(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
-        """Slow down after a throttled call, recover after any other: botocore's response-received event."""
-        operation = event_name.rpartition(".")[2]
-        code = (parsed_response or {}).get("Error", {}).get("Code", "")
-        with self._lock:
-            slowness = self._slowness.get(operation, 1.0)
-            if code == "ThrottlingException":  # HTTP 429 or 400
-                if not self._slowed:
+    def slow_down(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
+        """Pause an operation that AWS throttles: botocore's response-received event."""
+        if (parsed_response or {}).get("Error", {}).get("Code") == "ThrottlingException":  # HTTP 429 or 400
+            operation = event_name.rpartition(".")[2]
+            with self._lock:
+                if not self._is_throttled:
                     log.warning("AWS throttles %s: slowing down", operation)
-                # At most once a second: the refused calls of one burst count as one.
-                if time.monotonic() - self._slowed.get(operation, -math.inf) > 1.0:
-                    self._slowed[operation] = time.monotonic()
-                    self._slowness[operation] = min(1.3 * slowness, 20.0)
-            else:
-                self._slowness[operation] = max(1.0, slowness / 1.01)
+                self._is_throttled = True
+                self._due[operation] = max(self._due.get(operation, 0.0), time.monotonic() + 2.0)  # a burst is 1 s
 
 
 def connect_control_plane(
-    place: Place,
-    inbox: Inbox,
-    headers: Mapping[str, str],
-    things_per_s: float = THINGS_PER_S,
-    proxies: Mapping[str, str] | None = None,
+    place: Place, inbox: Inbox, headers: Mapping[str, str], things_per_s: float, proxies: Mapping[str, str] | None
 ) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
@@ -1624,33 +1572,30 @@ def connect_control_plane(
     Returns the client, and the place completed from AWS's configuration and DescribeEndpoint.
     Raises: ElfError when these credentials are for another account than the fleet's; botocore's errors; Interrupted.
     """
-    session = _session(place)
-    from botocore.config import Config
-
-    session._session.set_default_client_config(Config(proxies={} if place.local else proxies))
+    session = _session(place, proxies)
     events = session.events
-    events.register("before-send", refuse_bad_headers)
+    events.register("before-sign", _check_credentials)
     events.register("after-call", _check_answer)
     events.register("provide-client-params.iot", _log_call)
-    events.register_first("needs-retry.iot", _try_no_more)
+    events.register_first("needs-retry", _try_no_more)
     if not place.local:
         region = place.region or os.environ.get("AWS_REGION") or session.region_name or REGION
         place = place._replace(region=region).checked()
         session._session.set_config_variable("region", place.region)  # for STS
-        chain = session._session.get_component("credential_provider")
-        chain.get_provider("assume-role")._prompter = functools.partial(_ask_for_code, inbox)
+        assume_role = session._session.get_component("credential_provider").get_provider("assume-role")
+        assume_role._prompter = functools.partial(_ask_for_code, inbox)
+        assume_role.cache = _role_cache()
         if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
             place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
         pacer = Pacer(things_per_s, inbox.stopping)
         events.register("before-send.iot", pacer.wait)
-        events.register("response-received.iot", pacer.learn)
+        events.register("response-received.iot", pacer.slow_down)
     credentials = _credentials(session)
     hide(*headers.values())
-    if credentials:
-        events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     events.register_last("before-send.iot", inbox.check)
-    iot = _client(session, place)
+    iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
+    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     place = place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
     if credentials and not place.local:
@@ -1658,6 +1603,18 @@ def connect_control_plane(
         account = place.account or (known if PLACE["account"].fullmatch(known) else None)
         place = place._replace(account=account, source=credentials.method)
     return iot, place
+
+
+def _role_cache() -> Any:
+    """Return the AWS CLI's cache of roles' sessions, so that one MFA code lasts as long as there."""
+    from botocore.utils import JSONFileCache
+
+    class Cache(JSONFileCache):  # type: ignore[misc]
+        def __setitem__(self, key: str, value: Any) -> None:
+            with contextlib.suppress(OSError):  # ~/.aws may be mounted read-only
+                super().__setitem__(key, value)
+
+    return Cache(os.path.expanduser("~/.aws/cli/cache"))  # noqa: PTH111 - Path's raises where there is no home
 
 
 def _ask_for_code(inbox: Inbox, prompt: str) -> str:
@@ -1679,35 +1636,23 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
 
 
 def _credentials(session: Any) -> Any:
-    """Return the session's credentials, which are never shown from now on, or None.
-
-    Raises ElfError if they can't be fetched or are not valid in HTTP: a copied one may end with a line end.
-    """
+    """Return the session's credentials, or None. Raises ElfError if they can't be fetched."""
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
     try:
-        credentials = session.get_credentials()
-        secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
+        if credentials := session.get_credentials():
+            credentials.get_frozen_credentials()
+        return credentials
     except (ElfError, Interrupted):
         raise
     except Exception as error:
-        if bad_endpoint := _bad_endpoint(error):
-            raise bad_endpoint from error
         cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check where they come from"
-        if isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError):
+        explained = isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError)
+        if explained or _bad_endpoint(error):
             cause, remedy = explain(error)
         elif "Auth token" in str(error):  # of a container
             remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
         raise ElfError(cause.rstrip(".") + _way(session), remedy) from error
-    hide(*secrets)
-    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
-        if value and not re.fullmatch("[!-~]+", value):
-            raise ElfError(
-                f"the AWS {name} (from {credentials.method}) contains a line end, a space or another "
-                "character that is not valid in it",
-                "set it again without that character, then check it with `aws sts get-caller-identity`",
-            )
-    return credentials
 
 
 def _way(session: Any) -> str:
@@ -1721,34 +1666,6 @@ def _way(session: Any) -> str:
     settings += [key for key in os.environ if re.match("AWS_(CONTAINER_|WEB_IDENTITY_TOKEN_FILE|ROLE_ARN)", key)]
     found = ", ".join([f"profile {' > '.join(used)}"] * bool(used) + settings)
     return f" ({found})" if found else ""
-
-
-def _bad_endpoint(error: Exception) -> ElfError | None:
-    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
-    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
-        return None
-    cause = "is not valid" if found[1] else "does not start with http:// or https://"
-    if found[1] and "_" in found[2]:
-        cause = "has an underscore (_) in its host name, which botocore does not allow"
-    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
-
-
-def _client(session: Any, place: Place) -> Any:
-    from botocore.config import Config
-
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=CALL_TIMEOUT_S,
-        max_pool_connections=CALLS_IN_FLIGHT,
-        user_agent_extra=f"aws-iot-elf/{VERSION}",
-    )
-    try:
-        iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url, config=config)
-    except ValueError as error:
-        raise _bad_endpoint(error) or error from error
-    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
-    return iot
 
 
 def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
@@ -1772,23 +1689,34 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
     return host
 
 
-def _session(place: Place) -> Any:
+def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     """Make boto3's session. For the embedded AWS IoT, no credential or profile of the user's is even read."""
     if place.local or not _uses_login():
         # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
+    import botocore.config
     import botocore.session
 
     if not sys.modules.get("awscrt"):
         sys.modules.pop("awscrt", None)  # whoever imports ELF may want it
 
-    if not place.local:
-        return boto3.Session(profile_name=place.profile, region_name=place.region)
-    nothing = (None, None, None, None)
-    empty = (None, None, os.devnull, None)
-    core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
-    return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+    if place.local:
+        nothing, empty = (None, None, None, None), (None, None, os.devnull, None)
+        core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
+        session = boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+    else:
+        session = boto3.Session(profile_name=place.profile, region_name=place.region)
+    config = botocore.config.Config(
+        proxies={} if place.local else proxies,
+        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=CALL_TIMEOUT_S,
+        max_pool_connections=CALLS_IN_FLIGHT,
+        user_agent_extra=f"aws-iot-elf/{VERSION}",
+    )
+    session._session.set_default_client_config(config)
+    return session
 
 
 def _uses_login() -> bool:
@@ -1798,13 +1726,21 @@ def _uses_login() -> bool:
     return False
 
 
-def refuse_bad_headers(request: Any, **_: object) -> None:
-    """Raise ElfError before a credential that is not valid in HTTP is sent, such as one that assumes a role."""
-    for name, value in request.headers.items():
-        if not re.fullmatch("[ -~]*", value.decode("latin-1") if isinstance(value, bytes) else str(value)):
+def _check_credentials(request_signer: Any, **_: object) -> None:
+    """Hide the credentials that sign a request (the session's, or those that assume a role): before-sign event.
+
+    Raises ElfError if one is not valid in HTTP: a copied one may end with a line end.
+    """
+    credentials = request_signer._credentials
+    secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
+    hide(*secrets)
+    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
+        if value and not re.fullmatch("[!-~]+", value):
+            source = "a role's source_profile" if credentials.method == "explicit" else credentials.method
             raise ElfError(
-                f"a credential contains a line end or another character that is not valid in HTTP (header {name})",
-                "set it again without that character; for a role, check its source_profile",
+                f"the AWS {name} (from {source}) contains a line end, a space or another character that is not valid "
+                "in it",
+                "set it again without that character, then check it with `aws sts get-caller-identity`",
             )
 
 
@@ -1855,8 +1791,8 @@ def _try_no_more(
         # Each call that AWS may have acted on may have made a certificate, so ELF has to know of each; and one that
         # waits in botocore, where Ctrl-C can't stop it, would count as sent.
         operation.name == "CreateKeysAndCertificate"
-        # The first call of a command fails quickly if AWS can't be reached; later ones wait for it.
-        or (operation.name == "DescribeEndpoint" and caught_exception and attempts >= 3)
+        # The first calls of a command fail quickly if AWS can't be reached; later ones wait for it.
+        or (operation.name in ("DescribeEndpoint", *SIGN_IN) and caught_exception and attempts >= 3)
         or names_of(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
     ):
         raise error
@@ -2007,7 +1943,6 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
             fleet.forget(thing)
         raise
     if thing.name in strays and not thing.certificate_arn:
-        fleet.record(thing._replace(policy_name=policy_name(thing.name)))  # it may have one
         _retire_lost_certificates(iot, thing.name)
 
 
@@ -2047,8 +1982,7 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
 
 def policy_document(thing_name: str, arn: str) -> dict[str, Any]:
     """Allow a thing to connect under its own name only, and to use every topic of the account and region of `arn`."""
-    partition, region, account = partition_region_account(arn)
-    here = f"arn:{partition}:iot:{region}:{account}"
+    here = arn.rpartition(":")[0]
     return {
         "Version": "2012-10-17",
         "Statement": [
@@ -2065,9 +1999,9 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     Raises: ElfError when a policy of that name says something else; NotYet; botocore's errors.
     """
     thing = fleet.things[thing.name]  # as an earlier attempt left it
-    name, arn = thing.policy_name or policy_name(thing.name), thing.certificate_arn or ""
+    name, arn = policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
-    with _asking_for_policy(iot, fleet, thing, name, document):
+    with _unless_made_already(iot, name, document):
         iot.create_policy(policyName=name, policyDocument=json.dumps(document))
     once_visible(iot.attach_policy, policyName=name, target=arn)
     policy_arn = f"{arn.rpartition(':')[0]}:policy/{name}"
@@ -2075,24 +2009,18 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
 
 @contextlib.contextmanager
-def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document: Mapping[str, Any]) -> Iterator[None]:
-    """Record that a policy is being made, and forget it if that fails; it may exist already, with this document."""
-    fleet.record(thing._replace(policy_name=name))
+def _unless_made_already(iot: Any, name: str, document: Mapping[str, Any]) -> Iterator[None]:
+    """Let CreatePolicy succeed if the policy exists with this document. Raises ElfError if it has another one."""
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
         policy = _unless_missing(iot.get_policy, policyName=name)
         if not policy or json.loads(policy["policyDocument"]) != document:
-            fleet.record(thing._replace(policy_name=None))
             raise ElfError(
                 f"policy {name} already exists, and ELF did not make it",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
                 "or choose another --prefix",
             ) from error
-    except iot.exceptions.ClientError as error:
-        if not thing.policy_name and _refused_at_once(error):
-            fleet.record(thing._replace(policy_name=None))
-        raise
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
@@ -2136,10 +2064,13 @@ def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[
     if described and not is_own:
         log.warning("thing %s was made by someone else: left alone", thing.name)
     own_arn: str = thing.certificate_arn or (described["thingArn"] if is_own else "")
-    policy = _unless_missing(iot.get_policy, policyName=thing.policy_name) if own_arn and thing.policy_name else None
-    if not policy or not _is_own_policy(iot, thing, policy, own_arn):
-        if policy:
-            log.warning("policy %s was made by someone else: left alone", thing.policy_name)
+    name = policy_name(thing.name)  # which it may have without its being recorded yet
+    policy = _unless_missing(iot.get_policy, policyName=name) if own_arn else None
+    if policy and _is_own_policy(iot, thing, policy, own_arn):
+        thing = thing._replace(policy_name=name)
+    else:
+        if policy and thing.policy_name:
+            log.warning("policy %s was made by someone else: left alone", name)
         thing = thing._replace(policy_name=None, policy_arn=None)
     if own_arn and (is_own or not described):  # the next clean takes what is CLEANING for this ELF's
         thing = thing._replace(stage=CLEANING)
@@ -2184,7 +2115,7 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
     if not thing.certificate_arn:
         return False
     answer = _unless_missing(iot.list_attached_policies, target=thing.certificate_arn)
-    return bool(answer) and thing.policy_name in {attached["policyName"] for attached in answer["policies"]}
+    return bool(answer) and policy_name(thing.name) in {attached["policyName"] for attached in answer["policies"]}
 
 
 def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
@@ -2201,8 +2132,7 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
                 f"{name} has a certificate that ELF did not make: {arn}",
                 f"detach it (`aws iot detach-thing-principal --thing-name {name} --principal {arn}`)",
             )
-        for policy in policy_names(name):
-            gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
+        gone_is_fine(iot.detach_policy, policyName=policy_name(name), target=arn)
         gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
         gone_is_fine(iot.detach_thing_principal, thingName=name, principal=arn)
         gone_is_fine(iot.delete_certificate, others, certificateId=certificate_id)
@@ -2225,7 +2155,7 @@ def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str
             gone_is_fine(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
         return None if edits else targets
     (arn,) = certificates
-    return _users(iot, arn) - {f"thing {name}", *(f"policy {policy}" for policy in policy_names(name))}
+    return _users(iot, arn) - {f"thing {name}", f"policy {policy_name(name)}"}
 
 
 def _users(iot: Any, arn: str) -> set[str]:
@@ -2260,22 +2190,20 @@ def gone_is_fine(
         call(**parameters)
     except Exception as error:
         name = names_of(error)[0]
-        if name == "ResourceNotFoundException":
-            return
-        if name == "CertificateStateException" and not others:  # UpdateCertificate's: it is REVOKED, and stays so
+        # UpdateCertificate's CertificateStateException: it is REVOKED, and stays so.
+        if name == "ResourceNotFoundException" or (name == "CertificateStateException" and not others):
             return
         if name not in ("DeleteConflictException", "CertificateStateException") or not others:
             raise
-        again = functools.partial(gone_is_fine, call, others, **parameters)
-        if (users := others(**parameters)) is None:
-            again()
-        elif users:
+        if users := others(**parameters):
             raise ElfError(
                 f"AWS refuses to delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
-        else:
+        again = functools.partial(gone_is_fine, call, others, **parameters)
+        if users is not None:
             raise NotYet(error, CONSISTENCY_S, "still attached according to AWS", again) from error
+        again()
 
 
 def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
@@ -2329,8 +2257,8 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
 
     def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
         """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
-        self.thing, self.endpoint, self.action, self.subject, self.reason = thing, endpoint, action, subject, reason
-        cause, remedy = {
+        self.thing, self.endpoint, self.action, self.subject = thing, endpoint, action, subject
+        words = {
             "iot:Connect": (
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
                 "check its certificate and policy in the AWS IoT console (Security), or run the command again: "
@@ -2345,8 +2273,8 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
                 f"{thing} can't subscribe to {subject}: the broker refuses it",
                 "check that its policy allows iot:Subscribe to that topic filter",
             ),
-        }[action]
-        super().__init__(cause, remedy)
+        }
+        super().__init__(*words[action])
 
 
 def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
@@ -2371,7 +2299,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
         )
     names = [policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]]
     if not names:
-        name = thing.policy_name or policy_name(thing.name)
+        name = policy_name(thing.name)
         return ElfError(
             f"{thing.name} can't connect: its certificate has no policy",
             f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, {_ANEW}",
@@ -2502,12 +2430,6 @@ class Composer(NamedTuple):
         utf8(msg)  # which raises
         return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
 
-    def in_run(self, run: str) -> Composer:
-        """Return one that numbers its messages, for subscribe to count. Raises UsageError if it has such members."""
-        if run and (taken := self.has - {"ts"}):
-            raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
-        return self._replace(run=run)
-
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Return what a thing publishes as its message `number`. Raises UsageError if it is too long for AWS IoT.
 
@@ -2540,43 +2462,36 @@ def sandbox() -> Any:
         def __init__(self) -> None:
             super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self.taken)
             self.filters = {name: self.counting(name, its) for name, its in self.filters.items() if name != "random"}
-            self.filters |= {"counted": self.counted, "taken": self.taken}
+            self.filters["taken"] = self.taken
             del self.globals["lipsum"]
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-            def wrapped(node: Any, name: str) -> nodes.Filter:
-                return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+            def taken(node: Any) -> nodes.Filter:
+                return nodes.Filter(node, "taken", [], [], None, None, lineno=node.lineno)
 
             tree = super()._parse(source, name, filename)
             for loop in tree.find_all(nodes.For):
-                loop.iter = wrapped(loop.iter, "counted")
+                loop.iter = taken(loop.iter)
             for joined in tree.find_all(nodes.Concat):
-                joined.nodes = [wrapped(part, "taken") for part in joined.nodes]
+                joined.nodes = [taken(part) for part in joined.nodes]
             return tree
 
         def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
-            """Count a step, and `times` the characters and members of its operands."""
+            """Count a step, and `times` the characters and members of what it takes."""
             self.steps += 1
             left = [*operands]
-            for operand in left:  # which grows
-                if isinstance(operand, str | bytes | list | tuple | dict | range):
-                    self.steps += times * len(operand)
+            while left or self.steps > MOST_STEPS:
                 if self.steps > MOST_STEPS:
-                    break
+                    raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
+                if isinstance(operand := left.pop(), str | bytes | list | tuple | dict | range):
+                    self.steps += times * len(operand)
                 if isinstance(operand, list | tuple | dict):
                     left += [*operand.values(), *operand] if isinstance(operand, dict) else operand
-            if self.steps > MOST_STEPS:
-                raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
 
         def taken(self, value: Any) -> Any:
             if not isinstance(value, int | float):
                 self.step((value,))
             return value
-
-        def counted(self, items: Iterable[Any]) -> Iterator[Any]:
-            for item in items:
-                self.step()
-                yield item
 
         def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
             """Count a call or filter, tenfold since replace() multiplies; numbers may be widths, except in a format."""
@@ -2720,44 +2635,8 @@ class Template:
 Message = Composer | Template
 
 
-def read_given(path: Path, inbox: Inbox) -> bytes:
-    """Read a file that the user names. If it is a pipe that nobody writes to, Ctrl-C ends the wait. Raises OSError."""
-
-    def read() -> bytes:
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-
-    log.debug("reading %s", path)
-    content = in_background(inbox, read)
-    if len(content) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
-    return content
-
-
-def of_line(line: bytes) -> Composer:
-    """Return the message of a line: a JSON object, or any other text. Raises ValueError and UsageError."""
-    return Composer.of_object(line) if begins_object(line) else Composer.of_text(line)
-
-
 def begins_object(line: bytes) -> bool:
     return line.lstrip().startswith(b"{")
-
-
-def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) -> Message:
-    """Return the message in a file that is a single message. Raises ElfError."""
-    try:
-        return compose(read_given(path, inbox))
-    except OSError as error:
-        raise unreadable(path, error.strerror, ElfError) from error
-    except ValueError as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, reason: object, kind: type[ElfError] = UsageError) -> ElfError:
-    return kind(
-        f"could not read the message file {path}: {reason}",
-        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
-    )
 
 
 class Line(NamedTuple):
@@ -2777,6 +2656,19 @@ def is_of_lines(path: Path | None) -> bool:
     return path is not None and (str(path) == "-" or path.suffix.lower() in SUFFIXES)
 
 
+def message_in(path: Path, compose: Callable[[bytes], Message]) -> Iterator[Line]:
+    """Yield the message that a whole file is, or why it is none. Raises UsageError."""
+    log.debug("reading %s", path)
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+        yield Line(compose(text))
+    except (OSError, ValueError) as error:
+        yield Line(error=error)
+
+
 def lines_of(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file, or of - (standard input). A line that is too long is cut."""
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
@@ -2792,23 +2684,21 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
 
     Lines that begin an object and do not complete it are refused, up to the line that begins another one.
     """
-    text, first, last, broken = b"", 0, 0, None
+    text, first, broken = b"", 0, None
     try:
-        for last, line in enumerate(lines, 1):
-            line = line if raw or last > 1 else line.removeprefix(codecs.BOM_UTF8)
-            if broken:
-                if not begins_object(line):
-                    continue
+        for last, line in enumerate(itertools.chain(lines, [None]), 1):
+            line = line.removeprefix(codecs.BOM_UTF8) if line and last == 1 and not raw else line
+            if line is None and text:
+                broken = UsageError("the JSON object that begins here does not end", "write it on one line")
+            if broken and (line is None or begins_object(line)):
                 yield Line(None, broken, first, last - 1)
                 broken = None
-            if not text:
-                if not (raw or line.strip()):
-                    continue
-                first = last
-            text = text + b"\n" + line if text else line
-            ends = line.rstrip().endswith(b"}") or last - first < FEW_LINES  # a long one is not tried at each line
-            if not ends and len(text) <= MAX_PAYLOAD_BYTES:
+            if line is None or broken or not (text or raw or line.strip()):
                 continue
+            text, first = (text + b"\n" + line, first) if text else (line, last)
+            closes = line.rstrip().endswith(b"}")
+            if not closes and last - first >= FEW_LINES and len(text) <= MAX_PAYLOAD_BYTES:
+                continue  # a long one is not tried at each line
             try:
                 yield Line(compose(text), None, first, last, time.monotonic())
             except ValueError as error:
@@ -2820,25 +2710,33 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
             except UsageError as error:
                 yield Line(None, error, first, last)
             text = b""
-            if broken and first == last and line.rstrip().endswith(b"}"):
+            if broken and first == last and closes:
                 yield Line(None, broken, first, last)
                 broken = None
     except OSError as error:
         yield Line(error=error)
-        return
-    if text:
-        broken = UsageError("the JSON object that begins here does not end", "write it on one line")
-    if broken:
-        yield Line(None, broken, first, last)
-    yield Line()
+    else:
+        yield Line()
+
+
+def first_of(path: Path, lines: Iterator[Line]) -> Line:
+    """Return the first message of a file. Raises ElfError."""
+    first = next(lines)
+    if first.message:
+        return first
+    reason: object = first.error or "it contains no message"
+    if isinstance(reason, ElfError):
+        reason = f"{first} not a message: {reason.cause}"
+    raise (ElfError if isinstance(reason, OSError) else UsageError)(
+        f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}",
+        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
+    )
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
     """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
-    if append_thing_name:
-        topics = [f"{TOPIC_ROOT if topic is None else topic}/{{thing_name}}" for topic in given]
-    else:
-        topics = [default if topic is None else topic for topic in given]
+    base, more = (TOPIC_ROOT, "/{thing_name}") if append_thing_name else (default, "")
+    topics = [f"{base if topic is None else topic}{more}" for topic in given]
     return [topic.replace("{thing_name}", thing_name) for topic in dict.fromkeys(topics)]
 
 
@@ -2859,7 +2757,7 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
     """Return what is wrong with a topic, or with `wildcards` a topic filter; None if nothing is."""
     levels = topic.split("/")
     if not topic or "\0" in topic:
-        return "the topic is empty or has a null character"
+        return "the topic is empty or contains a null character"
     counted = UNCOUNTED.sub("", topic, count=1) if topic.startswith("$") else topic
     if len(utf8(counted)) > MAX_TOPIC_BYTES:
         return f"the topic is longer than AWS IoT's {MAX_TOPIC_BYTES} bytes"
@@ -3034,8 +2932,8 @@ class Proxy(NamedTuple):
             if parts.hostname and (usual_port := PROXY_PORTS.get(parts.scheme)):
                 return cls(parts.scheme, parts.hostname, parts.port or usual_port, user, password)
         raise ElfError(
-            f"{source} is not a proxy's URL",
-            f"it is {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for a @ in the password",
+            f"{source} is not a valid proxy URL",
+            f"use {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for @ in the password",
         )
 
 
@@ -4099,57 +3997,57 @@ def raise_descriptor_limit(devices: int) -> None:
 
 
 class Cli:
-    """What the commands share: the options, which the parser sets, and what is found on their way."""
+    """What the commands share: the options, which the parser sets, and what they find out."""
 
-    # Options of every command. What is None was not given.
+    # Options of every command. None: not given.
     command: str  # its name
-    run: Callable[[Cli], int]  # what carries it out
-    alone: bool  # nothing may run beside it on the same misc/
+    run: Callable[[Cli], int]  # its function
+    alone: bool  # no other command may use the same misc/
     region: str | None
     profile: str | None
     endpoint_url: str | None  # of the control plane
     proxy: str | None  # its URL, or NO_PROXY
-    local: bool  # the fleet lives, or shall, on the embedded AWS IoT
+    local: bool  # the fleet is, or will be, on the embedded AWS IoT
     misc_dir: Path
-    wait: float  # seconds, for another ELF at work on misc/
-    rate: float  # things a second that AWS's quotas for the account come to
+    wait: float  # seconds, if another ELF uses misc/
+    rate: float  # things a second that the account's quotas allow
     output: str | None  # json, or payload
     verbose: bool
     debug: bool
     quiet: bool
     # Options of some
-    count: int | None  # things to create, messages of each to send, or messages in all to hear
+    count: int | None  # things to create, messages to send from each, or messages to receive in total
     prefix: str
     message: str
     json_message: Path | None
-    raw: bool  # send it as the bytes that it is
+    raw: bool  # send the bytes as is
     template: bool  # render it for each message
     seed: int | None
     sequence: bool  # number the messages
     topic: str | None  # may hold {thing_name}, as each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
-    interval: float  # seconds; 0: as lines come
+    interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
-    things: int | None = None  # the first so many of the fleet alone
+    things: int | None = None  # only the first so many of the fleet
     qos: int
     root_cert: Path | None = None
-    mqtt_endpoint: Endpoint | None = None  # without a host, the port alone was given
+    mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
     only_local: bool = False
-    # What is found on the way
+    # What the commands find out
     inbox: Inbox
     printer: Output
     results: Results
-    fleet: Fleet  # held as long as the command runs
-    place: Place  # where it lives
-    headers: Mapping[str, str]  # that the control plane wants
-    control_plane: tuple[Any, Place] | None = None  # boto3's client and where it leads, once it was needed
+    fleet: Fleet  # locked while the command runs
+    place: Place  # where it is
+    headers: Mapping[str, str]  # that the control plane requires
+    control_plane: tuple[Any, Place] | None = None  # boto3's client and its place, once needed
     asking: threading.Lock  # held by the thread that makes it
     refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
 
 
 def control_plane_of(cli: Cli) -> tuple[Any, Place]:
-    """Connect to the control plane where the fleet lives, or shall: once, whichever thread is the first to ask."""
+    """Connect to the control plane of the fleet, once, whichever thread is the first to call this."""
     with cli.asking:
         proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
         if re.match(f"{NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]):  # botocore knows no SOCKS
@@ -4160,12 +4058,12 @@ def control_plane_of(cli: Cli) -> tuple[Any, Place]:
 
 
 def reach_aws(cli: Cli) -> tuple[Any, Place]:
-    """Do the same in the main thread; Ctrl-C need not wait for its end."""
+    """Do the same in the main thread, where Ctrl-C ends the wait."""
     return cli.control_plane or in_background(cli.inbox, lambda: control_plane_of(cli))
 
 
 def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
-    """Return what AWS knows of why the broker refuses a thing, or `refusal` where AWS can't be asked."""
+    """Return AWS's reason why the broker refuses a thing, or `refusal` if AWS can't be asked."""
     try:
         return diagnose(*control_plane_of(cli), thing, refusal)
     except Exception as error:
@@ -4174,14 +4072,14 @@ def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
 
 
 class Diagnosed(NamedTuple):
-    """An event: AWS has been asked why the broker refuses a thing."""
+    """An event: AWS was asked why the broker refuses a thing."""
 
     refused: Refused
     failure: ElfError
 
 
 class Shift:
-    """The things at work in a command: which take part, which failed and why, which were offline and how long."""
+    """The things of a running command: which joined, which failed and why, which were offline and how long."""
 
     def __init__(self, cli: Cli, devices: Sequence[Device], loop: Loop) -> None:
         from concurrent.futures import ThreadPoolExecutor
@@ -4195,13 +4093,13 @@ class Shift:
         self._cli, self._loop = cli, loop
         self._asking = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
         self._lines: collections.deque[Line] = collections.deque()
-        self._in_doubt: set[str] = set()  # what AWS is being asked about
-        self._refused: set[str] = set()  # what may take minutes, and holds up nobody
+        self._in_doubt: set[str] = set()  # things that AWS is being asked about
+        self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
         self._advised = False
         self.stopped_at = 0.0  # time.monotonic() when the things were told to end
 
     def take(self, event: Any) -> None:
-        """Log an event, and do what follows from it."""
+        """Log an event, and act on it."""
         if isinstance(event, Connected):
             self.joined.add(event.thing)
             for topic_filter in event.topic_filters:
@@ -4244,7 +4142,7 @@ class Shift:
         self._cli.inbox.put(Diagnosed(event, diagnosed(self._cli, thing, event.refusal)))
 
     def _decide(self, event: Diagnosed) -> None:
-        """End what AWS says is wrong; what it finds nothing wrong with goes on trying, and nobody waits for it."""
+        """End the thing if AWS gives a reason; otherwise it keeps trying, and nothing waits for it."""
         thing, refusal = event.refused
         self._in_doubt.discard(thing)
         if event.failure is not refusal:
@@ -4254,7 +4152,7 @@ class Shift:
         each.warning(said, thing, refusal.action, POLICY_CHANGE_S / 60)
 
     def gather(self) -> None:
-        """Wait until each thing takes part, has failed, or may take longer; raise ElfError if none takes part."""
+        """Wait until each thing has joined, has failed, or may take longer. Raises ElfError if none joins."""
         while True:
             known = self.joined | self.failed | (self._refused if self.joined else set())
             if known >= self.crew.devices.keys():
@@ -4264,7 +4162,7 @@ class Shift:
             raise ElfError("none of the things could connect", _SEE_ABOVE)
 
     def take_until(self, kind: type[T], deadline: float = math.inf) -> T | None:
-        """Take what happens until there is an event of a kind, which is returned; None: it is late, or all failed."""
+        """Handle events until one of `kind`, which is returned; None: the deadline is past, or all failed."""
         while not self.has_failed and (event := self._cli.inbox.get(deadline)) is not None:
             if isinstance(event, kind):
                 return event
@@ -4276,7 +4174,7 @@ class Shift:
 
     @property
     def has_failed(self) -> bool:
-        """Say whether there is none left that could do anything."""
+        """Return whether all things have failed."""
         return self.failed >= self.crew.devices.keys()
 
     @property
@@ -4289,7 +4187,7 @@ class Shift:
             self.take(event)
 
     def stop(self) -> None:
-        """Disconnect all, and take what has happened until then. Where the user is in a hurry, so is this."""
+        """Disconnect all, and handle the events until then; quickly after Ctrl-C."""
         if not self.stopped_at:
             self.stopped_at = time.monotonic()
             self._asking.shutdown(wait=False, cancel_futures=True)
@@ -4309,13 +4207,13 @@ class Shift:
 
 
 class Lagging(NamedTuple):
-    """An event: this machine can't keep the schedule; it does so many messages a second."""
+    """An event: this machine can't keep the schedule; it sends `per_s` messages a second."""
 
     per_s: float
 
 
 class Account(Listener):
-    """What a command reports of its messages. They are counted in the loop's thread, events go to the inbox."""
+    """What a command reports about its messages. They are counted in the loop's thread; events go to the inbox."""
 
     def __init__(self, cli: Cli) -> None:
         self._put: Callable[[Any], None] = cli.inbox.put
@@ -4330,7 +4228,7 @@ class Account(Listener):
         self._devices, self._began_at = list(devices), time.monotonic()
 
     def situation(self) -> str:
-        """Say, for the live line, how many connections are up, what time has passed and what is left."""
+        """Return, for the live line, how many connections are up, and the time elapsed and left."""
         now, up = time.monotonic(), sum(device.state == ONLINE for device in self._devices)
         left = f", {self.ends_at - now:.0f} s left" if now < self.ends_at < math.inf else ""
         return f"{up}/{len(self._devices)} up | {now - self._began_at:.0f} s{left}"
@@ -4343,18 +4241,18 @@ class Account(Listener):
         self._put(event)
 
     def report(self, shift: Shift) -> None:
-        """Log what has become of all, and put it into the summary."""
+        """Log the results, and put them into the summary."""
         raise NotImplementedError
 
 
 class Tally(Account):
-    """What has become of the messages that things publish; of those to a shadow, what AWS answered."""
+    """Counts what happened to the messages that things publish, and AWS's answers to those for shadows."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
         self._qos: int = cli.qos
         self.sent = self.acknowledged = self.dropped = self.resent = self.unsent = 0
-        self._late_s: dict[str, float] = {"": 0.0}  # at the worst, by what held a message up
+        self._late_s: dict[str, float] = {"": 0.0}  # the maximum, by what delayed a message
         self.last_at = 0.0  # time.monotonic() of the last acknowledgement
         self._is_lagging = False
         self._rate = Rate(lambda: self.sent)
@@ -4400,7 +4298,7 @@ class Tally(Account):
         each.error("message %d of %s is not sent: %s", number, device.thing, error.cause)
 
     def on_received(self, device: Device, message: Any) -> None:
-        """Count a shadow's answer, unless it is another client's: it has another token, or there are more than due."""
+        """Count a shadow's answer, unless it is for another client: its token differs, or all are answered."""
         answer, asked = object_in(bytes(message.payload or b"")), self._asked[device.thing]
         token, is_rejected = str(answer.get("clientToken", "")), message.topic.endswith("/rejected")
         if not asked[token]:
@@ -4461,7 +4359,7 @@ class Tally(Account):
 
 
 class Hearing(Account):
-    """What things hear."""
+    """Counts the messages that things receive."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
@@ -4521,7 +4419,7 @@ class Hearing(Account):
 
 
 def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
-    """Return what the JSON output says of any message. A payload that is no text is in Base64."""
+    """Return the JSON fields that all messages have. A payload that is not UTF-8 is in Base64."""
     message = {"thingName": thing, "topic": topic, "time": round(time.time(), 3)}
     try:
         return {**message, "payload": payload.decode("utf-8")}
@@ -4532,7 +4430,7 @@ def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
 
 
 def create_things(cli: Cli) -> int:
-    """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, finish a half clean-up."""
+    """Make the fleet `cli.count` things, named `cli.prefix`_0 and so on: add what is missing, finish a half clean."""
     fleet = cli.fleet
     with fleet.locked(cli.inbox):
         is_new = fleet.elf_id is None
@@ -4542,7 +4440,7 @@ def create_things(cli: Cli) -> int:
         half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
         if fleet.was_local and not cli.place.local:
-            log.warning("the last fleet was on the embedded AWS IoT (--local); this one goes to AWS")
+            log.warning("the last fleet was on the embedded AWS IoT (--local); this one is on AWS")
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
         missing.update(gone_things(cli, iot, {*wanted} - strays))
@@ -4563,7 +4461,7 @@ def create_things(cli: Cli) -> int:
             step = functools.partial(reconcile, iot, fleet, strays - half_gone, missing)
             for name, thing in step_by_step(cli, "create", to_do, step, failures):
                 if thing:
-                    fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
+                    fleet.settle(place := place._replace(account=thing.certificate_arn.split(":")[4]))
                     report_created(cli.results, thing, fleet.files(name))
                 else:
                     report_cleaned(cli.results, name)
@@ -4599,7 +4497,7 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
 
 
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
-    """Name what the fleet lacks of `names`. Raises ElfError where making more does not help."""
+    """Return which of `names` the fleet lacks. Raises ElfError if the fleet has more, or names that clash."""
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
     existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
@@ -4618,7 +4516,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
 
 
 def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
-    """Find which of these that the fleet has are gone in AWS, which did not list them, and record it."""
+    """Return which of the fleet's `names`, which AWS did not list, are missing in AWS, and record it."""
     unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
     answers = dict(for_each(cli.inbox, unlisted, lambda name: _unless_missing(iot.describe_thing, thingName=name)))
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
@@ -4633,9 +4531,9 @@ def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
 def step_by_step(
     cli: Cli, what: str, things: Sequence[T], step: Callable[[T], Any], failures: Failures
 ) -> Iterator[tuple[T, Any]]:
-    """Take a step with many things at once; yield each that it succeeds with, and the result."""
+    """Run a step for many things in parallel; yield each thing for which it succeeds, and the result."""
     brevity_for(len(things))
-    for thing, result in progress(cli.printer, what, for_each(cli.inbox, things, step), len(things)):
+    for thing, result in progress(cli.inbox, cli.printer, what, for_each(cli.inbox, things, step), len(things)):
         if isinstance(result, Exception):
             failures.add(getattr(thing, "name", str(thing)), result)
         else:
@@ -4643,7 +4541,7 @@ def step_by_step(
 
 
 def send_messages(cli: Cli) -> int:
-    """Have every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
+    """Make every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
     things, lines, topics = what_to_send(cli)
     rounds, of_lines = rounds_of(cli), is_of_lines(cli.json_message)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
@@ -4689,9 +4587,9 @@ def send_messages(cli: Cli) -> int:
 
 
 def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[str]]]:
-    """Return who can send, what, one after the other, and the topic of each. Raises ElfError.
+    """Return the things that can send, their messages in order, and each thing's topic. Raises ElfError.
 
-    A file's first message is checked, and all others once they are read: on one thing, as good as any other.
+    The first message of a file is checked here, the others when they are read: for one thing, as for any other.
     """
     import secrets
 
@@ -4710,54 +4608,53 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
     compose = composing(cli, run, things[0].name, topics[things[0].name][0])
     if path is None:
         return things, iter([Line(compose(os.fsencode(cli.message)))]), topics
-    if not is_of_lines(path):
-        return things, iter([Line(read_message(path, compose, cli.inbox))]), topics
-    lines = messages_of(lines_of(path), compose, raw)
+    lines = messages_of(lines_of(path), compose, raw) if is_of_lines(path) else message_in(path, compose)
     if str(path) == "-":
         if sys.stdin is None:
-            raise ElfError("standard input is closed", "pipe messages into it: `… | elf.py send --json-message -`")
+            raise ElfError("standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`")
         return things, lines, topics
-    first = in_background(cli.inbox, lambda: next(lines))
-    if isinstance(first.error, OSError):
-        raise unreadable(path, first.error.strerror, ElfError)
-    if not first.message:
-        raise unreadable(
-            path, f"{first} not a message: {explain(first.error)[0]}" if first.error else "it holds no message"
-        )
+    first = in_background(cli.inbox, lambda: first_of(path, lines))  # a pipe may have no writer yet
     return things, itertools.chain([first], lines), topics
 
 
 def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
-    """Return what makes a message of given bytes, once it has tried it on a thing: that may raise."""
+    """Return a function that makes a message of bytes, after trying it for one thing, which may raise."""
     of_lines, voices = is_of_lines(cli.json_message), dict[str, Voice]()
-    make = of_line if of_lines else Composer.of_object if cli.json_message else Composer.of_text
-    make = Composer if cli.raw else Composer.of_any if cli.template else make
 
     def finish(text: bytes) -> Composer:
-        return make(text).in_run(run)
+        if cli.raw:
+            return Composer(text)
+        if cli.template:
+            message = Composer.of_any(text)
+        else:
+            is_object = begins_object(text) if of_lines else cli.json_message
+            message = Composer.of_object(text) if is_object else Composer.of_text(text)
+        if run and (taken := message.has - {"ts"}):
+            raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
+        return message._replace(run=run)
 
     def compose(text: bytes) -> Message:
         voice = functools.partial(Voice, seed=cli.seed, interval_s=cli.interval)
         message: Message = Template(text, finish, voice) if cli.template else finish(text)
         message.payload(topic, thing, 1)
         if isinstance(message, Template):
-            message.voices = voices  # in which nothing has been said yet
+            message.voices = voices  # none of which was used for the trial
         return message
 
     return compose
 
 
 def rounds_of(cli: Cli) -> int | None:
-    """Say how many messages each thing is to publish, unless they are lines; None: without end."""
+    """Return how many messages each thing publishes, unless they are lines; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     in_time = math.ceil((cli.duration or DURATION_S) / (cli.interval or INTERVAL_S) - 1e-9)
     return cli.count or (None if cli.duration == 0 else in_time)
 
 
 def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
-    """Have all things publish one message after the other, each at its time or as it comes, until they or the time end.
+    """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
-    Returns how many there were, and how many lines can't be sent.
+    Returns how many messages there were, and how many lines can't be sent.
     """
     asked = threading.Semaphore(2)  # so that the next one has been read when it is due
     threading.Thread(target=read_ahead, args=(lines, cli.inbox, asked), daemon=True).start()
@@ -4786,7 +4683,7 @@ def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
 
 
 def await_acknowledgements(shift: Shift, tally: Tally) -> None:
-    """Wait until all is acknowledged, ACK_GRACE_S seconds at the least and as long as acknowledgements come."""
+    """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
     shift.crew.settle()
     if shift.take_until(Settled, ended + 2.0) or shift.has_failed:
@@ -4799,14 +4696,14 @@ def await_acknowledgements(shift: Shift, tally: Tally) -> None:
 
 
 def await_answers(shift: Shift, tally: Tally) -> None:
-    """Wait until AWS has answered all messages to shadows, ANSWER_GRACE_S seconds at the most."""
+    """Wait until AWS has answered all messages to shadows, for up to ANSWER_GRACE_S."""
     deadline = time.monotonic() + ANSWER_GRACE_S
     while tally.unanswered and not shift.has_failed and (now := time.monotonic()) < deadline:
         shift.take_until(Settled, now + MIN_INTERVAL_S)
 
 
 def subscribe(cli: Cli) -> int:
-    """Have every thing subscribe, and log what comes until `cli.duration` is over or `cli.count` messages have come."""
+    """Make every thing subscribe, and log messages until `cli.duration` is over or `cli.count` have arrived."""
     things = ready_things(cli.fleet, cli.things)
     given: Sequence[str | None] = cli.topics or [None]
     append = cli.append_thing_name
@@ -4844,7 +4741,7 @@ def subscribe(cli: Cli) -> int:
 
 
 def clean_up(cli: Cli) -> int:
-    """Take every thing of the fleet away in AWS IoT, then on disk; with `cli.only_local`, on disk only."""
+    """Delete every thing of the fleet in AWS IoT, then on disk; with `cli.only_local`, only on disk."""
     fleet = cli.fleet
     with fleet.locked(cli.inbox):
         things = list(fleet.things.values())
@@ -4862,7 +4759,7 @@ def clean_up(cli: Cli) -> int:
                 fleet.forget_unanswered()
             else:
                 log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
-                iot, _ = reach_aws(cli)  # in another account all would seem to be gone
+                iot, _ = reach_aws(cli)  # in another account everything would seem to be gone
                 for thing, _ in step_by_step(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
                     report_cleaned(cli.results, thing.name)
                 show_unanswered(cli)
@@ -4885,7 +4782,7 @@ def report_cleaned(results: Results, name: str) -> None:
 
 
 def list_things(cli: Cli) -> int:
-    """Show what misc/ has of the fleet, whatever else is at work there: this locks, writes and asks AWS nothing."""
+    """Show what misc/ has of the fleet, even while other commands use it, without locking, writing or asking AWS."""
     fleet = Fleet(cli.misc_dir)
     if fleet.changed_s_ago() < 1.0:
         fleet.reload()  # another command may have folded its journal while this one read
@@ -4917,7 +4814,7 @@ def list_things(cli: Cli) -> int:
 
 
 def show_unanswered(cli: Cli) -> None:
-    """Say which certificates may have been made without ELF's getting to know of it, for the user to decide."""
+    """Log which certificates may have been made in requests without an answer, for the user to decide."""
     fleet = cli.fleet
     if not fleet.unanswered:
         return
@@ -4948,7 +4845,7 @@ def show_unanswered(cli: Cli) -> None:
 
 
 def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
-    """Return the things that can connect, or the `first` so many. Raises ElfError when there is none, or fewer."""
+    """Return the things that can connect, or the first `first` of them. Raises ElfError if there are none, or fewer."""
     for stage, command in ((CREATING, "create"), (CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
             log.warning("skipping incomplete things: %s; finish with `elf.py %s`", listed(names), command)
@@ -4972,9 +4869,9 @@ def at_work(
     topics: Mapping[str, Sequence[str]] | None = None,
     filters: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[Shift]:
-    """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
+    """Give the things a policy if they have none yet, connect them, and disconnect them at the end.
 
-    They publish to their topic, and subscribe to their filters. What keeps some from it is reported, then the account.
+    They publish to their topic, and subscribe to their filters. Failures are reported at the end, after the account.
     Raises ElfError when none is connected.
     """
     fleet = cli.fleet
@@ -5020,20 +4917,20 @@ def at_work(
 
 
 def connects_per_s(filters: Mapping[str, Sequence[str]]) -> float:
-    """Say how many things may connect a second: AWS takes 500 connects and 500 subscriptions an account."""
+    """Return how many things may connect a second: AWS allows 500 connects and 500 subscriptions per account."""
     return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max([1, *map(len, filters.values())]))
 
 
 class Admission(NamedTuple):
-    """What lets things in: their policies, which they have now, and the broker's address."""
+    """The things, which all have a policy now, and the broker's address."""
 
     things: Sequence[Thing]
     endpoint: Endpoint
-    patience_s: Mapping[str, float]  # by thing: how long it may still be refused, since AWS takes time to know of it
+    patience_s: Mapping[str, float]  # by thing: how long it may still be refused, until changes take effect
 
 
 def admit(cli: Cli, things: Sequence[Thing]) -> Admission:
-    """Give the things a policy where they have none yet, and find the broker. Raises ElfError; botocore's errors."""
+    """Give the things a policy if they have none yet, and find the broker. Raises ElfError; botocore's errors."""
     fleet = cli.fleet
     endpoint = cli.mqtt_endpoint or Endpoint("")
     newcomers = {thing.name for thing in things if not thing.policy_arn}
@@ -5074,7 +4971,7 @@ def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
 
 
 def root_of(cli: Cli) -> Path:
-    """Return the file with the broker's root certificates. Raises ElfError when it holds none."""
+    """Return the file with the broker's root certificates. Raises ElfError if it has none."""
     import ssl
 
     fleet = cli.fleet
@@ -5105,7 +5002,7 @@ def whole(text: str) -> int:
 
 
 def number(what: str, least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
-    """Make the parser of a number that is `what`, from `least` to `most`."""
+    """Return a parser of numbers from `least` to `most`, described as `what`."""
 
     def parse(text: str) -> float:
         with contextlib.suppress(ValueError):
@@ -5117,8 +5014,8 @@ def number(what: str, least: float, most: float = sys.float_info.max) -> Callabl
 
 
 from_0 = number("a number of seconds from 0", 0)
-interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT takes 100 messages a second", MIN_INTERVAL_S)
-rate = number("a number of things a second, from 0.1 to 1000", 0.1, 1000)
+interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT allows 100 messages a second", MIN_INTERVAL_S)
+rate = number("a number of things per second, from 0.1 to 1000", 0.1, 1000)
 
 
 def prefix(text: str) -> str:
@@ -5138,7 +5035,7 @@ def mqtt_endpoint(text: str) -> Endpoint:
 
 
 def directory(text: str) -> Path:
-    if not text:  # from a variable that is not set, most likely, and not meant for the working directory
+    if not text:  # probably from a variable that is not set, and not meant to be the working directory
         raise argparse.ArgumentTypeError("the directory name is empty, here or in ELF_MISC_DIR")
     try:
         return Path(text).expanduser().absolute()
@@ -5159,16 +5056,16 @@ def proxy(text: str) -> str:
         if text != NO_PROXY:
             Proxy.from_url(text)
     except ElfError as error:
-        raise argparse.ArgumentTypeError(f"that is not a proxy's URL: {error.remedy}") from None
+        raise argparse.ArgumentTypeError(f"not a valid proxy URL: {error.remedy}") from None
     return text
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse whose usage errors are one line that may suggest what was meant, and which takes no abbreviation
-    that a later option could break."""
+    """An ArgumentParser with usage errors of one line that may suggest what was meant, and without abbreviations,
+    which a later option could break."""
 
     def __init__(self, **settings: Any) -> None:
-        # 80 columns: argparse imports three compressors, by way of shutil, to ask how many a terminal has.
+        # 80 columns: to find the terminal's width, argparse would import shutil, with three compression libraries.
         formatter = functools.partial(argparse.HelpFormatter, width=78)
         super().__init__(allow_abbrev=False, add_help=False, formatter_class=formatter, **settings)
         self.commands: list[Parser] = []
@@ -5177,7 +5074,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.typed = list(sys.argv[1:] if args is None else args)
         cli, unknown = super().parse_known_args(self.typed, namespace)
-        if unknown:  # argparse would have the parser of the commands say it, whose --help is not the command's
+        if unknown:  # else the parser of all commands would report it, with its --help instead of the command's
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return cli, unknown
 
@@ -5191,7 +5088,7 @@ class Parser(argparse.ArgumentParser):
         known += re.findall(r"[\w-]+", message.partition("choose from")[2])
         meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
-        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in what was taken for something else
+        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in a wrong place
         cause, remedy = f"{message}{suggestion}", f"see {self.prog} --help"
         with contextlib.suppress(OSError):
             sys.stderr.write(redacted(printable(f"{self.prog}: error: {cause} ({remedy})")) + "\n")
@@ -5200,14 +5097,14 @@ class Parser(argparse.ArgumentParser):
 
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
-    where = "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
-    raised = f"things a second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
+    where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
+    raised = f"things per second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
     region, profile, url = (functools.partial(part_of_place, key=key) for key in ("region", "profile", "endpoint_url"))
-    other = f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})"
+    other = f"AWS region (default: the fleet's, else from the AWS configuration, else {REGION})"
     add("--region", metavar="R", type=region, help=other)
     add("--profile", metavar="P", type=profile, help="named profile of the AWS CLI (default: the fleet's, else none)")
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
-    way = f"go through this proxy; {NO_PROXY}: through none (default: HTTPS_PROXY, ALL_PROXY and NO_PROXY say)"
+    way = f"use this proxy; {NO_PROXY}: use no proxy (default: from HTTPS_PROXY, ALL_PROXY and NO_PROXY)"
     add("--proxy", metavar="URL", type=proxy, help=way)
     add("--local", action="store_true", help="use an AWS IoT on this machine; needs no account")
     add("--misc-dir", metavar="D", type=directory, help=where)
@@ -5219,14 +5116,14 @@ def add_common_options(parser: Parser) -> Parser:
     add("--quiet", action="store_true", help="log only warnings, errors and the final report")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
     add("-V", "--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
-    add("-h", "--help", action="help", help="show this and exit")
+    add("-h", "--help", action="help", help="show this help and exit")
     return parser
 
 
 def add_messaging_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of send and subscribe").add_argument
-    name = f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
-    broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
+    name = f"use topic T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
+    broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
     add("--things", metavar="N", type=whole, help="use only the first N things of the fleet (default: all)")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
@@ -5242,15 +5139,15 @@ def add_send_options(command: Parser) -> None:
         f"send the JSON object in FILE instead of MESSAGE; FILE{REPLAYED}: one line per interval; - (standard input): "
         "each line as it arrives"
     )
-    # Another default of the positional one would undo what -m has set.
+    # Another default of the positional would override -m.
     what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
-    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
+    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same as MESSAGE")
     what("--json-message", metavar="FILE", type=Path, help=content)
     add("--raw", action="store_true", help="send MESSAGE, FILE or each line as is: no JSON, no ts, any topic")
     add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
     add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
-    add("-t", "--topic", metavar="T", help=f"may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
+    add("-t", "--topic", metavar="T", help=f"topic, may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     pace = f"seconds between messages (default: {INTERVAL_S:g}, or as lines arrive)"
     add("--interval", metavar="S", type=interval, help=pace)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
@@ -5268,10 +5165,10 @@ def add_subscribe_options(command: Parser) -> None:
 
 
 def build_parser() -> Parser:
-    """Make the parser of the commands, with the options of every command both before and after the command."""
+    """Make the parser, which accepts the options of every command before and after the command."""
     parser = Parser(
         prog="elf.py",
-        description="The Extremely Low Friction AWS IoT client: make things, let them send and listen, clean up.",
+        description="The Extremely Low Friction AWS IoT client: make things, let them send and subscribe, clean up.",
         epilog="example: python elf.py --local create 3",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
@@ -5284,7 +5181,7 @@ def build_parser() -> Parser:
     def add_command(
         run: Callable[[Cli], int], example: str, summary: str, *parents: Parser, alone: bool = True
     ) -> Parser:
-        """Add a command that `run` carries out, `alone` on its misc/ or not."""
+        """Add a command with its function `run`, which needs misc/ to itself if `alone`."""
         command = commands.add_parser(
             example.partition(" ")[0],
             help=summary,
@@ -5299,7 +5196,7 @@ def build_parser() -> Parser:
     command = add_command(create_things, "create 3", "make things in AWS IoT, each with a certificate and keys")
     add = command.add_argument
     add("count", metavar="COUNT", type=whole, nargs="?", default=1, help="how many (default: %(default)s)")
-    add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="as in NAME_0 (default: %(default)s)")
+    add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="makes NAME_0 and so on (default: %(default)s)")
 
     example = "send --duration 30 --interval 0.5 'Hello from ELF'"
     command = add_command(send_messages, example, "have every thing publish messages", messaging, alone=False)
@@ -5319,7 +5216,7 @@ def build_parser() -> Parser:
 
 
 def misuse(cli: Cli) -> str:
-    """Say which options do not work together or would do nothing, and what was meant, maybe; empty: none."""
+    """Return which options do not work together or have no effect, and what may have been meant, or ""."""
     run = getattr(cli, "run", None)  # where there is a command
     sends = run is send_messages
     problems = (
@@ -5342,9 +5239,9 @@ def misuse(cli: Cli) -> str:
 
 
 def is_input_unread(given: Path | None) -> bool:
-    """Say whether somebody wrote into a pipe, or gave a file from its beginning, that is not what is `given` to read.
+    """Return whether standard input is a pipe with data, or a file at its beginning, and not what `given` names.
 
-    Of the file that a shell's loop reads from, the beginning is gone.
+    A file that a shell's loop reads from is not at its beginning.
     """
     with contextlib.suppress(ImportError, OSError):  # Windows
         import fcntl
@@ -5359,9 +5256,9 @@ def is_input_unread(given: Path | None) -> bool:
 
 
 def locate(cli: Cli, remembered: Place | None) -> Place:
-    """Say where the fleet lives, or shall: what was remembered at its creation, else the options.
+    """Return where the fleet is, or will be: as recorded when it was created, else from the options.
 
-    Raises: ElfError when an explicit option does not match what is remembered.
+    Raises ElfError when an option does not match what is recorded.
     """
     explicit = {key: value for key in ("region", "profile", "endpoint_url") if (value := getattr(cli, key))}
     if not remembered:
@@ -5390,9 +5287,9 @@ def _contradicts(place: Place, key: str, value: str) -> bool:
 
 @contextlib.contextmanager
 def held_fleet(cli: Cli, name: str, alone: bool, creates: bool = False) -> Iterator[Fleet]:
-    """Find the fleet and where it lives; until the block ends, what can't run beside `name` has to wait.
+    """Find the fleet and where it is, and lock it for the command `name` until the block ends.
 
-    Raises ElfError, for one when something can't run beside it already.
+    Raises ElfError, for example when another command has it locked.
     """
     cli.fleet = fleet = Fleet(cli.misc_dir)
     if creates:
@@ -5405,7 +5302,7 @@ def held_fleet(cli: Cli, name: str, alone: bool, creates: bool = False) -> Itera
 
 @contextlib.contextmanager
 def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
-    """Start the embedded AWS IoT, if the fleet lives there and it does not run yet, and say so if it dies meanwhile."""
+    """Start the embedded AWS IoT, if the fleet is there and it is not running; report if it dies during the block."""
     cli.headers, cli.refuse_dead_local = {}, lambda: None
     if not (cli.place.local and is_needed):
         yield
@@ -5439,7 +5336,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
 
 
 def _local_aws() -> Any:
-    """Import local_aws.py, which only a fleet on the embedded AWS IoT needs."""
+    """Import local_aws.py, which only `--local` needs."""
     try:
         import local_aws
     except ModuleNotFoundError as error:
@@ -5470,7 +5367,7 @@ def run_command(cli: Cli) -> int:
 
 
 def next_step(misc_dir: Path) -> str:
-    """Say what to type next."""
+    """Return a line with the next command to type."""
     import shlex
 
     is_usual = misc_dir == Path(os.environ.get("ELF_MISC_DIR", HERE / "misc")).absolute()
@@ -5480,9 +5377,9 @@ def next_step(misc_dir: Path) -> str:
 
 @contextlib.contextmanager
 def signals_to(inbox: Inbox) -> Iterator[None]:
-    """Bring signals to the inbox, unless the caller has them ignored (a shell's background job, nohup)."""
+    """Send signals to the inbox, except those that the caller ignores (a shell's background job, nohup)."""
     before = {}
-    # Windows has the last, Ctrl-Break, and neither SIGHUP, a terminal's end, nor a way to ask by SIGTERM.
+    # Windows has only the last, Ctrl-Break, besides SIGINT: no SIGHUP, and no way to send a SIGTERM.
     wanted = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     for signum in (getattr(signal, name) for name in wanted if hasattr(signal, name)):
         if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -5498,7 +5395,7 @@ def signals_to(inbox: Inbox) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ELF, and return the exit status.
 
-    0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 who read the output is gone.
+    0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 the output's reader closed it.
     """
     open_standard_streams()
     hide_environment()
@@ -5513,7 +5410,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not cli.command:
             sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
             parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
-    except SystemExit as usage:  # argparse has printed what there is to say
+    except SystemExit as usage:  # argparse has printed the message
         try:
             if sys.stdout:
                 sys.stdout.flush()
@@ -5532,12 +5429,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with signals_to(cli.inbox):
         try:
             return report_end(cli, run_to_the_end(cli))
-        except KeyboardInterrupt:  # the second signal, while the first is being reported
+        except KeyboardInterrupt:  # the second signal, during the report of the first
             return 128 + (cli.inbox.signum or signal.SIGINT)
 
 
 def report_end(cli: Cli, status: int) -> int:
-    """Write the summary and all that is not written yet, and return the exit status: not 0 if that failed."""
+    """Write the summary and all pending output, and return the exit status: not 0 if that failed."""
     printer = cli.printer
     try:
         cli.results.put("summary", command=cli.command, exitStatus=status, **cli.results.summary)
@@ -5553,10 +5450,10 @@ def report_end(cli: Cli, status: int) -> int:
 
 
 def run_to_the_end(cli: Cli) -> int:
-    """Run the command, explain what keeps it from success, and return the exit status."""
+    """Run the command, explain its failure, and return the exit status."""
     try:
         if sys.stdout is None and (cli.output in ("json", "payload") or cli.run is list_things):
-            raise ElfError("standard output is closed, and `list` and --output write there", "open it")
+            raise ElfError("standard output is closed, and `list` and --output need it", "open it")
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:
@@ -5574,6 +5471,6 @@ def run_to_the_end(cli: Cli) -> int:
 
 
 if __name__ == "__main__":
-    # Python's own end would wait for a call that outlasts Ctrl-C, a connection that hangs or a reader, and take apart
-    # one by one what goes with the process anyway.
+    # A normal exit of Python would wait for a call that outlasts Ctrl-C, a connection that hangs or a reader, and
+    # release one by one what the system releases anyway.
     os._exit(main())

@@ -1189,7 +1189,7 @@ def test_a_file_of_messages_that_has_none_is_explained(
     file = tmp_path / "empty.jsonl"
     file.write_text("\n \n")
     result = main_of_pair("send", *pair.broker, "--json-message", file, status=2)
-    explained(result, MESSAGE_INVALID, file, "it holds no message")
+    explained(result, MESSAGE_INVALID, file, "it contains no message")
     assert len(result.lines) == 2
 
 

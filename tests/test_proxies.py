@@ -336,8 +336,8 @@ def test_the_control_plane_goes_through_what_botocore_can(main: InProcess, proxi
     ("options", "problem"),
     [
         (("--local", "--proxy", "http://127.0.0.1:9"), "--local uses no proxy"),
-        (("--proxy", "ftp://jane:s3cret@127.0.0.1"), "that is not a proxy's URL"),
-        (("--proxy", "http://jane:s3c/ret@127.0.0.1"), "that is not a proxy's URL"),
+        (("--proxy", "ftp://jane:s3cret@127.0.0.1"), "not a valid proxy URL"),
+        (("--proxy", "http://jane:s3c/ret@127.0.0.1"), "not a valid proxy URL"),
         (("--prox", "http://jane:s3cret@127.0.0.1"), "did you mean --proxy?"),
     ],
 )
@@ -350,7 +350,7 @@ def test_a_proxy_that_can_not_be_meant_is_refused(main: InProcess, options: tupl
 def test_a_variable_that_holds_no_proxy_is_named(main_of_pair: InProcess, pair: Pair) -> None:
     main_of_pair.use({"HTTPS_PROXY": "gopher://jane:s3cret@127.0.0.1"})
     result = main_of_pair("send", *pair.broker, *ONCE, status=1)
-    assert "HTTPS_PROXY is not a proxy's URL" in result.err
+    assert "HTTPS_PROXY is not a valid proxy URL" in result.err
     assert "s3cret" not in result.err
 
 

@@ -83,8 +83,8 @@ def test_a_credential_by_which_a_role_is_assumed_is_named_and_not_shown(elf: Elf
     )
     elf.environment |= {"AWS_CONFIG_FILE": str(config)}
     result = elf("--debug", "--output", "json", "--profile", "a", "create", status=1)
-    assert "(header X-Amz-Security-Token)" in result.err
-    assert "check its source_profile" in result.err
+    assert "the AWS session token (from a role's source_profile) contains a line end" in result.err
+    assert "what to do: set it again" in result.err
     assert TOKEN not in result.err + result.out
     assert not elf.things()
 
