@@ -1903,7 +1903,7 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     """
     thing = _take_up(iot, fleet, name)
     with _taking_its_name(iot, fleet, strays, thing):
-        # The attribute makes AWS refuse a name that somebody else's thing has, instead of handing it over.
+        # The attribute makes AWS refuse a name that someone else's thing has, instead of handing it over.
         iot.create_thing(thingName=name, attributePayload={"attributes": {"elf_id": fleet.elf_id}})
     if not thing.certificate_arn:
         with _asking_for_certificate(fleet, thing):
