@@ -1882,7 +1882,7 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     """
     thing = _take_up(iot, fleet, name)
     with _taking_its_name(iot, fleet, thing):
-        # The attribute makes AWS refuse a name that somebody else's thing has, instead of handing it over.
+        # The attribute makes AWS refuse a name that someone else's thing has, instead of handing it over.
         iot.create_thing(thingName=name, attributePayload={"attributes": {"elf_id": fleet.elf_id}})
     if not thing.certificate_arn:
         if name in strays:
@@ -2438,18 +2438,18 @@ def sandbox() -> Any:
         def __init__(self) -> None:
             super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self.taken)
             self.filters = {name: self.counting(name, its) for name, its in self.filters.items() if name != "random"}
-            self.filters |= {"counted": self.counted, "taken": self.taken}
+            self.filters["taken"] = self.taken
             del self.globals["lipsum"]
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-            def wrapped(node: Any, name: str) -> nodes.Filter:
-                return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+            def taken(node: Any) -> nodes.Filter:
+                return nodes.Filter(node, "taken", [], [], None, None, lineno=node.lineno)
 
             tree = super()._parse(source, name, filename)
             for loop in tree.find_all(nodes.For):
-                loop.iter = wrapped(loop.iter, "counted")
+                loop.iter = taken(loop.iter)
             for joined in tree.find_all(nodes.Concat):
-                joined.nodes = [wrapped(part, "taken") for part in joined.nodes]
+                joined.nodes = [taken(part) for part in joined.nodes]
             return tree
 
         def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
@@ -2468,11 +2468,6 @@ def sandbox() -> Any:
             if not isinstance(value, int | float):
                 self.step((value,))
             return value
-
-        def counted(self, items: Iterable[Any]) -> Iterator[Any]:
-            for item in items:
-                self.step()
-                yield item
 
         def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
             """Count a call or filter, tenfold since replace() multiplies; numbers may be widths, except in a format."""
