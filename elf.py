@@ -1784,12 +1784,6 @@ def _may_have_arrived(error: Exception) -> bool:
     return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(names_of(error))
 
 
-def _refused_at_once(error: Exception) -> bool:
-    """Return whether AWS refused a call, and no earlier attempt of it can have had an effect."""
-    metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
-    return 400 <= metadata.get("HTTPStatusCode", 0) < 500 and not metadata.get("RetryAttempts")
-
-
 class NotYet(Exception):  # noqa: N818 - it passes
     """Ends a step that AWS is not ready for: for_each() calls `again`, then the step, for up to `patience_s` in all.
 
@@ -1917,7 +1911,9 @@ def _taking_its_name(iot: Any, fleet: Fleet, thing: Thing) -> Iterator[None]:
                 remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
             raise ElfError(f"thing {thing.name} already exists, and this ELF did not make it", remedy) from error
     except iot.exceptions.ClientError as error:
-        if not thing.certificate_arn and _refused_at_once(error):
+        answer = error.response["ResponseMetadata"]
+        is_refused = answer["HTTPStatusCode"] < 500 and not answer["RetryAttempts"]  # no earlier attempt had an effect
+        if is_refused and not thing.certificate_arn:
             fleet.forget(thing)
         raise
 
@@ -1992,8 +1988,7 @@ def _unless_made_already(iot: Any, name: str, document: Mapping[str, Any]) -> It
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
-        policy = _unless_missing(iot.get_policy, policyName=name)
-        if not policy or json.loads(policy["policyDocument"]) != document:
+        if json.loads(iot.get_policy(policyName=name)["policyDocument"]) != document:
             raise ElfError(
                 f"policy {name} already exists, and ELF did not make it",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
