@@ -2179,7 +2179,7 @@ def gone_is_fine(
         again()
 
 
-def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
+def unclaimed_certificates(iot: Any, fleet: Fleet) -> Iterator[Mapping[str, Any]]:
     """Find what the requests without an answer may have made: certificates of those times, attached to nothing.
 
     AWS has no other way to find them, so a certificate of someone else's may be among them.
@@ -2188,7 +2188,6 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
 
     mine = {thing.certificate_id for thing in fleet.things.values()}
     first, made = min(call.since for call in fleet.unanswered), math.inf
-    found: list[Mapping[str, Any]] = []
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
         # AWS's clock (in seconds) and this machine's may differ.
         date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
@@ -2198,10 +2197,9 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
             made = certificate["creationDate"].timestamp() - ahead
             in_time = any(call.since - 1 <= made <= call.until + 1 for call in fleet.unanswered)
             if in_time and certificate["certificateId"] not in mine and not _users(iot, certificate["certificateArn"]):
-                found.append(certificate)
+                yield certificate
         if made < first - 1:
-            break  # the newest pages come first
-    return found
+            return  # the newest pages come first
 
 
 def allows(documents: Iterable[Mapping[str, Any]], action: str, resource: str) -> bool:
@@ -4795,7 +4793,7 @@ def show_unanswered(cli: Cli) -> None:
     log.warning("%s got no answer: %s, from %s to %s", calls, what, utc(since), utc(until))
     try:
         iot, _ = reach_aws(cli)
-        found = in_background(cli.inbox, lambda: unclaimed_certificates(iot, fleet))
+        found = in_background(cli.inbox, lambda: list(unclaimed_certificates(iot, fleet)))
     except Interrupted:
         raise
     except Exception as error:
