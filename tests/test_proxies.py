@@ -319,7 +319,7 @@ def test_who_can_not_resolve_the_brokers_name_is_told_that_the_proxy_may(
 ) -> None:
     endpoint = ("--mqtt-endpoint", "nobody.invalid", "--things", 1)
     result = main_of_pair("send", "--proxy", f"socks5://127.0.0.1:{proxies.socks}", *endpoint, *ONCE, status=1)
-    assert "its name can't be resolved" in result.err
+    assert "could not resolve its host name" in result.err
     assert "what to do: use socks5h:// instead of socks5://" in result.err
 
 
