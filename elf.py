@@ -862,12 +862,11 @@ class Inbox:
             if self.between:
                 self.between()
             wait_s = deadline - time.monotonic()
-            longest_s = REDRAW_S if self.between else 1.0  # Windows can't interrupt a wait
-            try:
-                if (event := self._events.get(timeout=max(0.0, min(longest_s, wait_s)))) is not None:
+            try:  # not for long: Windows can't interrupt a wait
+                if (event := self._events.get(timeout=max(0.0, min(REDRAW_S, wait_s)))) is not None:
                     return event
             except queue.Empty:
-                if wait_s <= longest_s:
+                if wait_s <= REDRAW_S:
                     return None
 
     def rest(self) -> Iterator[Any]:
@@ -1015,7 +1014,7 @@ class Fleet:
                 raise ValueError("elf_id is not a URN of a UUID")
             self.place = recorded_place(elf.get("fleet"))
             self.was_local = elf.get("was_local") is True  # the last fleet, which is gone
-            self.unanswered = recorded_calls(elf.get("unanswered", []))
+            self.unanswered = [Unanswered(*map(_time, call)) for call in elf.get("unanswered", [])]
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
         with _reading(self.things_file, list) as entries:
@@ -1070,9 +1069,15 @@ class Fleet:
         take = functools.partial(take_lock, self.directory, self.directory / ".held")
         lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
         try:
-            if self._sign(note, f"{os.getpid()} {command}\n", alone):
+            self.reload()
+            try:
+                with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
+                    file.write(f"{os.getpid()} {command}\n".encode())
+            except OSError:
+                if alone:
+                    raise  # else reading is enough
+            else:
                 self._tighten()
-                self.reload()
                 if self._changes or self._key_material or any(thing.asked for thing in self.things.values()):
                     with self.locked(inbox):
                         pass  # which repairs
@@ -1130,17 +1135,6 @@ class Fleet:
                 log.info("waiting for %s", announced := holders)
             inbox.get(deadline=time.monotonic() + 0.05)
         return lock
-
-    def _sign(self, note: Path, line: str, alone: bool) -> bool:
-        """Add a line to the note; return whether the directory is writable. Raises OSError if `alone` and it is not."""
-        try:
-            with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            if alone:
-                raise
-            return error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM)
-        return True
 
     def claim(self) -> None:
         """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError if it is neither."""
@@ -1334,7 +1328,7 @@ class Fleet:
 
 @contextlib.contextmanager
 def _reading(path: Path, kind: type[T]) -> Iterator[T]:
-    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its ValueError into an ElfError."""
+    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its errors into an ElfError."""
     try:
         content = kind()
         with contextlib.suppress(FileNotFoundError):
@@ -1345,7 +1339,7 @@ def _reading(path: Path, kind: type[T]) -> Iterator[T]:
         if not isinstance(content, kind):
             raise ValueError(f"it is not a JSON {'list' if kind is list else 'object'}")
         yield content
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ElfError(
             f"could not read {path}: {error}",
             f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
@@ -1365,45 +1359,33 @@ def recorded_place(recorded: object) -> Place | None:
     raise ValueError("fleet is not valid")
 
 
-def recorded_calls(recorded: object) -> list[Unanswered]:
-    """Read the requests without an answer. Raises ValueError."""
-    pairs: list[Any] = recorded if isinstance(recorded, list) else [None]
-    if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs):
-        raise ValueError("unanswered is not a list of times")
-    return [Unanswered(*pair) for pair in pairs]
-
-
-def recorded_thing(name: str, recorded: object) -> Thing:
+def recorded_thing(name: str, recorded: Any) -> Thing:
     """Read a thing. Raises ValueError."""
     if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
         raise ValueError(f"{name[:140]!r} is not a valid thing")
-    if not isinstance(recorded.get("keyPair", {}), dict):
-        raise ValueError(f"{name}: keyPair is not a JSON object")
-    if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
-        raise ValueError(f"{unknown[0][:140]!r} of {name} is unknown")
-    known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
-    thing = Thing(name, **{"stage": READY, **known})
-    if thing.stage not in (CREATING, READY, CLEANING):
-        raise ValueError(f"the stage of {name} is unknown")
-    if problem := problem_of(thing):
-        raise ValueError(f"{name}: {problem}")
+    thing = Thing(name, **{"stage": READY, **{field: recorded[k] for field, k in _THING_KEYS.items() if k in recorded}})
+    unknown = [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]
+    arn, certificate_id, policy, policy_arn, stage, asked = thing[1:]
+    match = ARN.fullmatch(arn) if isinstance(arn, str) else None
+    has_certificate = arn or certificate_id or stage == READY
+    own_policy_arn = f"{match[1]}:policy/{policy}" if match else None
+    for is_valid, what in (
+        (not unknown, repr(unknown[:1])[1:140]),
+        (isinstance(recorded.get("keyPair", {}), dict), "keyPair"),
+        (stage in (CREATING, READY, CLEANING), "the stage"),
+        (not has_certificate or (match and match[2] == certificate_id), "the certificate"),
+        (policy in (None, policy_name(name)) and policy_arn in (None, own_policy_arn), "the policy"),
+        (asked is None or _time(asked), "the time"),
+    ):
+        if not is_valid:
+            raise ValueError(f"{what} of {name} is not valid")
     return thing
 
 
-def problem_of(thing: Thing) -> str:
-    """Return what is not valid in a thing's record; "" if all is."""
-    arn = thing.certificate_arn
-    match = ARN.fullmatch(arn) if isinstance(arn, str) else None
-    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[2] != thing.certificate_id):
-        return "the certificate is missing or not valid"
-    policy_arn = f"{match[1]}:policy/{thing.policy_name}" if match else None
-    if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
-        return "the policy is not ELF's"
-    return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e11
+def _time(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1e11:
+        raise ValueError("a time is not valid")
+    return float(value)
 
 
 def _entry(thing: Thing) -> dict[str, Any]:
@@ -1691,7 +1673,11 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
 
 def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     """Make boto3's session. For the embedded AWS IoT, no credential or profile of the user's is even read."""
-    if place.local or not _uses_login():
+    uses_login = False
+    with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
+        configuration = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
+        uses_login = not place.local and b"login_session" in configuration.read_bytes()
+    if not uses_login:
         # botocore imports awscrt if it can, which takes 40 ms, and needs it only for `aws login`.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
@@ -1717,13 +1703,6 @@ def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     )
     session._session.set_default_client_config(config)
     return session
-
-
-def _uses_login() -> bool:
-    """Return whether AWS's configuration has a profile that uses `aws login`."""
-    with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
-        return b"login_session" in Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser().read_bytes()
-    return False
 
 
 def _check_credentials(request_signer: Any, **_: object) -> None:
@@ -1902,10 +1881,12 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     Raises: ElfError when a thing of that name is not this ELF's; NotYet; botocore's errors.
     """
     thing = _take_up(iot, fleet, name)
-    with _taking_its_name(iot, fleet, strays, thing):
+    with _taking_its_name(iot, fleet, thing):
         # The attribute makes AWS refuse a name that someone else's thing has, instead of handing it over.
         iot.create_thing(thingName=name, attributePayload={"attributes": {"elf_id": fleet.elf_id}})
     if not thing.certificate_arn:
+        if name in strays:
+            _retire_lost_certificates(iot, name)
         with _asking_for_certificate(fleet, thing):
             keys = iot.create_keys_and_certificate(setAsActive=True)
         thing = _keep_certificate(iot, fleet, thing, keys)
@@ -1922,11 +1903,8 @@ def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
 
 
 @contextlib.contextmanager
-def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> Iterator[None]:
-    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made.
-
-    If the thing is in `strays`, its certificates are deleted: their keys are lost.
-    """
+def _taking_its_name(iot: Any, fleet: Fleet, thing: Thing) -> Iterator[None]:
+    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made."""
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
@@ -1942,8 +1920,6 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
         if not thing.certificate_arn and _refused_at_once(error):
             fleet.forget(thing)
         raise
-    if thing.name in strays and not thing.certificate_arn:
-        _retire_lost_certificates(iot, thing.name)
 
 
 @contextlib.contextmanager
@@ -1967,9 +1943,11 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
     asked = fleet.things[thing.name]
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
-    if problem_of(certified._replace(stage=READY)):
+    try:
+        recorded_thing(thing.name, _entry(certified))
+    except ValueError as error:
         fleet.record_unanswered(asked)
-        raise NotAwsError(iot.meta.endpoint_url)
+        raise NotAwsError(iot.meta.endpoint_url) from error
     try:
         return fleet.record(certified, keys)
     except (OSError, ElfError):
@@ -2283,14 +2261,12 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     Raises botocore's errors.
     """
     arn = thing.certificate_arn or ""
-    try:
-        certificate = iot.describe_certificate(certificateId=thing.certificate_id)["certificateDescription"]
-    except iot.exceptions.ResourceNotFoundException:
+    if not (certificate := _unless_missing(iot.describe_certificate, certificateId=thing.certificate_id)):
         return ElfError(
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
             f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
         )
-    if (status := certificate["status"]) == "REVOKED":
+    if (status := certificate["certificateDescription"]["status"]) == "REVOKED":
         return ElfError(f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", _ANEW)
     if status != "ACTIVE":
         return ElfError(
