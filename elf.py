@@ -4416,7 +4416,7 @@ def create_things(cli: Cli) -> int:
         half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
         if fleet.was_local and not cli.place.local:
-            log.warning("the last fleet was on the embedded AWS IoT (--local); this one is on AWS")
+            log.warning("the last fleet was local (--local); this one is on AWS")
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
         missing.update(gone_things(cli, iot, {*wanted} - strays))
