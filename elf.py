@@ -62,8 +62,8 @@ REGION = "us-west-2"
 PREFIX = "thing"
 MESSAGE = "IoT ELF Hello"
 TOPIC_ROOT = "elf"
-ADDED = frozenset(("ts", "thing", "seq", "run"))  # members of a message; all but the first by --sequence
-REPLAYED = ".jsonl"  # the suffix of a file of messages, one a line
+ADDED = frozenset(("ts", "thing", "seq", "run"))  # members that ELF adds; all but the first with --sequence
+REPLAYED = ".jsonl"  # the suffix of a file with one message per line
 SUFFIXES = (REPLAYED, ".ndjson")  # in any case
 DURATION_S = 10.0
 INTERVAL_S = 1.0
@@ -79,11 +79,11 @@ MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys
 MAX_PAYLOAD_BYTES = 128 * 1024
 MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
-# The same page: neither the slashes nor the bytes of these count. Its slashes forbid a command's answer with a format,
-# and the page of reserved topics has that topic: it gets the slash that it needs.
+# The same page: the slashes and bytes of these do not count. Its limit of slashes forbids a command's answer with a
+# format, but the page of reserved topics has that topic: here its prefix does not count either.
 UNCOUNTED = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
-# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: those of $aws/ that it lets clients
-# publish to. What is not listed there, and all else that begins with $, AWS answers by closing the connection.
+# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: the $aws/ topics that clients may publish
+# to. For any other topic that begins with $, AWS closes the connection.
 # It leaves out those of two services: greengrass/v2/developerguide/device-auth.html (its minimal policy) and
 # iot-fleetwise/latest/developerguide/reserved-topics.html, whose vehicles answer commands in protobuf.
 PUBLISHABLE = (  # not compiled for --help
@@ -101,10 +101,10 @@ PUBLISHABLE = (  # not compiled for --help
 )
 MAX_CLIENT_ID_BYTES = 128
 MAX_SUBSCRIPTIONS = 50  # a connection
-MIN_INTERVAL_S = 0.01  # 100 publishes a second a connection
+MIN_INTERVAL_S = 0.01  # 100 publishes per second and connection
 MAX_BYTES_PER_S = 512 * 1024  # a connection
-MAX_IN_FLIGHT = 100  # unacknowledged publishes a connection
-# The same page, control-plane API: calls a second an account and region.
+MAX_IN_FLIGHT = 100  # unacknowledged publishes per connection
+# The same page, control-plane API: calls per second, account and region.
 QUOTAS: Mapping[str, float] = {
     **dict.fromkeys(("CreateKeysAndCertificate", "UpdateCertificate", "DeleteCertificate", "DescribeCertificate"), 10),
     **dict.fromkeys(("ListCertificates", "ListPrincipalThings", "ListThings", "DescribeEndpoint"), 10),
@@ -115,51 +115,51 @@ QUOTAS: Mapping[str, float] = {
     "ListThingPrincipals": 20,
     "DescribeThing": 350,
 }
-THINGS_PER_S = 10.0  # what these quotas come to
+THINGS_PER_S = 10.0  # what these quotas allow
 
 CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each; and a connection to the control plane
-KEEP_ALIVE_S = 30  # AWS IoT takes no less; a broker that is silent for twice as long is given up
+KEEP_ALIVE_S = 30  # AWS IoT's minimum; a broker that is silent for twice as long is given up
 CALL_TIMEOUT_S = 20.0  # for the control plane's answer
-CALL_ATTEMPTS = 10  # with the pauses between them a minute, or throttling by others
-BUSY_S = 60.0  # the same for what ELF tries again without botocore
+CALL_ATTEMPTS = 10  # with pauses, about a minute, to outlast throttling
+BUSY_S = 60.0  # the same for calls that ELF repeats without botocore
 LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_ATTEMPTS - 1) * 20.0  # botocore's pauses
-STOP_S = 4.0  # what is under way at Ctrl-C has so long to finish; a shell or a container waits little longer
-ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements: it rides out an outage of a minute
-ACK_PAUSE_S = 15.0  # and longer, as long as they come no further apart
-ANSWER_GRACE_S = 10.0  # how long it waits for the last answers of shadows then
-PROPAGATION_S = 20.0  # what was made a moment ago takes some seconds to count
+STOP_S = 4.0  # for running calls to finish after Ctrl-C; a shell or a container waits little longer
+ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements, to survive an outage of a minute
+ACK_PAUSE_S = 15.0  # it waits longer while the time between them is at most this
+ANSWER_GRACE_S = 10.0  # how long it then waits for the last answers of shadows
+PROPAGATION_S = 20.0  # until AWS IoT knows what was just made
 # https://docs.aws.amazon.com/iot/latest/developerguide/iot-policies.html: a changed policy takes 6 to 8 minutes.
 POLICY_CHANGE_S = 480.0
-CONSISTENCY_S = 300.0  # what was detached may count as attached for so long (DeletePolicy, AWS IoT API reference)
-VISIBLE_S = 10.0  # what was just made is not to be found everywhere on AWS at once
-LONGEST_REST_S = 30.0  # of a thing that AWS is not ready for: 300 of them are 10 calls a second, which is a quota
-REJECTED_WITHIN_S = 2.0  # AWS IoT hangs up so soon after a message that it does not take
-LONGEST_PAUSE_S = 4.0  # between two attempts to get a connection back, of a fleet that AWS takes in that time
-LOOK_S = 5.0  # between two looks whether a connection is alive
+CONSISTENCY_S = 300.0  # what was detached may still count as attached (DeletePolicy, AWS IoT API reference)
+VISIBLE_S = 10.0  # until all of AWS finds what was just made
+LONGEST_REST_S = 30.0  # pause of a thing that AWS is not ready for: 300 of them make 10 calls a second, a quota
+REJECTED_WITHIN_S = 2.0  # how soon AWS IoT closes the connection after a message that it refuses
+LONGEST_PAUSE_S = 4.0  # between attempts to reconnect; in that time AWS accepts all things of a fleet
+LOOK_S = 5.0  # between checks whether a connection is alive
 CONNECTS_AT_ONCE = 16
-CONNECTS_PER_S = 400.0  # AWS takes 500 an account
+CONNECTS_PER_S = 400.0  # AWS allows 500 per account
 SUBSCRIPTIONS_PER_S = 450.0  # the same
-BURST_S = 0.1  # what a connection's rate may run ahead, so that a late message does not make all later ones late
-MOST_WAITING = 10_000  # messages that a thing keeps in an outage: a megabyte
-IN_FLIGHT_S = 2.0  # what is missing when `subscribe` ends may be on its way
-MOST_SENDERS = 50_000  # runs of things whose numbers are remembered, by each thing that hears them: 30 MB
+BURST_S = 0.1  # how far a connection's rate may run ahead, so that one late message does not delay all later ones
+MOST_WAITING = 10_000  # messages that a thing keeps in an outage: 1 MB
+IN_FLIGHT_S = 2.0  # how long missing messages have to arrive when `subscribe` ends
+MOST_SENDERS = 50_000  # runs of senders whose numbers are remembered, for each thing that receives them: 30 MB
 MOST_GAPS = 50  # in the numbers of each of them: 6 KB
-TURNS_AT_ONCE = 64  # messages that leave, or come on a connection, before the loop looks what else there is to do
-LAG_S = 1.0  # behind schedule: this machine can't keep it
-FEW_LINES = 50  # of an object, after each of which it is tried whether it is whole
-LINES_AHEAD = 8  # lines that are read before the things have sent those before them
-SELECTABLE = 500  # sockets, where the system has neither epoll nor poll but select() (Windows)
-CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s a thing; AWS takes half of that
+TURNS_AT_ONCE = 64  # messages that are sent, or read from a connection, before the loop does other work
+LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
+FEW_LINES = 50  # lines of an object, after each of which ELF checks whether it is complete
+LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
+SELECTABLE = 500  # sockets, where the system has only select() (Windows)
+CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s per thing; AWS takes half of that
 DIAGNOSES_AT_ONCE = 4  # of things that the broker refuses
-LISTED = 20  # things or messages, at the most, that get a line each without --verbose
-FEW_THINGS = 5  # so many are made or cleaned before anybody looks for a progress bar
+LISTED = 20  # at most this many things or messages get a line each without --verbose
+FEW_THINGS = 5  # up to this many need no progress bar
 REDRAW_S = 0.2  # the live line
-STALL_S = 1.0  # an acknowledgement that takes longer is news for the live line
-MOST_UNREAD = 8 * 1024 * 1024  # characters that a slow reader leaves waiting: some 50,000 messages
+STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
+MOST_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader: some 50,000 messages
 
 log = logging.getLogger("iot-elf")
-each = log.getChild("each")  # for what is said of one thing or one message, which brevity_for() may hold back
-last = log.getChild("last")  # for what a command reports in the end, --quiet or not
+each = log.getChild("each")  # for lines about one thing or one message, which brevity_for() may hide
+last = log.getChild("last")  # for a command's final report, shown even with --quiet
 last.setLevel(logging.INFO)
 
 
@@ -309,12 +309,12 @@ FAILURES: Mapping[str, tuple[str, str]] = {
 }
 FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
 
-# After one of these, which AWS has not acted on, the same call is worth another try.
+# After one of these, AWS has not acted on the call, and it may succeed if repeated.
 BUSY = frozenset(
     "ThrottlingException TooManyRequestsException ServiceUnavailableException ServiceUnavailable InternalFailure "
     "EndpointConnectionError ConnectTimeoutError".split()
 )
-# After one of these, the same call for another thing would fail as well.
+# After one of these, the same call for another thing would fail too.
 HOPELESS = frozenset(
     "ExpiredTokenException ExpiredToken UnrecognizedClientException InvalidClientTokenId InvalidSignatureException "
     "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError SSOError LoginError "
@@ -418,7 +418,7 @@ def complain(error: BaseException) -> tuple[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 EVERYTHING = logging.INFO - 1  # the level of --verbose
-KEY_ID_CHARACTERS = 16  # at the least (AccessKey, IAM API reference); what is shorter may be a word
+KEY_ID_CHARACTERS = 16  # minimum (AccessKey, IAM API reference); shorter values may be normal words
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
 CLEAR = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
@@ -431,7 +431,7 @@ def on_terminal() -> bool:
 
 def is_behind() -> bool:
     """Return whether ELF is in the background: another program uses the terminal, and may draw there."""
-    with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing, nor has a pipe
+    with contextlib.suppress(AttributeError, OSError):  # not on Windows, nor for a pipe
         return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
     return False
 
@@ -467,7 +467,7 @@ def fitting(stream: TextIO, *texts: str, after: int = 0) -> str:
 
 def shorter(path: Path) -> Path:
     """Return a path as a person would type it here."""
-    with contextlib.suppress(OSError, ValueError):  # no working directory any more; not below it
+    with contextlib.suppress(OSError, ValueError):  # the working directory is gone; the path is not below it
         return path.relative_to(Path.cwd())
     return path
 
@@ -538,9 +538,9 @@ class Output:
                     self._show(stream, text)
             except Exception as error:
                 self._broken.add(stream)
-                with contextlib.suppress(OSError, ValueError):  # or Python, at its end, would try once more
+                with contextlib.suppress(OSError, ValueError):  # or Python would try again when it exits
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-                if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader has gone, or its terminal
+                if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader or terminal is gone
                     if self._inbox.signum is None:
                         self._inbox.interrupt(SIGPIPE, None)
                 else:
@@ -835,7 +835,7 @@ class Inbox:
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.signum: int | None = None
-        # For other threads' waits alone: a signal that met the main thread in its wait() would block in set().
+        # Only for other threads' waits: a signal during wait() in the main thread would block in set().
         self.stopping = threading.Event()
         self.between: Callable[[], None] | None = None  # called at each get(), and repeatedly while it waits
 
@@ -862,12 +862,11 @@ class Inbox:
             if self.between:
                 self.between()
             wait_s = deadline - time.monotonic()
-            longest_s = REDRAW_S if self.between else 1.0  # Windows can't interrupt a wait
-            try:
-                if (event := self._events.get(timeout=max(0.0, min(longest_s, wait_s)))) is not None:
+            try:  # not for long: Windows can't interrupt a wait
+                if (event := self._events.get(timeout=max(0.0, min(REDRAW_S, wait_s)))) is not None:
                     return event
             except queue.Empty:
-                if wait_s <= longest_s:
+                if wait_s <= REDRAW_S:
                     return None
 
     def rest(self) -> Iterator[Any]:
@@ -979,9 +978,9 @@ _THING_KEYS = {
 BRIEFLY_S = 0.2  # how long a command that is ending, or records a policy, keeps others waiting
 ROOTS_FILE = "amazon-root-ca.pem"
 _STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".held", ".writing")
-_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
+_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # a file that write_private() did not finish
 _KEY_FILE = re.compile(r"[\w:+-]+_[0-9]+\.(pem|pub|prv)")
-# What systems put into any directory, Kubernetes' links among it, and git's file in misc/ of ELF's repository.
+# Files that systems put into any directory, such as Kubernetes' links, and git's file in misc/ of ELF's repository.
 _NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.\..+")
 
 
@@ -1015,7 +1014,7 @@ class Fleet:
                 raise ValueError("elf_id is not a URN of a UUID")
             self.place = recorded_place(elf.get("fleet"))
             self.was_local = elf.get("was_local") is True  # the last fleet, which is gone
-            self.unanswered = recorded_calls(elf.get("unanswered", []))
+            self.unanswered = [Unanswered(*map(_time, call)) for call in elf.get("unanswered", [])]
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
         with _reading(self.things_file, list) as entries:
@@ -1070,9 +1069,15 @@ class Fleet:
         take = functools.partial(take_lock, self.directory, self.directory / ".held")
         lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
         try:
-            if self._sign(note, f"{os.getpid()} {command}\n", alone):
+            self.reload()
+            try:
+                with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
+                    file.write(f"{os.getpid()} {command}\n".encode())
+            except OSError:
+                if alone:
+                    raise  # else reading is enough
+            else:
                 self._tighten()
-                self.reload()
                 if self._changes or self._key_material or any(thing.asked for thing in self.things.values()):
                     with self.locked(inbox):
                         pass  # which repairs
@@ -1097,14 +1102,14 @@ class Fleet:
         with self._wait_for(take, lambda: who, math.inf, inbox) as until_the_end:
             until_the_end.callback(self._remove_empty_journal)
             journal = until_the_end.enter_context(FileIO(os.open(self.journal_file, _APPEND, 0o600), "ab"))
-            _sync(self.directory)  # or a power failure could take the journal away, with keys in it
+            _sync(self.directory)  # or a power failure could delete the journal, with keys in it
             self.reload()
             self._journal = journal
             try:
                 self._repair(journal)
                 yield
             finally:
-                with self._writing:  # a call that outlasts Ctrl-C may still want to record its answer
+                with self._writing:  # a call that outlasts Ctrl-C may still record its answer
                     self.fold()
                     self._journal = None
 
@@ -1130,17 +1135,6 @@ class Fleet:
                 log.info("waiting for %s", announced := holders)
             inbox.get(deadline=time.monotonic() + 0.05)
         return lock
-
-    def _sign(self, note: Path, line: str, alone: bool) -> bool:
-        """Add a line to the note; return whether the directory is writable. Raises OSError if `alone` and it is not."""
-        try:
-            with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            if alone:
-                raise
-            return error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM)
-        return True
 
     def claim(self) -> None:
         """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError if it is neither."""
@@ -1222,7 +1216,7 @@ class Fleet:
     def settle(self, place: Place) -> None:
         """Record where the fleet is, until dissolve()."""
         if place.local:
-            place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
+            place = place._replace(endpoint_url=None)  # it may listen elsewhere after a restart
         place = place._replace(source=None).checked()
         with self._writing:
             if place != self.place:
@@ -1303,7 +1297,7 @@ class Fleet:
             self._save_elf()
 
     def _save_things(self) -> None:
-        for name, keys in list(self._key_material.items()):  # which things.json will not have any more
+        for name, keys in list(self._key_material.items()):  # which things.json will no longer have
             if name in self.things:
                 self._write_key_files(name, keys, missing_only=self.things[name].stage == READY)
         if not self.things:
@@ -1320,7 +1314,7 @@ class Fleet:
             if isinstance(text, str) and not (missing_only and path.is_file()):
                 write_private(path, text)
         _sync(self.directory)
-        self._key_material.pop(name, None)  # not before: the journal, or the original's things.json, is to keep it
+        self._key_material.pop(name, None)  # only now: until then the journal, or the original's things.json, keeps it
 
     def _save_elf(self) -> None:
         place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
@@ -1334,7 +1328,7 @@ class Fleet:
 
 @contextlib.contextmanager
 def _reading(path: Path, kind: type[T]) -> Iterator[T]:
-    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its ValueError into an ElfError."""
+    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its errors into an ElfError."""
     try:
         content = kind()
         with contextlib.suppress(FileNotFoundError):
@@ -1345,7 +1339,7 @@ def _reading(path: Path, kind: type[T]) -> Iterator[T]:
         if not isinstance(content, kind):
             raise ValueError(f"it is not a JSON {'list' if kind is list else 'object'}")
         yield content
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ElfError(
             f"could not read {path}: {error}",
             f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
@@ -1365,45 +1359,33 @@ def recorded_place(recorded: object) -> Place | None:
     raise ValueError("fleet is not valid")
 
 
-def recorded_calls(recorded: object) -> list[Unanswered]:
-    """Read the requests without an answer. Raises ValueError."""
-    pairs: list[Any] = recorded if isinstance(recorded, list) else [None]
-    if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs):
-        raise ValueError("unanswered is not a list of times")
-    return [Unanswered(*pair) for pair in pairs]
-
-
-def recorded_thing(name: str, recorded: object) -> Thing:
+def recorded_thing(name: str, recorded: Any) -> Thing:
     """Read a thing. Raises ValueError."""
     if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
         raise ValueError(f"{name[:140]!r} is not a valid thing")
-    if not isinstance(recorded.get("keyPair", {}), dict):
-        raise ValueError(f"{name}: keyPair is not a JSON object")
-    if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
-        raise ValueError(f"{unknown[0][:140]!r} of {name} is unknown")
-    known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
-    thing = Thing(name, **{"stage": READY, **known})
-    if thing.stage not in (CREATING, READY, CLEANING):
-        raise ValueError(f"the stage of {name} is unknown")
-    if problem := problem_of(thing):
-        raise ValueError(f"{name}: {problem}")
+    thing = Thing(name, **{"stage": READY, **{field: recorded[k] for field, k in _THING_KEYS.items() if k in recorded}})
+    unknown = [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]
+    arn, certificate_id, policy, policy_arn, stage, asked = thing[1:]
+    match = ARN.fullmatch(arn) if isinstance(arn, str) else None
+    has_certificate = arn or certificate_id or stage == READY
+    own_policy_arn = f"{match[1]}:policy/{policy}" if match else None
+    for is_valid, what in (
+        (not unknown, repr(unknown[:1])[1:140]),
+        (isinstance(recorded.get("keyPair", {}), dict), "keyPair"),
+        (stage in (CREATING, READY, CLEANING), "the stage"),
+        (not has_certificate or (match and match[2] == certificate_id), "the certificate"),
+        (policy in (None, policy_name(name)) and policy_arn in (None, own_policy_arn), "the policy"),
+        (asked is None or _time(asked), "the time"),
+    ):
+        if not is_valid:
+            raise ValueError(f"{what} of {name} is not valid")
     return thing
 
 
-def problem_of(thing: Thing) -> str:
-    """Return what is not valid in a thing's record; "" if all is."""
-    arn = thing.certificate_arn
-    match = ARN.fullmatch(arn) if isinstance(arn, str) else None
-    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[2] != thing.certificate_id):
-        return "the certificate is missing or not valid"
-    policy_arn = f"{match[1]}:policy/{thing.policy_name}" if match else None
-    if thing.policy_name not in (None, policy_name(thing.name)) or thing.policy_arn not in (None, policy_arn):
-        return "the policy is not ELF's"
-    return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e11
+def _time(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1e11:
+        raise ValueError("a time is not valid")
+    return float(value)
 
 
 def _entry(thing: Thing) -> dict[str, Any]:
@@ -1447,7 +1429,7 @@ def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.Ex
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return held.pop_all()
-        except (BlockingIOError, FileNotFoundError):  # or its last holder took it away after our open()
+        except (BlockingIOError, FileNotFoundError):  # or its last holder removed it after our open()
             pass
         except OSError:
             if path == stand_in:
@@ -1595,7 +1577,7 @@ def connect_control_plane(
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     events.register_last("before-send.iot", inbox.check)
     iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
-    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
+    _ = iot.exceptions  # two threads that make these at the same time get different classes, and catch only their own
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     place = place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
     if credentials and not place.local:
@@ -1691,8 +1673,12 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
 
 def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     """Make boto3's session. For the embedded AWS IoT, no credential or profile of the user's is even read."""
-    if place.local or not _uses_login():
-        # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
+    uses_login = False
+    with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
+        configuration = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
+        uses_login = not place.local and b"login_session" in configuration.read_bytes()
+    if not uses_login:
+        # botocore imports awscrt if it can, which takes 40 ms, and needs it only for `aws login`.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
     import botocore.config
@@ -1717,13 +1703,6 @@ def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     )
     session._session.set_default_client_config(config)
     return session
-
-
-def _uses_login() -> bool:
-    """Return whether AWS's configuration has a profile that uses `aws login`."""
-    with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
-        return b"login_session" in Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser().read_bytes()
-    return False
 
 
 def _check_credentials(request_signer: Any, **_: object) -> None:
@@ -1773,7 +1752,7 @@ def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: o
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
-    # No call of ELF's carries a secret. An answer, which may be the keys, is not logged.
+    # ELF's calls contain no secrets. Answers, which may contain keys, are not logged.
     log.debug("AWS %s(%s)", model.name, ", ".join(f"{key}={value}" for key, value in params.items()))
 
 
@@ -1902,10 +1881,12 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     Raises: ElfError when a thing of that name is not this ELF's; NotYet; botocore's errors.
     """
     thing = _take_up(iot, fleet, name)
-    with _taking_its_name(iot, fleet, strays, thing):
+    with _taking_its_name(iot, fleet, thing):
         # The attribute makes AWS refuse a name that someone else's thing has, instead of handing it over.
         iot.create_thing(thingName=name, attributePayload={"attributes": {"elf_id": fleet.elf_id}})
     if not thing.certificate_arn:
+        if name in strays:
+            _retire_lost_certificates(iot, name)
         with _asking_for_certificate(fleet, thing):
             keys = iot.create_keys_and_certificate(setAsActive=True)
         thing = _keep_certificate(iot, fleet, thing, keys)
@@ -1922,11 +1903,8 @@ def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
 
 
 @contextlib.contextmanager
-def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> Iterator[None]:
-    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made.
-
-    If the thing is in `strays`, its certificates are deleted: their keys are lost.
-    """
+def _taking_its_name(iot: Any, fleet: Fleet, thing: Thing) -> Iterator[None]:
+    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made."""
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
@@ -1942,8 +1920,6 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
         if not thing.certificate_arn and _refused_at_once(error):
             fleet.forget(thing)
         raise
-    if thing.name in strays and not thing.certificate_arn:
-        _retire_lost_certificates(iot, thing.name)
 
 
 @contextlib.contextmanager
@@ -1955,7 +1931,7 @@ def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
     except Exception as error:
         if _may_have_arrived(error):
             fleet.record_unanswered(asked)
-            raise NotYet(error, 1.0, "no answer") from error  # once more: this may make another one
+            raise NotYet(error, 1.0, "no answer") from error  # this may make a second certificate
         fleet.record(asked._replace(asked=None))
         if not BUSY.isdisjoint(names_of(error)):
             raise NotYet(error, BUSY_S, "AWS is busy") from error
@@ -1967,9 +1943,11 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
     asked = fleet.things[thing.name]
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
-    if problem_of(certified._replace(stage=READY)):
+    try:
+        recorded_thing(thing.name, _entry(certified))
+    except ValueError as error:
         fleet.record_unanswered(asked)
-        raise NotAwsError(iot.meta.endpoint_url)
+        raise NotAwsError(iot.meta.endpoint_url) from error
     try:
         return fleet.record(certified, keys)
     except (OSError, ElfError):
@@ -2283,14 +2261,12 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     Raises botocore's errors.
     """
     arn = thing.certificate_arn or ""
-    try:
-        certificate = iot.describe_certificate(certificateId=thing.certificate_id)["certificateDescription"]
-    except iot.exceptions.ResourceNotFoundException:
+    if not (certificate := _unless_missing(iot.describe_certificate, certificateId=thing.certificate_id)):
         return ElfError(
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
             f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
         )
-    if (status := certificate["status"]) == "REVOKED":
+    if (status := certificate["certificateDescription"]["status"]) == "REVOKED":
         return ElfError(f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", _ANEW)
     if status != "ACTIVE":
         return ElfError(
@@ -2361,7 +2337,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-# By JSON's grammar (RFC 8259), numbers are of any size: what they say is of no interest here.
+# In JSON (RFC 8259) numbers can have any size; their values do not matter here.
 _JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
 
 
@@ -3056,7 +3032,7 @@ class Loop:
         self.selector = selector or selectors.DefaultSelector()
         self._calls: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = collections.deque()
         self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []  # a heap
-        self._numbers = itertools.count()  # which keep those apart that are due at the same time
+        self._numbers = itertools.count()  # to order calls that are due at the same time
         self._waking, self._waker = socket.socketpair()
         self._is_awake = self._is_closed = False
         for end in (self._waking, self._waker):
@@ -3070,7 +3046,7 @@ class Loop:
         self._calls.append((function, arguments))
         if not self._is_awake:
             self._is_awake = True
-            with contextlib.suppress(OSError):  # it is full of these already, or closed
+            with contextlib.suppress(OSError):  # the socket is full of these already, or closed
                 self._waker.send(b"x")
 
     def at(self, due: float, function: Callable[..., object], *arguments: Any) -> None:
@@ -3150,7 +3126,7 @@ def load_sdk() -> Any:
     from AWSIoTPythonSDK.core.protocol.internal import clients, workers
     from AWSIoTPythonSDK.core.protocol.paho import client as paho
 
-    silent = logging.getLogger("silent")  # what the SDK logs can hold keys, and costs more than its packets
+    silent = logging.getLogger("silent")  # the SDK's logs can contain keys, and cost more than its packets
     silent.disabled = True
     for kind in (
         MQTTLib.AWSIoTMQTTClient,
@@ -3165,8 +3141,8 @@ def load_sdk() -> Any:
     bare_context = functools.partial(ssl.SSLContext, ssl.PROTOCOL_TLS_CLIENT)  # else port 443 believes the system's CAs
     alpn.ssl = SimpleNamespace(SSLContext=ssl.SSLContext, create_default_context=bare_context)
     mqtt_core.Queue = _Events
-    paho.print = lambda *_: None  # of socket errors, on the standard output that is for --output json
-    paho.time = SimpleNamespace(time=time.monotonic)  # or a clock that is set would end connections
+    paho.print = lambda *_: None  # it prints socket errors to standard output, which is for --output json
+    paho.time = SimpleNamespace(time=time.monotonic)  # or a change of the clock would end connections
     paho.CONNACK_REFUSED_PROTOCOL_VERSION = None  # or it would reconnect while it reads, with MQTT 3.1
     paho._socketpair_compat = lambda: (_Nobody(), _Nobody())
     return MQTTLib.AWSIoTMQTTClient
@@ -3212,8 +3188,8 @@ def without_threads(client: Any) -> None:
     """Make a client of the SDK 1.6 start no thread, and leave the window, repetition and writing to Connection."""
     events, paho = client._mqtt_core._event_consumer, client._mqtt_core._internal_async_client._paho_client
     events.start = lambda: None
-    events._stopper.set()  # for which a connect that fails would wait
-    paho._thread = threading.current_thread()  # that there is one keeps publish() from writing
+    events._stopper.set()  # or a failed connect would wait for it
+    paho._thread = threading.current_thread()  # if this is set, publish() does not write
     paho._backoffCore = _Nobody()
     paho._max_inflight_messages, paho._message_retry = 0, math.inf
 
@@ -3333,7 +3309,7 @@ class _Stream:
     def read(self, size: int) -> bytes:
         if self._at == len(self._ahead):
             try:
-                self._ahead, self._at = self._connection.read(16384), 0  # a TLS record has no more
+                self._ahead, self._at = self._connection.read(16384), 0  # the maximum of a TLS record
                 if not self._ahead:
                     raise ConnectionResetError("closed by the other side")
             except self._nothing_yet:
@@ -3491,23 +3467,23 @@ class Device:
         self.state = CONNECTING
         self.has_joined = False  # it was online once
         self.refusal: Refusal | None = None  # the last, if nothing has succeeded since
-        self.held_by = ""  # why what is waiting waits
+        self.held_by = ""  # why messages are waiting
         self._files, self._endpoint, self._root_cert = files, endpoint, root_cert
         self._loop, self._listener = loop, listener
         self._qos = qos
         self._patient_until = time.monotonic() + patience_s
-        self._refusals = self._attempts = 0  # in a row; to connect, since it was online
+        self._refusals = self._attempts = 0  # consecutive refusals; attempts to connect since it was online
         self._refused_since = 0.0  # time.monotonic()
         self._connection: Connection | None = None
         self._client_id = ""
-        self._awaited = ""  # CONNACK, or the topic filter whose SUBACK is to come
-        self._is_trusted: bool | None = None  # this connection has outlived its first message; None: none has left
-        self._number = 0  # of the last message that left
-        self._in_flight: dict[int, tuple[bytes, float]] = {}  # by number: what is not acknowledged, and when it left
-        self._again: collections.deque[int] = collections.deque()  # those of them that have to leave once more
+        self._awaited = ""  # CONNACK, or the topic filter whose SUBACK it waits for
+        self._is_trusted: bool | None = None  # whether this connection survived its first message; None: none was sent
+        self._number = 0  # of the last message sent
+        self._in_flight: dict[int, tuple[bytes, float]] = {}  # by number: unacknowledged, and when it was sent
+        self._again: collections.deque[int] = collections.deque()  # those of them that must be sent again
         self._waiting: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
-        self._free_at = 0.0  # time.monotonic() at which the next message would leave if all left evenly
-        self._is_called = False  # when AWS takes the next
+        self._free_at = 0.0  # time.monotonic() at which the next message is due if all are spread evenly
+        self._is_called = False  # whether _on_free() is scheduled
 
     @property
     def unacknowledged(self) -> list[tuple[int, bytes]]:
@@ -3545,7 +3521,7 @@ class Device:
                 return
             log.debug("MQTT %s: CONNECT to %s as %s", self.thing, self._endpoint, client_id)
             for path in self._files:
-                if path.exists() and not path.is_file():  # TLS would wait for what somebody writes into a pipe
+                if path.exists() and not path.is_file():  # TLS would wait for data in a pipe
                     raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
             client = open_client(client_id, self._endpoint, self._root_cert, self._files, self._on_connack)
         except Exception as error:
@@ -3731,7 +3707,7 @@ class Device:
         """Send again what a lost connection left, then what is due, until something prevents it."""
         while self._again or self._waiting:
             if reason := self._in_the_way():
-                if reason != SPEED or not self.held_by:  # that limit keeps late what something else has made late
+                if reason != SPEED or not self.held_by:  # that limit only keeps late what something else delayed
                     self.held_by = reason
                 return
             if self._again:
@@ -3853,7 +3829,7 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
             return ElfError(f"{thing} can't use its file {file}: {error.strerror}", f"make it readable, or {_NEW_KEYS}")
     context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files.certificate
     try:
-        context.load_verify_locations(file)  # which takes certificates alone
+        context.load_verify_locations(file)  # which accepts only certificates
         file = files.private_key
         context.load_cert_chain(files.certificate, file)
     except ssl.SSLError as error:
@@ -4024,7 +4000,7 @@ class Cli:
     template: bool  # render it for each message
     seed: int | None
     sequence: bool  # number the messages
-    topic: str | None  # may hold {thing_name}, as each of topics
+    topic: str | None  # may contain {thing_name}, as may each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
     interval: float  # seconds; 0: as lines arrive
@@ -4096,7 +4072,7 @@ class Shift:
         self._in_doubt: set[str] = set()  # things that AWS is being asked about
         self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
         self._advised = False
-        self.stopped_at = 0.0  # time.monotonic() when the things were told to end
+        self.stopped_at = 0.0  # time.monotonic() of stop()
 
     def take(self, event: Any) -> None:
         """Log an event, and act on it."""
@@ -4218,10 +4194,10 @@ class Account(Listener):
     def __init__(self, cli: Cli) -> None:
         self._put: Callable[[Any], None] = cli.inbox.put
         self._results = cli.results
-        self._is_heard = says_each() or cli.results.is_on  # or nothing need be formatted
+        self._is_heard = says_each() or cli.results.is_on  # else nothing need be formatted
         self._latency = Times()
         self._devices: Sequence[Device] = ()
-        self._began_at = 0.0  # time.monotonic() from which the things were at work
+        self._began_at = 0.0  # time.monotonic() when the things were ready
         self.ends_at = math.inf  # time.monotonic(), if that is known
 
     def begin(self, devices: Iterable[Device]) -> None:
@@ -4440,7 +4416,7 @@ def create_things(cli: Cli) -> int:
         half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
         if fleet.was_local and not cli.place.local:
-            log.warning("the last fleet was on the embedded AWS IoT (--local); this one is on AWS")
+            log.warning("the last fleet was local (--local); this one is on AWS")
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
         missing.update(gone_things(cli, iot, {*wanted} - strays))
@@ -4507,7 +4483,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
         )
     folded = {name.casefold(): name for name in names}
     alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
-    if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # as on macOS and Windows
+    if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # file names ignore case, as on macOS and Windows
         raise ElfError(
             f"{fleet.directory} ignores upper and lower case in names, and has {listed(alike)} already",
             "choose another --prefix or --misc-dir",
@@ -4656,7 +4632,7 @@ def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
 
     Returns how many messages there were, and how many lines can't be sent.
     """
-    asked = threading.Semaphore(2)  # so that the next one has been read when it is due
+    asked = threading.Semaphore(2)  # so that the next line is already read when it is due
     threading.Thread(target=read_ahead, args=(lines, cli.inbox, asked), daemon=True).start()
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
@@ -4765,7 +4741,7 @@ def clean_up(cli: Cli) -> int:
                 show_unanswered(cli)
             if not fleet.things:
                 if cli.place.local:
-                    fleet.forget_unanswered()  # it goes away as a whole
+                    fleet.forget_unanswered()  # clean removes all of it
                 fleet.dissolve()
         finally:
             left = len(fleet.things)
@@ -4797,7 +4773,7 @@ def list_things(cli: Cli) -> int:
         ids = {"certificateId": thing.certificate_id, "policyName": thing.policy_name}
         cli.results.put("thing", thingName=thing.name, **ids, stage=thing.stage, since=since)
     runs = None
-    with contextlib.suppress(OSError, ElfError):  # what can't be looked at
+    with contextlib.suppress(OSError, ElfError):  # what can't be read
         runs = bool(place.local and _local_aws().is_alive(fleet.local_directory))
     cli.results.summary.update(things=len(fleet.things), local=place.local, localRuns=runs)
     cli.results.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
@@ -4905,7 +4881,7 @@ def at_work(
         shift.failures.report(of=len(admitted))
         cli.results.summary.update(things=len(shift.joined), failed=sorted(shift.failed, key=by_number))
 
-    with contextlib.ExitStack() as ends:  # what comes last is done first
+    with contextlib.ExitStack() as ends:  # the last callback runs first
         ends.callback(report_failures)
         ends.callback(shift.stop)
         shift.gather()
@@ -4954,7 +4930,7 @@ def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
     iot, _ = reach_aws(cli)
     failures = Failures()
     with fleet.locked(cli.inbox):
-        # Another send or subscribe may have been quicker.
+        # Another send or subscribe may have been faster.
         without = [thing for thing in fleet.ready if thing.name in newcomers and not thing.policy_arn]
         try:
             authorise_one = functools.partial(authorise, iot, fleet)
@@ -5174,7 +5150,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     add_common_options(parser)
     parser.set_defaults(misc_dir=os.environ.get("ELF_MISC_DIR", str(HERE / "misc")), wait=0.0, rate=THINGS_PER_S)
-    # Without SUPPRESS, the default of what is not given after the command would undo what is given before it.
+    # Without SUPPRESS, the default of an option after the command would override the option before it.
     common = add_common_options(Parser(argument_default=argparse.SUPPRESS))
     messaging = add_messaging_options(Parser())
 

@@ -572,6 +572,7 @@ def set_up(environment: Any, web_ui: Any, **_: object) -> None:
 
 
 if __name__ == "__main__":  # `locust --help` shows Locust's own options alone
-    shown = LocustArgumentParser(usage="locust [options]", description="ELF's options:", add_help=False)
+    about = "What ELF adds to Locust's options. With --web-login the page asks for the password in ELF_WEB_PASSWORD."
+    shown = LocustArgumentParser(usage="locust [options]", description=about, add_help=False)
     add_options(shown)
     shown.print_help()
