@@ -4,7 +4,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
-#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "python-socks>=2.7",
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "python-socks>=2.7,<4",
 #     "fasteners>=0.19; os_name == 'nt'"
 # ]
 # ///
