@@ -4,7 +4,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
-#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "python-socks>=2.7",
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "python-socks>=2.7,<4",
 #     "fasteners>=0.19; os_name == 'nt'"
 # ]
 # ///
@@ -457,12 +457,6 @@ def columns(stream: TextIO) -> int:
     with contextlib.suppress(OSError):
         return os.get_terminal_size(stream.fileno()).columns or 80
     return 80
-
-
-def fitting(stream: TextIO, *texts: str, after: int = 0) -> str:
-    """Return the first of `texts` that fits on a terminal's line after `after` characters, or the last, cut."""
-    room = columns(stream) - after
-    return next((text for text in texts if len(text) <= room), texts[-1][:room])
 
 
 def shorter(path: Path) -> Path:
@@ -4416,7 +4410,7 @@ def create_things(cli: Cli) -> int:
         half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
         if fleet.was_local and not cli.place.local:
-            log.warning("the last fleet was on the embedded AWS IoT (--local); this one is on AWS")
+            log.warning("the last fleet was local (--local); this one is on AWS")
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
         missing.update(gone_things(cli, iot, {*wanted} - strays))
@@ -4461,7 +4455,8 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
         line = f"{thing.name}: certificate {(thing.certificate_id or '')[:8]}"
         pattern = shorter(files.certificate.with_suffix(".{pem,pub,prv}"))
         lines = f"{line}, {pattern}", f"{line}, .../{pattern.name}", line
-        each.info("%s", fitting(sys.stderr, *lines, after=len("00:00:00 ")))
+        room = columns(sys.stderr) - len("00:00:00 ")
+        each.info("%s", next((text for text in lines if len(text) <= room), line))
     else:
         each.info("Thing:'%s' associated with cert:'%s'", thing.name, thing.certificate_arn)
         each.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
@@ -4780,7 +4775,7 @@ def list_things(cli: Cli) -> int:
     if not cli.results.is_on:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines = [fitting(sys.stdout, line) for line in lines] if sys.stdout.isatty() else lines
+        lines = [line[: columns(sys.stdout)] for line in lines] if sys.stdout.isatty() else lines
         state = "" if runs is None or not place.local else ", running" if runs else ", not running"
         lines.append(f"{plural(len(fleet.things), 'thing')} in {place}{state}")
         text = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"

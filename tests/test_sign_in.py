@@ -466,7 +466,7 @@ def test_create_after_a_local_fleet_says_that_it_goes_to_aws(main: InProcess, el
     (elf.misc).mkdir(mode=0o700)
     (elf.misc / "elf.json").write_text(json.dumps({"fleet": {"region": "us-west-2", "local": True}}))
     main("clean")
-    warning = "the last fleet was on the embedded AWS IoT (--local); this one is on AWS"
+    warning = "the last fleet was local (--local); this one is on AWS"
     assert warning in main("create").err
     main("clean")
     assert warning not in main("create").err
