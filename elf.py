@@ -232,8 +232,8 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "renew the file in AWS_WEB_IDENTITY_TOKEN_FILE or web_identity_token_file; check the role's trust policy",
     ),
     "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
-    "container-role EcsContainer": ("the container gives no credentials: {error}", "check its task's or pod's role"),
-    "Ec2InstanceMetadata iam-role": ("the EC2 instance gives no AWS credentials: {error}", "attach a role to it"),
+    "container-role EcsContainer": ("the container provides no credentials: {error}", "check its task's or pod's role"),
+    "Ec2InstanceMetadata iam-role": ("the EC2 instance provides no AWS credentials: {error}", "attach a role to it"),
     "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK),
     "ExpiredTokenException ExpiredToken": ("the AWS credentials have expired: {error}", "set new ones, or sign in"),
     "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
@@ -909,7 +909,7 @@ class Thing(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a fleet lives."""
+    """Where a fleet is."""
 
     region: str | None = None
     profile: str | None = None
@@ -4801,7 +4801,7 @@ def show_unanswered(cli: Cli) -> None:
         log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
     if found:
         log.warning(
-            "what to do: if nobody else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
+            "what to do: if no one else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
             "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
         )
     else:
@@ -4905,7 +4905,7 @@ def admit(cli: Cli, things: Sequence[Thing]) -> Admission:
         endpoint = Endpoint(endpoint.host or place.data_endpoint or "", endpoint.port)
     endpoint = endpoint.routed(NO_PROXY if cli.place.local else cli.proxy)
     if endpoint.proxy:
-        log.info("through the proxy %s", endpoint.proxy)
+        log.info("using the proxy %s", endpoint.proxy)
     if newcomers:
         names = {thing.name for thing in things}
         things = [thing for thing in with_policies(cli, newcomers) if thing.name in names]
@@ -5062,7 +5062,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
-    where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
+    where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
     raised = f"things per second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
     region, profile, url = (functools.partial(part_of_place, key=key) for key in ("region", "profile", "endpoint_url"))
     other = f"AWS region (default: the fleet's, else from the AWS configuration, else {REGION})"
