@@ -209,13 +209,13 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
         ),
         pytest.param(
             *("", CONTAINER, (403, "AccessDenied", "no role")),
-            *("the container gives no credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+            *("the container provides no credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
             id="container",
         ),
         pytest.param(
             f"[default]\nrole_arn = {ROLE}\ncredential_source = Ec2InstanceMetadata\n",
             *({"AWS_EC2_METADATA_DISABLED": "false"}, (404, "NotFound", "")),
-            *("the EC2 instance gives no AWS credentials: ", "attach a role to it"),
+            *("the EC2 instance provides no AWS credentials: ", "attach a role to it"),
             id="instance",
         ),
         pytest.param(
