@@ -2357,13 +2357,6 @@ def parsed(text: str) -> Any:
     return value
 
 
-def with_members(text: str, members: Sequence[str]) -> str:
-    """Insert members before the last brace of a JSON object's text, and change nothing else."""
-    brace = text.rindex("}")
-    comma = ", " if members and not text[:brace].rstrip().endswith("{") else ""
-    return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
-
-
 def is_aws_own(topic: str) -> bool:
     return topic.startswith("$") and not topic.startswith("$aws/rules/")
 
@@ -2372,7 +2365,8 @@ class Composer(NamedTuple):
     """What the things send: `text` as given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
-    content: str | None = None  # None: there is none, and `text` goes to all topics
+    before: bytes = b""  # the object's text up to where members are added; empty: `text` goes to all topics
+    after: bytes = b""
     has: frozenset[str] = frozenset()  # of ADDED
     run: str = ""  # that its messages name, beside the thing and their number; none: neither
 
@@ -2380,11 +2374,11 @@ class Composer(NamedTuple):
     def of_object(cls, text: bytes) -> Composer:
         """Make one of a JSON object's text. Raises ValueError if it is not one."""
         text = text.removeprefix(codecs.BOM_UTF8)
-        content = text.decode("utf-8")
-        members = parsed(content)
+        members = parsed(text.decode("utf-8"))
         if not isinstance(members, dict):
             raise ValueError("it is not a JSON object")
-        return cls(text, content, ADDED & members.keys())
+        brace = text.rindex(b"}")
+        return cls(text, text[:brace] + (b", " if members else b""), text[brace:], ADDED & members.keys())
 
     @classmethod
     def of_any(cls, text: bytes) -> Composer:
@@ -2397,21 +2391,22 @@ class Composer(NamedTuple):
     def of_text(cls, text: bytes) -> Composer:
         """Make one of any text. Raises UsageError if it is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
-        utf8(msg)  # which raises
-        return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
+        return cls.of_object(utf8(json.dumps({"msg": msg}, ensure_ascii=False)))._replace(text=text)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Return what a thing publishes as its message `number`. Raises UsageError if it is too long for AWS IoT.
 
         AWS's own topics get only what the user gave; Basic Ingest topics lead to the user's rules.
         """
-        payload = self.text
-        if self.content is not None and not is_aws_own(topic):
-            now_ms = time.time_ns() // 1_000_000  # and not later than now
-            members = [] if "ts" in self.has else [f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"']
+        payload, members = self.text, []
+        if self.before and not is_aws_own(topic):
+            if "ts" not in self.has:
+                now_ms = time.time_ns() // 1_000_000  # and not later than now
+                members.append(f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"')
             if self.run:
                 members.append(f'"thing": "{thing}", "seq": {number}, "run": "{self.run}"')
-            payload = with_members(self.content, members).encode("utf-8")
+        if members:
+            payload = self.before + ", ".join(members).encode() + self.after
         if len(payload) > MAX_PAYLOAD_BYTES:
             cause = f"the message is too long: {len(payload)} bytes, and AWS IoT allows 128 KiB"
             raise UsageError(cause, "send a shorter one")
@@ -2556,8 +2551,7 @@ class Template:
 
     def __init__(self, text: bytes, make: Callable[[bytes], Composer], voice: Callable[[str], Voice]) -> None:
         """Compile the text; `make` turns its results into what is sent. Raises UsageError."""
-        self._make, self._voice = make, voice
-        self.voices: dict[str, Voice] = {}
+        self._make, self.voice = make, voice
         self._sandbox = sandbox()()
         with self._explained():
             from jinja2 import meta, nodes
@@ -2574,11 +2568,10 @@ class Template:
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Render it, and return the payload that a Composer makes of the result. Raises UsageError."""
-        voice = self.voices.get(thing) or self.voices.setdefault(thing, self._voice(thing))
         self._sandbox.steps = size = 0
         pieces = []
         with self._explained():
-            for piece in self._template.generate(voice.names(number)):
+            for piece in self._template.generate(self.voice(thing).names(number)):
                 pieces.append(piece)
                 if (size := size + len(piece)) > MAX_PAYLOAD_BYTES:
                     break
@@ -4590,7 +4583,9 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
 
 def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
     """Return a function that makes a message of bytes, after trying it for one thing, which may raise."""
-    of_lines, voices = is_of_lines(cli.json_message), dict[str, Voice]()
+    of_lines = is_of_lines(cli.json_message)
+    voice = functools.partial(Voice, seed=cli.seed, interval_s=cli.interval)
+    voice_of = functools.cache(voice)
 
     def finish(text: bytes) -> Composer:
         if cli.raw:
@@ -4605,11 +4600,10 @@ def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], M
         return message._replace(run=run)
 
     def compose(text: bytes) -> Message:
-        voice = functools.partial(Voice, seed=cli.seed, interval_s=cli.interval)
         message: Message = Template(text, finish, voice) if cli.template else finish(text)
         message.payload(topic, thing, 1)
         if isinstance(message, Template):
-            message.voices = voices  # none of which was used for the trial
+            message.voice = voice_of  # the voice of the trial is gone
         return message
 
     return compose
