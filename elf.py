@@ -500,9 +500,8 @@ class Output:
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
-        self._broken: set[TextIO] = set()  # streams that can't be written to any more
         self._foot, self._has_drawn = "", False
-        self.failure: OSError | None = None  # of one of these, unless its reader just closed it
+        self.failure: OSError | None = None  # of a write, unless the reader just closed the stream
 
     def write(self, stream: Any, text: Any) -> None:
         """Write to a stream, in the output thread. Any thread may call this."""
@@ -528,11 +527,9 @@ class Output:
                 self._changed.wait_for(lambda: self._waiting)
                 stream, text = self._waiting[0]
             try:
-                if stream not in self._broken:
-                    self._show(stream, text)
+                self._show(stream, text)
             except Exception as error:
-                self._broken.add(stream)
-                with contextlib.suppress(OSError, ValueError):  # or Python would try again when it exits
+                with contextlib.suppress(OSError, ValueError):  # what follows goes nowhere
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
                 if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader or terminal is gone
                     if self._inbox.signum is None:
