@@ -579,9 +579,7 @@ def hide(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
 def hide_environment() -> None:
     """Hide the credentials in the environment, and the passwords in its URLs."""
     for name, value in os.environ.items():
-        if re.fullmatch(
-            "AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|SECURITY_TOKEN|CONTAINER_AUTHORIZATION_TOKEN)", name
-        ):
+        if re.fullmatch("AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|(SESSION|SECURITY|CONTAINER_AUTHORIZATION)_TOKEN)", name):
             hide(value)
         elif re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) and (user := re.match("(?:[^/]*//)?(.+)@", value)):
             hide(user[1], user[1].partition(":")[2], least=4)  # a proxy needs no scheme
@@ -1329,15 +1327,14 @@ def _reading(path: Path, kind: type[T]) -> Iterator[T]:
         ) from error
 
 
-def recorded_place(recorded: object) -> Place | None:
-    """Read where the fleet is. Raises ValueError."""
+def recorded_place(recorded: Any) -> Place | None:
+    """Read where the fleet is. Raises ValueError and TypeError."""
     if recorded is None:
         return None
-    if isinstance(recorded, dict):
-        known: dict[str, Any] = {key: value for key, value in recorded.items() if key in Place._fields}
-        with contextlib.suppress(ElfError):
-            if all(isinstance(value, bool if key == "local" else str) for key, value in known.items()):
-                return Place(**known).checked()
+    with contextlib.suppress(ElfError):
+        place = Place(**{key: value for key, value in {**recorded}.items() if key in (*PLACE, "local")}).checked()
+        if isinstance(place.local, bool):
+            return place
     raise ValueError("fleet is not valid")
 
 
