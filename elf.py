@@ -1778,12 +1778,6 @@ def _may_have_arrived(error: Exception) -> bool:
     return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(names_of(error))
 
 
-def _refused_at_once(error: Exception) -> bool:
-    """Return whether AWS refused a call, and no earlier attempt of it can have had an effect."""
-    metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
-    return 400 <= metadata.get("HTTPStatusCode", 0) < 500 and not metadata.get("RetryAttempts")
-
-
 class NotYet(Exception):  # noqa: N818 - it passes
     """Ends a step that AWS is not ready for: for_each() calls `again`, then the step, for up to `patience_s` in all.
 
@@ -1911,7 +1905,9 @@ def _taking_its_name(iot: Any, fleet: Fleet, thing: Thing) -> Iterator[None]:
                 remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
             raise ElfError(f"thing {thing.name} already exists, and this ELF did not make it", remedy) from error
     except iot.exceptions.ClientError as error:
-        if not thing.certificate_arn and _refused_at_once(error):
+        answer = error.response["ResponseMetadata"]
+        is_refused = answer["HTTPStatusCode"] < 500 and not answer["RetryAttempts"]  # no earlier attempt had an effect
+        if is_refused and not thing.certificate_arn:
             fleet.forget(thing)
         raise
 
@@ -1986,8 +1982,7 @@ def _unless_made_already(iot: Any, name: str, document: Mapping[str, Any]) -> It
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
-        policy = _unless_missing(iot.get_policy, policyName=name)
-        if not policy or json.loads(policy["policyDocument"]) != document:
+        if json.loads(iot.get_policy(policyName=name)["policyDocument"]) != document:
             raise ElfError(
                 f"policy {name} already exists, and ELF did not make it",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
@@ -2178,7 +2173,7 @@ def gone_is_fine(
         again()
 
 
-def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
+def unclaimed_certificates(iot: Any, fleet: Fleet) -> Iterator[Mapping[str, Any]]:
     """Find what the requests without an answer may have made: certificates of those times, attached to nothing.
 
     AWS has no other way to find them, so a certificate of someone else's may be among them.
@@ -2187,7 +2182,6 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
 
     mine = {thing.certificate_id for thing in fleet.things.values()}
     first, made = min(call.since for call in fleet.unanswered), math.inf
-    found: list[Mapping[str, Any]] = []
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
         # AWS's clock (in seconds) and this machine's may differ.
         date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
@@ -2197,10 +2191,9 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
             made = certificate["creationDate"].timestamp() - ahead
             in_time = any(call.since - 1 <= made <= call.until + 1 for call in fleet.unanswered)
             if in_time and certificate["certificateId"] not in mine and not _users(iot, certificate["certificateArn"]):
-                found.append(certificate)
+                yield certificate
         if made < first - 1:
-            break  # the newest pages come first
-    return found
+            return  # the newest pages come first
 
 
 def allows(documents: Iterable[Mapping[str, Any]], action: str, resource: str) -> bool:
@@ -4789,7 +4782,7 @@ def show_unanswered(cli: Cli) -> None:
     log.warning("%s got no answer: %s, from %s to %s", calls, what, utc(since), utc(until))
     try:
         iot, _ = reach_aws(cli)
-        found = in_background(cli.inbox, lambda: unclaimed_certificates(iot, fleet))
+        found = in_background(cli.inbox, lambda: list(unclaimed_certificates(iot, fleet)))
     except Interrupted:
         raise
     except Exception as error:
