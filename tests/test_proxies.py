@@ -300,6 +300,12 @@ def test_who_goes_around_the_proxy_is_told_of_it_where_that_fails(
     assert "using the proxy" not in result.err
 
 
+def test_the_library_of_tunnels_is_imported_where_there_is_a_proxy_alone(pair: Pair, proxies: Proxies) -> None:
+    for way, is_imported in (("none", False), (f"socks5h://127.0.0.1:{proxies.socks}", True)):
+        result = pair("send", *pair.broker, "--proxy", way, *ONCE, env={"PYTHONPROFILEIMPORTTIME": "1"})
+        assert ("python_socks" in result.err) == is_imported
+
+
 def test_a_tunnel_that_is_cut_is_opened_again(
     pair: Pair, proxies: Proxies, broker_at: Callable[[int], Hearing]
 ) -> None:
