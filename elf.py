@@ -257,8 +257,8 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
     ),
     "ProxyConnectionError": (
-        "could not reach the proxy: {error}",
-        "check HTTPS_PROXY, or bypass it with NO_PROXY=.amazonaws.com",
+        "could not get through the proxy: {error}",
+        "check HTTPS_PROXY, its user and password, or bypass it with NO_PROXY=.amazonaws.com",
     ),
     "NotAwsError ResponseParserError": ("the server at the control plane's endpoint is not AWS IoT", _SIGN_IN),
     # AWS
@@ -401,7 +401,8 @@ def _answer(error: BaseException) -> Mapping[str, str]:
 
 
 def _message(error: BaseException) -> str:
-    return _answer(error).get("Message") or str(error).rstrip(": ")
+    cause = getattr(getattr(error, "kwargs", {}).get("error"), "original_error", None)  # urllib3's, of a proxy
+    return _answer(error).get("Message") or str(error).rstrip(": ") + (f": {cause}" if cause else "")
 
 
 def complain(error: BaseException) -> tuple[str, str]:

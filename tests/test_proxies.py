@@ -332,10 +332,23 @@ def test_who_can_not_resolve_the_brokers_name_is_told_that_the_proxy_may(
 @pytest.mark.parametrize("scheme", ["http", "socks5h"])
 def test_the_control_plane_goes_through_what_botocore_can(main: InProcess, proxies: Proxies, scheme: str) -> None:
     result = main("create", "--proxy", f"{scheme}://127.0.0.1:{CLOSED_PORT}", status=1 if scheme == "http" else 0)
-    assert ("could not reach the proxy" in result.err) == (scheme == "http")
+    assert ("could not get through the proxy" in result.err) == (scheme == "http")
     main.use({"HTTP_PROXY": f"http://127.0.0.1:{CLOSED_PORT}"})  # MiniStack's is an http:// URL
     main("create", "--proxy", "none")
     main("create", 2, "--proxy", f"http://127.0.0.1:{proxies.http}")
+
+
+@pytest.mark.parametrize(("login", "reason"), [("", "407"), (f"{USER}:w4ong@", "401"), (LOGIN, "403")])
+def test_a_proxy_that_refuses_the_control_plane_gives_its_reason(
+    main: InProcess, proxies: Proxies, login: str, reason: str
+) -> None:
+    main.use(
+        {"HTTPS_PROXY": f"http://{login}127.0.0.1:{proxies.http_login}", "AWS_ENDPOINT_URL": "https://localhost:9"}
+    )
+    result = main("create", "--debug", status=1)
+    assert re.search(f"could not get through the proxy: .*: Tunnel connection failed: {reason} ", result.err)
+    assert "what to do: check HTTPS_PROXY, its user and password" in result.err
+    assert "w4ong" not in result.err and "s3cret" not in result.err
 
 
 @pytest.mark.parametrize(
