@@ -4,7 +4,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
-#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "python-socks>=2.7",
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "python-socks>=2.7,<4",
 #     "fasteners>=0.19; os_name == 'nt'"
 # ]
 # ///
@@ -62,8 +62,8 @@ REGION = "us-west-2"
 PREFIX = "thing"
 MESSAGE = "IoT ELF Hello"
 TOPIC_ROOT = "elf"
-ADDED = frozenset(("ts", "thing", "seq", "run"))  # members of a message; all but the first by --sequence
-REPLAYED = ".jsonl"  # the suffix of a file of messages, one a line
+ADDED = frozenset(("ts", "thing", "seq", "run"))  # members that ELF adds; all but the first with --sequence
+REPLAYED = ".jsonl"  # the suffix of a file with one message per line
 SUFFIXES = (REPLAYED, ".ndjson")  # in any case
 DURATION_S = 10.0
 INTERVAL_S = 1.0
@@ -79,11 +79,11 @@ MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys
 MAX_PAYLOAD_BYTES = 128 * 1024
 MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
-# The same page: neither the slashes nor the bytes of these count. Its slashes forbid a command's answer with a format,
-# and the page of reserved topics has that topic: it gets the slash that it needs.
+# The same page: the slashes and bytes of these do not count. Its limit of slashes forbids a command's answer with a
+# format, but the page of reserved topics has that topic: here its prefix does not count either.
 UNCOUNTED = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
-# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: those of $aws/ that it lets clients
-# publish to. What is not listed there, and all else that begins with $, AWS answers by closing the connection.
+# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: the $aws/ topics that clients may publish
+# to. For any other topic that begins with $, AWS closes the connection.
 # It leaves out those of two services: greengrass/v2/developerguide/device-auth.html (its minimal policy) and
 # iot-fleetwise/latest/developerguide/reserved-topics.html, whose vehicles answer commands in protobuf.
 PUBLISHABLE = (  # not compiled for --help
@@ -101,10 +101,10 @@ PUBLISHABLE = (  # not compiled for --help
 )
 MAX_CLIENT_ID_BYTES = 128
 MAX_SUBSCRIPTIONS = 50  # a connection
-MIN_INTERVAL_S = 0.01  # 100 publishes a second a connection
+MIN_INTERVAL_S = 0.01  # 100 publishes per second and connection
 MAX_BYTES_PER_S = 512 * 1024  # a connection
-MAX_IN_FLIGHT = 100  # unacknowledged publishes a connection
-# The same page, control-plane API: calls a second an account and region.
+MAX_IN_FLIGHT = 100  # unacknowledged publishes per connection
+# The same page, control-plane API: calls per second, account and region.
 QUOTAS: Mapping[str, float] = {
     **dict.fromkeys(("CreateKeysAndCertificate", "UpdateCertificate", "DeleteCertificate", "DescribeCertificate"), 10),
     **dict.fromkeys(("ListCertificates", "ListPrincipalThings", "ListThings", "DescribeEndpoint"), 10),
@@ -115,51 +115,51 @@ QUOTAS: Mapping[str, float] = {
     "ListThingPrincipals": 20,
     "DescribeThing": 350,
 }
-THINGS_PER_S = 10.0  # what these quotas come to
+THINGS_PER_S = 10.0  # what these quotas allow
 
 CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each; and a connection to the control plane
-KEEP_ALIVE_S = 30  # AWS IoT takes no less; a broker that is silent for twice as long is given up
+KEEP_ALIVE_S = 30  # AWS IoT's minimum; a broker that is silent for twice as long is given up
 CALL_TIMEOUT_S = 20.0  # for the control plane's answer
-CALL_ATTEMPTS = 10  # with the pauses between them a minute, or throttling by others
-BUSY_S = 60.0  # the same for what ELF tries again without botocore
+CALL_ATTEMPTS = 10  # with pauses, about a minute, to outlast throttling
+BUSY_S = 60.0  # the same for calls that ELF repeats without botocore
 LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_ATTEMPTS - 1) * 20.0  # botocore's pauses
-STOP_S = 4.0  # what is under way at Ctrl-C has so long to finish; a shell or a container waits little longer
-ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements: it rides out an outage of a minute
-ACK_PAUSE_S = 15.0  # and longer, as long as they come no further apart
-ANSWER_GRACE_S = 10.0  # how long it waits for the last answers of shadows then
-PROPAGATION_S = 20.0  # what was made a moment ago takes some seconds to count
+STOP_S = 4.0  # for running calls to finish after Ctrl-C; a shell or a container waits little longer
+ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements, to survive an outage of a minute
+ACK_PAUSE_S = 15.0  # it waits longer while the time between them is at most this
+ANSWER_GRACE_S = 10.0  # how long it then waits for the last answers of shadows
+PROPAGATION_S = 20.0  # until AWS IoT knows what was just made
 # https://docs.aws.amazon.com/iot/latest/developerguide/iot-policies.html: a changed policy takes 6 to 8 minutes.
 POLICY_CHANGE_S = 480.0
-CONSISTENCY_S = 300.0  # what was detached may count as attached for so long (DeletePolicy, AWS IoT API reference)
-VISIBLE_S = 10.0  # what was just made is not to be found everywhere on AWS at once
-LONGEST_REST_S = 30.0  # of a thing that AWS is not ready for: 300 of them are 10 calls a second, which is a quota
-REJECTED_WITHIN_S = 2.0  # AWS IoT hangs up so soon after a message that it does not take
-LONGEST_PAUSE_S = 4.0  # between two attempts to get a connection back, of a fleet that AWS takes in that time
-LOOK_S = 5.0  # between two looks whether a connection is alive
+CONSISTENCY_S = 300.0  # what was detached may still count as attached (DeletePolicy, AWS IoT API reference)
+VISIBLE_S = 10.0  # until all of AWS finds what was just made
+LONGEST_REST_S = 30.0  # pause of a thing that AWS is not ready for: 300 of them make 10 calls a second, a quota
+REJECTED_WITHIN_S = 2.0  # how soon AWS IoT closes the connection after a message that it refuses
+LONGEST_PAUSE_S = 4.0  # between attempts to reconnect; in that time AWS accepts all things of a fleet
+LOOK_S = 5.0  # between checks whether a connection is alive
 CONNECTS_AT_ONCE = 16
-CONNECTS_PER_S = 400.0  # AWS takes 500 an account
+CONNECTS_PER_S = 400.0  # AWS allows 500 per account
 SUBSCRIPTIONS_PER_S = 450.0  # the same
-BURST_S = 0.1  # what a connection's rate may run ahead, so that a late message does not make all later ones late
-MOST_WAITING = 10_000  # messages that a thing keeps in an outage: a megabyte
-IN_FLIGHT_S = 2.0  # what is missing when `subscribe` ends may be on its way
-MOST_SENDERS = 50_000  # runs of things whose numbers are remembered, by each thing that hears them: 30 MB
+BURST_S = 0.1  # how far a connection's rate may run ahead, so that one late message does not delay all later ones
+MOST_WAITING = 10_000  # messages that a thing keeps in an outage: 1 MB
+IN_FLIGHT_S = 2.0  # how long missing messages have to arrive when `subscribe` ends
+MOST_SENDERS = 50_000  # runs of senders whose numbers are remembered, for each thing that receives them: 30 MB
 MOST_GAPS = 50  # in the numbers of each of them: 6 KB
-TURNS_AT_ONCE = 64  # messages that leave, or come on a connection, before the loop looks what else there is to do
-LAG_S = 1.0  # behind schedule: this machine can't keep it
-FEW_LINES = 50  # of an object, after each of which it is tried whether it is whole
-LINES_AHEAD = 8  # lines that are read before the things have sent those before them
-SELECTABLE = 500  # sockets, where the system has neither epoll nor poll but select() (Windows)
-CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s a thing; AWS takes half of that
+TURNS_AT_ONCE = 64  # messages that are sent, or read from a connection, before the loop does other work
+LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
+FEW_LINES = 50  # lines of an object, after each of which ELF checks whether it is complete
+LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
+SELECTABLE = 500  # sockets, where the system has only select() (Windows)
+CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s per thing; AWS takes half of that
 DIAGNOSES_AT_ONCE = 4  # of things that the broker refuses
-LISTED = 20  # things or messages, at the most, that get a line each without --verbose
-FEW_THINGS = 5  # so many are made or cleaned before anybody looks for a progress bar
+LISTED = 20  # at most this many things or messages get a line each without --verbose
+FEW_THINGS = 5  # up to this many need no progress bar
 REDRAW_S = 0.2  # the live line
-STALL_S = 1.0  # an acknowledgement that takes longer is news for the live line
-MOST_UNREAD = 8 * 1024 * 1024  # characters that a slow reader leaves waiting: some 50,000 messages
+STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
+MOST_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader: some 50,000 messages
 
 log = logging.getLogger("iot-elf")
-each = log.getChild("each")  # for what is said of one thing or one message, which brevity_for() may hold back
-last = log.getChild("last")  # for what a command reports in the end, --quiet or not
+each = log.getChild("each")  # for lines about one thing or one message, which brevity_for() may hide
+last = log.getChild("last")  # for a command's final report, shown even with --quiet
 last.setLevel(logging.INFO)
 
 
@@ -232,8 +232,8 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "renew the file in AWS_WEB_IDENTITY_TOKEN_FILE or web_identity_token_file; check the role's trust policy",
     ),
     "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
-    "container-role EcsContainer": ("the container gives no credentials: {error}", "check its task's or pod's role"),
-    "Ec2InstanceMetadata iam-role": ("the EC2 instance gives no AWS credentials: {error}", "attach a role to it"),
+    "container-role EcsContainer": ("the container provides no credentials: {error}", "check its task's or pod's role"),
+    "Ec2InstanceMetadata iam-role": ("the EC2 instance provides no AWS credentials: {error}", "attach a role to it"),
     "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK),
     "ExpiredTokenException ExpiredToken": ("the AWS credentials have expired: {error}", "set new ones, or sign in"),
     "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
@@ -309,12 +309,12 @@ FAILURES: Mapping[str, tuple[str, str]] = {
 }
 FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
 
-# After one of these, which AWS has not acted on, the same call is worth another try.
+# After one of these, AWS has not acted on the call, and it may succeed if repeated.
 BUSY = frozenset(
     "ThrottlingException TooManyRequestsException ServiceUnavailableException ServiceUnavailable InternalFailure "
     "EndpointConnectionError ConnectTimeoutError".split()
 )
-# After one of these, the same call for another thing would fail as well.
+# After one of these, the same call for another thing would fail too.
 HOPELESS = frozenset(
     "ExpiredTokenException ExpiredToken UnrecognizedClientException InvalidClientTokenId InvalidSignatureException "
     "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError SSOError LoginError "
@@ -418,7 +418,7 @@ def complain(error: BaseException) -> tuple[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 EVERYTHING = logging.INFO - 1  # the level of --verbose
-KEY_ID_CHARACTERS = 16  # at the least (AccessKey, IAM API reference); what is shorter may be a word
+KEY_ID_CHARACTERS = 16  # minimum (AccessKey, IAM API reference); shorter values may be normal words
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
 CLEAR = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
@@ -431,7 +431,7 @@ def on_terminal() -> bool:
 
 def is_behind() -> bool:
     """Return whether ELF is in the background: another program uses the terminal, and may draw there."""
-    with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing, nor has a pipe
+    with contextlib.suppress(AttributeError, OSError):  # not on Windows, nor for a pipe
         return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
     return False
 
@@ -459,15 +459,9 @@ def columns(stream: TextIO) -> int:
     return 80
 
 
-def fitting(stream: TextIO, *texts: str, after: int = 0) -> str:
-    """Return the first of `texts` that fits on a terminal's line after `after` characters, or the last, cut."""
-    room = columns(stream) - after
-    return next((text for text in texts if len(text) <= room), texts[-1][:room])
-
-
 def shorter(path: Path) -> Path:
     """Return a path as a person would type it here."""
-    with contextlib.suppress(OSError, ValueError):  # no working directory any more; not below it
+    with contextlib.suppress(OSError, ValueError):  # the working directory is gone; the path is not below it
         return path.relative_to(Path.cwd())
     return path
 
@@ -538,9 +532,9 @@ class Output:
                     self._show(stream, text)
             except Exception as error:
                 self._broken.add(stream)
-                with contextlib.suppress(OSError, ValueError):  # or Python, at its end, would try once more
+                with contextlib.suppress(OSError, ValueError):  # or Python would try again when it exits
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-                if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader has gone, or its terminal
+                if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader or terminal is gone
                     if self._inbox.signum is None:
                         self._inbox.interrupt(SIGPIPE, None)
                 else:
@@ -835,7 +829,7 @@ class Inbox:
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.signum: int | None = None
-        # For other threads' waits alone: a signal that met the main thread in its wait() would block in set().
+        # Only for other threads' waits: a signal during wait() in the main thread would block in set().
         self.stopping = threading.Event()
         self.between: Callable[[], None] | None = None  # called at each get(), and repeatedly while it waits
 
@@ -915,7 +909,7 @@ class Thing(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a fleet lives."""
+    """Where a fleet is."""
 
     region: str | None = None
     profile: str | None = None
@@ -978,9 +972,9 @@ _THING_KEYS = {
 BRIEFLY_S = 0.2  # how long a command that is ending, or records a policy, keeps others waiting
 ROOTS_FILE = "amazon-root-ca.pem"
 _STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".held", ".writing")
-_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
+_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # a file that write_private() did not finish
 _KEY_FILE = re.compile(r"[\w:+-]+_[0-9]+\.(pem|pub|prv)")
-# What systems put into any directory, Kubernetes' links among it, and git's file in misc/ of ELF's repository.
+# Files that systems put into any directory, such as Kubernetes' links, and git's file in misc/ of ELF's repository.
 _NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.\..+")
 
 
@@ -1102,14 +1096,14 @@ class Fleet:
         with self._wait_for(take, lambda: who, math.inf, inbox) as until_the_end:
             until_the_end.callback(self._remove_empty_journal)
             journal = until_the_end.enter_context(FileIO(os.open(self.journal_file, _APPEND, 0o600), "ab"))
-            _sync(self.directory)  # or a power failure could take the journal away, with keys in it
+            _sync(self.directory)  # or a power failure could delete the journal, with keys in it
             self.reload()
             self._journal = journal
             try:
                 self._repair(journal)
                 yield
             finally:
-                with self._writing:  # a call that outlasts Ctrl-C may still want to record its answer
+                with self._writing:  # a call that outlasts Ctrl-C may still record its answer
                     self.fold()
                     self._journal = None
 
@@ -1216,7 +1210,7 @@ class Fleet:
     def settle(self, place: Place) -> None:
         """Record where the fleet is, until dissolve()."""
         if place.local:
-            place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
+            place = place._replace(endpoint_url=None)  # it may listen elsewhere after a restart
         place = place._replace(source=None).checked()
         with self._writing:
             if place != self.place:
@@ -1297,7 +1291,7 @@ class Fleet:
             self._save_elf()
 
     def _save_things(self) -> None:
-        for name, keys in list(self._key_material.items()):  # which things.json will not have any more
+        for name, keys in list(self._key_material.items()):  # which things.json will no longer have
             if name in self.things:
                 self._write_key_files(name, keys, missing_only=self.things[name].stage == READY)
         if not self.things:
@@ -1314,7 +1308,7 @@ class Fleet:
             if isinstance(text, str) and not (missing_only and path.is_file()):
                 write_private(path, text)
         _sync(self.directory)
-        self._key_material.pop(name, None)  # not before: the journal, or the original's things.json, is to keep it
+        self._key_material.pop(name, None)  # only now: until then the journal, or the original's things.json, keeps it
 
     def _save_elf(self) -> None:
         place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
@@ -1429,7 +1423,7 @@ def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.Ex
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return held.pop_all()
-        except (BlockingIOError, FileNotFoundError):  # or its last holder took it away after our open()
+        except (BlockingIOError, FileNotFoundError):  # or its last holder removed it after our open()
             pass
         except OSError:
             if path == stand_in:
@@ -1577,7 +1571,7 @@ def connect_control_plane(
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     events.register_last("before-send.iot", inbox.check)
     iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
-    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
+    _ = iot.exceptions  # two threads that make these at the same time get different classes, and catch only their own
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     place = place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
     if credentials and not place.local:
@@ -1678,7 +1672,7 @@ def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
         configuration = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
         uses_login = not place.local and b"login_session" in configuration.read_bytes()
     if not uses_login:
-        # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
+        # botocore imports awscrt if it can, which takes 40 ms, and needs it only for `aws login`.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
     import botocore.config
@@ -1752,7 +1746,7 @@ def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: o
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
-    # No call of ELF's carries a secret. An answer, which may be the keys, is not logged.
+    # ELF's calls contain no secrets. Answers, which may contain keys, are not logged.
     log.debug("AWS %s(%s)", model.name, ", ".join(f"{key}={value}" for key, value in params.items()))
 
 
@@ -1782,12 +1776,6 @@ def _may_have_arrived(error: Exception) -> bool:
     if status := (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode"):
         return status in (500, 502, 504)  # 503 is an answer: not now
     return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(names_of(error))
-
-
-def _refused_at_once(error: Exception) -> bool:
-    """Return whether AWS refused a call, and no earlier attempt of it can have had an effect."""
-    metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
-    return 400 <= metadata.get("HTTPStatusCode", 0) < 500 and not metadata.get("RetryAttempts")
 
 
 class NotYet(Exception):  # noqa: N818 - it passes
@@ -1917,7 +1905,9 @@ def _taking_its_name(iot: Any, fleet: Fleet, thing: Thing) -> Iterator[None]:
                 remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
             raise ElfError(f"thing {thing.name} already exists, and this ELF did not make it", remedy) from error
     except iot.exceptions.ClientError as error:
-        if not thing.certificate_arn and _refused_at_once(error):
+        answer = error.response["ResponseMetadata"]
+        is_refused = answer["HTTPStatusCode"] < 500 and not answer["RetryAttempts"]  # no earlier attempt had an effect
+        if is_refused and not thing.certificate_arn:
             fleet.forget(thing)
         raise
 
@@ -1931,7 +1921,7 @@ def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
     except Exception as error:
         if _may_have_arrived(error):
             fleet.record_unanswered(asked)
-            raise NotYet(error, 1.0, "no answer") from error  # once more: this may make another one
+            raise NotYet(error, 1.0, "no answer") from error  # this may make a second certificate
         fleet.record(asked._replace(asked=None))
         if not BUSY.isdisjoint(names_of(error)):
             raise NotYet(error, BUSY_S, "AWS is busy") from error
@@ -1992,8 +1982,7 @@ def _unless_made_already(iot: Any, name: str, document: Mapping[str, Any]) -> It
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
-        policy = _unless_missing(iot.get_policy, policyName=name)
-        if not policy or json.loads(policy["policyDocument"]) != document:
+        if json.loads(iot.get_policy(policyName=name)["policyDocument"]) != document:
             raise ElfError(
                 f"policy {name} already exists, and ELF did not make it",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
@@ -2184,7 +2173,7 @@ def gone_is_fine(
         again()
 
 
-def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
+def unclaimed_certificates(iot: Any, fleet: Fleet) -> Iterator[Mapping[str, Any]]:
     """Find what the requests without an answer may have made: certificates of those times, attached to nothing.
 
     AWS has no other way to find them, so a certificate of someone else's may be among them.
@@ -2193,7 +2182,6 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
 
     mine = {thing.certificate_id for thing in fleet.things.values()}
     first, made = min(call.since for call in fleet.unanswered), math.inf
-    found: list[Mapping[str, Any]] = []
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
         # AWS's clock (in seconds) and this machine's may differ.
         date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
@@ -2203,10 +2191,9 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
             made = certificate["creationDate"].timestamp() - ahead
             in_time = any(call.since - 1 <= made <= call.until + 1 for call in fleet.unanswered)
             if in_time and certificate["certificateId"] not in mine and not _users(iot, certificate["certificateArn"]):
-                found.append(certificate)
+                yield certificate
         if made < first - 1:
-            break  # the newest pages come first
-    return found
+            return  # the newest pages come first
 
 
 def allows(documents: Iterable[Mapping[str, Any]], action: str, resource: str) -> bool:
@@ -2337,7 +2324,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-# By JSON's grammar (RFC 8259), numbers are of any size: what they say is of no interest here.
+# In JSON (RFC 8259) numbers can have any size; their values do not matter here.
 _JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
 
 
@@ -2363,13 +2350,6 @@ def parsed(text: str) -> Any:
     return value
 
 
-def with_members(text: str, members: Sequence[str]) -> str:
-    """Insert members before the last brace of a JSON object's text, and change nothing else."""
-    brace = text.rindex("}")
-    comma = ", " if members and not text[:brace].rstrip().endswith("{") else ""
-    return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
-
-
 def is_aws_own(topic: str) -> bool:
     return topic.startswith("$") and not topic.startswith("$aws/rules/")
 
@@ -2378,7 +2358,8 @@ class Composer(NamedTuple):
     """What the things send: `text` as given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
-    content: str | None = None  # None: there is none, and `text` goes to all topics
+    before: bytes = b""  # the object's text up to where members are added; empty: `text` goes to all topics
+    after: bytes = b""
     has: frozenset[str] = frozenset()  # of ADDED
     run: str = ""  # that its messages name, beside the thing and their number; none: neither
 
@@ -2386,11 +2367,11 @@ class Composer(NamedTuple):
     def of_object(cls, text: bytes) -> Composer:
         """Make one of a JSON object's text. Raises ValueError if it is not one."""
         text = text.removeprefix(codecs.BOM_UTF8)
-        content = text.decode("utf-8")
-        members = parsed(content)
+        members = parsed(text.decode("utf-8"))
         if not isinstance(members, dict):
             raise ValueError("it is not a JSON object")
-        return cls(text, content, ADDED & members.keys())
+        brace = text.rindex(b"}")
+        return cls(text, text[:brace] + (b", " if members else b""), text[brace:], ADDED & members.keys())
 
     @classmethod
     def of_any(cls, text: bytes) -> Composer:
@@ -2403,21 +2384,22 @@ class Composer(NamedTuple):
     def of_text(cls, text: bytes) -> Composer:
         """Make one of any text. Raises UsageError if it is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
-        utf8(msg)  # which raises
-        return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
+        return cls.of_object(utf8(json.dumps({"msg": msg}, ensure_ascii=False)))._replace(text=text)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Return what a thing publishes as its message `number`. Raises UsageError if it is too long for AWS IoT.
 
         AWS's own topics get only what the user gave; Basic Ingest topics lead to the user's rules.
         """
-        payload = self.text
-        if self.content is not None and not is_aws_own(topic):
-            now_ms = time.time_ns() // 1_000_000  # and not later than now
-            members = [] if "ts" in self.has else [f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"']
+        payload, members = self.text, []
+        if self.before and not is_aws_own(topic):
+            if "ts" not in self.has:
+                now_ms = time.time_ns() // 1_000_000  # and not later than now
+                members.append(f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"')
             if self.run:
                 members.append(f'"thing": "{thing}", "seq": {number}, "run": "{self.run}"')
-            payload = with_members(self.content, members).encode("utf-8")
+        if members:
+            payload = self.before + ", ".join(members).encode() + self.after
         if len(payload) > MAX_PAYLOAD_BYTES:
             cause = f"the message is too long: {len(payload)} bytes, and AWS IoT allows 128 KiB"
             raise UsageError(cause, "send a shorter one")
@@ -2562,8 +2544,7 @@ class Template:
 
     def __init__(self, text: bytes, make: Callable[[bytes], Composer], voice: Callable[[str], Voice]) -> None:
         """Compile the text; `make` turns its results into what is sent. Raises UsageError."""
-        self._make, self._voice = make, voice
-        self.voices: dict[str, Voice] = {}
+        self._make, self.voice = make, voice
         self._sandbox = sandbox()()
         with self._explained():
             from jinja2 import meta, nodes
@@ -2580,11 +2561,10 @@ class Template:
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Render it, and return the payload that a Composer makes of the result. Raises UsageError."""
-        voice = self.voices.get(thing) or self.voices.setdefault(thing, self._voice(thing))
         self._sandbox.steps = size = 0
         pieces = []
         with self._explained():
-            for piece in self._template.generate(voice.names(number)):
+            for piece in self._template.generate(self.voice(thing).names(number)):
                 pieces.append(piece)
                 if (size := size + len(piece)) > MAX_PAYLOAD_BYTES:
                     break
@@ -3032,7 +3012,7 @@ class Loop:
         self.selector = selector or selectors.DefaultSelector()
         self._calls: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = collections.deque()
         self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []  # a heap
-        self._numbers = itertools.count()  # which keep those apart that are due at the same time
+        self._numbers = itertools.count()  # to order calls that are due at the same time
         self._waking, self._waker = socket.socketpair()
         self._is_awake = self._is_closed = False
         for end in (self._waking, self._waker):
@@ -3046,7 +3026,7 @@ class Loop:
         self._calls.append((function, arguments))
         if not self._is_awake:
             self._is_awake = True
-            with contextlib.suppress(OSError):  # it is full of these already, or closed
+            with contextlib.suppress(OSError):  # the socket is full of these already, or closed
                 self._waker.send(b"x")
 
     def at(self, due: float, function: Callable[..., object], *arguments: Any) -> None:
@@ -3126,7 +3106,7 @@ def load_sdk() -> Any:
     from AWSIoTPythonSDK.core.protocol.internal import clients, workers
     from AWSIoTPythonSDK.core.protocol.paho import client as paho
 
-    silent = logging.getLogger("silent")  # what the SDK logs can hold keys, and costs more than its packets
+    silent = logging.getLogger("silent")  # the SDK's logs can contain keys, and cost more than its packets
     silent.disabled = True
     for kind in (
         MQTTLib.AWSIoTMQTTClient,
@@ -3141,8 +3121,8 @@ def load_sdk() -> Any:
     bare_context = functools.partial(ssl.SSLContext, ssl.PROTOCOL_TLS_CLIENT)  # else port 443 believes the system's CAs
     alpn.ssl = SimpleNamespace(SSLContext=ssl.SSLContext, create_default_context=bare_context)
     mqtt_core.Queue = _Events
-    paho.print = lambda *_: None  # of socket errors, on the standard output that is for --output json
-    paho.time = SimpleNamespace(time=time.monotonic)  # or a clock that is set would end connections
+    paho.print = lambda *_: None  # it prints socket errors to standard output, which is for --output json
+    paho.time = SimpleNamespace(time=time.monotonic)  # or a change of the clock would end connections
     paho.CONNACK_REFUSED_PROTOCOL_VERSION = None  # or it would reconnect while it reads, with MQTT 3.1
     paho._socketpair_compat = lambda: (_Nobody(), _Nobody())
     return MQTTLib.AWSIoTMQTTClient
@@ -3188,8 +3168,8 @@ def without_threads(client: Any) -> None:
     """Make a client of the SDK 1.6 start no thread, and leave the window, repetition and writing to Connection."""
     events, paho = client._mqtt_core._event_consumer, client._mqtt_core._internal_async_client._paho_client
     events.start = lambda: None
-    events._stopper.set()  # for which a connect that fails would wait
-    paho._thread = threading.current_thread()  # that there is one keeps publish() from writing
+    events._stopper.set()  # or a failed connect would wait for it
+    paho._thread = threading.current_thread()  # if this is set, publish() does not write
     paho._backoffCore = _Nobody()
     paho._max_inflight_messages, paho._message_retry = 0, math.inf
 
@@ -3309,7 +3289,7 @@ class _Stream:
     def read(self, size: int) -> bytes:
         if self._at == len(self._ahead):
             try:
-                self._ahead, self._at = self._connection.read(16384), 0  # a TLS record has no more
+                self._ahead, self._at = self._connection.read(16384), 0  # the maximum of a TLS record
                 if not self._ahead:
                     raise ConnectionResetError("closed by the other side")
             except self._nothing_yet:
@@ -3467,23 +3447,23 @@ class Device:
         self.state = CONNECTING
         self.has_joined = False  # it was online once
         self.refusal: Refusal | None = None  # the last, if nothing has succeeded since
-        self.held_by = ""  # why what is waiting waits
+        self.held_by = ""  # why messages are waiting
         self._files, self._endpoint, self._root_cert = files, endpoint, root_cert
         self._loop, self._listener = loop, listener
         self._qos = qos
         self._patient_until = time.monotonic() + patience_s
-        self._refusals = self._attempts = 0  # in a row; to connect, since it was online
+        self._refusals = self._attempts = 0  # consecutive refusals; attempts to connect since it was online
         self._refused_since = 0.0  # time.monotonic()
         self._connection: Connection | None = None
         self._client_id = ""
-        self._awaited = ""  # CONNACK, or the topic filter whose SUBACK is to come
-        self._is_trusted: bool | None = None  # this connection has outlived its first message; None: none has left
-        self._number = 0  # of the last message that left
-        self._in_flight: dict[int, tuple[bytes, float]] = {}  # by number: what is not acknowledged, and when it left
-        self._again: collections.deque[int] = collections.deque()  # those of them that have to leave once more
+        self._awaited = ""  # CONNACK, or the topic filter whose SUBACK it waits for
+        self._is_trusted: bool | None = None  # whether this connection survived its first message; None: none was sent
+        self._number = 0  # of the last message sent
+        self._in_flight: dict[int, tuple[bytes, float]] = {}  # by number: unacknowledged, and when it was sent
+        self._again: collections.deque[int] = collections.deque()  # those of them that must be sent again
         self._waiting: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
-        self._free_at = 0.0  # time.monotonic() at which the next message would leave if all left evenly
-        self._is_called = False  # when AWS takes the next
+        self._free_at = 0.0  # time.monotonic() at which the next message is due if all are spread evenly
+        self._is_called = False  # whether _on_free() is scheduled
 
     @property
     def unacknowledged(self) -> list[tuple[int, bytes]]:
@@ -3521,7 +3501,7 @@ class Device:
                 return
             log.debug("MQTT %s: CONNECT to %s as %s", self.thing, self._endpoint, client_id)
             for path in self._files:
-                if path.exists() and not path.is_file():  # TLS would wait for what somebody writes into a pipe
+                if path.exists() and not path.is_file():  # TLS would wait for data in a pipe
                     raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
             client = open_client(client_id, self._endpoint, self._root_cert, self._files, self._on_connack)
         except Exception as error:
@@ -3707,7 +3687,7 @@ class Device:
         """Send again what a lost connection left, then what is due, until something prevents it."""
         while self._again or self._waiting:
             if reason := self._in_the_way():
-                if reason != SPEED or not self.held_by:  # that limit keeps late what something else has made late
+                if reason != SPEED or not self.held_by:  # that limit only keeps late what something else delayed
                     self.held_by = reason
                 return
             if self._again:
@@ -3829,7 +3809,7 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
             return ElfError(f"{thing} can't use its file {file}: {error.strerror}", f"make it readable, or {_NEW_KEYS}")
     context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files.certificate
     try:
-        context.load_verify_locations(file)  # which takes certificates alone
+        context.load_verify_locations(file)  # which accepts only certificates
         file = files.private_key
         context.load_cert_chain(files.certificate, file)
     except ssl.SSLError as error:
@@ -4000,7 +3980,7 @@ class Cli:
     template: bool  # render it for each message
     seed: int | None
     sequence: bool  # number the messages
-    topic: str | None  # may hold {thing_name}, as each of topics
+    topic: str | None  # may contain {thing_name}, as may each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
     interval: float  # seconds; 0: as lines arrive
@@ -4072,7 +4052,7 @@ class Shift:
         self._in_doubt: set[str] = set()  # things that AWS is being asked about
         self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
         self._advised = False
-        self.stopped_at = 0.0  # time.monotonic() when the things were told to end
+        self.stopped_at = 0.0  # time.monotonic() of stop()
 
     def take(self, event: Any) -> None:
         """Log an event, and act on it."""
@@ -4194,10 +4174,10 @@ class Account(Listener):
     def __init__(self, cli: Cli) -> None:
         self._put: Callable[[Any], None] = cli.inbox.put
         self._results = cli.results
-        self._is_heard = says_each() or cli.results.is_on  # or nothing need be formatted
+        self._is_heard = says_each() or cli.results.is_on  # else nothing need be formatted
         self._latency = Times()
         self._devices: Sequence[Device] = ()
-        self._began_at = 0.0  # time.monotonic() from which the things were at work
+        self._began_at = 0.0  # time.monotonic() when the things were ready
         self.ends_at = math.inf  # time.monotonic(), if that is known
 
     def begin(self, devices: Iterable[Device]) -> None:
@@ -4416,7 +4396,7 @@ def create_things(cli: Cli) -> int:
         half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
         if fleet.was_local and not cli.place.local:
-            log.warning("the last fleet was on the embedded AWS IoT (--local); this one is on AWS")
+            log.warning("the last fleet was local (--local); this one is on AWS")
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
         missing.update(gone_things(cli, iot, {*wanted} - strays))
@@ -4461,7 +4441,8 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
         line = f"{thing.name}: certificate {(thing.certificate_id or '')[:8]}"
         pattern = shorter(files.certificate.with_suffix(".{pem,pub,prv}"))
         lines = f"{line}, {pattern}", f"{line}, .../{pattern.name}", line
-        each.info("%s", fitting(sys.stderr, *lines, after=len("00:00:00 ")))
+        room = columns(sys.stderr) - len("00:00:00 ")
+        each.info("%s", next((text for text in lines if len(text) <= room), line))
     else:
         each.info("Thing:'%s' associated with cert:'%s'", thing.name, thing.certificate_arn)
         each.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
@@ -4483,7 +4464,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
         )
     folded = {name.casefold(): name for name in names}
     alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
-    if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # as on macOS and Windows
+    if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # file names ignore case, as on macOS and Windows
         raise ElfError(
             f"{fleet.directory} ignores upper and lower case in names, and has {listed(alike)} already",
             "choose another --prefix or --misc-dir",
@@ -4595,7 +4576,9 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
 
 def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
     """Return a function that makes a message of bytes, after trying it for one thing, which may raise."""
-    of_lines, voices = is_of_lines(cli.json_message), dict[str, Voice]()
+    of_lines = is_of_lines(cli.json_message)
+    voice = functools.partial(Voice, seed=cli.seed, interval_s=cli.interval)
+    voice_of = functools.cache(voice)
 
     def finish(text: bytes) -> Composer:
         if cli.raw:
@@ -4610,11 +4593,10 @@ def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], M
         return message._replace(run=run)
 
     def compose(text: bytes) -> Message:
-        voice = functools.partial(Voice, seed=cli.seed, interval_s=cli.interval)
         message: Message = Template(text, finish, voice) if cli.template else finish(text)
         message.payload(topic, thing, 1)
         if isinstance(message, Template):
-            message.voices = voices  # none of which was used for the trial
+            message.voice = voice_of  # the voice of the trial is gone
         return message
 
     return compose
@@ -4632,7 +4614,7 @@ def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
 
     Returns how many messages there were, and how many lines can't be sent.
     """
-    asked = threading.Semaphore(2)  # so that the next one has been read when it is due
+    asked = threading.Semaphore(2)  # so that the next line is already read when it is due
     threading.Thread(target=read_ahead, args=(lines, cli.inbox, asked), daemon=True).start()
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
@@ -4741,7 +4723,7 @@ def clean_up(cli: Cli) -> int:
                 show_unanswered(cli)
             if not fleet.things:
                 if cli.place.local:
-                    fleet.forget_unanswered()  # it goes away as a whole
+                    fleet.forget_unanswered()  # clean removes all of it
                 fleet.dissolve()
         finally:
             left = len(fleet.things)
@@ -4773,14 +4755,14 @@ def list_things(cli: Cli) -> int:
         ids = {"certificateId": thing.certificate_id, "policyName": thing.policy_name}
         cli.results.put("thing", thingName=thing.name, **ids, stage=thing.stage, since=since)
     runs = None
-    with contextlib.suppress(OSError, ElfError):  # what can't be looked at
+    with contextlib.suppress(OSError, ElfError):  # what can't be read
         runs = bool(place.local and _local_aws().is_alive(fleet.local_directory))
     cli.results.summary.update(things=len(fleet.things), local=place.local, localRuns=runs)
     cli.results.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
     if not cli.results.is_on:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines = [fitting(sys.stdout, line) for line in lines] if sys.stdout.isatty() else lines
+        lines = [line[: columns(sys.stdout)] for line in lines] if sys.stdout.isatty() else lines
         state = "" if runs is None or not place.local else ", running" if runs else ", not running"
         lines.append(f"{plural(len(fleet.things), 'thing')} in {place}{state}")
         text = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
@@ -4800,7 +4782,7 @@ def show_unanswered(cli: Cli) -> None:
     log.warning("%s got no answer: %s, from %s to %s", calls, what, utc(since), utc(until))
     try:
         iot, _ = reach_aws(cli)
-        found = in_background(cli.inbox, lambda: unclaimed_certificates(iot, fleet))
+        found = in_background(cli.inbox, lambda: list(unclaimed_certificates(iot, fleet)))
     except Interrupted:
         raise
     except Exception as error:
@@ -4812,7 +4794,7 @@ def show_unanswered(cli: Cli) -> None:
         log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
     if found:
         log.warning(
-            "what to do: if nobody else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
+            "what to do: if no one else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
             "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
         )
     else:
@@ -4881,7 +4863,7 @@ def at_work(
         shift.failures.report(of=len(admitted))
         cli.results.summary.update(things=len(shift.joined), failed=sorted(shift.failed, key=by_number))
 
-    with contextlib.ExitStack() as ends:  # what comes last is done first
+    with contextlib.ExitStack() as ends:  # the last callback runs first
         ends.callback(report_failures)
         ends.callback(shift.stop)
         shift.gather()
@@ -4916,7 +4898,7 @@ def admit(cli: Cli, things: Sequence[Thing]) -> Admission:
         endpoint = Endpoint(endpoint.host or place.data_endpoint or "", endpoint.port)
     endpoint = endpoint.routed(NO_PROXY if cli.place.local else cli.proxy)
     if endpoint.proxy:
-        log.info("through the proxy %s", endpoint.proxy)
+        log.info("using the proxy %s", endpoint.proxy)
     if newcomers:
         names = {thing.name for thing in things}
         things = [thing for thing in with_policies(cli, newcomers) if thing.name in names]
@@ -4930,7 +4912,7 @@ def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
     iot, _ = reach_aws(cli)
     failures = Failures()
     with fleet.locked(cli.inbox):
-        # Another send or subscribe may have been quicker.
+        # Another send or subscribe may have been faster.
         without = [thing for thing in fleet.ready if thing.name in newcomers and not thing.policy_arn]
         try:
             authorise_one = functools.partial(authorise, iot, fleet)
@@ -5073,7 +5055,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
-    where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
+    where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
     raised = f"things per second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
     region, profile, url = (functools.partial(part_of_place, key=key) for key in ("region", "profile", "endpoint_url"))
     other = f"AWS region (default: the fleet's, else from the AWS configuration, else {REGION})"
@@ -5150,7 +5132,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     add_common_options(parser)
     parser.set_defaults(misc_dir=os.environ.get("ELF_MISC_DIR", str(HERE / "misc")), wait=0.0, rate=THINGS_PER_S)
-    # Without SUPPRESS, the default of what is not given after the command would undo what is given before it.
+    # Without SUPPRESS, the default of an option after the command would override the option before it.
     common = add_common_options(Parser(argument_default=argparse.SUPPRESS))
     messaging = add_messaging_options(Parser())
 

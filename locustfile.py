@@ -82,7 +82,7 @@ def add_options(parser: Any) -> None:
     add("--template", action="store_true", help="the file of --json-message is a Jinja2 template (docs/messages.md)")
     profile = "named profile of the AWS CLI (default: the fleet's, else none); --profile is Locust's own"
     add("--aws-profile", type=functools.partial(elf.part_of_place, key="profile"), help=profile)
-    where = "keys and state on this machine (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
+    where = "keys and state on this machine (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
     add("--misc-dir", type=lambda text: str(elf.directory(text)), help=where)
 
 
@@ -198,8 +198,8 @@ def unframed(response: Any) -> Any:
 def refuse_others(names: set[str]) -> Any:
     """Refuse what another site makes the user's browser ask; drop what even the page may not set.
 
-    Files, hosts and all other options come from the command line alone. A Host that is no address and none of this
-    machine's `names` gives away a site whose name leads to this machine (DNS rebinding).
+    Files, hosts and all other options come only from the command line. A Host that is neither an address nor one of
+    this machine's `names` belongs to a site whose name was pointed at this machine (DNS rebinding).
     """
     own = urlsplit(f"//{request.host}")
     is_known = own.hostname in names
@@ -251,7 +251,7 @@ class Run:
         )
 
     def count_connect(self, kind: str, name: object, took_s: float) -> None:
-        """Count a connect in its own row alone: the totals and charts are of messages."""
+        """Count a connect only in its own row: the totals and charts are of messages."""
         self.environment.stats.entries[(str(name), kind)].log(1000 * took_s, 0)
 
 
@@ -292,7 +292,7 @@ class Desk(Run):
                 sys.exit(1)
 
     def prepare(self, users: int, options: argparse.Namespace) -> Exception | None:
-        """Give the things their policies, for so many users. Return the error that prevents a run, if there is one."""
+        """Give the things of `users` their policies. Return the error that prevents a run, if there is one."""
         try:
             if self.runner.state in (STATE_SPAWNING, STATE_RUNNING):
                 refuse_too_many(users, len(self.duties))
@@ -573,7 +573,7 @@ def set_up(environment: Any, web_ui: Any, **_: object) -> None:
     SET_UP.set()
 
 
-if __name__ == "__main__":  # `locust --help` shows Locust's own options alone
+if __name__ == "__main__":  # `locust --help` shows only Locust's own options
     about = "What ELF adds to Locust's options. With --web-login the page asks for the password in ELF_WEB_PASSWORD."
     shown = LocustArgumentParser(usage="locust [options]", description=about, add_help=False)
     add_options(shown)

@@ -209,13 +209,13 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
         ),
         pytest.param(
             *("", CONTAINER, (403, "AccessDenied", "no role")),
-            *("the container gives no credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+            *("the container provides no credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
             id="container",
         ),
         pytest.param(
             f"[default]\nrole_arn = {ROLE}\ncredential_source = Ec2InstanceMetadata\n",
             *({"AWS_EC2_METADATA_DISABLED": "false"}, (404, "NotFound", "")),
-            *("the EC2 instance gives no AWS credentials: ", "attach a role to it"),
+            *("the EC2 instance provides no AWS credentials: ", "attach a role to it"),
             id="instance",
         ),
         pytest.param(
@@ -466,7 +466,7 @@ def test_create_after_a_local_fleet_says_that_it_goes_to_aws(main: InProcess, el
     (elf.misc).mkdir(mode=0o700)
     (elf.misc / "elf.json").write_text(json.dumps({"fleet": {"region": "us-west-2", "local": True}}))
     main("clean")
-    warning = "the last fleet was on the embedded AWS IoT (--local); this one is on AWS"
+    warning = "the last fleet was local (--local); this one is on AWS"
     assert warning in main("create").err
     main("clean")
     assert warning not in main("create").err

@@ -10,11 +10,8 @@ from pathlib import Path
 import pytest
 from harness import ROOT
 
-PROGRAMS = [ROOT / name for name in ("elf.py", "local_aws.py")]
-PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
-    *(path for path in (ROOT / "docs").glob("*.md") if path.name != "locust.md"),
-]
+PROGRAMS = [ROOT / name for name in ("elf.py", "local_aws.py", "locustfile.py")]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *(ROOT / "docs").glob("*.md")]
 
 STUMBLING = [  # a pattern, a sentence that it finds, and what is said instead
     (
