@@ -74,7 +74,7 @@ OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
 EDITABLE = {"topic", "interval", "qos", "subscribers", "user_count", "spawn_rate", "run_time"}  # on Locust's page
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: Any) -> None:
     for name, default, parse, help in OPTIONS:
         parser.add_argument(f"--{name}", default=default, type=parse, help=help, include_in_web_ui=name in EDITABLE)
@@ -86,10 +86,17 @@ def add_options(parser: Any) -> None:
     add("--misc-dir", type=lambda text: str(elf.directory(text)), help=where)
 
 
+class Cli(elf.Cli):
+    """The options of `elf.py send`, and of Locust alone."""
+
+    topic: str
+    subscribers: float
+
+
 @contextlib.contextmanager
-def opened_fleet(options: argparse.Namespace) -> Iterator[elf.Cli]:
+def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
     """Hold the fleet until the block ends; yield Locust's options as `elf.py send` has them. Raises ElfError."""
-    cli = elf.build_parser().parse_args(["send"], elf.Cli())
+    cli = elf.build_parser().parse_args(["send"], Cli())
     try:
         for name, _, parse, _ in OPTIONS:
             dest = name.replace("-", "_")
@@ -107,7 +114,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[elf.Cli]:
         yield cli
 
 
-def admit(cli: elf.Cli, users: int) -> dict[str, dict[str, Any]]:
+def admit(cli: Cli, users: int) -> dict[str, dict[str, Any]]:
     """Give the things their policies; return what the user of each has to know. Raises ElfError; botocore's errors."""
     if str(cli.json_message) == "-":
         raise elf.ElfError("workers share no standard input", "name a file with --json-message")
@@ -556,7 +563,7 @@ class Thing(User, elf.Listener):
             self.worker.runner.send_message("elf-give", self.duty["thing"])
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator]
 def set_up(environment: Any, web_ui: Any, **_: object) -> None:
     elf.hide_environment()
     for handler in logging.getLogger().handlers:  # Locust's own
