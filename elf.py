@@ -550,15 +550,15 @@ class Output:
         foot = self._foot
         is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
         is_mine = is_seen and is_alone(keep=bool(foot))
-        if self._has_drawn or (is_seen and not is_mine and text):  # what is drawn there, and ^C
-            sys.stderr.write(CLEAR)
-            sys.stderr.flush()
-        stream.write(text)
-        stream.flush()
-        if foot and is_mine:
-            sys.stderr.write(foot)
-            sys.stderr.flush()
-        self._has_drawn = bool(foot and is_mine)
+        clear = CLEAR if self._has_drawn or (is_seen and not is_mine and text) else ""  # what is drawn there, and ^C
+        foot = foot if is_mine else ""
+        self._has_drawn = bool(foot)
+        if stream is sys.stderr:  # at once, or another ELF's live line could get in between
+            clear, text, foot = "", clear + text + foot, ""
+        for to, what in ((sys.stderr, clear), (stream, text), (sys.stderr, foot)):
+            if what:
+                to.write(what)
+                to.flush()
 
     def rest(self) -> bool:
         """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
