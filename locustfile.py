@@ -87,7 +87,7 @@ def add_options(parser: Any) -> None:
 
 
 class Cli(elf.Cli):
-    """The options of `elf.py send`, and of Locust alone."""
+    """The options of `elf.py send`, and those only for Locust."""
 
     topic: str
     subscribers: float
