@@ -257,8 +257,8 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
     ),
     "ProxyConnectionError": (
-        "could not reach the proxy: {error}",
-        "check HTTPS_PROXY, or bypass it with NO_PROXY=.amazonaws.com",
+        "could not get through the proxy: {error}",
+        "check HTTPS_PROXY, its user and password, or bypass it with NO_PROXY=.amazonaws.com",
     ),
     "NotAwsError ResponseParserError": ("the server at the control plane's endpoint is not AWS IoT", _SIGN_IN),
     # AWS
@@ -401,7 +401,8 @@ def _answer(error: BaseException) -> Mapping[str, str]:
 
 
 def _message(error: BaseException) -> str:
-    return _answer(error).get("Message") or str(error).rstrip(": ")
+    cause = getattr(getattr(error, "kwargs", {}).get("error"), "original_error", None)  # urllib3's, of a proxy
+    return _answer(error).get("Message") or str(error).rstrip(": ") + (f": {cause}" if cause else "")
 
 
 def complain(error: BaseException) -> tuple[str, str]:
@@ -541,15 +542,15 @@ class Output:
         foot = self._foot
         is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
         is_mine = is_seen and is_alone(keep=bool(foot))
-        if self._has_drawn or (is_seen and not is_mine and text):  # what is drawn there, and ^C
-            sys.stderr.write(CLEAR)
-            sys.stderr.flush()
-        stream.write(text)
-        stream.flush()
-        if foot and is_mine:
-            sys.stderr.write(foot)
-            sys.stderr.flush()
-        self._has_drawn = bool(foot and is_mine)
+        clear = CLEAR if self._has_drawn or (is_seen and not is_mine and text) else ""  # what is drawn there, and ^C
+        foot = foot if is_mine else ""
+        self._has_drawn = bool(foot)
+        if stream is sys.stderr:  # at once, or another ELF's live line could get in between
+            clear, text, foot = "", clear + text + foot, ""
+        for to, what in ((sys.stderr, clear), (stream, text), (sys.stderr, foot)):
+            if what:
+                to.write(what)
+                to.flush()
 
     def rest(self) -> bool:
         """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""

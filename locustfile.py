@@ -72,10 +72,9 @@ OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
     ("endpoint-url", None, functools.partial(elf.part_of_place, key="endpoint_url"), "control plane (default: AWS's)"),
 )
 EDITABLE = {"topic", "interval", "qos", "subscribers", "user_count", "spawn_rate", "run_time"}  # on Locust's page
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: Any) -> None:
     for name, default, parse, help in OPTIONS:
         parser.add_argument(f"--{name}", default=default, type=parse, help=help, include_in_web_ui=name in EDITABLE)
@@ -87,10 +86,17 @@ def add_options(parser: Any) -> None:
     add("--misc-dir", type=lambda text: str(elf.directory(text)), help=where)
 
 
+class Cli(elf.Cli):
+    """The options of `elf.py send`, and those only for Locust."""
+
+    topic: str
+    subscribers: float
+
+
 @contextlib.contextmanager
-def opened_fleet(options: argparse.Namespace) -> Iterator[elf.Cli]:
+def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
     """Hold the fleet until the block ends; yield Locust's options as `elf.py send` has them. Raises ElfError."""
-    cli = elf.build_parser().parse_args(["send"], elf.Cli())
+    cli = elf.build_parser().parse_args(["send"], Cli())
     try:
         for name, _, parse, _ in OPTIONS:
             dest = name.replace("-", "_")
@@ -108,7 +114,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[elf.Cli]:
         yield cli
 
 
-def admit(cli: elf.Cli, users: int) -> dict[str, dict[str, Any]]:
+def admit(cli: Cli, users: int) -> dict[str, dict[str, Any]]:
     """Give the things their policies; return what the user of each has to know. Raises ElfError; botocore's errors."""
     if str(cli.json_message) == "-":
         raise elf.ElfError("workers share no standard input", "name a file with --json-message")
@@ -117,9 +123,8 @@ def admit(cli: elf.Cli, users: int) -> dict[str, dict[str, Any]]:
     admitted, endpoint, patience_s = elf.admit(cli, things)
     refuse_too_many(users, len(admitted))
     heard = "/".join("+" if "{thing_name}" in level else level for level in cli.topic.split("/"))
-    listeners = [
-        math.ceil(number * cli.subscribers) for number in range(len(admitted) + 1)
-    ]  # among so many first things
+    # Of the first things, 0 to all: how many of them listen.
+    listeners = [math.ceil(number * cli.subscribers) for number in range(len(admitted) + 1)]
     return {
         thing.name: {
             "thing": thing.name,
@@ -171,16 +176,15 @@ def guard(web_ui: Any, options: argparse.Namespace) -> None:
     names = {options.web_host.lower(), "localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
     web_ui.app.before_request(functools.partial(refuse_others, names))
     web_ui.app.after_request(unframed)
-    password = os.environ.get("ELF_WEB_PASSWORD", "")  # no option, which Locust would send to each worker
-    if web_ui.web_login and not password:
-        elf.complain(elf.ElfError("--web-login has no password to ask for", "set one in ELF_WEB_PASSWORD"))
-        sys.exit(1)
     if web_ui.web_login:
+        if not (password := os.environ.get("ELF_WEB_PASSWORD")):  # Locust would send an option to the workers
+            elf.complain(elf.ElfError("--web-login has no password to ask for", "set one in ELF_WEB_PASSWORD"))
+            sys.exit(1)
         # Locust leaves the sessions behind its form to the locustfile; its pages still ask flask-login who the user is.
         web_ui.login_manager.request_loader(lambda _: None)
         web_ui.web_login = False
         web_ui.app.before_request(functools.partial(ask_password, password))
-    elif options.web_host not in LOOPBACK:
+    elif options.web_host not in ("127.0.0.1", "::1", "localhost"):
         elf.log.warning("anyone on the network can use this page: add --web-login, or --web-host 127.0.0.1")
 
 
@@ -232,7 +236,7 @@ class Run:
             self.open()
 
     def open(self, **_: object) -> None:
-        self.failure: Exception | None = None  # of each user's connect, then
+        self.failure: Exception | None = None  # why each user's connect fails, then
         try:
             self.cli = cli = self.held.enter_context(opened_fleet(self.options))
             # The desk as well: workers that can only read misc/ find the root certificates there.
@@ -392,7 +396,7 @@ class Worker(Run):
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
-        self.loop = elf.Loop(elf.complain, selector=GeventSelector())  # the system's, under gevent, is slow
+        self.loop = elf.Loop(self.fail, selector=GeventSelector())  # the system's, under gevent, is slow
         self.waiting: dict[int, AsyncResult[dict[str, Any]]] = {}  # by the ID of the user
         self.users: dict[int, Thing] = {}  # the same
         self.runner.register_message("elf-thing", self.pass_on)
@@ -400,6 +404,11 @@ class Worker(Run):
         if isinstance(self.runner, WorkerRunner):
             self.runner.register_message("elf-finish", self.finish)
             environment.events.quitting.add_listener(self.finish)
+
+    def fail(self, error: Exception) -> None:
+        """Report the bug that ended the loop: nothing connects or publishes here any more."""
+        elf.complain(error)
+        self.count("WORKER", getattr(self.runner, "client_id", "local"), None, error=error)
 
     def pass_on(self, msg: Any, **_: object) -> None:
         user, duty = msg.data
@@ -494,8 +503,8 @@ class Thing(User, elf.Listener):
         elif isinstance(event, elf.Back):
             self.worker.count_connect("RECONNECT", event.endpoint, event.at - self.offline_at)
         elif isinstance(event, elf.Refused):
-            refusal = vars(event.refusal)
-            facts = [refusal[name] for name in ("thing", "endpoint", "action", "subject", "reason")]
+            its = event.refusal
+            facts = (its.thing, its.endpoint, its.action, its.subject)
             self.worker.runner.send_message("elf-refused", (id(self), facts))
         elif isinstance(event, elf.Failed):
             is_in = self.device and self.device.has_joined
@@ -547,14 +556,14 @@ class Thing(User, elf.Listener):
         self.worker.users.pop(id(self), None)
         if self.device:
             self.worker.loop.call(self.settle, self.device, time.monotonic() + SETTLE_S)
-            self.is_settled.wait()
+            self.is_settled.wait(2 * SETTLE_S)  # or the loop has ended
         for number in list(self.sizes):
             self.count_published(number, None, lost=True)
         if self.duty:
             self.worker.runner.send_message("elf-give", self.duty["thing"])
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator]
 def set_up(environment: Any, web_ui: Any, **_: object) -> None:
     elf.hide_environment()
     for handler in logging.getLogger().handlers:  # Locust's own

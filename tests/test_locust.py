@@ -437,6 +437,7 @@ def test_the_page_sets_no_file_and_no_host(locusts: Locusts, ear: Client) -> Non
 
 def test_the_page_asks_for_the_password(locusts: Locusts, ear: Client) -> None:
     locusts.elf("create", 1)
+    locusts.start("--web-port", free_port(), *locusts.broker).await_line("anyone on the network can use this page")
     result = locusts.start("--web-login", "--web-port", locusts.web_port, *locusts.broker).end(status=1)
     assert "--web-login has no password to ask for" in result.err and "ELF_WEB_PASSWORD" in result.err
     window = locusts.page("--web-login", "-L", "DEBUG", ELF_WEB_PASSWORD=PASSWORD)

@@ -300,6 +300,12 @@ def test_who_goes_around_the_proxy_is_told_of_it_where_that_fails(
     assert "using the proxy" not in result.err
 
 
+def test_the_library_of_tunnels_is_imported_where_there_is_a_proxy_alone(pair: Pair, proxies: Proxies) -> None:
+    for way, is_imported in (("none", False), (f"socks5h://127.0.0.1:{proxies.socks}", True)):
+        result = pair("send", *pair.broker, "--proxy", way, *ONCE, env={"PYTHONPROFILEIMPORTTIME": "1"})
+        assert ("python_socks" in result.err) == is_imported
+
+
 def test_a_tunnel_that_is_cut_is_opened_again(
     pair: Pair, proxies: Proxies, broker_at: Callable[[int], Hearing]
 ) -> None:
@@ -326,10 +332,23 @@ def test_who_can_not_resolve_the_brokers_name_is_told_that_the_proxy_may(
 @pytest.mark.parametrize("scheme", ["http", "socks5h"])
 def test_the_control_plane_goes_through_what_botocore_can(main: InProcess, proxies: Proxies, scheme: str) -> None:
     result = main("create", "--proxy", f"{scheme}://127.0.0.1:{CLOSED_PORT}", status=1 if scheme == "http" else 0)
-    assert ("could not reach the proxy" in result.err) == (scheme == "http")
+    assert ("could not get through the proxy" in result.err) == (scheme == "http")
     main.use({"HTTP_PROXY": f"http://127.0.0.1:{CLOSED_PORT}"})  # MiniStack's is an http:// URL
     main("create", "--proxy", "none")
     main("create", 2, "--proxy", f"http://127.0.0.1:{proxies.http}")
+
+
+@pytest.mark.parametrize(("login", "reason"), [("", "407"), (f"{USER}:w4ong@", "401"), (LOGIN, "403")])
+def test_a_proxy_that_refuses_the_control_plane_gives_its_reason(
+    main: InProcess, proxies: Proxies, login: str, reason: str
+) -> None:
+    main.use(
+        {"HTTPS_PROXY": f"http://{login}127.0.0.1:{proxies.http_login}", "AWS_ENDPOINT_URL": "https://localhost:9"}
+    )
+    result = main("create", "--debug", status=1)
+    assert re.search(f"could not get through the proxy: .*: Tunnel connection failed: {reason} ", result.err)
+    assert "what to do: check HTTPS_PROXY, its user and password" in result.err
+    assert "w4ong" not in result.err and "s3cret" not in result.err
 
 
 @pytest.mark.parametrize(
