@@ -142,8 +142,9 @@ class Proxies:
         self._front.close()
         self._slow.close()
         for process in self._processes:
-            process.kill()
-            process.wait()
+            process.terminate()  # so that squid takes its shared memory away
+        for process in self._processes:
+            process.wait(PATIENCE_S)
         shutil.rmtree(self._directory)
 
 
