@@ -221,7 +221,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     # Ways to sign in: botocore's classes and names of its providers, and what STS answers
     "SSOError TokenRetrievalError NoAuthTokenError": ("not signed in to SSO: {error}", "sign in with `aws sso login`"),
-    "LoginError": ("not signed in with `aws login`: {error}", "sign in again with `aws login`"),
+    "LoginError": ("not signed in with `aws login`: {error}", "sign in again: aws login"),
     "RefreshWithMFAUnsupportedError": (
         "the role's session has ended: {error}",
         "run the same command again: it asks for a new MFA code",
@@ -4876,7 +4876,7 @@ def admit(cli: Cli, things: Sequence[Thing]) -> Admission:
         endpoint = Endpoint(endpoint.host or place.data_endpoint or "", endpoint.port)
     endpoint = endpoint.routed(NO_PROXY if cli.place.local else cli.proxy)
     if endpoint.proxy:
-        log.info("using the proxy %s", endpoint.proxy)
+        log.info("through the proxy %s", endpoint.proxy)
     if newcomers:
         names = {thing.name for thing in things}
         things = [thing for thing in with_policies(cli, newcomers) if thing.name in names]
