@@ -1419,20 +1419,16 @@ def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.Ex
 
 def _holders(note: Path) -> str:
     """Return which processes hold a lock: its note has a line, process ID and command, for each that took it."""
-    lines: list[str] = []
+    text, alive = "", []
     with contextlib.suppress(OSError, ElfError):
-        lines = read_file(note).decode(errors="replace").splitlines()
-    holders = (line.partition(" ") for line in dict.fromkeys(lines))
-    alive = [f"`{command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
+        text = read_file(note).decode(errors="replace")
+    for line in dict.fromkeys(text.splitlines()):
+        pid, _, command = line.partition(" ")
+        with contextlib.suppress(ProcessLookupError, ValueError, OverflowError):
+            with contextlib.suppress(PermissionError):  # another user's
+                os.kill(int(pid), 0) if POSIX else None  # Windows would end it
+            alive.append(f"`{command}` (process {pid})")
     return ", ".join(alive) or "a command that just started"
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0) if POSIX else None  # Windows would end it
-    except (OSError, ValueError, OverflowError) as error:
-        return isinstance(error, PermissionError)
-    return True
 
 
 def write_private(path: Path, text: str) -> None:
