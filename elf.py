@@ -10,11 +10,11 @@
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
-A thing goes through this file from top to bottom: `create` makes it in AWS IoT with a certificate of its own and
-remembers it in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over
-MQTT with mutual TLS and let it talk (Messages, Device), all of a fleet on one loop in one thread; `clean` takes all of
-it away again. `--local` puts an embedded AWS IoT under the same commands (local_aws.py). Each section uses those above
-it and none below.
+A thing goes through this file from top to bottom: `create` makes it in AWS IoT with its own certificate and records it
+in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over MQTT with
+mutual TLS and exchange its messages (Messages, Device), for a whole fleet on one loop in one thread; `clean` deletes
+all of it. `--local` runs the same commands on an embedded AWS IoT (local_aws.py). Each section uses only the sections
+above it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036 - macOS's own is 3.9, which would get as far as losing keys
-    sys.exit("elf.py needs Python 3.10 or later, and this is {}.{}: try `uv run elf.py`".format(*sys.version_info))
+    sys.exit("elf.py needs Python 3.10 or later, not {}.{}: try `uv run elf.py`".format(*sys.version_info))
 
-# What only some commands need is imported where they need it, boto3 and the SDK among it: `--help` is to be quick.
+# What only some commands need (boto3, the SDK) is imported where they need it, so that `--help` is quick.
 import argparse
 import bisect
 import codecs
@@ -71,8 +71,8 @@ MQTT_PORT = 8883
 NO_PROXY = "none"
 PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
-MOST_STEPS = 100_000  # passes of loops and calls in a template, for one message: 50 ms
-MAX_FILE_BYTES = 64 * 1024 * 1024  # that the user names
+MOST_STEPS = 100_000  # of a template, for one message: passes of loops, calls, and what they take: 50 ms and a few MB
+MAX_FILE_BYTES = 64 * 1024 * 1024  # of a file that the user names
 MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html (message broker and protocol limits)
@@ -164,7 +164,7 @@ last.setLevel(logging.INFO)
 
 
 class ElfError(Exception):
-    """A failure that ELF finds itself: in a line what is wrong, and in another what to do."""
+    """A failure that ELF finds: one line says what is wrong, another what to do."""
 
     def __init__(self, cause: str, remedy: str) -> None:
         super().__init__(cause, remedy)
@@ -172,14 +172,14 @@ class ElfError(Exception):
 
 
 class UsageError(ElfError):
-    """A topic or a message that is wrong by its form, wherever ELF is run: as with other wrong usage, status 2."""
+    """A topic or a message that can never be valid: wrong usage, exit status 2."""
 
 
 class NotAwsError(ElfError):
-    """An answer that AWS IoT would not give."""
+    """The answer did not come from AWS IoT."""
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(f"what answers at {endpoint} is not AWS IoT", _SIGN_IN)
+        super().__init__(f"the server at {endpoint} is not AWS IoT", _SIGN_IN)
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -192,14 +192,14 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
 
 _CARRY_ON = "run the same command again in a minute to continue"
 _NETWORK = "check the network, proxy and firewall, --region and --endpoint-url"
-_SIGN_IN = "a proxy or a login page is probably in between: sign in to that network, or check --endpoint-url"
+_SIGN_IN = "probably the login page of a network or proxy: sign in there, or check --endpoint-url"
 _ANEW = "`elf.py clean` and `elf.py create` recreate the fleet"
 _NEW_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {_ANEW}"
 _SEE_ABOVE = "see the lines above"
 _CHECK = "check the credentials with `aws sts get-caller-identity`"
 
-# What others raise, by AWS's error codes, classes and errnos, of which the nearest counts: what is wrong, and what to
-# do. {error} is the message it came with. docs/troubleshooting.md has all of them.
+# What libraries raise, by AWS error code, class or errno (the most specific counts): what is wrong, and what to do.
+# {error} is its message. docs/troubleshooting.md has all of them.
 FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: credentials and configuration
     "NoCredentialsError PartialCredentialsError": (
@@ -224,7 +224,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "LoginError": ("not signed in with `aws login`: {error}", "sign in again with `aws login`"),
     "RefreshWithMFAUnsupportedError": (
         "the role's session has ended: {error}",
-        "run the same command again: it asks for a code",
+        "run the same command again: it asks for a new MFA code",
     ),
     "WrongMfaCode": ("AWS refuses the MFA code: {error}", "use the next code, as each works once, or check mfa_serial"),
     "InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
@@ -263,7 +263,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "could not reach the proxy: {error}",
         "check HTTPS_PROXY, or bypass it with NO_PROXY=.amazonaws.com",
     ),
-    "NotAwsError ResponseParserError": ("what answers at the control plane's endpoint is not AWS IoT", _SIGN_IN),
+    "NotAwsError ResponseParserError": ("the server at the control plane's endpoint is not AWS IoT", _SIGN_IN),
     # AWS
     "RequestTimeTooSkewed RequestExpired": (
         "this machine's clock is wrong: {error}",
@@ -293,7 +293,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     "DeleteConflictException CertificateStateException VersionConflictException": (
         "AWS refuses to delete it: {error}",
-        "AWS names no other user of it: run the same command again later",
+        "run the same command again later: AWS lists nothing else that uses it",
     ),
     # The system
     "ELOOP": ("found a symbolic link in place of ELF's own file: {error}", "remove it, or use another --misc-dir"),
@@ -329,7 +329,7 @@ SIGN_IN["GetRoleCredentials"] = "sso"
 
 
 def names_of(error: BaseException) -> list[str]:
-    """Name a failure as FAILURES does: AWS's name, the errno, what caused it, the class; the nearest first."""
+    """Return the names that FAILURES may have for an error: AWS code, errno, cause, class; the most specific first."""
     names = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, OSError) and error.errno:
         names.insert(0, errno.errorcode.get(error.errno, ""))
@@ -338,7 +338,7 @@ def names_of(error: BaseException) -> list[str]:
     if provider := getattr(error, "kwargs", {}).get("provider"):  # of credentials
         names.insert(0, provider)
     if code := _answer(error).get("Code"):
-        # Requests that come too late or too early have these codes as well, in AWS IoT and STS.
+        # AWS IoT and STS also answer requests that arrive too late or too early with these codes.
         clock = code in ("InvalidSignatureException", "SignatureDoesNotMatch") and re.search(
             "expired|not yet current", _message(error)
         )
@@ -358,7 +358,7 @@ def names_of(error: BaseException) -> list[str]:
 
 
 def explain(error: BaseException) -> tuple[str, str]:
-    """Turn any failure into two lines: the cause in plain words, and the remedy."""
+    """Turn any failure into two lines: the cause and the remedy."""
     if isinstance(error, ElfError):
         return error.cause, error.remedy
     message = _message(error)
@@ -377,7 +377,7 @@ def explain(error: BaseException) -> tuple[str, str]:
 
 
 def how_to_install(requirements: str) -> str:
-    """Say how to install what a file beside this one asks for, if the system's Python takes nothing (PEP 668), too."""
+    """Return the command that installs a requirements file, also where the system's Python is read-only (PEP 668)."""
     import importlib.util
     import shlex
 
@@ -401,7 +401,7 @@ def _message(error: BaseException) -> str:
 
 
 def complain(error: BaseException) -> tuple[str, str]:
-    """Log what is wrong in one line, what to do about it in another, and under --debug the traceback; return both."""
+    """Log the cause and the remedy in a line each, with --debug the traceback too; return both."""
     cause, remedy = explain(error)
     log.error("%s", cause)
     log.error("what to do: %s", remedy)
@@ -420,19 +420,19 @@ COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
 def on_terminal() -> bool:
-    """Say whether a person watches standard error who can be shown more than lines."""
+    """Return whether standard error is a terminal that can show more than plain lines."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def is_behind() -> bool:
-    """Say whether ELF is in the background: the terminal is another program's now, which may draw there."""
+    """Return whether ELF is in the background: another program uses the terminal, and may draw there."""
     with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing, nor has a pipe
         return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
     return False
 
 
 def is_alone(keep: bool) -> bool:
-    """Say whether no other ELF draws in this terminal. One that will draw there `keeps` it while in the foreground."""
+    """Return whether no other ELF draws in this terminal; with `keep`, reserve it while ELF is in the foreground."""
     is_mine = not is_behind()
     with contextlib.suppress(ImportError, OSError):  # Windows, or a terminal that can't be locked
         import fcntl
@@ -447,14 +447,14 @@ def is_alone(keep: bool) -> bool:
 
 
 def columns(stream: TextIO) -> int:
-    """Say how many columns a terminal has; where it does not know, or is gone, 80."""
+    """Return how many columns a terminal has; 80 if that is unknown."""
     with contextlib.suppress(OSError):
         return os.get_terminal_size(stream.fileno()).columns or 80
     return 80
 
 
 def fitting(stream: TextIO, *texts: str, after: int = 0) -> str:
-    """Choose the first of some texts that fits a terminal's line `after` so many characters, or cut the last."""
+    """Return the first of `texts` that fits on a terminal's line after `after` characters, or the last, cut."""
     room = columns(stream) - after
     return next((text for text in texts if len(text) <= room), texts[-1][:room])
 
@@ -467,14 +467,14 @@ def shorter(path: Path) -> Path:
 
 
 def draws() -> bool:
-    """Say whether ELF draws bars and a live line: not between the lines of --debug, nor under --quiet."""
+    """Return whether ELF draws bars and a live line: not with --debug or --quiet."""
     return on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG)
 
 
 def open_standard_streams() -> None:
-    """Have descriptors 0, 1 and 2 lead somewhere, or a key file could get the number of one that is closed.
+    """Open descriptors 0, 1 and 2 if they are closed (a key file could get such a number), and make them blocking.
 
-    What is written to one that does not block would be lost when its reader is slow.
+    Output to a non-blocking descriptor would be lost when its reader is slow.
     """
     for number in range(3):
         try:
@@ -488,9 +488,9 @@ def open_standard_streams() -> None:
 
 
 class Output:
-    """Writes log lines and JSON in their order, in a thread of its own: a reader that stalls does not stall ELF.
+    """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
 
-    What is unread is bounded: whoever has more to say waits for the reader, or for the user who ends ELF.
+    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C.
     """
 
     def __init__(self, inbox: Inbox) -> None:
@@ -499,8 +499,8 @@ class Output:
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
-        self._broken: set[TextIO] = set()  # streams that take no more
-        self.failure: OSError | None = None  # of one of these, unless its reader has simply gone
+        self._broken: set[TextIO] = set()  # streams that can't be written to any more
+        self.failure: OSError | None = None  # of one of these, unless its reader just closed it
 
     def write(self, stream: Any, text: Any) -> None:
         def write() -> None:
@@ -516,7 +516,7 @@ class Output:
         self.call(write, stream, len(text))
 
     def call(self, job: Callable[[], object], stream: TextIO, size: int = 0) -> None:
-        """Have the thread do something that writes to a stream. Any thread may call this."""
+        """Run a job that writes to a stream in the output thread. Any thread may call this."""
         with self._changed:
             while self._unread > MOST_UNREAD and self._inbox.signum is None:
                 self._changed.wait(REDRAW_S)  # a signal's handler must not touch a condition, so look for it
@@ -550,7 +550,7 @@ class Output:
                 self._changed.notify_all()
 
     def rest(self) -> bool:
-        """Wait until all is written, or until the user stops ELF and a little longer; return whether all is."""
+        """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
         deadline = math.inf
         with self._changed:
             while self._jobs and time.monotonic() < deadline:
@@ -564,7 +564,7 @@ _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may writ
 
 
 def hide(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
-    """Have a credential, or a user and password, never be shown, however a library may write it in its messages."""
+    """Never show a credential, or a user and password, however a library writes it in its messages."""
     global _secrets
     import urllib.parse
 
@@ -586,14 +586,14 @@ def hide_environment() -> None:
 
 
 def redacted(text: str) -> str:
-    """Take the secrets out of a text. All that ELF says passes here: log lines, tracebacks, JSON, usage errors."""
+    """Replace secrets in a text by ***. All output passes here: log lines, tracebacks, JSON, usage errors."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return text
 
 
 class LogFormatter(logging.Formatter):
-    """Writes the original's log lines, in UTC, in which nothing moves the reader's cursor and no secret stands."""
+    """Writes the original's log lines, in UTC, without control characters or secrets."""
 
     def __init__(self, line: str = "%(asctime)s:iot-elf:%(levelname)s - %(message)s") -> None:
         super().__init__(line)
@@ -611,7 +611,7 @@ class LogFormatter(logging.Formatter):
 
 
 class TerminalFormatter(LogFormatter):
-    """Writes log lines for a person: the time of day where that is, and the text, coloured or with its level."""
+    """Writes log lines for a person: the local time and the text, in colour or with its level."""
 
     def __init__(self, coloured: bool) -> None:
         super().__init__("%(message)s")
@@ -634,7 +634,7 @@ class TerminalFormatter(LogFormatter):
 
 
 class LogHandler(logging.Handler):
-    """Has log lines written above the bar or the live line, if there is one."""
+    """Writes log lines above the bar or the live line, if there is one."""
 
     def __init__(self, output: Output) -> None:
         super().__init__()
@@ -645,13 +645,13 @@ class LogHandler(logging.Handler):
 
 
 def log_uncaught(args: threading.ExceptHookArgs) -> None:
-    """Log what ends a thread, as threading.excepthook: Python would write it past the formatter, secrets and all."""
+    """Log an uncaught exception in a thread (threading.excepthook): Python would print it with secrets."""
     if args.exc_value and not isinstance(args.exc_value, SystemExit):
         log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
 
 
 def start_logging(level: int, output: Output) -> None:
-    """Log ELF's own lines on standard error; what libraries log stays unheard."""
+    """Log ELF's own lines to standard error; libraries' logs are not shown."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
     if coloured and sys.platform == "win32":
         import colorama  # which tqdm brings along there
@@ -667,14 +667,14 @@ def start_logging(level: int, output: Output) -> None:
 
 
 def says_each() -> bool:
-    """Say whether anybody sees a line about each message."""
+    """Return whether a line about each message is shown."""
     return each.isEnabledFor(logging.INFO) and not each.filters
 
 
 def brevity_for(things: int) -> None:
-    """Hold back the lines about one thing or message if there are many things, unless --verbose asks for them.
+    """Hide the lines about single things and messages if there are many things, unless --verbose is given.
 
-    The first that tell of a failure pass.
+    The first LISTED warnings and errors are still shown.
     """
     if things <= LISTED or each.filters or each.isEnabledFor(EVERYTHING):
         return
@@ -704,7 +704,7 @@ def _bar(**settings: Any) -> Any:
 
 
 def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
-    """Go through `steps`, with a progress bar if there are more than a few and a person watches."""
+    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
     if total <= FEW_THINGS or not draws():
         yield from steps
         return
@@ -719,7 +719,7 @@ def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Itera
 
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
-    """Keep a line that `text` makes at the foot of the terminal, if a person watches, as long as the block runs."""
+    """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs."""
     if not draws():
         yield
         return
@@ -746,8 +746,8 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
 
 
 class Results:
-    """What a program reads on standard output: with --output json, one JSON object a line, the last a summary; with
-    --output payload, what the things hear."""
+    """Writes standard output: with --output json, one JSON object per line, the last a summary; with --output payload,
+    the messages that arrive."""
 
     def __init__(self, form: str | None, output: Output) -> None:
         self._form = form
@@ -759,12 +759,12 @@ class Results:
         return self._form == "json"
 
     def put(self, event: str, **fields: Any) -> None:
-        """Write an event. Raises the OSError that an earlier one met."""
+        """Write an event. Raises the OSError of an earlier write."""
         if self.is_on:
             self._write(sys.stdout, redacted(json.dumps({"event": event, **fields})) + "\n")
 
     def put_payload(self, payload: bytes) -> None:
-        """Write a message as it is. Raises the OSError that an earlier one met."""
+        """Write a message as is. Raises the OSError of an earlier write."""
         if self._form == "payload":
             self._write(sys.stdout.buffer, payload + b"\n")
 
@@ -776,7 +776,7 @@ class Results:
 
 
 def printable(text: str) -> str:
-    """Escape what would move the cursor, colour or clear the reader's terminal."""
+    """Escape control characters, which could move the cursor, change colours or clear the terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -796,13 +796,13 @@ def plural(number: int, noun: str) -> str:
 
 
 def by_number(thing: str) -> tuple[str, int]:
-    """Order things by prefix and number."""
+    """Return the sort key of a thing's name: its prefix and number."""
     prefix, _, number = thing.rpartition("_")
     return prefix, int(number) if number.isdecimal() else 0
 
 
 def listed(things: Iterable[str]) -> str:
-    """Name things in order, the first LISTED of them if they are many."""
+    """Return things' names in order, only the first LISTED if there are more."""
     names = sorted(things, key=by_number)
     more = f", and {len(names) - LISTED} more" if len(names) > LISTED and not each.isEnabledFor(EVERYTHING) else ""
     return ", ".join(names[:LISTED] if more else names) + more
@@ -813,12 +813,11 @@ def utc(time_s: float) -> str:
 
 
 class Failures:
-    """The things that failed: a line for the first of each cause at once, and in the end how many, which, and what to
-    do."""
+    """The things that failed: one line for the first of each cause at once; at the end how many, which, what to do."""
 
     def __init__(self) -> None:
-        self.things: dict[str, tuple[str, tuple[str, ...]]] = {}  # each with its remedy, and what it may share
-        self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without its own name
+        self.things: dict[str, tuple[str, tuple[str, ...]]] = {}  # by name: its remedy, and its key in _alike
+        self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without the thing's name
 
     def add(self, thing: str, error: BaseException) -> None:
         cause, remedy = explain(error)
@@ -831,7 +830,7 @@ class Failures:
         log.debug("traceback:", exc_info=error)
 
     def report(self, of: int) -> None:
-        """Log the end of the story; `of` is the number of things that there were."""
+        """Log how many of the `of` things failed, which, and what to do."""
         told: dict[str, dict[str, list[str]]] = {}
         for thing, (remedy, shared) in self.things.items():
             cause, remedy = shared if self._alike[shared] > 1 else ("", remedy)
@@ -844,7 +843,7 @@ class Failures:
 
 
 class Inbox:
-    """Where a command's main thread waits: for its devices' events, for the user's Ctrl-C, or for the time to pass.
+    """Where a command's main thread waits for events of its devices, for Ctrl-C, or until a deadline.
 
     Other threads put immutable records in.
     """
@@ -854,13 +853,13 @@ class Inbox:
         self.signum: int | None = None
         # For other threads' waits alone: a signal that met the main thread in its wait() would block in set().
         self.stopping = threading.Event()
-        self.between: Callable[[], None] | None = None  # called at each get(), and again and again while it waits
+        self.between: Callable[[], None] | None = None  # called at each get(), and repeatedly while it waits
 
     def put(self, event: Any) -> None:
         self._events.put(event)
 
     def interrupt(self, signum: int, _frame: object) -> None:
-        """Handle a signal: the first lets the calls under way finish and be recorded, a second stops at once."""
+        """Handle a signal: after the first, running calls finish and are recorded; a second stops immediately."""
         if self.signum is not None:
             raise KeyboardInterrupt
         self.signum = signum
@@ -868,7 +867,7 @@ class Inbox:
         self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
 
     def hang_up(self) -> None:
-        """Stop, quietly: the reader of the output closed it."""
+        """Stop without a message: the reader of the output closed it."""
         if self.signum is None:
             self.interrupt(SIGPIPE, None)
 
@@ -893,7 +892,7 @@ class Inbox:
                     return None
 
     def rest(self) -> Iterator[Any]:
-        """Yield what has come, without waiting or minding the user."""
+        """Yield the events that are there, without waiting, even after Ctrl-C."""
         while not self._events.empty():
             if (event := self._events.get()) is not None:
                 yield event
@@ -906,7 +905,7 @@ class Inbox:
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
 ARN = re.compile(r"arn:([a-z0-9-]+):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
-PLACE = {  # what elf.json may say of a place: it is sent to AWS, dialled and printed
+PLACE = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
     "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
     "endpoint_url": re.compile(
@@ -924,17 +923,17 @@ CREATING, READY, CLEANING = "creating", "ready", "cleaning"
 class Thing(NamedTuple):
     """A thing as things.json has it; what does not exist (any more) is None.
 
-    What ELF is about to ask for is here before the call. So a thing that is CREATING and has no certificate may not
-    exist, or be somebody else's; so may a policy without an ARN; and a certificate may have been made since `asked`.
+    ELF records a request before it makes the call. So a thing that is CREATING and has no certificate may not exist, or
+    may be someone else's, as may a policy without an ARN; and a certificate may have been made since `asked`.
     """
 
     name: str
     certificate_arn: str | None = None
     certificate_id: str | None = None
-    policy_name: str | None = None  # from the moment before it is asked for
-    policy_arn: str | None = None  # from the moment it is attached
+    policy_name: str | None = None  # set before CreatePolicy
+    policy_arn: str | None = None  # set after AttachPolicy
     stage: str = CREATING
-    asked: float | None = None  # time.time() when its certificate was asked for, until the answer comes
+    asked: float | None = None  # time.time() when its certificate was requested, until the answer arrives
 
 
 class Place(NamedTuple):
@@ -944,7 +943,7 @@ class Place(NamedTuple):
     profile: str | None = None
     endpoint_url: str | None = None  # of the control plane
     account: str | None = None
-    data_endpoint: str | None = None  # describe_endpoint's answer, which is another one for every account and region
+    data_endpoint: str | None = None  # describe_endpoint's answer, which differs for every account and region
     local: bool = False
     source: str | None = None  # of the credentials, as botocore names it; not recorded
 
@@ -957,7 +956,7 @@ class Place(NamedTuple):
         return ", ".join(f"{what} {value}" for what, value in parts.items() if value)
 
     def checked(self) -> Place:
-        """Return it with what is lower case by definition in lower case. Raises ElfError for what can't be recorded."""
+        """Return it in lower case where AWS uses lower case. Raises ElfError for a value that is not valid."""
         if "@" in (self.endpoint_url or ""):
             raise ElfError(
                 "the endpoint URL contains a user name or password, which AWS does not use and ELF does not record",
@@ -977,7 +976,7 @@ class Place(NamedTuple):
 
 
 class Unanswered(NamedTuple):
-    """A call for a certificate whose answer never came: between these times AWS may have made one."""
+    """A request for a certificate that got no answer: AWS may have made one between these times."""
 
     since: float  # time.time()
     until: float
@@ -998,7 +997,7 @@ _THING_KEYS = {
     "stage": "elf_stage",
     "asked": "elf_asked",
 }
-BRIEFLY_S = 0.2  # a command that is just ending, or records a policy, keeps nobody waiting for longer
+BRIEFLY_S = 0.2  # how long a command that is ending, or records a policy, keeps others waiting
 ROOTS_FILE = "amazon-root-ca.pem"
 _STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".held", ".writing")
 _HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
@@ -1008,17 +1007,17 @@ _NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.i
 
 
 class Fleet:
-    """The things, their files and where they live. It alone reads and writes misc/ (but misc/local/).
+    """The things, their files and where they are. Only this class reads and writes misc/ (except misc/local/).
 
-    Every change is on disk, whole and readable by its owner alone, before the method that makes it returns. What
-    happens to a thing is added to a journal, at a cost that does not grow with the fleet; the journal is folded into
-    things.json when the command ends, or when the next one starts. A command holds the directory as long as it runs,
-    alone or with others of its kind; of those, one at a time holds the journal, in order to write. Reading goes through
-    symbolic links, of which Kubernetes makes a mounted Secret; writing does not.
+    Every change is on disk, complete and readable only by its owner, before the method that makes it returns. Changes
+    to a thing are appended to a journal, at a cost that does not grow with the fleet; the journal is merged into
+    things.json when the command ends, or when the next one starts. A command locks the directory while it runs,
+    exclusively or shared; commands that share it lock the journal to write, one at a time. Reading follows symbolic
+    links, of which Kubernetes makes a mounted Secret; writing does not.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Read `directory`, which need not exist yet. Raises ElfError when what is there is not ELF's."""
+        """Read `directory`, which need not exist yet. Raises ElfError if a file there is not ELF's."""
         self.directory = directory
         self.local_directory = directory / "local"
         self.things_file = directory / "things.json"
@@ -1074,12 +1073,12 @@ class Fleet:
         return [thing for thing in self.things.values() if thing.stage == READY]
 
     def files(self, name: str) -> ThingFiles:
-        """Name a thing's files, with + for a colon, which Windows does not take; files of before may have one."""
+        """Return a thing's files, with + for a colon, which Windows does not allow; older files may have one."""
         stem = name if POSIX and ":" in name and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
         return ThingFiles(*(self.directory / f"{stem}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
-        """Say how long ago the things last changed; ages ago if that is not known."""
+        """Return how many seconds ago the things last changed; infinity if that is unknown."""
         try:
             return max(0.0, time.time() - self.things_file.stat().st_mtime)
         except OSError:
@@ -1089,15 +1088,14 @@ class Fleet:
 
     @contextlib.contextmanager
     def held(self, command: str, alone: bool, wait_s: float, inbox: Inbox) -> Iterator[None]:
-        """Keep commands that can't run beside this one from starting, until the block ends.
+        """Lock the directory until the block ends: exclusively if `alone`, else shared.
 
-        Commands that do not ask to be `alone` run together. Raises ElfError, naming who is at work, when `wait_s`
-        seconds were not enough.
+        Raises ElfError, which names the commands that use it, after `wait_s` seconds; Interrupted.
         """
         if not self._is_there():
             yield
             return
-        note = self.directory / ".lock"  # tells others who is at work, and does no more
+        note = self.directory / ".lock"  # tells others which commands use the directory, no more
         take = functools.partial(take_lock, self.directory, self.directory / ".held")
         lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
         try:
@@ -1117,7 +1115,7 @@ class Fleet:
 
     @contextlib.contextmanager
     def locked(self, inbox: Inbox) -> Iterator[None]:
-        """Be the only one that writes, having read what others wrote before and repaired what a crash left behind."""
+        """Lock the fleet for writing; read what others wrote, and repair what a crash left behind."""
         if not self._is_there():
             yield
             return
@@ -1147,7 +1145,7 @@ class Fleet:
     def _wait_for(
         self, take: Callable[[], contextlib.ExitStack | None], who: Callable[[], str], wait_s: float, inbox: Inbox
     ) -> contextlib.ExitStack:
-        """Take a lock once it is free. Raises ElfError when `wait_s` seconds were not enough, and Interrupted."""
+        """Take a lock once it is free. Raises ElfError after `wait_s` seconds; Interrupted."""
         announced = ""
         began = time.monotonic()
         while not (lock := take()):
@@ -1163,7 +1161,7 @@ class Fleet:
         return lock
 
     def _sign(self, note: Path, line: str, alone: bool) -> bool:
-        """Add a line to the note, and say if this directory can be written. Raises OSError if it has to be."""
+        """Add a line to the note; return whether the directory is writable. Raises OSError if `alone` and it is not."""
         try:
             with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
                 file.write(line.encode())
@@ -1174,42 +1172,42 @@ class Fleet:
         return True
 
     def claim(self) -> None:
-        """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError where it is neither."""
+        """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError if it is neither."""
         with contextlib.suppress(FileExistsError):
             self.directory.mkdir(mode=0o700, parents=True)
         paths = list(self.directory.iterdir())
         self.reload()  # after that: another create may be at work
         if foreign := self._foreign(paths):
             raise ElfError(
-                f"{self.directory} is not ELF's alone: {listed(foreign)}",
+                f"{self.directory} is not only ELF's: {listed(foreign)}",
                 "use a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
             )
         self._is_claimed = True
 
     def _is_there(self) -> bool:
-        """Say if this is a fleet's directory, or is to be one. Any other is left as it is."""
+        """Return whether this is, or will be, a fleet's directory. Any other is left as it is."""
         return self._is_claimed or any(os.path.lexists(self.directory / name) for name in _STATE_FILES)
 
     def _own(self, paths: Iterable[Path]) -> list[Path]:
-        """Choose what ELF has written: its state, the files of the things that this names, and halves of these."""
+        """Return the paths that ELF wrote: its state, the files of its things, and unfinished copies of these."""
         of_things = (path.name for name in self.things for path in self.files(name))
         own = {*_STATE_FILES, ROOTS_FILE if self.elf_id else "", *of_things}
         return [path for path in paths if path.name in own or _HALF.sub(r"\1", path.name) in own]
 
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
-        """Say what makes the directory others' as well. Keys of things that ELF has forgotten do not."""
+        """Return what is not ELF's in the directory. Keys of things that ELF has forgotten do not count."""
         if self.directory.stat().st_mode & stat.S_ISVTX:
-            return ["its sticky bit is set, as of a directory that everybody shares"]
+            return ["its sticky bit is set, as in a shared directory like /tmp"]
         names = {path.name for path in paths} - {path.name for path in self._own(paths)}
         names -= {name for name in names if _NOBODYS.fullmatch(name) or (self.elf_id and _KEY_FILE.fullmatch(name))}
         return sorted(names - {"local"} if self.has_local() else names)
 
     def has_local(self) -> bool:
-        """Say if local/ is an embedded AWS IoT's, and not something else of that name."""
+        """Return whether local/ belongs to an embedded AWS IoT."""
         return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
 
     def _repair(self, journal: FileIO) -> None:
-        """Recover what an elf.py left behind that was killed, or could not write."""
+        """Recover what a run left behind that was killed, or could not write."""
         if self._changes:
             log.warning("recovered %s from a run that was interrupted", plural(len(self._changes), "change"))
         for path in self._own(self.directory.iterdir()):
@@ -1226,7 +1224,7 @@ class Fleet:
         journal.truncate(0)
 
     def open(self) -> None:
-        """Make sure of an ELF ID."""
+        """Make an ELF ID if there is none."""
         import uuid
 
         said = "Read ELF ID from"
@@ -1251,7 +1249,7 @@ class Fleet:
     # Recording
 
     def settle(self, place: Place) -> None:
-        """Remember where the fleet lives, until the last thing is forgotten."""
+        """Record where the fleet is, until dissolve()."""
         if place.local:
             place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
         place = place._replace(source=None).checked()
@@ -1261,10 +1259,10 @@ class Fleet:
                 self._save_elf()
 
     def record(self, thing: Thing, key_material: Mapping[str, Any] | None = None) -> Thing:
-        """Remember `thing` as it now is, in place of what was known of it. Any thread may call this.
+        """Record `thing` in place of what was known of it. Any thread may call this.
 
-        `key_material` is CreateKeysAndCertificate's answer. It is in the journal in the same moment as its
-        certificate, until the thing's files have it.
+        `key_material` is CreateKeysAndCertificate's answer. The journal has it, in the same line as its certificate,
+        until the thing's files have it.
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
@@ -1277,20 +1275,20 @@ class Fleet:
         return thing
 
     def record_unanswered(self, thing: Thing) -> Thing:
-        """Remember that the answer to the call for a thing's certificate will not come any more."""
+        """Record that the request for a thing's certificate got no answer."""
         with self._writing:
             self.unanswered.append(Unanswered(thing.asked or time.time(), time.time()))
             self._save_elf()
         return self.record(thing._replace(asked=None))
 
     def forget_unanswered(self, until: float = math.inf) -> None:
-        """Forget the calls without an answer that ended before `until`, a time.time()."""
+        """Forget the requests without an answer that ended before `until`, a time.time()."""
         if self.unanswered:
             self.unanswered = [call for call in self.unanswered if call.until >= until]
             self._save_elf()
 
     def forget(self, thing: Thing) -> None:
-        """Remove a thing's files, if it has had any, then the thing. Any thread may call this."""
+        """Remove a thing's files, if it had any, then the thing. Any thread may call this."""
         if thing.certificate_id or thing.stage != CREATING:
             for path in self.files(thing.name):
                 path.unlink(missing_ok=True)
@@ -1314,7 +1312,7 @@ class Fleet:
                 raise
 
     def fold(self) -> bool:
-        """Write what the journal has to things.json, and empty it; return False if the journal has to keep it."""
+        """Merge the journal into things.json, and empty it; return False if the journal has to keep it."""
         with self._writing:
             if self._journal and os.fstat(self._journal.fileno()).st_size:
                 try:
@@ -1326,7 +1324,7 @@ class Fleet:
         return True
 
     def dissolve(self) -> None:
-        """Forget where the fleet lived, now that it is empty."""
+        """Forget where the fleet was, now that it is empty."""
         if self.elf_id:
             (self.directory / ROOTS_FILE).unlink(missing_ok=True)
         if self.place:
@@ -1360,12 +1358,12 @@ class Fleet:
         _sync(self.directory)
 
 
-# What may be recorded. Nothing of it is trusted: names become paths, and identifiers are sent to AWS.
+# What may be recorded. Nothing is trusted: names become paths, and identifiers are sent to AWS.
 
 
 @contextlib.contextmanager
 def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
-    """Let the block take in a file, or `otherwise` if there is none; what it refuses (ValueError), refuse by name."""
+    """Give the block a file's content, or `otherwise` if there is none; turn its ValueError into an ElfError."""
     try:
         content = read_file(path)
     except FileNotFoundError:
@@ -1381,7 +1379,7 @@ def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
 
 
 def recorded_place(recorded: object) -> Place | None:
-    """Read where the fleet lives. Raises ValueError."""
+    """Read where the fleet is. Raises ValueError."""
     if recorded is None:
         return None
     if isinstance(recorded, dict):
@@ -1389,11 +1387,11 @@ def recorded_place(recorded: object) -> Place | None:
         with contextlib.suppress(ElfError):
             if all(isinstance(value, bool if key == "local" else str) for key, value in known.items()):
                 return Place(**known).checked()
-    raise ValueError("the place where the fleet lives is not valid")
+    raise ValueError("fleet is not valid")
 
 
 def recorded_calls(recorded: object) -> list[Unanswered]:
-    """Read the calls without an answer. Raises ValueError."""
+    """Read the requests without an answer. Raises ValueError."""
     pairs: list[Any] = recorded if isinstance(recorded, list) else [None]
     if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs):
         raise ValueError("unanswered is not a list of times")
@@ -1403,7 +1401,7 @@ def recorded_calls(recorded: object) -> list[Unanswered]:
 def recorded_thing(name: str, recorded: object) -> Thing:
     """Read a thing. Raises ValueError."""
     if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
-        raise ValueError(f"{name[:140]!r} is not a thing of ELF's")
+        raise ValueError(f"{name[:140]!r} is not a valid thing")
     if not isinstance(recorded.get("keyPair", {}), dict):
         raise ValueError(f"{name}: keyPair is not a JSON object")
     if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
@@ -1418,15 +1416,15 @@ def recorded_thing(name: str, recorded: object) -> Thing:
 
 
 def problem_of(thing: Thing) -> str:
-    """Say what of a thing is not as ELF records it and reads it again; nothing if all is well."""
+    """Return what is not valid in a thing's record; "" if all is."""
     arn = thing.certificate_arn
     match = ARN.fullmatch(arn) if isinstance(arn, str) else None
     if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
-        return "certificate missing or invalid"
+        return "the certificate is missing or not valid"
     policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
     if thing.policy_name not in (None, *policy_names(thing.name)) or thing.policy_arn not in (None, policy_arn):
-        return "policy not ELF's"
-    return "" if thing.asked is None or _is_time(thing.asked) else "time invalid"
+        return "the policy is not ELF's"
+    return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
 
 
 def _is_time(value: object) -> bool:
@@ -1440,24 +1438,24 @@ def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
     return {thing.name: recorded}
 
 
-# No system has all of the last three.
+# No system has all of the last three flags.
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _APPEND |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file of ELF's. Raises OSError, and ElfError for what is no file, which reading could wait for for ever."""
+    """Read a file of ELF's. Raises OSError; ElfError for a pipe or the like, which could block reading for ever."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
-        raise ElfError(f"{path} is not a file, or is too large to be ELF's", "move it away, or restore it")
+        raise ElfError(f"{path} is not a regular file, or is too large", "move it away, or restore it from a backup")
     with path.open("rb") as file:
         return file.read(MAX_STATE_BYTES)
 
 
 def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.ExitStack | None:
-    """Lock a directory or a file until that is closed or the process ends; or return None: another process has it.
+    """Lock a directory or file until the result is closed or the process ends; None: another process has the lock.
 
-    Windows, which lets nobody read what is locked, and network disks that lock no directory, lock an empty file in it.
+    Windows does not let others read a locked file, and some network disks lock no directory: both lock `stand_in`.
     """
     with contextlib.ExitStack() as held:
         if not POSIX:
@@ -1486,13 +1484,13 @@ def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.Ex
 
 
 def _holders(note: Path) -> str:
-    """Say which processes hold a lock: its note has a line, process ID and command, of each that came."""
+    """Return which processes hold a lock: its note has a line, process ID and command, for each that took it."""
     lines: list[str] = []
     with contextlib.suppress(OSError, ElfError):
         lines = read_file(note).decode(errors="replace").splitlines()
     holders = (line.partition(" ") for line in dict.fromkeys(lines))
     alive = [f"`{command}` (process {pid})" for pid, _, command in holders if _is_alive(pid)]
-    return ", ".join(alive) or "one that has just started"
+    return ", ".join(alive) or "a command that just started"
 
 
 def _is_alive(pid: str) -> bool:
@@ -1504,7 +1502,7 @@ def _is_alive(pid: str) -> bool:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that is readable by its owner alone and is, at every moment, the old one or the new one, whole."""
+    """Replace a file in one step (it is never half written), readable only by its owner."""
     import tempfile
 
     with _naming(path):
@@ -1522,7 +1520,7 @@ def write_private(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Have an OSError say which file it is about."""
+    """Add the file's name to an OSError."""
     try:
         yield
     except OSError as error:
@@ -1531,7 +1529,7 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def _sync(directory: Path) -> None:
-    """Have a directory's entries survive a power failure."""
+    """Make a directory's entries survive a power failure."""
     if POSIX:
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -1541,7 +1539,7 @@ def _sync(directory: Path) -> None:
 
 
 def policy_name(thing_name: str) -> str:
-    """Name a thing's policy, and no other thing's. Policy names take no colon (CreatePolicy, AWS IoT API reference)."""
+    """Return a unique name for a thing's policy. It may not contain a colon (CreatePolicy, AWS IoT API reference)."""
     if ":" not in thing_name:
         return f"policy-{thing_name}"
     import hashlib
@@ -1551,7 +1549,7 @@ def policy_name(thing_name: str) -> str:
 
 
 def policy_names(thing_name: str) -> set[str]:
-    """Name the policies that a thing may have: earlier releases gave a thing a:b the name that a-b's has."""
+    """Return the names that a thing's policy may have: earlier releases gave a:b the same name as a-b."""
     return {policy_name(thing_name), f"policy-{thing_name.replace(':', '-')}"}
 
 
@@ -1836,7 +1834,7 @@ def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: o
             for found in parsed[field] if field in lists else [parsed.get(field)]:
                 if not (found.get(member) if found and dot else found):
                     host = "/".join(http_response.url.split("/")[:3])
-                    raise NotAwsError(f"{host} to {model.name}, without {path},")
+                    raise NotAwsError(f"{host} (no {path} in its answer to {model.name})")
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
@@ -2533,48 +2531,91 @@ class Composer(NamedTuple):
 
 @functools.cache
 def sandbox() -> Any:
-    """Return the class of Jinja2's sandbox, in which loops, calls and numbers are bounded, and chance is the seed's."""
+    """Return the class of Jinja2's sandbox, in which time, memory and numbers are bounded, and chance is the seed's."""
     from jinja2 import StrictUndefined, nodes
     from jinja2.exceptions import SecurityError
-    from jinja2.sandbox import SandboxedEnvironment
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Sandbox(SandboxedEnvironment):
-        intercepted_binops = frozenset(("*", "**"))
+    class Sandbox(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(("+", "*", "**", "%"))
         steps = 0
 
         def __init__(self) -> None:
-            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True)
-            self.filters["counted"] = self.counted
-            del self.filters["random"], self.globals["lipsum"]
+            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self.taken)
+            self.filters = {name: self.counting(name, its) for name, its in self.filters.items() if name != "random"}
+            self.filters |= {"counted": self.counted, "taken": self.taken}
+            del self.globals["lipsum"]
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+            def wrapped(node: Any, name: str) -> nodes.Filter:
+                return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
             tree = super()._parse(source, name, filename)
             for loop in tree.find_all(nodes.For):
-                loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None, lineno=loop.lineno)
+                loop.iter = wrapped(loop.iter, "counted")
+            for joined in tree.find_all(nodes.Concat):
+                joined.nodes = [wrapped(part, "taken") for part in joined.nodes]
             return tree
 
-        def step(self) -> None:
+        def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
+            """Count a step, and `times` the characters and members of what it takes."""
             self.steps += 1
+            left = [*operands]
+            for operand in left:  # which grows
+                if isinstance(operand, str | bytes | list | tuple | dict | range):
+                    self.steps += times * len(operand)
+                if self.steps > MOST_STEPS:
+                    break
+                if isinstance(operand, list | tuple | dict):
+                    left += [*operand.values(), *operand] if isinstance(operand, dict) else operand
             if self.steps > MOST_STEPS:
-                raise SecurityError(f"it takes more than {MOST_STEPS:,} passes of loops and calls")
+                raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
+
+        def taken(self, value: Any) -> Any:
+            if not isinstance(value, int | float):
+                self.step((value,))
+            return value
 
         def counted(self, items: Iterable[Any]) -> Iterator[Any]:
             for item in items:
                 self.step()
                 yield item
 
+        def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
+            """Count a method or filter, tenfold since replace() multiplies; numbers may be widths, but in a format."""
+            if name in ("format", "format_map"):
+                if re.search(r"\d{5}|%\S*\*|(^|[^{])(\{\{)*\{[^{}]*:[^{}]*\{", str(value)):
+                    raise SecurityError("a format has widths of four digits at the most")
+            else:
+                self.steps += 10 * sum(abs(int(it)) for it in operands if isinstance(it, int | float))
+            self.step((value, *operands), times=10)
+
+        def counting(self, name: str, its: Callable[..., Any]) -> Callable[..., Any]:
+            first = int(hasattr(its, "jinja_pass_arg"))
+
+            @functools.wraps(its)
+            def count(*operands: Any, **named: Any) -> Any:
+                self.step_into(name, operands[first], (*operands[first + 1 :], *named.values()))
+                return its(*operands, **named)
+
+            return count
+
         def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            method = getattr(function, "__wrapped__", function)  # of str.format
+            if isinstance(value := getattr(method, "__self__", None), str | bytes | int):
+                self.step_into(method.__name__, value, (*args, *kwargs.values()))
             self.step()
             return super().call(context, function, *args, **kwargs)
 
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if not (isinstance(left, int | float) and isinstance(right, int | float)):
+            if operator == "%" and isinstance(left, str):
+                self.step_into("format", left, [right])
+            elif operator == "+":
+                self.step((left, right))
+            elif not (isinstance(left, int | float) and isinstance(right, int | float)):
                 raise SecurityError("numbers alone can be multiplied")
-            _ = (
-                float(left),
-                float(right),
-                operator == "**" and float(left) ** right,
-            )  # or OverflowError: it is too large
+            else:
+                _ = float(left) ** right if operator == "**" else float(left) + right  # or OverflowError: too large
             return super().call_binop(context, operator, left, right)
 
     return Sandbox

@@ -1,4 +1,4 @@
-"""Record elf.svg, the picture in the README: a real run in a pseudo-terminal, on the embedded AWS IoT.
+"""Record elf.svg, the picture in the README: its quick start, typed at a shell in a pseudo-terminal.
 
 usage: pip install -r docs/requirements.txt && python docs/record.py
 """
@@ -9,6 +9,7 @@ import fcntl
 import itertools
 import os
 import pty
+import re
 import select
 import shutil
 import struct
@@ -26,20 +27,28 @@ import pyte
 from pyte.screens import Char
 
 HERE = Path(__file__).resolve().parent
-COMMANDS = (
-    "python elf.py --local create 3",
-    "python elf.py send --duration 2 'Hello'",
-    "python elf.py --local create 30",
-    "python elf.py send --duration 6 --interval 0.1",
-    "python elf.py clean",
-)
-COLUMNS, ROWS = 132, 24
+COLUMNS, ROWS = 90, 26
 FRAME_S = 0.15  # no two pictures are closer
 LONGEST_S = 1.2  # of a picture, but for the last
 LAST_S = 4.0
+COMMAND_S = 120.0  # no command takes longer
 PROMPT = "$ "
 CHAR_WIDTH, LINE_HEIGHT, MARGIN = 8.4, 19, 14
-COLOURS = {"default": "#d6deeb", "red": "#ff6b6b", "brown": "#e5c07b", "yellow": "#e5c07b", "green": "#7ec699"}
+COLOURS = {
+    "default": "#d6deeb",
+    "red": "#ff6b6b",
+    "brown": "#e5c07b",
+    "yellow": "#e5c07b",
+    "green": "#7ec699",
+    "brightblack": "#7d8799",
+}
+
+
+def quick_start() -> list[str]:
+    """Return the command lines of README's quick start, without what sets up the virtual environment."""
+    readme = (HERE.parent / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("## Quick start")[2].partition("\n## ")[0]
+    return list(dict.fromkeys(re.findall(r"^(?:.*?&& )??(python elf\.py .*)$", section, re.MULTILINE)))
 
 
 class Frame(NamedTuple):
@@ -95,18 +104,21 @@ def record(directory: Path) -> Iterator[Frame]:
         until = time.monotonic() + for_s
         while (left_s := until - time.monotonic()) > 0:
             if select.select([mine], [], [], left_s)[0]:
-                stream.feed(os.read(mine, 65536))
+                stream.feed(os.read(mine, 65536).replace(b"\x1b[2m", b"\x1b[90m"))  # pyte knows no dimmed text
         lines = tuple(line_of(screen.buffer[row]) for row in range(ROWS))
         if lines != shown:
             shown = lines
             yield Frame(time.monotonic(), lines)
 
     def await_prompt() -> Iterator[Frame]:
+        deadline = time.monotonic() + COMMAND_S
         while not (screen.display[screen.cursor.y].rstrip() == PROMPT.rstrip() and screen.cursor.x == len(PROMPT)):
+            if time.monotonic() > deadline:
+                raise TimeoutError("\n".join(("there is no prompt:", *screen.display)))
             yield from look(FRAME_S)
 
     yield from await_prompt()
-    for command in COMMANDS:
+    for command in quick_start():
         for start in range(0, len(command), 4):
             os.write(mine, command[start : start + 4].encode())
             yield from look(FRAME_S)
@@ -138,7 +150,7 @@ def svg_of(frames: list[Frame]) -> str:
     lines = "".join(f'<text id="l{number}" xml:space="preserve">{line}</text>' for line, number in known.items())
     last = -(len(frames) - 1) * width
     return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">
-<title>elf.py in a terminal: create, send and clean</title>
+<title>elf.py in a terminal: create, send, subscribe, list and clean</title>
 <style>
 text{{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;fill:{COLOURS["default"]}}}
 @keyframes run{{{"".join(steps)}}}
@@ -156,7 +168,8 @@ def main() -> None:
     directory = Path(tempfile.gettempdir(), "elf")  # which is seen
     directory.mkdir()
     try:
-        shutil.copy(HERE.parent / "elf.py", directory)
+        for name in ("elf.py", "local_aws.py"):
+            shutil.copy(HERE.parent / name, directory)
         frames = list(record(directory))
     finally:
         shutil.rmtree(directory)

@@ -485,8 +485,8 @@ JSON = (("Content-Type", "application/json"),)
 
 
 NO_ENDPOINT = (
-    "what answers at {} to DescribeEndpoint, without endpointAddress, is not AWS IoT",
-    "a proxy or a login page is probably in between: sign in to that network, or check --endpoint-url",
+    "the server at {} (no endpointAddress in its answer to DescribeEndpoint) is not AWS IoT",
+    "probably the login page of a network or proxy: sign in there, or check --endpoint-url",
 )
 
 

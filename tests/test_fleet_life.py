@@ -109,7 +109,7 @@ def test_create_with_fewer_changes_nothing_and_names_clean(main: InProcess, elf:
     main("create", 2)
     before = account.snapshot(), elf.things()
     refused = main("create", 1, status=1)
-    assert "there are 2 things already" in refused.err
+    assert "there are already 2 things" in refused.err
     assert "elf.py clean" in refused.err
     assert (account.snapshot(), elf.things()) == before
 

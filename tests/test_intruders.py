@@ -100,7 +100,7 @@ def test_a_directory_that_is_not_elfs_is_left_as_it_is_by_every_command(
     before = entries_of(elf.misc)
     result = main(*command, status=0 if "clean" in command else 1)
     if "create" in command:
-        assert f"{elf.misc} is not ELF's alone: {'its sticky bit' if not names else ''}" in result.err
+        assert f"{elf.misc} is not only ELF's: {'its sticky bit' if not names else ''}" in result.err
         assert all(name.partition("/")[0] in result.err for name in names)
     assert entries_of(elf.misc) == before
     assert account.is_empty()
@@ -116,7 +116,7 @@ def test_what_came_into_a_fleets_directory_later_is_left_as_it_is(main: InProces
         path.chmod(0o644)
     elf.misc.chmod(0o755)
     refused = main("create", 2, status=1).err
-    assert "is not ELF's alone" in refused
+    assert "is not only ELF's" in refused
     assert all(path.name in refused for path in others)
     assert f"other users could read {elf.misc / 'thing_0.prv'}: made private" in main("send", *elf.broker, *ONCE).err
     main("clean")

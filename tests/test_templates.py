@@ -40,6 +40,7 @@ EACH = (
     '{"name": "{{ thing_name }}", "n": [{{ thing_number }}, {{ number }}], "now": [{{ now }}, {{ now_ms }}],'
     '"random": [{{ uniform(1, 2) }}, {{ gauss(0, 1) }}, {{ randint(3, 4) }}, {{ choice(5, 6) }}, {{ choice([7]) }}],'
     '"id": "{{ uuid() }}", "ramps": [{{ ramp(1, 2) }}, {{ ramp(5, -1) }}], "walk": {{ walk(1, 5, 0, 2) }},'
+    """"text": ["{{ '{:.1f}'.format(now_ms) }}", "{{ '%d-%s' % (now_ms, thing_name.upper() ~ '!') }}"],"""
     '"sine": {{ sine(0.04, 10, 20) }}, "loop": [{% for x in range(3) %}{{ loop.last | int }},{% endfor %}0]}'
 )
 
@@ -55,13 +56,15 @@ def test_each_name_has_its_value(main_of_pair: InProcess, pair: Pair, ear: Clien
         assert message["loop"] == [0, 0, 1, 0]
         assert uuid.UUID(message["id"]).version == 4
         assert 0 <= message["walk"] <= 2
+        now_ms = message["now"][1]
+        assert message["text"] == [f"{now_ms}.0", f"{now_ms}-THING_1!"]
         assert abs(1000 * message["now"][0] - message["now"][1]) < 2
     assert messages[0]["sine"] == pytest.approx(messages[4]["sine"])  # a period later
     assert messages[0]["sine"] + messages[2]["sine"] == pytest.approx(30)  # half a period later
 
 
 def test_a_seed_gives_the_same_data_again_whatever_the_timing(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
-    text = EACH.replace('"now": [{{ now }}, {{ now_ms }}],', "")
+    text = EACH.replace('"now": [{{ now }}, {{ now_ms }}],', "").replace("now_ms", "number")
     said = []
     for options in (("--seed", 7), ("--seed", 7, "--qos", 0), ("--seed", 8)):
         main_of_pair("send", *pair.broker, *QUICK, "-n", 3, *options, text)
@@ -85,6 +88,12 @@ def test_raw_results_go_out_as_they_are(main_of_pair: InProcess, pair: Pair, ear
     assert [heard.payload for heard in ear.hear_all()] == [b"1,\n"] * 2
 
 
+def grown(step: str, then: str = "") -> str:
+    """A template whose text or list would have 2 ** 60 parts."""
+    begin = "{% set ns = namespace(it='xx', list=[1]) %}\n{% for _ in range(60) %}"
+    return f"{begin}{{% set ns.it = {step} %}}{{% endfor %}}{then}"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -101,6 +110,18 @@ def test_raw_results_go_out_as_they_are(main_of_pair: InProcess, pair: Pair, ear
         ("{% for x in range(99999) %}{{ 'xxxxxxxx' }}{% endfor %}", "the message is too long"),
         ("{{ 'x' * 10 ** 10 }}", "line 1: numbers alone can be multiplied"),
         ("{{ 9 ** (9 ** 9) }}", "line 1: "),
+        (grown("ns.it ~ ns.it"), "line 2: it takes more than"),
+        (grown("ns.it + ns.it"), "line 2: it takes more than"),
+        (grown("[ns.it, ns.it] | join"), "line 2: it takes more than"),
+        (grown("[ns.it, ns.it]", "{{ ns.it }}"), "line 2: it takes more than"),
+        (grown("ns.list.extend(ns.list)"), "line 2: access to attribute 'extend' of 'list' object is unsafe"),
+        ("{% set x %}{{ 'x' | center(9000) }}{% endset %}{{ x | replace('', x) }}", "line 1: it takes more than"),
+        ("{{ 'x' | center(10 ** 10) }}", "line 1: it takes more than"),
+        ("{{ 'x'.ljust(width=10 ** 10) }}", "line 1: it takes more than"),
+        ("{{ range(9999) | map('center', 9999) | join }}", "line 1: it takes more than"),
+        ("{{ '%.9999999999f' % 1 }}", "line 1: a format has widths"),
+        ("{{ '%*d' | format(10 ** 10, 1) }}", "line 1: a format has widths"),
+        ("{{ '{:{}}'.format(1, 10 ** 10) }}", "line 1: a format has widths"),
         ("{{ ''.__class__.__mro__ }}", "line 1: access to attribute '__class__' of 'str' object is unsafe"),
         ("{{ walk.__self__ }}", "line 1: access to attribute '__self__'"),
         ("{% include 'elf.py' %}", "line 1: no loader"),

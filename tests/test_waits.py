@@ -128,7 +128,7 @@ def test_a_refusal_that_outlasts_what_aws_says_blames_nobody(
     proxy.inject("DeletePolicy", IN_USE["DeletePolicy"], onwards=True)
     said = main("clean", status=1).err
     assert "thing_0: AWS refuses to delete it: The policy is attached to one or more resources." in said
-    assert "what to do: AWS names no other user of it: run the same command again later" in said
+    assert "what to do: run the same command again later: AWS lists nothing else that uses it" in said
     proxy.reset()
     main("clean")
     assert account.is_empty()
@@ -266,7 +266,7 @@ def test_an_answer_that_lacks_what_elf_needs_is_explained(
         (elf.misc / "things.json").unlink()
     proxy.inject(operation, answer(content), call=proxy.calls[operation] + 1, onwards=True)
     said = main("create", status=1).err
-    assert f"what answers at {proxy.url} to {operation}, without {lacking}, is not AWS IoT" in said
+    assert f"the server at {proxy.url} (no {lacking} in its answer to {operation}) is not AWS IoT" in said
     assert "KeyError" not in said
 
 
@@ -298,5 +298,5 @@ def test_an_identity_without_an_account_is_explained(main: InProcess, elf: Elf, 
     name = "GetCallerIdentity"
     body = f'<{name}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{name}Result/></{name}Response>'
     proxy.inject("POST /", Fault(answer=Answer(200, body.encode(), (("Content-Type", "text/xml"),))))
-    assert "to GetCallerIdentity, without Account, is not AWS IoT" in main("clean", status=1).err
+    assert "(no Account in its answer to GetCallerIdentity) is not AWS IoT" in main("clean", status=1).err
     main("clean")
