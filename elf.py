@@ -437,12 +437,13 @@ def is_alone(keep: bool) -> bool:
     with contextlib.suppress(ImportError, OSError):  # Windows, or a terminal that can't be locked
         import fcntl
 
+        byte = 1, os.getpgrp()  # another one for each job, since one that Ctrl-Z stopped keeps its lock
         try:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN, *byte)
         except BlockingIOError:
             return False
         if not keep:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_UN)
+            fcntl.lockf(sys.stderr, fcntl.LOCK_UN, *byte)
     return is_mine
 
 
@@ -620,12 +621,11 @@ class TerminalFormatter(LogFormatter):
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
             record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
-        over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
-        if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
-            longest = max(map(str, record.args or ()), key=len)  # most often the message
-            record.args = tuple(
-                longest[: -over - 1] + "…" if str(value) == longest else value for value in record.args or ()
-            )
+        for longest in sorted(map(str, record.args or ()), key=len)[:-3:-1]:  # most often the message, then its topic
+            over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
+            if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
+                cut = longest[: -over - 1] + "…"
+                record.args = tuple(cut if str(value) == longest else value for value in record.args or ())
         at, colour = self.formatTime(record, "%H:%M:%S"), COLOURS.get(record.levelno)
         text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
         if not self._coloured:
@@ -1565,10 +1565,10 @@ def partition_region_account(arn: str) -> tuple[str, str, str]:
 
 
 class Pacer:
-    """Keeps each operation under its quota, for all threads: other users share the account.
+    """Keeps each operation under its quota, for all threads, because other users share the account.
 
-    A second's worth may go at once, as AWS's own token buckets allow. Where AWS throttles all the same, because
-    somebody else uses the quota or it is another one, the operation slows down, and recovers with each success.
+    A second's worth of calls may go at once, as AWS's token buckets allow. If AWS still throttles an operation (someone
+    else uses the quota, or it is lower), the operation slows down, and recovers with each success.
     """
 
     def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
@@ -1577,10 +1577,10 @@ class Pacer:
         self._lock = threading.Lock()
         self._slowness: dict[str, float] = {}  # by operation: 1.0, or more where AWS throttled it
         self._slowed: dict[str, float] = {}  # by operation: when it was last slowed down
-        self._due: dict[str, float] = {}  # by operation: when the next call would come if all came evenly
+        self._due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
 
     def wait(self, event_name: str, **_: object) -> None:
-        """Wait for an operation's turn, or the user's Ctrl-C: botocore's before-send event, for retries as well."""
+        """Wait for an operation's turn, or for Ctrl-C: botocore's before-send event, for retries as well."""
         operation = event_name.rpartition(".")[2]
         rate = QUOTAS[operation] * self._speed
         with self._lock:
@@ -1588,13 +1588,13 @@ class Pacer:
             slowness = self._slowness.get(operation, 1.0)
             period = slowness / rate
             burst = (max(1.0, rate) - 1) * period if slowness == 1.0 else 0.0
-            # 20 ms behind AWS's own count, so that no call overtakes its token on the way.
+            # 20 ms later than AWS's own count, so that no call arrives before its token.
             due = max(self._due.get(operation, 0.0), now + 0.02)
             self._due[operation] = due + period
         self._stopping.wait(max(0.0, due - burst - now))
 
     def learn(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
-        """Slow down after a throttled call, recover after another: botocore's response-received event."""
+        """Slow down after a throttled call, recover after any other: botocore's response-received event."""
         operation = event_name.rpartition(".")[2]
         code = (parsed_response or {}).get("Error", {}).get("Code", "")
         with self._lock:
@@ -1602,7 +1602,7 @@ class Pacer:
             if code == "ThrottlingException":  # HTTP 429 or 400
                 if not self._slowed:
                     log.warning("AWS throttles %s: slowing down", operation)
-                # Once a second at the most: the calls of one burst that AWS refuses are one piece of news.
+                # At most once a second: the refused calls of one burst count as one.
                 if time.monotonic() - self._slowed.get(operation, -math.inf) > 1.0:
                     self._slowed[operation] = time.monotonic()
                     self._slowness[operation] = min(1.3 * slowness, 20.0)
@@ -1619,11 +1619,10 @@ def connect_control_plane(
 ) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
-    Every request carries `headers`, without which the embedded AWS IoT lets nobody in, and goes through `proxies`, by
-    scheme; None: as the environment says.
-    Once the user has asked to stop, its calls raise Interrupted before they are sent.
-    Returns it with the place as it is once AWS's configuration and DescribeEndpoint have had their say.
-    Raises: ElfError when these credentials are another account's than the fleet's; botocore's errors; Interrupted.
+    Every request has `headers` (the embedded AWS IoT requires them) and goes through `proxies`, by scheme; None: those
+    of the environment. After Ctrl-C, calls raise Interrupted before they are sent.
+    Returns the client, and the place completed from AWS's configuration and DescribeEndpoint.
+    Raises: ElfError when these credentials are for another account than the fleet's; botocore's errors; Interrupted.
     """
     session = _session(place)
     from botocore.config import Config
@@ -1662,7 +1661,7 @@ def connect_control_plane(
 
 
 def _ask_for_code(inbox: Inbox, prompt: str) -> str:
-    """Ask on the terminal for an MFA code; any thread may. Raises ElfError where nobody can be asked; Interrupted."""
+    """Ask for an MFA code on the terminal; any thread may. Raises ElfError without a terminal; Interrupted."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or is_behind():
         raise ElfError(
             f"could not ask for an MFA code: this is not a terminal ({prompt.strip(': ')})",
@@ -1680,9 +1679,9 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
 
 
 def _credentials(session: Any) -> Any:
-    """Return the session's credentials, from now on secret, None if there are none.
+    """Return the session's credentials, which are never shown from now on, or None.
 
-    Raises ElfError where they can't be fetched, and where HTTP can't carry one: a line end comes along with a copy.
+    Raises ElfError if they can't be fetched or are not valid in HTTP: a copied one may end with a line end.
     """
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
@@ -1694,7 +1693,7 @@ def _credentials(session: Any) -> Any:
     except Exception as error:
         if bad_endpoint := _bad_endpoint(error):
             raise bad_endpoint from error
-        cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check what gives them"
+        cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check where they come from"
         if isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError):
             cause, remedy = explain(error)
         elif "Auth token" in str(error):  # of a container
@@ -1712,7 +1711,7 @@ def _credentials(session: Any) -> Any:
 
 
 def _way(session: Any) -> str:
-    """Name the profiles that lead to the credentials, and the settings that say how to get them, but no secret."""
+    """Return the profiles and settings that the credentials come from, in parentheses, without secrets."""
     profiles, name, used = session._session.full_config["profiles"], session.profile_name, []
     while name in profiles and name not in used:
         used.append(name)
@@ -1725,7 +1724,7 @@ def _way(session: Any) -> str:
 
 
 def _bad_endpoint(error: Exception) -> ElfError | None:
-    """Explain the endpoint URL that botocore refuses by `error`, if that is it, without its password."""
+    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
     if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
         return None
     cause = "is not valid" if found[1] else "does not start with http:// or https://"
@@ -1753,13 +1752,13 @@ def _client(session: Any, place: Place) -> Any:
 
 
 def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
-    """Ask AWS for the host name of its MQTT broker. Raises ElfError when these credentials are another account's.
+    """Ask AWS for the host name of its MQTT broker. Raises ElfError when these credentials are for another account.
 
-    Whose they are, which takes no permission, it asks where the host name does not say so.
+    Where the host name does not tell the account, it asks STS, which needs no permission.
     """
     address: str = iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
     host = address.partition(":")[0].lower()
-    # It begins with another name for every account; and in moto's server, for every answer.
+    # Its first label differs for every account; in moto's server, for every answer.
     is_same = (place.data_endpoint or "").partition(".")[0] == host.partition(".")[0]
     if place.account and not is_same:
         url = None if ".amazonaws.com" in (place.endpoint_url or "") else place.endpoint_url
@@ -1774,7 +1773,7 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
 
 
 def _session(place: Place) -> Any:
-    """Make boto3's session. The embedded AWS IoT gets no credential or profile of the user's: none is even read."""
+    """Make boto3's session. For the embedded AWS IoT, no credential or profile of the user's is even read."""
     if place.local or not _uses_login():
         # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
@@ -1793,14 +1792,14 @@ def _session(place: Place) -> Any:
 
 
 def _uses_login() -> bool:
-    """Say whether AWS's configuration has a profile that `aws login` has signed in."""
-    with contextlib.suppress(OSError, RuntimeError):  # there is none, or no home
+    """Return whether AWS's configuration has a profile that uses `aws login`."""
+    with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
         return b"login_session" in Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser().read_bytes()
     return False
 
 
 def refuse_bad_headers(request: Any, **_: object) -> None:
-    """Raise ElfError before a credential that HTTP can't carry is sent: one by which a role is assumed, say."""
+    """Raise ElfError before a credential that is not valid in HTTP is sent, such as one that assumes a role."""
     for name, value in request.headers.items():
         if not re.fullmatch("[ -~]*", value.decode("latin-1") if isinstance(value, bytes) else str(value)):
             raise ElfError(
@@ -1825,7 +1824,7 @@ _READ = {  # what ELF reads of answers; botocore's model marks no field of them 
 
 def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: object) -> None:
     log.debug("AWS %s: HTTP %s %s", model.name, http_response.status_code, parsed.get("Error", {}).get("Code", ""))
-    # A list that is left out is empty; what else ELF reads has to be there.
+    # A list that is left out is empty; the other fields that ELF reads are required.
     if http_response.status_code < 300 and model.output_shape:
         lists = [name for name, shape in model.output_shape.members.items() if shape.type_name == "list"]
         parsed.update({name: [] for name in lists if not parsed.get(name)})
@@ -1845,7 +1844,7 @@ def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
 def _try_no_more(
     response: tuple[Any, Any] | None, caught_exception: Exception | None, attempts: int, operation: Any, **_: object
 ) -> None:
-    """Raise an error after which botocore would make the call again, where ELF knows better."""
+    """Raise an error at once that botocore would retry, where ELF must not."""
     from botocore.exceptions import ClientError
 
     error = caught_exception
@@ -1853,10 +1852,10 @@ def _try_no_more(
         response[1]["ResponseMetadata"]["RetryAttempts"] = attempts - 1
         error = ClientError(response[1], operation.name)
     if error and (
-        # Each call that AWS may have acted on may have made a certificate, so ELF is to know of all; and one that
-        # waits in botocore, where Ctrl-C does not reach it, would count as sent.
+        # Each call that AWS may have acted on may have made a certificate, so ELF has to know of each; and one that
+        # waits in botocore, where Ctrl-C can't stop it, would count as sent.
         operation.name == "CreateKeysAndCertificate"
-        # The first call of a command tells quickly that AWS can't be reached; later ones ride a fault out.
+        # The first call of a command fails quickly if AWS can't be reached; later ones wait for it.
         or (operation.name == "DescribeEndpoint" and caught_exception and attempts >= 3)
         or names_of(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
     ):
@@ -1864,22 +1863,22 @@ def _try_no_more(
 
 
 def _may_have_arrived(error: Exception) -> bool:
-    """Say whether AWS may have acted on a call that ended with `error`."""
+    """Return whether AWS may have acted on a call that ended with `error`."""
     if status := (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode"):
         return status in (500, 502, 504)  # 503 is an answer: not now
     return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(names_of(error))
 
 
 def _refused_at_once(error: Exception) -> bool:
-    """Say whether AWS has refused a call and no attempt of it can have done anything before."""
+    """Return whether AWS refused a call, and no earlier attempt of it can have had an effect."""
     metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
     return 400 <= metadata.get("HTTPStatusCode", 0) < 500 and not metadata.get("RetryAttempts")
 
 
 class NotYet(Exception):  # noqa: N818 - it passes
-    """Ends a step that AWS is not ready for: for_each() is to do `again`, then the step, for `patience_s` in all.
+    """Ends a step that AWS is not ready for: for_each() calls `again`, then the step, for up to `patience_s` in all.
 
-    What AWS answered, `error`, ends the step after that time.
+    After that time the step fails with AWS's answer, `error`.
     """
 
     def __init__(
@@ -1891,11 +1890,11 @@ class NotYet(Exception):  # noqa: N818 - it passes
 
 
 def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
-    """Take a step with many things at once; yield each with its result, or with the exception that ended it.
+    """Run a step for many things in parallel; yield each thing with its result, or with the exception of its step.
 
-    A step that raises NotYet rests for a while, longer each time, and is repeated: it must be safe to repeat.
-    Starts no more after a failure that the others would share. Raises Interrupted on the user's Ctrl-C, once the calls
-    under way are finished and recorded, or STOP_S seconds later.
+    A step that raises NotYet is repeated after a pause, longer each time: it must be safe to repeat. After an error
+    that all others would get too, no more are started. Raises Interrupted on Ctrl-C, once the running calls have
+    finished and are recorded, or STOP_S seconds later.
     """
     from concurrent.futures import Future, ThreadPoolExecutor, wait
 
@@ -1946,7 +1945,7 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
 
 
 def in_background(inbox: Inbox, call: Callable[[], T]) -> T:
-    """Make a call, and return or raise what it does; Ctrl-C need not wait for its end."""
+    """Make a call in a thread, and return or raise what it does; Ctrl-C does not wait for it."""
     ((_, result),) = for_each(inbox, [""], lambda _: call())
     if isinstance(result, BaseException):
         raise result
@@ -1954,17 +1953,16 @@ def in_background(inbox: Inbox, call: Callable[[], T]) -> T:
 
 
 def own_things(iot: Any, elf_id: str) -> set[str]:
-    """Ask AWS for the names of this ELF's things, by the attribute that make_thing() gives them."""
+    """Ask AWS for the names of this ELF's things, by the attribute that make_thing() sets."""
     pages = iot.get_paginator("list_things").paginate(attributeName="elf_id", attributeValue=elf_id)
     return {thing["thingName"] for page in pages for thing in page["things"]}
 
 
 def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
-    """Make a thing with an active certificate of its own, and record each step. Safe to repeat.
+    """Make a thing with its own active certificate, and record each step. Safe to repeat.
 
-    The thing comes first: a name can be taken by somebody else, and a certificate, which has no name, would then be
-    left behind. A thing among the `strays` is this ELF's and may have certificates of which misc/ has lost the keys:
-    they go.
+    The thing comes first: its name may be taken, and a certificate, which has no name, would then be left behind. A
+    thing in `strays` is this ELF's, and may have certificates whose keys are lost: they are deleted.
     Raises: ElfError when a thing of that name is not this ELF's; NotYet; botocore's errors.
     """
     thing = _take_up(iot, fleet, name)
@@ -1980,7 +1978,7 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
 
 
 def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
-    """Return a thing as an earlier try has left it, without its certificate if that is gone in AWS."""
+    """Return a thing as an earlier attempt left it, without its certificate if that is missing in AWS."""
     thing = fleet.things.get(name) or fleet.record(Thing(name))
     if thing.certificate_id and not _unless_missing(iot.describe_certificate, certificateId=thing.certificate_id):
         thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
@@ -1989,15 +1987,15 @@ def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
 
 @contextlib.contextmanager
 def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> Iterator[None]:
-    """Let CreateThing succeed where the thing exists and is this ELF's; forget the thing where it is not made.
+    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made.
 
-    Of one of the `strays`, the certificates go whose keys are lost.
+    If the thing is in `strays`, its certificates are deleted: their keys are lost.
     """
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
         owner = iot.describe_thing(thingName=thing.name).get("attributes", {}).get("elf_id")
-        if owner != fleet.elf_id:  # else somebody has added attributes to a thing of this ELF's
+        if owner != fleet.elf_id:  # else someone added attributes to a thing of this ELF's
             if not thing.certificate_arn:
                 fleet.forget(thing)
             remedy = "choose another prefix with `elf.py create --prefix NAME`"
@@ -2015,7 +2013,7 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
 
 @contextlib.contextmanager
 def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
-    """Record that a certificate is being asked for, and what becomes of that. Raises NotYet to have it asked again."""
+    """Record that a certificate is being requested, and the outcome. Raises NotYet to request it again."""
     asked = fleet.record(fleet.things[thing.name]._replace(asked=time.time()))
     try:
         yield
@@ -2030,7 +2028,7 @@ def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
 
 
 def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, Any]) -> Thing:
-    """Record a certificate and its keys, or take it away again: without a key it is of no use to anybody."""
+    """Record a certificate and its keys; if that fails, delete it, because it is useless without its key."""
     asked = fleet.things[thing.name]
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
@@ -2066,7 +2064,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
     Raises: ElfError when a policy of that name says something else; NotYet; botocore's errors.
     """
-    thing = fleet.things[thing.name]  # as an earlier try has left it
+    thing = fleet.things[thing.name]  # as an earlier attempt left it
     name, arn = thing.policy_name or policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
     with _asking_for_policy(iot, fleet, thing, name, document):
@@ -2078,7 +2076,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
 @contextlib.contextmanager
 def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document: Mapping[str, Any]) -> Iterator[None]:
-    """Record that a policy is being asked for, and forget it if it is not made; it may exist and say just that."""
+    """Record that a policy is being made, and forget it if that fails; it may exist already, with this document."""
     fleet.record(thing._replace(policy_name=name))
     try:
         yield
@@ -2098,9 +2096,9 @@ def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
-    """Take a thing, its certificate and its policy away, in the order AWS requires. Safe to repeat.
+    """Delete a thing, its certificate and its policy, in the order AWS requires. Safe to repeat.
 
-    What is gone already counts as done, and what is not this ELF's is left alone.
+    What is already gone counts as done, and what is not this ELF's is left alone.
     Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
     """
     thing, is_own, others = _claim(iot, fleet, fleet.things[thing.name])
@@ -2116,7 +2114,7 @@ def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
 
 
 def reconcile(iot: Any, fleet: Fleet, strays: set[str], wanted: Container[str], name: str) -> Thing | None:
-    """Finish what an interrupted clean began with a thing, and make it if it is `wanted`. Safe to repeat.
+    """Finish an interrupted clean of a thing, and make it if it is `wanted`. Safe to repeat.
 
     Raises what retire() and make_thing() raise.
     """
@@ -2127,11 +2125,11 @@ def reconcile(iot: Any, fleet: Fleet, strays: set[str], wanted: Container[str], 
 
 
 def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[..., set[str] | None]]:
-    """Find out what there is to be taken away, by what AWS says of it now, and record that this has begun.
+    """Ask AWS what there is to delete, and record that this has begun.
 
-    A thing or policy that is not this ELF's was made by someone else under the same name: a line says so. A
-    certificate's name is AWS's own; those of a thing of this ELF's whose keys are lost go at once.
-    Returns the thing with what is this ELF's of it, whether itself is, and what finds others that use it.
+    A thing or policy of the same name that someone else made is logged, and left alone. Certificates of this ELF's
+    thing whose keys are lost are deleted at once.
+    Returns the thing with only what is this ELF's, whether the thing itself is, and a function that finds other users.
     """
     described = _unless_missing(iot.describe_thing, thingName=thing.name)
     is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
@@ -2153,7 +2151,7 @@ def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[
 
 
 def _unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
-    """Return what a call answers, or None where AWS does not have what it asks for."""
+    """Return the answer to a call, or None if AWS answers ResourceNotFoundException."""
     try:
         return call(**parameters)
     except Exception as error:
@@ -2163,10 +2161,10 @@ def _unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
 
 
 def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id: str | None) -> bool:
-    """Say whether a thing that AWS describes is the one that the fleet remembers.
+    """Return whether a thing that AWS describes is the one that the fleet has recorded.
 
-    Its elf_id says so, or the recorded certificate, which is attached to it: the original program gave no elf_id. One
-    of the original's that an earlier try has detached has neither: nothing must have been added to it since.
+    It has this elf_id, or the recorded certificate (the original program set no elf_id). A thing of the original's that
+    an earlier attempt detached has neither; it is ELF's if nothing was added to it since.
     """
     if elf_id and attributes.get("elf_id") == elf_id:
         return True
@@ -2175,10 +2173,10 @@ def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id:
 
 
 def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) -> bool:
-    """Say whether a policy that AWS has is the one that ELF made for a thing, whose account and region `arn` names.
+    """Return whether a policy is the one that ELF made for a thing; `arn` has the account and region.
 
-    It says what ELF has it say; or it was edited since, or is the original program's, and the thing's certificate
-    has it, or had it until an earlier try detached it.
+    It has ELF's document; or it was edited since, or is the original program's, and is attached to the thing's
+    certificate, or was until an earlier attempt detached it.
     """
     is_as_made = json.loads(policy["policyDocument"]) == policy_document(thing.name, arn)
     if is_as_made or (thing.stage == CLEANING and thing.policy_arn):
@@ -2190,9 +2188,9 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
 
 
 def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
-    """Take away the certificates that this ELF made for a thing of its own and does not remember; return their ARNs.
+    """Delete the certificates that this ELF made for its thing and has lost; return their ARNs.
 
-    Those are they that are attached to that thing alone, and have its policy or none. Raises ElfError for another.
+    They are attached only to that thing, and have its policy or none. Raises ElfError for any other certificate.
     """
     lost = {*iot.list_thing_principals(thingName=name)["principals"]}
     for arn in lost:
@@ -2213,9 +2211,9 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
 
 
 def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str] | None:
-    """Ask AWS who else uses a thing, its policy or its certificate, which may count as attached to each other still.
+    """Ask AWS what else uses a thing, its policy or its certificate, which may still count as attached to each other.
 
-    Returns None where it was a policy's versions that were in the way, which somebody's edits had made: they are gone.
+    Returns None if edits of a policy had made more versions of it, which AWS requires to be deleted first: they are.
     """
     if "thingName" in what:
         return {*iot.list_thing_principals(**what)["principals"]} - certificates
@@ -2237,7 +2235,7 @@ def _users(iot: Any, arn: str) -> set[str]:
 
 
 def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
-    """Make a call that needs what was just made. Raises NotYet where AWS does not find it; botocore's errors."""
+    """Make a call that needs what was just made. Raises NotYet if AWS does not find it yet; botocore's errors."""
     try:
         call(**parameters)
     except Exception as error:
@@ -2250,12 +2248,11 @@ def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
 def gone_is_fine(
     call: Callable[..., Any], others: Callable[..., set[str] | None] | None = None, **parameters: Any
 ) -> None:
-    """Make a call that takes something away; what is not there, or not known (None), is done.
+    """Make a call that deletes or detaches something; what is not there, or not known (None), counts as done.
 
     AWS is distributed: "it can take up to five minutes after a policy is detached before it's ready to be deleted"
     (DetachPolicy, AWS IoT API reference); of a certificate, DetachThingPrincipal says "several seconds".
-    Raises ElfError where `others`, which asks AWS, names somebody else that uses it, NotYet where it names nobody;
-    botocore's errors.
+    Raises ElfError if `others`, which asks AWS, finds something else that uses it, NotYet if not; botocore's errors.
     """
     if None in parameters.values():
         return
@@ -2278,13 +2275,13 @@ def gone_is_fine(
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
         else:
-            raise NotYet(error, CONSISTENCY_S, "still attached, AWS says", again) from error
+            raise NotYet(error, CONSISTENCY_S, "still attached according to AWS", again) from error
 
 
 def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
-    """Find what the calls without an answer may have made: certificates of those times, attached to nothing.
+    """Find what the requests without an answer may have made: certificates of those times, attached to nothing.
 
-    AWS gives no other handle on them, so one of somebody else's may be among them.
+    AWS has no other way to find them, so a certificate of someone else's may be among them.
     """
     from email.utils import parsedate_to_datetime
 
@@ -2292,7 +2289,7 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
     first, made = min(call.since for call in fleet.unanswered), math.inf
     found: list[Mapping[str, Any]] = []
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
-        # AWS's clock, to the second, and this machine's may differ.
+        # AWS's clock (in seconds) and this machine's may differ.
         date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
         ahead = parsedate_to_datetime(date).timestamp() - time.time() if date else 0.0
         ahead = ahead if abs(ahead) >= 3 else 0.0
@@ -2307,7 +2304,7 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
 
 
 def allows(documents: Iterable[Mapping[str, Any]], action: str, resource: str) -> bool:
-    """Say whether AWS IoT policies allow an action on a resource. Conditions count as met, variables as anything."""
+    """Return whether AWS IoT policies allow an action on a resource; conditions count as met, variables match all."""
     verdict = False
     for statement in (each for document in documents for each in _listed(document.get("Statement", []))):
         if _matches(statement.get("Action", "*"), action) and _matches(statement.get("Resource", "*"), resource):
@@ -2322,16 +2319,16 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _matches(patterns: Any, text: str) -> bool:
-    """Match a policy's patterns, in which * is any text, ? any character, and ${...} a variable."""
+    """Match a policy's patterns: * is any text, ? any character, ${...} a variable."""
     plain = [re.escape(re.sub(r"\$\{[^}]*\}", "*", str(pattern))) for pattern in _listed(patterns)]
     return any(re.fullmatch(p.replace(r"\*", ".*").replace(r"\?", "."), text, re.DOTALL) for p in plain)
 
 
 class Refusal(ElfError):  # noqa: N818 - AWS's word for it
-    """The broker does not let a thing connect, publish or subscribe, and does not say why. AWS may."""
+    """The broker refuses to let a thing connect, publish or subscribe, without a reason. AWS may know it."""
 
     def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
-        """Tell of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
+        """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
         self.thing, self.endpoint, self.action, self.subject, self.reason = thing, endpoint, action, subject, reason
         cause, remedy = {
             "iot:Connect": (
@@ -2345,7 +2342,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
                 "check that its policy allows iot:Publish to that topic",
             ),
             "iot:Subscribe": (
-                f"{thing} can't subscribe to {subject}: the broker does not accept it",
+                f"{thing} can't subscribe to {subject}: the broker refuses it",
                 "check that its policy allows iot:Subscribe to that topic filter",
             ),
         }[action]
@@ -2353,7 +2350,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
 
 
 def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
-    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal`, which says no more than that.
+    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal` if AWS gives no reason.
 
     Raises botocore's errors.
     """
@@ -2401,9 +2398,9 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
 def write_amazon_roots(directory: Path) -> Path:
     """Write the root certificates of AWS IoT's endpoints to a file, and return its path.
 
-    https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html names them: Amazon Root CA 1 to 4,
-    cross-signed by Starfield Services Root Certificate Authority - G2. botocore carries them; a distribution's
-    botocore may lean on the system's instead.
+    https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html lists them: Amazon Root CA 1 to 4,
+    cross-signed by Starfield Services Root Certificate Authority - G2. botocore contains them; a distribution's
+    botocore may use the system's instead.
     """
     import ssl
 
@@ -2441,7 +2438,7 @@ _JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_
 
 
 def parsed(text: str) -> Any:
-    """Return what a JSON text says; where it nests deeper than Python's decoder goes, the members that it begins with.
+    """Return the value of a JSON text; if it nests too deep for Python's decoder, only its first members.
 
     Raises ValueError.
     """
@@ -2457,13 +2454,13 @@ def parsed(text: str) -> Any:
         else:
             levels[-1] += part
     if len(levels) > 1:
-        raise json.JSONDecodeError("It does not end", text, len(text))
+        raise json.JSONDecodeError("it does not end", text, len(text))
     _JSON.decode(levels[0])
     return value
 
 
 def with_members(text: str, members: Sequence[str]) -> str:
-    """Put members before the last brace of a JSON object's text, and change nothing else."""
+    """Insert members before the last brace of a JSON object's text, and change nothing else."""
     brace = text.rindex("}")
     comma = ", " if members and not text[:brace].rstrip().endswith("{") else ""
     return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
@@ -2474,7 +2471,7 @@ def is_aws_own(topic: str) -> bool:
 
 
 class Composer(NamedTuple):
-    """What the things say: `text` as it was given, and the JSON object that it is, or that has it as its msg."""
+    """What the things send: `text` as given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
     content: str | None = None  # None: there is none, and `text` goes to all topics
@@ -2483,7 +2480,7 @@ class Composer(NamedTuple):
 
     @classmethod
     def of_object(cls, text: bytes) -> Composer:
-        """Make one of a JSON object's text. Raises ValueError for what is none."""
+        """Make one of a JSON object's text. Raises ValueError if it is not one."""
         text = text.removeprefix(codecs.BOM_UTF8)
         content = text.decode("utf-8")
         members = parsed(content)
@@ -2493,28 +2490,28 @@ class Composer(NamedTuple):
 
     @classmethod
     def of_any(cls, text: bytes) -> Composer:
-        """Make one of a JSON object's text, or of any other. Raises UsageError for what is not UTF-8."""
+        """Make one of a JSON object's text, or of any other text. Raises UsageError if it is not UTF-8."""
         with contextlib.suppress(ValueError):
             return cls.of_object(text)
         return cls.of_text(text)
 
     @classmethod
     def of_text(cls, text: bytes) -> Composer:
-        """Make one of any text. Raises UsageError for what is not UTF-8."""
+        """Make one of any text. Raises UsageError if it is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
         utf8(msg)  # which raises
         return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
 
     def in_run(self, run: str) -> Composer:
-        """Return one whose messages can be counted where they come. Raises UsageError for what has such members."""
+        """Return one that numbers its messages, for subscribe to count. Raises UsageError if it has such members."""
         if run and (taken := self.has - {"ts"}):
             raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
         return self._replace(run=run)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
-        """Return what a thing publishes as its `number`th message. Raises UsageError for what AWS IoT does not take.
+        """Return what a thing publishes as its message `number`. Raises UsageError if it is too long for AWS IoT.
 
-        AWS's own topics take nothing that is not theirs; those of Basic Ingest lead to the user's rules.
+        AWS's own topics get only what the user gave; Basic Ingest topics lead to the user's rules.
         """
         payload = self.text
         if self.content is not None and not is_aws_own(topic):
@@ -2531,7 +2528,7 @@ class Composer(NamedTuple):
 
 @functools.cache
 def sandbox() -> Any:
-    """Return the class of Jinja2's sandbox, in which time, memory and numbers are bounded, and chance is the seed's."""
+    """Return the class of Jinja2's sandbox with limits for time, memory and numbers, and no unseeded random numbers."""
     from jinja2 import StrictUndefined, nodes
     from jinja2.exceptions import SecurityError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -2558,7 +2555,7 @@ def sandbox() -> Any:
             return tree
 
         def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
-            """Count a step, and `times` the characters and members of what it takes."""
+            """Count a step, and `times` the characters and members of its operands."""
             self.steps += 1
             left = [*operands]
             for operand in left:  # which grows
@@ -2582,10 +2579,10 @@ def sandbox() -> Any:
                 yield item
 
         def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
-            """Count a method or filter, tenfold since replace() multiplies; numbers may be widths, but in a format."""
+            """Count a call or filter, tenfold since replace() multiplies; numbers may be widths, except in a format."""
             if name in ("format", "format_map"):
                 if re.search(r"\d{5}|%\S*\*|(^|[^{])(\{\{)*\{[^{}]*:[^{}]*\{", str(value)):
-                    raise SecurityError("a format has widths of four digits at the most")
+                    raise SecurityError("a width in a format can have at most four digits")
             else:
                 self.steps += 10 * sum(abs(int(it)) for it in operands if isinstance(it, int | float))
             self.step((value, *operands), times=10)
@@ -2613,7 +2610,7 @@ def sandbox() -> Any:
             elif operator == "+":
                 self.step((left, right))
             elif not (isinstance(left, int | float) and isinstance(right, int | float)):
-                raise SecurityError("numbers alone can be multiplied")
+                raise SecurityError("only numbers can be multiplied")
             else:
                 _ = float(left) ** right if operator == "**" else float(left) + right  # or OverflowError: too large
             return super().call_binop(context, operator, left, right)
@@ -2622,10 +2619,10 @@ def sandbox() -> Any:
 
 
 class Voice:
-    """What a thing's templates take from it: chance, and values of its own that go on from their last.
+    """What a thing's templates use: its random numbers, and its values that continue from message to message.
 
-    Of the calls of `walk`, the first in each rendering goes on from the first in the one before, and so on; of `ramp`
-    as well. Time is that of the schedule, or a wave would depend on the machine.
+    The first call of `walk` in a rendering continues from the first in the previous one, and so on; `ramp` does too.
+    Time is that of the schedule, or a wave would depend on the machine.
     """
 
     def __init__(self, thing: str, seed: int | None, interval_s: float) -> None:
@@ -2647,7 +2644,7 @@ class Voice:
         }
 
     def names(self, number: int) -> dict[str, Any]:
-        """Return what the template of the thing's message `number` knows."""
+        """Return the names for the template of the thing's message `number`."""
         self._number, now = number, time.time_ns()
         self._calls.clear()
         return {**self._names, "number": number, "now": now / 1e9, "now_ms": now // 1_000_000}
@@ -2670,10 +2667,10 @@ class Voice:
 
 
 class Template:
-    """What the things say, rendered for each message of each thing, each of which has a voice."""
+    """What the things send, rendered for each message of each thing; each thing has a Voice."""
 
     def __init__(self, text: bytes, make: Callable[[bytes], Composer], voice: Callable[[str], Voice]) -> None:
-        """Compile the text; `make` makes of its results what is sent. Raises UsageError."""
+        """Compile the text; `make` turns its results into what is sent. Raises UsageError."""
         self._make, self._voice = make, voice
         self.voices: dict[str, Voice] = {}
         self._sandbox = sandbox()()
@@ -2685,13 +2682,13 @@ class Template:
             if unknown := meta.find_undeclared_variables(tree) - known:
                 first = next(name for name in tree.find_all(nodes.Name) if name.name in unknown)
                 raise UsageError(
-                    f"the template does not work: line {first.lineno}: unknown name {first.name!r}",
-                    f"names are {', '.join(sorted(known))}",
+                    f"the template failed: line {first.lineno}: unknown name {first.name!r}",
+                    f"use one of {', '.join(sorted(known))}",
                 )
             self._template = self._sandbox.from_string(tree)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
-        """Render it, and return what a Composer of the result does. Raises UsageError."""
+        """Render it, and return the payload that a Composer makes of the result. Raises UsageError."""
         voice = self.voices.get(thing) or self.voices.setdefault(thing, self._voice(thing))
         self._sandbox.steps = size = 0
         pieces = []
@@ -2705,7 +2702,7 @@ class Template:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Raise UsageError, with line and reason, for whatever Python or Jinja2 raises in the block."""
+        """Raise UsageError, with line and reason, for any error of Python or Jinja2 in the block."""
         try:
             yield
         except ElfError:
@@ -2716,15 +2713,15 @@ class Template:
             frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == "<template>"]
             line = getattr(error, "lineno", None) or (frames or [1])[-1]
             reason = getattr(error, "message", None) or str(error) or type(error).__name__
-            cause = f"the template does not work: line {line}: {reason}"
-            raise UsageError(cause, "see docs/messages.md for what templates know") from error
+            cause = f"the template failed: line {line}: {reason}"
+            raise UsageError(cause, "see docs/messages.md for what templates can use") from error
 
 
 Message = Composer | Template
 
 
 def read_given(path: Path, inbox: Inbox) -> bytes:
-    """Read a file that the user names, which may be a pipe that nobody writes to: Ctrl-C ends that. Raises OSError."""
+    """Read a file that the user names. If it is a pipe that nobody writes to, Ctrl-C ends the wait. Raises OSError."""
 
     def read() -> bytes:
         with path.open("rb") as file:
@@ -2733,12 +2730,12 @@ def read_given(path: Path, inbox: Inbox) -> bytes:
     log.debug("reading %s", path)
     content = in_background(inbox, read)
     if len(content) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"it has more than {MAX_FILE_BYTES >> 20} MiB")
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
     return content
 
 
 def of_line(line: bytes) -> Composer:
-    """Return what a line says: a JSON object, or any other text. Raises ValueError and UsageError."""
+    """Return the message of a line: a JSON object, or any other text. Raises ValueError and UsageError."""
     return Composer.of_object(line) if begins_object(line) else Composer.of_text(line)
 
 
@@ -2747,7 +2744,7 @@ def begins_object(line: bytes) -> bool:
 
 
 def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) -> Message:
-    """Return the message that a whole file is. Raises ElfError."""
+    """Return the message in a file that is a single message. Raises ElfError."""
     try:
         return compose(read_given(path, inbox))
     except OSError as error:
@@ -2758,13 +2755,13 @@ def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) 
 
 def unreadable(path: Path, reason: object, kind: type[ElfError] = UsageError) -> ElfError:
     return kind(
-        f"the message file {path} can't be read: {reason}",
+        f"could not read the message file {path}: {reason}",
         f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
     )
 
 
 class Line(NamedTuple):
-    """An event: the lines from `first` to `last` are a message, or an error says why not; with neither, the end."""
+    """An event: the lines from `first` to `last` are a message, or an error; with neither, the input has ended."""
 
     message: Message | None = None
     error: Exception | None = None
@@ -2781,7 +2778,7 @@ def is_of_lines(path: Path | None) -> bool:
 
 
 def lines_of(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, or of - (standard input). Of one that is too long, the beginning will do."""
+    """Yield the lines of a file, or of - (standard input). A line that is too long is cut."""
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
         while text := file.readline(MAX_PAYLOAD_BYTES + 2):
             rest = text
@@ -2791,9 +2788,9 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
-    """Yield what lines say, in the end an empty Line. A JSON object may take several lines, unless they are `raw`.
+    """Yield the messages of lines, then an empty Line. A JSON object may take several lines, unless they are `raw`.
 
-    What begins one and does not become one is refused, up to the line that begins another one.
+    Lines that begin an object and do not complete it are refused, up to the line that begins another one.
     """
     text, first, last, broken = b"", 0, 0, None
     try:
@@ -2818,8 +2815,8 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
                 is_open = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
                 if is_open and len(text) <= MAX_PAYLOAD_BYTES:
                     continue
-                why = "it is too long" if len(text) > MAX_PAYLOAD_BYTES else f"this is none: {error}"
-                broken = UsageError(f"a JSON object begins here, and {why}", "write it on one line, in 128 KiB")
+                why = "is too long" if len(text) > MAX_PAYLOAD_BYTES else f"is not valid: {error}"
+                broken = UsageError(f"the JSON object that begins here {why}", "write it on one line, in 128 KiB")
             except UsageError as error:
                 yield Line(None, error, first, last)
             text = b""
@@ -2830,14 +2827,14 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
         yield Line(error=error)
         return
     if text:
-        broken = UsageError("a JSON object begins here, and does not end", "write it on one line")
+        broken = UsageError("the JSON object that begins here does not end", "write it on one line")
     if broken:
         yield Line(None, broken, first, last)
     yield Line()
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
-    """Make a thing's topics or topic filters of what is given as --topic and of --append-thing-name."""
+    """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
     if append_thing_name:
         topics = [f"{TOPIC_ROOT if topic is None else topic}/{{thing_name}}" for topic in given]
     else:
@@ -2846,7 +2843,7 @@ def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: 
 
 
 def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False) -> None:
-    """Raise UsageError for a topic, or with `wildcards` a topic filter, that AWS IoT would answer by hanging up."""
+    """Raise UsageError for a topic, or with `wildcards` a topic filter, at which AWS IoT closes the connection."""
     for each_of_thing in topics.values():
         if len(each_of_thing) > MAX_SUBSCRIPTIONS:
             raise UsageError(
@@ -2859,7 +2856,7 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
 
 
 def problem_of_topic(topic: str, wildcards: bool) -> str | None:
-    """Say what is wrong with a topic, or with `wildcards` a topic filter; None: nothing."""
+    """Return what is wrong with a topic, or with `wildcards` a topic filter; None if nothing is."""
     levels = topic.split("/")
     if not topic or "\0" in topic:
         return "the topic is empty or has a null character"
@@ -2880,20 +2877,20 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
 
 
 def answer_topics(topic: str, thing: str) -> list[str]:
-    """Name the topics on which AWS answers what a thing publishes to `topic`: two, if that is its own shadow's."""
+    """Return the topics on which AWS answers what a thing publishes to `topic`: two, if it is its own shadow's."""
     shadow = rf"\$aws/things/{re.escape(thing)}/shadow/(name/[^/]+/)?(get|update|delete)"
     return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
 
 
 def read_ahead(lines: Iterable[Line], inbox: Inbox, asked: threading.Semaphore) -> None:
-    """Put lines into the inbox, one each time that it is asked for."""
+    """Put lines into the inbox, one each time `asked` is released."""
     for line in lines:
         asked.acquire()
         inbox.put(line)
 
 
 class Times:
-    """How long something took, each time. In steps of 0.1 ms, so that it stays small however often that was."""
+    """How long something took each time, in steps of 0.1 ms, so that its size does not grow without limit."""
 
     def __init__(self) -> None:
         self._counts: collections.Counter[int] = collections.Counter()
@@ -2908,7 +2905,7 @@ class Times:
         return sorted(self._recent)[len(self._recent) // 2]
 
     def in_ms(self) -> dict[str, float]:
-        """Return the percentiles: the shortest time that so many of a hundred do not exceed."""
+        """Return the percentiles: the shortest time that this percentage does not exceed."""
         steps = sorted(self._counts)
         reached = list(itertools.accumulate(self._counts[step] for step in steps))
         percents = {"p50": 50, "p95": 95, "p99": 99, "max": 100} if steps else {}
@@ -2922,7 +2919,7 @@ class Times:
 
 
 class Rate:
-    """How many a second there have been in the last seconds, of what `count` counts."""
+    """How many per second there were in the last 3 seconds, of what `count` counts."""
 
     def __init__(self, count: Callable[[], int]) -> None:
         self._count = count
@@ -2935,7 +2932,7 @@ class Rate:
 
 
 def object_in(payload: bytes) -> dict[str, Any]:
-    """Return the JSON object that a message is, or an empty one."""
+    """Return the JSON object in a message, or an empty one."""
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(content := json.loads(payload), dict):
             return content
@@ -2952,21 +2949,21 @@ def time_of_sending(content: Mapping[str, Any]) -> float | None:
 
 
 class Arrivals:
-    """What is missing, came twice or came out of order, of messages that have the `thing`, its `seq` and its `run`.
+    """Counts messages that are missing, arrived twice or out of order, of those that have `thing`, `seq` and `run`.
 
-    For each thing that hears a run of another's, `_gaps` has the numbers that have not come: ranges [start, stop), in
-    order, apart, none empty. The first ends with the lowest number that came, and the last begins behind the highest;
-    nobody knows whether what is in these was sent while anybody listened. What is between them is missing.
+    For each thing that receives a run of a sender, `_gaps` has the numbers that have not arrived: ranges [start, stop),
+    in order, apart, none empty. The first ends at the lowest number that arrived, the last begins after the highest;
+    nobody knows whether the messages in these two were sent while the thing was listening. Those between are missing.
     """
 
     def __init__(self) -> None:
         self.counts = collections.Counter(missing=0, repeated=0, outOfOrder=0)
         self.by_thing: dict[str, collections.Counter[str]] = {}
-        self.forgotten = 0  # runs, of more than MOST_SENDERS those that were silent the longest
+        self.forgotten = 0  # runs that were dropped because there were more than MOST_SENDERS, the least recent first
         self._gaps: collections.OrderedDict[tuple[str, str, str], list[tuple[int, float]]] = collections.OrderedDict()
 
     def add(self, hearer: str, content: Mapping[str, Any], is_over: bool) -> None:
-        """Count a message that a thing has heard; once it `is_over`, only if that was missing."""
+        """Count a message that a thing received; once it `is_over`, only if it was missing."""
         thing, number, run = content.get("thing"), content.get("seq"), content.get("run", "")
         if type(number) is not int or not 0 < number < 2**53:  # a whole number for every program
             return
@@ -3000,7 +2997,7 @@ class Arrivals:
             self.by_thing.setdefault(thing, collections.Counter()).update(more)
 
     def __str__(self) -> str:
-        """Say the counts behind others, or nothing where no message was numbered."""
+        """Return the counts, to follow others; "" if no message was numbered."""
         return f", {told(self.counts)}" if self._gaps else ""
 
 
@@ -3322,10 +3319,12 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
 
     from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError, ProxyType
     from python_socks.sync.v2 import Proxy as Way
+    from python_socks.sync.v2._stream import SyncSocketStream as Stream
 
     kind = ProxyType.HTTP if proxy.scheme.startswith("http") else ProxyType.SOCKS5
     tls = ssl.create_default_context() if proxy.scheme == "https" else None
     problem, remedy = f"the proxy {proxy} does not answer", "check HTTPS_PROXY, ALL_PROXY, NO_PROXY and --proxy"
+    Stream.read = http_head  # type: ignore  # its own takes what one recv() has for the whole
     try:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
         return way.connect(endpoint.host, endpoint.port, timeout=CONNECT_TIMEOUT_S).socket
@@ -3341,18 +3340,28 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
         problem = f"the proxy {proxy} can't be told this user and password"
     except ProxyError as error:
         code, said = error.error_code, str(error)  # an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)
-        if code in (401, 407) or "uthentication" in said:
+        if code in (401, 407) or (not code and "uthentication" in said):
             it = "refuses this user and password" if proxy.user else "wants a user and a password"
             remedy = f"write them into its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
         elif code in (2, 403, 405):
             it = "forbids it"
             remedy = "have its administrator allow that host and port, or try another port: --mqtt-endpoint :443, :8883"
-        elif code:
+        elif code and code // 100 != 3:  # which leads to a page, to sign in most likely
             it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy gets to AWS IoT"
         else:
             it = "gives no answer of a proxy's"
         problem = f"the proxy {proxy} {it}: {said}"
     raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
+
+
+def http_head(stream: Any, _: int = 0) -> bytes:
+    """Read the status and headers of a proxy's answer, and no more; or what is no HTTP, as far as that shows."""
+    head = b""
+    for byte in iter(functools.partial(stream.socket.recv, 1), b""):
+        head += byte
+        if head.endswith(b"\r\n\r\n") or (byte == b"\n" and not head.startswith(b"HTTP/")) or len(head) > 65536:
+            break
+    return head
 
 
 def relayed(outer: Any) -> Any:
@@ -4400,7 +4409,7 @@ class Hearing(Shift):
         self.report_outages("subscribe", "they may have missed messages")
         last.info("[subscribe] %s", self.pace(self.received))
         if self._latency.in_ms():
-            last.info("[subscribe] delivery latency (from ts, ±1 ms): %s", self._latency)
+            last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
         if self.unread:
             log.warning("[subscribe] could not read %s", plural(self.unread, "message"))
         by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
@@ -4706,7 +4715,7 @@ def subscribe(cli: Cli) -> int:
         log.info("[subscribe] ELF listening on %s %s", plural(len(hearing.joined), "thing"), ends)
         listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, hearing.joined)))
         if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
-            log.info("[subscribe] all things receive every message; --things 1 or --append-thing-name shows each once")
+            log.info("[subscribe] all things receive every message; --things 1 shows each once")
         hearing.ends_at = time.monotonic() + duration_s
         hearing.wait(lambda: hearing.has_enough, hearing.ends_at)
         hearing.wait(lambda: not hearing.arrivals.counts["missing"], time.monotonic() + IN_FLIGHT_S)
@@ -5377,8 +5386,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
         if not cli.command:
-            parser.print_help()
-            parser.exit(2, next_step(cli.misc_dir) + "\n")
+            sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
+            parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
     except SystemExit as usage:  # argparse has printed what there is to say
         try:
             if sys.stdout:

@@ -16,16 +16,19 @@ if sys.version_info < (3, 10):  # noqa: UP036 - see elf.py
 import argparse
 import collections
 import contextlib
+import functools
+import hmac
 import ipaddress
 import itertools
 import logging
 import math
+import os
 import random
 import selectors
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,13 +39,14 @@ from gevent.event import AsyncResult, Event
 from gevent.lock import BoundedSemaphore
 from gevent.queue import Queue
 from locust import User, events, task
-from locust.argument_parser import get_parser
+from locust.argument_parser import LocustArgumentParser
 from locust.exception import StopUser
 from locust.runners import STATE_INIT, STATE_RUNNING, STATE_SPAWNING, MasterRunner, WorkerRunner
 from werkzeug.datastructures import ImmutableMultiDict
 
 import elf
 
+sys.path.insert(0, str(elf.HERE))  # Locust has it there no longer when elf.py imports local_aws.py
 SETTLE_S = 10.0  # what was published before the end of a run has so long to be acknowledged
 SET_UP = Event()  # Locust can start users before
 SPAWN_RATE = 100  # users a second, unless told otherwise; Locust warns of more
@@ -55,37 +59,32 @@ def qos(text: str) -> int:
     return int(text)
 
 
-def part_of_place(key: str) -> Any:
-    return lambda text: text and elf.part_of_place(text, key)
-
-
-# What is not given is as in elf.py; a path is one on each worker.
-OPTIONS = (
-    ("topic", f"{elf.TOPIC_ROOT}/{{thing_name}}", str, "where to; {thing_name} stands for the thing's name"),
-    ("interval", elf.INTERVAL_S, elf.interval, "seconds between two messages of a thing"),
+# What is not given is as in elf.py. Locust sends the values to the workers: a path is a string, and one on each worker.
+OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
+    ("topic", f"{elf.TOPIC_ROOT}/{{thing_name}}", str, "topic, in which {thing_name} is the thing's name"),
+    ("interval", elf.INTERVAL_S, elf.interval, "seconds between messages of a thing"),
     ("qos", 1, qos, "MQTT quality of service, 0 or 1"),
-    ("json-message", "", str, f"file of a JSON object, or {elf.REPLAYED} of many, that each worker has"),
-    ("subscribers", 0.0, elf.number("a share from 0 to 1", 0, 1), "the share of the things that hear the others"),
-    ("proxy", "", lambda text: text and elf.proxy(text), f"as elf.py's, {elf.NO_PROXY}: none (default: HTTPS_PROXY)"),
-    ("root-cert", "", str, "file of the broker's root certificates, that each worker has (default: Amazon's)"),
-    (
-        "misc-dir",
-        "",
-        lambda text: text and str(elf.directory(text)),
-        "the fleet's keys and state, that each worker has",
-    ),
-    ("region", "", part_of_place("region"), "AWS region (default: the fleet's)"),
-    ("endpoint-url", "", part_of_place("endpoint_url"), "another control-plane endpoint (default: AWS's)"),
+    ("subscribers", 0.0, elf.number("a share from 0 to 1", 0, 1), "share of the things, 0 to 1, that listen instead"),
+    ("json-message", None, str, f"file of a JSON object, or {elf.REPLAYED} of many, that each worker has"),
+    ("root-cert", None, str, "root certificates of the broker, a file that each worker has (default: Amazon's)"),
+    ("proxy", None, elf.proxy, f"go through this proxy; {elf.NO_PROXY}: through none (default: HTTPS_PROXY etc. say)"),
+    ("region", None, functools.partial(elf.part_of_place, key="region"), "AWS region (default: the fleet's)"),
+    ("endpoint-url", None, functools.partial(elf.part_of_place, key="endpoint_url"), "control plane (default: AWS's)"),
 )
 EDITABLE = {"topic", "interval", "qos", "subscribers", "user_count", "spawn_rate", "run_time"}  # on Locust's page
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
     for name, default, parse, help in OPTIONS:
         parser.add_argument(f"--{name}", default=default, type=parse, help=help, include_in_web_ui=name in EDITABLE)
-    is_template = "the file of --json-message is a template, that each worker renders for each message of its things"
-    parser.add_argument("--template", action="store_true", help=is_template, include_in_web_ui=False)
+    add = functools.partial(parser.add_argument, include_in_web_ui=False)
+    add("--template", action="store_true", help="the file of --json-message is a Jinja2 template (docs/messages.md)")
+    profile = "named profile of the AWS CLI (default: the fleet's, else none); --profile is Locust's own"
+    add("--aws-profile", type=functools.partial(elf.part_of_place, key="profile"), help=profile)
+    where = "keys and state on this machine (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
+    add("--misc-dir", type=lambda text: str(elf.directory(text)), help=where)
 
 
 @contextlib.contextmanager
@@ -95,16 +94,15 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[elf.Cli]:
     try:
         for name, _, parse, _ in OPTIONS:
             dest = name.replace("-", "_")
-            if (text := str(getattr(options, dest))) != "":
-                setattr(cli, dest, parse(text))  # Locust's page has not checked it
+            if (value := getattr(options, dest)) is not None:
+                setattr(cli, dest, parse(str(value)))  # Locust's page has not checked it
         cli.mqtt_endpoint = elf.mqtt_endpoint(options.host) if options.host else None
     except argparse.ArgumentTypeError as error:
         raise elf.ElfError(str(error), "see `python locustfile.py`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
-    cli.misc_dir = Path(cli.misc_dir)
-    if options.template and not cli.json_message:
+    cli.profile, cli.template, cli.inbox = options.aws_profile, options.template, elf.Inbox()
+    if cli.template and not cli.json_message:
         raise elf.ElfError("--template does nothing without --json-message", "name a file, as example-template.json is")
-    cli.template, cli.inbox = options.template, elf.Inbox()
     cli.printer = elf.Output(cli.inbox)
     with elf.held_fleet(cli, "locust", alone=False), elf.embedded_aws(cli, is_needed=True):
         yield cli
@@ -155,25 +153,67 @@ def refuse_too_many(users: int, count: int) -> None:
 
 
 def in_a_line(error: BaseException) -> str:
-    return "; what to do: ".join(elf.explain(error))
+    return elf.redacted("; what to do: ".join(map(elf.printable, elf.explain(error))))
 
 
-def refuse_others(web_host: str) -> Any:
-    """Answer a request that another site has the user's browser make; of the page's own, drop what it may not set.
+def take_out_secrets(record: logging.LogRecord) -> bool:
+    """Do for Locust's log, which its page shows as well, what elf.LogFormatter does for ELF's."""
+    record.msg, record.args = elf.redacted(record.getMessage()), ()
+    if record.exc_info:
+        record.exc_text = elf.redacted(logging.Formatter().formatException(record.exc_info))
+    return True
 
-    Files, hosts and all other options come from the command line alone. A Host that is a name, and none of this
-    machine's, is how a site whose name leads to this machine gives itself away (DNS rebinding).
+
+def guard(web_ui: Any, options: argparse.Namespace) -> None:
+    """Keep Locust's page to its users: to no other site, and with --web-login to nobody without the password.
+
+    Raises ElfError when there is no password to ask for.
+    """
+    names = {options.web_host, "localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
+    web_ui.app.before_request(functools.partial(refuse_others, names))
+    web_ui.app.after_request(unframed)
+    password = os.environ.get("ELF_WEB_PASSWORD", "")  # no option, which Locust would send to each worker
+    if web_ui.web_login and not password:
+        raise elf.ElfError("--web-login has no password to ask for", "put one into the variable ELF_WEB_PASSWORD")
+    if web_ui.web_login:
+        elf.hide(password, least=1)
+        # Locust leaves the sessions behind its form to the locustfile; its pages still ask flask-login who the user is.
+        web_ui.login_manager.request_loader(lambda _: None)
+        web_ui.web_login = False
+        web_ui.app.before_request(functools.partial(ask_password, password))
+    elif options.web_host not in LOOPBACK:
+        elf.log.warning("anyone on the network can use this page: add --web-login, or --web-host 127.0.0.1")
+
+
+def ask_password(password: str) -> Any:
+    """Let in who knows the password, under any user name (HTTP's Basic authentication, RFC 7617)."""
+    given = (request.authorization and request.authorization.password) or ""
+    if hmac.compare_digest(given.encode(), password.encode()):
+        return None
+    return "Locust's page asks for the password", 401, {"WWW-Authenticate": 'Basic realm="ELF", charset="UTF-8"'}
+
+
+def unframed(response: Any) -> Any:
+    """Keep another site from showing the page inside its own, where a click would start a run."""
+    response.headers["X-Frame-Options"] = "DENY"
+    return response
+
+
+def refuse_others(names: set[str]) -> Any:
+    """Refuse what another site makes the user's browser ask; drop what even the page may not set.
+
+    Files, hosts and all other options come from the command line alone. A Host that is no address and none of this
+    machine's `names` gives away a site whose name leads to this machine (DNS rebinding).
     """
     own = urlsplit(f"//{request.host}")
+    is_known = own.hostname in names
     with contextlib.suppress(ValueError):
-        ipaddress.ip_address(own.hostname or "")
-        web_host = own.hostname or ""
-    is_known = own.hostname in (web_host, "localhost", socket.gethostname().lower(), socket.getfqdn().lower())
+        is_known = bool(ipaddress.ip_address(own.hostname or "")) or is_known
     sites = [urlsplit(request.headers[name]).netloc for name in ("Origin", "Referer") if name in request.headers]
     is_own = request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin") and set(sites) <= {own.netloc}
-    is_link = request.method == "GET" and request.path == "/"  # which anybody may have
+    is_link = request.endpoint == "locust.index" and "Origin" not in request.headers  # which any site may have
     # GET in Locust before 2.47, for which a browser may keep the other site's name to itself; the page's own it sends.
-    is_change = request.method != "POST" and request.path.endswith(("/stop", "/stats/reset"))
+    is_change = request.method != "POST" and request.endpoint in ("locust.stop", "locust.reset_stats")
     is_nameless = not sites and "Sec-Fetch-Site" not in request.headers
     if not is_known or not (is_own or is_link) or (is_change and is_nameless):
         return "Locust's page takes requests from itself alone", 403
@@ -239,10 +279,13 @@ class Desk(Run):
             self.runner.register_message("elf-finished", lambda msg, **_: self.working.discard(msg.node_id))
             environment.events.test_stopping.add_listener(self.await_workers)
             gevent.spawn(self.watch_workers)
-        if web_ui:
-            web_ui.app.before_request(lambda: refuse_others(self.options.web_host))
-            answer = web_ui.auth_required_if_enabled(self.refuse_on_page)
-            web_ui.app.before_request(lambda: answer() if request.path.endswith("/swarm") else None)
+        try:
+            if web_ui:
+                guard(web_ui, self.options)
+                web_ui.app.before_request(self.refuse_on_page)
+        except elf.ElfError as error:
+            elf.complain(error)
+            sys.exit(1)
         try:
             with opened_fleet(self.options) as cli:
                 things = len(elf.ready_things(cli.fleet))
@@ -272,6 +315,8 @@ class Desk(Run):
 
     def refuse_on_page(self) -> Any:
         """Answer the page's request to start what can't be; Locust answers the others."""
+        if request.endpoint != "locust.swarm":
+            return None
         form = request.form.to_dict()
         users = form.pop("user_count", "")
         options = argparse.Namespace(**{**vars(self.options), **form})
@@ -358,9 +403,8 @@ class HubSelector:
 
     def register(self, file: Any, events: int, data: Any) -> None:
         key = selectors.SelectorKey(file, file.fileno(), events, data)
-        self._watchers[file] = watcher = gevent.get_hub().loop.io(
-            key.fd, events
-        )  # whose events have these numbers, too
+        # gevent's events have the same numbers.
+        self._watchers[file] = watcher = gevent.get_hub().loop.io(key.fd, events)
         watcher.start(self._mark, key, pass_events=True)
 
     def unregister(self, file: Any) -> None:
@@ -559,6 +603,11 @@ class Thing(User, elf.Listener):
 
 @events.init.add_listener
 def set_up(environment: Any, web_ui: Any, **_: object) -> None:
+    elf.hide_environment()
+    for handler in logging.getLogger().handlers:  # Locust's own
+        handler.addFilter(take_out_secrets)
+    if misc_dir := vars(environment.parsed_options).pop("misc_dir"):  # or a master's would overrule its workers'
+        os.environ["ELF_MISC_DIR"] = misc_dir
     # Python raises Ctrl-C in any greenlet, even one that answers the page; Locust ends cleanly in the main one alone.
     stop = gevent.get_hub().handle_system_error
     gevent.signal_handler(signal.SIGINT, stop, KeyboardInterrupt, KeyboardInterrupt())
@@ -569,5 +618,7 @@ def set_up(environment: Any, web_ui: Any, **_: object) -> None:
     SET_UP.set()
 
 
-if __name__ == "__main__":  # `locust --help` has Locust's own options alone
-    get_parser().print_help()
+if __name__ == "__main__":  # `locust --help` shows Locust's own options alone
+    shown = LocustArgumentParser(usage="locust [options]", description="ELF's options:", add_help=False)
+    add_options(shown)
+    shown.print_help()

@@ -101,7 +101,7 @@ TOLD = {
         "check that its policy allows iot:Publish to that topic",
     ),
     "SubscribeRefused": (
-        "{thing} can't subscribe to {topic}: the broker does not accept it",
+        "{thing} can't subscribe to {topic}: the broker refuses it",
         "check that its policy allows iot:Subscribe to that topic filter",
     ),
     "CertificateUnknown": (
@@ -1147,7 +1147,7 @@ ROOT_INVALID = (
     "use a PEM file, or leave --root-cert out: ELF then uses Amazon's",
 )
 MESSAGE_INVALID = (
-    "the message file {} can't be read: {}",
+    "could not read the message file {}: {}",
     "use a UTF-8 file with a JSON object (see example.json), or a .jsonl file with one message per line",
 )
 

@@ -92,7 +92,7 @@ def test_lines_that_can_not_be_sent_are_named_and_the_others_go_out(pair: Pair, 
     assert messages_of(ear) == [{"msg": "first"}, {"msg": "last"}]
     assert "line 2 is not sent: the message or topic is not UTF-8" in result.lines
     assert any(line.startswith("line 3 is not sent: the message is too long") for line in result.lines)
-    assert "line 4 is not sent: a JSON object begins here, and it is too long" in result.lines
+    assert "line 4 is not sent: the JSON object that begins here is too long" in result.lines
     assert result.lines[-2:] == ["3 lines of the input could not be sent", "what to do: see the lines above"]
 
 
@@ -249,7 +249,7 @@ def test_a_file_that_has_no_message_in_its_first_line_is_refused_before_anything
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"a": }\n{"a": 1}\n')
     result = main_of_pair("send", "--json-message", tmp_path / "bad.jsonl", *pair.broker, status=2)
-    assert "line 1 is not a message: a JSON object begins here" in result.err
+    assert "line 1 is not a message: the JSON object that begins here" in result.err
     assert "sending" not in result.err
 
 
@@ -314,8 +314,8 @@ def put(path: Path, kind: str) -> None:
         ("--root-cert", "a directory", "is not a root certificate: not a regular file, or too large"),
         ("--root-cert", "a pipe", "is not a root certificate: not a regular file, or too large"),
         ("--root-cert", "20 GiB", "is not a root certificate: not a regular file, or too large"),
-        ("--json-message", "a directory", "can't be read: Is a directory"),
-        ("--json-message", "20 GiB", "can't be read: it has more than 64 MiB"),
+        ("--json-message", "a directory", "Is a directory"),
+        ("--json-message", "20 GiB", "it is larger than 64 MiB"),
     ],
 )
 def test_what_is_no_file_of_a_user_is_explained(
@@ -323,7 +323,8 @@ def test_what_is_no_file_of_a_user_is_explained(
 ) -> None:
     put(tmp_path / "given", kind)
     refused = main_of_pair("send", *pair.broker, option, tmp_path / "given", *ONCE, status=1)
-    assert f"{tmp_path / 'given'} {cause}" in refused.err
+    assert str(tmp_path / "given") in refused.err
+    assert cause in refused.err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes with a name are POSIX's")

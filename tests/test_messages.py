@@ -118,15 +118,15 @@ def test_a_json_message_is_the_object_in_the_file_plus_ts(
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (None, "can't be read"),
-        (b"", "can't be read: Expecting value"),
-        (b"{'python': 1}", "can't be read: Expecting property name"),
-        (b"\xff\xfe\x00", "can't be read: 'utf-8' codec"),
-        (b'{"number": NaN}', "can't be read: NaN is not JSON"),
-        (b"[" * 100_000, "can't be read: It does not end"),
+        (None, "could not read"),
+        (b"", "message.json: Expecting value"),
+        (b"{'python': 1}", "message.json: Expecting property name"),
+        (b"\xff\xfe\x00", "message.json: 'utf-8' codec"),
+        (b'{"number": NaN}', "message.json: NaN is not JSON"),
+        (b"[" * 100_000, "message.json: it does not end"),
         (b"[1, 2]", "not a JSON object"),
         (b'"text"', "not a JSON object"),
-        (b'{"a": 1,}', "can't be read: Expecting property name"),
+        (b'{"a": 1,}', "message.json: Expecting property name"),
     ],
 )
 def test_a_bad_json_message_is_refused_before_anything_is_sent(

@@ -35,11 +35,37 @@ ConnectPort 443
 {more}
 """
 
-pytestmark = [
-    pytest.mark.skipif(not shutil.which("tinyproxy"), reason="tinyproxy is not installed"),
-    pytest.mark.skipif(not shutil.which("microsocks"), reason="microsocks is not installed"),
-    pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="port 443 is root's"),
-]
+SQUID = """
+http_port 127.0.0.1:{port}
+auth_param basic program /usr/lib/squid/basic_ncsa_auth {users}
+acl login proxy_auth REQUIRED
+acl mqtt port 443
+http_access deny !login
+http_access allow mqtt
+http_access deny all
+pid_filename none
+access_log none
+cache_log /dev/null
+shutdown_lifetime 0 seconds
+"""
+USERS = f"{USER}:$apr1$elfelf$NGhUhWxbrrzK2yJaWrRTT/\n"  # openssl passwd -apr1 -salt elfelf s3cret-Pass
+DANTE = f"""
+logoutput: /dev/null
+internal: 127.0.0.1 port = {{port}}
+external: lo
+clientmethod: none
+socksmethod: none
+client pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
+socks block {{ from: 0.0.0.0/0 to: 0.0.0.0/0 port = {CLOSED_PORT} }}
+socks pass {{ from: 0.0.0.0/0 to: 0.0.0.0/0 }}
+"""
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not shutil.which(program), reason=f"{program} is not installed")
+
+
+pytestmark = [needs("tinyproxy"), needs("microsocks")]
 
 
 class TlsFront(Impostor):
@@ -63,40 +89,62 @@ class TlsFront(Impostor):
                     (proxy if side is client else client).sendall(data)
 
 
+class ByteByByte(Relay):
+    """A network that delivers no two bytes at once."""
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):
+            while byte := source.recv(1):
+                sink.sendall(byte)
+            sink.shutdown(socket.SHUT_RDWR)
+
+
 class Proxies:
     """The proxies of this machine, each with its port: those that end in _login want a user and a password."""
 
     def __init__(self, directory: Path) -> None:
         self._processes: list[subprocess.Popen[bytes]] = []
-        self.http = self._tinyproxy(directory / "http.conf", "")
-        self.http_login = self._tinyproxy(directory / "login.conf", f"BasicAuth {USER} {PASSWORD}")
-        self.socks = self._microsocks()
-        self.socks_login = self._microsocks("-u", USER, "-P", PASSWORD)
-        for port in (self.http, self.http_login, self.socks, self.socks_login):
-            await_listener(port)
-        self._front = TlsFront(directory, self.http)
-        self.https, self.root_cert = self._front.port, self._front.root_cert
+        self._directory = Path(tempfile.mkdtemp())
+        self._directory.chmod(0o755)  # for the user that squid becomes
+        self.http = self._start("tinyproxy", "-d", "-c", file=TINYPROXY.format(port="{port}", more=""))
+        login = TINYPROXY.format(port="{port}", more=f"BasicAuth {USER} {PASSWORD}")
+        self.http_login = self._start("tinyproxy", "-d", "-c", file=login)
+        name = self._file("localhost")
+        more = f'Filter "{name}"\nConnectPort {CLOSED_PORT}'
+        self.http_filter = self._start("tinyproxy", "-d", "-c", file=TINYPROXY.format(port="{port}", more=more))
+        self.squid_login = self._start("squid", "-N", "-f", file=SQUID.format(port="{port}", users=self._file(USERS)))
+        self.socks = self._start("microsocks", "-i", "127.0.0.1", "-p", "{port}")
+        self.socks_login = self._start("microsocks", "-i", "127.0.0.1", "-p", "{port}", "-u", USER, "-P", PASSWORD)
+        self.dante = self._start("danted", "-f", file=DANTE)
+        self._front, self._slow = TlsFront(directory, self.http), ByteByByte(self.http_login)
+        self.https, self.root_cert, self.slow_login = self._front.port, self._front.root_cert, self._slow.port
 
-    def _tinyproxy(self, file: Path, more: str) -> int:
-        port = free_port()
-        file.write_text(TINYPROXY.format(port=port, more=more))
-        self._start("tinyproxy", "-d", "-c", str(file))
+    def _file(self, text: str) -> str:
+        handle, name = tempfile.mkstemp(dir=self._directory)
+        os.write(handle, text.encode())
+        os.close(handle)
+        Path(name).chmod(0o644)
+        return name
+
+    def _start(self, *command: str, file: str = "") -> int:
+        """Start a proxy with a port in its arguments or its file, the last argument; 0: it is not installed."""
+        if not shutil.which(command[0]):
+            return 0
+        port, quiet = free_port(), subprocess.DEVNULL
+        arguments = [each.replace("{port}", str(port)) for each in command]
+        arguments += [self._file(file.replace("{port}", str(port)))] if file else []
+        self._processes.append(subprocess.Popen(arguments, stdin=quiet, stdout=quiet, stderr=quiet))
+        await_listener(port)
         return port
-
-    def _microsocks(self, *login: str) -> int:
-        port = free_port()
-        self._start("microsocks", "-i", "127.0.0.1", "-p", str(port), *login)
-        return port
-
-    def _start(self, *command: str) -> None:
-        quiet = subprocess.DEVNULL
-        self._processes.append(subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet))
 
     def close(self) -> None:
         self._front.close()
+        self._slow.close()
         for process in self._processes:
             process.kill()
             process.wait()
+        shutil.rmtree(self._directory)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +172,10 @@ def broker_at(tmp_path: Path) -> Iterator[Callable[[int], Hearing]]:
         def run(port: int) -> Hearing:
             lock = stack.enter_context((Path(tempfile.gettempdir()) / f"elf-test-{port}.lock").open("w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
-            broker = Hearing(tmp_path, port)
+            try:
+                broker = Hearing(tmp_path, port)
+            except PermissionError:
+                pytest.skip(f"port {port} is root's")
             stack.callback(broker.close)
             return broker
 
@@ -140,6 +191,9 @@ def broker_at(tmp_path: Path) -> Iterator[Callable[[int], Hearing]]:
         ("HTTPS_PROXY", "https://localhost:{0.https}", 443),
         ("all_proxy", "socks5://127.0.0.1:{0.socks}", 8883),
         ("", f"socks5h://{LOGIN}localhost:{{0.socks_login}}", 8883),
+        ("https_proxy", f"{LOGIN}localhost:{{0.slow_login}}", 443),
+        pytest.param("HTTPS_PROXY", f"http://{LOGIN}127.0.0.1:{{0.squid_login}}", 443, marks=needs("squid")),
+        pytest.param("ALL_PROXY", "socks5h://127.0.0.1:{0.dante}", 8883, marks=needs("danted")),
     ],
 )
 def test_messages_go_through_the_proxy(
@@ -178,8 +232,18 @@ def test_messages_go_through_the_proxy(
         ("socks5://127.0.0.1:{0.socks_login}", "{} wants a user and a password: ", "socks5://USER:PASSWORD@127.0.0.1:"),
         ("socks5://jane:w4ong@127.0.0.1:{0.socks_login}", "{} refuses this user and password: ", "socks5://USER:PASS"),
         ("http://127.0.0.1:{0.http}", "{} forbids it: 403", "have its administrator allow that host and port"),
+        ("http://127.0.0.1:{0.http_filter}", "{} forbids it: 403 Filtered", "have its administrator allow that host"),
         ("socks5://127.0.0.1:{0.socks}", "{} can't reach it: ", "check --mqtt-endpoint"),
         ("http://127.0.0.1:{0.socks}", "{} gives no answer of a proxy's: ", "check HTTPS_PROXY"),
+        *(
+            pytest.param(way, f"{{}} {cause}", remedy, marks=needs(program))
+            for program, way, cause, remedy in (
+                ("squid", "http://127.0.0.1:{0.squid_login}", "wants a user and a password: 407", "http://USER:"),
+                ("squid", "http://jane:w4ong@127.0.0.1:{0.squid_login}", "refuses this user and password: 407", "USER"),
+                ("squid", f"http://{LOGIN}127.0.0.1:{{0.squid_login}}", "forbids it: 403", "have its administrator"),
+                ("danted", "socks5://127.0.0.1:{0.dante}", "forbids it: Connection not allowed", "have its administra"),
+            )
+        ),
     ],
 )
 def test_a_proxy_that_does_not_lead_there_is_explained(
@@ -248,6 +312,15 @@ def test_a_tunnel_that_is_cut_is_opened_again(
     running.signal(signal.SIGINT)
     running.end(130)
     relay.close()
+
+
+def test_who_can_not_resolve_the_brokers_name_is_told_that_the_proxy_may(
+    main_of_pair: InProcess, proxies: Proxies
+) -> None:
+    endpoint = ("--mqtt-endpoint", "nobody.invalid", "--things", 1)
+    result = main_of_pair("send", "--proxy", f"socks5://127.0.0.1:{proxies.socks}", *endpoint, *ONCE, status=1)
+    assert "its name can't be resolved" in result.err
+    assert "what to do: use socks5h:// instead of socks5://" in result.err
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5h"])

@@ -132,6 +132,13 @@ def test_one_that_draws_nothing_keeps_no_other_from_drawing(pair: Pair) -> None:
     assert matches(LIVE_SEND, pair.in_terminal(script=script, columns=300))
 
 
+def test_one_that_is_stopped_keeps_no_other_from_drawing(pair: Pair) -> None:
+    stop = "$ELF subscribe $BROKER & (sleep 2; kill -TSTP $!) & fg %1"
+    terminal = pair.in_terminal(script=f"{stop}; $ELF send $BROKER --duration 1.5; kill -KILL %1", columns=300)
+    assert matches(LIVE_SUBSCRIBE, terminal)
+    assert matches(LIVE_SEND, terminal)
+
+
 def test_one_that_comes_to_the_foreground_begins_to_draw(pair: Pair) -> None:
     terminal = pair.in_terminal(script="$ELF subscribe $BROKER --duration 3 & sleep 2; echo now; fg", columns=300)
     before, _, after = terminal.written.partition("now")
@@ -142,9 +149,11 @@ def test_one_that_comes_to_the_foreground_begins_to_draw(pair: Pair) -> None:
 @pytest.mark.parametrize("columns", [80, 200])
 def test_no_line_about_a_message_is_wider_than_the_terminal(pair: Pair, columns: int) -> None:
     listen = "$ELF subscribe $BROKER --count 8 --things 1 & sleep 1.5"
-    script = f"{listen}; $ELF send $BROKER --count 4 --interval 0.2; wait $!"
+    script = f"{listen}; $ELF send $BROKER --count 4 --interval 0.2; wait $!; $ELF send $BROKER -n 1 -t {'long/' * 7}"
     seen = pair.in_terminal(script=script, columns=columns).seen
-    said = [line for line in seen if re.search("posting|Received", line)]
+    *said, long, _ = [line for line in seen if re.search("posting|Received", line)]
+    assert re.search("'…' on topic: (long/)+lon…$" if columns == 80 else "'{.+}' on topic: (long/){7}$", long)
+    assert len(long) <= columns
     assert len(said) == 16
     for line in said:
         assert re.search(r"(on|from) topic: elf/thing_[01]( by thing_0)?$", line)

@@ -89,7 +89,7 @@ def test_what_counts_as_attached_for_a_while_is_waited_for_and_said_once(
     before = proxy.calls[operation]
     said = main("clean").err
     assert proxy.calls[operation] - before > 2
-    assert len(re.findall(f"{operation}: still attached, AWS says: .* up to 300 s", said)) == 1
+    assert len(re.findall(f"{operation}: still attached according to AWS: .* up to 300 s", said)) == 1
     assert account.is_empty()
 
 
