@@ -4,7 +4,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
-#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "python-socks>=2.7",
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "python-socks>=2.7,<4",
 #     "fasteners>=0.19; os_name == 'nt'"
 # ]
 # ///
@@ -62,8 +62,8 @@ REGION = "us-west-2"
 PREFIX = "thing"
 MESSAGE = "IoT ELF Hello"
 TOPIC_ROOT = "elf"
-ADDED = frozenset(("ts", "thing", "seq", "run"))  # members of a message; all but the first by --sequence
-REPLAYED = ".jsonl"  # the suffix of a file of messages, one a line
+ADDED = frozenset(("ts", "thing", "seq", "run"))  # members that ELF adds; all but the first with --sequence
+REPLAYED = ".jsonl"  # the suffix of a file with one message per line
 SUFFIXES = (REPLAYED, ".ndjson")  # in any case
 DURATION_S = 10.0
 INTERVAL_S = 1.0
@@ -79,11 +79,11 @@ MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys
 MAX_PAYLOAD_BYTES = 128 * 1024
 MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
-# The same page: neither the slashes nor the bytes of these count. Its slashes forbid a command's answer with a format,
-# and the page of reserved topics has that topic: it gets the slash that it needs.
+# The same page: the slashes and bytes of these do not count. Its limit of slashes forbids a command's answer with a
+# format, but the page of reserved topics has that topic: here its prefix does not count either.
 UNCOUNTED = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
-# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: those of $aws/ that it lets clients
-# publish to. What is not listed there, and all else that begins with $, AWS answers by closing the connection.
+# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: the $aws/ topics that clients may publish
+# to. For any other topic that begins with $, AWS closes the connection.
 # It leaves out those of two services: greengrass/v2/developerguide/device-auth.html (its minimal policy) and
 # iot-fleetwise/latest/developerguide/reserved-topics.html, whose vehicles answer commands in protobuf.
 PUBLISHABLE = (  # not compiled for --help
@@ -101,10 +101,10 @@ PUBLISHABLE = (  # not compiled for --help
 )
 MAX_CLIENT_ID_BYTES = 128
 MAX_SUBSCRIPTIONS = 50  # a connection
-MIN_INTERVAL_S = 0.01  # 100 publishes a second a connection
+MIN_INTERVAL_S = 0.01  # 100 publishes per second and connection
 MAX_BYTES_PER_S = 512 * 1024  # a connection
-MAX_IN_FLIGHT = 100  # unacknowledged publishes a connection
-# The same page, control-plane API: calls a second an account and region.
+MAX_IN_FLIGHT = 100  # unacknowledged publishes per connection
+# The same page, control-plane API: calls per second, account and region.
 QUOTAS: Mapping[str, float] = {
     **dict.fromkeys(("CreateKeysAndCertificate", "UpdateCertificate", "DeleteCertificate", "DescribeCertificate"), 10),
     **dict.fromkeys(("ListCertificates", "ListPrincipalThings", "ListThings", "DescribeEndpoint"), 10),
@@ -115,51 +115,51 @@ QUOTAS: Mapping[str, float] = {
     "ListThingPrincipals": 20,
     "DescribeThing": 350,
 }
-THINGS_PER_S = 10.0  # what these quotas come to
+THINGS_PER_S = 10.0  # what these quotas allow
 
 CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each; and a connection to the control plane
-KEEP_ALIVE_S = 30  # AWS IoT takes no less; a broker that is silent for twice as long is given up
+KEEP_ALIVE_S = 30  # AWS IoT's minimum; a broker that is silent for twice as long is given up
 CALL_TIMEOUT_S = 20.0  # for the control plane's answer
-CALL_ATTEMPTS = 10  # with the pauses between them a minute, or throttling by others
-BUSY_S = 60.0  # the same for what ELF tries again without botocore
+CALL_ATTEMPTS = 10  # with pauses, about a minute, to outlast throttling
+BUSY_S = 60.0  # the same for calls that ELF repeats without botocore
 LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_ATTEMPTS - 1) * 20.0  # botocore's pauses
-STOP_S = 4.0  # what is under way at Ctrl-C has so long to finish; a shell or a container waits little longer
-ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements: it rides out an outage of a minute
-ACK_PAUSE_S = 15.0  # and longer, as long as they come no further apart
-ANSWER_GRACE_S = 10.0  # how long it waits for the last answers of shadows then
-PROPAGATION_S = 20.0  # what was made a moment ago takes some seconds to count
+STOP_S = 4.0  # for running calls to finish after Ctrl-C; a shell or a container waits little longer
+ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements, to survive an outage of a minute
+ACK_PAUSE_S = 15.0  # it waits longer while the time between them is at most this
+ANSWER_GRACE_S = 10.0  # how long it then waits for the last answers of shadows
+PROPAGATION_S = 20.0  # until AWS IoT knows what was just made
 # https://docs.aws.amazon.com/iot/latest/developerguide/iot-policies.html: a changed policy takes 6 to 8 minutes.
 POLICY_CHANGE_S = 480.0
-CONSISTENCY_S = 300.0  # what was detached may count as attached for so long (DeletePolicy, AWS IoT API reference)
-VISIBLE_S = 10.0  # what was just made is not to be found everywhere on AWS at once
-LONGEST_REST_S = 30.0  # of a thing that AWS is not ready for: 300 of them are 10 calls a second, which is a quota
-REJECTED_WITHIN_S = 2.0  # AWS IoT hangs up so soon after a message that it does not take
-LONGEST_PAUSE_S = 4.0  # between two attempts to get a connection back, of a fleet that AWS takes in that time
-LOOK_S = 5.0  # between two looks whether a connection is alive
+CONSISTENCY_S = 300.0  # what was detached may still count as attached (DeletePolicy, AWS IoT API reference)
+VISIBLE_S = 10.0  # until all of AWS finds what was just made
+LONGEST_REST_S = 30.0  # pause of a thing that AWS is not ready for: 300 of them make 10 calls a second, a quota
+REJECTED_WITHIN_S = 2.0  # how soon AWS IoT closes the connection after a message that it refuses
+LONGEST_PAUSE_S = 4.0  # between attempts to reconnect; in that time AWS accepts all things of a fleet
+LOOK_S = 5.0  # between checks whether a connection is alive
 CONNECTS_AT_ONCE = 16
-CONNECTS_PER_S = 400.0  # AWS takes 500 an account
+CONNECTS_PER_S = 400.0  # AWS allows 500 per account
 SUBSCRIPTIONS_PER_S = 450.0  # the same
-BURST_S = 0.1  # what a connection's rate may run ahead, so that a late message does not make all later ones late
-MOST_WAITING = 10_000  # messages that a thing keeps in an outage: a megabyte
-IN_FLIGHT_S = 2.0  # what is missing when `subscribe` ends may be on its way
-MOST_SENDERS = 50_000  # runs of things whose numbers are remembered, by each thing that hears them: 30 MB
+BURST_S = 0.1  # how far a connection's rate may run ahead, so that one late message does not delay all later ones
+MOST_WAITING = 10_000  # messages that a thing keeps in an outage: 1 MB
+IN_FLIGHT_S = 2.0  # how long missing messages have to arrive when `subscribe` ends
+MOST_SENDERS = 50_000  # runs of senders whose numbers are remembered, for each thing that receives them: 30 MB
 MOST_GAPS = 50  # in the numbers of each of them: 6 KB
-TURNS_AT_ONCE = 64  # messages that leave, or come on a connection, before the loop looks what else there is to do
-LAG_S = 1.0  # behind schedule: this machine can't keep it
-FEW_LINES = 50  # of an object, after each of which it is tried whether it is whole
-LINES_AHEAD = 8  # lines that are read before the things have sent those before them
-SELECTABLE = 500  # sockets, where the system has neither epoll nor poll but select() (Windows)
-CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s a thing; AWS takes half of that
+TURNS_AT_ONCE = 64  # messages that are sent, or read from a connection, before the loop does other work
+LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
+FEW_LINES = 50  # lines of an object, after each of which ELF checks whether it is complete
+LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
+SELECTABLE = 500  # sockets, where the system has only select() (Windows)
+CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s per thing; AWS takes half of that
 DIAGNOSES_AT_ONCE = 4  # of things that the broker refuses
-LISTED = 20  # things or messages, at the most, that get a line each without --verbose
-FEW_THINGS = 5  # so many are made or cleaned before anybody looks for a progress bar
+LISTED = 20  # at most this many things or messages get a line each without --verbose
+FEW_THINGS = 5  # up to this many need no progress bar
 REDRAW_S = 0.2  # the live line
-STALL_S = 1.0  # an acknowledgement that takes longer is news for the live line
-MOST_UNREAD = 8 * 1024 * 1024  # characters that a slow reader leaves waiting: some 50,000 messages
+STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
+MOST_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader: some 50,000 messages
 
 log = logging.getLogger("iot-elf")
-each = log.getChild("each")  # for what is said of one thing or one message, which brevity_for() may hold back
-last = log.getChild("last")  # for what a command reports in the end, --quiet or not
+each = log.getChild("each")  # for lines about one thing or one message, which brevity_for() may hide
+last = log.getChild("last")  # for a command's final report, shown even with --quiet
 last.setLevel(logging.INFO)
 
 
@@ -232,8 +232,8 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "renew the file in AWS_WEB_IDENTITY_TOKEN_FILE or web_identity_token_file; check the role's trust policy",
     ),
     "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
-    "container-role EcsContainer": ("the container gives no credentials: {error}", "check its task's or pod's role"),
-    "Ec2InstanceMetadata iam-role": ("the EC2 instance gives no AWS credentials: {error}", "attach a role to it"),
+    "container-role EcsContainer": ("the container provides no credentials: {error}", "check its task's or pod's role"),
+    "Ec2InstanceMetadata iam-role": ("the EC2 instance provides no AWS credentials: {error}", "attach a role to it"),
     "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK),
     "ExpiredTokenException ExpiredToken": ("the AWS credentials have expired: {error}", "set new ones, or sign in"),
     "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
@@ -251,17 +251,14 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: the way to AWS
     "NameResolutionError": ("could not resolve the control plane's host name: {error}", _NETWORK),
     "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError "
-    "IncompleteReadError": (
-        "could not reach the control plane: {error}",
-        _NETWORK,
-    ),
+    "IncompleteReadError": ("could not reach the control plane: {error}", _NETWORK),
     "SSLError": (
         "TLS to the control plane failed: {error}",
         "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
     ),
     "ProxyConnectionError": (
-        "could not reach the proxy: {error}",
-        "check HTTPS_PROXY, or bypass it with NO_PROXY=.amazonaws.com",
+        "could not get through the proxy: {error}",
+        "check HTTPS_PROXY, its user and password, or bypass it with NO_PROXY=.amazonaws.com",
     ),
     "NotAwsError ResponseParserError": ("the server at the control plane's endpoint is not AWS IoT", _SIGN_IN),
     # AWS
@@ -312,12 +309,12 @@ FAILURES: Mapping[str, tuple[str, str]] = {
 }
 FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
 
-# After one of these, which AWS has not acted on, the same call is worth another try.
+# After one of these, AWS has not acted on the call, and it may succeed if repeated.
 BUSY = frozenset(
     "ThrottlingException TooManyRequestsException ServiceUnavailableException ServiceUnavailable InternalFailure "
     "EndpointConnectionError ConnectTimeoutError".split()
 )
-# After one of these, the same call for another thing would fail as well.
+# After one of these, the same call for another thing would fail too.
 HOPELESS = frozenset(
     "ExpiredTokenException ExpiredToken UnrecognizedClientException InvalidClientTokenId InvalidSignatureException "
     "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError SSOError LoginError "
@@ -326,6 +323,16 @@ HOPELESS = frozenset(
 # The services of the calls by which botocore gets credentials, and of the one that says whose they are.
 SIGN_IN = dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts")
 SIGN_IN["GetRoleCredentials"] = "sso"
+# What AWS's answer means where its code does not say it: patterns of "operation code message"; the first counts.
+MEANINGS = (
+    (".*MultiFactorAuthentication failed", "WrongMfaCode"),
+    (r"\S* (InvalidSignatureException|SignatureDoesNotMatch) .*(expired|not yet current)", "RequestTimeTooSkewed"),
+    ("AssumeRoleWithWebIdentity ExpiredToken", "InvalidIdentityToken"),
+    (r"(AssumeRole|GetRole)\S* (ResourceNotFound|InvalidRequest|Validation)", "InvalidConfigError"),  # of the profile
+    (r"\S* InvalidRequestException .*attached", "DeleteConflictException"),  # as DeleteThing has it
+    (r"\S* ([1-4]..|511) ", "NotAwsError"),  # an HTTP status alone: no answer of AWS IoT's; 511 is a login page's
+    (r"\S* \d+ ", "InternalFailure"),
+)
 
 
 def names_of(error: BaseException) -> list[str]:
@@ -338,27 +345,14 @@ def names_of(error: BaseException) -> list[str]:
     if provider := getattr(error, "kwargs", {}).get("provider"):  # of credentials
         names.insert(0, provider)
     if code := _answer(error).get("Code"):
-        # AWS IoT and STS also answer requests that arrive too late or too early with these codes.
-        clock = code in ("InvalidSignatureException", "SignatureDoesNotMatch") and re.search(
-            "expired|not yet current", _message(error)
-        )
-        names.insert(0, "RequestTimeTooSkewed" if clock else code)
-        if code == "InvalidRequestException" and "attached" in _message(error):
-            names[0] = "DeleteConflictException"  # as DeleteThing has it
-        if "MultiFactorAuthentication failed" in _message(error):
-            names[0] = "WrongMfaCode"
-        elif (operation := getattr(error, "operation_name", "")) in SIGN_IN:
-            if code.startswith("ExpiredToken") and operation == "AssumeRoleWithWebIdentity":
-                names[0] = "InvalidIdentityToken"
-            elif code in ("ResourceNotFoundException", "InvalidRequestException", "ValidationError"):
-                names[0] = "InvalidConfigError"  # of a role or an account that it names
-        if code.isdigit():  # an HTTP status alone: this is no answer of AWS IoT's, 511 a login page's
-            names[0] = "NotAwsError" if int(code) < 500 or code == "511" else "InternalFailure"
+        said = f"{getattr(error, 'operation_name', '')} {code} {_message(error)}"
+        names.insert(0, next((name for pattern, name in MEANINGS if re.match(pattern, said, re.DOTALL)), code))
     return names
 
 
 def explain(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause and the remedy."""
+    error = _bad_endpoint(error) or error
     if isinstance(error, ElfError):
         return error.cause, error.remedy
     message = _message(error)
@@ -374,6 +368,16 @@ def explain(error: BaseException) -> tuple[str, str]:
     }
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
     return cause.format(**facts), remedy.format(**facts)
+
+
+def _bad_endpoint(error: BaseException) -> ElfError | None:
+    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
+    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
+        return None
+    cause = "is not valid" if found[1] else "does not start with http:// or https://"
+    if found[1] and "_" in found[2]:
+        cause = "has an underscore (_) in its host name, which botocore does not allow"
+    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
 
 
 def how_to_install(requirements: str) -> str:
@@ -397,7 +401,8 @@ def _answer(error: BaseException) -> Mapping[str, str]:
 
 
 def _message(error: BaseException) -> str:
-    return _answer(error).get("Message") or str(error).rstrip(": ")
+    cause = getattr(getattr(error, "kwargs", {}).get("error"), "original_error", None)  # urllib3's, of a proxy
+    return _answer(error).get("Message") or str(error).rstrip(": ") + (f": {cause}" if cause else "")
 
 
 def complain(error: BaseException) -> tuple[str, str]:
@@ -414,8 +419,9 @@ def complain(error: BaseException) -> tuple[str, str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 EVERYTHING = logging.INFO - 1  # the level of --verbose
-KEY_ID_CHARACTERS = 16  # at the least (AccessKey, IAM API reference); what is shorter may be a word
+KEY_ID_CHARACTERS = 16  # minimum (AccessKey, IAM API reference); shorter values may be normal words
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
+CLEAR = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
 COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
@@ -426,7 +432,7 @@ def on_terminal() -> bool:
 
 def is_behind() -> bool:
     """Return whether ELF is in the background: another program uses the terminal, and may draw there."""
-    with contextlib.suppress(AttributeError, OSError):  # Windows has no such thing, nor has a pipe
+    with contextlib.suppress(AttributeError, OSError):  # not on Windows, nor for a pipe
         return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
     return False
 
@@ -454,15 +460,9 @@ def columns(stream: TextIO) -> int:
     return 80
 
 
-def fitting(stream: TextIO, *texts: str, after: int = 0) -> str:
-    """Return the first of `texts` that fits on a terminal's line after `after` characters, or the last, cut."""
-    room = columns(stream) - after
-    return next((text for text in texts if len(text) <= room), texts[-1][:room])
-
-
 def shorter(path: Path) -> Path:
     """Return a path as a person would type it here."""
-    with contextlib.suppress(OSError, ValueError):  # no working directory any more; not below it
+    with contextlib.suppress(OSError, ValueError):  # the working directory is gone; the path is not below it
         return path.relative_to(Path.cwd())
     return path
 
@@ -491,74 +491,84 @@ def open_standard_streams() -> None:
 class Output:
     """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
 
-    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C.
+    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C. In a terminal,
+    everything is written above the live line, while this ELF is the one that draws there.
     """
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
-        self._jobs: collections.deque[tuple[Callable[[], object], TextIO, int]] = collections.deque()
+        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # streams, and what they are to get
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
         self._broken: set[TextIO] = set()  # streams that can't be written to any more
+        self._foot, self._has_drawn = "", False
         self.failure: OSError | None = None  # of one of these, unless its reader just closed it
 
     def write(self, stream: Any, text: Any) -> None:
-        def write() -> None:
-            bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # once the first bar has imported it
-            is_log = stream is sys.stderr
-            alone = not is_log or not on_terminal() or is_alone(keep=bool(bars))
-            is_seen = alone and (is_log or stream.isatty())
-            over = "\r\x1b[K" if not alone or (bars and is_log) else ""  # what is drawn there, and ^C
-            with bars.external_write_mode(sys.stderr) if bars and is_seen else contextlib.nullcontext():
-                stream.write(over + text if over else text)
-                stream.flush()
-
-        self.call(write, stream, len(text))
-
-    def call(self, job: Callable[[], object], stream: TextIO, size: int = 0) -> None:
-        """Run a job that writes to a stream in the output thread. Any thread may call this."""
+        """Write to a stream, in the output thread. Any thread may call this."""
         with self._changed:
             while self._unread > MOST_UNREAD and self._inbox.signum is None:
                 self._changed.wait(REDRAW_S)  # a signal's handler must not touch a condition, so look for it
-            self._jobs.append((job, stream, size))
-            self._unread += size
+            self._waiting.append((stream, text))
+            self._unread += len(text)
             if not self._thread:
                 self._thread = threading.Thread(target=self._work, daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
+    def draw(self, foot: str) -> None:
+        """Show a line at the bottom of the terminal in place of the one there; empty: none."""
+        self._foot = foot
+        if not (foot and self._waiting):  # what is written next comes with it
+            self.write(sys.stderr, "")
+
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._jobs)
-                job, stream, size = self._jobs[0]
+                self._changed.wait_for(lambda: self._waiting)
+                stream, text = self._waiting[0]
             try:
                 if stream not in self._broken:
-                    job()
+                    self._show(stream, text)
             except Exception as error:
                 self._broken.add(stream)
-                with contextlib.suppress(OSError, ValueError):  # or Python, at its end, would try once more
+                with contextlib.suppress(OSError, ValueError):  # or Python would try again when it exits
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-                if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader has gone, or its terminal
-                    self._inbox.hang_up()
+                if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader or terminal is gone
+                    if self._inbox.signum is None:
+                        self._inbox.interrupt(SIGPIPE, None)
                 else:
                     self.failure = error if isinstance(error, OSError) else OSError(str(error))
                     self.failure.filename = "standard error" if stream is sys.stderr else "standard output"
             with self._changed:
-                self._jobs.popleft()
-                self._unread -= size
+                self._waiting.popleft()
+                self._unread -= len(text)
                 self._changed.notify_all()
+
+    def _show(self, stream: Any, text: Any) -> None:
+        foot = self._foot
+        is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
+        is_mine = is_seen and is_alone(keep=bool(foot))
+        clear = CLEAR if self._has_drawn or (is_seen and not is_mine and text) else ""  # what is drawn there, and ^C
+        foot = foot if is_mine else ""
+        self._has_drawn = bool(foot)
+        if stream is sys.stderr:  # at once, or another ELF's live line could get in between
+            clear, text, foot = "", clear + text + foot, ""
+        for to, what in ((sys.stderr, clear), (stream, text), (sys.stderr, foot)):
+            if what:
+                to.write(what)
+                to.flush()
 
     def rest(self) -> bool:
         """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
         deadline = math.inf
         with self._changed:
-            while self._jobs and time.monotonic() < deadline:
+            while self._waiting and time.monotonic() < deadline:
                 self._changed.wait(REDRAW_S)
                 if self._inbox.signum is not None:
                     deadline = min(deadline, time.monotonic() + STOP_S / 2)
-            return not self._jobs
+            return not self._waiting
 
 
 _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
@@ -600,15 +610,9 @@ class LogFormatter(logging.Formatter):
         super().__init__(line)
         self.converter = time.gmtime
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        record.message = printable(record.message)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))
-
     def format(self, record: logging.LogRecord) -> str:
-        return redacted(super().format(record))
+        record.msg, record.args = printable(record.getMessage()), ()  # its line ends too; a traceback keeps its own
+        return redacted("\n".join(map(printable, super().format(record).split("\n"))))
 
 
 class TerminalFormatter(LogFormatter):
@@ -633,37 +637,26 @@ class TerminalFormatter(LogFormatter):
         return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
 
 
-class LogHandler(logging.Handler):
-    """Writes log lines above the bar or the live line, if there is one."""
-
-    def __init__(self, output: Output) -> None:
-        super().__init__()
-        self._output = output
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._output.write(sys.stderr, self.format(record) + "\n")
-
-
-def log_uncaught(args: threading.ExceptHookArgs) -> None:
-    """Log an uncaught exception in a thread (threading.excepthook): Python would print it with secrets."""
-    if args.exc_value and not isinstance(args.exc_value, SystemExit):
-        log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
-
-
 def start_logging(level: int, output: Output) -> None:
     """Log ELF's own lines to standard error; libraries' logs are not shown."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
-    if coloured and sys.platform == "win32":
+    if on_terminal() and sys.platform == "win32":
         import colorama  # which tqdm brings along there
 
         colorama.just_fix_windows_console()
-    handler = LogHandler(output)
+    handler = logging.Handler()
+    handler.emit = lambda record: output.write(sys.stderr, handler.format(record) + "\n")  # type: ignore[method-assign]
     handler.setFormatter(TerminalFormatter(coloured) if sys.stderr.isatty() else LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
     each.filters.clear()
-    threading.excepthook = log_uncaught
+
+    def log_uncaught(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value and not isinstance(args.exc_value, SystemExit):
+            log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
+
+    threading.excepthook = log_uncaught  # Python would print it with secrets
 
 
 def says_each() -> bool:
@@ -691,58 +684,46 @@ def brevity_for(things: int) -> None:
     each.addFilter(passes)
 
 
-def _bar(**settings: Any) -> Any:
-    import tqdm
-
-    class Bar(tqdm.tqdm):  # type: ignore[misc]
-        def display(self, *args: Any, **settings: Any) -> Any:
-            return super().display(*args, **settings) if is_alone(keep=True) else None
-
-    tqdm.tqdm.monitor_interval = 0  # no thread of its own
-    tqdm.tqdm.set_lock(threading.RLock())  # its own takes a semaphore of the system's
-    return Bar(file=sys.stderr, dynamic_ncols=True, leave=False, **settings)
-
-
-def progress(output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
-    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
-    if total <= FEW_THINGS or not draws():
-        yield from steps
-        return
-    bar = _bar(desc=what, total=total, unit=" things")
-    try:
-        for step in steps:
-            yield step
-            output.call(bar.update, sys.stderr)
-    finally:
-        output.call(bar.close, sys.stderr)
-
-
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
     """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs."""
     if not draws():
         yield
         return
-    bar = _bar(bar_format="{desc}")
     drawn_at = 0.0
-    drawing = threading.Lock()  # no line is put in before the one before it is drawn
-
-    def show(line: str) -> None:
-        bar.set_description_str(line[: columns(sys.stderr) - 1])
-        drawing.release()
 
     def draw() -> None:
         nonlocal drawn_at
-        if time.monotonic() > drawn_at + REDRAW_S and drawing.acquire(blocking=False):
+        if time.monotonic() > drawn_at + REDRAW_S:
             drawn_at = time.monotonic()
-            output.call(functools.partial(show, text()), sys.stderr)
+            output.draw(text()[: columns(sys.stderr) - 1])
 
     inbox.between = draw
     try:
         yield
     finally:
         inbox.between = None
-        output.call(bar.close, sys.stderr)
+        output.draw("")
+
+
+def progress(inbox: Inbox, output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
+    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
+    if total <= FEW_THINGS or not draws():
+        yield from steps
+        return
+    from tqdm import tqdm
+
+    done, began = 0, time.monotonic()
+    settings = {"prefix": what, "unit": " things", "ascii": not (sys.stderr.encoding or "").lower().startswith("utf")}
+
+    def bar() -> str:
+        took_s, width = time.monotonic() - began, columns(sys.stderr) - 1
+        return str(tqdm.format_meter(done, total, took_s, ncols=width, **settings))
+
+    with live_line(inbox, output, bar):
+        for step in steps:
+            yield step
+            done += 1
 
 
 class Results:
@@ -750,13 +731,9 @@ class Results:
     the messages that arrive."""
 
     def __init__(self, form: str | None, output: Output) -> None:
-        self._form = form
+        self.is_on, self._has_payloads = form == "json", form == "payload"
         self._output = output
         self.summary: dict[str, Any] = {}  # which the command fills
-
-    @property
-    def is_on(self) -> bool:
-        return self._form == "json"
 
     def put(self, event: str, **fields: Any) -> None:
         """Write an event. Raises the OSError of an earlier write."""
@@ -765,18 +742,20 @@ class Results:
 
     def put_payload(self, payload: bytes) -> None:
         """Write a message as is. Raises the OSError of an earlier write."""
-        if self._form == "payload":
+        if self._has_payloads:
             self._write(sys.stdout.buffer, payload + b"\n")
 
     def _write(self, stream: Any, text: str | bytes) -> None:
         if error := self._output.failure:
-            self._form = None
+            self.is_on = self._has_payloads = False
             raise error
         self._output.write(stream, text)
 
 
 def printable(text: str) -> str:
     """Escape control characters, which could move the cursor, change colours or clear the terminal."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
@@ -851,7 +830,7 @@ class Inbox:
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.signum: int | None = None
-        # For other threads' waits alone: a signal that met the main thread in its wait() would block in set().
+        # Only for other threads' waits: a signal during wait() in the main thread would block in set().
         self.stopping = threading.Event()
         self.between: Callable[[], None] | None = None  # called at each get(), and repeatedly while it waits
 
@@ -866,11 +845,6 @@ class Inbox:
         self.stopping.set()
         self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
 
-    def hang_up(self) -> None:
-        """Stop without a message: the reader of the output closed it."""
-        if self.signum is None:
-            self.interrupt(SIGPIPE, None)
-
     def check(self, **_: object) -> None:
         """Raise Interrupted if the user asked to stop. Any thread may call this, and botocore before it sends."""
         if self.signum is not None:
@@ -883,12 +857,11 @@ class Inbox:
             if self.between:
                 self.between()
             wait_s = deadline - time.monotonic()
-            longest_s = REDRAW_S if self.between else 1.0  # Windows can't interrupt a wait
-            try:
-                if (event := self._events.get(timeout=max(0.0, min(longest_s, wait_s)))) is not None:
+            try:  # not for long: Windows can't interrupt a wait
+                if (event := self._events.get(timeout=max(0.0, min(REDRAW_S, wait_s)))) is not None:
                     return event
             except queue.Empty:
-                if wait_s <= longest_s:
+                if wait_s <= REDRAW_S:
                     return None
 
     def rest(self) -> Iterator[Any]:
@@ -904,7 +877,7 @@ class Inbox:
 
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
-ARN = re.compile(r"arn:([a-z0-9-]+):iot:([a-z0-9-]+):([0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
+ARN = re.compile(r"(arn:[a-z0-9-]+:iot:[a-z0-9-]+:[0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
 PLACE = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
     "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
@@ -924,20 +897,20 @@ class Thing(NamedTuple):
     """A thing as things.json has it; what does not exist (any more) is None.
 
     ELF records a request before it makes the call. So a thing that is CREATING and has no certificate may not exist, or
-    may be someone else's, as may a policy without an ARN; and a certificate may have been made since `asked`.
+    may be someone else's; and a certificate may have been made since `asked`. What policy it has is known by its name.
     """
 
     name: str
     certificate_arn: str | None = None
     certificate_id: str | None = None
-    policy_name: str | None = None  # set before CreatePolicy
-    policy_arn: str | None = None  # set after AttachPolicy
+    policy_name: str | None = None  # this and the next are set after AttachPolicy
+    policy_arn: str | None = None
     stage: str = CREATING
     asked: float | None = None  # time.time() when its certificate was requested, until the answer arrives
 
 
 class Place(NamedTuple):
-    """Where a fleet lives."""
+    """Where a fleet is."""
 
     region: str | None = None
     profile: str | None = None
@@ -1000,9 +973,9 @@ _THING_KEYS = {
 BRIEFLY_S = 0.2  # how long a command that is ending, or records a policy, keeps others waiting
 ROOTS_FILE = "amazon-root-ca.pem"
 _STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".held", ".writing")
-_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # what write_private() has not finished
+_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # a file that write_private() did not finish
 _KEY_FILE = re.compile(r"[\w:+-]+_[0-9]+\.(pem|pub|prv)")
-# What systems put into any directory, Kubernetes' links among it, and git's file in misc/ of ELF's repository.
+# Files that systems put into any directory, such as Kubernetes' links, and git's file in misc/ of ELF's repository.
 _NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.\..+")
 
 
@@ -1030,29 +1003,22 @@ class Fleet:
 
     def reload(self) -> None:
         """Read what other commands have recorded."""
-        with _reading(self.elf_file, b"{}") as content:
-            elf = json.loads(content)
-            if not isinstance(elf, dict):
-                raise ValueError("it is not a JSON object")
+        with _reading(self.elf_file, dict) as elf:
             self.elf_id: str | None = elf.get("elf_id")
             if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
                 raise ValueError("elf_id is not a URN of a UUID")
             self.place = recorded_place(elf.get("fleet"))
             self.was_local = elf.get("was_local") is True  # the last fleet, which is gone
-            self.unanswered = recorded_calls(elf.get("unanswered", []))
+            self.unanswered = [Unanswered(*map(_time, call)) for call in elf.get("unanswered", [])]
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
-        with _reading(self.things_file, b"[]") as content:
-            entries = json.loads(content)
-            if not isinstance(entries, list):
-                raise ValueError("it is not a JSON list")
+        with _reading(self.things_file, list) as entries:
             self._replay(entries)
-        with _reading(self.journal_file, b"") as content:
-            self._changes = [json.loads(line) for line in content.split(b"\n")[:-1]]  # a crash cut off what is last
+        with _reading(self.journal_file, list) as self._changes:
             self._replay(self._changes)
         self.things = {name: self.things[name] for name in sorted(self.things, key=by_number)}
         if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
-            _, region, account = partition_region_account(first.certificate_arn)
+            region, account = first.certificate_arn.split(":")[3:5]
             self.place = Place(region=region, account=account)
 
     def _replay(self, entries: Iterable[Any]) -> None:
@@ -1073,9 +1039,8 @@ class Fleet:
         return [thing for thing in self.things.values() if thing.stage == READY]
 
     def files(self, name: str) -> ThingFiles:
-        """Return a thing's files, with + for a colon, which Windows does not allow; older files may have one."""
-        stem = name if POSIX and ":" in name and (self.directory / f"{name}.prv").exists() else name.replace(":", "+")
-        return ThingFiles(*(self.directory / f"{stem}.{suffix}" for suffix in ("pem", "pub", "prv")))
+        """Return a thing's files, with + for a colon, which Windows does not allow."""
+        return ThingFiles(*(self.directory / f"{name.replace(':', '+')}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
         """Return how many seconds ago the things last changed; infinity if that is unknown."""
@@ -1099,9 +1064,15 @@ class Fleet:
         take = functools.partial(take_lock, self.directory, self.directory / ".held")
         lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
         try:
-            if self._sign(note, f"{os.getpid()} {command}\n", alone):
+            self.reload()
+            try:
+                with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
+                    file.write(f"{os.getpid()} {command}\n".encode())
+            except OSError:
+                if alone:
+                    raise  # else reading is enough
+            else:
                 self._tighten()
-                self.reload()
                 if self._changes or self._key_material or any(thing.asked for thing in self.things.values()):
                     with self.locked(inbox):
                         pass  # which repairs
@@ -1126,14 +1097,14 @@ class Fleet:
         with self._wait_for(take, lambda: who, math.inf, inbox) as until_the_end:
             until_the_end.callback(self._remove_empty_journal)
             journal = until_the_end.enter_context(FileIO(os.open(self.journal_file, _APPEND, 0o600), "ab"))
-            _sync(self.directory)  # or a power failure could take the journal away, with keys in it
+            _sync(self.directory)  # or a power failure could delete the journal, with keys in it
             self.reload()
             self._journal = journal
             try:
                 self._repair(journal)
                 yield
             finally:
-                with self._writing:  # a call that outlasts Ctrl-C may still want to record its answer
+                with self._writing:  # a call that outlasts Ctrl-C may still record its answer
                     self.fold()
                     self._journal = None
 
@@ -1159,17 +1130,6 @@ class Fleet:
                 log.info("waiting for %s", announced := holders)
             inbox.get(deadline=time.monotonic() + 0.05)
         return lock
-
-    def _sign(self, note: Path, line: str, alone: bool) -> bool:
-        """Add a line to the note; return whether the directory is writable. Raises OSError if `alone` and it is not."""
-        try:
-            with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
-                file.write(line.encode())
-        except OSError as error:
-            if alone:
-                raise
-            return error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM)
-        return True
 
     def claim(self) -> None:
         """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError if it is neither."""
@@ -1251,7 +1211,7 @@ class Fleet:
     def settle(self, place: Place) -> None:
         """Record where the fleet is, until dissolve()."""
         if place.local:
-            place = place._replace(endpoint_url=None)  # it listens elsewhere after a restart, maybe
+            place = place._replace(endpoint_url=None)  # it may listen elsewhere after a restart
         place = place._replace(source=None).checked()
         with self._writing:
             if place != self.place:
@@ -1266,7 +1226,7 @@ class Fleet:
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
-            self._add_to_journal({thing.name: {**_entry(thing)[thing.name], **keys}})
+            self._add_to_journal({thing.name: {**_entry(thing), **keys}})
             self.things[thing.name] = thing
             if keys:
                 self._key_material[thing.name] = keys
@@ -1332,13 +1292,13 @@ class Fleet:
             self._save_elf()
 
     def _save_things(self) -> None:
-        for name, keys in list(self._key_material.items()):  # which things.json will not have any more
+        for name, keys in list(self._key_material.items()):  # which things.json will no longer have
             if name in self.things:
                 self._write_key_files(name, keys, missing_only=self.things[name].stage == READY)
         if not self.things:
             self.things_file.unlink(missing_ok=True)
             return
-        entries = [_entry(self.things[name]) for name in sorted(self.things, key=by_number)]
+        entries = [{name: _entry(self.things[name])} for name in sorted(self.things, key=by_number)]
         write_private(self.things_file, json.dumps(entries, indent=2) + "\n")
         _sync(self.directory)
 
@@ -1349,7 +1309,7 @@ class Fleet:
             if isinstance(text, str) and not (missing_only and path.is_file()):
                 write_private(path, text)
         _sync(self.directory)
-        self._key_material.pop(name, None)  # not before: the journal, or the original's things.json, is to keep it
+        self._key_material.pop(name, None)  # only now: until then the journal, or the original's things.json, keeps it
 
     def _save_elf(self) -> None:
         place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
@@ -1362,15 +1322,19 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def _reading(path: Path, otherwise: bytes) -> Iterator[bytes]:
-    """Give the block a file's content, or `otherwise` if there is none; turn its ValueError into an ElfError."""
+def _reading(path: Path, kind: type[T]) -> Iterator[T]:
+    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its errors into an ElfError."""
     try:
-        content = read_file(path)
-    except FileNotFoundError:
-        content = otherwise
-    try:
+        content = kind()
+        with contextlib.suppress(FileNotFoundError):
+            text = read_file(path)
+            if path.suffix == ".journal":  # has an entry a line, of which a crash may have cut off the last
+                text = b"[" + b",".join(text.split(b"\n")[:-1]) + b"]"
+            content = json.loads(text)
+        if not isinstance(content, kind):
+            raise ValueError(f"it is not a JSON {'list' if kind is list else 'object'}")
         yield content
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ElfError(
             f"could not read {path}: {error}",
             f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
@@ -1390,52 +1354,38 @@ def recorded_place(recorded: object) -> Place | None:
     raise ValueError("fleet is not valid")
 
 
-def recorded_calls(recorded: object) -> list[Unanswered]:
-    """Read the requests without an answer. Raises ValueError."""
-    pairs: list[Any] = recorded if isinstance(recorded, list) else [None]
-    if not all(isinstance(pair, list) and len(pair) == 2 and all(map(_is_time, pair)) for pair in pairs):
-        raise ValueError("unanswered is not a list of times")
-    return [Unanswered(*pair) for pair in pairs]
-
-
-def recorded_thing(name: str, recorded: object) -> Thing:
+def recorded_thing(name: str, recorded: Any) -> Thing:
     """Read a thing. Raises ValueError."""
     if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
         raise ValueError(f"{name[:140]!r} is not a valid thing")
-    if not isinstance(recorded.get("keyPair", {}), dict):
-        raise ValueError(f"{name}: keyPair is not a JSON object")
-    if unknown := [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]:
-        raise ValueError(f"{unknown[0][:140]!r} of {name} is unknown")
-    known = {field: recorded[key] for field, key in _THING_KEYS.items() if key in recorded}
-    thing = Thing(name, **{"stage": READY, **known})
-    if thing.stage not in (CREATING, READY, CLEANING):
-        raise ValueError(f"the stage of {name} is unknown")
-    if problem := problem_of(thing):
-        raise ValueError(f"{name}: {problem}")
+    thing = Thing(name, **{"stage": READY, **{field: recorded[k] for field, k in _THING_KEYS.items() if k in recorded}})
+    unknown = [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]
+    arn, certificate_id, policy, policy_arn, stage, asked = thing[1:]
+    match = ARN.fullmatch(arn) if isinstance(arn, str) else None
+    has_certificate = arn or certificate_id or stage == READY
+    own_policy_arn = f"{match[1]}:policy/{policy}" if match else None
+    for is_valid, what in (
+        (not unknown, repr(unknown[:1])[1:140]),
+        (isinstance(recorded.get("keyPair", {}), dict), "keyPair"),
+        (stage in (CREATING, READY, CLEANING), "the stage"),
+        (not has_certificate or (match and match[2] == certificate_id), "the certificate"),
+        (policy in (None, policy_name(name)) and policy_arn in (None, own_policy_arn), "the policy"),
+        (asked is None or _time(asked), "the time"),
+    ):
+        if not is_valid:
+            raise ValueError(f"{what} of {name} is not valid")
     return thing
 
 
-def problem_of(thing: Thing) -> str:
-    """Return what is not valid in a thing's record; "" if all is."""
-    arn = thing.certificate_arn
-    match = ARN.fullmatch(arn) if isinstance(arn, str) else None
-    if (arn or thing.certificate_id or thing.stage == READY) and (not match or match[4] != thing.certificate_id):
-        return "the certificate is missing or not valid"
-    policy_arn = f"arn:{match[1]}:iot:{match[2]}:{match[3]}:policy/{thing.policy_name}" if match else None
-    if thing.policy_name not in (None, *policy_names(thing.name)) or thing.policy_arn not in (None, policy_arn):
-        return "the policy is not ELF's"
-    return "" if thing.asked is None or _is_time(thing.asked) else "the time is not valid"
+def _time(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1e11:
+        raise ValueError("a time is not valid")
+    return float(value)
 
 
-def _is_time(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e11
-
-
-def _entry(thing: Thing) -> dict[str, dict[str, Any]]:
-    recorded = {key: value for field, key in _THING_KEYS.items() if (value := getattr(thing, field))}
-    if thing.stage == READY:
-        del recorded["elf_stage"]
-    return {thing.name: recorded}
+def _entry(thing: Thing) -> dict[str, Any]:
+    recorded = {key: getattr(thing, field) for field, key in _THING_KEYS.items()}
+    return {key: value for key, value in recorded.items() if value and value != READY}
 
 
 # No system has all of the last three flags.
@@ -1474,7 +1424,7 @@ def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.Ex
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return held.pop_all()
-        except (BlockingIOError, FileNotFoundError):  # or its last holder took it away after our open()
+        except (BlockingIOError, FileNotFoundError):  # or its last holder removed it after our open()
             pass
         except OSError:
             if path == stand_in:
@@ -1548,17 +1498,6 @@ def policy_name(thing_name: str) -> str:
     return f"policy_{thing_name.replace(':', '-')[:88]}_{digest}"  # 128 characters at most
 
 
-def policy_names(thing_name: str) -> set[str]:
-    """Return the names that a thing's policy may have: earlier releases gave a:b the same name as a-b."""
-    return {policy_name(thing_name), f"policy-{thing_name.replace(':', '-')}"}
-
-
-def partition_region_account(arn: str) -> tuple[str, str, str]:
-    """Split a certificate's or a thing's ARN: ("aws" | "aws-cn" | "aws-us-gov", region, account)."""
-    partition, _, region, account = arn.split(":")[1:5]
-    return partition, region, account
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Control plane: boto3
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1568,15 +1507,14 @@ class Pacer:
     """Keeps each operation under its quota, for all threads, because other users share the account.
 
     A second's worth of calls may go at once, as AWS's token buckets allow. If AWS still throttles an operation (someone
-    else uses the quota, or it is lower), the operation slows down, and recovers with each success.
+    else uses the quota, or it is lower), the operation pauses for a second.
     """
 
     def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
         self._speed = things_per_s / THINGS_PER_S
         self._stopping = stopping
         self._lock = threading.Lock()
-        self._slowness: dict[str, float] = {}  # by operation: 1.0, or more where AWS throttled it
-        self._slowed: dict[str, float] = {}  # by operation: when it was last slowed down
+        self._is_throttled = False
         self._due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
 
     def wait(self, event_name: str, **_: object) -> None:
@@ -1585,37 +1523,24 @@ class Pacer:
         rate = QUOTAS[operation] * self._speed
         with self._lock:
             now = time.monotonic()
-            slowness = self._slowness.get(operation, 1.0)
-            period = slowness / rate
-            burst = (max(1.0, rate) - 1) * period if slowness == 1.0 else 0.0
             # 20 ms later than AWS's own count, so that no call arrives before its token.
             due = max(self._due.get(operation, 0.0), now + 0.02)
-            self._due[operation] = due + period
-        self._stopping.wait(max(0.0, due - burst - now))
+            self._due[operation] = due + 1 / rate
+        self._stopping.wait(max(0.0, due - max(0.0, 1 - 1 / rate) - now))
 
-    def learn(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
-        """Slow down after a throttled call, recover after any other: botocore's response-received event."""
-        operation = event_name.rpartition(".")[2]
-        code = (parsed_response or {}).get("Error", {}).get("Code", "")
-        with self._lock:
-            slowness = self._slowness.get(operation, 1.0)
-            if code == "ThrottlingException":  # HTTP 429 or 400
-                if not self._slowed:
+    def slow_down(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
+        """Pause an operation that AWS throttles: botocore's response-received event."""
+        if (parsed_response or {}).get("Error", {}).get("Code") == "ThrottlingException":  # HTTP 429 or 400
+            operation = event_name.rpartition(".")[2]
+            with self._lock:
+                if not self._is_throttled:
                     log.warning("AWS throttles %s: slowing down", operation)
-                # At most once a second: the refused calls of one burst count as one.
-                if time.monotonic() - self._slowed.get(operation, -math.inf) > 1.0:
-                    self._slowed[operation] = time.monotonic()
-                    self._slowness[operation] = min(1.3 * slowness, 20.0)
-            else:
-                self._slowness[operation] = max(1.0, slowness / 1.01)
+                self._is_throttled = True
+                self._due[operation] = max(self._due.get(operation, 0.0), time.monotonic() + 2.0)  # a burst is 1 s
 
 
 def connect_control_plane(
-    place: Place,
-    inbox: Inbox,
-    headers: Mapping[str, str],
-    things_per_s: float = THINGS_PER_S,
-    proxies: Mapping[str, str] | None = None,
+    place: Place, inbox: Inbox, headers: Mapping[str, str], things_per_s: float, proxies: Mapping[str, str] | None
 ) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
@@ -1624,33 +1549,30 @@ def connect_control_plane(
     Returns the client, and the place completed from AWS's configuration and DescribeEndpoint.
     Raises: ElfError when these credentials are for another account than the fleet's; botocore's errors; Interrupted.
     """
-    session = _session(place)
-    from botocore.config import Config
-
-    session._session.set_default_client_config(Config(proxies={} if place.local else proxies))
+    session = _session(place, proxies)
     events = session.events
-    events.register("before-send", refuse_bad_headers)
+    events.register("before-sign", _check_credentials)
     events.register("after-call", _check_answer)
     events.register("provide-client-params.iot", _log_call)
-    events.register_first("needs-retry.iot", _try_no_more)
+    events.register_first("needs-retry", _try_no_more)
     if not place.local:
         region = place.region or os.environ.get("AWS_REGION") or session.region_name or REGION
         place = place._replace(region=region).checked()
         session._session.set_config_variable("region", place.region)  # for STS
-        chain = session._session.get_component("credential_provider")
-        chain.get_provider("assume-role")._prompter = functools.partial(_ask_for_code, inbox)
+        assume_role = session._session.get_component("credential_provider").get_provider("assume-role")
+        assume_role._prompter = functools.partial(_ask_for_code, inbox)
+        assume_role.cache = _role_cache()
         if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
             place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
         pacer = Pacer(things_per_s, inbox.stopping)
         events.register("before-send.iot", pacer.wait)
-        events.register("response-received.iot", pacer.learn)
+        events.register("response-received.iot", pacer.slow_down)
     credentials = _credentials(session)
     hide(*headers.values())
-    if credentials:
-        events.register("before-send.iot", lambda **_: hide(*credentials.get_frozen_credentials()[:3]))  # once renewed
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     events.register_last("before-send.iot", inbox.check)
-    iot = _client(session, place)
+    iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
+    _ = iot.exceptions  # two threads that make these at the same time get different classes, and catch only their own
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     place = place._replace(data_endpoint=_data_endpoint(session, iot, place)).checked()
     if credentials and not place.local:
@@ -1658,6 +1580,18 @@ def connect_control_plane(
         account = place.account or (known if PLACE["account"].fullmatch(known) else None)
         place = place._replace(account=account, source=credentials.method)
     return iot, place
+
+
+def _role_cache() -> Any:
+    """Return the AWS CLI's cache of roles' sessions, so that one MFA code lasts as long as there."""
+    from botocore.utils import JSONFileCache
+
+    class Cache(JSONFileCache):  # type: ignore[misc]
+        def __setitem__(self, key: str, value: Any) -> None:
+            with contextlib.suppress(OSError):  # ~/.aws may be mounted read-only
+                super().__setitem__(key, value)
+
+    return Cache(os.path.expanduser("~/.aws/cli/cache"))  # noqa: PTH111 - Path's raises where there is no home
 
 
 def _ask_for_code(inbox: Inbox, prompt: str) -> str:
@@ -1679,35 +1613,23 @@ def _ask_for_code(inbox: Inbox, prompt: str) -> str:
 
 
 def _credentials(session: Any) -> Any:
-    """Return the session's credentials, which are never shown from now on, or None.
-
-    Raises ElfError if they can't be fetched or are not valid in HTTP: a copied one may end with a line end.
-    """
+    """Return the session's credentials, or None. Raises ElfError if they can't be fetched."""
     from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
     try:
-        credentials = session.get_credentials()
-        secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
+        if credentials := session.get_credentials():
+            credentials.get_frozen_credentials()
+        return credentials
     except (ElfError, Interrupted):
         raise
     except Exception as error:
-        if bad_endpoint := _bad_endpoint(error):
-            raise bad_endpoint from error
         cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check where they come from"
-        if isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError):
+        explained = isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError)
+        if explained or _bad_endpoint(error):
             cause, remedy = explain(error)
         elif "Auth token" in str(error):  # of a container
             remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
         raise ElfError(cause.rstrip(".") + _way(session), remedy) from error
-    hide(*secrets)
-    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
-        if value and not re.fullmatch("[!-~]+", value):
-            raise ElfError(
-                f"the AWS {name} (from {credentials.method}) contains a line end, a space or another "
-                "character that is not valid in it",
-                "set it again without that character, then check it with `aws sts get-caller-identity`",
-            )
-    return credentials
 
 
 def _way(session: Any) -> str:
@@ -1721,34 +1643,6 @@ def _way(session: Any) -> str:
     settings += [key for key in os.environ if re.match("AWS_(CONTAINER_|WEB_IDENTITY_TOKEN_FILE|ROLE_ARN)", key)]
     found = ", ".join([f"profile {' > '.join(used)}"] * bool(used) + settings)
     return f" ({found})" if found else ""
-
-
-def _bad_endpoint(error: Exception) -> ElfError | None:
-    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
-    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
-        return None
-    cause = "is not valid" if found[1] else "does not start with http:// or https://"
-    if found[1] and "_" in found[2]:
-        cause = "has an underscore (_) in its host name, which botocore does not allow"
-    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
-
-
-def _client(session: Any, place: Place) -> Any:
-    from botocore.config import Config
-
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=CALL_TIMEOUT_S,
-        max_pool_connections=CALLS_IN_FLIGHT,
-        user_agent_extra=f"aws-iot-elf/{VERSION}",
-    )
-    try:
-        iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url, config=config)
-    except ValueError as error:
-        raise _bad_endpoint(error) or error from error
-    _ = iot.exceptions  # two threads that make these at once get other classes each, and catch only their own
-    return iot
 
 
 def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
@@ -1772,39 +1666,55 @@ def _data_endpoint(session: Any, iot: Any, place: Place) -> str:
     return host
 
 
-def _session(place: Place) -> Any:
+def _session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     """Make boto3's session. For the embedded AWS IoT, no credential or profile of the user's is even read."""
-    if place.local or not _uses_login():
-        # botocore imports awscrt if it can, which takes 40 ms, and needs it for `aws login` alone.
+    uses_login = False
+    with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
+        configuration = Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser()
+        uses_login = not place.local and b"login_session" in configuration.read_bytes()
+    if not uses_login:
+        # botocore imports awscrt if it can, which takes 40 ms, and needs it only for `aws login`.
         sys.modules.setdefault("awscrt", None)  # type: ignore[arg-type]
     import boto3
+    import botocore.config
     import botocore.session
 
     if not sys.modules.get("awscrt"):
         sys.modules.pop("awscrt", None)  # whoever imports ELF may want it
 
-    if not place.local:
-        return boto3.Session(profile_name=place.profile, region_name=place.region)
-    nothing = (None, None, None, None)
-    empty = (None, None, os.devnull, None)
-    core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
-    return boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+    if place.local:
+        nothing, empty = (None, None, None, None), (None, None, os.devnull, None)
+        core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
+        session = boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+    else:
+        session = boto3.Session(profile_name=place.profile, region_name=place.region)
+    config = botocore.config.Config(
+        proxies={} if place.local else proxies,
+        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=CALL_TIMEOUT_S,
+        max_pool_connections=CALLS_IN_FLIGHT,
+        user_agent_extra=f"aws-iot-elf/{VERSION}",
+    )
+    session._session.set_default_client_config(config)
+    return session
 
 
-def _uses_login() -> bool:
-    """Return whether AWS's configuration has a profile that uses `aws login`."""
-    with contextlib.suppress(OSError, RuntimeError):  # no such file, or no home directory
-        return b"login_session" in Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser().read_bytes()
-    return False
+def _check_credentials(request_signer: Any, **_: object) -> None:
+    """Hide the credentials that sign a request (the session's, or those that assume a role): before-sign event.
 
-
-def refuse_bad_headers(request: Any, **_: object) -> None:
-    """Raise ElfError before a credential that is not valid in HTTP is sent, such as one that assumes a role."""
-    for name, value in request.headers.items():
-        if not re.fullmatch("[ -~]*", value.decode("latin-1") if isinstance(value, bytes) else str(value)):
+    Raises ElfError if one is not valid in HTTP: a copied one may end with a line end.
+    """
+    credentials = request_signer._credentials
+    secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
+    hide(*secrets)
+    for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
+        if value and not re.fullmatch("[!-~]+", value):
+            source = "a role's source_profile" if credentials.method == "explicit" else credentials.method
             raise ElfError(
-                f"a credential contains a line end or another character that is not valid in HTTP (header {name})",
-                "set it again without that character; for a role, check its source_profile",
+                f"the AWS {name} (from {source}) contains a line end, a space or another character that is not valid "
+                "in it",
+                "set it again without that character, then check it with `aws sts get-caller-identity`",
             )
 
 
@@ -1837,7 +1747,7 @@ def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: o
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
-    # No call of ELF's carries a secret. An answer, which may be the keys, is not logged.
+    # ELF's calls contain no secrets. Answers, which may contain keys, are not logged.
     log.debug("AWS %s(%s)", model.name, ", ".join(f"{key}={value}" for key, value in params.items()))
 
 
@@ -1855,8 +1765,8 @@ def _try_no_more(
         # Each call that AWS may have acted on may have made a certificate, so ELF has to know of each; and one that
         # waits in botocore, where Ctrl-C can't stop it, would count as sent.
         operation.name == "CreateKeysAndCertificate"
-        # The first call of a command fails quickly if AWS can't be reached; later ones wait for it.
-        or (operation.name == "DescribeEndpoint" and caught_exception and attempts >= 3)
+        # The first calls of a command fail quickly if AWS can't be reached; later ones wait for it.
+        or (operation.name in ("DescribeEndpoint", *SIGN_IN) and caught_exception and attempts >= 3)
         or names_of(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
     ):
         raise error
@@ -1867,12 +1777,6 @@ def _may_have_arrived(error: Exception) -> bool:
     if status := (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode"):
         return status in (500, 502, 504)  # 503 is an answer: not now
     return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(names_of(error))
-
-
-def _refused_at_once(error: Exception) -> bool:
-    """Return whether AWS refused a call, and no earlier attempt of it can have had an effect."""
-    metadata = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
-    return 400 <= metadata.get("HTTPStatusCode", 0) < 500 and not metadata.get("RetryAttempts")
 
 
 class NotYet(Exception):  # noqa: N818 - it passes
@@ -1966,10 +1870,12 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     Raises: ElfError when a thing of that name is not this ELF's; NotYet; botocore's errors.
     """
     thing = _take_up(iot, fleet, name)
-    with _taking_its_name(iot, fleet, strays, thing):
-        # The attribute makes AWS refuse a name that somebody else's thing has, instead of handing it over.
+    with _taking_its_name(iot, fleet, thing):
+        # The attribute makes AWS refuse a name that someone else's thing has, instead of handing it over.
         iot.create_thing(thingName=name, attributePayload={"attributes": {"elf_id": fleet.elf_id}})
     if not thing.certificate_arn:
+        if name in strays:
+            _retire_lost_certificates(iot, name)
         with _asking_for_certificate(fleet, thing):
             keys = iot.create_keys_and_certificate(setAsActive=True)
         thing = _keep_certificate(iot, fleet, thing, keys)
@@ -1986,11 +1892,8 @@ def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
 
 
 @contextlib.contextmanager
-def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> Iterator[None]:
-    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made.
-
-    If the thing is in `strays`, its certificates are deleted: their keys are lost.
-    """
+def _taking_its_name(iot: Any, fleet: Fleet, thing: Thing) -> Iterator[None]:
+    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made."""
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
@@ -2003,12 +1906,11 @@ def _taking_its_name(iot: Any, fleet: Fleet, strays: set[str], thing: Thing) -> 
                 remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
             raise ElfError(f"thing {thing.name} already exists, and this ELF did not make it", remedy) from error
     except iot.exceptions.ClientError as error:
-        if not thing.certificate_arn and _refused_at_once(error):
+        answer = error.response["ResponseMetadata"]
+        is_refused = answer["HTTPStatusCode"] < 500 and not answer["RetryAttempts"]  # no earlier attempt had an effect
+        if is_refused and not thing.certificate_arn:
             fleet.forget(thing)
         raise
-    if thing.name in strays and not thing.certificate_arn:
-        fleet.record(thing._replace(policy_name=policy_name(thing.name)))  # it may have one
-        _retire_lost_certificates(iot, thing.name)
 
 
 @contextlib.contextmanager
@@ -2020,7 +1922,7 @@ def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
     except Exception as error:
         if _may_have_arrived(error):
             fleet.record_unanswered(asked)
-            raise NotYet(error, 1.0, "no answer") from error  # once more: this may make another one
+            raise NotYet(error, 1.0, "no answer") from error  # this may make a second certificate
         fleet.record(asked._replace(asked=None))
         if not BUSY.isdisjoint(names_of(error)):
             raise NotYet(error, BUSY_S, "AWS is busy") from error
@@ -2032,9 +1934,11 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
     asked = fleet.things[thing.name]
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
-    if problem_of(certified._replace(stage=READY)):
+    try:
+        recorded_thing(thing.name, _entry(certified))
+    except ValueError as error:
         fleet.record_unanswered(asked)
-        raise NotAwsError(iot.meta.endpoint_url)
+        raise NotAwsError(iot.meta.endpoint_url) from error
     try:
         return fleet.record(certified, keys)
     except (OSError, ElfError):
@@ -2047,8 +1951,7 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
 
 def policy_document(thing_name: str, arn: str) -> dict[str, Any]:
     """Allow a thing to connect under its own name only, and to use every topic of the account and region of `arn`."""
-    partition, region, account = partition_region_account(arn)
-    here = f"arn:{partition}:iot:{region}:{account}"
+    here = arn.rpartition(":")[0]
     return {
         "Version": "2012-10-17",
         "Statement": [
@@ -2065,9 +1968,9 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     Raises: ElfError when a policy of that name says something else; NotYet; botocore's errors.
     """
     thing = fleet.things[thing.name]  # as an earlier attempt left it
-    name, arn = thing.policy_name or policy_name(thing.name), thing.certificate_arn or ""
+    name, arn = policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
-    with _asking_for_policy(iot, fleet, thing, name, document):
+    with _unless_made_already(iot, name, document):
         iot.create_policy(policyName=name, policyDocument=json.dumps(document))
     once_visible(iot.attach_policy, policyName=name, target=arn)
     policy_arn = f"{arn.rpartition(':')[0]}:policy/{name}"
@@ -2075,24 +1978,17 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
 
 @contextlib.contextmanager
-def _asking_for_policy(iot: Any, fleet: Fleet, thing: Thing, name: str, document: Mapping[str, Any]) -> Iterator[None]:
-    """Record that a policy is being made, and forget it if that fails; it may exist already, with this document."""
-    fleet.record(thing._replace(policy_name=name))
+def _unless_made_already(iot: Any, name: str, document: Mapping[str, Any]) -> Iterator[None]:
+    """Let CreatePolicy succeed if the policy exists with this document. Raises ElfError if it has another one."""
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
-        policy = _unless_missing(iot.get_policy, policyName=name)
-        if not policy or json.loads(policy["policyDocument"]) != document:
-            fleet.record(thing._replace(policy_name=None))
+        if json.loads(iot.get_policy(policyName=name)["policyDocument"]) != document:
             raise ElfError(
                 f"policy {name} already exists, and ELF did not make it",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
                 "or choose another --prefix",
             ) from error
-    except iot.exceptions.ClientError as error:
-        if not thing.policy_name and _refused_at_once(error):
-            fleet.record(thing._replace(policy_name=None))
-        raise
 
 
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
@@ -2136,10 +2032,13 @@ def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[
     if described and not is_own:
         log.warning("thing %s was made by someone else: left alone", thing.name)
     own_arn: str = thing.certificate_arn or (described["thingArn"] if is_own else "")
-    policy = _unless_missing(iot.get_policy, policyName=thing.policy_name) if own_arn and thing.policy_name else None
-    if not policy or not _is_own_policy(iot, thing, policy, own_arn):
-        if policy:
-            log.warning("policy %s was made by someone else: left alone", thing.policy_name)
+    name = policy_name(thing.name)  # which it may have without its being recorded yet
+    policy = _unless_missing(iot.get_policy, policyName=name) if own_arn else None
+    if policy and _is_own_policy(iot, thing, policy, own_arn):
+        thing = thing._replace(policy_name=name)
+    else:
+        if policy and thing.policy_name:
+            log.warning("policy %s was made by someone else: left alone", name)
         thing = thing._replace(policy_name=None, policy_arn=None)
     if own_arn and (is_own or not described):  # the next clean takes what is CLEANING for this ELF's
         thing = thing._replace(stage=CLEANING)
@@ -2184,7 +2083,7 @@ def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) 
     if not thing.certificate_arn:
         return False
     answer = _unless_missing(iot.list_attached_policies, target=thing.certificate_arn)
-    return bool(answer) and thing.policy_name in {attached["policyName"] for attached in answer["policies"]}
+    return bool(answer) and policy_name(thing.name) in {attached["policyName"] for attached in answer["policies"]}
 
 
 def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
@@ -2201,8 +2100,7 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
                 f"{name} has a certificate that ELF did not make: {arn}",
                 f"detach it (`aws iot detach-thing-principal --thing-name {name} --principal {arn}`)",
             )
-        for policy in policy_names(name):
-            gone_is_fine(iot.detach_policy, policyName=policy, target=arn)
+        gone_is_fine(iot.detach_policy, policyName=policy_name(name), target=arn)
         gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
         gone_is_fine(iot.detach_thing_principal, thingName=name, principal=arn)
         gone_is_fine(iot.delete_certificate, others, certificateId=certificate_id)
@@ -2225,7 +2123,7 @@ def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str
             gone_is_fine(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
         return None if edits else targets
     (arn,) = certificates
-    return _users(iot, arn) - {f"thing {name}", *(f"policy {policy}" for policy in policy_names(name))}
+    return _users(iot, arn) - {f"thing {name}", f"policy {policy_name(name)}"}
 
 
 def _users(iot: Any, arn: str) -> set[str]:
@@ -2260,25 +2158,23 @@ def gone_is_fine(
         call(**parameters)
     except Exception as error:
         name = names_of(error)[0]
-        if name == "ResourceNotFoundException":
-            return
-        if name == "CertificateStateException" and not others:  # UpdateCertificate's: it is REVOKED, and stays so
+        # UpdateCertificate's CertificateStateException: it is REVOKED, and stays so.
+        if name == "ResourceNotFoundException" or (name == "CertificateStateException" and not others):
             return
         if name not in ("DeleteConflictException", "CertificateStateException") or not others:
             raise
-        again = functools.partial(gone_is_fine, call, others, **parameters)
-        if (users := others(**parameters)) is None:
-            again()
-        elif users:
+        if users := others(**parameters):
             raise ElfError(
                 f"AWS refuses to delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
-        else:
+        again = functools.partial(gone_is_fine, call, others, **parameters)
+        if users is not None:
             raise NotYet(error, CONSISTENCY_S, "still attached according to AWS", again) from error
+        again()
 
 
-def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
+def unclaimed_certificates(iot: Any, fleet: Fleet) -> Iterator[Mapping[str, Any]]:
     """Find what the requests without an answer may have made: certificates of those times, attached to nothing.
 
     AWS has no other way to find them, so a certificate of someone else's may be among them.
@@ -2287,7 +2183,6 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
 
     mine = {thing.certificate_id for thing in fleet.things.values()}
     first, made = min(call.since for call in fleet.unanswered), math.inf
-    found: list[Mapping[str, Any]] = []
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
         # AWS's clock (in seconds) and this machine's may differ.
         date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
@@ -2297,10 +2192,9 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> list[Mapping[str, Any]]:
             made = certificate["creationDate"].timestamp() - ahead
             in_time = any(call.since - 1 <= made <= call.until + 1 for call in fleet.unanswered)
             if in_time and certificate["certificateId"] not in mine and not _users(iot, certificate["certificateArn"]):
-                found.append(certificate)
+                yield certificate
         if made < first - 1:
-            break  # the newest pages come first
-    return found
+            return  # the newest pages come first
 
 
 def allows(documents: Iterable[Mapping[str, Any]], action: str, resource: str) -> bool:
@@ -2329,8 +2223,8 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
 
     def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
         """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
-        self.thing, self.endpoint, self.action, self.subject, self.reason = thing, endpoint, action, subject, reason
-        cause, remedy = {
+        self.thing, self.endpoint, self.action, self.subject = thing, endpoint, action, subject
+        words = {
             "iot:Connect": (
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
                 "check its certificate and policy in the AWS IoT console (Security), or run the command again: "
@@ -2345,8 +2239,8 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
                 f"{thing} can't subscribe to {subject}: the broker refuses it",
                 "check that its policy allows iot:Subscribe to that topic filter",
             ),
-        }[action]
-        super().__init__(cause, remedy)
+        }
+        super().__init__(*words[action])
 
 
 def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
@@ -2355,14 +2249,12 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     Raises botocore's errors.
     """
     arn = thing.certificate_arn or ""
-    try:
-        certificate = iot.describe_certificate(certificateId=thing.certificate_id)["certificateDescription"]
-    except iot.exceptions.ResourceNotFoundException:
+    if not (certificate := _unless_missing(iot.describe_certificate, certificateId=thing.certificate_id)):
         return ElfError(
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
             f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
         )
-    if (status := certificate["status"]) == "REVOKED":
+    if (status := certificate["certificateDescription"]["status"]) == "REVOKED":
         return ElfError(f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", _ANEW)
     if status != "ACTIVE":
         return ElfError(
@@ -2371,7 +2263,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
         )
     names = [policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]]
     if not names:
-        name = thing.policy_name or policy_name(thing.name)
+        name = policy_name(thing.name)
         return ElfError(
             f"{thing.name} can't connect: its certificate has no policy",
             f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, {_ANEW}",
@@ -2433,7 +2325,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-# By JSON's grammar (RFC 8259), numbers are of any size: what they say is of no interest here.
+# In JSON (RFC 8259) numbers can have any size; their values do not matter here.
 _JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
 
 
@@ -2459,13 +2351,6 @@ def parsed(text: str) -> Any:
     return value
 
 
-def with_members(text: str, members: Sequence[str]) -> str:
-    """Insert members before the last brace of a JSON object's text, and change nothing else."""
-    brace = text.rindex("}")
-    comma = ", " if members and not text[:brace].rstrip().endswith("{") else ""
-    return f"{text[:brace]}{comma}{', '.join(members)}{text[brace:]}"
-
-
 def is_aws_own(topic: str) -> bool:
     return topic.startswith("$") and not topic.startswith("$aws/rules/")
 
@@ -2474,7 +2359,8 @@ class Composer(NamedTuple):
     """What the things send: `text` as given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
-    content: str | None = None  # None: there is none, and `text` goes to all topics
+    before: bytes = b""  # the object's text up to where members are added; empty: `text` goes to all topics
+    after: bytes = b""
     has: frozenset[str] = frozenset()  # of ADDED
     run: str = ""  # that its messages name, beside the thing and their number; none: neither
 
@@ -2482,11 +2368,11 @@ class Composer(NamedTuple):
     def of_object(cls, text: bytes) -> Composer:
         """Make one of a JSON object's text. Raises ValueError if it is not one."""
         text = text.removeprefix(codecs.BOM_UTF8)
-        content = text.decode("utf-8")
-        members = parsed(content)
+        members = parsed(text.decode("utf-8"))
         if not isinstance(members, dict):
             raise ValueError("it is not a JSON object")
-        return cls(text, content, ADDED & members.keys())
+        brace = text.rindex(b"}")
+        return cls(text, text[:brace] + (b", " if members else b""), text[brace:], ADDED & members.keys())
 
     @classmethod
     def of_any(cls, text: bytes) -> Composer:
@@ -2499,27 +2385,22 @@ class Composer(NamedTuple):
     def of_text(cls, text: bytes) -> Composer:
         """Make one of any text. Raises UsageError if it is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
-        utf8(msg)  # which raises
-        return cls(text, json.dumps({"msg": msg}, ensure_ascii=False))
-
-    def in_run(self, run: str) -> Composer:
-        """Return one that numbers its messages, for subscribe to count. Raises UsageError if it has such members."""
-        if run and (taken := self.has - {"ts"}):
-            raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
-        return self._replace(run=run)
+        return cls.of_object(utf8(json.dumps({"msg": msg}, ensure_ascii=False)))._replace(text=text)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Return what a thing publishes as its message `number`. Raises UsageError if it is too long for AWS IoT.
 
         AWS's own topics get only what the user gave; Basic Ingest topics lead to the user's rules.
         """
-        payload = self.text
-        if self.content is not None and not is_aws_own(topic):
-            now_ms = time.time_ns() // 1_000_000  # and not later than now
-            members = [] if "ts" in self.has else [f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"']
+        payload, members = self.text, []
+        if self.before and not is_aws_own(topic):
+            if "ts" not in self.has:
+                now_ms = time.time_ns() // 1_000_000  # and not later than now
+                members.append(f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"')
             if self.run:
                 members.append(f'"thing": "{thing}", "seq": {number}, "run": "{self.run}"')
-            payload = with_members(self.content, members).encode("utf-8")
+        if members:
+            payload = self.before + ", ".join(members).encode() + self.after
         if len(payload) > MAX_PAYLOAD_BYTES:
             cause = f"the message is too long: {len(payload)} bytes, and AWS IoT allows 128 KiB"
             raise UsageError(cause, "send a shorter one")
@@ -2540,43 +2421,36 @@ def sandbox() -> Any:
         def __init__(self) -> None:
             super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self.taken)
             self.filters = {name: self.counting(name, its) for name, its in self.filters.items() if name != "random"}
-            self.filters |= {"counted": self.counted, "taken": self.taken}
+            self.filters["taken"] = self.taken
             del self.globals["lipsum"]
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-            def wrapped(node: Any, name: str) -> nodes.Filter:
-                return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+            def taken(node: Any) -> nodes.Filter:
+                return nodes.Filter(node, "taken", [], [], None, None, lineno=node.lineno)
 
             tree = super()._parse(source, name, filename)
             for loop in tree.find_all(nodes.For):
-                loop.iter = wrapped(loop.iter, "counted")
+                loop.iter = taken(loop.iter)
             for joined in tree.find_all(nodes.Concat):
-                joined.nodes = [wrapped(part, "taken") for part in joined.nodes]
+                joined.nodes = [taken(part) for part in joined.nodes]
             return tree
 
         def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
-            """Count a step, and `times` the characters and members of its operands."""
+            """Count a step, and `times` the characters and members of what it takes."""
             self.steps += 1
             left = [*operands]
-            for operand in left:  # which grows
-                if isinstance(operand, str | bytes | list | tuple | dict | range):
-                    self.steps += times * len(operand)
+            while left or self.steps > MOST_STEPS:
                 if self.steps > MOST_STEPS:
-                    break
+                    raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
+                if isinstance(operand := left.pop(), str | bytes | list | tuple | dict | range):
+                    self.steps += times * len(operand)
                 if isinstance(operand, list | tuple | dict):
                     left += [*operand.values(), *operand] if isinstance(operand, dict) else operand
-            if self.steps > MOST_STEPS:
-                raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
 
         def taken(self, value: Any) -> Any:
             if not isinstance(value, int | float):
                 self.step((value,))
             return value
-
-        def counted(self, items: Iterable[Any]) -> Iterator[Any]:
-            for item in items:
-                self.step()
-                yield item
 
         def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
             """Count a call or filter, tenfold since replace() multiplies; numbers may be widths, except in a format."""
@@ -2671,8 +2545,7 @@ class Template:
 
     def __init__(self, text: bytes, make: Callable[[bytes], Composer], voice: Callable[[str], Voice]) -> None:
         """Compile the text; `make` turns its results into what is sent. Raises UsageError."""
-        self._make, self._voice = make, voice
-        self.voices: dict[str, Voice] = {}
+        self._make, self.voice = make, voice
         self._sandbox = sandbox()()
         with self._explained():
             from jinja2 import meta, nodes
@@ -2689,11 +2562,10 @@ class Template:
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Render it, and return the payload that a Composer makes of the result. Raises UsageError."""
-        voice = self.voices.get(thing) or self.voices.setdefault(thing, self._voice(thing))
         self._sandbox.steps = size = 0
         pieces = []
         with self._explained():
-            for piece in self._template.generate(voice.names(number)):
+            for piece in self._template.generate(self.voice(thing).names(number)):
                 pieces.append(piece)
                 if (size := size + len(piece)) > MAX_PAYLOAD_BYTES:
                     break
@@ -2720,44 +2592,8 @@ class Template:
 Message = Composer | Template
 
 
-def read_given(path: Path, inbox: Inbox) -> bytes:
-    """Read a file that the user names. If it is a pipe that nobody writes to, Ctrl-C ends the wait. Raises OSError."""
-
-    def read() -> bytes:
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-
-    log.debug("reading %s", path)
-    content = in_background(inbox, read)
-    if len(content) > MAX_FILE_BYTES:
-        raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
-    return content
-
-
-def of_line(line: bytes) -> Composer:
-    """Return the message of a line: a JSON object, or any other text. Raises ValueError and UsageError."""
-    return Composer.of_object(line) if begins_object(line) else Composer.of_text(line)
-
-
 def begins_object(line: bytes) -> bool:
     return line.lstrip().startswith(b"{")
-
-
-def read_message(path: Path, compose: Callable[[bytes], Message], inbox: Inbox) -> Message:
-    """Return the message in a file that is a single message. Raises ElfError."""
-    try:
-        return compose(read_given(path, inbox))
-    except OSError as error:
-        raise unreadable(path, error.strerror, ElfError) from error
-    except ValueError as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: Path, reason: object, kind: type[ElfError] = UsageError) -> ElfError:
-    return kind(
-        f"could not read the message file {path}: {reason}",
-        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
-    )
 
 
 class Line(NamedTuple):
@@ -2777,6 +2613,19 @@ def is_of_lines(path: Path | None) -> bool:
     return path is not None and (str(path) == "-" or path.suffix.lower() in SUFFIXES)
 
 
+def message_in(path: Path, compose: Callable[[bytes], Message]) -> Iterator[Line]:
+    """Yield the message that a whole file is, or why it is none. Raises UsageError."""
+    log.debug("reading %s", path)
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+        yield Line(compose(text))
+    except (OSError, ValueError) as error:
+        yield Line(error=error)
+
+
 def lines_of(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file, or of - (standard input). A line that is too long is cut."""
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
@@ -2792,23 +2641,21 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
 
     Lines that begin an object and do not complete it are refused, up to the line that begins another one.
     """
-    text, first, last, broken = b"", 0, 0, None
+    text, first, broken = b"", 0, None
     try:
-        for last, line in enumerate(lines, 1):
-            line = line if raw or last > 1 else line.removeprefix(codecs.BOM_UTF8)
-            if broken:
-                if not begins_object(line):
-                    continue
+        for last, line in enumerate(itertools.chain(lines, [None]), 1):
+            line = line.removeprefix(codecs.BOM_UTF8) if line and last == 1 and not raw else line
+            if line is None and text:
+                broken = UsageError("the JSON object that begins here does not end", "write it on one line")
+            if broken and (line is None or begins_object(line)):
                 yield Line(None, broken, first, last - 1)
                 broken = None
-            if not text:
-                if not (raw or line.strip()):
-                    continue
-                first = last
-            text = text + b"\n" + line if text else line
-            ends = line.rstrip().endswith(b"}") or last - first < FEW_LINES  # a long one is not tried at each line
-            if not ends and len(text) <= MAX_PAYLOAD_BYTES:
+            if line is None or broken or not (text or raw or line.strip()):
                 continue
+            text, first = (text + b"\n" + line, first) if text else (line, last)
+            closes = line.rstrip().endswith(b"}")
+            if not closes and last - first >= FEW_LINES and len(text) <= MAX_PAYLOAD_BYTES:
+                continue  # a long one is not tried at each line
             try:
                 yield Line(compose(text), None, first, last, time.monotonic())
             except ValueError as error:
@@ -2820,25 +2667,33 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
             except UsageError as error:
                 yield Line(None, error, first, last)
             text = b""
-            if broken and first == last and line.rstrip().endswith(b"}"):
+            if broken and first == last and closes:
                 yield Line(None, broken, first, last)
                 broken = None
     except OSError as error:
         yield Line(error=error)
-        return
-    if text:
-        broken = UsageError("the JSON object that begins here does not end", "write it on one line")
-    if broken:
-        yield Line(None, broken, first, last)
-    yield Line()
+    else:
+        yield Line()
+
+
+def first_of(path: Path, lines: Iterator[Line]) -> Line:
+    """Return the first message of a file. Raises ElfError."""
+    first = next(lines)
+    if first.message:
+        return first
+    reason: object = first.error or "it contains no message"
+    if isinstance(reason, ElfError):
+        reason = f"{first} not a message: {reason.cause}"
+    raise (ElfError if isinstance(reason, OSError) else UsageError)(
+        f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}",
+        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
+    )
 
 
 def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
     """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
-    if append_thing_name:
-        topics = [f"{TOPIC_ROOT if topic is None else topic}/{{thing_name}}" for topic in given]
-    else:
-        topics = [default if topic is None else topic for topic in given]
+    base, more = (TOPIC_ROOT, "/{thing_name}") if append_thing_name else (default, "")
+    topics = [f"{base if topic is None else topic}{more}" for topic in given]
     return [topic.replace("{thing_name}", thing_name) for topic in dict.fromkeys(topics)]
 
 
@@ -2859,7 +2714,7 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
     """Return what is wrong with a topic, or with `wildcards` a topic filter; None if nothing is."""
     levels = topic.split("/")
     if not topic or "\0" in topic:
-        return "the topic is empty or has a null character"
+        return "the topic is empty or contains a null character"
     counted = UNCOUNTED.sub("", topic, count=1) if topic.startswith("$") else topic
     if len(utf8(counted)) > MAX_TOPIC_BYTES:
         return f"the topic is longer than AWS IoT's {MAX_TOPIC_BYTES} bytes"
@@ -3011,7 +2866,7 @@ def told(counts: Mapping[str, int]) -> str:
 
 
 class Proxy(NamedTuple):
-    """What leads to a broker; without a port in its URL, at 80, 443 or 1080."""
+    """A proxy to the broker; the default port is 80, 443 or 1080."""
 
     scheme: str
     host: str
@@ -3024,7 +2879,7 @@ class Proxy(NamedTuple):
 
     @classmethod
     def from_url(cls, url: str, source: str = "--proxy") -> Proxy:
-        """Read a URL, the password of which is secret from now on. Raises ElfError, which names the source alone."""
+        """Read a URL; its password is never shown from now on. Raises ElfError, which names only the source."""
         import urllib.parse
 
         with contextlib.suppress(ValueError):
@@ -3034,8 +2889,8 @@ class Proxy(NamedTuple):
             if parts.hostname and (usual_port := PROXY_PORTS.get(parts.scheme)):
                 return cls(parts.scheme, parts.hostname, parts.port or usual_port, user, password)
         raise ElfError(
-            f"{source} is not a proxy's URL",
-            f"it is {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for a @ in the password",
+            f"{source} is not a valid proxy URL",
+            f"use {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for @ in the password",
         )
 
 
@@ -3049,9 +2904,9 @@ class Endpoint(NamedTuple):
         return f"{host}:{self.port}" if self.port else host
 
     def routed(self, given: str | None) -> Endpoint:
-        """Say by which proxy it is reached, `given` or else as curl finds it, and at which port. Raises ElfError.
+        """Return it with its proxy (`given`, or the one that curl would use) and its port. Raises ElfError.
 
-        HTTP proxies let port 443 through, most often that alone.
+        HTTP proxies allow port 443, often no other.
         """
         import urllib.request
 
@@ -3063,7 +2918,7 @@ class Endpoint(NamedTuple):
 
 
 def proxy_in_environment() -> tuple[str, str]:
-    """Return the variable that names a proxy for HTTPS, or one for all, and its URL; empty: none does."""
+    """Return the variable that sets a proxy for HTTPS or for all, and its URL; empty if none does."""
     import urllib.request
 
     known = urllib.request.getproxies_environment()
@@ -3071,55 +2926,55 @@ def proxy_in_environment() -> tuple[str, str]:
 
 
 class Listener:
-    """Hears what becomes of devices and their messages: in the loop's thread, which waits for it."""
+    """Gets what happens to devices and their messages, in the loop's thread, which waits for it."""
 
     def on_connected(self, device: Device) -> None:
-        """The thing is connected for the first time, and subscribed where it is to listen."""
+        """The thing is connected for the first time, and subscribed to its topic filters."""
 
     def on_offline(self, device: Device, rejected: bool) -> None:
-        """It has lost its connection, if `rejected` just after a message, and tries to get it back."""
+        """It lost its connection, just after a message if `rejected`, and is reconnecting."""
 
     def on_back(self, device: Device, after_s: float) -> None:
-        """It has its connection again, and its subscriptions."""
+        """It is connected again, and subscribed."""
 
     def on_refused(self, device: Device, refusal: Refusal) -> None:
-        """The broker refuses it, and it goes on trying. AWS may know why."""
+        """The broker refuses it, and it keeps trying. AWS may know why."""
 
     def on_failed(self, device: Device, failure: Exception) -> None:
-        """It can't take part, or not any more."""
+        """It failed, and does not try again."""
 
     def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
-        """A message, the thing's `number`th, has left; at QoS 0 it is `lost` if the thing was offline."""
+        """The thing's message `number` was sent; at QoS 0 it is `lost` if the thing was offline."""
 
     def on_acknowledged(self, device: Device, number: int, after_s: float) -> None:
-        """The broker has taken a QoS 1 message."""
+        """The broker acknowledged a QoS 1 message."""
 
     def on_resent(self, device: Device) -> None:
-        """A message has left again, on another connection, since it had not been acknowledged."""
+        """A message was sent again on another connection, because it had not been acknowledged."""
 
     def on_not_sent(self, device: Device, messages: int) -> None:
-        """Messages were due, and will not leave any more."""
+        """Messages were due, and will not be sent."""
 
     def on_impossible(self, device: Device, number: int, error: ElfError) -> None:
-        """A message, the thing's `number`th, can't be made."""
+        """The thing's message `number` can't be made."""
 
     def on_received(self, device: Device, message: Any) -> None:
-        """The broker has delivered a message: the SDK's, with topic, payload, qos and retain."""
+        """The broker delivered a message: the SDK's, with topic, payload, qos and retain."""
 
     def on_unreadable(self, device: Device, error: Exception) -> None:
-        """A message was delivered, and on_received() has failed at it."""
+        """on_received() failed for a message."""
 
 
 class Loop:
-    """The one thread that touches connections: it reads and writes when their sockets can, and calls what is due.
+    """The one thread that uses connections: it reads and writes when their sockets are ready, and calls what is due.
 
-    A second thread that used the same TLS connection would corrupt it. Others hand over with call(), which wakes it.
+    A second thread would corrupt a TLS connection that it used. Other threads use call(), which wakes the loop.
     """
 
     def __init__(
         self, failed: Callable[[Exception], None], connects_per_s: float = CONNECTS_PER_S, selector: Any = None
     ) -> None:
-        """Start; `failed` gets what ends it, which is a bug. It may be given another selector than the system's."""
+        """Start; `failed` gets the error that ends it, which is a bug. `selector` replaces the system's."""
         import selectors
         import socket
         from concurrent.futures import ThreadPoolExecutor
@@ -3131,7 +2986,7 @@ class Loop:
         self.selector = selector or selectors.DefaultSelector()
         self._calls: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = collections.deque()
         self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []  # a heap
-        self._numbers = itertools.count()  # which keep those apart that are due at the same time
+        self._numbers = itertools.count()  # to order calls that are due at the same time
         self._waking, self._waker = socket.socketpair()
         self._is_awake = self._is_closed = False
         for end in (self._waking, self._waker):
@@ -3141,19 +2996,19 @@ class Loop:
         self._thread.start()
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Have a function called in the loop's thread. Any thread may call this."""
+        """Call a function in the loop's thread. Any thread may call this."""
         self._calls.append((function, arguments))
         if not self._is_awake:
             self._is_awake = True
-            with contextlib.suppress(OSError):  # it is full of these already, or closed
+            with contextlib.suppress(OSError):  # the socket is full of these already, or closed
                 self._waker.send(b"x")
 
     def at(self, due: float, function: Callable[..., object], *arguments: Any) -> None:
-        """Have a function called at `due`, a time.monotonic(). For the loop's thread alone, as all that follows."""
+        """Call a function at `due`, a time.monotonic(). Only for the loop's thread, as are the methods below."""
         heapq.heappush(self._due, (due, next(self._numbers), function, arguments))
 
     def connect_in_turn(self, connect: Callable[[], None], after_s: float) -> None:
-        """Have a function called in the pool after a while, and no faster than AWS takes connects, one after another.
+        """Call a function in the pool after `after_s`, with at most `connects_per_s` such calls a second.
 
         https://docs.aws.amazon.com/general/latest/gr/iot-core.html: 500 connects a second an account.
         """
@@ -3161,7 +3016,7 @@ class Loop:
         self.at(self._turn + after_s, self._submit, connect)
 
     def _submit(self, connect: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # it takes no more: this is the end
+        with contextlib.suppress(RuntimeError):  # the pool is shut down
             self.pool.submit(connect)
 
     def close(self) -> None:
@@ -3170,7 +3025,7 @@ class Loop:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def join(self, patience_s: float) -> None:
-        """Wait for the end. Another thread may call this."""
+        """Wait for the end. Any other thread may call this."""
         self._thread.join(patience_s)
 
     def _run(self) -> None:
@@ -3201,13 +3056,13 @@ class Loop:
 
 
 class _Events(collections.deque[Any]):
-    """What the SDK calls a Queue: it puts events in while it reads, under locks, and Connection takes them out."""
+    """What the SDK uses as a Queue: it puts events in while it reads, under locks, and Connection takes them out."""
 
     put, get = collections.deque.append, collections.deque.popleft
 
 
 class _Nobody:
-    """In the place of the sockets by which the SDK wakes a client's network thread, and of that thread's timer."""
+    """Replaces the sockets by which the SDK wakes a client's network thread, and that thread's timer."""
 
     def __getattr__(self, _: str) -> Callable[..., None]:
         return lambda *_: None
@@ -3225,7 +3080,7 @@ def load_sdk() -> Any:
     from AWSIoTPythonSDK.core.protocol.internal import clients, workers
     from AWSIoTPythonSDK.core.protocol.paho import client as paho
 
-    silent = logging.getLogger("silent")  # what the SDK logs can hold keys, and costs more than its packets
+    silent = logging.getLogger("silent")  # the SDK's logs can contain keys, and cost more than its packets
     silent.disabled = True
     for kind in (
         MQTTLib.AWSIoTMQTTClient,
@@ -3240,8 +3095,8 @@ def load_sdk() -> Any:
     bare_context = functools.partial(ssl.SSLContext, ssl.PROTOCOL_TLS_CLIENT)  # else port 443 believes the system's CAs
     alpn.ssl = SimpleNamespace(SSLContext=ssl.SSLContext, create_default_context=bare_context)
     mqtt_core.Queue = _Events
-    paho.print = lambda *_: None  # of socket errors, on the standard output that is for --output json
-    paho.time = SimpleNamespace(time=time.monotonic)  # or a clock that is set would end connections
+    paho.print = lambda *_: None  # it prints socket errors to standard output, which is for --output json
+    paho.time = SimpleNamespace(time=time.monotonic)  # or a change of the clock would end connections
     paho.CONNACK_REFUSED_PROTOCOL_VERSION = None  # or it would reconnect while it reads, with MQTT 3.1
     paho._socketpair_compat = lambda: (_Nobody(), _Nobody())
     return MQTTLib.AWSIoTMQTTClient
@@ -3250,9 +3105,9 @@ def load_sdk() -> Any:
 def open_client(
     client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any, on_message: Any
 ) -> Any:
-    """Connect a client of the SDK by mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
+    """Connect a client of the SDK with mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
 
-    Raises what the network and TLS have to say: OSError, ssl.SSLError; ElfError, of a proxy.
+    Raises OSError and ssl.SSLError; ElfError for a proxy.
     """
     client = load_sdk()(client_id)
     client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
@@ -3268,9 +3123,9 @@ def open_client(
 
 @functools.cache
 def shown_by(endpoint: Endpoint) -> str:
-    """Name the certificate that is shown as the broker's. Raises OSError, ElfError.
+    """Return whose the certificate is that the broker, or a proxy, presents. Raises OSError, ElfError.
 
-    Only one that is trusted is ever decoded: so it is fetched first, then trusted for that.
+    Python decodes only a trusted certificate, so this fetches it first, then trusts it.
     """
     import ssl
 
@@ -3287,11 +3142,11 @@ def shown_by(endpoint: Endpoint) -> str:
 
 
 def without_threads(client: Any) -> None:
-    """Have a client of the SDK 1.6 start no thread, and leave the window, repetitions and writing to Connection."""
+    """Make a client of the SDK 1.6 start no thread, and leave the window, repetition and writing to Connection."""
     events, paho = client._mqtt_core._event_consumer, client._mqtt_core._internal_async_client._paho_client
     events.start = lambda: None
-    events._stopper.set()  # for which a connect that fails would wait
-    paho._thread = threading.current_thread()  # that there is one keeps publish() from writing
+    events._stopper.set()  # or a failed connect would wait for it
+    paho._thread = threading.current_thread()  # if this is set, publish() does not write
     paho._backoffCore = _Nobody()
     paho._max_inflight_messages, paho._message_retry = 0, math.inf
 
@@ -3303,8 +3158,8 @@ def open_socket(endpoint: Endpoint) -> Any:
         connection = open_tunnel(endpoint, endpoint.proxy)
     else:
         connection = socket.create_connection(endpoint[:2], timeout=CONNECT_TIMEOUT_S)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms a message beside a subscription
-    # A network that swallows everything ends a connection within half a minute, where the system can tell.
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms per message with a subscription
+    # If the network drops everything, the connection ends within 30 seconds, where the system supports it.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     limits = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
     for name in limits.keys() & vars(socket).keys():
@@ -3313,7 +3168,7 @@ def open_socket(endpoint: Endpoint) -> Any:
 
 
 def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
-    """Return a socket that leads to the broker by way of a proxy. Raises ElfError, which says what the proxy does."""
+    """Return a socket to the broker through a proxy. Raises ElfError, with the proxy's answer."""
     import socket
     import ssl
 
@@ -3329,33 +3184,33 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
         return way.connect(endpoint.host, endpoint.port, timeout=CONNECT_TIMEOUT_S).socket
     except ProxyConnectionError as error:
-        problem = f"the proxy {proxy} can't be reached: {error.__cause__}"
+        problem = f"could not reach the proxy {proxy}: {error.__cause__}"
         if isinstance(error.__cause__, socket.gaierror):
-            problem = f"the name of the proxy {proxy} can't be resolved"
+            problem = f"could not resolve the host name of the proxy {proxy}"
     except ssl.SSLError as error:
-        problem = f"TLS to the proxy {proxy} fails: {error}"
+        problem = f"TLS to the proxy {proxy} failed: {error}"
     except (ProxyTimeoutError, ConnectionError):
         pass
-    except ValueError:  # HTTP takes no colon in a user, SOCKS nothing but ASCII
-        problem = f"the proxy {proxy} can't be told this user and password"
+    except ValueError:  # HTTP allows no colon in a user, SOCKS only ASCII
+        problem = f"this user and password are not valid for the proxy {proxy}"
     except ProxyError as error:
         code, said = error.error_code, str(error)  # an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)
         if code in (401, 407) or (not code and "uthentication" in said):
-            it = "refuses this user and password" if proxy.user else "wants a user and a password"
-            remedy = f"write them into its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
+            it = "refuses this user and password" if proxy.user else "requires a user and a password"
+            remedy = f"put them in its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
         elif code in (2, 403, 405):
             it = "forbids it"
-            remedy = "have its administrator allow that host and port, or try another port: --mqtt-endpoint :443, :8883"
-        elif code and code // 100 != 3:  # which leads to a page, to sign in most likely
-            it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy gets to AWS IoT"
+            remedy = "ask its administrator to allow that host and port, or try --mqtt-endpoint :443 or :8883"
+        elif code and code // 100 != 3:  # a redirect, probably to a login page
+            it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy can reach AWS IoT"
         else:
-            it = "gives no answer of a proxy's"
+            it = "does not answer as a proxy"
         problem = f"the proxy {proxy} {it}: {said}"
     raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
 
 
 def http_head(stream: Any, _: int = 0) -> bytes:
-    """Read the status and headers of a proxy's answer, and no more; or what is no HTTP, as far as that shows."""
+    """Read only the status and headers of a proxy's answer, or the beginning of an answer that is not HTTP."""
     head = b""
     for byte in iter(functools.partial(stream.socket.recv, 1), b""):
         head += byte
@@ -3365,7 +3220,7 @@ def http_head(stream: Any, _: int = 0) -> bytes:
 
 
 def relayed(outer: Any) -> Any:
-    """Return a socket that leads through a connection that is TLS itself, since the SDK's TLS can't run inside it."""
+    """Return a socket that relays to a TLS connection, because the SDK's TLS can't run inside it."""
     import selectors
     import socket
     import ssl
@@ -3384,7 +3239,7 @@ def relayed(outer: Any) -> Any:
                     outer.settimeout(None)
                     outer.sendall(data)
                 if outer in ready:
-                    outer.settimeout(0)  # what comes may be TLS's own affair
+                    outer.settimeout(0)  # this may be only TLS's own data
                     with contextlib.suppress(ssl.SSLWantReadError):
                         if not (data := outer.recv(65536)):
                             return
@@ -3395,9 +3250,9 @@ def relayed(outer: Any) -> Any:
 
 
 class _Stream:
-    """A TLS connection as paho uses one: read ahead, since paho asks byte by byte, and with an end that is an error.
+    """A TLS connection for paho: reads ahead, because paho asks byte by byte, and raises an error at its end.
 
-    paho would read for ever where it comes inside a packet.
+    Without that error, paho would read for ever if the end came inside a packet.
     """
 
     def __init__(self, connection: Any) -> None:
@@ -3411,7 +3266,7 @@ class _Stream:
     def read(self, size: int) -> bytes:
         if self._at == len(self._ahead):
             try:
-                self._ahead, self._at = self._connection.read(16384), 0  # a TLS record has no more
+                self._ahead, self._at = self._connection.read(16384), 0  # the maximum of a TLS record
                 if not self._ahead:
                     raise ConnectionResetError("closed by the other side")
             except self._nothing_yet:
@@ -3428,14 +3283,14 @@ class _Stream:
         return self._at < len(self._ahead) or self._connection.pending() > 0
 
     def close(self) -> None:
-        """Do nothing yet: the loop has to let go of the socket before its number is another one's."""
+        """Do nothing yet: the loop must unregister the socket before its number is used again."""
 
 
 class Connection:
-    """A client of the SDK, connected, that the loop serves. What goes wrong with it is its loss, told once."""
+    """A connected client of the SDK in the loop. Any error ends the connection, and on_lost() is called once."""
 
     def __init__(self, client: Any, loop: Loop, on_lost: Callable[[Exception], None]) -> None:
-        """Take over what open_client() has returned, in the loop's thread. Nothing is written yet."""
+        """Take over what open_client() returned, in the loop's thread. Nothing is written yet."""
         import selectors
 
         self.client = client
@@ -3445,7 +3300,7 @@ class Connection:
         self._paho = client._mqtt_core._internal_async_client._paho_client
         self._paho._ssl = self._stream = _Stream(self._paho._ssl)
         self._is_open, self._is_behind = True, False
-        self.on_room: Callable[[], None] = lambda: None  # called when the socket takes more again
+        self.on_room: Callable[[], None] = lambda: None  # called when the socket can send again
         self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
         self._wanted = self._reading
         loop.selector.register(self._stream, self._wanted, self._serve)
@@ -3453,16 +3308,16 @@ class Connection:
 
     @property
     def is_alive(self) -> bool:
-        """Say whether the SDK has it open: what it has read before the end is told first, and the loss then."""
+        """Return whether the SDK has it open: what was read before the end is reported first, then the loss."""
         return self._is_open and bool(self._paho._ssl)
 
     @property
     def is_full(self) -> bool:
-        """Say whether the socket takes no more for now."""
+        """Return whether the socket can't send more for now."""
         return bool(self._paho.want_write())
 
     def write(self) -> None:
-        """Send what the SDK was given to send, as far as the socket takes it."""
+        """Send what the SDK has to send, as far as the socket allows."""
         if self.is_alive:
             self._try(self._paho.loop_write)
         if self._is_open:
@@ -3472,7 +3327,7 @@ class Connection:
                 self._loop.selector.modify(self._stream, wanted, self._serve)
 
     def close(self) -> None:
-        """Say goodbye, if the socket takes that now, and release all. Tells nobody."""
+        """Send a DISCONNECT, if the socket can now, and release everything. Does not call on_lost()."""
         if self._is_open:
             with contextlib.suppress(Exception):
                 self.client.disconnectAsync()
@@ -3488,7 +3343,7 @@ class Connection:
                 self.on_room()
 
     def _read(self) -> int:
-        """Read so much that others have their turn soon; the selector would not tell of what is ahead then."""
+        """Read a limited amount, so that others have their turn soon; then come back for what was read ahead."""
         for _ in range(TURNS_AT_ONCE):
             if (failed := self._paho.loop_read()) or not self._paho._ssl or not self._stream.is_ahead:
                 return int(failed)
@@ -3508,7 +3363,7 @@ class Connection:
             self._loop.at(time.monotonic() + LOOK_S, self._keep_alive)
 
     def _try(self, step: Callable[[], int]) -> None:
-        """Take a step of the SDK's, which may close the connection, fail, or raise anything at rubbish."""
+        """Run a step of the SDK's, which may close the connection, fail, or raise any error for invalid data."""
         error: Exception | None = None
         try:
             failed = step()
@@ -3527,7 +3382,7 @@ class Connection:
         self._events.clear()
 
 
-_TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # what the other side says of a certificate
+_TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # the other side refuses a certificate
 _CONNACK = {  # MQTT 3.1.1, table 3.1
     1: "unacceptable protocol version",
     2: "client identifier rejected",
@@ -3535,19 +3390,19 @@ _CONNACK = {  # MQTT 3.1.1, table 3.1
     4: "bad user name or password",
     5: "not authorized",
 }
-CONNECTING, ONLINE, ENDED = "connecting", "online", "ended"  # what a device is
-# Why a message leaves late, where it is not that this machine is busy.
-WINDOW = f"AWS takes {MAX_IN_FLIGHT} unacknowledged messages a connection, and acknowledgements take a round trip"
-SPEED = f"AWS takes {1 / MIN_INTERVAL_S:g} messages and {MAX_BYTES_PER_S >> 10} KiB a second a connection"
-NETWORK = "the network took no more"
+CONNECTING, ONLINE, ENDED = "connecting", "online", "ended"  # a device's states
+# Why a message is sent late, unless this machine is busy.
+WINDOW = f"AWS allows {MAX_IN_FLIGHT} unacknowledged messages per connection, and each acknowledgement is a round trip"
+SPEED = f"AWS allows {1 / MIN_INTERVAL_S:g} messages/s and {MAX_BYTES_PER_S >> 10} KiB/s per connection"
+NETWORK = "the network was too slow"
 AWAY = "there was no connection"
 
 
 class Device:
-    """One thing on MQTT, with its own certificate and key. For the loop's thread alone, and so is its listener.
+    """One thing on MQTT, with its own certificate and key. Only for the loop's thread, as is its listener.
 
-    It connects, comes back when it has lost the connection, and keeps each QoS 1 message until it is acknowledged: the
-    SDK's own reconnection takes a refusal for a success, and can't tell what it sent again.
+    It connects, reconnects when the connection is lost, and keeps each QoS 1 message until it is acknowledged: the
+    SDK's own reconnection takes a refusal for a success, and does not tell what it sent again.
     """
 
     def __init__(
@@ -3564,30 +3419,30 @@ class Device:
         topic_filters: Sequence[str] = (),
         patience_s: float = 0.0,
     ) -> None:
-        """Make one that publishes to `topic`; that it is refused in the next `patience_s` means nothing."""
+        """Make one that publishes to `topic`; refusals in the next `patience_s` are ignored."""
         self.thing, self.endpoint, self.topic, self.topic_filters = thing, endpoint, topic, topic_filters
         self.state = CONNECTING
-        self.client_id = ""  # another one for each connection
+        self.client_id = ""  # a new one for each connection
         self.has_joined = False  # it was online once
-        self.offline_s = 0.0  # that it was not online since, in all, once it is online again or has ended
+        self.offline_s = 0.0  # in all, once it is online again or has ended
         self.refusal: Refusal | None = None  # the last, if nothing has succeeded since
-        self.held_by = ""  # why what is waiting waits
-        self.in_flight: dict[int, tuple[bytes, float]] = {}  # by number: what is not acknowledged, and when it left
+        self.held_by = ""  # why messages are waiting
+        self.in_flight: dict[int, tuple[bytes, float]] = {}  # by number: unacknowledged, and when it was sent
         self.waiting: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
         self._files, self._root_cert = files, root_cert
         self._loop, self._listener = loop, listener
         self._qos = qos
         self._patient_until = time.monotonic() + patience_s
-        self._refusals = self._attempts = 0  # in a row; to connect, since it was online
+        self._refusals = self._attempts = 0  # consecutive refusals; attempts to connect since it was online
         self._refused_since = 0.0  # time.monotonic()
         self._offline_since = 0.0  # the same
         self._connection: Connection | None = None
-        self._awaited = ""  # CONNACK, or the topic filter whose SUBACK is to come
-        self._is_trusted: bool | None = None  # this connection has outlived its first message; None: none has left
-        self._number = 0  # of the last message that left
-        self._again: collections.deque[int] = collections.deque()  # those of them that have to leave once more
-        self._free_at = 0.0  # time.monotonic() at which the next message would leave if all left evenly
-        self._is_called = False  # when AWS takes the next
+        self._awaited = ""  # CONNACK, or the topic filter whose SUBACK it waits for
+        self._is_trusted: bool | None = None  # whether this connection survived its first message; None: none was sent
+        self._number = 0  # of the last message sent
+        self._again: collections.deque[int] = collections.deque()  # those in flight that must be sent again
+        self._free_at = 0.0  # time.monotonic() at which the next message is due if all are spread evenly
+        self._is_called = False  # whether _on_free() is scheduled
 
     @property
     def is_offline(self) -> bool:
@@ -3596,12 +3451,12 @@ class Device:
     # Connecting
 
     def connect(self, after_s: float = 0.0) -> None:
-        """Connect and subscribe after a while, when it is its turn. The listener hears of it."""
+        """Connect and subscribe after `after_s`, when it is its turn; the listener gets the event."""
         self.state, self._awaited = CONNECTING, "CONNACK"
         self._loop.connect_in_turn(self._open, after_s)
 
     def _open(self) -> None:
-        """Reach the broker: in the pool, whose threads alone may wait."""
+        """Connect to the broker, in the pool, whose threads may wait."""
         import secrets
 
         client_id = f"{self.thing}-{secrets.token_hex(4)}"
@@ -3610,7 +3465,7 @@ class Device:
                 return
             log.debug("MQTT %s: CONNECT to %s as %s", self.thing, self.endpoint, client_id)
             for path in self._files:
-                if path.exists() and not path.is_file():  # TLS would wait for what somebody writes into a pipe
+                if path.exists() and not path.is_file():  # TLS would wait for data in a pipe
                     raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
             answers = self._on_connack, self._on_message
             client = open_client(client_id, self.endpoint, self._root_cert, self._files, *answers)
@@ -3631,7 +3486,7 @@ class Device:
             self._expect("CONNACK")
 
     def _expect(self, answer: str) -> None:
-        """Send what is to be answered, and give the broker CONNECT_TIMEOUT_S."""
+        """Send a request, and wait up to CONNECT_TIMEOUT_S for the broker's answer."""
         self._awaited = answer
         self._loop.at(time.monotonic() + CONNECT_TIMEOUT_S, self._time_out, self._connection, answer)
         if self._connection:
@@ -3649,11 +3504,11 @@ class Device:
             self._subscribe(iter(self.topic_filters))
 
     def _subscribe(self, topic_filters: Iterator[str]) -> None:
-        """Subscribe to one after the other: AWS refuses by closing the connection, which does not say which it is."""
+        """Subscribe to one after the other: AWS refuses one by closing the connection, without saying which."""
 
         def on_suback(mid: object, data: Sequence[int] = ()) -> None:  # none in an UNSUBACK, or in rubbish
             if not data or data[0] > 1:
-                self._fail(self._refused("it does not accept the subscription"))
+                self._fail(self._refused("it refused the subscription"))
             else:
                 self._subscribe(topic_filters)
 
@@ -3685,7 +3540,7 @@ class Device:
             self._listener.on_unreadable(self, error)
 
     def _on_lost(self, error: Exception) -> None:
-        """Come back. A loss in answer to a CONNECT, a SUBSCRIBE or a message is AWS's way to refuse, maybe."""
+        """Reconnect. A loss after a CONNECT, a SUBSCRIBE or a message may be AWS's way to refuse it."""
         self._connection = None
         if self.state == CONNECTING:
             self._fail(self._refusal_in(error) or self._refused("it closed the connection without an answer"))
@@ -3702,7 +3557,7 @@ class Device:
         self._come_back()
 
     def _refusal_in(self, error: Exception) -> Refusal | None:
-        """Return what TLS says of a certificate that the broker does not take: in the handshake before TLS 1.3."""
+        """Return the refusal in a TLS error about the thing's certificate; TLS 1.3 sends it after the handshake."""
         reason = getattr(error, "reason", None) or ""
         return self._refused(f"TLS says {reason}") if _TLS_REFUSAL.search(reason) else None
 
@@ -3712,7 +3567,7 @@ class Device:
         return Refusal(self.thing, str(self.endpoint), "iot:Subscribe", self._awaited, reason)
 
     def _fail(self, error: Exception) -> None:
-        """Try again to connect, or give up where that is of no use."""
+        """Try to connect again, or give up where that can't help."""
         self._drop()
         if self.state == ENDED:
             return
@@ -3727,9 +3582,9 @@ class Device:
         self._come_back()
 
     def _doubt(self, refusal: Refusal) -> None:
-        """Have AWS asked about a refusal, and believe it once there was nothing else for as long as AWS may take.
+        """Ask AWS about a refusal, and give up after POLICY_CHANGE_S with nothing but refusals.
 
-        A message is refused by a loss, which may have another reason: AWS is asked about the second in a row.
+        A message is refused by a lost connection, which may have other causes: AWS is asked at the second in a row.
         """
         now = time.monotonic()
         if not self.refusal:
@@ -3756,7 +3611,7 @@ class Device:
             connection.close()
 
     def end(self, failure: Exception | None = None) -> None:
-        """Disconnect and stay so; `failure` says why if the thing can't go on."""
+        """Disconnect, and do not reconnect; `failure` says why, if the thing failed."""
         if self.state == ENDED:
             return
         if self.is_offline:
@@ -3774,7 +3629,7 @@ class Device:
     # Publishing
 
     def publish(self, message: Message, due: float) -> None:
-        """Publish a message that is due since `due`, a time.monotonic(), as soon as it can leave."""
+        """Publish a message that was due at `due`, a time.monotonic(), as soon as possible."""
         if self.state == CONNECTING and not self._qos:
             if (payload := self._compose(message)) is not None:
                 self._listener.on_published(self, self._number, payload, 0.0, lost=True)
@@ -3788,7 +3643,7 @@ class Device:
             self._flush()
 
     def _compose(self, message: Message) -> bytes | None:
-        """Return the next message's payload; None: there is none, of which the listener hears."""
+        """Return the next message's payload, or None after on_impossible()."""
         self._number += 1
         try:
             return message.payload(self.topic, self.thing, self._number)
@@ -3797,10 +3652,10 @@ class Device:
             return None
 
     def _flush(self) -> None:
-        """Send what a lost connection has left, then what is due, until something is in the way."""
+        """Send again what a lost connection left, then what is due, until something prevents it."""
         while self._again or self.waiting:
             if reason := self._in_the_way():
-                if reason != SPEED or not self.held_by:  # that limit keeps late what something else has made late
+                if reason != SPEED or not self.held_by:  # that limit only keeps late what something else delayed
                     self.held_by = reason
                 return
             if self._again:
@@ -3819,7 +3674,7 @@ class Device:
         self.held_by = ""
 
     def _in_the_way(self) -> str:
-        """Say why no message can leave now, if so; what calls _flush() again is under way then."""
+        """Return why no message can be sent now, or ""; then something will call _flush() again."""
         if self.state != ONLINE or not self._connection or not self._connection.is_alive:
             return AWAY
         if len(self.in_flight) - len(self._again) >= MAX_IN_FLIGHT:
@@ -3852,7 +3707,7 @@ class Device:
         connection.write()
 
     def _trust(self, connection: Connection) -> None:
-        """Forget a refusal if a connection has outlived its first message: at QoS 0, nothing else tells."""
+        """Forget a refusal if the connection survived its first message: at QoS 0 there is no other sign."""
         if self._connection is connection:
             self._is_trusted, self.refusal = True, None
 
@@ -3868,7 +3723,7 @@ class Device:
 
 
 def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFiles) -> Exception:
-    """Say why a thing can't connect, as an ElfError; `error` itself where that is anybody's guess."""
+    """Return why a thing can't connect, as an ElfError; `error` itself if that is unknown."""
     import socket
     import ssl
 
@@ -3893,7 +3748,7 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
     elif isinstance(error, ConnectionRefusedError):
         problem, remedy = "nothing listens there", here
     elif isinstance(error, socket.gaierror):
-        problem, remedy = "its name can't be resolved", "check the network's DNS, and --mqtt-endpoint"
+        problem, remedy = "could not resolve its host name", "check the network's DNS, and --mqtt-endpoint"
     elif isinstance(error, OSError):
         problem, remedy = f"network error: {error}", "check the network, and --mqtt-endpoint"
     else:
@@ -3902,12 +3757,14 @@ def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFile
         name, _ = proxy_in_environment()
         hint = f"NO_PROXY or --proxy keeps ELF from {name}" if name else "if you need a proxy, set --proxy"
         remedy = f"{remedy}; {hint}"
+    elif isinstance(error, socket.gaierror):
+        remedy = "use socks5h:// instead of socks5://: the proxy resolves the name then"
     by = f" through the proxy {endpoint.proxy}" if endpoint.proxy else ""
     return ElfError(f"{thing} can't connect to {endpoint}{by}: {problem}", remedy)
 
 
 def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
-    """Find the file of a thing's that keeps it from connecting."""
+    """Return what is wrong with a thing's files, or None."""
     import ssl
 
     for file in (files.certificate, files.private_key):
@@ -3920,21 +3777,21 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
             return ElfError(f"{thing} can't use its file {file}: {error.strerror}", f"make it readable, or {_NEW_KEYS}")
     context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files.certificate
     try:
-        context.load_verify_locations(file)  # which takes certificates alone
+        context.load_verify_locations(file)  # which accepts only certificates
         file = files.private_key
         context.load_cert_chain(files.certificate, file)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             return ElfError(
-                f"the certificate and the key of {thing} are not a pair: {error}",
+                f"the certificate and the key of {thing} do not match: {error}",
                 f"restore {file} and its .pem from one backup; without one, {_ANEW}",
             )
-        return ElfError(f"the file {file} of {thing} holds no key or certificate: {error}", _NEW_KEYS)
+        return ElfError(f"the file {file} of {thing} has no key or certificate: {error}", _NEW_KEYS)
     return None
 
 
 def raise_descriptor_limit(devices: int) -> None:
-    """Make sure that a process may open what `devices` connections take, or raise ElfError."""
+    """Raise the limit of open files to what `devices` connections need. Raises ElfError if that is not possible."""
     import select
 
     if not hasattr(select, "poll") and devices > SELECTABLE:
@@ -3964,57 +3821,57 @@ def raise_descriptor_limit(devices: int) -> None:
 
 
 class Cli:
-    """What the commands share: the options, which the parser sets, and what is found on their way."""
+    """What the commands share: the options, which the parser sets, and what they find out."""
 
-    # Options of every command. What is None was not given.
+    # Options of every command. None: not given.
     command: str  # its name
-    run: Callable[[Cli], int]  # what carries it out
-    alone: bool  # nothing may run beside it on the same misc/
+    run: Callable[[Cli], int]  # its function
+    alone: bool  # no other command may use the same misc/
     region: str | None
     profile: str | None
     endpoint_url: str | None  # of the control plane
     proxy: str | None  # its URL, or NO_PROXY
-    local: bool  # the fleet lives, or shall, on the embedded AWS IoT
+    local: bool  # the fleet is, or will be, on the embedded AWS IoT
     misc_dir: Path
-    wait: float  # seconds, for another ELF at work on misc/
-    rate: float  # things a second that AWS's quotas for the account come to
+    wait: float  # seconds, if another ELF uses misc/
+    rate: float  # things a second that the account's quotas allow
     output: str | None  # json, or payload
     verbose: bool
     debug: bool
     quiet: bool
     # Options of some
-    count: int | None  # things to create, messages of each to send, or messages in all to hear
+    count: int | None  # things to create, messages to send from each, or messages to receive in total
     prefix: str
     message: str
     json_message: Path | None
-    raw: bool  # send it as the bytes that it is
+    raw: bool  # send the bytes as is
     template: bool  # render it for each message
     seed: int | None
     sequence: bool  # number the messages
-    topic: str | None  # may hold {thing_name}, as each of topics
+    topic: str | None  # may contain {thing_name}, as may each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
-    interval: float  # seconds; 0: as lines come
+    interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
-    things: int | None = None  # the first so many of the fleet alone
+    things: int | None = None  # only the first so many of the fleet
     qos: int
     root_cert: Path | None = None
-    mqtt_endpoint: Endpoint | None = None  # without a host, the port alone was given
+    mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
     only_local: bool = False
-    # What is found on the way
+    # What the commands find out
     inbox: Inbox
     printer: Output
     results: Results
-    fleet: Fleet  # held as long as the command runs
-    place: Place  # where it lives
-    headers: Mapping[str, str]  # that the control plane wants
-    control_plane: tuple[Any, Place] | None = None  # boto3's client and where it leads, once it was needed
+    fleet: Fleet  # locked while the command runs
+    place: Place  # where it is
+    headers: Mapping[str, str]  # that the control plane requires
+    control_plane: tuple[Any, Place] | None = None  # boto3's client and its place, once needed
     asking: threading.Lock  # held by the thread that makes it
     refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
 
 
 def control_plane_of(cli: Cli) -> tuple[Any, Place]:
-    """Connect to the control plane where the fleet lives, or shall: once, whichever thread is the first to ask."""
+    """Connect to the control plane of the fleet, once, whichever thread is the first to call this."""
     with cli.asking:
         proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
         if re.match(f"{NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]):  # botocore knows no SOCKS
@@ -4025,12 +3882,12 @@ def control_plane_of(cli: Cli) -> tuple[Any, Place]:
 
 
 def reach_aws(cli: Cli) -> tuple[Any, Place]:
-    """Do the same in the main thread; Ctrl-C need not wait for its end."""
+    """Do the same in the main thread, where Ctrl-C ends the wait."""
     return cli.control_plane or in_background(cli.inbox, lambda: control_plane_of(cli))
 
 
 def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
-    """Return what AWS knows of why the broker refuses a thing, or `refusal` where AWS can't be asked."""
+    """Return AWS's reason why the broker refuses a thing, or `refusal` if AWS can't be asked."""
     try:
         return diagnose(*control_plane_of(cli), thing, refusal)
     except Exception as error:
@@ -4039,15 +3896,15 @@ def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
 
 
 class News(NamedTuple):
-    """An event: something has become of the things, and who waits for it looks what."""
+    """An event: something changed, and wait() looks whether it was waiting for that."""
 
     is_loss: bool = False  # of a connection
 
 
 class Shift(Listener):
-    """The things at work in a command: which take part, which failed and why, and what becomes of their messages.
+    """The things of a running command: which joined, which failed and why, and what happens to their messages.
 
-    As a listener it logs and counts in the loop's thread. The main thread has the things do something, and waits.
+    As a listener it logs and counts in the loop's thread; the main thread starts things, and waits.
     """
 
     def __init__(self, cli: Cli) -> None:
@@ -4061,20 +3918,20 @@ class Shift(Listener):
         self.ends_at = math.inf  # time.monotonic(), if that is known
         self._cli, self._put, self._results = cli, cli.inbox.put, cli.results
         self._asking = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
-        self._lines: collections.deque[Line] = collections.deque()  # that have been read
-        self._in_doubt: set[str] = set()  # what AWS is being asked about
-        self._refused: set[str] = set()  # what may take minutes, and holds up nobody
+        self._lines: collections.deque[Line] = collections.deque()  # that were read early
+        self._in_doubt: set[str] = set()  # things that AWS is being asked about
+        self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
         self._advised = self._is_playing = False
-        self._is_heard = says_each() or cli.results.is_on  # or nothing need be formatted
+        self._is_heard = says_each() or cli.results.is_on  # else nothing need be formatted
         self._latency = Times()
-        self._began_at = self._stopped_at = 0.0  # time.monotonic() from which, and until which, the things were at work
+        self._began_at = self._stopped_at = 0.0  # time.monotonic() when the things were ready, and of stop()
 
     # The main thread
 
     def gather(self) -> None:
-        """Connect, and wait until each thing takes part, has failed, or may take longer.
+        """Connect, and wait until each thing has joined, has failed, or may take longer.
 
-        Raises ElfError if none takes part.
+        Raises ElfError if none joins.
         """
         for device in self.devices.values():
             self.loop.call(device.connect)
@@ -4084,7 +3941,7 @@ class Shift(Listener):
         self._began_at = time.monotonic()
 
     def wait(self, is_over: Callable[[], object], deadline: float = math.inf, look_s: float = math.inf) -> bool:
-        """Wait until something `is_over`, of which there is news or which is looked at every `look_s`, or all failed.
+        """Wait until something `is_over`, or all things failed; look at each News, and every `look_s`.
 
         Returns whether that was before the deadline, a time.monotonic().
         """
@@ -4109,16 +3966,16 @@ class Shift(Listener):
 
     @property
     def has_failed(self) -> bool:
-        """Say whether there is none left that could do anything."""
+        """Return whether all things have failed."""
         return self.failed >= self.devices.keys()
 
     def play(
         self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
     ) -> None:
-        """Have each thing publish a message, so often (None: without end), one an interval from `due` on, and wait.
+        """Make each thing publish a message `rounds` times (None: without end), once per interval from `due` on; wait.
 
         The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
-        first, whatever has become of those before.
+        first, whatever happened to those before.
         """
         devices = list(self.devices.values())
         turns = (
@@ -4134,7 +3991,7 @@ class Shift(Listener):
         self.wait(lambda: not self._in_doubt, time.monotonic() + 2 * CALL_TIMEOUT_S)
 
     def stop(self) -> None:
-        """Disconnect all. Where the user is in a hurry, so is this, but what has left may still be acknowledged."""
+        """Disconnect all: quickly after Ctrl-C, but what was sent may still be acknowledged."""
         if self._stopped_at:
             return
         self._stopped_at = time.monotonic()
@@ -4146,7 +4003,7 @@ class Shift(Listener):
             self._take(event)
 
     def report(self) -> None:
-        """Log what has become of all, and put it into the summary."""
+        """Log the results, and put them into the summary."""
         raise NotImplementedError
 
     def report_outages(self, command: str, effect: str) -> None:
@@ -4161,7 +4018,7 @@ class Shift(Listener):
         self._results.summary.update(things=len(self.joined), failed=sorted(self.failed, key=by_number))
 
     def situation(self) -> str:
-        """Say, for the live line, how many connections are up, what time has passed and what is left."""
+        """Return, for the live line, how many connections are up, and the time elapsed and left."""
         now, up = time.monotonic(), sum(device.state == ONLINE for device in self.devices.values())
         left = f", {self.ends_at - now:.0f} s left" if now < self.ends_at < math.inf else ""
         return f"{up}/{len(self.devices)} up | {now - self._began_at:.0f} s{left}"
@@ -4173,7 +4030,7 @@ class Shift(Listener):
     # The loop's thread
 
     def _play(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
-        for _ in range(TURNS_AT_ONCE):  # what has come in meanwhile is to be read, too
+        for _ in range(TURNS_AT_ONCE):  # then read what has arrived
             due, device = turn
             if self._stopped_at:
                 return
@@ -4229,7 +4086,7 @@ class Shift(Listener):
         self._put(News())
 
     def _diagnose(self, device: Device, refusal: Refusal) -> None:
-        """End what AWS says is wrong; what it finds nothing wrong with goes on trying, and nobody waits for it."""
+        """End the thing if AWS gives a reason; otherwise it keeps trying, and nothing waits for it."""
         failure = diagnosed(self._cli, self._cli.fleet.things[device.thing], refusal)
         if failure is refusal:
             said = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
@@ -4241,12 +4098,12 @@ class Shift(Listener):
 
 
 class Tally(Shift):
-    """What has become of the messages that things publish; of those to a shadow, what AWS answered."""
+    """Counts what happened to the messages that things publish, and AWS's answers to those for shadows."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
         self.sent = self.acknowledged = self.dropped = self.resent = self.unsent = 0
-        self._late_s: dict[str, float] = {"": 0.0}  # at the worst, by what held a message up
+        self._late_s: dict[str, float] = {"": 0.0}  # the maximum, by what delayed a message
         self.last_at = 0.0  # time.monotonic() of the last acknowledgement
         self._is_lagging = False
         self._rate = Rate(lambda: self.sent)
@@ -4293,7 +4150,7 @@ class Tally(Shift):
         each.error("message %d of %s is not sent: %s", number, device.thing, error.cause)
 
     def on_received(self, device: Device, message: Any) -> None:
-        """Count a shadow's answer, unless it is another client's: it has another token, or there are more than due."""
+        """Count a shadow's answer, unless it is for another client: its token differs, or all are answered."""
         answer, asked = object_in(bytes(message.payload or b"")), self._asked[device.thing]
         token, is_rejected = str(answer.get("clientToken", "")), message.topic.endswith("/rejected")
         if not asked[token]:
@@ -4309,12 +4166,12 @@ class Tally(Shift):
 
     @property
     def has_room(self) -> bool:
-        """Say whether the things that can send have sent nearly all that they were given."""
+        """Return whether the things that are online have sent nearly all their messages."""
         return all(len(it.waiting) < LINES_AHEAD for it in self.devices.values() if it.state == ONLINE)
 
     @property
     def backlog(self) -> int:
-        """How many messages are waiting to leave, or for their acknowledgement."""
+        """How many messages are waiting to be sent or acknowledged."""
         devices = [device for device in self.devices.values() if device.state != ENDED]
         return sum(len(device.waiting) + len(device.in_flight) for device in devices)
 
@@ -4364,7 +4221,7 @@ class Tally(Shift):
 
 
 class Hearing(Shift):
-    """What things hear."""
+    """Counts the messages that things receive."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
@@ -4426,7 +4283,7 @@ class Hearing(Shift):
 
 
 def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
-    """Return what the JSON output says of any message. A payload that is no text is in Base64."""
+    """Return the JSON fields that all messages have. A payload that is not UTF-8 is in Base64."""
     message = {"thingName": thing, "topic": topic, "time": round(time.time(), 3)}
     try:
         return {**message, "payload": payload.decode("utf-8")}
@@ -4437,7 +4294,7 @@ def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
 
 
 def create_things(cli: Cli) -> int:
-    """Make the fleet `cli.count` things named `cli.prefix`_0 and so on: add what is missing, finish a half clean-up."""
+    """Make the fleet `cli.count` things, named `cli.prefix`_0 and so on: add what is missing, finish a half clean."""
     fleet = cli.fleet
     with fleet.locked(cli.inbox):
         is_new = fleet.elf_id is None
@@ -4447,7 +4304,7 @@ def create_things(cli: Cli) -> int:
         half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
         cli.results.summary.update(things=len(fleet.things), created=0)
         if fleet.was_local and not cli.place.local:
-            log.warning("the last fleet was on the embedded AWS IoT (--local); this one goes to AWS")
+            log.warning("the last fleet was local (--local); this one is on AWS")
         iot, place = reach_aws(cli)
         strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
         missing.update(gone_things(cli, iot, {*wanted} - strays))
@@ -4468,7 +4325,7 @@ def create_things(cli: Cli) -> int:
             step = functools.partial(reconcile, iot, fleet, strays - half_gone, missing)
             for name, thing in step_by_step(cli, "create", to_do, step, failures):
                 if thing:
-                    fleet.settle(place := place._replace(account=partition_region_account(thing.certificate_arn)[2]))
+                    fleet.settle(place := place._replace(account=thing.certificate_arn.split(":")[4]))
                     report_created(cli.results, thing, fleet.files(name))
                 else:
                     report_cleaned(cli.results, name)
@@ -4492,7 +4349,8 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
         line = f"{thing.name}: certificate {(thing.certificate_id or '')[:8]}"
         pattern = shorter(files.certificate.with_suffix(".{pem,pub,prv}"))
         lines = f"{line}, {pattern}", f"{line}, .../{pattern.name}", line
-        each.info("%s", fitting(sys.stderr, *lines, after=len("00:00:00 ")))
+        room = columns(sys.stderr) - len("00:00:00 ")
+        each.info("%s", next((text for text in lines if len(text) <= room), line))
     else:
         each.info("Thing:'%s' associated with cert:'%s'", thing.name, thing.certificate_arn)
         each.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
@@ -4504,7 +4362,7 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
 
 
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
-    """Name what the fleet lacks of `names`. Raises ElfError where making more does not help."""
+    """Return which of `names` the fleet lacks. Raises ElfError if the fleet has more, or names that clash."""
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
     existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
@@ -4514,7 +4372,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
         )
     folded = {name.casefold(): name for name in names}
     alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
-    if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # as on macOS and Windows
+    if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # file names ignore case, as on macOS and Windows
         raise ElfError(
             f"{fleet.directory} ignores upper and lower case in names, and has {listed(alike)} already",
             "choose another --prefix or --misc-dir",
@@ -4523,7 +4381,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
 
 
 def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
-    """Find which of these that the fleet has are gone in AWS, which did not list them, and record it."""
+    """Return which of the fleet's `names`, which AWS did not list, are missing in AWS, and record it."""
     unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
     answers = dict(for_each(cli.inbox, unlisted, lambda name: _unless_missing(iot.describe_thing, thingName=name)))
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
@@ -4538,9 +4396,9 @@ def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
 def step_by_step(
     cli: Cli, what: str, things: Sequence[T], step: Callable[[T], Any], failures: Failures
 ) -> Iterator[tuple[T, Any]]:
-    """Take a step with many things at once; yield each that it succeeds with, and the result."""
+    """Run a step for many things in parallel; yield each thing for which it succeeds, and the result."""
     brevity_for(len(things))
-    for thing, result in progress(cli.printer, what, for_each(cli.inbox, things, step), len(things)):
+    for thing, result in progress(cli.inbox, cli.printer, what, for_each(cli.inbox, things, step), len(things)):
         if isinstance(result, Exception):
             failures.add(getattr(thing, "name", str(thing)), result)
         else:
@@ -4548,7 +4406,7 @@ def step_by_step(
 
 
 def send_messages(cli: Cli) -> int:
-    """Have every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
+    """Make every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
     things, lines, topics = what_to_send(cli)
     rounds, of_lines = rounds_of(cli), is_of_lines(cli.json_message)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
@@ -4593,9 +4451,9 @@ def send_messages(cli: Cli) -> int:
 
 
 def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[str]]]:
-    """Return who can send, what, one after the other, and the topic of each. Raises ElfError.
+    """Return the things that can send, their messages in order, and each thing's topic. Raises ElfError.
 
-    A file's first message is checked, and all others once they are read: on one thing, as good as any other.
+    The first message of a file is checked here, the others when they are read: for one thing, as for any other.
     """
     import secrets
 
@@ -4614,56 +4472,56 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
     compose = composing(cli, run, things[0].name, topics[things[0].name][0])
     if path is None:
         return things, iter([Line(compose(os.fsencode(cli.message)))]), topics
-    if not is_of_lines(path):
-        return things, iter([Line(read_message(path, compose, cli.inbox))]), topics
-    lines = messages_of(lines_of(path), compose, raw)
+    lines = messages_of(lines_of(path), compose, raw) if is_of_lines(path) else message_in(path, compose)
     if str(path) == "-":
         if sys.stdin is None:
-            raise ElfError("standard input is closed", "pipe messages into it: `… | elf.py send --json-message -`")
+            raise ElfError("standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`")
         return things, lines, topics
-    first = in_background(cli.inbox, lambda: next(lines))
-    if isinstance(first.error, OSError):
-        raise unreadable(path, first.error.strerror, ElfError)
-    if not first.message:
-        raise unreadable(
-            path, f"{first} not a message: {explain(first.error)[0]}" if first.error else "it holds no message"
-        )
+    first = in_background(cli.inbox, lambda: first_of(path, lines))  # a pipe may have no writer yet
     return things, itertools.chain([first], lines), topics
 
 
 def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
-    """Return what makes a message of given bytes, once it has tried it on a thing: that may raise."""
-    of_lines, voices = is_of_lines(cli.json_message), dict[str, Voice]()
-    make = of_line if of_lines else Composer.of_object if cli.json_message else Composer.of_text
-    make = Composer if cli.raw else Composer.of_any if cli.template else make
+    """Return a function that makes a message of bytes, after trying it for one thing, which may raise."""
+    of_lines = is_of_lines(cli.json_message)
+    voice = functools.partial(Voice, seed=cli.seed, interval_s=cli.interval)
+    voice_of = functools.cache(voice)
 
     def finish(text: bytes) -> Composer:
-        return make(text).in_run(run)
+        if cli.raw:
+            return Composer(text)
+        if cli.template:
+            message = Composer.of_any(text)
+        else:
+            is_object = begins_object(text) if of_lines else cli.json_message
+            message = Composer.of_object(text) if is_object else Composer.of_text(text)
+        if run and (taken := message.has - {"ts"}):
+            raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
+        return message._replace(run=run)
 
     def compose(text: bytes) -> Message:
-        voice = functools.partial(Voice, seed=cli.seed, interval_s=cli.interval)
         message: Message = Template(text, finish, voice) if cli.template else finish(text)
         message.payload(topic, thing, 1)
         if isinstance(message, Template):
-            message.voices = voices  # in which nothing has been said yet
+            message.voice = voice_of  # the voice of the trial is gone
         return message
 
     return compose
 
 
 def rounds_of(cli: Cli) -> int | None:
-    """Say how many messages each thing is to publish, unless they are lines; None: without end."""
+    """Return how many messages each thing publishes, unless they are lines; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     in_time = math.ceil((cli.duration or DURATION_S) / (cli.interval or INTERVAL_S) - 1e-9)
     return cli.count or (None if cli.duration == 0 else in_time)
 
 
 def relay(cli: Cli, tally: Tally, lines: Iterator[Line]) -> tuple[int, int]:
-    """Have all things publish one message after the other, each at its time or as it comes, until they or the time end.
+    """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
-    Returns how many there were, and how many lines can't be sent.
+    Returns how many messages there were, and how many lines can't be sent.
     """
-    asked = threading.Semaphore(2)  # so that the next one has been read when it is due
+    asked = threading.Semaphore(2)  # so that the next line is already read when it is due
     threading.Thread(target=read_ahead, args=(lines, cli.inbox, asked), daemon=True).start()
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
@@ -4688,7 +4546,7 @@ def relay(cli: Cli, tally: Tally, lines: Iterator[Line]) -> tuple[int, int]:
 
 
 def await_acknowledgements(tally: Tally) -> None:
-    """Wait until all is acknowledged, ACK_GRACE_S seconds at the least and as long as acknowledgements come."""
+    """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
     if not tally.wait(lambda: not tally.backlog, ended + 2.0, MIN_INTERVAL_S):
         messages, left_s = plural(tally.backlog, "acknowledgement"), ended + ACK_GRACE_S - time.monotonic()
@@ -4699,7 +4557,7 @@ def await_acknowledgements(tally: Tally) -> None:
 
 
 def subscribe(cli: Cli) -> int:
-    """Have every thing subscribe, and log what comes until `cli.duration` is over or `cli.count` messages have come."""
+    """Make every thing subscribe, and log messages until `cli.duration` is over or `cli.count` have arrived."""
     things = ready_things(cli.fleet, cli.things)
     given: Sequence[str | None] = cli.topics or [None]
     append = cli.append_thing_name
@@ -4736,7 +4594,7 @@ def subscribe(cli: Cli) -> int:
 
 
 def clean_up(cli: Cli) -> int:
-    """Take every thing of the fleet away in AWS IoT, then on disk; with `cli.only_local`, on disk only."""
+    """Delete every thing of the fleet in AWS IoT, then on disk; with `cli.only_local`, only on disk."""
     fleet = cli.fleet
     with fleet.locked(cli.inbox):
         things = list(fleet.things.values())
@@ -4754,13 +4612,13 @@ def clean_up(cli: Cli) -> int:
                 fleet.forget_unanswered()
             else:
                 log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
-                iot, _ = reach_aws(cli)  # in another account all would seem to be gone
+                iot, _ = reach_aws(cli)  # in another account everything would seem to be gone
                 for thing, _ in step_by_step(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
                     report_cleaned(cli.results, thing.name)
                 show_unanswered(cli)
             if not fleet.things:
                 if cli.place.local:
-                    fleet.forget_unanswered()  # it goes away as a whole
+                    fleet.forget_unanswered()  # clean removes all of it
                 fleet.dissolve()
         finally:
             left = len(fleet.things)
@@ -4777,7 +4635,7 @@ def report_cleaned(results: Results, name: str) -> None:
 
 
 def list_things(cli: Cli) -> int:
-    """Show what misc/ has of the fleet, whatever else is at work there: this locks, writes and asks AWS nothing."""
+    """Show what misc/ has of the fleet, even while other commands use it, without locking, writing or asking AWS."""
     fleet = Fleet(cli.misc_dir)
     if fleet.changed_s_ago() < 1.0:
         fleet.reload()  # another command may have folded its journal while this one read
@@ -4792,14 +4650,14 @@ def list_things(cli: Cli) -> int:
         ids = {"certificateId": thing.certificate_id, "policyName": thing.policy_name}
         cli.results.put("thing", thingName=thing.name, **ids, stage=thing.stage, since=since)
     runs = None
-    with contextlib.suppress(OSError, ElfError):  # what can't be looked at
+    with contextlib.suppress(OSError, ElfError):  # what can't be read
         runs = bool(place.local and _local_aws().is_alive(fleet.local_directory))
     cli.results.summary.update(things=len(fleet.things), local=place.local, localRuns=runs)
     cli.results.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
     if not cli.results.is_on:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines = [fitting(sys.stdout, line) for line in lines] if sys.stdout.isatty() else lines
+        lines = [line[: columns(sys.stdout)] for line in lines] if sys.stdout.isatty() else lines
         state = "" if runs is None or not place.local else ", running" if runs else ", not running"
         lines.append(f"{plural(len(fleet.things), 'thing')} in {place}{state}")
         text = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
@@ -4809,7 +4667,7 @@ def list_things(cli: Cli) -> int:
 
 
 def show_unanswered(cli: Cli) -> None:
-    """Say which certificates may have been made without ELF's getting to know of it, for the user to decide."""
+    """Log which certificates may have been made in requests without an answer, for the user to decide."""
     fleet = cli.fleet
     if not fleet.unanswered:
         return
@@ -4819,7 +4677,7 @@ def show_unanswered(cli: Cli) -> None:
     log.warning("%s got no answer: %s, from %s to %s", calls, what, utc(since), utc(until))
     try:
         iot, _ = reach_aws(cli)
-        found = in_background(cli.inbox, lambda: unclaimed_certificates(iot, fleet))
+        found = in_background(cli.inbox, lambda: list(unclaimed_certificates(iot, fleet)))
     except Interrupted:
         raise
     except Exception as error:
@@ -4831,7 +4689,7 @@ def show_unanswered(cli: Cli) -> None:
         log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
     if found:
         log.warning(
-            "what to do: if nobody else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
+            "what to do: if no one else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
             "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
         )
     else:
@@ -4840,7 +4698,7 @@ def show_unanswered(cli: Cli) -> None:
 
 
 def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
-    """Return the things that can connect, or the `first` so many. Raises ElfError when there is none, or fewer."""
+    """Return the things that can connect, or the first `first` of them. Raises ElfError if there are none, or fewer."""
     for stage, command in ((CREATING, "create"), (CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
             log.warning("skipping incomplete things: %s; finish with `elf.py %s`", listed(names), command)
@@ -4864,9 +4722,9 @@ def at_work(
     topics: Mapping[str, Sequence[str]] | None = None,
     filters: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[None]:
-    """Give the things a policy where they have none yet, connect them, and disconnect them in the end.
+    """Give the things a policy if they have none yet, connect them, and disconnect them at the end.
 
-    They publish to their topic, and subscribe to their filters. The shift then reports, and what keeps some from it.
+    They publish to their topic, and subscribe to their filters. The shift then reports, also what failed.
     Raises ElfError when none is connected.
     """
     fleet = cli.fleet
@@ -4893,7 +4751,7 @@ def at_work(
             patience_s=patience_s[thing.name],
         )
     shift.failed |= {thing.name for thing in things} - shift.devices.keys()  # without a policy
-    with contextlib.ExitStack() as ends:  # what comes last is done first
+    with contextlib.ExitStack() as ends:  # the last callback runs first
         ends.callback(shift.report_failures)
         ends.callback(shift.stop)
         shift.gather()
@@ -4905,9 +4763,9 @@ def at_work(
 
 
 def admit(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing], Endpoint, Mapping[str, float]]:
-    """Give the things a policy where they have none yet, and find the broker. Raises ElfError; botocore's errors.
+    """Give the things a policy if they have none yet, and find the broker. Raises ElfError; botocore's errors.
 
-    Returns those that have one, the broker, and for how many seconds each may still be refused: AWS takes its time.
+    Returns those that have one, the broker, and for how many seconds each may be refused until changes take effect.
     """
     fleet = cli.fleet
     endpoint = cli.mqtt_endpoint or Endpoint("")
@@ -4918,7 +4776,7 @@ def admit(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing], Endpoint,
         endpoint = Endpoint(endpoint.host or place.data_endpoint or "", endpoint.port)
     endpoint = endpoint.routed(NO_PROXY if cli.place.local else cli.proxy)
     if endpoint.proxy:
-        log.info("through the proxy %s", endpoint.proxy)
+        log.info("using the proxy %s", endpoint.proxy)
     if newcomers:
         names = {thing.name for thing in things}
         things = [thing for thing in with_policies(cli, newcomers) if thing.name in names]
@@ -4932,7 +4790,7 @@ def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
     iot, _ = reach_aws(cli)
     failures = Failures()
     with fleet.locked(cli.inbox):
-        # Another send or subscribe may have been quicker.
+        # Another send or subscribe may have been faster.
         without = [thing for thing in fleet.ready if thing.name in newcomers and not thing.policy_arn]
         try:
             authorise_one = functools.partial(authorise, iot, fleet)
@@ -4949,7 +4807,7 @@ def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
 
 
 def root_of(cli: Cli) -> Path:
-    """Return the file with the broker's root certificates. Raises ElfError when it holds none."""
+    """Return the file with the broker's root certificates. Raises ElfError if it has none."""
     import ssl
 
     fleet = cli.fleet
@@ -4980,7 +4838,7 @@ def whole(text: str) -> int:
 
 
 def number(what: str, least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
-    """Make the parser of a number that is `what`, from `least` to `most`."""
+    """Return a parser of numbers from `least` to `most`, described as `what`."""
 
     def parse(text: str) -> float:
         with contextlib.suppress(ValueError):
@@ -4992,8 +4850,8 @@ def number(what: str, least: float, most: float = sys.float_info.max) -> Callabl
 
 
 from_0 = number("a number of seconds from 0", 0)
-interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT takes 100 messages a second", MIN_INTERVAL_S)
-rate = number("a number of things a second, from 0.1 to 1000", 0.1, 1000)
+interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT allows 100 messages a second", MIN_INTERVAL_S)
+rate = number("a number of things per second, from 0.1 to 1000", 0.1, 1000)
 
 
 def prefix(text: str) -> str:
@@ -5013,7 +4871,7 @@ def mqtt_endpoint(text: str) -> Endpoint:
 
 
 def directory(text: str) -> Path:
-    if not text:  # from a variable that is not set, most likely, and not meant for the working directory
+    if not text:  # probably from a variable that is not set, and not meant to be the working directory
         raise argparse.ArgumentTypeError("the directory name is empty, here or in ELF_MISC_DIR")
     try:
         return Path(text).expanduser().absolute()
@@ -5034,16 +4892,16 @@ def proxy(text: str) -> str:
         if text != NO_PROXY:
             Proxy.from_url(text)
     except ElfError as error:
-        raise argparse.ArgumentTypeError(f"that is not a proxy's URL: {error.remedy}") from None
+        raise argparse.ArgumentTypeError(f"not a valid proxy URL: {error.remedy}") from None
     return text
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse whose usage errors are one line that may suggest what was meant, and which takes no abbreviation
-    that a later option could break."""
+    """An ArgumentParser with usage errors of one line that may suggest what was meant, and without abbreviations,
+    which a later option could break."""
 
     def __init__(self, **settings: Any) -> None:
-        # 80 columns: argparse imports three compressors, by way of shutil, to ask how many a terminal has.
+        # 80 columns: to find the terminal's width, argparse would import shutil, with three compression libraries.
         formatter = functools.partial(argparse.HelpFormatter, width=78)
         super().__init__(allow_abbrev=False, add_help=False, formatter_class=formatter, **settings)
         self.commands: list[Parser] = []
@@ -5052,7 +4910,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.typed = list(sys.argv[1:] if args is None else args)
         cli, unknown = super().parse_known_args(self.typed, namespace)
-        if unknown:  # argparse would have the parser of the commands say it, whose --help is not the command's
+        if unknown:  # else the parser of all commands would report it, with its --help instead of the command's
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return cli, unknown
 
@@ -5066,7 +4924,7 @@ class Parser(argparse.ArgumentParser):
         known += re.findall(r"[\w-]+", message.partition("choose from")[2])
         meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
-        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in what was taken for something else
+        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in a wrong place
         cause, remedy = f"{message}{suggestion}", f"see {self.prog} --help"
         with contextlib.suppress(OSError):
             sys.stderr.write(redacted(printable(f"{self.prog}: error: {cause} ({remedy})")) + "\n")
@@ -5075,14 +4933,14 @@ class Parser(argparse.ArgumentParser):
 
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
-    where = "keys and state (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
-    raised = f"things a second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
+    where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
+    raised = f"things per second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
     region, profile, url = (functools.partial(part_of_place, key=key) for key in ("region", "profile", "endpoint_url"))
-    other = f"AWS region (default: the fleet's, else AWS's configuration, else {REGION})"
+    other = f"AWS region (default: the fleet's, else from the AWS configuration, else {REGION})"
     add("--region", metavar="R", type=region, help=other)
     add("--profile", metavar="P", type=profile, help="named profile of the AWS CLI (default: the fleet's, else none)")
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
-    way = f"go through this proxy; {NO_PROXY}: through none (default: HTTPS_PROXY, ALL_PROXY and NO_PROXY say)"
+    way = f"use this proxy; {NO_PROXY}: use no proxy (default: from HTTPS_PROXY, ALL_PROXY and NO_PROXY)"
     add("--proxy", metavar="URL", type=proxy, help=way)
     add("--local", action="store_true", help="use an AWS IoT on this machine; needs no account")
     add("--misc-dir", metavar="D", type=directory, help=where)
@@ -5094,14 +4952,14 @@ def add_common_options(parser: Parser) -> Parser:
     add("--quiet", action="store_true", help="log only warnings, errors and the final report")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
     add("-V", "--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
-    add("-h", "--help", action="help", help="show this and exit")
+    add("-h", "--help", action="help", help="show this help and exit")
     return parser
 
 
 def add_messaging_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of send and subscribe").add_argument
-    name = f"use T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
-    broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 is the account's at port 443"
+    name = f"use topic T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
+    broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
     add("--things", metavar="N", type=whole, help="use only the first N things of the fleet (default: all)")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
@@ -5117,15 +4975,15 @@ def add_send_options(command: Parser) -> None:
         f"send the JSON object in FILE instead of MESSAGE; FILE{REPLAYED}: one line per interval; - (standard input): "
         "each line as it arrives"
     )
-    # Another default of the positional one would undo what -m has set.
+    # Another default of the positional would override -m.
     what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
-    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same")
+    what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same as MESSAGE")
     what("--json-message", metavar="FILE", type=Path, help=content)
     add("--raw", action="store_true", help="send MESSAGE, FILE or each line as is: no JSON, no ts, any topic")
     add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
     add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
-    add("-t", "--topic", metavar="T", help=f"may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
+    add("-t", "--topic", metavar="T", help=f"topic, may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     pace = f"seconds between messages (default: {INTERVAL_S:g}, or as lines arrive)"
     add("--interval", metavar="S", type=interval, help=pace)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
@@ -5143,23 +5001,23 @@ def add_subscribe_options(command: Parser) -> None:
 
 
 def build_parser() -> Parser:
-    """Make the parser of the commands, with the options of every command both before and after the command."""
+    """Make the parser, which accepts the options of every command before and after the command."""
     parser = Parser(
         prog="elf.py",
-        description="The Extremely Low Friction AWS IoT client: make things, let them send and listen, clean up.",
+        description="The Extremely Low Friction AWS IoT client: make things, let them send and subscribe, clean up.",
         epilog="example: python elf.py --local create 3",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     add_common_options(parser)
     parser.set_defaults(misc_dir=os.environ.get("ELF_MISC_DIR", str(HERE / "misc")), wait=0.0, rate=THINGS_PER_S)
-    # Without SUPPRESS, the default of what is not given after the command would undo what is given before it.
+    # Without SUPPRESS, the default of an option after the command would override the option before it.
     common = add_common_options(Parser(argument_default=argparse.SUPPRESS))
     messaging = add_messaging_options(Parser())
 
     def add_command(
         run: Callable[[Cli], int], example: str, summary: str, *parents: Parser, alone: bool = True
     ) -> Parser:
-        """Add a command that `run` carries out, `alone` on its misc/ or not."""
+        """Add a command with its function `run`, which needs misc/ to itself if `alone`."""
         command = commands.add_parser(
             example.partition(" ")[0],
             help=summary,
@@ -5174,7 +5032,7 @@ def build_parser() -> Parser:
     command = add_command(create_things, "create 3", "make things in AWS IoT, each with a certificate and keys")
     add = command.add_argument
     add("count", metavar="COUNT", type=whole, nargs="?", default=1, help="how many (default: %(default)s)")
-    add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="as in NAME_0 (default: %(default)s)")
+    add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="makes NAME_0 and so on (default: %(default)s)")
 
     example = "send --duration 30 --interval 0.5 'Hello from ELF'"
     command = add_command(send_messages, example, "have every thing publish messages", messaging, alone=False)
@@ -5194,7 +5052,7 @@ def build_parser() -> Parser:
 
 
 def misuse(cli: Cli) -> str:
-    """Say which options do not work together or would do nothing, and what was meant, maybe; empty: none."""
+    """Return which options do not work together or have no effect, and what may have been meant, or ""."""
     run = getattr(cli, "run", None)  # where there is a command
     sends = run is send_messages
     problems = (
@@ -5217,9 +5075,9 @@ def misuse(cli: Cli) -> str:
 
 
 def is_input_unread(given: Path | None) -> bool:
-    """Say whether somebody wrote into a pipe, or gave a file from its beginning, that is not what is `given` to read.
+    """Return whether standard input is a pipe with data, or a file at its beginning, and not what `given` names.
 
-    Of the file that a shell's loop reads from, the beginning is gone.
+    A file that a shell's loop reads from is not at its beginning.
     """
     with contextlib.suppress(ImportError, OSError):  # Windows
         import fcntl
@@ -5234,9 +5092,9 @@ def is_input_unread(given: Path | None) -> bool:
 
 
 def locate(cli: Cli, remembered: Place | None) -> Place:
-    """Say where the fleet lives, or shall: what was remembered at its creation, else the options.
+    """Return where the fleet is, or will be: as recorded when it was created, else from the options.
 
-    Raises: ElfError when an explicit option does not match what is remembered.
+    Raises ElfError when an option does not match what is recorded.
     """
     explicit = {key: value for key in ("region", "profile", "endpoint_url") if (value := getattr(cli, key))}
     if not remembered:
@@ -5265,9 +5123,9 @@ def _contradicts(place: Place, key: str, value: str) -> bool:
 
 @contextlib.contextmanager
 def held_fleet(cli: Cli, name: str, alone: bool, creates: bool = False) -> Iterator[Fleet]:
-    """Find the fleet and where it lives; until the block ends, what can't run beside `name` has to wait.
+    """Find the fleet and where it is, and lock it for the command `name` until the block ends.
 
-    Raises ElfError, for one when something can't run beside it already.
+    Raises ElfError, for example when another command has it locked.
     """
     cli.fleet = fleet = Fleet(cli.misc_dir)
     if creates:
@@ -5280,7 +5138,7 @@ def held_fleet(cli: Cli, name: str, alone: bool, creates: bool = False) -> Itera
 
 @contextlib.contextmanager
 def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
-    """Start the embedded AWS IoT, if the fleet lives there and it does not run yet, and say so if it dies meanwhile."""
+    """Start the embedded AWS IoT, if the fleet is there and it is not running; report if it dies during the block."""
     cli.headers, cli.refuse_dead_local = {}, lambda: None
     if not (cli.place.local and is_needed):
         yield
@@ -5314,7 +5172,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
 
 
 def _local_aws() -> Any:
-    """Import local_aws.py, which only a fleet on the embedded AWS IoT needs."""
+    """Import local_aws.py, which only `--local` needs."""
     try:
         import local_aws
     except ModuleNotFoundError as error:
@@ -5345,7 +5203,7 @@ def run_command(cli: Cli) -> int:
 
 
 def next_step(misc_dir: Path) -> str:
-    """Say what to type next."""
+    """Return a line with the next command to type."""
     import shlex
 
     is_usual = misc_dir == Path(os.environ.get("ELF_MISC_DIR", HERE / "misc")).absolute()
@@ -5355,9 +5213,9 @@ def next_step(misc_dir: Path) -> str:
 
 @contextlib.contextmanager
 def signals_to(inbox: Inbox) -> Iterator[None]:
-    """Bring signals to the inbox, unless the caller has them ignored (a shell's background job, nohup)."""
+    """Send signals to the inbox, except those that the caller ignores (a shell's background job, nohup)."""
     before = {}
-    # Windows has the last, Ctrl-Break, and neither SIGHUP, a terminal's end, nor a way to ask by SIGTERM.
+    # Windows has only the last, Ctrl-Break, besides SIGINT: no SIGHUP, and no way to send a SIGTERM.
     wanted = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     for signum in (getattr(signal, name) for name in wanted if hasattr(signal, name)):
         if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -5373,7 +5231,7 @@ def signals_to(inbox: Inbox) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ELF, and return the exit status.
 
-    0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 who read the output is gone.
+    0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 the output's reader closed it.
     """
     open_standard_streams()
     hide_environment()
@@ -5388,7 +5246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not cli.command:
             sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
             parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
-    except SystemExit as usage:  # argparse has printed what there is to say
+    except SystemExit as usage:  # argparse has printed the message
         try:
             if sys.stdout:
                 sys.stdout.flush()
@@ -5407,12 +5265,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with signals_to(cli.inbox):
         try:
             return report_end(cli, run_to_the_end(cli))
-        except KeyboardInterrupt:  # the second signal, while the first is being reported
+        except KeyboardInterrupt:  # the second signal, during the report of the first
             return 128 + (cli.inbox.signum or signal.SIGINT)
 
 
 def report_end(cli: Cli, status: int) -> int:
-    """Write the summary and all that is not written yet, and return the exit status: not 0 if that failed."""
+    """Write the summary and all pending output, and return the exit status: not 0 if that failed."""
     printer = cli.printer
     try:
         cli.results.put("summary", command=cli.command, exitStatus=status, **cli.results.summary)
@@ -5428,10 +5286,10 @@ def report_end(cli: Cli, status: int) -> int:
 
 
 def run_to_the_end(cli: Cli) -> int:
-    """Run the command, explain what keeps it from success, and return the exit status."""
+    """Run the command, explain its failure, and return the exit status."""
     try:
         if sys.stdout is None and (cli.output in ("json", "payload") or cli.run is list_things):
-            raise ElfError("standard output is closed, and `list` and --output write there", "open it")
+            raise ElfError("standard output is closed, and `list` and --output need it", "open it")
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:
@@ -5449,6 +5307,6 @@ def run_to_the_end(cli: Cli) -> int:
 
 
 if __name__ == "__main__":
-    # Python's own end would wait for a call that outlasts Ctrl-C, a connection that hangs or a reader, and take apart
-    # one by one what goes with the process anyway.
+    # A normal exit of Python would wait for a call that outlasts Ctrl-C, a connection that hangs or a reader, and
+    # release one by one what the system releases anyway.
     os._exit(main())

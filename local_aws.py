@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The embedded AWS IoT of `elf.py --local`: MiniStack's AWS IoT, alone and for its owner alone.
+"""The embedded AWS IoT of `elf.py --local`: only MiniStack's AWS IoT, and only for its owner.
 
-A command asks find_or_start() for its address. What that starts is this file again: serve() runs in the background
-until its directory, misc/local/, is gone:
+A command asks find_or_start() for its address. That starts this file again: serve() runs in the background until its
+directory, misc/local/, is gone:
 
-    lock           locked by the server from start to end: it says dead or alive, whatever the ports say
+    lock           locked while the server runs: it shows whether the server is alive, whatever uses its ports
     address.json   its ports and its token, written once it listens; without that file it ends
     ca.pem         the root certificate of its MQTT broker
     state/         the things, certificates and policies, as MiniStack saves them
-    ministack.log  what the server says
+    ministack.log  the server's log
 
-Other users and every web page reach loopback, too. So an HTTP request has to carry the token, a device its certificate,
-and nothing of MiniStack is reached but its AWS IoT: no Lambda, no IAM, nothing that would run code.
+Other users and web pages can reach loopback too. So an HTTP request needs the token, and a device its certificate; and
+only MiniStack's AWS IoT can be reached: no Lambda, no IAM, nothing that could run code.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from __future__ import annotations
 import sys
 
 if sys.version_info < (3, 10):  # noqa: UP036 - see elf.py
-    sys.exit("local_aws.py needs Python 3.10 or later, and this is {}.{}".format(*sys.version_info))
+    sys.exit("local_aws.py needs Python 3.10 or later, not {}.{}".format(*sys.version_info))
 
 import argparse
 import asyncio
 import contextlib
 import errno
+import gzip
 import hmac
 import json
 import os
@@ -52,34 +53,34 @@ PACKAGES = ("ministack", "hypercorn", "cryptography")
 TOKEN_HEADER = "X-ELF-Token"  # noqa: S105 - its name
 PROOF_HEADER = "X-ELF-Proof"
 ROOT_KEY = "test"  # MiniStack's name for the owner of the account
-# The services by the name that a signature gives them; botocore knows the paths of each.
+# The services, by their name in signatures; botocore knows the paths of each.
 SERVICES = {"iot": "iot", "iotdata": "iot-data", "iotdevicegateway": "iot-data"}
 
-START_S = 60.0  # one second as a rule; a cold disk takes longer, and so does a machine that was asleep
+START_S = 60.0  # usually one second; more with a cold disk, or after sleep
 ANSWER_S = 2.0
 SAVE_S = 10.0
 STOP_S = 5.0
 ENDING_S = 1.0
 LOOK_S = 0.05
-MAX_ANSWER_BYTES = 4096  # of the server to the questions below, and of address.json
+MAX_ANSWER_BYTES = 4096  # of the server's answers below, and of address.json
 
 
 class LocalAwsError(Exception):
-    """A failure in two lines: the cause and the remedy."""
+    """A failure: a cause and a remedy, of a line each."""
 
     def __init__(self, cause: str, remedy: str = "") -> None:
-        """Without a remedy, requirements-local.txt is to be installed."""
+        """Without a remedy, the remedy is to install requirements-local.txt."""
         super().__init__(cause, remedy)
         self.cause = cause
         self.remedy = remedy
 
 
 class LocalAws(NamedTuple):
-    """A server that runs: where it listens on 127.0.0.1, and what to show there."""
+    """A running server: its ports on 127.0.0.1, and what requests need."""
 
     http_port: int
     mqtt_port: int
-    token: str  # another one for each start: what a dead server's port hears is worth nothing
+    token: str  # new at each start, so that one sent to a dead server's port is worthless
     root_cert: Path
 
     @property
@@ -88,7 +89,7 @@ class LocalAws(NamedTuple):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What every HTTP request has to carry."""
+        """What every HTTP request needs."""
         return {TOKEN_HEADER: self.token}
 
 
@@ -104,11 +105,11 @@ def find(directory: Path, check: Callable[[], object] = lambda: None) -> LocalAw
 
 
 def find_or_start(directory: Path, check: Callable[[], object], say: Callable[[str, Path], object]) -> LocalAws:
-    """Find the server of `directory`, or start one with the state it had, and wait until it answers, START_S at most.
+    """Find the server of `directory`, or start one with its last state, and wait until it answers, up to START_S.
 
-    `check` is called several times a second, and may raise; `say` is called before a server is started. One that is
-    alive but slow is waited for, and never replaced.
-    Raises: LocalAwsError when MiniStack is not installed, or the server does not start or does not answer.
+    `check` is called several times a second, and may raise; `say` is called before a server is started. A server that
+    is alive but slow is waited for, never replaced.
+    Raises LocalAwsError when MiniStack is not installed, or the server does not start or does not answer.
     """
     started: subprocess.Popen[bytes] | None = None
     deadline = time.monotonic() + START_S
@@ -126,8 +127,8 @@ def find_or_start(directory: Path, check: Callable[[], object], say: Callable[[s
                 )
             if time.monotonic() > deadline:
                 raise LocalAwsError(
-                    f"the embedded AWS IoT has not answered for {START_S:g} s",
-                    f"see why in {directory / LOG}, and end its process if it still runs",
+                    f"the embedded AWS IoT did not answer within {START_S:g} s",
+                    f"see why in {directory / LOG}, and kill its process if it is still running",
                 )
             check()
             time.sleep(LOOK_S)
@@ -139,7 +140,7 @@ def find_or_start(directory: Path, check: Callable[[], object], say: Callable[[s
 
 
 def is_alive(directory: Path) -> bool:
-    """Say whether a server runs for `directory`, be it ready or not."""
+    """Return whether a server is running for `directory`, ready or not."""
     try:
         with open(directory / LOCK, "r+b", opener=_open_private) as file:
             return not _lock(file.fileno())
@@ -148,7 +149,7 @@ def is_alive(directory: Path) -> bool:
 
 
 def has_ended(directory: Path) -> bool:
-    """Say whether the server has ended. The system closes a dead one's connections before it lets its lock go."""
+    """Return whether the server has ended. The system closes a dead one's connections before it releases its lock."""
     deadline = time.monotonic() + ENDING_S
     while is_alive(directory):
         if find(directory) or time.monotonic() > deadline:
@@ -158,22 +159,22 @@ def has_ended(directory: Path) -> bool:
 
 
 def save(local: LocalAws, say: Callable[[str], object]) -> None:
-    """Have the server save its state, so that not even kill -9 takes away what a command has made; or `say` so."""
+    """Make the server save its state, so that what a command made survives kill -9; if that fails, `say` so."""
     if not _ask(local, "save", SAVE_S):
-        say("the embedded AWS IoT did not confirm that its state is saved: the last of it may be lost if it is killed")
+        say("the embedded AWS IoT did not confirm that it saved its state: recent changes are lost if it is killed")
 
 
 def stop(directory: Path, say: Callable[[str, Path], object]) -> None:
-    """Stop the server of `directory`, if one runs, and remove the directory; if it does not end, `say` so.
+    """Stop the server of `directory`, if one is running, and remove the directory; if it does not end, `say` so.
 
-    A directory whose server is suspended, say, stays: without its lock, the next command would start a second one.
+    Then (if it is suspended, for example) the directory stays: without its lock, the next command would start a second.
     """
-    (directory / ADDRESS).unlink(missing_ok=True)  # which is what tells it to end, once it can
+    (directory / ADDRESS).unlink(missing_ok=True)  # which tells it to end
     deadline = time.monotonic() + STOP_S
     while is_alive(directory):
         if time.monotonic() > deadline:
             say(
-                "the embedded AWS IoT (`local_aws.py serve --directory %s`) does not end: kill it, then clean again",
+                "the embedded AWS IoT (`local_aws.py serve --directory %s`) does not stop: kill it, then clean again",
                 directory,
             )
             return
@@ -186,7 +187,7 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
 
     missing = [name for name in PACKAGES if not importlib.util.find_spec(name)]
     if missing:
-        raise LocalAwsError(f"--local needs MiniStack, and there is no Python package {' or '.join(missing)}")
+        raise LocalAwsError(f"--local needs MiniStack; missing Python packages: {', '.join(missing)}")
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(directory / LOG, "w", opener=_open_private) as logfile:
         return subprocess.Popen(
@@ -202,12 +203,12 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
 
 
 def _environment(directory: Path) -> dict[str, str]:
-    """Give MiniStack what it needs, and nothing of the user's AWS configuration or Docker."""
+    """Return the environment for MiniStack, without the user's AWS, Docker and Python settings."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "DOCKER_", "PYTHON"))}
     return inherited | {
         "PYTHONPATH": os.pathsep.join(_import_path()),
         "PYTHONSAFEPATH": "1",
-        "AUTH": "true",  # IoT policies are enforced, as AWS does
+        "AUTH": "true",  # enforces IoT policies, as AWS does
         "PERSIST_STATE": "1",
         "STATE_DIR": "state",
         "TMPDIR": str(directory),
@@ -215,10 +216,10 @@ def _environment(directory: Path) -> dict[str, str]:
 
 
 def _import_path() -> list[str]:
-    """Say where the server finds its packages: where this process does, by PYTHONPATH or in the user's site-packages.
+    """Return the server's import path: this process's, which may include PYTHONPATH or the user's site-packages.
 
-    Not in the working directory nor beside the script, which others may have filled (Python puts one of them first,
-    Locust the other), unless it needs packages that are there alone.
+    It leaves out the working directory and the script's, to which others may be able to write (Python puts one of them
+    first, Locust the other), unless the packages are only there.
     """
     from importlib.machinery import PathFinder
 
@@ -231,10 +232,10 @@ def _import_path() -> list[str]:
 
 
 def _ask(local: LocalAws, question: str, patience_s: float, check: Callable[[], object] = lambda: None) -> bool:
-    """Have the server answer "ready" or "save"; return whether it did, and it was the server.
+    """Ask the server "ready" or "save"; return whether it answered, and proved to be the server.
 
-    Both sides show that they know the token without saying it: whoever else listens on that port, now that the server
-    may have ended, learns nothing, and gets no more than `patience_s` and MAX_ANSWER_BYTES.
+    Both sides prove that they know the token without sending it: if the server has ended and another program listens
+    on its port, that one learns nothing, and can cost no more than `patience_s` and MAX_ANSWER_BYTES.
     """
     nonce = secrets.token_hex(16)
     request = (
@@ -256,7 +257,7 @@ def _ask(local: LocalAws, question: str, patience_s: float, check: Callable[[], 
 
 
 def _proof(local: LocalAws, who: str, nonce: str) -> str:
-    """Prove the token for one question and one port, so that an answer can't be passed on from another."""
+    """Return the proof of the token for one question and one port, so that an answer can't be relayed from another."""
     return hmac.new(local.token.encode(), f"{who} {local.http_port} {nonce}".encode(), "sha256").hexdigest()
 
 
@@ -272,16 +273,16 @@ def _read_address(directory: Path) -> LocalAws | None:
 
 def _last_line(directory: Path) -> str:
     lines = (directory / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "it said nothing")
+    return next((line for line in reversed(lines) if line.strip()), "its log is empty")
 
 
 def _open_private(path: str, flags: int) -> int:
-    """Open a file as its owner's alone, not where a symbolic link leads, and without waiting for a pipe's other end."""
+    """Open a file only for its owner, without following a symbolic link or waiting for a pipe's other end."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o600)
 
 
 def _lock(descriptor: int) -> bool:
-    """Lock a file until it is closed, or return False: another process has it. The system unlocks it for the dead."""
+    """Lock a file until it is closed or the process ends; return False if another process has locked it."""
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -302,18 +303,18 @@ def _lock(descriptor: int) -> bool:
 
 
 def serve(directory: Path) -> None:
-    """Be the embedded AWS IoT of `directory` until it is asked to end (SIGTERM), or address.json is gone or another's.
+    """Run the embedded AWS IoT of `directory` until SIGTERM, or until address.json is gone or another server's.
 
-    All paths are relative to the working directory: when that is gone, nothing is made again in its place.
+    All paths are relative to the working directory: if that is removed, nothing is created in its place.
     """
     os.umask(0o077)
     os.chdir(directory)
     _raise_limits()
     with open(LOCK, "a+b", opener=_open_private) as file:
         deadline = time.monotonic() + ANSWER_S
-        while not _lock(file.fileno()):  # for a moment, a command that looks whether we are alive has it
+        while not _lock(file.fileno()):  # a command that checks whether this is alive has it for a moment
             if time.monotonic() > deadline:
-                sys.exit("another server runs here")
+                sys.exit("another server is running here")
             time.sleep(LOOK_S)
         before = _read_address(Path())
         Path(ADDRESS).unlink(missing_ok=True)  # a dead server's
@@ -323,7 +324,7 @@ def serve(directory: Path) -> None:
 
 
 def _raise_limits() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has none, and macOS takes less than it says
+    with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has none, and macOS allows less than `hard`
         import resource
 
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -331,7 +332,7 @@ def _raise_limits() -> None:
 
 
 def _listen(port: int) -> socket.socket:
-    """Listen on a port of loopback, or on another if somebody has that one."""
+    """Listen on a port of loopback, or on any other if it is in use."""
     for candidate in (port, 0):
         with contextlib.suppress(OSError):
             return socket.create_server(("127.0.0.1", candidate))
@@ -347,7 +348,7 @@ async def _serve(http: socket.socket, mqtt: socket.socket) -> None:
     saving = threading.Lock()
 
     def save_now() -> None:
-        with saving, contextlib.suppress(RuntimeError):  # a change in mid-copy: the next time
+        with saving, contextlib.suppress(RuntimeError):  # it changed during the copy: the next save has it
             save_state("iot", iot.get_state())
 
     if state := load_state("iot"):
@@ -355,7 +356,7 @@ async def _serve(http: socket.socket, mqtt: socket.socket) -> None:
     local = LocalAws(http.getsockname()[1], mqtt.getsockname()[1], secrets.token_hex(32), Path("ca.pem"))
     _write_private("ca.pem", iot.get_ca_cert_pem())
     context: ssl.SSLContext = iot._mtls_build_ssl_context()
-    context.verify_mode = ssl.CERT_REQUIRED  # MiniStack lets in who has no certificate at all
+    context.verify_mode = ssl.CERT_REQUIRED  # MiniStack also accepts clients without a certificate
     broker = await asyncio.start_server(iot._mtls_handle_conn, sock=mqtt, ssl=context)
     address = json.dumps({"http": local.http_port, "mqtt": local.mqtt_port, "pid": os.getpid(), "token": local.token})
     _write_private(ADDRESS, address)
@@ -370,9 +371,9 @@ async def _serve(http: socket.socket, mqtt: socket.socket) -> None:
 
 
 async def _save_after_work(save_now: Callable[[], None]) -> None:
-    """Save the state after any work, which shows in the processor time whether it came over HTTP or MQTT.
+    """Save the state after any work, over HTTP or MQTT, which shows in the processor time.
 
-    MiniStack saves at a clean end only, and would lose it all in a crash.
+    MiniStack saves only at a clean end, and would lose everything in a crash.
     """
     worked = 0.0
     while True:
@@ -381,23 +382,23 @@ async def _save_after_work(save_now: Callable[[], None]) -> None:
         if began - worked > 0.01:
             await asyncio.to_thread(save_now)
             worked = time.process_time()
-            await asyncio.sleep(10 * (worked - began))  # a tenth of the time at the most
+            await asyncio.sleep(10 * (worked - began))  # so that it takes at most a tenth of the time
 
 
 async def _end_with_address(mine: str) -> None:
-    """End the process, at once, when its address is gone or another's: nobody wants its state any more."""
+    """End the process at once when its address file is gone or another server's: its state is not needed any more."""
     while True:
         await asyncio.sleep(0.2)
         try:
             if Path(ADDRESS).read_bytes() != mine.encode("ascii"):
                 os._exit(0)
-        except OSError as error:  # too many open files, say, is no reason to end
+        except OSError as error:  # others, such as too many open files, are no reason to end
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
                 os._exit(0)
 
 
 def _write_private(name: str, text: str) -> None:
-    """Write a file of the working directory, readable by its owner alone, that is whole at every moment."""
+    """Replace a file in the working directory in one step (it is never half written), readable only by its owner."""
     descriptor, temporary = tempfile.mkstemp(dir=".", prefix=f".{name}.")  # which makes it 0600
     with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(text)
@@ -405,14 +406,14 @@ def _write_private(name: str, text: str) -> None:
 
 
 class Gate:
-    """The HTTP server's application (ASGI): it lets requests of who knows the token through to AWS IoT, and no others.
+    """The HTTP server's application (ASGI): it passes only requests with the token to AWS IoT.
 
-    It calls MiniStack's handlers of AWS IoT and of its data plane itself, past MiniStack's own router: that chooses
+    It calls MiniStack's handlers of AWS IoT and its data plane directly, not through MiniStack's router, which chooses
     among a hundred services by a request's host, headers, path, query and body, and by more with each release.
     """
 
     def __init__(self, local: LocalAws, save_now: Callable[[], None]) -> None:
-        from botocore.loaders import Loader
+        import botocore
         from ministack.services import iot, iot_data
 
         self._local = local
@@ -420,7 +421,8 @@ class Gate:
         self._handlers = {"iot": iot.handle_request, "iot-data": iot_data.handle_request}
         self._paths: dict[str, set[str]] = {}  # how the paths of each service begin
         for service in self._handlers:
-            operations = Loader().load_service_model(service, "service-2")["operations"].values()
+            (model,) = Path(botocore.__path__[0], "data", service).glob("*/service-2.json.gz")  # its loader takes 0.2 s
+            operations = json.loads(gzip.decompress(model.read_bytes()))["operations"].values()
             self._paths[service] = {_first_level(operation["http"]["requestUri"]) for operation in operations}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -430,7 +432,7 @@ class Gate:
                 await send({"type": f"{event}.complete"})
                 if event == "lifespan.shutdown":
                     return
-        if scope["type"] != "http":  # MQTT over WebSocket takes no certificate
+        if scope["type"] != "http":  # MQTT over WebSocket needs no certificate
             await send({"type": "websocket.close"})
             return
         status, headers, body = await self._answer(scope, receive)
@@ -450,7 +452,7 @@ class Gate:
         key, region, service = _credential_scope(headers.get("authorization", ""))
         trusted = _same(headers.get(TOKEN_HEADER.lower(), ""), self._local.token) or _same(key, self._local.token)
         if not trusted or _first_level(scope["path"]) not in self._paths.get(service, ()):
-            denied = {"__type": "AccessDeniedException", "message": "this AWS IoT is its owner's alone (local_aws.py)"}
+            denied = {"__type": "AccessDeniedException", "message": "only its owner can use this (local_aws.py)"}
             return 403, {"content-type": "application/json", "connection": "close"}, json.dumps(denied)
         return await self._handle(service, region, scope, headers, await _read_body(receive))
 
@@ -472,7 +474,7 @@ def _first_level(path: str) -> str:
 
 
 def _credential_scope(authorization: str) -> tuple[str, str, str]:
-    """Return the access key ID, region and service that a request is signed for: "", "", "" if it is not."""
+    """Return the access key ID, region and service of a request's signature, or three empty strings."""
     credential = authorization.partition("Credential=")[2].partition(",")[0].strip()
     key, _, scope = credential.partition("/")
     parts = scope.split("/")
@@ -488,7 +490,7 @@ async def _read_body(receive: Any) -> bytes:
     while True:
         event = await receive()
         if event["type"] == "http.disconnect":
-            raise ConnectionError("the client hung up in mid-request")
+            raise ConnectionError("the client closed the connection during the request")
         parts.append(event.get("body", b""))
         if not event.get("more_body"):
             return b"".join(parts)
@@ -500,11 +502,11 @@ async def _read_body(receive: Any) -> bytes:
 
 
 def show_environment(misc: Path) -> int:
-    """Print, for a shell, what points boto3 or the AWS CLI at the server in `misc`; return the exit status."""
+    """Print, for a shell, the variables that point boto3 and the AWS CLI at the server of `misc`; return the status."""
     local = find(misc / "local")
     if not local:
-        print(f"no embedded AWS IoT runs in {misc / 'local'}", file=sys.stderr)  # noqa: T201
-        print("what to do: start one with `elf.py --local create`, or name its misc/ with --misc-dir", file=sys.stderr)  # noqa: T201
+        print(f"no embedded AWS IoT is running in {misc / 'local'}", file=sys.stderr)  # noqa: T201
+        print("what to do: start one with `elf.py --local create`, or set its --misc-dir", file=sys.stderr)  # noqa: T201
         return 1
     region = "us-west-2"
     with contextlib.suppress(OSError, ValueError, KeyError):  # before the fleet's first thing
@@ -524,8 +526,8 @@ def show_environment(misc: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="The embedded AWS IoT of `elf.py --local`.")
-    parser.add_argument("command", choices=("env", "serve"), help="env: print what points other tools at it")
-    parser.add_argument("--misc-dir", default=os.environ.get("ELF_MISC_DIR") or HERE / "misc", help="as of elf.py")
+    parser.add_argument("command", choices=("env", "serve"), help="env: print variables that point other tools at it")
+    parser.add_argument("--misc-dir", default=os.environ.get("ELF_MISC_DIR") or HERE / "misc", help="as for elf.py")
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.command == "serve":

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Locust drives ELF's fleet: every thing is a Locust user, on as many processes and machines as it takes.
 
-The master, or the only process, is the desk: it gives the things their policies, hands one to each user that starts, on
-whichever worker, at the pace at which AWS takes connects, and has it back when the user stops or its worker is gone. It
-alone asks AWS anything; workers need the things' files, and no credentials.
+The master, or the only process, is the desk. It gives the things their policies, and a thing to each user that starts,
+on any worker, no faster than AWS takes connects; it gets the thing back when the user stops or its worker is gone.
+Only the desk calls AWS: workers need the things' files, but no credentials.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import logging
 import math
 import os
 import random
-import selectors
 import signal
 import socket
 import time
@@ -38,6 +37,7 @@ from flask import jsonify, request
 from gevent.event import AsyncResult, Event
 from gevent.lock import BoundedSemaphore
 from gevent.queue import Queue
+from gevent.selectors import GeventSelector
 from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.exception import StopUser
@@ -47,10 +47,10 @@ from werkzeug.datastructures import ImmutableMultiDict
 import elf
 
 sys.path.insert(0, str(elf.HERE))  # Locust has it there no longer when elf.py imports local_aws.py
-SETTLE_S = 10.0  # what was published before the end of a run has so long to be acknowledged
-SET_UP = Event()  # Locust can start users before
+SETTLE_S = 10.0  # how long the end of a run waits for acknowledgements
+SET_UP = Event()  # Locust can start users before set_up() is through
 SPAWN_RATE = 100  # users a second, unless told otherwise; Locust warns of more
-elf.each.addFilter(lambda record: record.levelno > logging.INFO)  # Locust's tables say the rest
+elf.each.addFilter(lambda record: record.levelno > logging.INFO)  # Locust's tables have the rest
 
 
 def qos(text: str) -> int:
@@ -61,7 +61,7 @@ def qos(text: str) -> int:
 
 # What is not given is as in elf.py. Locust sends the values to the workers: a path is a string, and one on each worker.
 OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
-    ("topic", f"{elf.TOPIC_ROOT}/{{thing_name}}", str, "topic, in which {thing_name} is the thing's name"),
+    ("topic", f"{elf.TOPIC_ROOT}/{{thing_name}}", str, "where to publish; {thing_name} is the thing's name"),
     ("interval", elf.INTERVAL_S, elf.interval, "seconds between messages of a thing"),
     ("qos", 1, qos, "MQTT quality of service, 0 or 1"),
     ("subscribers", 0.0, elf.number("a share from 0 to 1", 0, 1), "share of the things, 0 to 1, that listen instead"),
@@ -72,10 +72,9 @@ OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
     ("endpoint-url", None, functools.partial(elf.part_of_place, key="endpoint_url"), "control plane (default: AWS's)"),
 )
 EDITABLE = {"topic", "interval", "qos", "subscribers", "user_count", "spawn_rate", "run_time"}  # on Locust's page
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-@events.init_command_line_parser.add_listener
+@events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: Any) -> None:
     for name, default, parse, help in OPTIONS:
         parser.add_argument(f"--{name}", default=default, type=parse, help=help, include_in_web_ui=name in EDITABLE)
@@ -83,14 +82,21 @@ def add_options(parser: Any) -> None:
     add("--template", action="store_true", help="the file of --json-message is a Jinja2 template (docs/messages.md)")
     profile = "named profile of the AWS CLI (default: the fleet's, else none); --profile is Locust's own"
     add("--aws-profile", type=functools.partial(elf.part_of_place, key="profile"), help=profile)
-    where = "keys and state on this machine (default: $ELF_MISC_DIR, else misc/ beside elf.py)"
+    where = "keys and state on this machine (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
     add("--misc-dir", type=lambda text: str(elf.directory(text)), help=where)
 
 
+class Cli(elf.Cli):
+    """The options of `elf.py send`, and those only for Locust."""
+
+    topic: str
+    subscribers: float
+
+
 @contextlib.contextmanager
-def opened_fleet(options: argparse.Namespace) -> Iterator[elf.Cli]:
+def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
     """Hold the fleet until the block ends; yield Locust's options as `elf.py send` has them. Raises ElfError."""
-    cli = elf.build_parser().parse_args(["send"], elf.Cli())
+    cli = elf.build_parser().parse_args(["send"], Cli())
     try:
         for name, _, parse, _ in OPTIONS:
             dest = name.replace("-", "_")
@@ -108,7 +114,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[elf.Cli]:
         yield cli
 
 
-def admit(cli: elf.Cli, users: int) -> dict[str, dict[str, Any]]:
+def admit(cli: Cli, users: int) -> dict[str, dict[str, Any]]:
     """Give the things their policies; return what the user of each has to know. Raises ElfError; botocore's errors."""
     if str(cli.json_message) == "-":
         raise elf.ElfError("workers share no standard input", "name a file with --json-message")
@@ -117,7 +123,8 @@ def admit(cli: elf.Cli, users: int) -> dict[str, dict[str, Any]]:
     admitted, endpoint, patience_s = elf.admit(cli, things)
     refuse_too_many(users, len(admitted))
     heard = "/".join("+" if "{thing_name}" in level else level for level in cli.topic.split("/"))
-    listeners = [math.ceil(number * cli.subscribers) for number in range(len(admitted) + 1)]  # among the first so many
+    # Of the first things, 0 to all: how many of them listen.
+    listeners = [math.ceil(number * cli.subscribers) for number in range(len(admitted) + 1)]
     return {
         thing.name: {
             "thing": thing.name,
@@ -134,7 +141,7 @@ def all_messages(cli: elf.Cli) -> list[elf.Message]:
     """Return what each thing says, over and over. Raises ElfError, and the OSError of a file that can't be read."""
     if not cli.fleet.things:
         raise elf.ElfError(
-            f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it in ELF_MISC_DIR"
+            f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it with --misc-dir"
         )
     messages = []
     for line in elf.what_to_send(cli)[1]:
@@ -165,23 +172,19 @@ def take_out_secrets(record: logging.LogRecord) -> bool:
 
 
 def guard(web_ui: Any, options: argparse.Namespace) -> None:
-    """Keep Locust's page to its users: to no other site, and with --web-login to nobody without the password.
-
-    Raises ElfError when there is no password to ask for.
-    """
-    names = {options.web_host, "localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
+    """Keep Locust's page from other sites and, with --web-login, from those who don't know the password."""
+    names = {options.web_host.lower(), "localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
     web_ui.app.before_request(functools.partial(refuse_others, names))
     web_ui.app.after_request(unframed)
-    password = os.environ.get("ELF_WEB_PASSWORD", "")  # no option, which Locust would send to each worker
-    if web_ui.web_login and not password:
-        raise elf.ElfError("--web-login has no password to ask for", "put one into the variable ELF_WEB_PASSWORD")
     if web_ui.web_login:
-        elf.hide(password, least=1)
+        if not (password := os.environ.get("ELF_WEB_PASSWORD")):  # Locust would send an option to the workers
+            elf.complain(elf.ElfError("--web-login has no password to ask for", "set one in ELF_WEB_PASSWORD"))
+            sys.exit(1)
         # Locust leaves the sessions behind its form to the locustfile; its pages still ask flask-login who the user is.
         web_ui.login_manager.request_loader(lambda _: None)
         web_ui.web_login = False
         web_ui.app.before_request(functools.partial(ask_password, password))
-    elif options.web_host not in LOOPBACK:
+    elif options.web_host not in ("127.0.0.1", "::1", "localhost"):
         elf.log.warning("anyone on the network can use this page: add --web-login, or --web-host 127.0.0.1")
 
 
@@ -190,11 +193,11 @@ def ask_password(password: str) -> Any:
     given = (request.authorization and request.authorization.password) or ""
     if hmac.compare_digest(given.encode(), password.encode()):
         return None
-    return "Locust's page asks for the password", 401, {"WWW-Authenticate": 'Basic realm="ELF", charset="UTF-8"'}
+    return "the password is wrong or missing", 401, {"WWW-Authenticate": 'Basic realm="ELF", charset="UTF-8"'}
 
 
 def unframed(response: Any) -> Any:
-    """Keep another site from showing the page inside its own, where a click would start a run."""
+    """Keep another site from showing the page inside its own, where a click on it would start a run."""
     response.headers["X-Frame-Options"] = "DENY"
     return response
 
@@ -202,8 +205,8 @@ def unframed(response: Any) -> Any:
 def refuse_others(names: set[str]) -> Any:
     """Refuse what another site makes the user's browser ask; drop what even the page may not set.
 
-    Files, hosts and all other options come from the command line alone. A Host that is no address and none of this
-    machine's `names` gives away a site whose name leads to this machine (DNS rebinding).
+    Files, hosts and all other options come only from the command line. A Host that is neither an address nor one of
+    this machine's `names` belongs to a site whose name was pointed at this machine (DNS rebinding).
     """
     own = urlsplit(f"//{request.host}")
     is_known = own.hostname in names
@@ -216,7 +219,7 @@ def refuse_others(names: set[str]) -> Any:
     is_change = request.method != "POST" and request.endpoint in ("locust.stop", "locust.reset_stats")
     is_nameless = not sites and "Sec-Fetch-Site" not in request.headers
     if not is_known or not (is_own or is_link) or (is_change and is_nameless):
-        return "Locust's page takes requests from itself alone", 403
+        return "refused: not from this page, or under a name that is not this machine's (--web-host adds one)", 403
     request.form = ImmutableMultiDict((key, value) for key, value in request.form.items(multi=True) if key in EDITABLE)
     return None
 
@@ -233,12 +236,11 @@ class Run:
             self.open()
 
     def open(self, **_: object) -> None:
-        self.failure: Exception | None = None  # which then keeps each user from connecting
+        self.failure: Exception | None = None  # why each user's connect fails, then
         try:
-            self.cli = self.held.enter_context(opened_fleet(self.options))
+            self.cli = cli = self.held.enter_context(opened_fleet(self.options))
             # The desk as well: workers that can only read misc/ find the root certificates there.
-            self.root_cert, self.messages = elf.root_of(self.cli), all_messages(self.cli)
-            cli = self.cli
+            self.root_cert, self.messages = elf.root_of(cli), all_messages(cli)
             self.load = f"QoS {cli.qos}, every {cli.interval:g} s, {cli.subscribers:.0%} subscribe"
         except Exception as error:
             elf.complain(error)
@@ -256,7 +258,7 @@ class Run:
         )
 
     def count_connect(self, kind: str, name: object, took_s: float) -> None:
-        """Count a connect in its own row alone: the totals and charts are of messages."""
+        """Count a connect only in its own row: the totals and charts are of messages."""
         self.environment.stats.entries[(str(name), kind)].log(1000 * took_s, 0)
 
 
@@ -268,8 +270,8 @@ class Desk(Run):
         self.duties: dict[str, dict[str, Any]] = {}  # by thing
         self.free: Queue[str] = Queue()  # things that no user has
         self.worker_of: dict[str, str] = {}  # by thing that a user has
-        self.gone: set[str] = set()  # workers, without a word
-        self.working: set[str] = set()  # workers, at the end of a run
+        self.gone: set[str] = set()  # workers that are heard of no more
+        self.working: set[str] = set()  # workers that have not finished yet, at the end of a run
         self.turn = 0.0  # time.monotonic() of the last connect
         self.asking = BoundedSemaphore(elf.DIAGNOSES_AT_ONCE)
         self.start, self.runner.start = self.runner.start, self.start_if_possible
@@ -279,13 +281,9 @@ class Desk(Run):
             self.runner.register_message("elf-finished", lambda msg, **_: self.working.discard(msg.node_id))
             environment.events.test_stopping.add_listener(self.await_workers)
             gevent.spawn(self.watch_workers)
-        try:
-            if web_ui:
-                guard(web_ui, self.options)
-                web_ui.app.before_request(self.refuse_on_page)
-        except elf.ElfError as error:
-            elf.complain(error)
-            sys.exit(1)
+        if web_ui:
+            guard(web_ui, self.options)
+            web_ui.app.before_request(self.refuse_on_page)
         try:
             with opened_fleet(self.options) as cli:
                 things = len(elf.ready_things(cli.fleet))
@@ -301,7 +299,7 @@ class Desk(Run):
                 sys.exit(1)
 
     def prepare(self, users: int, options: argparse.Namespace) -> Exception | None:
-        """Get the things ready for so many users: give them their policies. Return what keeps a run from it, if so."""
+        """Give the things of `users` their policies. Return the error that prevents a run, if there is one."""
         try:
             if self.runner.state in (STATE_SPAWNING, STATE_RUNNING):
                 refuse_too_many(users, len(self.duties))
@@ -314,7 +312,7 @@ class Desk(Run):
         return None
 
     def refuse_on_page(self) -> Any:
-        """Answer the page's request to start what can't be; Locust answers the others."""
+        """Answer a request to start a run that is not possible; Locust answers the others."""
         if request.endpoint != "locust.swarm":
             return None
         form = request.form.to_dict()
@@ -324,7 +322,7 @@ class Desk(Run):
         return jsonify(success=False, message=in_a_line(error)) if error else None
 
     def start_if_possible(self, user_count: int, *args: Any, **settings: Any) -> None:
-        """Start a run, or change its users, in place of the runner's start(), which asks nobody before it does so."""
+        """Start a run, or change its users, if possible: replaces the runner's start()."""
         if not self.prepare(user_count, self.options):
             self.start(user_count, *args, **settings)
         elif self.options.headless:
@@ -336,7 +334,7 @@ class Desk(Run):
         self.free, self.worker_of = Queue(items=self.duties), {}
 
     def hand_out(self, msg: Any, **_: object) -> None:
-        """Have a thing for a user, when there is one, and say when its turn to connect is."""
+        """Give a user the next free thing, once there is one, and say when it may connect."""
         thing = self.free.get()
         self.worker_of[thing] = msg.node_id
         self.turn = max(self.turn + 1 / elf.CONNECTS_PER_S, time.monotonic())
@@ -357,7 +355,7 @@ class Desk(Run):
         self.free.put(thing)
 
     def find_cause(self, msg: Any, **_: object) -> None:
-        """Ask AWS about what the broker refuses; what it has nothing to say about goes on trying."""
+        """Ask AWS why the broker refuses a thing; if AWS gives no reason, the thing keeps trying."""
         user, facts = msg.data
         refusal = elf.Refusal(*facts)
         with self.asking:
@@ -366,7 +364,7 @@ class Desk(Run):
             self.runner.send_message("elf-verdict", (user, *elf.explain(verdict)), client_id=msg.node_id)
 
     def watch_workers(self) -> None:
-        """Tell of workers that are gone. Their things are free once Locust gives up on them, a minute later."""
+        """Report workers that are gone. Their things are free once Locust gives up on them, a minute later."""
         while True:
             gevent.sleep(1.0)
             missing = {client.id for client in self.runner.clients.missing}
@@ -375,8 +373,8 @@ class Desk(Run):
             for worker in things.keys() & missing - self.gone:
                 lost = elf.plural(things[worker], "thing")
                 error = elf.ElfError(
-                    f"worker {worker} is gone, and {lost} with it; the others go on, and take them over in a minute",
-                    "see its own log; what it did in its last seconds is not in the report",
+                    f"worker {worker} is gone with {lost}; the other workers take them over in a minute",
+                    "see its log; its last seconds are missing from the report",
                 )
                 elf.complain(error)
                 self.count("WORKER", worker, None, error=error)
@@ -385,7 +383,7 @@ class Desk(Run):
                 self.set_free(thing)
 
     def await_workers(self, **_: object) -> None:
-        """Have the workers stop and report, and wait for it: Locust, at its own end, gives them half a second."""
+        """Have the workers stop and report, and wait for them: Locust itself waits half a second."""
         self.working = {client.id for client in self.runner.clients.all}
         self.runner.send_message("elf-finish")
         with gevent.Timeout(2 * SETTLE_S, False):
@@ -393,49 +391,12 @@ class Desk(Run):
                 gevent.sleep(0.05)
 
 
-class HubSelector:
-    """A selector that is one watcher of gevent's for each socket: the system's would start all of them at each turn."""
-
-    def __init__(self) -> None:
-        self._watchers: dict[Any, Any] = {}  # by file
-        self._ready: dict[Any, tuple[selectors.SelectorKey, int]] = {}  # by file
-        self._news = Event()
-
-    def register(self, file: Any, events: int, data: Any) -> None:
-        key = selectors.SelectorKey(file, file.fileno(), events, data)
-        # gevent's events have the same numbers.
-        self._watchers[file] = watcher = gevent.get_hub().loop.io(key.fd, events)
-        watcher.start(self._mark, key, pass_events=True)
-
-    def unregister(self, file: Any) -> None:
-        self._watchers.pop(file).close()
-        self._ready.pop(file, None)
-
-    def modify(self, file: Any, events: int, data: Any) -> None:
-        self.unregister(file)
-        self.register(file, events, data)
-
-    def _mark(self, events: int, key: selectors.SelectorKey) -> None:
-        self._ready[key.fileobj] = key, events
-        self._news.set()
-
-    def select(self, timeout_s: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        self._news.wait(timeout_s)
-        self._news.clear()
-        ready, self._ready = self._ready, {}
-        return list(ready.values())
-
-    def close(self) -> None:
-        for file in list(self._watchers):
-            self.unregister(file)
-
-
 class Worker(Run):
     """What the users of one process share."""
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
-        self.loop = elf.Loop(elf.complain, selector=HubSelector())
+        self.loop = elf.Loop(self.fail, selector=GeventSelector())  # the system's, under gevent, is slow
         self.waiting: dict[int, AsyncResult[dict[str, Any]]] = {}  # by the ID of the user
         self.users: dict[int, Thing] = {}  # the same
         self.runner.register_message("elf-thing", self.pass_on)
@@ -443,6 +404,11 @@ class Worker(Run):
         if isinstance(self.runner, WorkerRunner):
             self.runner.register_message("elf-finish", self.finish)
             environment.events.quitting.add_listener(self.finish)
+
+    def fail(self, error: Exception) -> None:
+        """Report the bug that ended the loop: nothing connects or publishes here any more."""
+        elf.complain(error)
+        self.count("WORKER", getattr(self.runner, "client_id", "local"), None, error=error)
 
     def pass_on(self, msg: Any, **_: object) -> None:
         user, duty = msg.data
@@ -452,7 +418,7 @@ class Worker(Run):
             self.runner.send_message("elf-give", duty["thing"])
 
     def end(self, msg: Any, **_: object) -> None:
-        """Have a thing that AWS says something about try no more."""
+        """Stop a thing, since AWS has said why it is refused."""
         user, cause, remedy = msg.data
         if user in self.users and (device := self.users[user].device):
             self.loop.call(device.end, elf.ElfError(cause, remedy))
@@ -473,7 +439,7 @@ class Thing(User, elf.Listener):
         SET_UP.wait()
         self.worker: Worker = self.environment.elf_worker
         self.duty: dict[str, Any] = {}  # which the desk hands out
-        self.device: elf.Device | None = None  # until it can't do anything any more
+        self.device: elf.Device | None = None  # none before it has a thing, and after a failure
         self.sizes: dict[int, int] = {}  # of what is not acknowledged, by number
         self.is_ready, self.is_settled = Event(), Event()
         self.worker.waiting[id(self)] = answer = AsyncResult()
@@ -486,13 +452,12 @@ class Thing(User, elf.Listener):
             if self.worker.failure:
                 raise self.worker.failure
             elf.raise_descriptor_limit(self.worker.runner.user_count)
-            cli = self.worker.cli
-            self.endpoint = self.endpoint.routed(elf.NO_PROXY if cli.place.local else cli.proxy)
+            self.cli = self.worker.cli
+            self.endpoint = self.endpoint.routed(elf.NO_PROXY if self.cli.place.local else self.cli.proxy)
         except Exception as error:
             self.fail("CONNECT", self.endpoint, error)
             return
-        self.cli, self.messages = self.worker.cli, itertools.cycle(self.worker.messages)
-        # What a saved report is to say of the load
+        self.messages = itertools.cycle(self.worker.messages)
         self.published = f"{self.cli.topic} ({self.worker.load})"
         self.heard = f"{''.join(duty['filters'])} ({self.worker.load})"
         self.worker.loop.connects_per_s = duty["connects_per_s"]
@@ -515,7 +480,7 @@ class Thing(User, elf.Listener):
         self.due = time.monotonic()
 
     def wait_time(self) -> float:
-        """Keep the beat. What is late does not have the next ones follow faster."""
+        """Keep the interval; after a late message the next ones do not follow faster."""
         now = time.monotonic()
         self.due = max(self.due + self.cli.interval, now)
         return self.due - now
@@ -539,7 +504,7 @@ class Thing(User, elf.Listener):
         self.worker.count_connect("RECONNECT", self.endpoint, after_s)
 
     def on_refused(self, device: elf.Device, refusal: elf.Refusal) -> None:
-        facts = [vars(refusal)[name] for name in ("thing", "endpoint", "action", "subject", "reason")]
+        facts = (refusal.thing, refusal.endpoint, refusal.action, refusal.subject)
         self.worker.runner.send_message("elf-refused", (id(self), facts))
 
     def on_failed(self, device: elf.Device, failure: Exception) -> None:
@@ -576,13 +541,13 @@ class Thing(User, elf.Listener):
         self.worker.count("PUBLISH", self.published, took_s, self.sizes.pop(number, 0), error)
 
     def fail(self, kind: str, name: object, error: Exception) -> None:
-        """Have the thing do no more, and count a failure."""
+        """Stop the thing, and count a failure."""
         self.device = None
         self.is_ready.set()
         self.worker.count(kind, name, None, error=error)
 
     def settle(self, device: elf.Device, deadline: float) -> None:
-        """Disconnect once all is acknowledged, or it is late."""
+        """Disconnect once all is acknowledged, or at the deadline."""
         if (device.waiting or device.in_flight) and device.state != elf.ENDED and time.monotonic() < deadline:
             self.worker.loop.at(time.monotonic() + elf.MIN_INTERVAL_S, self.settle, device, deadline)
         else:
@@ -594,14 +559,14 @@ class Thing(User, elf.Listener):
         self.worker.users.pop(id(self), None)
         if self.device:
             self.worker.loop.call(self.settle, self.device, time.monotonic() + SETTLE_S)
-            self.is_settled.wait()
+            self.is_settled.wait(2 * SETTLE_S)  # or the loop has ended
         for number in list(self.sizes):
             self.count_published(number, None, lost=True)
         if self.duty:
             self.worker.runner.send_message("elf-give", self.duty["thing"])
 
 
-@events.init.add_listener
+@events.init.add_listener  # type: ignore[untyped-decorator]
 def set_up(environment: Any, web_ui: Any, **_: object) -> None:
     elf.hide_environment()
     for handler in logging.getLogger().handlers:  # Locust's own
@@ -618,7 +583,8 @@ def set_up(environment: Any, web_ui: Any, **_: object) -> None:
     SET_UP.set()
 
 
-if __name__ == "__main__":  # `locust --help` shows Locust's own options alone
-    shown = LocustArgumentParser(usage="locust [options]", description="ELF's options:", add_help=False)
+if __name__ == "__main__":  # `locust --help` shows only Locust's own options
+    about = "What ELF adds to Locust's options. With --web-login the page asks for the password in ELF_WEB_PASSWORD."
+    shown = LocustArgumentParser(usage="locust [options]", description=about, add_help=False)
     add_options(shown)
     shown.print_help()

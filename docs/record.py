@@ -28,7 +28,7 @@ from pyte.screens import Char
 
 HERE = Path(__file__).resolve().parent
 COLUMNS, ROWS = 90, 26
-FRAME_S = 0.15  # no two pictures are closer
+FRAME_S = 0.25  # no two pictures are closer
 LONGEST_S = 1.2  # of a picture, but for the last
 LAST_S = 4.0
 COMMAND_S = 120.0  # no command takes longer
@@ -119,8 +119,8 @@ def record(directory: Path) -> Iterator[Frame]:
 
     yield from await_prompt()
     for command in quick_start():
-        for start in range(0, len(command), 4):
-            os.write(mine, command[start : start + 4].encode())
+        for start in range(0, len(command), 7):
+            os.write(mine, command[start : start + 7].encode())
             yield from look(FRAME_S)
         os.write(mine, b"\n")
         yield from look(FRAME_S)

@@ -421,11 +421,11 @@ class Elf:
         columns: int = 120,
         env: Mapping[str, str] | None = None,
         script: str = "",
-        interrupt_at: str = END,
+        keys: Mapping[str, bytes] | None = None,
     ) -> Terminal:
         """Run a command to its end in a terminal of its own; or a shell's script with jobs, in which $ELF is ELF.
 
-        When the terminal shows `interrupt_at`, Ctrl-C is pressed there. It is left as it was.
+        When the terminal shows a text that `keys` has, those are typed there. It is left as it was.
         """
         mine, its = pty.openpty()
         before = termios.tcgetattr(mine)
@@ -436,13 +436,12 @@ class Elf:
             command["args"] = ["setsid", "--ctty", "--wait", "bash", "-mc", script]
         process = subprocess.Popen(**{**command, "stdin": its, "stdout": its, "stderr": its, "start_new_session": True})
         os.close(its)
-        written = b""
+        written, untyped = b"", dict(keys or {})
         with contextlib.suppress(OSError):  # EIO: the other end is closed
             while chunk := os.read(mine, 65536):
                 written += chunk
-                if interrupt_at.encode() in written:
-                    os.write(mine, b"\x03")
-                    interrupt_at = END
+                for text in [text for text in untyped if text.encode() in written]:
+                    os.write(mine, untyped.pop(text))
         assert termios.tcgetattr(mine) == before
         os.close(mine)
         return Terminal(process.wait(PATIENCE_S), written.decode("utf-8"), columns)

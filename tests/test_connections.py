@@ -422,7 +422,7 @@ def test_a_window_of_100_is_kept_and_named_where_it_holds_messages_up(
     result = main_of(1)("send", *between.options, "--json-message", messages, "--interval", "0.01")
     assert "300 acknowledged, 0 lost" in result.err
     assert max(most) == 100
-    assert "AWS takes 100 unacknowledged messages a connection, and acknowledgements take a round trip" in result.err
+    assert "AWS allows 100 unacknowledged messages per connection, and each acknowledgement is" in result.err
     assert numbers(between.of("thing_0", PUBLISH)) == Counter(range(300))
 
 

@@ -72,7 +72,7 @@ TOLD = {
         "--proxy",
     ),
     "HostUnknown": (
-        "{thing} can't connect to {endpoint}: its name can't be resolved",
+        "{thing} can't connect to {endpoint}: could not resolve its host name",
         "check the network's DNS, and --mqtt-endpoint; if you need a proxy, set --proxy",
     ),
     "HostUnreachable": (
@@ -150,10 +150,10 @@ TOLD = {
     "KeyUnreadable": ("{thing} can't use its file {file}: {error}", f"make it readable, or {_NEW_KEYS}"),
     "KeyEmpty": ("the file {file} of {thing} is empty", _NEW_KEYS),
     "NotAPair": (
-        "the certificate and the key of {thing} are not a pair: {error}",
+        "the certificate and the key of {thing} do not match: {error}",
         f"restore {{file}} and its .pem from one backup; without one, {_ANEW}",
     ),
-    "KeyInvalid": ("the file {file} of {thing} holds no key or certificate: {error}", _NEW_KEYS),
+    "KeyInvalid": ("the file {file} of {thing} has no key or certificate: {error}", _NEW_KEYS),
 }
 
 # Where each failure of elf.py's table, by the first of its names, is provoked: a test, its row if it has some, and its
@@ -1189,7 +1189,7 @@ def test_a_file_of_messages_that_has_none_is_explained(
     file = tmp_path / "empty.jsonl"
     file.write_text("\n \n")
     result = main_of_pair("send", *pair.broker, "--json-message", file, status=2)
-    explained(result, MESSAGE_INVALID, file, "it holds no message")
+    explained(result, MESSAGE_INVALID, file, "it contains no message")
     assert len(result.lines) == 2
 
 

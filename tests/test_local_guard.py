@@ -309,7 +309,7 @@ def test_one_that_does_not_end_keeps_its_directory_and_is_the_only_one(local: El
     (server,) = servers_of(local)
     server.suspend()
     said = local("clean", "--only-local").err
-    assert f"WARNING - the embedded AWS IoT (`local_aws.py serve --directory {local.misc}/local`) does not end" in said
+    assert f"WARNING - the embedded AWS IoT (`local_aws.py serve --directory {local.misc}/local`) does not stop" in said
     window = local.start("--local", "create", "--verbose")
     with pytest.raises(subprocess.TimeoutExpired):
         window.process.wait(2)
@@ -328,7 +328,7 @@ def test_a_state_that_may_not_be_saved_is_said(local: Elf) -> None:
     server.suspend()
     said = window.end().err
     server.resume()
-    assert "WARNING - the embedded AWS IoT did not confirm that its state is saved" in said
+    assert "WARNING - the embedded AWS IoT did not confirm that it saved its state" in said
 
 
 def says_nothing(connection: socket.socket) -> None:

@@ -126,7 +126,7 @@ def test_a_json_message_is_the_object_in_the_file_plus_ts(
         (b"[" * 100_000, "message.json: it does not end"),
         (b"[1, 2]", "not a JSON object"),
         (b'"text"', "not a JSON object"),
-        (b'{"a": 1,}', "message.json: Expecting property name"),
+        (b'{"a": 1,]', "message.json: Expecting property name"),
     ],
 )
 def test_a_bad_json_message_is_refused_before_anything_is_sent(

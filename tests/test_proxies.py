@@ -211,7 +211,7 @@ def test_messages_go_through_the_proxy(
     root_cert = ("--root-cert", broker.root_cert, "--debug", "--output", "json")
     result = main_of_pair("send", *options, "--mqtt-endpoint", "localhost", *root_cert, *ONCE)
     shown = url.replace(LOGIN, "")
-    assert f"through the proxy {shown if '://' in shown else f'http://{shown}'}" in result.lines
+    assert f"using the proxy {shown if '://' in shown else f'http://{shown}'}" in result.lines
     assert "2 acknowledged" in result.err
     assert broker.names == ["localhost"] * 2
     assert [peer.protocol for peer in broker.peers] == ([ALPN] * 2 if port == 443 else [None] * 2)
@@ -221,27 +221,27 @@ def test_messages_go_through_the_proxy(
 @pytest.mark.parametrize(
     ("way", "cause", "remedy"),
     [
-        ("http://nobody.invalid:3128", "the name of {} can't be resolved", "check HTTPS_PROXY"),
-        (f"http://127.0.0.1:{CLOSED_PORT}", "{} can't be reached: [Errno 111] Connection refused", "check HTTPS_PROXY"),
-        (f"socks5://127.0.0.1:{CLOSED_PORT}", "{} can't be reached: [Errno 111] Connection ref", "check HTTPS_PROXY"),
-        ("https://localhost:{0.https}", "TLS to {} fails: [SSL: CERTIFICATE_VERIFY_FAILED]", "check HTTPS_PROXY"),
+        ("http://nobody.invalid:3128", "could not resolve the host name of {}", "check HTTPS_PROXY"),
+        (f"http://127.0.0.1:{CLOSED_PORT}", "could not reach {}: [Errno 111] Connection refused", "check HTTPS_PROXY"),
+        (f"socks5://127.0.0.1:{CLOSED_PORT}", "could not reach {}: [Errno 111] Connection ref", "check HTTPS_PROXY"),
+        ("https://localhost:{0.https}", "TLS to {} failed: [SSL: CERTIFICATE_VERIFY_FAILED]", "check HTTPS_PROXY"),
         ("http://127.0.0.1:{1}", "{} does not answer", "check HTTPS_PROXY"),
-        ("http://127.0.0.1:{0.http_login}", "{} wants a user and a password: 407", "http://USER:PASSWORD@127.0.0.1:"),
+        ("http://127.0.0.1:{0.http_login}", "{} requires a user and a password: 407", "http://USER:PASSWORD@127"),
         ("http://jane:w4ong@127.0.0.1:{0.http_login}", "{} refuses this user and password: ", "http://USER:PASSWORD@"),
-        ("http://j%3Ae:w4ong@127.0.0.1:{0.http_login}", "{} can't be told this user and password", "check HTTPS_PROXY"),
-        ("socks5://127.0.0.1:{0.socks_login}", "{} wants a user and a password: ", "socks5://USER:PASSWORD@127.0.0.1:"),
+        ("http://j%3Ae:w4ong@127.0.0.1:{0.http_login}", "this user and password are not valid for {}", "check HTTPS"),
+        ("socks5://127.0.0.1:{0.socks_login}", "{} requires a user and a password: ", "socks5://USER:PASSWORD@127.0"),
         ("socks5://jane:w4ong@127.0.0.1:{0.socks_login}", "{} refuses this user and password: ", "socks5://USER:PASS"),
-        ("http://127.0.0.1:{0.http}", "{} forbids it: 403", "have its administrator allow that host and port"),
-        ("http://127.0.0.1:{0.http_filter}", "{} forbids it: 403 Filtered", "have its administrator allow that host"),
+        ("http://127.0.0.1:{0.http}", "{} forbids it: 403", "ask its administrator to allow that host and port"),
+        ("http://127.0.0.1:{0.http_filter}", "{} forbids it: 403 Filtered", "ask its administrator to allow that host"),
         ("socks5://127.0.0.1:{0.socks}", "{} can't reach it: ", "check --mqtt-endpoint"),
-        ("http://127.0.0.1:{0.socks}", "{} gives no answer of a proxy's: ", "check HTTPS_PROXY"),
+        ("http://127.0.0.1:{0.socks}", "{} does not answer as a proxy: ", "check HTTPS_PROXY"),
         *(
             pytest.param(way, f"{{}} {cause}", remedy, marks=needs(program))
             for program, way, cause, remedy in (
-                ("squid", "http://127.0.0.1:{0.squid_login}", "wants a user and a password: 407", "http://USER:"),
+                ("squid", "http://127.0.0.1:{0.squid_login}", "requires a user and a password: 407", "http://USER:"),
                 ("squid", "http://jane:w4ong@127.0.0.1:{0.squid_login}", "refuses this user and password: 407", "USER"),
-                ("squid", f"http://{LOGIN}127.0.0.1:{{0.squid_login}}", "forbids it: 403", "have its administrator"),
-                ("danted", "socks5://127.0.0.1:{0.dante}", "forbids it: Connection not allowed", "have its administra"),
+                ("squid", f"http://{LOGIN}127.0.0.1:{{0.squid_login}}", "forbids it: 403", "ask its administrator"),
+                ("danted", "socks5://127.0.0.1:{0.dante}", "forbids it: Connection not allowed", "ask its administra"),
             )
         ),
     ],
@@ -297,7 +297,13 @@ def test_who_goes_around_the_proxy_is_told_of_it_where_that_fails(
     result = main_of_pair("send", *options, *nowhere, *ONCE, status=1)
     assert f"can't connect to localhost:{CLOSED_PORT}: nothing listens there" in result.err
     assert hint in result.err
-    assert "through the proxy" not in result.err
+    assert "using the proxy" not in result.err
+
+
+def test_the_library_of_tunnels_is_imported_where_there_is_a_proxy_alone(pair: Pair, proxies: Proxies) -> None:
+    for way, is_imported in (("none", False), (f"socks5h://127.0.0.1:{proxies.socks}", True)):
+        result = pair("send", *pair.broker, "--proxy", way, *ONCE, env={"PYTHONPROFILEIMPORTTIME": "1"})
+        assert ("python_socks" in result.err) == is_imported
 
 
 def test_a_tunnel_that_is_cut_is_opened_again(
@@ -319,25 +325,38 @@ def test_who_can_not_resolve_the_brokers_name_is_told_that_the_proxy_may(
 ) -> None:
     endpoint = ("--mqtt-endpoint", "nobody.invalid", "--things", 1)
     result = main_of_pair("send", "--proxy", f"socks5://127.0.0.1:{proxies.socks}", *endpoint, *ONCE, status=1)
-    assert "its name can't be resolved" in result.err
+    assert "could not resolve its host name" in result.err
     assert "what to do: use socks5h:// instead of socks5://" in result.err
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5h"])
 def test_the_control_plane_goes_through_what_botocore_can(main: InProcess, proxies: Proxies, scheme: str) -> None:
     result = main("create", "--proxy", f"{scheme}://127.0.0.1:{CLOSED_PORT}", status=1 if scheme == "http" else 0)
-    assert ("could not reach the proxy" in result.err) == (scheme == "http")
+    assert ("could not get through the proxy" in result.err) == (scheme == "http")
     main.use({"HTTP_PROXY": f"http://127.0.0.1:{CLOSED_PORT}"})  # MiniStack's is an http:// URL
     main("create", "--proxy", "none")
     main("create", 2, "--proxy", f"http://127.0.0.1:{proxies.http}")
+
+
+@pytest.mark.parametrize(("login", "reason"), [("", "407"), (f"{USER}:w4ong@", "401"), (LOGIN, "403")])
+def test_a_proxy_that_refuses_the_control_plane_gives_its_reason(
+    main: InProcess, proxies: Proxies, login: str, reason: str
+) -> None:
+    main.use(
+        {"HTTPS_PROXY": f"http://{login}127.0.0.1:{proxies.http_login}", "AWS_ENDPOINT_URL": "https://localhost:9"}
+    )
+    result = main("create", "--debug", status=1)
+    assert re.search(f"could not get through the proxy: .*: Tunnel connection failed: {reason} ", result.err)
+    assert "what to do: check HTTPS_PROXY, its user and password" in result.err
+    assert "w4ong" not in result.err and "s3cret" not in result.err
 
 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         (("--local", "--proxy", "http://127.0.0.1:9"), "--local uses no proxy"),
-        (("--proxy", "ftp://jane:s3cret@127.0.0.1"), "that is not a proxy's URL"),
-        (("--proxy", "http://jane:s3c/ret@127.0.0.1"), "that is not a proxy's URL"),
+        (("--proxy", "ftp://jane:s3cret@127.0.0.1"), "not a valid proxy URL"),
+        (("--proxy", "http://jane:s3c/ret@127.0.0.1"), "not a valid proxy URL"),
         (("--prox", "http://jane:s3cret@127.0.0.1"), "did you mean --proxy?"),
     ],
 )
@@ -350,7 +369,7 @@ def test_a_proxy_that_can_not_be_meant_is_refused(main: InProcess, options: tupl
 def test_a_variable_that_holds_no_proxy_is_named(main_of_pair: InProcess, pair: Pair) -> None:
     main_of_pair.use({"HTTPS_PROXY": "gopher://jane:s3cret@127.0.0.1"})
     result = main_of_pair("send", *pair.broker, *ONCE, status=1)
-    assert "HTTPS_PROXY is not a proxy's URL" in result.err
+    assert "HTTPS_PROXY is not a valid proxy URL" in result.err
     assert "s3cret" not in result.err
 
 
@@ -367,7 +386,7 @@ def test_locusts_users_go_through_the_proxy(elf: Elf, proxies: Proxies) -> None:
         check=False,
         timeout=PATIENCE_S,
     )
-    assert f"through the proxy {url.replace(LOGIN, '')}" in done.stderr
+    assert f"using the proxy {url.replace(LOGIN, '')}" in done.stderr
     assert re.search(r"CONNECT +localhost:\d+ +2 +0\(0.00%\)", done.stderr), done.stderr
     assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
 
@@ -376,6 +395,6 @@ def test_a_local_fleet_goes_through_no_proxy(local: Elf) -> None:
     local("--local", "create")
     result = local("send", *ONCE)
     assert "1 acknowledged" in result.err
-    assert "through the proxy" not in result.err
+    assert "using the proxy" not in result.err
     refused = local("send", "--proxy", "http://127.0.0.1:9", status=1)
     assert "--proxy does not match" in refused.err

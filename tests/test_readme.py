@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import importlib.util
 import io
 import os
@@ -134,6 +135,14 @@ def shell(clone: Elf) -> Iterator[Shell]:
     for process in started:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_the_picture_shows_the_quick_start() -> None:
+    picture = html.unescape((ROOT / "docs" / "elf.svg").read_text(encoding="utf-8"))
+    quick_start = [block.text for block in in_language("sh") if block.heading == "Quick start"]
+    assert len(quick_start) == 5
+    for text in quick_start:
+        assert f">$ {text[text.index('python elf.py') :].strip()}<" in picture
 
 
 @pytest.mark.parametrize("block", in_shell("sh"))

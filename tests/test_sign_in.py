@@ -209,13 +209,13 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
         ),
         pytest.param(
             *("", CONTAINER, (403, "AccessDenied", "no role")),
-            *("the container gives no credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+            *("the container provides no credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
             id="container",
         ),
         pytest.param(
             f"[default]\nrole_arn = {ROLE}\ncredential_source = Ec2InstanceMetadata\n",
             *({"AWS_EC2_METADATA_DISABLED": "false"}, (404, "NotFound", "")),
-            *("the EC2 instance gives no AWS credentials: ", "attach a role to it"),
+            *("the EC2 instance provides no AWS credentials: ", "attach a role to it"),
             id="instance",
         ),
         pytest.param(
@@ -321,10 +321,10 @@ def test_aws_login_works_and_other_commands_do_without_what_it_needs(
 MFA_REFUSED = "MultiFactorAuthentication failed with invalid MFA one time pass code."
 
 
-def a_session(minutes: float) -> bytes:
+def a_session(minutes: float, key: str = "ASIAIOSFODNN7EXAMPLE") -> bytes:
     """What AssumeRole answers."""
     expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60 * minutes))
-    keys = {"AccessKeyId": "ASIAIOSFODNN7EXAMPLE", "SecretAccessKey": SECRET, "SessionToken": SESSION_TOKEN}
+    keys = {"AccessKeyId": key, "SecretAccessKey": SECRET, "SessionToken": SESSION_TOKEN}
     fields = "".join(f"<{name}>{value}</{name}>" for name, value in {**keys, "Expiration": expires}.items())
     user = f"<AssumedRoleUser><Arn>{ROLE}/elf</Arn><AssumedRoleId>elf</AssumedRoleId></AssumedRoleUser>"
     result = f"<AssumeRoleResult><Credentials>{fields}</Credentials>{user}</AssumeRoleResult>"
@@ -343,16 +343,26 @@ def a_session(minutes: float) -> bytes:
 def test_an_mfa_code_is_asked_for_on_the_terminal(
     elf: Elf, services: Services, code: str | None, expected: str
 ) -> None:
-    (elf.home / ".aws").mkdir()
-    configure(elf, MFA)
     services.refuse(403, "AccessDenied", MFA_REFUSED)
     if code == "654321\n":
         services.status, services.body = 200, a_session(minutes=5)
+    said, status = create_with_mfa(elf, services, code)
+    assert expected in said
+    assert [f"TokenCode={code.strip()}" in asked for asked in services.asked if code] in ([True], [])
+    assert status == (1 if code else 130)
+    assert "Traceback" not in said
+
+
+def create_with_mfa(elf: Elf, services: Services, code: str | None) -> tuple[str, int]:
+    """Create with a profile that wants a code, and type it, or else Ctrl-C; return what ELF says and its status."""
+    (elf.home / ".aws").mkdir(exist_ok=True)
+    configure(elf, MFA)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         del elf.environment[name]
-    command = elf._command(("create",), {"AWS_ENDPOINT_URL_STS": services.url, "TERM": "xterm"})
+    elf.environment |= {"AWS_ENDPOINT_URL_STS": services.url, "TERM": "xterm"}
     mine, its = pty.openpty()
-    process = subprocess.Popen(**{**command, "stdin": its, "stdout": its, "stderr": its, "start_new_session": True})
+    streams = {"stdin": its, "stdout": its, "stderr": its, "start_new_session": True}
+    process = subprocess.Popen(**{**elf._command(("create",), {}), **streams})
     os.close(its)
     written, answered = b"", False
     with contextlib.suppress(OSError):  # EIO: it has ended
@@ -362,11 +372,26 @@ def test_an_mfa_code_is_asked_for_on_the_terminal(
                 answered = True
                 os.write(mine, code.encode()) if code else process.send_signal(signal.SIGINT)
     os.close(mine)
-    said, status = written.decode(), process.wait(PATIENCE_S)
-    assert expected in said
-    assert [f"TokenCode={code.strip()}" in asked for asked in services.asked if code] in ([True], [])
-    assert status == (1 if code else 130)
-    assert "Traceback" not in said
+    return written.decode(), process.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_one_mfa_code_lasts_as_long_as_the_roles_session(
+    elf: Elf, account: Account, services: Services, keeps: bool
+) -> None:
+    cache = elf.home / ".aws" / "cli"
+    services.body = a_session(60, account.id)
+    (elf.home / ".aws").mkdir()
+    if not keeps:
+        cache.touch()  # no directory can be made there
+    said, status = create_with_mfa(elf, services, "123456\n")
+    assert (status, len(services.asked)) == (0, 1), said
+    again = elf("create", 2, status=0 if keeps else 1)
+    assert ("could not ask for an MFA code" in again.err) == (not keeps)
+    if keeps:
+        (file,) = (cache / "cache").iterdir()
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert SESSION_TOKEN in file.read_text()
 
 
 # What no configuration and no network makes of a call of ELF's: an error of ELF's own, if it ever comes.
@@ -441,7 +466,7 @@ def test_create_after_a_local_fleet_says_that_it_goes_to_aws(main: InProcess, el
     (elf.misc).mkdir(mode=0o700)
     (elf.misc / "elf.json").write_text(json.dumps({"fleet": {"region": "us-west-2", "local": True}}))
     main("clean")
-    warning = "the last fleet was on the embedded AWS IoT (--local); this one goes to AWS"
+    warning = "the last fleet was local (--local); this one is on AWS"
     assert warning in main("create").err
     main("clean")
     assert warning not in main("create").err

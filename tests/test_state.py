@@ -195,19 +195,6 @@ def test_a_colon_is_in_the_name_of_a_thing_and_not_of_a_file(main: InProcess, el
     assert elf.files() == ["elf.json"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="Windows never had such files")
-def test_files_with_a_colon_from_before_serve_as_they_are(main: InProcess, elf: Elf, account: Account) -> None:
-    main("create", "--prefix", "a:b")
-    for suffix in ("pem", "pub", "prv"):
-        (elf.misc / f"a+b_0.{suffix}").rename(elf.misc / f"a:b_0.{suffix}")
-    main("send", *elf.broker, *ONCE)
-    main("create", 2, "--prefix", "a:b")
-    assert {path.name for path in elf.misc.glob("*.prv")} == {"a:b_0.prv", "a+b_1.prv"}
-    main("clean")
-    assert account.is_empty()
-    assert elf.files() == ["elf.json"]
-
-
 @pytest.mark.parametrize("ignored", [False, True])
 def test_names_that_differ_in_case_share_no_files(
     main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch, ignored: bool

@@ -107,7 +107,8 @@ def test_a_frozen_broker_shows_at_once_and_so_does_a_lost_connection(
 
 def test_of_two_in_one_terminal_the_one_in_the_background_draws_none(pair: Pair) -> None:
     talk = "$ELF send $BROKER --duration 2 --interval 0.1"
-    terminal = pair.in_terminal(script=f"$ELF subscribe $BROKER --duration 6 & sleep 1; {talk}; wait", columns=300)
+    script = f"$ELF subscribe $BROKER --duration 30 --count 80 & read -s; {talk}; wait"
+    terminal = pair.in_terminal(script=script, columns=300, keys={"listening on": b"\n"})
     assert terminal.status == 0
     assert matches(LIVE_SEND, terminal)
     assert not matches(LIVE_SUBSCRIBE, terminal)
@@ -117,8 +118,8 @@ def test_of_two_in_one_terminal_the_one_in_the_background_draws_none(pair: Pair)
 
 def test_of_two_in_the_foreground_one_draws_and_the_other_writes_whole_lines_above_it(pair: Pair) -> None:
     talk = "$ELF send $BROKER --duration 2 --interval 0.1"
-    script = f"set +m; $ELF subscribe $BROKER --duration 6 & sleep 1.5; {talk}; wait"
-    terminal = pair.in_terminal(script=script, columns=300)
+    script = f"set +m; $ELF subscribe $BROKER --duration 30 --count 80 & read -s; {talk}; wait"
+    terminal = pair.in_terminal(script=script, columns=300, keys={"received 0": b"\n"})
     assert terminal.status == 0
     assert matches(LIVE_SUBSCRIBE, terminal)
     assert not matches(LIVE_SEND, terminal)
@@ -133,14 +134,15 @@ def test_one_that_draws_nothing_keeps_no_other_from_drawing(pair: Pair) -> None:
 
 
 def test_one_that_is_stopped_keeps_no_other_from_drawing(pair: Pair) -> None:
-    stop = "$ELF subscribe $BROKER & (sleep 2; kill -TSTP $!) & fg %1"
-    terminal = pair.in_terminal(script=f"{stop}; $ELF send $BROKER --duration 1.5; kill -KILL %1", columns=300)
+    script = "$ELF subscribe $BROKER & fg %1; $ELF send $BROKER --duration 1.5; kill -KILL %1"
+    terminal = pair.in_terminal(script=script, columns=300, keys={"received 0": b"\x1a"})
     assert matches(LIVE_SUBSCRIBE, terminal)
     assert matches(LIVE_SEND, terminal)
 
 
 def test_one_that_comes_to_the_foreground_begins_to_draw(pair: Pair) -> None:
-    terminal = pair.in_terminal(script="$ELF subscribe $BROKER --duration 3 & sleep 2; echo now; fg", columns=300)
+    script = "$ELF subscribe $BROKER --duration 3 & read -s; echo now; fg"
+    terminal = pair.in_terminal(script=script, columns=300, keys={"listening on": b"\n"})
     before, _, after = terminal.written.partition("now")
     assert not LIVE_SUBSCRIBE.search(before)
     assert LIVE_SUBSCRIBE.search(after)
@@ -148,9 +150,9 @@ def test_one_that_comes_to_the_foreground_begins_to_draw(pair: Pair) -> None:
 
 @pytest.mark.parametrize("columns", [80, 200])
 def test_no_line_about_a_message_is_wider_than_the_terminal(pair: Pair, columns: int) -> None:
-    listen = "$ELF subscribe $BROKER --count 8 --things 1 & sleep 1.5"
+    listen = "$ELF subscribe $BROKER --count 8 --things 1 & read -s"
     script = f"{listen}; $ELF send $BROKER --count 4 --interval 0.2; wait $!; $ELF send $BROKER -n 1 -t {'long/' * 7}"
-    seen = pair.in_terminal(script=script, columns=columns).seen
+    seen = pair.in_terminal(script=script, columns=columns, keys={"listening on": b"\n"}).seen
     *said, long, _ = [line for line in seen if re.search("posting|Received", line)]
     assert re.search("'…' on topic: (long/)+lon…$" if columns == 80 else "'{.+}' on topic: (long/){7}$", long)
     assert len(long) <= columns
@@ -164,7 +166,7 @@ def test_no_line_about_a_message_is_wider_than_the_terminal(pair: Pair, columns:
 def test_nothing_is_left_of_the_live_line_and_what_was_typed_over_it(pair: Pair) -> None:
     """And the counts at the end agree with those on the way, and with each other."""
     script = "$ELF send $BROKER --duration 30 --interval 0.1"
-    terminal = pair.in_terminal(script=script, columns=80, interrupt_at="acknowledged 9")
+    terminal = pair.in_terminal(script=script, columns=80, keys={"acknowledged 9": b"\x03"})
     assert terminal.status == 130
     assert "^C" in terminal.written
     assert [line for line in terminal.seen if not SEEN.fullmatch(line) or "^C" in line or len(line) > 80] == []
