@@ -1487,40 +1487,36 @@ def policy_name(thing_name: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Pacer:
-    """Keeps each operation under its quota, for all threads, because other users share the account.
+def pace(events: Any, things_per_s: float, stopping: threading.Event) -> None:
+    """Keep each operation under its quota, for all threads, because other users share the account.
 
     A second's worth of calls may go at once, as AWS's token buckets allow. If AWS still throttles an operation (someone
-    else uses the quota, or it is lower), the operation pauses for a second.
+    else uses the quota, or it is lower), the operation pauses for a second. Ctrl-C ends the wait.
     """
+    lock, throttled = threading.Lock(), set[str]()
+    next_due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
 
-    def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
-        self._speed = things_per_s / THINGS_PER_S
-        self._stopping = stopping
-        self._lock = threading.Lock()
-        self._is_throttled = False
-        self._due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
-
-    def wait(self, event_name: str, **_: object) -> None:
-        """Wait for an operation's turn, or for Ctrl-C: botocore's before-send event, for retries as well."""
+    def wait(event_name: str, **_: object) -> None:
         operation = event_name.rpartition(".")[2]
-        rate = QUOTAS[operation] * self._speed
-        with self._lock:
+        period_s = THINGS_PER_S / (QUOTAS[operation] * things_per_s)
+        with lock:
             now = time.monotonic()
             # 20 ms later than AWS's own count, so that no call arrives before its token.
-            due = max(self._due.get(operation, 0.0), now + 0.02)
-            self._due[operation] = due + 1 / rate
-        self._stopping.wait(max(0.0, due - max(0.0, 1 - 1 / rate) - now))
+            due = max(next_due.get(operation, 0.0), now + 0.02)
+            next_due[operation] = due + period_s
+        stopping.wait(max(0.0, due - max(0.0, 1 - period_s) - now))
 
-    def slow_down(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
-        """Pause an operation that AWS throttles: botocore's response-received event."""
+    def slow_down(event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
         if (parsed_response or {}).get("Error", {}).get("Code") == "ThrottlingException":  # HTTP 429 or 400
             operation = event_name.rpartition(".")[2]
-            with self._lock:
-                if not self._is_throttled:
+            with lock:
+                if not throttled:
                     log.warning("AWS throttles %s: slowing down", operation)
-                self._is_throttled = True
-                self._due[operation] = max(self._due.get(operation, 0.0), time.monotonic() + 2.0)  # a burst is 1 s
+                throttled.add(operation)
+                next_due[operation] = max(next_due.get(operation, 0.0), time.monotonic() + 2.0)  # a burst is 1 s
+
+    events.register("before-send.iot", wait)  # for each attempt of a call
+    events.register("response-received.iot", slow_down)
 
 
 def connect_control_plane(
@@ -1548,9 +1544,7 @@ def connect_control_plane(
         assume_role.cache = _role_cache()
         if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
             place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
-        pacer = Pacer(things_per_s, inbox.stopping)
-        events.register("before-send.iot", pacer.wait)
-        events.register("response-received.iot", pacer.slow_down)
+        pace(events, things_per_s, inbox.stopping)
     credentials = _credentials(session)
     hide(*headers.values())
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
