@@ -221,7 +221,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     # Ways to sign in: botocore's classes and names of its providers, and what STS answers
     "SSOError TokenRetrievalError NoAuthTokenError": ("not signed in to SSO: {error}", "sign in with `aws sso login`"),
-    "LoginError": ("not signed in with `aws login`: {error}", "sign in again with `aws login`"),
+    "LoginError": ("not signed in with `aws login`: {error}", "sign in again: aws login"),
     "RefreshWithMFAUnsupportedError": (
         "the role's session has ended: {error}",
         "run the same command again: it asks for a new MFA code",
@@ -467,11 +467,6 @@ def shorter(path: Path) -> Path:
     return path
 
 
-def draws() -> bool:
-    """Return whether ELF draws bars and a live line: not with --debug or --quiet."""
-    return on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG)
-
-
 def open_standard_streams() -> None:
     """Open descriptors 0, 1 and 2 if they are closed (a key file could get such a number), and make them blocking.
 
@@ -501,9 +496,8 @@ class Output:
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
-        self._broken: set[TextIO] = set()  # streams that can't be written to any more
         self._foot, self._has_drawn = "", False
-        self.failure: OSError | None = None  # of one of these, unless its reader just closed it
+        self.failure: OSError | None = None  # of a write, unless the reader just closed the stream
 
     def write(self, stream: Any, text: Any) -> None:
         """Write to a stream, in the output thread. Any thread may call this."""
@@ -529,11 +523,9 @@ class Output:
                 self._changed.wait_for(lambda: self._waiting)
                 stream, text = self._waiting[0]
             try:
-                if stream not in self._broken:
-                    self._show(stream, text)
+                self._show(stream, text)
             except Exception as error:
-                self._broken.add(stream)
-                with contextlib.suppress(OSError, ValueError):  # or Python would try again when it exits
+                with contextlib.suppress(OSError, ValueError):  # what follows goes nowhere
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
                 if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader or terminal is gone
                     if self._inbox.signum is None:
@@ -588,9 +580,7 @@ def hide(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
 def hide_environment() -> None:
     """Hide the credentials in the environment, and the passwords in its URLs."""
     for name, value in os.environ.items():
-        if re.fullmatch(
-            "AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|SESSION_TOKEN|SECURITY_TOKEN|CONTAINER_AUTHORIZATION_TOKEN)", name
-        ):
+        if re.fullmatch("AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|(SESSION|SECURITY|CONTAINER_AUTHORIZATION)_TOKEN)", name):
             hide(value)
         elif re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) and (user := re.match("(?:[^/]*//)?(.+)@", value)):
             hide(user[1], user[1].partition(":")[2], least=4)  # a proxy needs no scheme
@@ -686,10 +676,10 @@ def brevity_for(things: int) -> None:
 
 @contextlib.contextmanager
 def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
-    """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs."""
-    if not draws():
-        yield
-        return
+    """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs.
+
+    Not with --debug or --quiet.
+    """
     drawn_at = 0.0
 
     def draw() -> None:
@@ -698,7 +688,8 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
             drawn_at = time.monotonic()
             output.draw(text()[: columns(sys.stderr) - 1])
 
-    inbox.between = draw
+    if on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG):
+        inbox.between = draw
     try:
         yield
     finally:
@@ -707,20 +698,17 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
 
 
 def progress(inbox: Inbox, output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
-    """Iterate over `steps`, with a progress bar if there are more than FEW_THINGS and a terminal shows it."""
-    if total <= FEW_THINGS or not draws():
-        yield from steps
-        return
-    from tqdm import tqdm
-
+    """Iterate over `steps`, with a progress bar as live line if there are more than FEW_THINGS."""
     done, began = 0, time.monotonic()
-    settings = {"prefix": what, "unit": " things", "ascii": not (sys.stderr.encoding or "").lower().startswith("utf")}
 
     def bar() -> str:
-        took_s, width = time.monotonic() - began, columns(sys.stderr) - 1
-        return str(tqdm.format_meter(done, total, took_s, ncols=width, **settings))
+        from tqdm import tqdm
 
-    with live_line(inbox, output, bar):
+        took_s, width = time.monotonic() - began, columns(sys.stderr) - 1
+        is_ascii = not (sys.stderr.encoding or "").lower().startswith("utf")
+        return str(tqdm.format_meter(done, total, took_s, width, what, is_ascii, " things"))
+
+    with live_line(inbox, output, bar) if total > FEW_THINGS else contextlib.nullcontext():
         for step in steps:
             yield step
             done += 1
@@ -1194,13 +1182,11 @@ class Fleet:
         log.info("%s config: %s", said, self.elf_id.removeprefix("urn:uuid:"))
 
     def _tighten(self) -> None:
-        if not POSIX:
-            return
         exposed = []
         paths = list(self.directory.iterdir())
         for path in (*self._own(paths), *(() if self._foreign(paths) else [self.directory])):
             with contextlib.suppress(FileNotFoundError):  # another command's, that has just ended
-                if not path.is_symlink() and path.stat().st_mode & 0o077:
+                if POSIX and not path.is_symlink() and path.stat().st_mode & 0o077:
                     path.chmod(0o700 if path.is_dir() else 0o600)
                     exposed.append(path)
         if exposed and self.elf_id:  # not a new fleet's directory
@@ -1342,15 +1328,14 @@ def _reading(path: Path, kind: type[T]) -> Iterator[T]:
         ) from error
 
 
-def recorded_place(recorded: object) -> Place | None:
-    """Read where the fleet is. Raises ValueError."""
+def recorded_place(recorded: Any) -> Place | None:
+    """Read where the fleet is. Raises ValueError and TypeError."""
     if recorded is None:
         return None
-    if isinstance(recorded, dict):
-        known: dict[str, Any] = {key: value for key, value in recorded.items() if key in Place._fields}
-        with contextlib.suppress(ElfError):
-            if all(isinstance(value, bool if key == "local" else str) for key, value in known.items()):
-                return Place(**known).checked()
+    with contextlib.suppress(ElfError):
+        place = Place(**{key: value for key, value in {**recorded}.items() if key in (*PLACE, "local")}).checked()
+        if isinstance(place.local, bool):
+            return place
     raise ValueError("fleet is not valid")
 
 
@@ -1398,8 +1383,7 @@ def read_file(path: Path) -> bytes:
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
         raise ElfError(f"{path} is not a regular file, or is too large", "move it away, or restore it from a backup")
-    with path.open("rb") as file:
-        return file.read(MAX_STATE_BYTES)
+    return path.read_bytes()
 
 
 def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.ExitStack | None:
@@ -1503,40 +1487,36 @@ def policy_name(thing_name: str) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class Pacer:
-    """Keeps each operation under its quota, for all threads, because other users share the account.
+def pace(events: Any, things_per_s: float, stopping: threading.Event) -> None:
+    """Keep each operation under its quota, for all threads, because other users share the account.
 
     A second's worth of calls may go at once, as AWS's token buckets allow. If AWS still throttles an operation (someone
-    else uses the quota, or it is lower), the operation pauses for a second.
+    else uses the quota, or it is lower), the operation pauses for a second. Ctrl-C ends the wait.
     """
+    lock, throttled = threading.Lock(), set[str]()
+    next_due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
 
-    def __init__(self, things_per_s: float, stopping: threading.Event) -> None:
-        self._speed = things_per_s / THINGS_PER_S
-        self._stopping = stopping
-        self._lock = threading.Lock()
-        self._is_throttled = False
-        self._due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
-
-    def wait(self, event_name: str, **_: object) -> None:
-        """Wait for an operation's turn, or for Ctrl-C: botocore's before-send event, for retries as well."""
+    def wait(event_name: str, **_: object) -> None:
         operation = event_name.rpartition(".")[2]
-        rate = QUOTAS[operation] * self._speed
-        with self._lock:
+        period_s = THINGS_PER_S / (QUOTAS[operation] * things_per_s)
+        with lock:
             now = time.monotonic()
             # 20 ms later than AWS's own count, so that no call arrives before its token.
-            due = max(self._due.get(operation, 0.0), now + 0.02)
-            self._due[operation] = due + 1 / rate
-        self._stopping.wait(max(0.0, due - max(0.0, 1 - 1 / rate) - now))
+            due = max(next_due.get(operation, 0.0), now + 0.02)
+            next_due[operation] = due + period_s
+        stopping.wait(max(0.0, due - max(0.0, 1 - period_s) - now))
 
-    def slow_down(self, event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
-        """Pause an operation that AWS throttles: botocore's response-received event."""
+    def slow_down(event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
         if (parsed_response or {}).get("Error", {}).get("Code") == "ThrottlingException":  # HTTP 429 or 400
             operation = event_name.rpartition(".")[2]
-            with self._lock:
-                if not self._is_throttled:
+            with lock:
+                if not throttled:
                     log.warning("AWS throttles %s: slowing down", operation)
-                self._is_throttled = True
-                self._due[operation] = max(self._due.get(operation, 0.0), time.monotonic() + 2.0)  # a burst is 1 s
+                throttled.add(operation)
+                next_due[operation] = max(next_due.get(operation, 0.0), time.monotonic() + 2.0)  # a burst is 1 s
+
+    events.register("before-send.iot", wait)  # for each attempt of a call
+    events.register("response-received.iot", slow_down)
 
 
 def connect_control_plane(
@@ -1564,9 +1544,7 @@ def connect_control_plane(
         assume_role.cache = _role_cache()
         if not place.profile and "AWS_ACCESS_KEY_ID" not in os.environ:
             place = place._replace(profile=os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE"))
-        pacer = Pacer(things_per_s, inbox.stopping)
-        events.register("before-send.iot", pacer.wait)
-        events.register("response-received.iot", pacer.slow_down)
+        pace(events, things_per_s, inbox.stopping)
     credentials = _credentials(session)
     hide(*headers.values())
     events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
@@ -1780,16 +1758,14 @@ def _may_have_arrived(error: Exception) -> bool:
 
 
 class NotYet(Exception):  # noqa: N818 - it passes
-    """Ends a step that AWS is not ready for: for_each() calls `again`, then the step, for up to `patience_s` in all.
+    """Ends a step that AWS is not ready for: for_each() calls `again`, then the step, for up to `limit_s` in all.
 
     After that time the step fails with AWS's answer, `error`.
     """
 
-    def __init__(
-        self, error: Exception, patience_s: float, reason: str, again: Callable[[], Any] = lambda: None
-    ) -> None:
+    def __init__(self, error: Exception, limit_s: float, reason: str, again: Callable[[], Any] | None = None) -> None:
         super().__init__(error)
-        self.error, self.patience_s, self.again = error, patience_s, again
+        self.error, self.limit_s, self.again = error, limit_s, again
         self.reason = f"{getattr(error, 'operation_name', 'AWS')}: {reason}"
 
 
@@ -1804,12 +1780,13 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
 
     things = list(things)
     pool = ThreadPoolExecutor(CALLS_IN_FLIGHT)
-    resting: list[tuple[float, int, Callable[[], Any]]] = []  # a heap, by time.monotonic()
+    resting: list[tuple[float, int, Callable[[], Any] | None]] = []  # a heap, by time.monotonic()
     since: dict[tuple[str, int], float] = {}  # by reason and number: when AWS refused it first
 
-    def take(number: int, first: Callable[[], Any]) -> None:
+    def take(number: int, first: Callable[[], Any] | None = None) -> None:
         try:
-            first()
+            if first:
+                first()
             inbox.put((number, step(things[number])))
         except BaseException as error:
             inbox.put((number, error))
@@ -1817,11 +1794,11 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
     def rest_s(number: int, refusal: NotYet) -> float:
         now = time.monotonic()
         if all(reason != refusal.reason for reason, _ in since):
-            log.info("%s: trying again for up to %g s", refusal.reason, refusal.patience_s)
+            log.info("%s: trying again for up to %g s", refusal.reason, refusal.limit_s)
         waited_s = now - since.setdefault((refusal.reason, number), now)
-        return min(max(waited_s, 1.0), LONGEST_REST_S, refusal.patience_s - waited_s)
+        return min(max(waited_s, 1.0), LONGEST_REST_S, refusal.limit_s - waited_s)
 
-    under_way: list[Future[None]] = [pool.submit(take, number, lambda: None) for number in range(len(things))]
+    under_way: list[Future[None]] = [pool.submit(take, number) for number in range(len(things))]
     left = len(things)
     try:
         while left:
@@ -4776,7 +4753,7 @@ def admit(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing], Endpoint,
         endpoint = Endpoint(endpoint.host or place.data_endpoint or "", endpoint.port)
     endpoint = endpoint.routed(NO_PROXY if cli.place.local else cli.proxy)
     if endpoint.proxy:
-        log.info("using the proxy %s", endpoint.proxy)
+        log.info("through the proxy %s", endpoint.proxy)
     if newcomers:
         names = {thing.name for thing in things}
         things = [thing for thing in with_policies(cli, newcomers) if thing.name in names]

@@ -142,8 +142,9 @@ class Proxies:
         self._front.close()
         self._slow.close()
         for process in self._processes:
-            process.kill()
-            process.wait()
+            process.terminate()  # so that squid takes its shared memory away
+        for process in self._processes:
+            process.wait(PATIENCE_S)
         shutil.rmtree(self._directory)
 
 
@@ -211,7 +212,7 @@ def test_messages_go_through_the_proxy(
     root_cert = ("--root-cert", broker.root_cert, "--debug", "--output", "json")
     result = main_of_pair("send", *options, "--mqtt-endpoint", "localhost", *root_cert, *ONCE)
     shown = url.replace(LOGIN, "")
-    assert f"using the proxy {shown if '://' in shown else f'http://{shown}'}" in result.lines
+    assert f"through the proxy {shown if '://' in shown else f'http://{shown}'}" in result.lines
     assert "2 acknowledged" in result.err
     assert broker.names == ["localhost"] * 2
     assert [peer.protocol for peer in broker.peers] == ([ALPN] * 2 if port == 443 else [None] * 2)
@@ -297,7 +298,7 @@ def test_who_goes_around_the_proxy_is_told_of_it_where_that_fails(
     result = main_of_pair("send", *options, *nowhere, *ONCE, status=1)
     assert f"can't connect to localhost:{CLOSED_PORT}: nothing listens there" in result.err
     assert hint in result.err
-    assert "using the proxy" not in result.err
+    assert "through the proxy" not in result.err
 
 
 def test_the_library_of_tunnels_is_imported_where_there_is_a_proxy_alone(pair: Pair, proxies: Proxies) -> None:
@@ -386,7 +387,7 @@ def test_locusts_users_go_through_the_proxy(elf: Elf, proxies: Proxies) -> None:
         check=False,
         timeout=PATIENCE_S,
     )
-    assert f"using the proxy {url.replace(LOGIN, '')}" in done.stderr
+    assert f"through the proxy {url.replace(LOGIN, '')}" in done.stderr
     assert re.search(r"CONNECT +localhost:\d+ +2 +0\(0.00%\)", done.stderr), done.stderr
     assert not [secret for secret in SECRETS if secret in done.stdout + done.stderr]
 
@@ -395,6 +396,6 @@ def test_a_local_fleet_goes_through_no_proxy(local: Elf) -> None:
     local("--local", "create")
     result = local("send", *ONCE)
     assert "1 acknowledged" in result.err
-    assert "using the proxy" not in result.err
+    assert "through the proxy" not in result.err
     refused = local("send", "--proxy", "http://127.0.0.1:9", status=1)
     assert "--proxy does not match" in refused.err
