@@ -2898,47 +2898,23 @@ def proxy_in_environment() -> tuple[str, str]:
     return next(((f"{name.upper()}_PROXY", known[name]) for name in ("https", "all") if known.get(name)), ("", ""))
 
 
-class Connected(NamedTuple):
-    """An event: a thing is connected for the first time, and subscribed to its topic filters."""
-
-    thing: str
-    topic_filters: Sequence[str]
-
-
-class Offline(NamedTuple):
-    """An event: a thing lost its connection, and is reconnecting."""
-
-    thing: str
-    endpoint: Endpoint
-    client_id: str
-    at: float  # time.monotonic()
-    rejected: bool  # just after a message: the broker may not take it
-
-
-class Back(NamedTuple):
-    """An event: a thing is connected again, and subscribed."""
-
-    thing: str
-    endpoint: Endpoint
-    at: float  # time.monotonic()
-
-
-class Refused(NamedTuple):
-    """An event: the broker refuses a thing, which keeps trying. AWS may know why."""
-
-    thing: str
-    refusal: Refusal
-
-
-class Failed(NamedTuple):
-    """An event: a thing failed, and does not try again."""
-
-    thing: str
-    failure: Exception
-
-
 class Listener:
     """Gets what happens to devices and their messages, in the loop's thread, which waits for it."""
+
+    def on_connected(self, device: Device) -> None:
+        """The thing is connected for the first time, and subscribed to its topic filters."""
+
+    def on_offline(self, device: Device, rejected: bool) -> None:
+        """It lost its connection, just after a message if `rejected`, and is reconnecting."""
+
+    def on_back(self, device: Device, after_s: float) -> None:
+        """It is connected again, and subscribed."""
+
+    def on_refused(self, device: Device, refusal: Refusal) -> None:
+        """The broker refuses it, and it keeps trying. AWS may know why."""
+
+    def on_failed(self, device: Device, failure: Exception) -> None:
+        """It failed, and does not try again."""
 
     def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
         """The thing's message `number` was sent; at QoS 0 it is `lost` if the thing was offline."""
@@ -2960,9 +2936,6 @@ class Listener:
 
     def on_unreadable(self, device: Device, error: Exception) -> None:
         """on_received() failed for a message."""
-
-    def on_event(self, event: Any) -> None:
-        """One of the events above."""
 
 
 class Loop:
@@ -3102,7 +3075,9 @@ def load_sdk() -> Any:
     return MQTTLib.AWSIoTMQTTClient
 
 
-def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any) -> Any:
+def open_client(
+    client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any, on_message: Any
+) -> Any:
     """Connect a client of the SDK with mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
 
     Raises OSError and ssl.SSLError; ElfError for a proxy.
@@ -3114,6 +3089,7 @@ def open_client(client_id: str, endpoint: Endpoint, root_cert: Path, files: Thin
     client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
     client.disableMetricsCollection()  # a user name without a password, which other brokers refuse
     without_threads(client)
+    client.onMessage = on_message
     client.connectAsync(KEEP_ALIVE_S, ackCallback=on_connack)
     return client
 
@@ -3417,46 +3393,33 @@ class Device:
         patience_s: float = 0.0,
     ) -> None:
         """Make one that publishes to `topic`; refusals in the next `patience_s` are ignored."""
-        self.thing, self.topic, self.topic_filters = thing, topic, topic_filters
+        self.thing, self.endpoint, self.topic, self.topic_filters = thing, endpoint, topic, topic_filters
         self.state = CONNECTING
+        self.client_id = ""  # a new one for each connection
         self.has_joined = False  # it was online once
+        self.offline_s = 0.0  # in all, once it is online again or has ended
         self.refusal: Refusal | None = None  # the last, if nothing has succeeded since
         self.held_by = ""  # why messages are waiting
-        self._files, self._endpoint, self._root_cert = files, endpoint, root_cert
+        self.in_flight: dict[int, tuple[bytes, float]] = {}  # by number: unacknowledged, and when it was sent
+        self.waiting: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
+        self._files, self._root_cert = files, root_cert
         self._loop, self._listener = loop, listener
         self._qos = qos
         self._patient_until = time.monotonic() + patience_s
         self._refusals = self._attempts = 0  # consecutive refusals; attempts to connect since it was online
         self._refused_since = 0.0  # time.monotonic()
+        self._offline_since = 0.0  # the same
         self._connection: Connection | None = None
-        self._client_id = ""
         self._awaited = ""  # CONNACK, or the topic filter whose SUBACK it waits for
         self._is_trusted: bool | None = None  # whether this connection survived its first message; None: none was sent
         self._number = 0  # of the last message sent
-        self._in_flight: dict[int, tuple[bytes, float]] = {}  # by number: unacknowledged, and when it was sent
-        self._again: collections.deque[int] = collections.deque()  # those of them that must be sent again
-        self._waiting: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
+        self._again: collections.deque[int] = collections.deque()  # those in flight that must be sent again
         self._free_at = 0.0  # time.monotonic() at which the next message is due if all are spread evenly
         self._is_called = False  # whether _on_free() is scheduled
 
     @property
-    def unacknowledged(self) -> list[tuple[int, bytes]]:
-        """The number and payload of each message that was sent and is not acknowledged."""
-        return [(number, payload) for number, (payload, _) in self._in_flight.items()]
-
-    @property
-    def left_at(self) -> list[float]:
-        """When each message that is not acknowledged was first sent, a time.monotonic(). Any thread may call this."""
-        return [at for _, at in list(self._in_flight.values())]
-
-    @property
-    def backlog(self) -> int:
-        """How many messages are waiting to be sent or acknowledged."""
-        return len(self._waiting) + len(self._in_flight)
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
+    def is_offline(self) -> bool:
+        return self.has_joined and self.state == CONNECTING
 
     # Connecting
 
@@ -3473,22 +3436,22 @@ class Device:
         try:
             if self.state == ENDED:
                 return
-            log.debug("MQTT %s: CONNECT to %s as %s", self.thing, self._endpoint, client_id)
+            log.debug("MQTT %s: CONNECT to %s as %s", self.thing, self.endpoint, client_id)
             for path in self._files:
                 if path.exists() and not path.is_file():  # TLS would wait for data in a pipe
                     raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
-            client = open_client(client_id, self._endpoint, self._root_cert, self._files, self._on_connack)
+            answers = self._on_connack, self._on_message
+            client = open_client(client_id, self.endpoint, self._root_cert, self._files, *answers)
         except Exception as error:
             if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
                 with contextlib.suppress(OSError, ElfError):
-                    error.strerror = f"{error.strerror} ({shown_by(self._endpoint)})"
+                    error.strerror = f"{error.strerror} ({shown_by(self.endpoint)})"
             self._loop.call(self._fail, self._refusal_in(error) or error)
         else:
             self._loop.call(self._take, client, client_id)
 
     def _take(self, client: Any, client_id: str) -> None:
-        client._mqtt_core._internal_async_client.on_message = self._on_message
-        self._client_id = client_id
+        self.client_id = client_id
         self._connection = Connection(client, self._loop, self._on_lost)
         if self.state == ENDED:  # meanwhile
             self._drop()
@@ -3535,10 +3498,12 @@ class Device:
         if self.refusal and self.refusal.action != "iot:Publish":
             self.refusal = None
         if self.has_joined:
-            self._listener.on_event(Back(self.thing, self._endpoint, time.monotonic()))
+            after_s = time.monotonic() - self._offline_since
+            self.offline_s += after_s
+            self._listener.on_back(self, after_s)
         else:
             self.has_joined = True
-            self._listener.on_event(Connected(self.thing, self.topic_filters))
+            self._listener.on_connected(self)
         self._flush()
 
     def _on_message(self, message: Any) -> None:
@@ -3554,12 +3519,12 @@ class Device:
             self._fail(self._refusal_in(error) or self._refused("it closed the connection without an answer"))
             return
         rejected = self._is_trusted is False
-        self.state, self.held_by = CONNECTING, AWAY
-        self._again = collections.deque(self._in_flight)
+        self.state, self.held_by, self._offline_since = CONNECTING, AWAY, time.monotonic()
+        self._again = collections.deque(self.in_flight)
         log.debug("MQTT %s: lost: %s", self.thing, error)
-        self._listener.on_event(Offline(self.thing, self._endpoint, self._client_id, time.monotonic(), rejected))
+        self._listener.on_offline(self, rejected)
         if rejected:
-            self._doubt(Refusal(self.thing, str(self._endpoint), "iot:Publish", self.topic))
+            self._doubt(Refusal(self.thing, str(self.endpoint), "iot:Publish", self.topic))
         else:
             self.refusal = None
         self._come_back()
@@ -3571,8 +3536,8 @@ class Device:
 
     def _refused(self, reason: str) -> Refusal:
         if self._awaited == "CONNACK":
-            return Refusal(self.thing, str(self._endpoint), "iot:Connect", f"{self.thing}-*", reason)
-        return Refusal(self.thing, str(self._endpoint), "iot:Subscribe", self._awaited, reason)
+            return Refusal(self.thing, str(self.endpoint), "iot:Connect", f"{self.thing}-*", reason)
+        return Refusal(self.thing, str(self.endpoint), "iot:Subscribe", self._awaited, reason)
 
     def _fail(self, error: Exception) -> None:
         """Try to connect again, or give up where that can't help."""
@@ -3586,7 +3551,7 @@ class Device:
         elif self.has_joined or (isinstance(error, TimeoutError) and self._attempts < 2):
             self.refusal = None
         else:
-            self.end(explained(error, self.thing, self._endpoint, self._files))
+            self.end(explained(error, self.thing, self.endpoint, self._files))
         self._come_back()
 
     def _doubt(self, refusal: Refusal) -> None:
@@ -3602,7 +3567,7 @@ class Device:
             return
         self._refusals += 1
         if self._refusals == (2 if refusal.action == "iot:Publish" else 1):
-            self._listener.on_event(Refused(self.thing, refusal))
+            self._listener.on_refused(self, refusal)
         if now > self._refused_since + POLICY_CHANGE_S:
             self.end(refusal)
 
@@ -3622,15 +3587,17 @@ class Device:
         """Disconnect, and do not reconnect; `failure` says why, if the thing failed."""
         if self.state == ENDED:
             return
+        if self.is_offline:
+            self.offline_s += time.monotonic() - self._offline_since
         self.state = ENDED
         if self._connection:
             log.debug("MQTT %s: DISCONNECT", self.thing)
             self._drop()
-        if self._waiting:
-            self._listener.on_not_sent(self, len(self._waiting))
-            self._waiting.clear()
+        if self.waiting:
+            self._listener.on_not_sent(self, len(self.waiting))
+            self.waiting.clear()
         if failure:
-            self._listener.on_event(Failed(self.thing, failure))
+            self._listener.on_failed(self, failure)
 
     # Publishing
 
@@ -3642,9 +3609,9 @@ class Device:
         elif self.state == ENDED:
             self._listener.on_not_sent(self, 1)
         else:
-            self._waiting.append((due, message))
-            if len(self._waiting) > MOST_WAITING:
-                self._waiting.popleft()
+            self.waiting.append((due, message))
+            if len(self.waiting) > MOST_WAITING:
+                self.waiting.popleft()
                 self._listener.on_not_sent(self, 1)
             self._flush()
 
@@ -3659,22 +3626,22 @@ class Device:
 
     def _flush(self) -> None:
         """Send again what a lost connection left, then what is due, until something prevents it."""
-        while self._again or self._waiting:
+        while self._again or self.waiting:
             if reason := self._in_the_way():
                 if reason != SPEED or not self.held_by:  # that limit only keeps late what something else delayed
                     self.held_by = reason
                 return
             if self._again:
                 number = self._again.popleft()
-                payload, _ = self._in_flight[number]
+                payload, _ = self.in_flight[number]
                 self._listener.on_resent(self)
             else:
-                due, message = self._waiting.popleft()
+                due, message = self.waiting.popleft()
                 if (composed := self._compose(message)) is None:
                     continue
                 number, payload, now = self._number, composed, time.monotonic()
                 if self._qos:
-                    self._in_flight[number] = payload, now
+                    self.in_flight[number] = payload, now
                 self._listener.on_published(self, number, payload, now - due, lost=False)
             self._hand_over(number, payload)
         self.held_by = ""
@@ -3683,7 +3650,7 @@ class Device:
         """Return why no message can be sent now, or ""; then something will call _flush() again."""
         if self.state != ONLINE or not self._connection or not self._connection.is_alive:
             return AWAY
-        if len(self._in_flight) - len(self._again) >= MAX_IN_FLIGHT:
+        if len(self.in_flight) - len(self._again) >= MAX_IN_FLIGHT:
             return WINDOW
         if self._connection.is_full:
             self._connection.on_room = self._flush
@@ -3722,9 +3689,9 @@ class Device:
             return
         log.debug("MQTT %s: PUBACK %s", self.thing, mid)
         self._is_trusted, self.refusal = True, None
-        if known := self._in_flight.pop(number, None):
+        if known := self.in_flight.pop(number, None):
             self._listener.on_acknowledged(self, number, time.monotonic() - known[1])
-        if self._waiting or self._again:
+        if self.waiting or self._again:
             self._flush()
 
 
@@ -3794,106 +3761,6 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
             )
         return ElfError(f"the file {file} of {thing} has no key or certificate: {error}", _NEW_KEYS)
     return None
-
-
-class Played:
-    """An event: all messages of play() have been due."""
-
-
-class Settled:
-    """An event: no message is waiting any more."""
-
-
-class Room:
-    """An event: the things have sent nearly all their messages."""
-
-
-class Crew:
-    """A fleet's devices, on one loop. The methods without a leading underscore are for other threads."""
-
-    def __init__(self, devices: Sequence[Device], loop: Loop, happened: Callable[[Any], None]) -> None:
-        """Connect the devices; `happened` gets this class's events."""
-        self.devices = {device.thing: device for device in devices}
-        self._loop, self._happened = loop, happened
-        self._is_stopping = False
-        for device in devices:
-            loop.call(device.connect)
-
-    @property
-    def unacknowledged(self) -> list[tuple[Device, int, bytes]]:
-        """Each message that is not acknowledged: its device, number and payload. To be used after stop()."""
-        return [(device, *message) for device in self.devices.values() for message in device.unacknowledged]
-
-    @property
-    def backlog(self) -> int:
-        """How many messages are waiting to be sent or acknowledged."""
-        return sum(device.backlog for device in self.devices.values())
-
-    def play(
-        self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
-    ) -> None:
-        """Make each thing publish a message `rounds` times (None: without end), once per interval from `due` on.
-
-        The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
-        first, whatever happened to those before. A Played follows.
-        """
-        devices = list(self.devices.values())
-        turns = (
-            (due + (number + spread * place / len(devices)) * interval_s, device)
-            for number in itertools.islice(itertools.count(), rounds)
-            for place, device in enumerate(devices)
-        )
-        self._loop.call(self._play, message, turns, next(turns))
-
-    def _play(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
-        for _ in range(TURNS_AT_ONCE):  # then read what has arrived
-            due, device = turn
-            if self._is_stopping:
-                return
-            if due > time.monotonic():
-                break
-            if device.has_joined:
-                device.publish(message, due)
-            following = next(turns, None)
-            if not following:
-                self._happened(Played())
-                return
-            turn = following
-        self._loop.at(turn[0], self._play, message, turns, turn)
-
-    def make_room(self) -> None:
-        """Send a Room when the things have sent nearly all their messages."""
-        self._loop.call(self._make_room)
-
-    def _make_room(self) -> None:
-        if max((device.waiting for device in self.devices.values() if device.state == ONLINE), default=0) < LINES_AHEAD:
-            self._happened(Room())
-        elif not self._is_stopping:
-            self._loop.at(time.monotonic() + MIN_INTERVAL_S, self._make_room)
-
-    def settle(self) -> None:
-        """Send a Settled when all messages are acknowledged or given up."""
-        self._loop.call(self._settle)
-
-    def _settle(self) -> None:
-        if any(device.backlog for device in self.devices.values() if device.state != ENDED):
-            self._loop.at(time.monotonic() + MIN_INTERVAL_S, self._settle)
-        else:
-            self._happened(Settled())
-
-    def stop(self, within_s: float, patience_s: float) -> None:
-        """Disconnect all, after up to `patience_s` for acknowledgements; return within `within_s`."""
-        self._is_stopping = True
-        self._loop.call(self._stop, time.monotonic() + patience_s)
-        self._loop.join(within_s)
-
-    def _stop(self, deadline: float) -> None:
-        if time.monotonic() < deadline and any(device.unacknowledged for device in self.devices.values()):
-            self._loop.at(time.monotonic() + MIN_INTERVAL_S, self._stop, deadline)
-            return
-        for device in self.devices.values():
-            device.end(device.refusal)
-        self._loop.close()
 
 
 def raise_descriptor_limit(devices: int) -> None:
@@ -4001,193 +3868,219 @@ def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
         return refusal
 
 
-class Diagnosed(NamedTuple):
-    """An event: AWS was asked why the broker refuses a thing."""
+class News(NamedTuple):
+    """An event: something changed, and wait() looks whether it was waiting for that."""
 
-    refused: Refused
-    failure: ElfError
+    is_loss: bool = False  # of a connection
 
 
-class Shift:
-    """The things of a running command: which joined, which failed and why, which were offline and how long."""
+class Shift(Listener):
+    """The things of a running command: which joined, which failed and why, and what happens to their messages.
 
-    def __init__(self, cli: Cli, devices: Sequence[Device], loop: Loop) -> None:
+    As a listener it logs and counts in the loop's thread; the main thread starts things, and waits.
+    """
+
+    def __init__(self, cli: Cli) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
-        self.crew = Crew(devices, loop, cli.inbox.put)
+        self.devices: dict[str, Device] = {}
         self.joined: set[str] = set()
         self.failed: set[str] = set()
         self.failures = Failures()
-        self.offline_s: dict[str, float] = collections.defaultdict(float)
-        self._offline_since: dict[str, float] = {}
-        self._cli, self._loop = cli, loop
+        self.loop: Loop
+        self.ends_at = math.inf  # time.monotonic(), if that is known
+        self._cli, self._put, self._results = cli, cli.inbox.put, cli.results
         self._asking = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
-        self._lines: collections.deque[Line] = collections.deque()
+        self._lines: collections.deque[Line] = collections.deque()  # that were read early
         self._in_doubt: set[str] = set()  # things that AWS is being asked about
         self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
-        self._advised = False
-        self.stopped_at = 0.0  # time.monotonic() of stop()
+        self._advised = self._is_playing = False
+        self._is_heard = says_each() or cli.results.is_on  # else nothing need be formatted
+        self._latency = Times()
+        self._began_at = self._stopped_at = 0.0  # time.monotonic() when the things were ready, and of stop()
 
-    def take(self, event: Any) -> None:
-        """Log an event, and act on it."""
-        if isinstance(event, Connected):
-            self.joined.add(event.thing)
-            for topic_filter in event.topic_filters:
-                each.info("ELF %s subscribed to topic: %s", event.thing, topic_filter)
-        elif isinstance(event, Failed):
-            self.failed.add(event.thing)
-            self.failures.add(event.thing, event.failure)
-        elif isinstance(event, Refused):
-            self._refused.add(event.thing)
-            self._in_doubt.add(event.thing)
-            self._asking.submit(self._diagnose, event)
-        elif isinstance(event, Diagnosed):
-            self._decide(event)
-        elif isinstance(event, Offline):
-            self._cli.refuse_dead_local()
-            each.warning("%s lost its connection to %s; reconnecting", event.thing, event.endpoint)
-            if not event.rejected and not self._advised:
-                log.warning(
-                    "what to do: check the network; if that works, another client took over the client ID %s: "
-                    "find out who else has the keys of %s",
-                    event.client_id,
-                    event.thing,
-                )
-                self._advised = True
-            self._offline_since.setdefault(event.thing, event.at)
-        elif isinstance(event, Back):
-            after_s = event.at - self._offline_since.pop(event.thing, event.at)
-            self.offline_s[event.thing] += after_s
-            each.warning("%s reconnected to %s after %.1f s", event.thing, event.endpoint, after_s)
-        elif isinstance(event, Line):  # ahead of its time
-            self._lines.append(event)
-        elif isinstance(event, Lagging):
-            asked = f"{len(self.joined) / self._cli.interval:.0f}" if self._cli.interval else "more"
-            log.warning("asked for %s messages/s, this machine manages %.0f", asked, event.per_s)
-        elif isinstance(event, Exception):  # the loop has ended
-            raise event
-
-    def _diagnose(self, event: Refused) -> None:
-        thing = self._cli.fleet.things[event.thing]
-        self._cli.inbox.put(Diagnosed(event, diagnosed(self._cli, thing, event.refusal)))
-
-    def _decide(self, event: Diagnosed) -> None:
-        """End the thing if AWS gives a reason; otherwise it keeps trying, and nothing waits for it."""
-        thing, refusal = event.refused
-        self._in_doubt.discard(thing)
-        if event.failure is not refusal:
-            self._loop.call(self.crew.devices[thing].end, event.failure)
-            return
-        said = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
-        each.warning(said, thing, refusal.action, POLICY_CHANGE_S / 60)
+    # The main thread
 
     def gather(self) -> None:
-        """Wait until each thing has joined, has failed, or may take longer. Raises ElfError if none joins."""
-        while True:
-            known = self.joined | self.failed | (self._refused if self.joined else set())
-            if known >= self.crew.devices.keys():
-                break
-            self.take(self._cli.inbox.get(math.inf))
+        """Connect, and wait until each thing has joined, has failed, or may take longer.
+
+        Raises ElfError if none joins.
+        """
+        for device in self.devices.values():
+            self.loop.call(device.connect)
+        self.wait(lambda: self.joined | self.failed | (self._refused if self.joined else set()) >= self.devices.keys())
         if not self.joined:
             raise ElfError("none of the things could connect", _SEE_ABOVE)
+        self._began_at = time.monotonic()
 
-    def take_until(self, kind: type[T], deadline: float = math.inf) -> T | None:
-        """Handle events until one of `kind`, which is returned; None: the deadline is past, or all failed."""
-        while not self.has_failed and (event := self._cli.inbox.get(deadline)) is not None:
-            if isinstance(event, kind):
-                return event
-            self.take(event)
-        return None
+    def wait(self, is_over: Callable[[], object], deadline: float = math.inf, look_s: float = math.inf) -> bool:
+        """Wait until something `is_over`, or all things failed; look at each News, and every `look_s`.
+
+        Returns whether that was before the deadline, a time.monotonic().
+        """
+        while not (is_over() or self.has_failed):
+            now = time.monotonic()
+            if now >= deadline:
+                return False
+            self._take(self._cli.inbox.get(min(deadline, now + look_s)))
+        return True
+
+    def _take(self, event: Any) -> None:
+        if isinstance(event, Exception):  # the loop has ended
+            raise event
+        if isinstance(event, Line):
+            self._lines.append(event)
+        elif event and event.is_loss:
+            self._cli.refuse_dead_local()
 
     def next_line(self, deadline: float) -> Line | None:
-        return self._lines.popleft() if self._lines else self.take_until(Line, deadline)
+        self.wait(lambda: self._lines, deadline)
+        return self._lines.popleft() if self._lines else None
 
     @property
     def has_failed(self) -> bool:
         """Return whether all things have failed."""
-        return self.failed >= self.crew.devices.keys()
+        return self.failed >= self.devices.keys()
 
-    @property
-    def still_offline(self) -> list[str]:
-        return [thing for thing in self._offline_since if thing not in self.failed]
+    def play(
+        self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
+    ) -> None:
+        """Make each thing publish a message `rounds` times (None: without end), once per interval from `due` on; wait.
+
+        The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
+        first, whatever happened to those before.
+        """
+        devices = list(self.devices.values())
+        turns = (
+            (due + (number + spread * place / len(devices)) * interval_s, device)
+            for number in itertools.islice(itertools.count(), rounds)
+            for place, device in enumerate(devices)
+        )
+        self._is_playing = True
+        self.loop.call(self._play, message, turns, next(turns))
+        self.wait(lambda: not self._is_playing)
 
     def await_diagnoses(self) -> None:
-        deadline = time.monotonic() + 2 * CALL_TIMEOUT_S
-        while self._in_doubt and (event := self._cli.inbox.get(deadline)) is not None:
-            self.take(event)
+        self.wait(lambda: not self._in_doubt, time.monotonic() + 2 * CALL_TIMEOUT_S)
 
     def stop(self) -> None:
-        """Disconnect all, and handle the events until then; quickly after Ctrl-C."""
-        if not self.stopped_at:
-            self.stopped_at = time.monotonic()
-            self._asking.shutdown(wait=False, cancel_futures=True)
-            hurried = self._cli.inbox.signum is not None
-            self.crew.stop(STOP_S if hurried else 2 * CONNECT_TIMEOUT_S, patience_s=STOP_S / 2 if hurried else 0.0)
-            for event in self._cli.inbox.rest():
-                self.take(event)
+        """Disconnect all: quickly after Ctrl-C, but what was sent may still be acknowledged."""
+        if self._stopped_at:
+            return
+        self._stopped_at = time.monotonic()
+        is_hurried = self._cli.inbox.signum is not None
+        self.loop.call(self._stop, self._stopped_at + (STOP_S / 2 if is_hurried else 0.0))
+        self.loop.join(STOP_S if is_hurried else 2 * CONNECT_TIMEOUT_S)
+        self._asking.shutdown(wait=False, cancel_futures=True)
+        for event in self._cli.inbox.rest():
+            self._take(event)
 
-    def report_outages(self, command: str, effect: str) -> None:
-        now = time.monotonic()
-        for thing, since in self._offline_since.items():
-            self.offline_s[thing] += now - since
-        if self.offline_s:
-            longest, longest_s = max(self.offline_s.items(), key=lambda pair: pair[1])
-            which = f"{plural(len(self.offline_s), 'thing')}, longest {longest} ({longest_s:.1f} s)"
-            log.warning("[%s] offline: %s; %s", command, which, effect)
-
-
-class Lagging(NamedTuple):
-    """An event: this machine can't keep the schedule; it sends `per_s` messages a second."""
-
-    per_s: float
-
-
-class Account(Listener):
-    """What a command reports about its messages. They are counted in the loop's thread; events go to the inbox."""
-
-    def __init__(self, cli: Cli) -> None:
-        self._put: Callable[[Any], None] = cli.inbox.put
-        self._results = cli.results
-        self._is_heard = says_each() or cli.results.is_on  # else nothing need be formatted
-        self._latency = Times()
-        self._devices: Sequence[Device] = ()
-        self._began_at = 0.0  # time.monotonic() when the things were ready
-        self.ends_at = math.inf  # time.monotonic(), if that is known
-
-    def begin(self, devices: Iterable[Device]) -> None:
-        self._devices, self._began_at = list(devices), time.monotonic()
-
-    def situation(self) -> str:
-        """Return, for the live line, how many connections are up, and the time elapsed and left."""
-        now, up = time.monotonic(), sum(device.state == ONLINE for device in self._devices)
-        left = f", {self.ends_at - now:.0f} s left" if now < self.ends_at < math.inf else ""
-        return f"{up}/{len(self._devices)} up | {now - self._began_at:.0f} s{left}"
-
-    def pace(self, messages: int, shift: Shift) -> str:
-        took_s = shift.stopped_at - self._began_at
-        return f"{took_s:.1f} s, {messages / max(took_s, 0.1):.1f} messages/s"
-
-    def on_event(self, event: Any) -> None:
-        self._put(event)
-
-    def report(self, shift: Shift) -> None:
+    def report(self) -> None:
         """Log the results, and put them into the summary."""
         raise NotImplementedError
 
+    def report_outages(self, command: str, effect: str) -> None:
+        offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
+        if offline_s:
+            longest = max(offline_s, key=offline_s.__getitem__)
+            which = f"{plural(len(offline_s), 'thing')}, longest {longest} ({offline_s[longest]:.1f} s)"
+            log.warning("[%s] offline: %s; %s", command, which, effect)
 
-class Tally(Account):
+    def report_failures(self) -> None:
+        self.failures.report(of=len(self.devices))
+        self._results.summary.update(things=len(self.joined), failed=sorted(self.failed, key=by_number))
+
+    def situation(self) -> str:
+        """Return, for the live line, how many connections are up, and the time elapsed and left."""
+        now, up = time.monotonic(), sum(device.state == ONLINE for device in self.devices.values())
+        left = f", {self.ends_at - now:.0f} s left" if now < self.ends_at < math.inf else ""
+        return f"{up}/{len(self.devices)} up | {now - self._began_at:.0f} s{left}"
+
+    def pace(self, messages: int) -> str:
+        took_s = self._stopped_at - self._began_at
+        return f"{took_s:.1f} s, {messages / max(took_s, 0.1):.1f} messages/s"
+
+    # The loop's thread
+
+    def _play(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
+        for _ in range(TURNS_AT_ONCE):  # then read what has arrived
+            due, device = turn
+            if self._stopped_at:
+                return
+            if due > time.monotonic():
+                break
+            if device.has_joined:
+                device.publish(message, due)
+            if not (following := next(turns, None)):
+                self._is_playing = False
+                self._put(News())
+                return
+            turn = following
+        self.loop.at(turn[0], self._play, message, turns, turn)
+
+    def _stop(self, deadline: float) -> None:
+        if time.monotonic() < deadline and any(device.in_flight for device in self.devices.values()):
+            self.loop.at(time.monotonic() + MIN_INTERVAL_S, self._stop, deadline)
+            return
+        for device in self.devices.values():
+            device.end(device.refusal)
+        self.loop.close()
+
+    def on_connected(self, device: Device) -> None:
+        self.joined.add(device.thing)
+        for topic_filter in device.topic_filters:
+            each.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
+        self._put(News())
+
+    def on_offline(self, device: Device, rejected: bool) -> None:
+        each.warning("%s lost its connection to %s; reconnecting", device.thing, device.endpoint)
+        if not rejected and not self._advised:
+            self._advised = True
+            log.warning(
+                "what to do: check the network; if that works, another client took over the client ID %s: "
+                "find out who else has the keys of %s",
+                device.client_id,
+                device.thing,
+            )
+        self._put(News(is_loss=True))
+
+    def on_back(self, device: Device, after_s: float) -> None:
+        each.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
+
+    def on_failed(self, device: Device, failure: Exception) -> None:
+        self.failed.add(device.thing)
+        self.failures.add(device.thing, failure)
+        self._put(News())
+
+    def on_refused(self, device: Device, refusal: Refusal) -> None:
+        self._refused.add(device.thing)
+        self._in_doubt.add(device.thing)
+        self._asking.submit(self._diagnose, device, refusal)
+        self._put(News())
+
+    def _diagnose(self, device: Device, refusal: Refusal) -> None:
+        """End the thing if AWS gives a reason; otherwise it keeps trying, and nothing waits for it."""
+        failure = diagnosed(self._cli, self._cli.fleet.things[device.thing], refusal)
+        if failure is refusal:
+            said = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
+            each.warning(said, device.thing, refusal.action, POLICY_CHANGE_S / 60)
+        else:
+            self.loop.call(device.end, failure)
+        self._in_doubt.discard(device.thing)
+        self._put(News())
+
+
+class Tally(Shift):
     """Counts what happened to the messages that things publish, and AWS's answers to those for shadows."""
 
     def __init__(self, cli: Cli) -> None:
         super().__init__(cli)
-        self._qos: int = cli.qos
         self.sent = self.acknowledged = self.dropped = self.resent = self.unsent = 0
         self._late_s: dict[str, float] = {"": 0.0}  # the maximum, by what delayed a message
         self.last_at = 0.0  # time.monotonic() of the last acknowledgement
         self._is_lagging = False
         self._rate = Rate(lambda: self.sent)
         self._dropped: list[str] = []  # the first of those
-        self.unacknowledged: list[tuple[Device, int, bytes]] = []  # in the end
         self.accepted = self.rejected = self.unanswered = 0  # by shadows; these by their clientToken:
         self._asked: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)  # by thing
         self.rounds: int | None = None  # how many messages of each thing were due in all, in the end
@@ -4198,7 +4091,9 @@ class Tally(Account):
             self._late_s[device.held_by] = late_s
             if late_s > LAG_S and not (device.held_by or self._is_lagging):
                 self._is_lagging = True
-                self._put(Lagging(self.sent / (time.monotonic() - self._began_at)))
+                asked = f"{len(self.joined) / self._cli.interval:.0f}" if self._cli.interval else "more"
+                per_s = self.sent / (time.monotonic() - self._began_at)
+                log.warning("asked for %s messages/s, this machine manages %.0f", asked, per_s)
         if lost:
             self.dropped += 1
             self._dropped += [f"message {number} of {device.thing}"] if self.dropped <= LISTED else []
@@ -4208,7 +4103,7 @@ class Tally(Account):
         if self._is_heard:
             message = said(device.thing, device.topic, payload)
             each.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
-            self._results.put("sent", number=number, **message, qos=self._qos, lost=lost)
+            self._results.put("sent", number=number, **message, qos=self._cli.qos, lost=lost)
 
     def on_acknowledged(self, device: Device, number: int, after_s: float) -> None:
         self.acknowledged += 1
@@ -4243,52 +4138,62 @@ class Tally(Account):
             self._results.put("rejected", thingName=device.thing, topic=device.topic, code=code, message=reason)
 
     @property
+    def has_room(self) -> bool:
+        """Return whether the things that are online have sent nearly all their messages."""
+        return all(len(it.waiting) < LINES_AHEAD for it in self.devices.values() if it.state == ONLINE)
+
+    @property
+    def backlog(self) -> int:
+        """How many messages are waiting to be sent or acknowledged."""
+        devices = [device for device in self.devices.values() if device.state != ENDED]
+        return sum(len(device.waiting) + len(device.in_flight) for device in devices)
+
+    @property
+    def lost(self) -> int:
+        return self.dropped + sum(len(device.in_flight) for device in self.devices.values())
+
+    @property
     def answers(self) -> str:
         unanswered = f", {self.unanswered} not answered" if self.unanswered else ""
         return f", {self.accepted} accepted, {self.rejected} rejected{unanswered}" if self._asked else ""
 
     def __str__(self) -> str:
-        left_at = [at for device in self._devices for at in device.left_at]
+        left_at = [at for device in self.devices.values() for _, at in list(device.in_flight.values())]
         pace = f"{self._rate} | {self._latency.recent_ms:.1f} ms"
         if left_at and (oldest_s := time.monotonic() - min(left_at)) > STALL_S:
             pace = f"{len(left_at)} waiting, up to {oldest_s:.1f} s"
         lost = f", lost {self.dropped}" if self.dropped else ""
         return f"sent {self.sent}, acknowledged {self.acknowledged}{lost}{self.answers} | {pace} | {self.situation()}"
 
-    def report(self, shift: Shift) -> None:
-        shift.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
+    def report(self) -> None:
+        self.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
         cause, late_s = max(self._late_s.items(), key=lambda pair: pair[1])
         why = f" ({cause})" if cause and late_s > 0.1 else ""
-        pace = self.pace(self.sent, shift)
-        last.info("[send_messages] %s, sent up to %.1f ms late%s", pace, 1000 * late_s, why)
+        last.info("[send_messages] %s, sent up to %.1f ms late%s", self.pace(self.sent), 1000 * late_s, why)
         if self.acknowledged:
             last.info("[send_messages] ack latency: %s", self._latency)
-        self.unacknowledged = shift.crew.unacknowledged
         if self.rounds is not None:
-            self.unsent = self.rounds * len(shift.joined) - self.sent
-        lost = [
+            self.unsent = self.rounds * len(self.joined) - self.sent
+        unacknowledged = (
             f"not acknowledged: message {number} of {device.thing} on {device.topic}: '{decoded(payload)}'"
-            for device, number, payload in self.unacknowledged[:LISTED]
-        ]
-        lost += [f"lost while offline: {message}" for message in self._dropped]
+            for device in self.devices.values()
+            for number, (payload, _) in device.in_flight.items()
+        )
+        lost = [*itertools.islice(unacknowledged, LISTED), *(f"lost while offline: {it}" for it in self._dropped)]
         for line in lost:
             log.warning("%s", line)
         if (more := self.lost - len(lost)) > 0:
             log.warning("%d more not acknowledged, or lost while offline", more)
-        sent = f"{plural(self.sent, 'message')} from {plural(len(shift.joined), 'thing')}"
-        acknowledged = f"{self.acknowledged} acknowledged" if self._qos else "none acknowledged (QoS 0)"
+        sent = f"{plural(self.sent, 'message')} from {plural(len(self.joined), 'thing')}"
+        acknowledged = f"{self.acknowledged} acknowledged" if self._cli.qos else "none acknowledged (QoS 0)"
         unsent = f", {self.unsent} not sent" if self.unsent else ""
         last.info("[send_messages] ELF sent %s: %s, %d lost%s%s", sent, acknowledged, self.lost, unsent, self.answers)
         self._results.summary.update(sent=self.sent, acknowledged=self.acknowledged, lost=self.lost)
         self._results.summary.update(notSent=self.unsent, sentAgain=self.resent, latencyMs=self._latency.in_ms())
         self._results.summary.update(accepted=self.accepted, rejected=self.rejected, notAnswered=self.unanswered)
 
-    @property
-    def lost(self) -> int:
-        return self.dropped + len(self.unacknowledged)
 
-
-class Hearing(Account):
+class Hearing(Shift):
     """Counts the messages that things receive."""
 
     def __init__(self, cli: Cli) -> None:
@@ -4296,18 +4201,20 @@ class Hearing(Account):
         self.received = self.unread = 0
         self.arrivals = Arrivals()
         self._hears_all = not any(topic.startswith("$share/") for topic in cli.topics or ())
-        self._most: float = cli.count or math.inf
         self._rate = Rate(lambda: self.received)
+
+    @property
+    def has_enough(self) -> bool:
+        return self.received >= (self._cli.count or math.inf)
 
     def on_received(self, device: Device, message: Any) -> None:
         payload, at = bytes(message.payload or b""), time.time()
-        is_over = time.monotonic() > self.ends_at or self.received >= self._most
+        is_over = time.monotonic() > self.ends_at or self.has_enough
         content = {} if message.retain else object_in(payload)
         if self._hears_all:
             self.arrivals.add(device.thing, content, is_over)
         if is_over:
-            if not self.arrivals.counts["missing"]:
-                self._put(Settled())
+            self._put(News())
             return
         self.received += 1
         if (sent_at := time_of_sending(content)) is not None:
@@ -4317,8 +4224,8 @@ class Hearing(Account):
             heard = said(device.thing, message.topic, payload)
             self._results.put("received", **heard, qos=message.qos, retain=bool(message.retain))
         self._results.put_payload(payload)
-        if self.received == self._most:
-            self._put(Settled())
+        if self.has_enough:
+            self._put(News())
 
     def on_unreadable(self, device: Device, error: Exception) -> None:
         self.unread += 1
@@ -4328,9 +4235,9 @@ class Hearing(Account):
         latency = f" | {self._latency.recent_ms:.0f} ms" if self._latency.in_ms() else ""
         return f"received {self.received}{self.arrivals} | {self._rate}{latency} | {self.situation()}"
 
-    def report(self, shift: Shift) -> None:
-        shift.report_outages("subscribe", "they may have missed messages")
-        last.info("[subscribe] %s", self.pace(self.received, shift))
+    def report(self) -> None:
+        self.report_outages("subscribe", "they may have missed messages")
+        last.info("[subscribe] %s", self.pace(self.received))
         if self._latency.in_ms():
             last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
         if self.unread:
@@ -4341,7 +4248,7 @@ class Hearing(Account):
             last.info("[subscribe] from %s: %s", thing, told(counts))
         if self.arrivals.forgotten:
             log.warning("[subscribe] more than %d senders: not all missing messages are counted", MOST_SENDERS)
-        messages, things = plural(self.received, "message"), plural(len(shift.joined), "thing")
+        messages, things = plural(self.received, "message"), plural(len(self.joined), "thing")
         last.info("[subscribe] ELF received %s on %s%s", messages, things, self.arrivals)
         self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
         if self._hears_all:
@@ -4479,27 +4386,26 @@ def send_messages(cli: Cli) -> int:
     tally = Tally(cli)
     refused = 0
     answers = {thing: answer_topics(topic, thing) for thing, (topic,) in topics.items()}
-    with at_work(cli, things, tally, topics, answers) as shift, live_line(cli.inbox, cli.printer, tally.__str__):
+    with at_work(cli, things, tally, topics, answers):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
         what = f"each line of {source}" if of_lines else plural(rounds, "message") if rounds else "messages"
         until = "" if of_lines or rounds else " until Ctrl-C"
-        log.info("[send_messages] ELF sending %s from each of %s%s", what, plural(len(shift.joined), "thing"), until)
+        log.info("[send_messages] ELF sending %s from each of %s%s", what, plural(len(tally.joined), "thing"), until)
         began = time.monotonic()
         lasts_s = cli.duration or math.inf if of_lines else rounds * cli.interval if rounds else math.inf
         tally.ends_at = began + lasts_s
         try:
             if of_lines:
-                rounds, refused = relay(cli, shift, lines)
+                rounds, refused = relay(cli, tally, lines)
             elif message := next(lines).message:
-                shift.crew.play(message, began, cli.interval, spread, rounds)
-                shift.take_until(Played)
-            await_acknowledgements(shift, tally)
-            await_answers(shift, tally)
+                tally.play(message, began, cli.interval, spread, rounds)
+            await_acknowledgements(tally)
+            tally.wait(lambda: not tally.unanswered, time.monotonic() + ANSWER_GRACE_S, MIN_INTERVAL_S)
         except Interrupted:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
             elif rounds:
-                log.info("[send_messages] stopped before all %d messages were sent", rounds * len(shift.joined))
+                log.info("[send_messages] stopped before all %d messages were sent", rounds * len(tally.joined))
             raise
         tally.rounds = rounds
     if lost := tally.lost + tally.unsent:
@@ -4514,7 +4420,7 @@ def send_messages(cli: Cli) -> int:
             f"of the messages to shadows, {tally.rejected} were rejected and {tally.unanswered} not answered",
             "see AWS's reasons above; if no answer came, check that the policy allows iot:Receive",
         )
-    return 1 if shift.failed else 0
+    return 1 if tally.failed else 0
 
 
 def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[str]]]:
@@ -4583,7 +4489,7 @@ def rounds_of(cli: Cli) -> int | None:
     return cli.count or (None if cli.duration == 0 else in_time)
 
 
-def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
+def relay(cli: Cli, tally: Tally, lines: Iterator[Line]) -> tuple[int, int]:
     """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
     Returns how many messages there were, and how many lines can't be sent.
@@ -4593,7 +4499,7 @@ def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
     sent = refused = 0
-    while sent < (cli.count or math.inf) and (line := shift.next_line(deadline)):
+    while sent < (cli.count or math.inf) and (line := tally.next_line(deadline)):
         asked.release()
         if isinstance(line.error, ElfError):
             each.error("%s not sent: %s", line, line.error.cause)
@@ -4606,32 +4512,21 @@ def relay(cli: Cli, shift: Shift, lines: Iterator[Line]) -> tuple[int, int]:
         due = max(due + cli.interval * bool(sent), line.at) if cli.interval else time.monotonic()
         if due > deadline - 1e-6:  # as in rounds_of()
             break
-        shift.crew.play(line.message, due, cli.interval)
+        tally.play(line.message, due, cli.interval)
         sent += 1
-        shift.take_until(Played)
-        shift.crew.make_room()
-        shift.take_until(Room)
+        tally.wait(lambda: tally.has_room, look_s=MIN_INTERVAL_S)
     return sent, refused
 
 
-def await_acknowledgements(shift: Shift, tally: Tally) -> None:
+def await_acknowledgements(tally: Tally) -> None:
     """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
-    shift.crew.settle()
-    if shift.take_until(Settled, ended + 2.0) or shift.has_failed:
-        return
-    messages, left_s = plural(shift.crew.backlog, "acknowledgement"), ended + ACK_GRACE_S - time.monotonic()
-    log.info("[send_messages] waiting for %s, up to %.0f s", messages, left_s)
+    if not tally.wait(lambda: not tally.backlog, ended + 2.0, MIN_INTERVAL_S):
+        messages, left_s = plural(tally.backlog, "acknowledgement"), ended + ACK_GRACE_S - time.monotonic()
+        log.info("[send_messages] waiting for %s, up to %.0f s", messages, left_s)
     while (deadline := max(ended + ACK_GRACE_S, tally.last_at + ACK_PAUSE_S)) > time.monotonic():
-        if shift.take_until(Settled, deadline) or shift.has_failed:
+        if tally.wait(lambda: not tally.backlog, deadline, MIN_INTERVAL_S):
             return
-
-
-def await_answers(shift: Shift, tally: Tally) -> None:
-    """Wait until AWS has answered all messages to shadows, for up to ANSWER_GRACE_S."""
-    deadline = time.monotonic() + ANSWER_GRACE_S
-    while tally.unanswered and not shift.has_failed and (now := time.monotonic()) < deadline:
-        shift.take_until(Settled, now + MIN_INTERVAL_S)
 
 
 def subscribe(cli: Cli) -> int:
@@ -4643,20 +4538,19 @@ def subscribe(cli: Cli) -> int:
     filters = {thing.name: topics_of(given, append, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
     refuse_bad_topics(filters, wildcards=True)
     hearing = Hearing(cli)
-    with at_work(cli, things, hearing, filters=filters) as shift, live_line(cli.inbox, cli.printer, hearing.__str__):
+    with at_work(cli, things, hearing, filters=filters):
         until = [f"for {duration_s:g} s"] if duration_s < math.inf else []
         if cli.count:
             until.append(f"until {plural(cli.count, 'message')} {'has' if cli.count == 1 else 'have'} arrived")
         ends = ", or ".join(until) or "until Ctrl-C"
-        log.info("[subscribe] ELF listening on %s %s", plural(len(shift.joined), "thing"), ends)
-        listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, shift.joined)))
+        log.info("[subscribe] ELF listening on %s %s", plural(len(hearing.joined), "thing"), ends)
+        listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, hearing.joined)))
         if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
             log.info("[subscribe] all things receive every message; --things 1 shows each once")
         hearing.ends_at = time.monotonic() + duration_s
-        shift.take_until(Settled, hearing.ends_at)
-        if hearing.arrivals.counts["missing"]:
-            shift.take_until(Settled, time.monotonic() + IN_FLIGHT_S)
-        offline = shift.still_offline
+        hearing.wait(lambda: hearing.has_enough, hearing.ends_at)
+        hearing.wait(lambda: not hearing.arrivals.counts["missing"], time.monotonic() + IN_FLIGHT_S)
+        offline = [device.thing for device in hearing.devices.values() if device.is_offline]
     if missing := hearing.arrivals.counts["missing"]:
         remedy = "see above which senders, and whether a thing was offline; use --qos 1 in send and subscribe"
         raise ElfError(f"{plural(missing, 'message')} did not arrive", remedy)
@@ -4669,7 +4563,7 @@ def subscribe(cli: Cli) -> int:
         raise ElfError(
             f"{listed(offline)} ended without a connection, and may have missed messages", "check the network"
         )
-    return 1 if shift.failed else 0
+    return 1 if hearing.failed else 0
 
 
 def clean_up(cli: Cli) -> int:
@@ -4797,13 +4691,13 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
 def at_work(
     cli: Cli,
     things: Sequence[Thing],
-    account: Account,
+    shift: Shift,
     topics: Mapping[str, Sequence[str]] | None = None,
     filters: Mapping[str, Sequence[str]] | None = None,
-) -> Iterator[Shift]:
+) -> Iterator[None]:
     """Give the things a policy if they have none yet, connect them, and disconnect them at the end.
 
-    They publish to their topic, and subscribe to their filters. Failures are reported at the end, after the account.
+    They publish to their topic, and subscribe to their filters. The shift then reports, also what failed.
     Raises ElfError when none is connected.
     """
     fleet = cli.fleet
@@ -4814,55 +4708,38 @@ def at_work(
         with fleet.locked(cli.inbox):
             show_unanswered(cli)
     admitted, endpoint, patience_s = admit(cli, things)
-    loop = Loop(cli.inbox.put, connects_per_s(filters or {}))
-    devices = [
-        Device(
+    subscriptions = max([1, *map(len, (filters or {}).values())])
+    shift.loop = Loop(cli.inbox.put, min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
+    for thing in admitted:
+        shift.devices[thing.name] = Device(
             thing.name,
             fleet.files(thing.name),
             endpoint,
             root_cert,
-            loop,
-            account,
+            shift.loop,
+            shift,
             qos=cli.qos,
             topic=topics[thing.name][0] if topics else "",
             topic_filters=filters[thing.name] if filters else (),
             patience_s=patience_s[thing.name],
         )
-        for thing in admitted
-    ]
-    shift = Shift(cli, devices, loop)
-    shift.failed |= {thing.name for thing in things} - shift.crew.devices.keys()  # without a policy
-
-    def report_failures() -> None:
-        shift.failures.report(of=len(admitted))
-        cli.results.summary.update(things=len(shift.joined), failed=sorted(shift.failed, key=by_number))
-
+    shift.failed |= {thing.name for thing in things} - shift.devices.keys()  # without a policy
     with contextlib.ExitStack() as ends:  # the last callback runs first
-        ends.callback(report_failures)
+        ends.callback(shift.report_failures)
         ends.callback(shift.stop)
         shift.gather()
-        ends.callback(account.report, shift)
+        ends.callback(shift.report)
         ends.callback(shift.stop)
-        account.begin(shift.crew.devices.values())
-        yield shift
-        shift.await_diagnoses()
+        with live_line(cli.inbox, cli.printer, shift.__str__):
+            yield
+            shift.await_diagnoses()
 
 
-def connects_per_s(filters: Mapping[str, Sequence[str]]) -> float:
-    """Return how many things may connect a second: AWS allows 500 connects and 500 subscriptions per account."""
-    return min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / max([1, *map(len, filters.values())]))
+def admit(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing], Endpoint, Mapping[str, float]]:
+    """Give the things a policy if they have none yet, and find the broker. Raises ElfError; botocore's errors.
 
-
-class Admission(NamedTuple):
-    """The things, which all have a policy now, and the broker's address."""
-
-    things: Sequence[Thing]
-    endpoint: Endpoint
-    patience_s: Mapping[str, float]  # by thing: how long it may still be refused, until changes take effect
-
-
-def admit(cli: Cli, things: Sequence[Thing]) -> Admission:
-    """Give the things a policy if they have none yet, and find the broker. Raises ElfError; botocore's errors."""
+    Returns those that have one, the broker, and for how many seconds each may be refused until changes take effect.
+    """
     fleet = cli.fleet
     endpoint = cli.mqtt_endpoint or Endpoint("")
     newcomers = {thing.name for thing in things if not thing.policy_arn}
@@ -4877,7 +4754,7 @@ def admit(cli: Cli, things: Sequence[Thing]) -> Admission:
         names = {thing.name for thing in things}
         things = [thing for thing in with_policies(cli, newcomers) if thing.name in names]
     patience_s = {thing.name: PROPAGATION_S if thing.name in newcomers else young_s for thing in things}
-    return Admission(things, endpoint, patience_s)
+    return things, endpoint, patience_s
 
 
 def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:

@@ -492,23 +492,26 @@ class Thing(User, elf.Listener):
         if not self.duty["filters"]:
             self.worker.loop.call(self.device.publish, next(self.messages), time.monotonic())
 
-    def on_event(self, event: Any) -> None:
-        if isinstance(event, elf.Connected):
-            self.worker.count_connect("CONNECT", self.endpoint, time.monotonic() - self.began)
-            self.is_ready.set()
-        elif isinstance(event, elf.Offline):
-            self.offline_at = event.at
-            error = elf.ElfError(f"{event.thing} lost its connection to {event.endpoint}", "check the network")
-            self.worker.count("DISCONNECT", event.endpoint, None, error=error)
-        elif isinstance(event, elf.Back):
-            self.worker.count_connect("RECONNECT", event.endpoint, event.at - self.offline_at)
-        elif isinstance(event, elf.Refused):
-            its = event.refusal
-            facts = (its.thing, its.endpoint, its.action, its.subject)
-            self.worker.runner.send_message("elf-refused", (id(self), facts))
-        elif isinstance(event, elf.Failed):
-            is_in = self.device and self.device.has_joined
-            self.fail("PUBLISH" if is_in else "CONNECT", self.published if is_in else self.endpoint, event.failure)
+    def on_connected(self, device: elf.Device) -> None:
+        self.worker.count_connect("CONNECT", self.endpoint, time.monotonic() - self.began)
+        self.is_ready.set()
+
+    def on_offline(self, device: elf.Device, rejected: bool) -> None:
+        error = elf.ElfError(f"{device.thing} lost its connection to {self.endpoint}", "check the network")
+        self.worker.count("DISCONNECT", self.endpoint, None, error=error)
+
+    def on_back(self, device: elf.Device, after_s: float) -> None:
+        self.worker.count_connect("RECONNECT", self.endpoint, after_s)
+
+    def on_refused(self, device: elf.Device, refusal: elf.Refusal) -> None:
+        facts = (refusal.thing, refusal.endpoint, refusal.action, refusal.subject)
+        self.worker.runner.send_message("elf-refused", (id(self), facts))
+
+    def on_failed(self, device: elf.Device, failure: Exception) -> None:
+        if device.has_joined:
+            self.fail("PUBLISH", self.published, failure)
+        else:
+            self.fail("CONNECT", self.endpoint, failure)
 
     def on_published(self, device: elf.Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
         self.sizes[number] = len(payload)
@@ -545,7 +548,7 @@ class Thing(User, elf.Listener):
 
     def settle(self, device: elf.Device, deadline: float) -> None:
         """Disconnect once all is acknowledged, or at the deadline."""
-        if device.backlog and device.state != elf.ENDED and time.monotonic() < deadline:
+        if (device.waiting or device.in_flight) and device.state != elf.ENDED and time.monotonic() < deadline:
             self.worker.loop.at(time.monotonic() + elf.MIN_INTERVAL_S, self.settle, device, deadline)
         else:
             device.end(device.refusal)

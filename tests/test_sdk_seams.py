@@ -22,11 +22,11 @@ SEAMS = {
     "kind": "_logger",
     "client": (
         "configureEndpoint configureCredentials configureSocketFactory configureOfflinePublishQueueing "
-        "disableMetricsCollection connectAsync disconnectAsync publishAsync subscribeAsync _mqtt_core"
+        "disableMetricsCollection connectAsync disconnectAsync publishAsync subscribeAsync onMessage _mqtt_core"
     ),
     "client._mqtt_core": "_event_queue _event_consumer _internal_async_client",
     "client._mqtt_core._event_consumer": "start _stopper _dispatch_one",
-    "client._mqtt_core._internal_async_client": "on_message _paho_client",
+    "client._mqtt_core._internal_async_client": "_paho_client",
     "paho client": (
         "_thread _backoffCore _max_inflight_messages _message_retry _ssl want_write loop_write loop_read loop_misc"
     ),
