@@ -4417,7 +4417,7 @@ def send_messages(cli: Cli) -> int:
         raise ElfError(f"{plural(refused, 'line')} of the input could not be sent", _SEE_ABOVE)
     if tally.rejected or tally.unanswered:
         raise ElfError(
-            f"of the messages to shadows, {tally.rejected} were rejected and {tally.unanswered} not answered",
+            f"messages to shadows: {tally.rejected} rejected, {tally.unanswered} not answered",
             "see AWS's reasons above; if no answer came, check that the policy allows iot:Receive",
         )
     return 1 if tally.failed else 0

@@ -50,7 +50,7 @@ def test_answers_are_counted_and_rejections_give_awss_reason_and_status_1(
         assert lines.count(f"{where}: 409 Version conflict") == 2
         assert lines.count(f"{where}: 400 Missing required node: state") == 1
     assert "8 acknowledged, 0 lost, 2 accepted, 6 rejected" in lines[-3]
-    assert lines[-2] == "of the messages to shadows, 6 were rejected and 0 not answered"
+    assert lines[-2] == "messages to shadows: 6 rejected, 0 not answered"
 
 
 def test_named_shadows_and_all_that_can_be_asked_of_one_are_answered(
