@@ -575,7 +575,8 @@ def set_up(environment: Any, web_ui: Any, **_: object) -> None:
         os.environ["ELF_MISC_DIR"] = misc_dir
     # Python raises Ctrl-C in any greenlet, even one that answers the page; Locust ends cleanly in the main one alone.
     stop = gevent.get_hub().handle_system_error
-    gevent.signal_handler(signal.SIGINT, stop, KeyboardInterrupt, KeyboardInterrupt())
+    handler = gevent.signal_handler(signal.SIGINT, stop, KeyboardInterrupt, KeyboardInterrupt())
+    environment.events.quit.add_listener(lambda **_: handler.cancel())  # Locust sends one more to its other processes
     if not isinstance(environment.runner, MasterRunner):
         environment.elf_worker = Worker(environment)
     if not isinstance(environment.runner, WorkerRunner):
