@@ -1787,13 +1787,6 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
         except BaseException as error:
             inbox.put((number, error))
 
-    def rest_s(number: int, refusal: NotYet) -> float:
-        now = time.monotonic()
-        if all(reason != refusal.reason for reason, _ in since):
-            log.info("%s: trying again for up to %g s", refusal.reason, refusal.limit_s)
-        waited_s = now - since.setdefault((refusal.reason, number), now)
-        return min(max(waited_s, 1.0), LONGEST_REST_S, refusal.limit_s - waited_s)
-
     under_way: list[Future[None]] = [pool.submit(take, number) for number in range(len(things))]
     left = len(things)
     try:
@@ -1804,8 +1797,13 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
                 continue
             number, result = event
             if isinstance(result, NotYet):
-                if (pause_s := rest_s(number, result)) > 0:
-                    heapq.heappush(resting, (time.monotonic() + pause_s, number, result.again))
+                if all(reason != result.reason for reason, _ in since):
+                    log.info("%s: trying again for up to %g s", result.reason, result.limit_s)
+                now = time.monotonic()
+                waited_s = now - since.setdefault((result.reason, number), now)
+                if waited_s < result.limit_s:
+                    rest_s = min(max(waited_s, 1.0), LONGEST_REST_S, result.limit_s - waited_s)
+                    heapq.heappush(resting, (now + rest_s, number, result.again))
                     continue
                 result = result.error
             left -= 1
