@@ -364,9 +364,10 @@ def explain(error: BaseException) -> tuple[str, str]:
         "error": message,
         "action": action[1] if action else f"{SIGN_IN.get(operation, 'iot')}:{operation}",
         "who": who[1] if who else "these credentials",
-        "install": how_to_install("requirements.txt"),
     }
     cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
+    if "{install}" in remedy:  # which looks for packages on the disk
+        facts["install"] = how_to_install("requirements.txt")
     return cause.format(**facts), remedy.format(**facts)
 
 
@@ -1765,7 +1766,7 @@ class NotYet(Exception):  # noqa: N818 - it passes
         self.reason = f"{getattr(error, 'operation_name', 'AWS')}: {reason}"
 
 
-def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
+def for_each(inbox: Inbox, things: Sequence[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
     """Run a step for many things in parallel; yield each thing with its result, or with the exception of its step.
 
     A step that raises NotYet is repeated after a pause, longer each time: it must be safe to repeat. After an error
@@ -1774,7 +1775,6 @@ def for_each(inbox: Inbox, things: Iterable[T], step: Callable[[T], Any]) -> Ite
     """
     from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-    things = list(things)
     pool = ThreadPoolExecutor(CALLS_IN_FLIGHT)
     resting: list[tuple[float, int, Callable[[], Any] | None]] = []  # a heap, by time.monotonic()
     since: dict[tuple[str, int], float] = {}  # by reason and number: when AWS refused it first
@@ -3416,6 +3416,11 @@ class Device:
         self._is_called = False  # whether _on_free() is scheduled
 
     @property
+    def backlog(self) -> int:
+        """How many messages are waiting to be sent or acknowledged; none once it has ended."""
+        return 0 if self.state == ENDED else len(self.waiting) + len(self.in_flight)
+
+    @property
     def is_offline(self) -> bool:
         return self.has_joined and self.state == CONNECTING
 
@@ -3844,10 +3849,10 @@ class Cli:
 def control_plane_of(cli: Cli) -> tuple[Any, Place]:
     """Connect to the control plane of the fleet, once, whichever thread is the first to call this."""
     with cli.asking:
-        proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
-        if re.match(f"{NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]):  # botocore knows no SOCKS
-            proxies = {}
         if not cli.control_plane:
+            proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
+            if re.match(f"{NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]):  # botocore knows no SOCKS
+                proxies = {}
             cli.control_plane = connect_control_plane(cli.place, cli.inbox, cli.headers, cli.rate, proxies)
         return cli.control_plane
 
@@ -4143,8 +4148,7 @@ class Tally(Shift):
     @property
     def backlog(self) -> int:
         """How many messages are waiting to be sent or acknowledged."""
-        devices = [device for device in self.devices.values() if device.state != ENDED]
-        return sum(len(device.waiting) + len(device.in_flight) for device in devices)
+        return sum(device.backlog for device in self.devices.values())
 
     @property
     def lost(self) -> int:

@@ -548,7 +548,7 @@ class Thing(User, elf.Listener):
 
     def settle(self, device: elf.Device, deadline: float) -> None:
         """Disconnect once all is acknowledged, or at the deadline."""
-        if (device.waiting or device.in_flight) and device.state != elf.ENDED and time.monotonic() < deadline:
+        if device.backlog and time.monotonic() < deadline:
             self.worker.loop.at(time.monotonic() + elf.MIN_INTERVAL_S, self.settle, device, deadline)
         else:
             device.end(device.refusal)
