@@ -1969,15 +1969,26 @@ def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
     """
     thing, is_own, others = _claim(iot, fleet, fleet.things[thing.name])
-    gone_is_fine(iot.detach_policy, policyName=thing.policy_name, target=thing.certificate_arn)
+    at_once(
+        lambda: gone_is_fine(iot.detach_policy, policyName=thing.policy_name, target=thing.certificate_arn),
+        lambda: gone_is_fine(iot.detach_thing_principal, thingName=thing.name, principal=thing.certificate_arn),
+        lambda: gone_is_fine(iot.update_certificate, certificateId=thing.certificate_id, newStatus="INACTIVE"),
+    )
     gone_is_fine(iot.delete_policy, others, policyName=thing.policy_name)
     thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
-    gone_is_fine(iot.update_certificate, certificateId=thing.certificate_id, newStatus="INACTIVE")
-    gone_is_fine(iot.detach_thing_principal, thingName=thing.name, principal=thing.certificate_arn)
     gone_is_fine(iot.delete_certificate, others, certificateId=thing.certificate_id)
     if is_own:
         gone_is_fine(iot.delete_thing, others, thingName=thing.name)
     fleet.forget(thing)
+
+
+def at_once(*calls: Callable[[], Any]) -> list[Any]:
+    """Make independent calls at the same time, and return their answers. Raises what the first that failed raised."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        answers = [pool.submit(call) for call in calls]
+    return [answer.result() for answer in answers]
 
 
 def reconcile(iot: Any, fleet: Fleet, strays: set[str], wanted: Container[str], name: str) -> Thing | None:
@@ -1998,18 +2009,18 @@ def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[
     thing whose keys are lost are deleted at once.
     Returns the thing with only what is this ELF's, whether the thing itself is, and a function that finds other users.
     """
-    described = _unless_missing(iot.describe_thing, thingName=thing.name)
+    described, policies = at_once(
+        lambda: _unless_missing(iot.describe_thing, thingName=thing.name),
+        lambda: _policies_of(iot, thing.certificate_arn),
+    )
     is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
     if described and not is_own:
         log.warning("thing %s was made by someone else: left alone", thing.name)
     own_arn: str = thing.certificate_arn or (described["thingArn"] if is_own else "")
     name = policy_name(thing.name)  # which it may have without its being recorded yet
-    policy = _unless_missing(iot.get_policy, policyName=name) if own_arn else None
-    if policy and _is_own_policy(iot, thing, policy, own_arn):
+    if name in policies or (own_arn and _is_own_policy(iot, thing, own_arn)):
         thing = thing._replace(policy_name=name)
     else:
-        if policy and thing.policy_name:
-            log.warning("policy %s was made by someone else: left alone", name)
         thing = thing._replace(policy_name=None, policy_arn=None)
     if own_arn and (is_own or not described):  # the next clean takes what is CLEANING for this ELF's
         thing = thing._replace(stage=CLEANING)
@@ -2042,19 +2053,20 @@ def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id:
     return thing.certificate_arn in principals or (thing.stage == CLEANING and not attributes and not principals)
 
 
-def _is_own_policy(iot: Any, thing: Thing, policy: Mapping[str, Any], arn: str) -> bool:
-    """Return whether a policy is the one that ELF made for a thing; `arn` has the account and region.
+def _is_own_policy(iot: Any, thing: Thing, arn: str) -> bool:
+    """Return whether there is a policy that ELF made for a thing and its certificate does not have (any more).
 
-    It has ELF's document; or it was edited since, or is the original program's, and is attached to the thing's
-    certificate, or was until an earlier attempt detached it.
+    It has ELF's document, for the account and region of `arn`; or an earlier attempt detached it. Another is logged.
     """
-    is_as_made = json.loads(policy["policyDocument"]) == policy_document(thing.name, arn)
-    if is_as_made or (thing.stage == CLEANING and thing.policy_arn):
-        return True
-    if not thing.certificate_arn:
+    name = policy_name(thing.name)
+    if not (policy := _unless_missing(iot.get_policy, policyName=name)):
         return False
-    answer = _unless_missing(iot.list_attached_policies, target=thing.certificate_arn)
-    return bool(answer) and policy_name(thing.name) in {attached["policyName"] for attached in answer["policies"]}
+    is_detached = thing.stage == CLEANING and bool(thing.policy_arn)
+    if is_detached or json.loads(policy["policyDocument"]) == policy_document(thing.name, arn):
+        return True
+    if thing.policy_name:
+        log.warning("policy %s was made by someone else: left alone", name)
+    return False
 
 
 def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
@@ -2100,7 +2112,13 @@ def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str
 def _users(iot: Any, arn: str) -> set[str]:
     """Ask AWS for the things and policies that a certificate is attached to."""
     things = {f"thing {name}" for name in iot.list_principal_things(principal=arn)["things"]}
-    return things | {f"policy {policy['policyName']}" for policy in iot.list_attached_policies(target=arn)["policies"]}
+    return things | {f"policy {name}" for name in _policies_of(iot, arn)}
+
+
+def _policies_of(iot: Any, arn: str | None) -> list[str]:
+    """Ask AWS for the names of a certificate's policies: none if there is no such certificate (any more)."""
+    answer = _unless_missing(iot.list_attached_policies, target=arn) if arn else None
+    return [policy["policyName"] for policy in answer["policies"]] if answer else []
 
 
 def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
@@ -2232,8 +2250,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
             f"{thing.name} can't connect: its certificate is {status}",
             f"`aws iot update-certificate --new-status ACTIVE --certificate-id {thing.certificate_id}`",
         )
-    names = [policy["policyName"] for policy in iot.list_attached_policies(target=arn)["policies"]]
-    if not names:
+    if not (names := _policies_of(iot, arn)):
         name = policy_name(thing.name)
         return ElfError(
             f"{thing.name} can't connect: its certificate has no policy",

@@ -38,7 +38,7 @@ def test_a_fleets_life_takes_the_calls_it_needs_many_at_once_and_is_not_throttle
         ("send", *elf.broker, "--duration", "0.01"): ["CreatePolicy", "AttachPolicy"],
         ("clean",): [
             "DescribeThing",
-            "GetPolicy",
+            "ListAttachedPolicies",
             "DetachPolicy",
             "DeletePolicy",
             "UpdateCertificate",

@@ -158,8 +158,8 @@ def test_a_block_of_commands_does_what_it_says(block: Block, shell: Shell) -> No
         pytest.skip("jq is not installed")
     if "fleet.py" in block.text and not shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin"):
         pytest.skip("Mosquitto is not installed")
-    if "/fleet.py" in block.text and not importlib.util.find_spec("awsiot"):
-        pytest.skip("awsiotsdk is not installed")
+    if "/fleet.py" in block.text and not importlib.util.find_spec("awscrt"):
+        pytest.skip("the AWS CRT client is not built for this processor")
     if "tail -f" in block.text or "locust --processes" in block.text:
         pytest.skip("it has no end: a test below runs it")
     script = block.text.replace("git clone", f"git -c url.'{ROOT}'.insteadOf={REPOSITORY} clone")

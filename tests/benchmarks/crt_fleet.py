@@ -1,4 +1,4 @@
-"""The load of `elf.py send` from the AWS CRT client (awsiotsdk), for comparison: one process, an event loop in C.
+"""The load of `elf.py send` from the AWS CRT client (awscrt), for comparison: one process, an event loop in C.
 
 usage: crt_fleet.py MISC PORT ROOT_CERT THINGS DURATION_S RATE, messages a second of each thing; prints a JSON object.
 """
@@ -12,20 +12,20 @@ import time
 from functools import partial
 from pathlib import Path
 
-from awscrt import mqtt  # type: ignore[import-untyped]
-from awsiot import mqtt_connection_builder  # type: ignore[import-untyped]
+from awscrt import io, mqtt  # type: ignore[import-untyped]
 
 
 def main(misc: str, port: str, root_cert: str, things: str, duration_s: str, rate: str) -> None:
     count, rounds = int(things), round(int(duration_s) * float(rate))
     connections = []
     for number in range(count):
-        connection = mqtt_connection_builder.mtls_from_path(
-            endpoint="localhost",
+        files = str(Path(misc, f"thing_{number}.pem")), str(Path(misc, f"thing_{number}.prv"))
+        tls = io.TlsContextOptions.create_client_with_mtls_from_path(*files)
+        tls.override_default_trust_store_from_path(None, root_cert)
+        connection = mqtt.Connection(
+            mqtt.Client(tls_ctx=io.ClientTlsContext(tls)),
+            host_name="localhost",
             port=int(port),
-            cert_filepath=str(Path(misc, f"thing_{number}.pem")),
-            pri_key_filepath=str(Path(misc, f"thing_{number}.prv")),
-            ca_filepath=root_cert,
             client_id=f"thing_{number}-crt",
             clean_session=True,
             keep_alive_secs=60,
