@@ -1324,8 +1324,8 @@ def _reading(path: Path, kind: type[T]) -> Iterator[T]:
     except (ValueError, TypeError, RecursionError) as error:
         raise ElfError(
             f"could not read {path}: {error}",
-            f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move it away: "
-            "ELF then starts empty",
+            f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move all of "
+            f"{path.parent} away: ELF then starts empty",
         ) from error
 
 
@@ -2641,8 +2641,8 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
             if line is None or broken or not (text or raw or line.strip()):
                 continue
             text, first = (text + b"\n" + line, first) if text else (line, last)
-            closes = line.rstrip().endswith(b"}")
-            if not closes and last - first >= FEW_LINES and len(text) <= MAX_PAYLOAD_BYTES:
+            ends = line.rstrip().endswith(b"}")
+            if not ends and last - first >= FEW_LINES and len(text) <= MAX_PAYLOAD_BYTES:
                 continue  # a long one is not tried at each line
             try:
                 yield Line(compose(text), None, first, last, time.monotonic())
@@ -2650,12 +2650,13 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
                 is_open = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
                 if is_open and len(text) <= MAX_PAYLOAD_BYTES:
                     continue
+                ends = ends or getattr(error, "msg", "") == "Extra data"
                 why = "is too long" if len(text) > MAX_PAYLOAD_BYTES else f"is not valid: {error}"
                 broken = UsageError(f"the JSON object that begins here {why}", "write it on one line, in 128 KiB")
             except UsageError as error:
                 yield Line(None, error, first, last)
             text = b""
-            if broken and first == last and closes:
+            if broken and first == last and ends:
                 yield Line(None, broken, first, last)
                 broken = None
     except OSError as error:
@@ -2712,6 +2713,8 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
         return "+ and # are for topic filters, not for a topic to publish to"
     if "#" in topic[:-1] or any(level != wild and wild in level for level in levels for wild in "+#"):
         return "in a topic filter, + must be a whole level, and # the last level"
+    if topic.startswith("$share/") and not re.fullmatch(r"\$share/[^/]+/.+", topic, re.DOTALL):
+        return "a shared topic filter has a group and a topic filter: $share/GROUP/FILTER"
     if wildcards and topic.startswith("$aws/rules/"):
         return "messages on this topic go to a rule, not to subscribers"
     if not wildcards and topic.startswith("$") and not re.fullmatch(PUBLISHABLE, topic):
@@ -2943,7 +2946,7 @@ class Listener:
     def on_not_sent(self, device: Device, messages: int) -> None:
         """Messages were due, and will not be sent."""
 
-    def on_impossible(self, device: Device, number: int, error: ElfError) -> None:
+    def on_impossible(self, device: Device, number: int, error: Exception) -> None:
         """The thing's message `number` can't be made."""
 
     def on_received(self, device: Device, message: Any) -> None:
@@ -3460,6 +3463,9 @@ class Device:
             for path in self._files:
                 if path.exists() and not path.is_file():  # TLS would wait for data in a pipe
                     raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
+            if b"ENCRYPTED" in self._files.private_key.read_bytes():  # TLS would ask for its passphrase
+                remedy = "write it without one: openssl pkey -in FILE -out NEW"
+                raise ElfError(f"the key file {self._files.private_key} has a passphrase", remedy)
             answers = self._on_connack, self._on_message
             client = open_client(client_id, self.endpoint, self._root_cert, self._files, *answers)
         except Exception as error:
@@ -3640,7 +3646,7 @@ class Device:
         self._number += 1
         try:
             return message.payload(self.topic, self.thing, self._number)
-        except ElfError as error:
+        except (ElfError, ValueError) as error:  # ValueError: a template's result is not a JSON object this time
             self._listener.on_impossible(self, self._number, error)
             return None
 
@@ -4138,9 +4144,9 @@ class Tally(Shift):
     def on_not_sent(self, device: Device, messages: int) -> None:
         self.unsent += messages
 
-    def on_impossible(self, device: Device, number: int, error: ElfError) -> None:
+    def on_impossible(self, device: Device, number: int, error: Exception) -> None:
         self.unsent += 1
-        each.error("message %d of %s is not sent: %s", number, device.thing, error.cause)
+        each.error("message %d of %s is not sent: %s", number, device.thing, getattr(error, "cause", error))
 
     def on_received(self, device: Device, message: Any) -> None:
         """Count a shadow's answer, unless it is for another client: its token differs, or all are answered."""
@@ -4413,9 +4419,10 @@ def send_messages(cli: Cli) -> int:
         began = time.monotonic()
         lasts_s = cli.duration or math.inf if of_lines else rounds * cli.interval if rounds else math.inf
         tally.ends_at = began + lasts_s
+        tally.rounds = rounds
         try:
             if of_lines:
-                rounds, refused = relay(cli, tally, lines)
+                tally.rounds, refused = relay(cli, tally, lines)
             elif message := next(lines).message:
                 tally.play(message, began, cli.interval, spread, rounds)
             await_acknowledgements(tally)
@@ -4423,10 +4430,7 @@ def send_messages(cli: Cli) -> int:
         except Interrupted:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
-            elif rounds:
-                log.info("[send_messages] stopped before all %d messages were sent", rounds * len(tally.joined))
             raise
-        tally.rounds = rounds
     if lost := tally.lost + tally.unsent:
         raise ElfError(
             f"{plural(lost, 'message')} lost: not acknowledged, or not sent",
@@ -4482,10 +4486,10 @@ def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], M
     def finish(text: bytes) -> Composer:
         if cli.raw:
             return Composer(text)
-        if cli.template:
+        if cli.template and not cli.json_message:
             message = Composer.of_any(text)
         else:
-            is_object = begins_object(text) if of_lines else cli.json_message
+            is_object = begins_object(text) if of_lines or cli.template else cli.json_message
             message = Composer.of_object(text) if is_object else Composer.of_text(text)
         if run and (taken := message.has - {"ts"}):
             raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
@@ -4691,13 +4695,15 @@ def show_unanswered(cli: Cli) -> None:
 
 def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
     """Return the things that can connect, or the first `first` of them. Raises ElfError if there are none, or fewer."""
-    for stage, command in ((CREATING, "create"), (CLEANING, "clean")):
+    prefix, highest = by_number(next(reversed(fleet.things), ""))
+    create = f"create {highest + 1}" + (f" --prefix {prefix}" if prefix != PREFIX else "")
+    for stage, command in ((CREATING, create), (CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
             log.warning("skipping incomplete things: %s; finish with `elf.py %s`", listed(names), command)
     if not fleet.things:
         raise ElfError("there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)")
     if not fleet.ready:
-        raise ElfError("none of the things is complete", "finish with `elf.py create`, or `elf.py clean`")
+        raise ElfError("none of the things is complete", f"finish with `elf.py {create}`, or `elf.py clean`")
     if first and first > len(fleet.ready):
         raise ElfError(
             f"--things {first} is more than the fleet has: {len(fleet.ready)}",
@@ -4825,7 +4831,7 @@ def root_of(cli: Cli) -> Path:
 
 def whole(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
     return int(text)
 
 

@@ -525,7 +525,7 @@ class Thing(User, elf.Listener):
         for _ in range(messages):
             self.count_published(0, None, lost=True)
 
-    def on_impossible(self, device: elf.Device, number: int, error: elf.ElfError) -> None:
+    def on_impossible(self, device: elf.Device, number: int, error: Exception) -> None:
         self.worker.count("PUBLISH", self.published, None, error=error)
 
     def on_received(self, device: elf.Device, message: Any) -> None:

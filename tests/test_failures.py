@@ -153,6 +153,7 @@ TOLD = {
         "the certificate and the key of {thing} do not match: {error}",
         f"restore {{file}} and its .pem from one backup; without one, {_ANEW}",
     ),
+    "KeyEncrypted": ("the key file {file} has a passphrase", "write it without one: openssl pkey -in FILE -out NEW"),
     "KeyInvalid": ("the file {file} of {thing} has no key or certificate: {error}", _NEW_KEYS),
 }
 
@@ -951,7 +952,7 @@ def test_a_subscription_that_hears_too_little_is_explained(
 def test_a_fleet_that_is_half_made_is_explained(main: InProcess, proxy: FaultProxy, explained: Explained) -> None:
     proxy.inject("CreateKeysAndCertificate", denied("CreateKeysAndCertificate"), onwards=True)
     main("create", status=1)
-    half_made = ("none of the things is complete", "finish with `elf.py create`, or `elf.py clean`")
+    half_made = ("none of the things is complete", "finish with `elf.py create 1`, or `elf.py clean`")
     explained(main("send", status=1), half_made)
 
 
@@ -968,7 +969,8 @@ def test_another_elf_at_work_is_named_with_its_process(
 
 NOT_ELFS = (
     "could not read {}: {}",
-    "use a newer ELF if one wrote it (this is {}), restore it from a backup, or move it away: ELF then starts empty",
+    "use a newer ELF if one wrote it (this is {}), restore it from a backup, or move all of {} away: "
+    "ELF then starts empty",
 )
 
 
@@ -1106,6 +1108,9 @@ ANOTHERS_KEY = "thing_1.prv"
         pytest.param("thing_0.pem", None, "KeyMissing", "thing_0.pem", id="no certificate"),
         pytest.param("thing_0.prv", "", "KeyEmpty", "thing_0.prv", id="an empty key"),
         pytest.param("thing_0.pem", "\n", "KeyEmpty", "thing_0.pem", id="an empty certificate"),
+        pytest.param(
+            "thing_0.prv", "-----BEGIN ENCRYPTED", "KeyEncrypted", "thing_0.prv", id="a key with a passphrase"
+        ),
         pytest.param("thing_0.prv", "0123", "KeyInvalid", "thing_0.prv", id="no key in it"),
         pytest.param("thing_0.pem", "true", "KeyInvalid", "thing_0.pem", id="no certificate in it"),
         pytest.param("thing_0.prv", ANOTHERS_KEY, "NotAPair", "thing_0.prv", id="another thing's key"),

@@ -152,6 +152,28 @@ def test_a_message_whose_template_fails_is_counted_and_the_others_go_out(
     assert (summary["sent"], summary["acknowledged"], summary["notSent"]) == (4, 4, 2)
 
 
+def test_an_object_of_a_template_may_take_several_lines(
+    main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path
+) -> None:
+    file = tmp_path / "messages.jsonl"
+    file.write_text('{"n": {{ number }},\n "b": [1]}\n')
+    main_of_pair("send", *pair.broker, *QUICK, "--json-message", file)
+    assert messages_of(ear, "thing_0") == [{"n": 1, "b": [1]}]
+
+
+def test_an_object_of_a_template_that_is_broken_is_not_sent_as_text(
+    main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path
+) -> None:
+    file = tmp_path / "message.json"
+    file.write_text('{"n": {{ number }}')
+    result = main_of_pair("send", *pair.broker, *QUICK, "--json-message", file, status=2)
+    assert f"could not read the message file {file}" in result.err
+    file.write_text('{"n": {{ "" if number == 2 else number }}}')
+    result = main_of_pair("send", *pair.broker, *QUICK, "-n", 3, "--json-message", file, status=1)
+    assert "message 2 of thing_0 is not sent: Expecting value" in result.err
+    assert messages_of(ear, "thing_0") == [{"n": 1}, {"n": 3}]
+
+
 @pytest.mark.parametrize(
     "options", [("--seed", 1, "hello"), ("--template",), ("--template", "--seed", "x", "{{ now }}")]
 )

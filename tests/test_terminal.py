@@ -165,7 +165,7 @@ def test_no_line_about_a_message_is_wider_than_the_terminal(pair: Pair, columns:
 
 def test_nothing_is_left_of_the_live_line_and_what_was_typed_over_it(pair: Pair) -> None:
     """And the counts at the end agree with those on the way, and with each other."""
-    script = "$ELF send $BROKER --duration 30 --interval 0.1"
+    script = "$ELF send $BROKER --duration 0 --interval 0.1"
     terminal = pair.in_terminal(script=script, columns=80, keys={"acknowledged 9": b"\x03"})
     assert terminal.status == 130
     assert "^C" in terminal.written
@@ -331,4 +331,4 @@ def test_of_many_things_that_are_not_complete_some_are_named(elf: Elf) -> None:
     entries += [{f"thing_{number}": {"elf_stage": "creating"}} for number in range(1, 30)]
     (elf.misc / "things.json").write_text(json.dumps(entries))
     (line,) = (line for line in elf("send", *elf.broker, "--count", 1).lines if "skipping incomplete things: " in line)
-    assert line.endswith(", thing_20, and 9 more; finish with `elf.py create`")
+    assert line.endswith(", thing_20, and 9 more; finish with `elf.py create 30`")

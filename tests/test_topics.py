@@ -194,6 +194,9 @@ def test_a_reserved_topic_is_used_as_aws_lets_one(module: ModuleType, topic: str
         ("$share/group/" + "x" * 256, True, None),
         ("$share/group/" + "x" * 257, True, "256 bytes"),
         ("$share/group/a", False, "lets no client publish"),
+        ("$share/group", True, "$share/GROUP/FILTER"),
+        ("$share/group/", True, "$share/GROUP/FILTER"),
+        ("$share//elf/#", True, "$share/GROUP/FILTER"),
         (f"a/$aws/rules/r/{SEVEN_SLASHES}", False, "7 slashes"),
     ],
 )
