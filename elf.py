@@ -44,7 +44,7 @@ import signal
 import stat
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
@@ -861,7 +861,294 @@ class Inbox:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Fleet: what ELF remembers, in misc/
+# Storage: a directory that is claimed, locked, kept private and written without loss; its journal
+# ---------------------------------------------------------------------------------------------------------------------
+
+BRIEFLY_S = 0.2  # how long a command that is ending, or records a policy, keeps others waiting
+THINGS_FILE, ELF_FILE, JOURNAL_FILE = "things.json", "elf.json", "things.journal"
+STATE_FILES = (THINGS_FILE, ELF_FILE, JOURNAL_FILE, ".lock", ".held", ".writing")
+_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # a file that write_private() did not finish
+# Files that systems put into any directory, such as Kubernetes' links, and git's file in misc/ of ELF's repository.
+_NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.\..+")
+# No system has all of the last three flags.
+_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
+_APPEND |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+class Journal:
+    """Changes that are on disk as soon as they are made, a JSON object a line, until something else has them.
+
+    The cost of one does not grow with their number. Only whoever has it locked may open it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, or make it, readable only by its owner. Raises OSError."""
+        self.path = path
+        self._file = FileIO(os.open(path, _APPEND, 0o600), "ab")
+        sync(path.parent)  # or a power failure could delete it, with keys in it
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """Add a change. Raises OSError, and ElfError if the file was removed; it is then as it was before."""
+        if POSIX and not os.fstat(self._file.fileno()).st_nlink:
+            raise ElfError(f"{self.path} was removed while ELF was writing to it", "run the same command again")
+        line, end = (json.dumps(entry) + "\n").encode(), self._file.seek(0, os.SEEK_END)
+        with naming(self.path):
+            try:
+                if self._file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(self._file.fileno())
+            except OSError:
+                self._file.truncate(end)
+                raise
+
+    @property
+    def is_empty(self) -> bool:
+        return not os.fstat(self._file.fileno()).st_size
+
+    def clear(self) -> None:
+        self._file.truncate(0)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class StateDirectory:
+    """A directory of ELF's: claimed, locked, and kept private.
+
+    A command locks it while it runs, exclusively or shared; commands that share it lock the journal to write, one at a
+    time. Reading follows symbolic links, of which Kubernetes makes a mounted Secret; writing does not.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take `path`, which need not exist yet."""
+        self.path = path
+        self.things_file, self.elf_file, self.journal_file = (
+            path / name for name in (THINGS_FILE, ELF_FILE, JOURNAL_FILE)
+        )
+        self.is_claimed = False  # by this process, which will write there
+
+    @property
+    def is_elfs(self) -> bool:
+        """Return whether this is, or will be, ELF's. Any other directory is left as it is."""
+        return self.is_claimed or any(os.path.lexists(self.path / name) for name in STATE_FILES)
+
+    def make(self) -> list[Path]:
+        """Make the directory if it is missing, and return what is in it. Raises OSError."""
+        with contextlib.suppress(FileExistsError):
+            self.path.mkdir(mode=0o700, parents=True)
+        return list(self.path.iterdir())
+
+    @contextlib.contextmanager
+    def lock(self, command: str, alone: bool, wait_s: float, events: Inbox) -> Iterator[bool]:
+        """Lock it until the block ends: exclusively if `alone`, else shared; the block gets whether it can be written.
+
+        Raises ElfError, which names the commands that use it, after `wait_s` seconds; Interrupted; OSError if it can't
+        be written and has to be, as with `alone`.
+        """
+        if not self.is_elfs:
+            yield False
+            return
+        note = self.path / ".lock"  # tells others which commands use the directory, no more
+        take = functools.partial(try_lock, self.path, self.path / ".held")
+        lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, events)
+        is_writable = False
+        try:
+            try:
+                with naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
+                    file.write(f"{os.getpid()} {command}\n".encode())
+                is_writable = True
+            except OSError:
+                if alone:
+                    raise  # else reading is enough
+            yield is_writable
+        finally:
+            lock.close()
+            with contextlib.suppress(OSError):
+                if last := take():
+                    with last:
+                        note.unlink()
+
+    @contextlib.contextmanager
+    def open_journal(self, events: Inbox) -> Iterator[Journal]:
+        """Lock the journal for writing, and open it, until the block ends. Raises Interrupted; OSError."""
+        if link := next((path for path in (self.things_file, self.elf_file) if path.is_symlink()), None):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
+        take = functools.partial(try_lock, self.journal_file, self.path / ".writing")
+        who = f"another elf.py to finish with {self.path}"
+        with self._wait_for(take, lambda: who, math.inf, events):
+            try:
+                with contextlib.closing(Journal(self.journal_file)) as journal:
+                    yield journal
+            finally:
+                self._remove_empty_journal()
+
+    def _remove_empty_journal(self) -> None:
+        with contextlib.suppress(OSError):  # on Windows, another command may be reading it
+            if not self.journal_file.stat().st_size:
+                self.journal_file.unlink()
+
+    def _wait_for(
+        self, take: Callable[[], contextlib.ExitStack | None], who: Callable[[], str], wait_s: float, events: Inbox
+    ) -> contextlib.ExitStack:
+        """Take a lock once it is free. Raises ElfError after `wait_s` seconds; Interrupted."""
+        announced = ""
+        began = time.monotonic()
+        while not (lock := take()):
+            waited_s = time.monotonic() - began
+            if waited_s >= max(wait_s, BRIEFLY_S):
+                raise ElfError(
+                    f"another ELF is using {self.path}: {who()}",
+                    "wait until it ends (--wait 60), or use another directory with --misc-dir",
+                )
+            if waited_s >= BRIEFLY_S and announced != (holders := who()):
+                log.info("waiting for %s", announced := holders)
+            events.get(deadline=time.monotonic() + 0.05)
+        return lock
+
+    def foreign(self, paths: Iterable[Path], names: Collection[str]) -> list[str]:
+        """Return what of `paths` is neither ELF's state, nor one of its other files `names`, nor a system's."""
+        if self.path.stat().st_mode & stat.S_ISVTX:
+            return ["its sticky bit is set, as in a shared directory like /tmp"]
+        others = {path.name for path in paths} - {path.name for path in own(paths, names)}
+        return sorted(name for name in others if not _NOBODYS.fullmatch(name))
+
+    def remove_unfinished(self, names: Collection[str]) -> None:
+        """Remove unfinished copies of ELF's state and of its other files `names`, which a crash left behind."""
+        for path in own(self.path.iterdir(), names):
+            if _HALF.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+
+
+def own(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
+    """Return which of `paths` are ELF's state or its other files `names`, or unfinished copies of these."""
+    known = {*STATE_FILES, *names}
+    return [path for path in paths if path.name in known or _HALF.sub(r"\1", path.name) in known]
+
+
+def make_private(paths: Iterable[Path]) -> list[Path]:
+    """Take away others' access to files and directories, where the system knows it; return those that had any."""
+    exposed = []
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # another command's, that has just ended
+            if POSIX and not path.is_symlink() and path.stat().st_mode & 0o077:
+                path.chmod(0o700 if path.is_dir() else 0o600)
+                exposed.append(path)
+    return exposed
+
+
+@contextlib.contextmanager
+def reading(path: Path, kind: type[T]) -> Iterator[T]:
+    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its errors into an ElfError."""
+    try:
+        content = kind()
+        with contextlib.suppress(FileNotFoundError):
+            text = read_file(path)
+            if path.name == JOURNAL_FILE:  # has an entry a line, of which a crash may have cut off the last
+                text = b"[" + b",".join(text.split(b"\n")[:-1]) + b"]"
+            content = json.loads(text)
+        if not isinstance(content, kind):
+            raise ValueError(f"it is not a JSON {'list' if kind is list else 'object'}")
+        yield content
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ElfError(
+            f"could not read {path}: {error}",
+            f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move all of "
+            f"{path.parent} away: ELF then starts empty",
+        ) from error
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file of ELF's. Raises OSError; ElfError for a pipe or the like, which could block reading for ever."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
+        raise ElfError(f"{path} is not a regular file, or is too large", "move it away, or restore it from a backup")
+    return path.read_bytes()
+
+
+def try_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.ExitStack | None:
+    """Lock a directory or file until the result is closed or the process ends; None: another process has the lock.
+
+    Windows does not let others read a locked file, and some network disks lock no directory: both lock `stand_in`.
+    """
+    with contextlib.ExitStack() as held:
+        if not POSIX:
+            import fasteners
+
+            lock = fasteners.InterProcessReaderWriterLock(stand_in)
+            if not (lock.acquire_read_lock if shared else lock.acquire_write_lock)(blocking=False):
+                return None
+            held.callback(lock.release_read_lock)  # of either kind
+            return held.pop_all()
+        import fcntl
+
+        descriptor = os.open(path, os.O_RDONLY if path == stand_in.parent else _APPEND, 0o600)
+        held.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return held.pop_all()
+        except (BlockingIOError, FileNotFoundError):  # or its last holder removed it after our open()
+            pass
+        except OSError:
+            if path == stand_in:
+                raise
+            return try_lock(stand_in, stand_in, shared)
+    return None
+
+
+def _holders(note: Path) -> str:
+    """Return which processes hold a lock: its note has a line, process ID and command, for each that took it."""
+    text, alive = "", []
+    with contextlib.suppress(OSError, ElfError):
+        text = read_file(note).decode(errors="replace")
+    for line in dict.fromkeys(text.splitlines()):
+        pid, _, command = line.partition(" ")
+        with contextlib.suppress(ProcessLookupError, ValueError, OverflowError):
+            with contextlib.suppress(PermissionError):  # another user's
+                os.kill(int(pid), 0) if POSIX else None  # Windows would end it
+            alive.append(f"`{command}` (process {pid})")
+    return ", ".join(alive) or "a command that just started"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file in one step (it is never half written), readable only by its owner."""
+    import tempfile
+
+    with naming(path):
+        descriptor, name = tempfile.mkstemp(".elf-half", f".{path.name}.", path.parent)  # which makes it 0600
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add the file's name to an OSError."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def sync(directory: Path) -> None:
+    """Make a directory's entries survive a power failure."""
+    if POSIX:
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# State: the fleet in misc/: its things, and where they are
 # ---------------------------------------------------------------------------------------------------------------------
 
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
@@ -886,7 +1173,8 @@ class Thing(NamedTuple):
     """A thing as things.json has it; what does not exist (any more) is None.
 
     ELF records a request before it makes the call. So a thing that is CREATING and has no certificate may not exist, or
-    may be someone else's; and a certificate may have been made since `asked`. What policy it has is known by its name.
+    may be someone else's; and a certificate may have been made since
+    `certificate_requested_at`. What policy it has is known by its name.
     """
 
     name: str
@@ -895,7 +1183,9 @@ class Thing(NamedTuple):
     policy_name: str | None = None  # this and the next are set after AttachPolicy
     policy_arn: str | None = None
     stage: str = CREATING
-    asked: float | None = None  # time.time() when its certificate was requested, until the answer arrives
+    certificate_requested_at: float | None = (
+        None  # time.time() when its certificate was requested, until the answer arrives
+    )
 
 
 class Place(NamedTuple):
@@ -937,7 +1227,7 @@ class Place(NamedTuple):
         return self._replace(**lower)
 
 
-class Unanswered(NamedTuple):
+class UnansweredRequest(NamedTuple):
     """A request for a certificate that got no answer: AWS may have made one between these times."""
 
     since: float  # time.time()
@@ -957,53 +1247,37 @@ _THING_KEYS = {
     "policy_name": "elf_policy",
     "policy_arn": "elf_policy_arn",
     "stage": "elf_stage",
-    "asked": "elf_asked",
+    "certificate_requested_at": "elf_asked",
 }
-BRIEFLY_S = 0.2  # how long a command that is ending, or records a policy, keeps others waiting
 ROOTS_FILE = "amazon-root-ca.pem"
-_STATE_FILES = ("things.json", "elf.json", "things.journal", ".lock", ".held", ".writing")
-_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # a file that write_private() did not finish
 _KEY_FILE = re.compile(r"[\w:+-]+_[0-9]+\.(pem|pub|prv)")
-# Files that systems put into any directory, such as Kubernetes' links, and git's file in misc/ of ELF's repository.
-_NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.\..+")
 
 
-class Fleet:
-    """The things, their files and where they are. Only this class reads and writes misc/ (except misc/local/).
-
-    Every change is on disk, complete and readable only by its owner, before the method that makes it returns. Changes
-    to a thing are appended to a journal, at a cost that does not grow with the fleet; the journal is merged into
-    things.json when the command ends, or when the next one starts. A command locks the directory while it runs,
-    exclusively or shared; commands that share it lock the journal to write, one at a time. Reading follows symbolic
-    links, of which Kubernetes makes a mounted Secret; writing does not.
-    """
+class RecordedFleet:
+    """The things, their files and where they are, as misc/ has them."""
 
     def __init__(self, directory: Path) -> None:
         """Read `directory`, which need not exist yet. Raises ElfError if a file there is not ELF's."""
         self.directory = directory
         self.local_directory = directory / "local"
-        self.things_file = directory / "things.json"
-        self.elf_file = directory / "elf.json"
-        self.journal_file = directory / "things.journal"
-        self._is_claimed = False
-        self._writing = threading.RLock()
-        self._journal: FileIO | None = None  # open, and locked, while this fleet is being written
+        self._storage = StateDirectory(directory)
+        self.things_file = self._storage.things_file
         self.reload()
 
     def reload(self) -> None:
         """Read what other commands have recorded."""
-        with _reading(self.elf_file, dict) as elf:
+        with reading(self._storage.elf_file, dict) as elf:
             self.elf_id: str | None = elf.get("elf_id")
             if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
                 raise ValueError("elf_id is not a URN of a UUID")
             self.place = recorded_place(elf.get("fleet"))
             self.was_local = elf.get("was_local") is True  # the last fleet, which is gone
-            self.unanswered = [Unanswered(*map(_time, call)) for call in elf.get("unanswered", [])]
+            self.unanswered = [UnansweredRequest(*map(_time, call)) for call in elf.get("unanswered", [])]
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
-        with _reading(self.things_file, list) as entries:
+        with reading(self.things_file, list) as entries:
             self._replay(entries)
-        with _reading(self.journal_file, list) as self._changes:
+        with reading(self._storage.journal_file, list) as self._changes:
             self._replay(self._changes)
         self.things = {name: self.things[name] for name in sorted(self.things, key=by_number)}
         if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
@@ -1038,55 +1312,53 @@ class Fleet:
         except OSError:
             return math.inf
 
-    # Holding and locking
+    def has_local(self) -> bool:
+        """Return whether local/ belongs to an embedded AWS IoT."""
+        return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
+
+
+class Fleet(RecordedFleet):
+    """The fleet, to be locked and changed. Only this class changes misc/ (except misc/local/).
+
+    Every change is on disk, complete and readable only by its owner, before the method that makes it returns. Changes
+    to a thing are appended to the journal, which is merged into things.json when the command ends, or when the next one
+    starts.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Read `directory`, which need not exist yet. Raises ElfError if a file there is not ELF's."""
+        super().__init__(directory)
+        self._writing = threading.RLock()
+        self._journal: Journal | None = None  # while this fleet is being written
+
+    # Locking
 
     @contextlib.contextmanager
-    def held(self, command: str, alone: bool, wait_s: float, inbox: Inbox) -> Iterator[None]:
+    def held(self, command: str, alone: bool, wait_s: float, events: Inbox) -> Iterator[None]:
         """Lock the directory until the block ends: exclusively if `alone`, else shared.
 
         Raises ElfError, which names the commands that use it, after `wait_s` seconds; Interrupted.
         """
-        if not self._is_there():
-            yield
-            return
-        note = self.directory / ".lock"  # tells others which commands use the directory, no more
-        take = functools.partial(take_lock, self.directory, self.directory / ".held")
-        lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, inbox)
-        try:
+        with self._storage.lock(command, alone, wait_s, events) as is_writable:
             self.reload()
-            try:
-                with _naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
-                    file.write(f"{os.getpid()} {command}\n".encode())
-            except OSError:
-                if alone:
-                    raise  # else reading is enough
-            else:
-                self._tighten()
-                if self._changes or self._key_material or any(thing.asked for thing in self.things.values()):
-                    with self.locked(inbox):
+            if is_writable:
+                self._make_private()
+                if (
+                    self._changes
+                    or self._key_material
+                    or any(it.certificate_requested_at for it in self.things.values())
+                ):
+                    with self.locked(events):
                         pass  # which repairs
             yield
-        finally:
-            lock.close()
-            with contextlib.suppress(OSError):
-                if last := take():
-                    with last:
-                        note.unlink()
 
     @contextlib.contextmanager
-    def locked(self, inbox: Inbox) -> Iterator[None]:
+    def locked(self, events: Inbox) -> Iterator[None]:
         """Lock the fleet for writing; read what others wrote, and repair what a crash left behind."""
-        if not self._is_there():
+        if not self._storage.is_elfs:
             yield
             return
-        if link := next((path for path in (self.things_file, self.elf_file) if path.is_symlink()), None):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
-        take = functools.partial(take_lock, self.journal_file, self.directory / ".writing")
-        who = f"another elf.py to finish with {self.directory}"
-        with self._wait_for(take, lambda: who, math.inf, inbox) as until_the_end:
-            until_the_end.callback(self._remove_empty_journal)
-            journal = until_the_end.enter_context(FileIO(os.open(self.journal_file, _APPEND, 0o600), "ab"))
-            _sync(self.directory)  # or a power failure could delete the journal, with keys in it
+        with self._storage.open_journal(events) as journal:
             self.reload()
             self._journal = journal
             try:
@@ -1094,109 +1366,67 @@ class Fleet:
                 yield
             finally:
                 with self._writing:  # a call that outlasts Ctrl-C may still record its answer
-                    self.fold()
+                    self.merge_journal()
                     self._journal = None
-
-    def _remove_empty_journal(self) -> None:
-        with contextlib.suppress(OSError):  # on Windows, another command may be reading it
-            if not self.journal_file.stat().st_size:
-                self.journal_file.unlink()
-
-    def _wait_for(
-        self, take: Callable[[], contextlib.ExitStack | None], who: Callable[[], str], wait_s: float, inbox: Inbox
-    ) -> contextlib.ExitStack:
-        """Take a lock once it is free. Raises ElfError after `wait_s` seconds; Interrupted."""
-        announced = ""
-        began = time.monotonic()
-        while not (lock := take()):
-            waited_s = time.monotonic() - began
-            if waited_s >= max(wait_s, BRIEFLY_S):
-                raise ElfError(
-                    f"another ELF is using {self.directory}: {who()}",
-                    "wait until it ends (--wait 60), or use another directory with --misc-dir",
-                )
-            if waited_s >= BRIEFLY_S and announced != (holders := who()):
-                log.info("waiting for %s", announced := holders)
-            inbox.get(deadline=time.monotonic() + 0.05)
-        return lock
 
     def claim(self) -> None:
         """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError if it is neither."""
-        with contextlib.suppress(FileExistsError):
-            self.directory.mkdir(mode=0o700, parents=True)
-        paths = list(self.directory.iterdir())
+        paths = self._storage.make()
         self.reload()  # after that: another create may be at work
         if foreign := self._foreign(paths):
             raise ElfError(
                 f"{self.directory} is not only ELF's: {listed(foreign)}",
                 "use a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
             )
-        self._is_claimed = True
+        self._storage.is_claimed = True
 
-    def _is_there(self) -> bool:
-        """Return whether this is, or will be, a fleet's directory. Any other is left as it is."""
-        return self._is_claimed or any(os.path.lexists(self.directory / name) for name in _STATE_FILES)
-
-    def _own(self, paths: Iterable[Path]) -> list[Path]:
-        """Return the paths that ELF wrote: its state, the files of its things, and unfinished copies of these."""
-        of_things = (path.name for name in self.things for path in self.files(name))
-        own = {*_STATE_FILES, ROOTS_FILE if self.elf_id else "", *of_things}
-        return [path for path in paths if path.name in own or _HALF.sub(r"\1", path.name) in own]
+    def _file_names(self) -> set[str]:
+        """Return the names of the fleet's files that are not its state."""
+        return {path.name for name in self.things for path in self.files(name)} | {ROOTS_FILE if self.elf_id else ""}
 
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
-        """Return what is not ELF's in the directory. Keys of things that ELF has forgotten do not count."""
-        if self.directory.stat().st_mode & stat.S_ISVTX:
-            return ["its sticky bit is set, as in a shared directory like /tmp"]
-        names = {path.name for path in paths} - {path.name for path in self._own(paths)}
-        names -= {name for name in names if _NOBODYS.fullmatch(name) or (self.elf_id and _KEY_FILE.fullmatch(name))}
-        return sorted(names - {"local"} if self.has_local() else names)
+        """Return what of `paths` is not ELF's. Keys of things that ELF has forgotten do not count."""
+        known = _KEY_FILE if self.elf_id else None
+        names = self._storage.foreign(paths, self._file_names() | ({"local"} if self.has_local() else set()))
+        return [name for name in names if not (known and known.fullmatch(name))]
 
-    def has_local(self) -> bool:
-        """Return whether local/ belongs to an embedded AWS IoT."""
-        return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
+    def _make_private(self) -> None:
+        paths = list(self.directory.iterdir())
+        whole = () if self._foreign(paths) else (self.directory,)
+        exposed = make_private((*own(paths, self._file_names()), *whole))
+        if exposed and self.elf_id:  # not a new fleet's directory
+            log.warning("other users could read %s: made private", ", ".join(map(str, exposed)))
 
-    def _repair(self, journal: FileIO) -> None:
+    def _repair(self, journal: Journal) -> None:
         """Recover what a run left behind that was killed, or could not write."""
         if self._changes:
             log.warning("recovered %s from a run that was interrupted", plural(len(self._changes), "change"))
-        for path in self._own(self.directory.iterdir()):
-            if _HALF.fullmatch(path.name) and ROOTS_FILE not in path.name:  # which `send` writes without a lock
-                path.unlink(missing_ok=True)
-        if asked := [thing.asked for thing in self.things.values() if thing.asked]:
+        self._storage.remove_unfinished(self._file_names() - {ROOTS_FILE})  # which `send` writes without a lock
+        asked = [at for thing in self.things.values() if (at := thing.certificate_requested_at)]
+        if asked:
             known = {call.since for call in self.unanswered}
-            ended = [Unanswered(since, min(time.time(), since + LONGEST_CALL_S)) for since in asked]
+            ended = [UnansweredRequest(since, min(time.time(), since + LONGEST_CALL_S)) for since in asked]
             self.unanswered += [call for call in ended if call.since not in known]
             self._save_elf()
-            self.things = {name: thing._replace(asked=None) for name, thing in self.things.items()}
+            self.things = {name: it._replace(certificate_requested_at=None) for name, it in self.things.items()}
         if asked or self._changes or self._key_material:
             self._save_things()
-        journal.truncate(0)
+        journal.clear()
 
     def open(self) -> None:
         """Make an ELF ID if there is none."""
         import uuid
 
-        said = "Read ELF ID from"
+        verb = "Read ELF ID from"
         if self.elf_id is None:
-            self.elf_id, said = uuid.uuid4().urn, "Wrote new ELF ID to"
+            self.elf_id, verb = uuid.uuid4().urn, "Wrote new ELF ID to"
             self._save_elf()
-        log.info("%s config: %s", said, self.elf_id.removeprefix("urn:uuid:"))
-
-    def _tighten(self) -> None:
-        exposed = []
-        paths = list(self.directory.iterdir())
-        for path in (*self._own(paths), *(() if self._foreign(paths) else [self.directory])):
-            with contextlib.suppress(FileNotFoundError):  # another command's, that has just ended
-                if POSIX and not path.is_symlink() and path.stat().st_mode & 0o077:
-                    path.chmod(0o700 if path.is_dir() else 0o600)
-                    exposed.append(path)
-        if exposed and self.elf_id:  # not a new fleet's directory
-            log.warning("other users could read %s: made private", ", ".join(map(str, exposed)))
+        log.info("%s config: %s", verb, self.elf_id.removeprefix("urn:uuid:"))
 
     # Recording
 
-    def settle(self, place: Place) -> None:
-        """Record where the fleet is, until dissolve()."""
+    def record_place(self, place: Place) -> None:
+        """Record where the fleet is, until forget_place()."""
         if place.local:
             place = place._replace(endpoint_url=None)  # it may listen elsewhere after a restart
         place = place._replace(source=None).checked()
@@ -1213,7 +1443,7 @@ class Fleet:
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
-            self._add_to_journal({thing.name: {**_entry(thing), **keys}})
+            self._append({thing.name: {**_entry(thing), **keys}})
             self.things[thing.name] = thing
             if keys:
                 self._key_material[thing.name] = keys
@@ -1224,9 +1454,9 @@ class Fleet:
     def record_unanswered(self, thing: Thing) -> Thing:
         """Record that the request for a thing's certificate got no answer."""
         with self._writing:
-            self.unanswered.append(Unanswered(thing.asked or time.time(), time.time()))
+            self.unanswered.append(UnansweredRequest(thing.certificate_requested_at or time.time(), time.time()))
             self._save_elf()
-        return self.record(thing._replace(asked=None))
+        return self.record(thing._replace(certificate_requested_at=None))
 
     def forget_unanswered(self, until: float = math.inf) -> None:
         """Forget the requests without an answer that ended before `until`, a time.time()."""
@@ -1240,37 +1470,27 @@ class Fleet:
             for path in self.files(thing.name):
                 path.unlink(missing_ok=True)
         with self._writing:
-            self._add_to_journal({thing.name: None})
+            self._append({thing.name: None})
             del self.things[thing.name]
 
-    def _add_to_journal(self, entry: Mapping[str, Any]) -> None:
+    def _append(self, change: Mapping[str, Any]) -> None:
         if not self._journal:
             raise RuntimeError("the fleet is not locked")
-        if POSIX and not os.fstat(self._journal.fileno()).st_nlink:
-            raise ElfError(f"{self.journal_file} was removed while ELF was writing to it", "run the same command again")
-        line, end = (json.dumps(entry) + "\n").encode(), self._journal.seek(0, os.SEEK_END)
-        with _naming(self.journal_file):
-            try:
-                if self._journal.write(line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(self._journal.fileno())
-            except OSError:
-                self._journal.truncate(end)
-                raise
+        self._journal.append(change)
 
-    def fold(self) -> bool:
+    def merge_journal(self) -> bool:
         """Merge the journal into things.json, and empty it; return False if the journal has to keep it."""
         with self._writing:
-            if self._journal and os.fstat(self._journal.fileno()).st_size:
+            if self._journal and not self._journal.is_empty:
                 try:
                     self._save_things()
-                    self._journal.truncate(0)
+                    self._journal.clear()
                 except OSError as error:
                     log.debug("the journal keeps what can't be written now: %s", error)
                     return False
         return True
 
-    def dissolve(self) -> None:
+    def forget_place(self) -> None:
         """Forget where the fleet was, now that it is empty."""
         if self.elf_id:
             (self.directory / ROOTS_FILE).unlink(missing_ok=True)
@@ -1287,7 +1507,7 @@ class Fleet:
             return
         entries = [{name: _entry(self.things[name])} for name in sorted(self.things, key=by_number)]
         write_private(self.things_file, json.dumps(entries, indent=2) + "\n")
-        _sync(self.directory)
+        sync(self.directory)
 
     def _write_key_files(self, name: str, recorded: Mapping[str, Any], missing_only: bool = False) -> None:
         pair = recorded.get("keyPair") or {}
@@ -1295,38 +1515,17 @@ class Fleet:
         for path, text in zip(self.files(name), material, strict=True):
             if isinstance(text, str) and not (missing_only and path.is_file()):
                 write_private(path, text)
-        _sync(self.directory)
+        sync(self.directory)
         self._key_material.pop(name, None)  # only now: until then the journal, or the original's things.json, keeps it
 
     def _save_elf(self) -> None:
         place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
         parts = {"elf_id": self.elf_id, "fleet": place, "was_local": self.was_local, "unanswered": self.unanswered}
-        write_private(self.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
-        _sync(self.directory)
+        write_private(self._storage.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
+        sync(self.directory)
 
 
 # What may be recorded. Nothing is trusted: names become paths, and identifiers are sent to AWS.
-
-
-@contextlib.contextmanager
-def _reading(path: Path, kind: type[T]) -> Iterator[T]:
-    """Give the block a file's JSON, or an empty `kind` if there is no file; turn its errors into an ElfError."""
-    try:
-        content = kind()
-        with contextlib.suppress(FileNotFoundError):
-            text = read_file(path)
-            if path.suffix == ".journal":  # has an entry a line, of which a crash may have cut off the last
-                text = b"[" + b",".join(text.split(b"\n")[:-1]) + b"]"
-            content = json.loads(text)
-        if not isinstance(content, kind):
-            raise ValueError(f"it is not a JSON {'list' if kind is list else 'object'}")
-        yield content
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ElfError(
-            f"could not read {path}: {error}",
-            f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move all of "
-            f"{path.parent} away: ELF then starts empty",
-        ) from error
 
 
 def recorded_place(recorded: Any) -> Place | None:
@@ -1372,101 +1571,6 @@ def _time(value: Any) -> float:
 def _entry(thing: Thing) -> dict[str, Any]:
     recorded = {key: getattr(thing, field) for field, key in _THING_KEYS.items()}
     return {key: value for key, value in recorded.items() if value and value != READY}
-
-
-# No system has all of the last three flags.
-_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
-_APPEND |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-
-
-def read_file(path: Path) -> bytes:
-    """Read a file of ELF's. Raises OSError; ElfError for a pipe or the like, which could block reading for ever."""
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
-        raise ElfError(f"{path} is not a regular file, or is too large", "move it away, or restore it from a backup")
-    return path.read_bytes()
-
-
-def take_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.ExitStack | None:
-    """Lock a directory or file until the result is closed or the process ends; None: another process has the lock.
-
-    Windows does not let others read a locked file, and some network disks lock no directory: both lock `stand_in`.
-    """
-    with contextlib.ExitStack() as held:
-        if not POSIX:
-            import fasteners
-
-            lock = fasteners.InterProcessReaderWriterLock(stand_in)
-            if not (lock.acquire_read_lock if shared else lock.acquire_write_lock)(blocking=False):
-                return None
-            held.callback(lock.release_read_lock)  # of either kind
-            return held.pop_all()
-        import fcntl
-
-        descriptor = os.open(path, os.O_RDONLY if path == stand_in.parent else _APPEND, 0o600)
-        held.callback(os.close, descriptor)
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return held.pop_all()
-        except (BlockingIOError, FileNotFoundError):  # or its last holder removed it after our open()
-            pass
-        except OSError:
-            if path == stand_in:
-                raise
-            return take_lock(stand_in, stand_in, shared)
-    return None
-
-
-def _holders(note: Path) -> str:
-    """Return which processes hold a lock: its note has a line, process ID and command, for each that took it."""
-    text, alive = "", []
-    with contextlib.suppress(OSError, ElfError):
-        text = read_file(note).decode(errors="replace")
-    for line in dict.fromkeys(text.splitlines()):
-        pid, _, command = line.partition(" ")
-        with contextlib.suppress(ProcessLookupError, ValueError, OverflowError):
-            with contextlib.suppress(PermissionError):  # another user's
-                os.kill(int(pid), 0) if POSIX else None  # Windows would end it
-            alive.append(f"`{command}` (process {pid})")
-    return ", ".join(alive) or "a command that just started"
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file in one step (it is never half written), readable only by its owner."""
-    import tempfile
-
-    with _naming(path):
-        descriptor, name = tempfile.mkstemp(".elf-half", f".{path.name}.", path.parent)  # which makes it 0600
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Add the file's name to an OSError."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-def _sync(directory: Path) -> None:
-    """Make a directory's entries survive a power failure."""
-    if POSIX:
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def policy_name(thing_name: str) -> str:
@@ -1887,14 +1991,14 @@ def _taking_its_name(iot: Any, fleet: Fleet, thing: Thing) -> Iterator[None]:
 @contextlib.contextmanager
 def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
     """Record that a certificate is being requested, and the outcome. Raises NotYet to request it again."""
-    asked = fleet.record(fleet.things[thing.name]._replace(asked=time.time()))
+    asked = fleet.record(fleet.things[thing.name]._replace(certificate_requested_at=time.time()))
     try:
         yield
     except Exception as error:
         if _may_have_arrived(error):
             fleet.record_unanswered(asked)
             raise NotYet(error, 1.0, "no answer") from error  # this may make a second certificate
-        fleet.record(asked._replace(asked=None))
+        fleet.record(asked._replace(certificate_requested_at=None))
         if not BUSY.isdisjoint(names_of(error)):
             raise NotYet(error, BUSY_S, "AWS is busy") from error
         raise
@@ -1904,7 +2008,7 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
     """Record a certificate and its keys; if that fails, delete it, because it is useless without its key."""
     asked = fleet.things[thing.name]
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
-    certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, asked=None)
+    certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, certificate_requested_at=None)
     try:
         recorded_thing(thing.name, _entry(certified))
     except ValueError as error:
@@ -1916,7 +2020,7 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
         if fleet.things[thing.name] != certified:  # else the journal has the keys: the next command writes their files
             gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
             iot.delete_certificate(certificateId=certificate_id)
-            fleet.record(asked._replace(asked=None))
+            fleet.record(asked._replace(certificate_requested_at=None))
         raise
 
 
@@ -4315,7 +4419,7 @@ def create_things(cli: Cli) -> int:
             return 0
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
         log.info("in %s", place)
-        fleet.settle(place)
+        fleet.record_place(place)
         failures = Failures()
         try:
             if lost := strays - fleet.things.keys() - missing:
@@ -4323,15 +4427,15 @@ def create_things(cli: Cli) -> int:
             step = functools.partial(reconcile, iot, fleet, strays - half_gone, missing)
             for name, thing in step_by_step(cli, "create", to_do, step, failures):
                 if thing:
-                    fleet.settle(place := place._replace(account=thing.certificate_arn.split(":")[4]))
+                    fleet.record_place(place := place._replace(account=thing.certificate_arn.split(":")[4]))
                     report_created(cli.results, thing, fleet.files(name))
                 else:
                     report_cleaned(cli.results, name)
             show_unanswered(cli)
         finally:
             if not fleet.things and not fleet.unanswered:
-                fleet.dissolve()
-            elif fleet.fold():
+                fleet.forget_place()
+            elif fleet.merge_journal():
                 log.info("Wrote %s to config file: %s", plural(len(fleet.things), "thing"), fleet.things_file)
             created = [thing for thing in fleet.ready if thing.name in missing]
             last.info("[create_things] ELF created %s in region:'%s'.", plural(len(created), "thing"), place.region)
@@ -4370,7 +4474,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
         )
     folded = {name.casefold(): name for name in names}
     alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
-    if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # file names ignore case, as on macOS and Windows
+    if alike and fleet.things_file.with_name("ELF.JSON").exists():  # file names ignore case, as on macOS and Windows
         raise ElfError(
             f"{fleet.directory} ignores upper and lower case in names, and has {listed(alike)} already",
             "choose another --prefix or --misc-dir",
@@ -4615,7 +4719,7 @@ def clean_up(cli: Cli) -> int:
             if not fleet.things:
                 if cli.place.local:
                     fleet.forget_unanswered()  # clean removes all of it
-                fleet.dissolve()
+                fleet.forget_place()
         finally:
             left = len(fleet.things)
             if things:
@@ -4632,7 +4736,7 @@ def report_cleaned(results: Results, name: str) -> None:
 
 def list_things(cli: Cli) -> int:
     """Show what misc/ has of the fleet, even while other commands use it, without locking, writing or asking AWS."""
-    fleet = Fleet(cli.misc_dir)
+    fleet = RecordedFleet(cli.misc_dir)
     if fleet.changed_s_ago() < 1.0:
         fleet.reload()  # another command may have folded its journal while this one read
     place = locate(cli, fleet.place)
