@@ -102,8 +102,6 @@ PUBLISHABLE = (  # not compiled for --help
 MAX_CLIENT_ID_BYTES = 128
 MAX_SUBSCRIPTIONS = 50  # a connection
 MIN_INTERVAL_S = 0.01  # 100 publishes per second and connection
-MAX_BYTES_PER_S = 512 * 1024  # a connection
-MAX_IN_FLIGHT = 100  # unacknowledged publishes per connection
 # The same page, control-plane API: calls per second, account and region.
 QUOTAS: Mapping[str, float] = {
     **dict.fromkeys(("CreateKeysAndCertificate", "UpdateCertificate", "DeleteCertificate", "DescribeCertificate"), 10),
@@ -139,22 +137,18 @@ LOOK_S = 5.0  # between checks whether a connection is alive
 CONNECTS_AT_ONCE = 16
 CONNECTS_PER_S = 400.0  # AWS allows 500 per account
 SUBSCRIPTIONS_PER_S = 450.0  # the same
-BURST_S = 0.1  # how far a connection's rate may run ahead, so that one late message does not delay all later ones
-MOST_WAITING = 10_000  # messages that a thing keeps in an outage: 1 MB
 IN_FLIGHT_S = 2.0  # how long missing messages have to arrive when `subscribe` ends
 MOST_SENDERS = 50_000  # runs of senders whose numbers are remembered, for each thing that receives them: 30 MB
+MOST_SNAPSHOTS = 3600  # an hour: about 2 MB
+RATE_S = 3  # seconds over which the live line's rate is taken
 MOST_GAPS = 50  # in the numbers of each of them: 6 KB
 TURNS_AT_ONCE = 64  # messages that are sent, or read from a connection, before the loop does other work
-LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
 FEW_LINES = 50  # lines of an object, after each of which ELF checks whether it is complete
-LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
 SELECTABLE = 500  # sockets, where the system has only select() (Windows)
 CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s per thing; AWS takes half of that
-DIAGNOSES_AT_ONCE = 4  # of things that the broker refuses
 LISTED = 20  # at most this many things or messages get a line each without --verbose
 FEW_THINGS = 5  # up to this many need no progress bar
 REDRAW_S = 0.2  # the live line
-STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
 MOST_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader: some 50,000 messages
 
 log = logging.getLogger("iot-elf")
@@ -780,7 +774,7 @@ def utc(time_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_s))
 
 
-class Failures:
+class FailureReport:
     """The things that failed: one line for the first of each cause at once; at the end how many, which, what to do."""
 
     def __init__(self) -> None:
@@ -2863,7 +2857,7 @@ def read_ahead(lines: Iterable[Line], inbox: Inbox, asked: threading.Semaphore) 
         inbox.put(line)
 
 
-class Times:
+class LatencyHistogram:
     """How long something took each time, in steps of 0.1 ms, so that its size does not grow without limit."""
 
     def __init__(self) -> None:
@@ -2892,19 +2886,6 @@ class Times:
         return ", ".join(f"{name} {value:.1f}" for name, value in self.in_ms().items()) + " ms"
 
 
-class Rate:
-    """How many per second there were in the last 3 seconds, of what `count` counts."""
-
-    def __init__(self, count: Callable[[], int]) -> None:
-        self._count = count
-        self._seen: collections.deque[tuple[float, int]] = collections.deque(maxlen=round(3.0 / REDRAW_S))
-
-    def __str__(self) -> str:
-        self._seen.append((time.monotonic(), self._count()))
-        (began, first), (ended, last) = self._seen[0], self._seen[-1]
-        return f"{(last - first) / max(ended - began, REDRAW_S):.1f}/s"
-
-
 def object_in(payload: bytes) -> dict[str, Any]:
     """Return the JSON object in a message, or an empty one."""
     with contextlib.suppress(ValueError, RecursionError):
@@ -2922,7 +2903,7 @@ def time_of_sending(content: Mapping[str, Any]) -> float | None:
     return sent_at if 1e9 < sent_at < 1e11 else None
 
 
-class Arrivals:
+class SequenceChecker:
     """Counts messages that are missing, arrived twice or out of order, of those that have `thing`, `seq` and `run`.
 
     For each thing that receives a run of a sender, `_gaps` has the numbers that have not arrived: ranges [start, stop),
@@ -2970,13 +2951,80 @@ class Arrivals:
         if thing in self.by_thing or len(self.by_thing) < MOST_SENDERS:
             self.by_thing.setdefault(thing, collections.Counter()).update(more)
 
+    def senders(self) -> dict[str, dict[str, int]]:
+        """Return the counts, those that are not 0, of each sender that has any, in order."""
+        by_sender = sorted(self.by_thing.items(), key=lambda item: by_number(item[0]))
+        return {thing: dict(+counts) for thing, counts in by_sender if any(counts.values())}
+
     def __str__(self) -> str:
         """Return the counts, to follow others; "" if no message was numbered."""
-        return f", {told(self.counts)}" if self._gaps else ""
+        return f", {format_counts(self.counts)}" if self._gaps else ""
 
 
-def told(counts: Mapping[str, int]) -> str:
+def format_counts(counts: Mapping[str, int]) -> str:
     return f"{counts['missing']} missing, {counts['repeated']} repeated, {counts['outOfOrder']} out of order"
+
+
+class RunRecord:
+    """What happened in a run of things that publish or subscribe, for whoever shows it: totals, per thing, per second.
+
+    The loop's thread writes it; others may read it at any time. What is counted has the names sent, acknowledged,
+    retransmitted, not_sent, dropped (lost while offline, QoS 0), requests (to shadows), accepted, rejected, received
+    and unreadable.
+    """
+
+    def __init__(self) -> None:
+        self.totals: collections.Counter[str] = collections.Counter()
+        self.by_thing: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        # The totals at a time.monotonic(), once a second.
+        self.snapshots: collections.deque[tuple[float, Mapping[str, int]]] = collections.deque(maxlen=MOST_SNAPSHOTS)
+        self.latency = LatencyHistogram()  # until a message was acknowledged, or arrived
+        self.sequence = SequenceChecker()
+        self.failures = FailureReport()
+        # The things by name, and how many there are.
+        self.connected: set[str] = set()
+        self.failed: set[str] = set()
+        self.things = 0
+        self.offline_s: dict[str, float] = {}  # those that lost their connection, in the end
+        # A time.monotonic() each; 0.0: not yet.
+        self.began_at = self.ended_at = 0.0  # when all were connected, and when they were stopped
+        self.ends_at = math.inf  # if that is known
+        self.acknowledged_at = 0.0  # the last acknowledgement
+        # What is so when Runner.observe() looks.
+        self.online = self.in_flight = 0
+        self.in_flight_since = math.inf  # time.monotonic() of the oldest
+        # What is published.
+        self.qos = 0
+        self.rounds: int | None = None  # how many messages of each thing were due in all, in the end; None: unknown
+        self.late_s: dict[str, float] = {"": 0.0}  # the maximum, by what delayed a message
+        self.dropped: list[tuple[str, int]] = []  # the first of them: thing, number
+        self.unacknowledged: list[tuple[str, str, int, bytes]] = []  # in the end: thing, topic, number, payload
+        # What is received.
+        self.checks_sequence = False
+
+    def count(self, what: str, thing: str, number: int = 1) -> None:
+        self.totals[what] += number
+        self.by_thing[thing][what] += number
+
+    def take_snapshot(self) -> None:
+        self.snapshots.append((time.monotonic(), dict(self.totals)))
+
+    def rate(self, what: str) -> float:
+        """Return how many per second there were in about the last RATE_S seconds."""
+        if not self.snapshots:
+            return 0.0
+        since, totals = self.snapshots[-min(RATE_S, len(self.snapshots))]
+        return (self.totals[what] - totals.get(what, 0)) / max(time.monotonic() - since, REDRAW_S)
+
+    @property
+    def lost(self) -> int:
+        """How many messages were not acknowledged, or lost while offline."""
+        return self.totals["dropped"] + len(self.unacknowledged)
+
+    @property
+    def unanswered(self) -> int:
+        """How many messages to shadows AWS has not answered."""
+        return self.totals["requests"] - self.totals["accepted"] - self.totals["rejected"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -3044,50 +3092,11 @@ def proxy_in_environment() -> tuple[str, str]:
     return next(((f"{name.upper()}_PROXY", known[name]) for name in ("https", "all") if known.get(name)), ("", ""))
 
 
-class Listener:
-    """Gets what happens to devices and their messages, in the loop's thread, which waits for it."""
-
-    def on_connected(self, device: Device) -> None:
-        """The thing is connected for the first time, and subscribed to its topic filters."""
-
-    def on_offline(self, device: Device, rejected: bool) -> None:
-        """It lost its connection, just after a message if `rejected`, and is reconnecting."""
-
-    def on_back(self, device: Device, after_s: float) -> None:
-        """It is connected again, and subscribed."""
-
-    def on_refused(self, device: Device, refusal: Refusal) -> None:
-        """The broker refuses it, and it keeps trying. AWS may know why."""
-
-    def on_failed(self, device: Device, failure: Exception) -> None:
-        """It failed, and does not try again."""
-
-    def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
-        """The thing's message `number` was sent; at QoS 0 it is `lost` if the thing was offline."""
-
-    def on_acknowledged(self, device: Device, number: int, after_s: float) -> None:
-        """The broker acknowledged a QoS 1 message."""
-
-    def on_resent(self, device: Device) -> None:
-        """A message was sent again on another connection, because it had not been acknowledged."""
-
-    def on_not_sent(self, device: Device, messages: int) -> None:
-        """Messages were due, and will not be sent."""
-
-    def on_impossible(self, device: Device, number: int, error: Exception) -> None:
-        """The thing's message `number` can't be made."""
-
-    def on_received(self, device: Device, message: Any) -> None:
-        """The broker delivered a message: the SDK's, with topic, payload, qos and retain."""
-
-    def on_unreadable(self, device: Device, error: Exception) -> None:
-        """on_received() failed for a message."""
-
-
-class Loop:
+class EventLoop:
     """The one thread that uses connections: it reads and writes when their sockets are ready, and calls what is due.
 
-    A second thread would corrupt a TLS connection that it used. Other threads use call(), which wakes the loop.
+    A second thread would corrupt a TLS connection that it used. Other threads use call_soon_threadsafe(), which
+    wakes it.
     """
 
     def __init__(
@@ -3114,7 +3123,7 @@ class Loop:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def call(self, function: Callable[..., object], *arguments: Any) -> None:
+    def call_soon_threadsafe(self, function: Callable[..., object], *arguments: Any) -> None:
         """Call a function in the loop's thread. Any thread may call this."""
         self._calls.append((function, arguments))
         if not self._is_awake:
@@ -3122,7 +3131,7 @@ class Loop:
             with contextlib.suppress(OSError):  # the socket is full of these already, or closed
                 self._waker.send(b"x")
 
-    def at(self, due: float, function: Callable[..., object], *arguments: Any) -> None:
+    def call_at(self, due: float, function: Callable[..., object], *arguments: Any) -> None:
         """Call a function at `due`, a time.monotonic(). Only for the loop's thread, as are the methods below."""
         heapq.heappush(self._due, (due, next(self._numbers), function, arguments))
 
@@ -3132,7 +3141,7 @@ class Loop:
         https://docs.aws.amazon.com/general/latest/gr/iot-core.html: 500 connects a second an account.
         """
         self._turn = max(self._turn + 1 / self.connects_per_s, time.monotonic())
-        self.at(self._turn + after_s, self._submit, connect)
+        self.call_at(self._turn + after_s, self._submit, connect)
 
     def _submit(self, connect: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the pool is shut down
@@ -3150,7 +3159,7 @@ class Loop:
     def _run(self) -> None:
         try:
             while not self._is_closed:
-                self._take_turns()
+                self._run_once()
         except Exception as error:
             self._failed(error)
         finally:
@@ -3158,7 +3167,7 @@ class Loop:
             self._waking.close()
             self._waker.close()
 
-    def _take_turns(self) -> None:
+    def _run_once(self) -> None:
         wait_s = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
         ready = self.selector.select(0.0 if self._calls else wait_s)
         self._is_awake = True  # what is handed over from now on is seen below
@@ -3408,7 +3417,7 @@ class _Stream:
 class Connection:
     """A connected client of the SDK in the loop. Any error ends the connection, and on_lost() is called once."""
 
-    def __init__(self, client: Any, loop: Loop, on_lost: Callable[[Exception], None]) -> None:
+    def __init__(self, client: Any, loop: EventLoop, on_lost: Callable[[Exception], None]) -> None:
         """Take over what open_client() returned, in the loop's thread. Nothing is written yet."""
         import selectors
 
@@ -3419,11 +3428,11 @@ class Connection:
         self._paho = client._mqtt_core._internal_async_client._paho_client
         self._paho._ssl = self._stream = _Stream(self._paho._ssl)
         self._is_open, self._is_behind = True, False
-        self.on_room: Callable[[], None] = lambda: None  # called when the socket can send again
+        self.on_writable: Callable[[], None] = lambda: None  # called when the socket can send again
         self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
         self._wanted = self._reading
         loop.selector.register(self._stream, self._wanted, self._serve)
-        loop.at(time.monotonic() + LOOK_S, self._keep_alive)
+        loop.call_at(time.monotonic() + LOOK_S, self._keep_alive)
 
     @property
     def is_alive(self) -> bool:
@@ -3434,6 +3443,18 @@ class Connection:
     def is_full(self) -> bool:
         """Return whether the socket can't send more for now."""
         return bool(self._paho.want_write())
+
+    def publish(self, topic: str, payload: bytes, qos: int, on_puback: Callable[..., None] | None) -> int:
+        """Publish a message, and return its MQTT message ID; `on_puback` is called when it is acknowledged."""
+        message_id: int = self.client.publishAsync(topic, payload, qos, on_puback)
+        self.write()
+        return message_id
+
+    def subscribe(self, topic_filter: str, qos: int, on_suback: Callable[..., None]) -> int:
+        """Subscribe, and return the MQTT message ID; `on_suback` is called with the broker's answer."""
+        message_id: int = self.client.subscribeAsync(topic_filter, qos, on_suback)
+        self.write()
+        return message_id
 
     def write(self) -> None:
         """Send what the SDK has to send, as far as the socket allows."""
@@ -3459,7 +3480,7 @@ class Connection:
         if self._is_open and (events & self._writing or self.is_full):  # reading acknowledges what it reads
             self.write()
             if self._is_open and events & self._writing and not self.is_full:
-                self.on_room()
+                self.on_writable()
 
     def _read(self) -> int:
         """Read a limited amount, so that others have their turn soon; then come back for what was read ahead."""
@@ -3468,7 +3489,7 @@ class Connection:
                 return int(failed)
         if not self._is_behind:
             self._is_behind = True
-            self._loop.call(self._read_on)
+            self._loop.call_soon_threadsafe(self._read_on)
         return 0
 
     def _read_on(self) -> None:
@@ -3479,7 +3500,7 @@ class Connection:
         if self._is_open:
             self._try(self._paho.loop_misc)
             self.write()
-            self._loop.at(time.monotonic() + LOOK_S, self._keep_alive)
+            self._loop.call_at(time.monotonic() + LOOK_S, self._keep_alive)
 
     def _try(self, step: Callable[[], int]) -> None:
         """Run a step of the SDK's, which may close the connection, fail, or raise any error for invalid data."""
@@ -3501,6 +3522,121 @@ class Connection:
         self._events.clear()
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# Outbox: what a thing has to send
+# ---------------------------------------------------------------------------------------------------------------------
+
+MAX_BYTES_PER_S = 512 * 1024  # a connection
+MAX_IN_FLIGHT = 100  # unacknowledged publishes per connection
+BURST_S = 0.1  # how far a connection's rate may run ahead, so that one late message does not delay all later ones
+MAX_QUEUED = 10_000  # messages that a thing keeps in an outage: 1 MB
+# Why a message is sent late, unless this machine is busy.
+IN_FLIGHT_LIMIT = (
+    f"AWS allows {MAX_IN_FLIGHT} unacknowledged messages per connection, and each acknowledgement is a round trip"
+)
+RATE_LIMIT = f"AWS allows {1 / MIN_INTERVAL_S:g} messages/s and {MAX_BYTES_PER_S >> 10} KiB/s per connection"
+SLOW_NETWORK = "the network was too slow"
+OFFLINE = "there was no connection"
+
+
+class OutgoingMessage(NamedTuple):
+    """A message to send now."""
+
+    number: int  # the thing's message, from 1
+    payload: bytes
+    late_s: float  # since it was due
+    is_retransmission: bool
+
+
+class Outbox:
+    """What a thing has to send to its topic: queued, and at QoS 1 in flight until it is acknowledged.
+
+    It knows AWS's limits of a connection, and no connection.
+    """
+
+    def __init__(self, thing: str, topic: str, qos: int) -> None:
+        self.topic, self.qos = topic, qos
+        self.queued: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
+        self.in_flight: dict[int, tuple[bytes, float]] = {}  # by number: unacknowledged, and when it was sent
+        self.number = 0  # of the last message that was taken from the queue
+        self._thing = thing
+        self._to_retransmit: collections.deque[int] = collections.deque()  # those in flight that a connection lost
+        self._free_at = 0.0  # time.monotonic() at which the next message is due if all are spread evenly
+
+    @property
+    def backlog(self) -> int:
+        """How many messages are waiting to be sent or acknowledged."""
+        return len(self.queued) + len(self.in_flight)
+
+    @property
+    def has_due(self) -> bool:
+        """Whether a message can be taken."""
+        return bool(self._to_retransmit or self.queued)
+
+    def add(self, message: Message, due: float) -> bool:
+        """Queue a message that was due at `due`, a time.monotonic(); return whether the oldest had to go for it."""
+        self.queued.append((due, message))
+        if len(self.queued) <= MAX_QUEUED:
+            return False
+        self.queued.popleft()
+        return True
+
+    def compose(self, message: Message) -> bytes:
+        """Return the payload of a message, which gets the next number.
+
+        Raises UsageError if it can't be sent, and ValueError for a template's result that is not a JSON object.
+        """
+        self.number += 1
+        return message.payload(self.topic, self._thing, self.number)
+
+    def take(self, now: float) -> OutgoingMessage:
+        """Return the message to send at `now`: what a lost connection left comes first, in the order it was sent.
+
+        Raises what compose() raises; the message is gone then.
+        """
+        if self._to_retransmit:
+            number = self._to_retransmit.popleft()
+            return OutgoingMessage(number, self.in_flight[number][0], 0.0, is_retransmission=True)
+        due, message = self.queued.popleft()
+        payload = self.compose(message)
+        if self.qos:
+            self.in_flight[self.number] = payload, now
+        return OutgoingMessage(self.number, payload, now - due, is_retransmission=False)
+
+    def count_sent(self, payload: bytes, now: float) -> None:
+        """Take note that a payload was sent, for the limits of the rate."""
+        self._free_at = max(self._free_at, now) + max(MIN_INTERVAL_S, len(payload) / MAX_BYTES_PER_S)
+
+    @property
+    def is_window_full(self) -> bool:
+        """Whether AWS allows no more unacknowledged messages on this connection."""
+        return len(self.in_flight) - len(self._to_retransmit) >= MAX_IN_FLIGHT
+
+    @property
+    def free_at(self) -> float:
+        """The time.monotonic() from which AWS's rate allows the next message."""
+        return self._free_at - BURST_S
+
+    def acknowledge(self, number: int) -> float | None:
+        """Forget a message that was acknowledged; return when it was sent, or None if it is not known."""
+        known = self.in_flight.pop(number, None)
+        return known[1] if known else None
+
+    def retransmit_all(self) -> None:
+        """Send all that is in flight once more, as its connection is lost."""
+        self._to_retransmit = collections.deque(self.in_flight)
+
+    def drop_queued(self) -> int:
+        """Empty the queue, and return how many messages were in it."""
+        dropped = len(self.queued)
+        self.queued.clear()
+        return dropped
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Device: one thing on MQTT
+# ---------------------------------------------------------------------------------------------------------------------
+
 _TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # the other side refuses a certificate
 _CONNACK = {  # MQTT 3.1.1, table 3.1
     1: "unacceptable protocol version",
@@ -3510,11 +3646,189 @@ _CONNACK = {  # MQTT 3.1.1, table 3.1
     5: "not authorized",
 }
 CONNECTING, ONLINE, ENDED = "connecting", "online", "ended"  # a device's states
-# Why a message is sent late, unless this machine is busy.
-WINDOW = f"AWS allows {MAX_IN_FLIGHT} unacknowledged messages per connection, and each acknowledgement is a round trip"
-SPEED = f"AWS allows {1 / MIN_INTERVAL_S:g} messages/s and {MAX_BYTES_PER_S >> 10} KiB/s per connection"
-NETWORK = "the network was too slow"
-AWAY = "there was no connection"
+
+
+class DeviceListener:
+    """Gets what happens to devices and their messages, in the loop's thread, which waits for it."""
+
+    def on_connected(self, device: Device) -> None:
+        """The thing is connected for the first time, and subscribed to its topic filters."""
+
+    def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
+        """It lost its connection, just after a message if `rejected`, and is reconnecting."""
+
+    def on_connection_resumed(self, device: Device, after_s: float) -> None:
+        """It is connected again, and subscribed."""
+
+    def on_refused(self, device: Device, refusal: Refusal) -> None:
+        """The broker refuses it, and it keeps trying. AWS may know why."""
+
+    def on_failed(self, device: Device, failure: Exception) -> None:
+        """It failed, and does not try again."""
+
+    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+        """The thing's message `number` was sent; at QoS 0 it is `lost` if the thing was offline."""
+
+    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+        """The broker acknowledged a QoS 1 message."""
+
+    def on_retransmit(self, device: Device, number: int) -> None:
+        """A message was sent again on another connection, because it had not been acknowledged."""
+
+    def on_not_sent(self, device: Device, messages: int) -> None:
+        """Messages were due, and will not be sent."""
+
+    def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:
+        """The thing's message `number` can't be made."""
+
+    def on_message(self, device: Device, message: Any) -> None:
+        """The broker delivered a message: the SDK's, with topic, payload, qos and retain."""
+
+    def on_unreadable_message(self, device: Device, error: Exception) -> None:
+        """on_message() failed for a message."""
+
+
+class RefusalTracker:
+    """The broker's refusals of a thing, in a row: whether to ask AWS about them, and when to give up.
+
+    In the first `patience_s` seconds they do not count: what was made just now may not have taken effect.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self.last: Refusal | None = None  # if nothing has succeeded since
+        self._patient_until = time.monotonic() + patience_s
+        self._in_a_row = 0
+        self._since = 0.0  # time.monotonic()
+
+    def add(self, refusal: Refusal) -> tuple[bool, bool]:
+        """Count a refusal; return whether AWS should be asked about it, and whether to give up.
+
+        A message is refused by a lost connection, which may have other causes: AWS is asked at the second in a row.
+        """
+        now = time.monotonic()
+        if not self.last:
+            self._in_a_row, self._since = 0, now
+        self.last = refusal
+        if now < self._patient_until:
+            return False, False
+        self._in_a_row += 1
+        is_certain = self._in_a_row == (2 if refusal.action == "iot:Publish" else 1)
+        return is_certain, now > self._since + POLICY_CHANGE_S
+
+    def clear(self) -> None:
+        self.last = None
+
+    def clear_connect(self) -> None:
+        """Forget the last unless it was of a message, since the thing is connected and subscribed."""
+        if self.last and self.last.action != "iot:Publish":
+            self.last = None
+
+
+class ConnectAttempt:
+    """One attempt of a device to connect, and to subscribe. Only open() is not for the loop's thread.
+
+    Then the device's on_online() is called, and later on_lost(); or on_attempt_failed().
+    """
+
+    def __init__(self, device: Device, loop: EventLoop) -> None:
+        import secrets
+
+        self.client_id = f"{device.thing}-{secrets.token_hex(4)}"
+        self.connection: Connection | None = None
+        self._device, self._loop = device, loop
+        self._awaited = "CONNACK"  # or the topic filter whose SUBACK it waits for; empty: it has succeeded
+        self._is_over = False  # it has failed, or the device has no use for it any more
+
+    def open(self) -> None:
+        """Connect to the broker, in the pool, whose threads may wait."""
+        device = self._device
+        try:
+            if self._is_over:
+                return
+            log.debug("MQTT %s: CONNECT to %s as %s", device.thing, device.endpoint, self.client_id)
+            refuse_blocking_files(device.thing, device.files)
+            callbacks = self._on_connack, device.on_message
+            client = device.open_client(self.client_id, device.endpoint, device.root_cert, device.files, *callbacks)
+        except Exception as error:
+            if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
+                with contextlib.suppress(OSError, ElfError):
+                    error.strerror = f"{error.strerror} ({shown_by(device.endpoint)})"
+            self._loop.call_soon_threadsafe(self._fail, self._tls_refusal(error) or error)
+        else:
+            self._loop.call_soon_threadsafe(self._use, client)
+
+    def _use(self, client: Any) -> None:
+        self.connection = Connection(client, self._loop, self._on_lost)
+        if self._is_over:  # meanwhile
+            self.close()
+        else:
+            self._expect("CONNACK")
+            self.connection.write()
+
+    def close(self) -> None:
+        """Disconnect, or do not connect."""
+        self._is_over = True
+        if self.connection:
+            self.connection.close()
+
+    def _expect(self, answer: str) -> None:
+        """Wait up to CONNECT_TIMEOUT_S for the broker's answer to what is sent next."""
+        self._awaited = answer
+        self._loop.call_at(time.monotonic() + CONNECT_TIMEOUT_S, self._time_out, answer)
+
+    def _time_out(self, answer: str) -> None:
+        if self._awaited == answer:
+            self._fail(TimeoutError(f"no {answer}"))
+
+    def _on_connack(self, mid: object, data: int) -> None:
+        log.debug("MQTT %s: CONNACK %s", self._device.thing, data)
+        if self._awaited != "CONNACK":
+            return  # a second one says nothing
+        if data:
+            self._fail(self._refused(f"{_CONNACK.get(data, 'unknown')} (CONNACK {data})"))
+        else:
+            self._subscribe(iter(self._device.topic_filters))
+
+    def _subscribe(self, topic_filters: Iterator[str]) -> None:
+        """Subscribe to one after the other: AWS refuses one by closing the connection, without saying which."""
+
+        def on_suback(mid: object, data: Sequence[int] = ()) -> None:  # none in an UNSUBACK, or in rubbish
+            if not data or data[0] > 1:
+                self._fail(self._refused("it refused the subscription"))
+            else:
+                self._subscribe(topic_filters)
+
+        topic_filter = next(topic_filters, "")
+        if not topic_filter and self.connection:
+            self._awaited = ""
+            self._device.on_online(self.client_id, self.connection)
+        elif self.connection and self.connection.is_alive:
+            log.debug("MQTT %s: SUBSCRIBE to %s", self._device.thing, topic_filter)
+            self._expect(topic_filter)
+            self.connection.subscribe(topic_filter, self._device.qos, on_suback)
+
+    def _on_lost(self, error: Exception) -> None:
+        """Tell the device, whose loss after a CONNECT or a SUBSCRIBE may be AWS's way to refuse it."""
+        if self._awaited:
+            self._fail(self._tls_refusal(error) or self._refused("it closed the connection without an answer"))
+        else:
+            self._device.on_lost(error)
+
+    def _tls_refusal(self, error: Exception) -> Refusal | None:
+        """Return the refusal in a TLS error about the thing's certificate; TLS 1.3 sends it after the handshake."""
+        reason = getattr(error, "reason", None) or ""
+        return self._refused(f"TLS says {reason}") if _TLS_REFUSAL.search(reason) else None
+
+    def _refused(self, reason: str) -> Refusal:
+        thing, endpoint = self._device.thing, str(self._device.endpoint)
+        if self._awaited == "CONNACK":
+            return Refusal(thing, endpoint, "iot:Connect", f"{thing}-*", reason)
+        return Refusal(thing, endpoint, "iot:Subscribe", self._awaited, reason)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._is_over:
+            self.close()
+            self._device.on_attempt_failed(error)
 
 
 class Device:
@@ -3530,212 +3844,111 @@ class Device:
         files: ThingFiles,
         endpoint: Endpoint,
         root_cert: Path,
-        loop: Loop,
-        listener: Listener,
+        loop: EventLoop,
+        listener: DeviceListener,
+        open_client: Callable[..., Any],
         *,
         qos: int,
         topic: str = "",
         topic_filters: Sequence[str] = (),
         patience_s: float = 0.0,
     ) -> None:
-        """Make one that publishes to `topic`; refusals in the next `patience_s` are ignored."""
-        self.thing, self.endpoint, self.topic, self.topic_filters = thing, endpoint, topic, topic_filters
+        """Make one that publishes to `topic`; refusals in the next `patience_s` are ignored.
+
+        `open_client(client_id, endpoint, root_cert, files, on_connack, on_message)` connects a client of the SDK.
+        """
+        self.thing, self.files, self.endpoint, self.root_cert = thing, files, endpoint, root_cert
+        self.open_client, self.qos, self.topic, self.topic_filters = open_client, qos, topic, topic_filters
         self.state = CONNECTING
         self.client_id = ""  # a new one for each connection
-        self.has_joined = False  # it was online once
+        self.was_connected = False
         self.offline_s = 0.0  # in all, once it is online again or has ended
-        self.refusal: Refusal | None = None  # the last, if nothing has succeeded since
-        self.held_by = ""  # why messages are waiting
-        self.in_flight: dict[int, tuple[bytes, float]] = {}  # by number: unacknowledged, and when it was sent
-        self.waiting: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
-        self._files, self._root_cert = files, root_cert
+        self.blocked_by = ""  # why messages are waiting
+        self.outbox = Outbox(thing, topic, qos)
+        self.refusals = RefusalTracker(patience_s)
         self._loop, self._listener = loop, listener
-        self._qos = qos
-        self._patient_until = time.monotonic() + patience_s
-        self._refusals = self._attempts = 0  # consecutive refusals; attempts to connect since it was online
-        self._refused_since = 0.0  # time.monotonic()
-        self._offline_since = 0.0  # the same
-        self._connection: Connection | None = None
-        self._awaited = ""  # CONNACK, or the topic filter whose SUBACK it waits for
+        self._attempt: ConnectAttempt | None = None
+        self._failed_attempts = 0  # since it was online
+        self._offline_since = 0.0  # time.monotonic()
+        self._connection: Connection | None = None  # while it is online
         self._is_trusted: bool | None = None  # whether this connection survived its first message; None: none was sent
-        self._number = 0  # of the last message sent
-        self._again: collections.deque[int] = collections.deque()  # those in flight that must be sent again
-        self._free_at = 0.0  # time.monotonic() at which the next message is due if all are spread evenly
-        self._is_called = False  # whether _on_free() is scheduled
+        self._is_scheduled = False  # whether _on_rate_allows() is
 
     @property
     def backlog(self) -> int:
         """How many messages are waiting to be sent or acknowledged; none once it has ended."""
-        return 0 if self.state == ENDED else len(self.waiting) + len(self.in_flight)
+        return 0 if self.state == ENDED else self.outbox.backlog
 
     @property
     def is_offline(self) -> bool:
-        return self.has_joined and self.state == CONNECTING
-
-    # Connecting
+        return self.was_connected and self.state == CONNECTING
 
     def connect(self, after_s: float = 0.0) -> None:
         """Connect and subscribe after `after_s`, when it is its turn; the listener gets the event."""
-        self.state, self._awaited = CONNECTING, "CONNACK"
-        self._loop.connect_in_turn(self._open, after_s)
+        self.state, self._attempt = CONNECTING, ConnectAttempt(self, self._loop)
+        self._loop.connect_in_turn(self._attempt.open, after_s)
 
-    def _open(self) -> None:
-        """Connect to the broker, in the pool, whose threads may wait."""
-        import secrets
-
-        client_id = f"{self.thing}-{secrets.token_hex(4)}"
-        try:
-            if self.state == ENDED:
-                return
-            log.debug("MQTT %s: CONNECT to %s as %s", self.thing, self.endpoint, client_id)
-            for path in self._files:
-                if path.exists() and not path.is_file():  # TLS would wait for data in a pipe
-                    raise ElfError(f"{self.thing} can't use its file {path}: it is not a file", _NEW_KEYS)
-            if b"ENCRYPTED" in self._files.private_key.read_bytes():  # TLS would ask for its passphrase
-                remedy = "write it without one: openssl pkey -in FILE -out NEW"
-                raise ElfError(f"the key file {self._files.private_key} has a passphrase", remedy)
-            answers = self._on_connack, self._on_message
-            client = open_client(client_id, self.endpoint, self._root_cert, self._files, *answers)
-        except Exception as error:
-            if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
-                with contextlib.suppress(OSError, ElfError):
-                    error.strerror = f"{error.strerror} ({shown_by(self.endpoint)})"
-            self._loop.call(self._fail, self._refusal_in(error) or error)
-        else:
-            self._loop.call(self._take, client, client_id)
-
-    def _take(self, client: Any, client_id: str) -> None:
-        self.client_id = client_id
-        self._connection = Connection(client, self._loop, self._on_lost)
-        if self.state == ENDED:  # meanwhile
-            self._drop()
-        else:
-            self._expect("CONNACK")
-
-    def _expect(self, answer: str) -> None:
-        """Send a request, and wait up to CONNECT_TIMEOUT_S for the broker's answer."""
-        self._awaited = answer
-        self._loop.at(time.monotonic() + CONNECT_TIMEOUT_S, self._time_out, self._connection, answer)
-        if self._connection:
-            self._connection.write()
-
-    def _time_out(self, connection: Connection, answer: str) -> None:
-        if self._connection is connection and self._awaited == answer:
-            self._fail(TimeoutError(f"no {answer}"))
-
-    def _on_connack(self, mid: object, data: int) -> None:
-        log.debug("MQTT %s: CONNACK %s", self.thing, data)
-        if data:
-            self._fail(self._refused(f"{_CONNACK.get(data, 'unknown')} (CONNACK {data})"))
-        else:
-            self._subscribe(iter(self.topic_filters))
-
-    def _subscribe(self, topic_filters: Iterator[str]) -> None:
-        """Subscribe to one after the other: AWS refuses one by closing the connection, without saying which."""
-
-        def on_suback(mid: object, data: Sequence[int] = ()) -> None:  # none in an UNSUBACK, or in rubbish
-            if not data or data[0] > 1:
-                self._fail(self._refused("it refused the subscription"))
-            else:
-                self._subscribe(topic_filters)
-
-        topic_filter = next(topic_filters, "")
-        if not topic_filter:
-            self._go_online()
-        elif self._connection and self._connection.is_alive:
-            log.debug("MQTT %s: SUBSCRIBE to %s", self.thing, topic_filter)
-            self._connection.client.subscribeAsync(topic_filter, self._qos, on_suback)
-            self._expect(topic_filter)
-
-    def _go_online(self) -> None:
-        self.state, self._awaited, self._attempts, self._is_trusted = ONLINE, "", 0, None
-        if self.refusal and self.refusal.action != "iot:Publish":
-            self.refusal = None
-        if self.has_joined:
+    def on_online(self, client_id: str, connection: Connection) -> None:
+        """Use a connection, as its ConnectAttempt asks."""
+        self.state, self.client_id, self._connection = ONLINE, client_id, connection
+        self._failed_attempts, self._is_trusted = 0, None
+        self.refusals.clear_connect()
+        if self.was_connected:
             after_s = time.monotonic() - self._offline_since
             self.offline_s += after_s
-            self._listener.on_back(self, after_s)
+            self._listener.on_connection_resumed(self, after_s)
         else:
-            self.has_joined = True
+            self.was_connected = True
             self._listener.on_connected(self)
         self._flush()
 
-    def _on_message(self, message: Any) -> None:
+    def on_message(self, message: Any) -> None:
+        """Hand over what the broker delivered."""
         try:
-            self._listener.on_received(self, message)
+            self._listener.on_message(self, message)
         except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
-            self._listener.on_unreadable(self, error)
+            self._listener.on_unreadable_message(self, error)
 
-    def _on_lost(self, error: Exception) -> None:
-        """Reconnect. A loss after a CONNECT, a SUBSCRIBE or a message may be AWS's way to refuse it."""
-        self._connection = None
-        if self.state == CONNECTING:
-            self._fail(self._refusal_in(error) or self._refused("it closed the connection without an answer"))
-            return
+    def on_lost(self, error: Exception) -> None:
+        """Reconnect. A loss after a message may be AWS's way to refuse it."""
         rejected = self._is_trusted is False
-        self.state, self.held_by, self._offline_since = CONNECTING, AWAY, time.monotonic()
-        self._again = collections.deque(self.in_flight)
+        self._connection = None
+        self.state, self.blocked_by, self._offline_since = CONNECTING, OFFLINE, time.monotonic()
+        self.outbox.retransmit_all()
         log.debug("MQTT %s: lost: %s", self.thing, error)
-        self._listener.on_offline(self, rejected)
+        self._listener.on_connection_interrupted(self, rejected)
         if rejected:
-            self._doubt(Refusal(self.thing, str(self.endpoint), "iot:Publish", self.topic))
+            self._on_refusal(Refusal(self.thing, str(self.endpoint), "iot:Publish", self.topic))
         else:
-            self.refusal = None
-        self._come_back()
+            self.refusals.clear()
+        self._reconnect()
 
-    def _refusal_in(self, error: Exception) -> Refusal | None:
-        """Return the refusal in a TLS error about the thing's certificate; TLS 1.3 sends it after the handshake."""
-        reason = getattr(error, "reason", None) or ""
-        return self._refused(f"TLS says {reason}") if _TLS_REFUSAL.search(reason) else None
-
-    def _refused(self, reason: str) -> Refusal:
-        if self._awaited == "CONNACK":
-            return Refusal(self.thing, str(self.endpoint), "iot:Connect", f"{self.thing}-*", reason)
-        return Refusal(self.thing, str(self.endpoint), "iot:Subscribe", self._awaited, reason)
-
-    def _fail(self, error: Exception) -> None:
+    def on_attempt_failed(self, error: Exception) -> None:
         """Try to connect again, or give up where that can't help."""
-        self._drop()
-        if self.state == ENDED:
-            return
         log.debug("MQTT %s: %s; trying again", self.thing, error)
-        self._attempts += 1
+        self._failed_attempts += 1
         if isinstance(error, Refusal):
-            self._doubt(error)
-        elif self.has_joined or (isinstance(error, TimeoutError) and self._attempts < 2):
-            self.refusal = None
+            self._on_refusal(error)
+        elif self.was_connected or (isinstance(error, TimeoutError) and self._failed_attempts < 2):
+            self.refusals.clear()
         else:
-            self.end(explained(error, self.thing, self.endpoint, self._files))
-        self._come_back()
+            self.end(connect_failure(error, self.thing, self.endpoint, self.files))
+        self._reconnect()
 
-    def _doubt(self, refusal: Refusal) -> None:
-        """Ask AWS about a refusal, and give up after POLICY_CHANGE_S with nothing but refusals.
-
-        A message is refused by a lost connection, which may have other causes: AWS is asked at the second in a row.
-        """
-        now = time.monotonic()
-        if not self.refusal:
-            self._refusals, self._refused_since = 0, now
-        self.refusal = refusal
-        if now < self._patient_until:
-            return
-        self._refusals += 1
-        if self._refusals == (2 if refusal.action == "iot:Publish" else 1):
+    def _on_refusal(self, refusal: Refusal) -> None:
+        """Have AWS asked about a refusal, and give up after POLICY_CHANGE_S with nothing but refusals."""
+        should_ask, gives_up = self.refusals.add(refusal)
+        if should_ask:
             self._listener.on_refused(self, refusal)
-        if now > self._refused_since + POLICY_CHANGE_S:
+        if gives_up:
             self.end(refusal)
 
-    def _come_back(self) -> None:
+    def _reconnect(self) -> None:
         import random
 
         if self.state != ENDED:
-            longest_s = min(2.0**self._attempts, LONGEST_PAUSE_S)
+            longest_s = min(2.0**self._failed_attempts, LONGEST_PAUSE_S)
             self.connect(after_s=longest_s * random.uniform(0.5, 1.0))  # noqa: S311 - so that things take turns
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection:
-            connection.close()
 
     def end(self, failure: Exception | None = None) -> None:
         """Disconnect, and do not reconnect; `failure` says why, if the thing failed."""
@@ -3743,13 +3956,12 @@ class Device:
             return
         if self.is_offline:
             self.offline_s += time.monotonic() - self._offline_since
-        self.state = ENDED
-        if self._connection:
+        self.state, self._connection = ENDED, None
+        if self._attempt:
             log.debug("MQTT %s: DISCONNECT", self.thing)
-            self._drop()
-        if self.waiting:
-            self._listener.on_not_sent(self, len(self.waiting))
-            self.waiting.clear()
+            self._attempt.close()
+        if dropped := self.outbox.drop_queued():
+            self._listener.on_not_sent(self, dropped)
         if failure:
             self._listener.on_failed(self, failure)
 
@@ -3757,99 +3969,100 @@ class Device:
 
     def publish(self, message: Message, due: float) -> None:
         """Publish a message that was due at `due`, a time.monotonic(), as soon as possible."""
-        if self.state == CONNECTING and not self._qos:
-            if (payload := self._compose(message)) is not None:
-                self._listener.on_published(self, self._number, payload, 0.0, lost=True)
-        elif self.state == ENDED:
+        if self.state == ENDED:
             self._listener.on_not_sent(self, 1)
+        elif self.state == CONNECTING and not self.qos:
+            if (payload := self._unless_invalid(lambda: self.outbox.compose(message))) is not None:
+                self._listener.on_publish(self, self.outbox.number, payload, 0.0, lost=True)
         else:
-            self.waiting.append((due, message))
-            if len(self.waiting) > MOST_WAITING:
-                self.waiting.popleft()
+            if self.outbox.add(message, due):
                 self._listener.on_not_sent(self, 1)
             self._flush()
 
-    def _compose(self, message: Message) -> bytes | None:
-        """Return the next message's payload, or None after on_impossible()."""
-        self._number += 1
+    def _unless_invalid(self, make: Callable[[], T]) -> T | None:
+        """Return what `make` makes of the next message, or None if it can't: the listener gets that."""
         try:
-            return message.payload(self.topic, self.thing, self._number)
+            return make()
         except (ElfError, ValueError) as error:  # ValueError: a template's result is not a JSON object this time
-            self._listener.on_impossible(self, self._number, error)
+            self._listener.on_invalid_message(self, self.outbox.number, error)
             return None
 
     def _flush(self) -> None:
         """Send again what a lost connection left, then what is due, until something prevents it."""
-        while self._again or self.waiting:
-            if reason := self._in_the_way():
-                if reason != SPEED or not self.held_by:  # that limit only keeps late what something else delayed
-                    self.held_by = reason
+        while self.outbox.has_due:
+            if reason := self._blocked_reason():
+                if reason != RATE_LIMIT or not self.blocked_by:  # which only keeps late what something else delayed
+                    self.blocked_by = reason
                 return
-            if self._again:
-                number = self._again.popleft()
-                payload, _ = self.in_flight[number]
-                self._listener.on_resent(self)
-            else:
-                due, message = self.waiting.popleft()
-                if (composed := self._compose(message)) is None:
-                    continue
-                number, payload, now = self._number, composed, time.monotonic()
-                if self._qos:
-                    self.in_flight[number] = payload, now
-                self._listener.on_published(self, number, payload, now - due, lost=False)
-            self._hand_over(number, payload)
-        self.held_by = ""
+            if message := self._unless_invalid(lambda: self.outbox.take(time.monotonic())):
+                self._send(message)
+        self.blocked_by = ""
 
-    def _in_the_way(self) -> str:
+    def _blocked_reason(self) -> str:
         """Return why no message can be sent now, or ""; then something will call _flush() again."""
         if self.state != ONLINE or not self._connection or not self._connection.is_alive:
-            return AWAY
-        if len(self.in_flight) - len(self._again) >= MAX_IN_FLIGHT:
-            return WINDOW
+            return OFFLINE
+        if self.outbox.is_window_full:
+            return IN_FLIGHT_LIMIT
         if self._connection.is_full:
-            self._connection.on_room = self._flush
-            return NETWORK
-        if (free_at := self._free_at - BURST_S) > time.monotonic():
-            if not self._is_called:
-                self._is_called = True
-                self._loop.at(free_at, self._on_free)
-            return SPEED
+            self._connection.on_writable = self._flush
+            return SLOW_NETWORK
+        if (free_at := self.outbox.free_at) > time.monotonic():
+            if not self._is_scheduled:
+                self._is_scheduled = True
+                self._loop.call_at(free_at, self._on_rate_allows)
+            return RATE_LIMIT
         return ""
 
-    def _on_free(self) -> None:
-        self._is_called = False
+    def _on_rate_allows(self) -> None:
+        self._is_scheduled = False
         self._flush()
 
-    def _hand_over(self, number: int, payload: bytes) -> None:
-        connection, now = self._connection, time.monotonic()
-        if not connection:
+    def _send(self, message: OutgoingMessage) -> None:
+        if message.is_retransmission:
+            self._listener.on_retransmit(self, message.number)
+        else:
+            self._listener.on_publish(self, message.number, message.payload, message.late_s, lost=False)
+        if not (connection := self._connection):
             return
+        now = time.monotonic()
         if self._is_trusted is None:
             self._is_trusted = False
-            self._loop.at(now + REJECTED_WITHIN_S, self._trust, connection)
-        self._free_at = max(self._free_at, now) + max(MIN_INTERVAL_S, len(payload) / MAX_BYTES_PER_S)
-        on_puback = functools.partial(self._on_puback, number) if self._qos else None
-        mid = connection.client.publishAsync(self.topic, payload, self._qos, on_puback)
-        log.debug("MQTT %s: PUBLISH %s to %s", self.thing, mid, self.topic)
-        connection.write()
+            self._loop.call_at(now + REJECTED_WITHIN_S, self._trust, connection)
+        self.outbox.count_sent(message.payload, now)
+        on_puback = functools.partial(self._on_puback, message.number) if self.qos else None
+        message_id = connection.publish(self.topic, message.payload, self.qos, on_puback)
+        log.debug("MQTT %s: PUBLISH %s to %s", self.thing, message_id, self.topic)
 
     def _trust(self, connection: Connection) -> None:
         """Forget a refusal if the connection survived its first message: at QoS 0 there is no other sign."""
         if self._connection is connection:
-            self._is_trusted, self.refusal = True, None
+            self._is_trusted = True
+            self.refusals.clear()
 
     def _on_puback(self, number: int, mid: int, data: object = None) -> None:
         if data is not None:  # a SUBACK, and rubbish
             return
         log.debug("MQTT %s: PUBACK %s", self.thing, mid)
-        self._is_trusted, self.refusal = True, None
-        if known := self.in_flight.pop(number, None):
-            self._listener.on_acknowledged(self, number, time.monotonic() - known[1])
-        if self.waiting or self._again:
+        self._is_trusted = True
+        self.refusals.clear()
+        if (sent_at := self.outbox.acknowledge(number)) is not None:
+            self._listener.on_puback(self, number, time.monotonic() - sent_at)
+        if self.outbox.has_due:
             self._flush()
 
 
-def explained(error: Exception, thing: str, endpoint: Endpoint, files: ThingFiles) -> Exception:
+def refuse_blocking_files(thing: str, files: ThingFiles) -> None:
+    """Raise ElfError if TLS would wait for ever for a thing's files: for data in a pipe, or for a passphrase."""
+    for path in files:
+        if path.exists() and not path.is_file():
+            raise ElfError(f"{thing} can't use its file {path}: it is not a file", _NEW_KEYS)
+    if b"ENCRYPTED" in files.private_key.read_bytes():
+        remedy = "write it without one: openssl pkey -in FILE -out NEW"
+        raise ElfError(f"the key file {files.private_key} has a passphrase", remedy)
+
+
+def connect_failure(error: Exception, thing: str, endpoint: Endpoint, files: ThingFiles) -> Exception:
     """Return why a thing can't connect, as an ElfError; `error` itself if that is unknown."""
     import socket
     import ssl
@@ -3943,6 +4156,525 @@ def raise_descriptor_limit(devices: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Runners: the things of a running send or subscribe
+# ---------------------------------------------------------------------------------------------------------------------
+
+LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
+LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
+DIAGNOSES_AT_ONCE = 4  # of things that the broker refuses
+SNAPSHOT_S = 1.0  # between two entries of the record
+
+
+class StateChanged(NamedTuple):
+    """An event: something changed, and wait() looks whether it was waiting for that."""
+
+    is_loss: bool = False  # of a connection
+
+
+class MessageObserver:
+    """Gets each message of a run, to show it."""
+
+    def on_publish(self, device: Device, number: int, payload: bytes, lost: bool) -> None:
+        """A thing published its message `number`, or at QoS 0 lost it while it was offline."""
+
+    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+        """The broker acknowledged it."""
+
+    def on_message(self, device: Device, message: Any, payload: bytes) -> None:
+        """A thing received a message."""
+
+    def on_rejected(self, device: Device, answer: Mapping[str, Any]) -> None:
+        """AWS rejected what a thing published to its shadow."""
+
+
+class Runner(DeviceListener):
+    """The things of a run: which are connected, which failed and why, and what happens to their messages.
+
+    As a listener it counts in the loop's thread, into `record`; the main thread starts things, and waits.
+    """
+
+    def __init__(
+        self,
+        events: Inbox,
+        *,
+        diagnose: Callable[[str, Refusal], ElfError],
+        on_loss: Callable[[], None] = lambda: None,
+        observer: MessageObserver | None = None,
+    ) -> None:
+        """Make one that waits at `events`, and tells `observer` of each message.
+
+        `diagnose(thing, refusal)` asks AWS why the broker refuses a thing; several threads call it. `on_loss` is called
+        in the main thread when a connection was lost, and may raise.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.devices: dict[str, Device] = {}
+        self.record = RunRecord()
+        self.loop: EventLoop
+        self._events, self._diagnose, self._on_loss = events, diagnose, on_loss
+        self._observer = observer or MessageObserver()
+        self._diagnosing = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
+        self._lines: collections.deque[Line] = collections.deque()  # that were read early
+        self._under_diagnosis: set[str] = set()  # things that AWS is being asked about
+        self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
+        self._has_advised = self._is_publishing = False
+
+    # The main thread
+
+    def connect_all(self) -> None:
+        """Connect, and wait until each thing is connected, has failed, or may take longer.
+
+        Raises ElfError if none is connected.
+        """
+        record = self.record
+        record.things = len(self.devices)
+        for device in self.devices.values():
+            self.loop.call_soon_threadsafe(device.connect)
+        self.wait(
+            lambda: (
+                record.connected | record.failed | (self._refused if record.connected else set()) >= self.devices.keys()
+            )
+        )
+        if not record.connected:
+            raise ElfError("none of the things could connect", _SEE_ABOVE)
+        record.began_at = time.monotonic()
+        self.loop.call_soon_threadsafe(self._take_snapshots)
+
+    def wait(self, is_over: Callable[[], object], deadline: float = math.inf, look_s: float = math.inf) -> bool:
+        """Wait until something `is_over`, or all things failed; look at each StateChanged, and every `look_s`.
+
+        Returns whether that was before the deadline, a time.monotonic().
+        """
+        while not (is_over() or self.has_failed):
+            now = time.monotonic()
+            if now >= deadline:
+                return False
+            self._on_event(self._events.get(min(deadline, now + look_s)))
+        return True
+
+    def _on_event(self, event: Any) -> None:
+        if isinstance(event, Exception):  # the loop has ended
+            raise event
+        if isinstance(event, Line):
+            self._lines.append(event)
+        elif event and event.is_loss:
+            self._on_loss()
+
+    def next_line(self, deadline: float) -> Line | None:
+        self.wait(lambda: self._lines, deadline)
+        return self._lines.popleft() if self._lines else None
+
+    @property
+    def has_failed(self) -> bool:
+        """Return whether all things have failed."""
+        return self.record.failed >= self.devices.keys()
+
+    def publish_on_schedule(
+        self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
+    ) -> None:
+        """Make each thing publish a message `rounds` times (None: without end), once per interval from `due` on; wait.
+
+        The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
+        first, whatever happened to those before.
+        """
+        devices = list(self.devices.values())
+        turns = (
+            (due + (number + spread * place / len(devices)) * interval_s, device)
+            for number in itertools.islice(itertools.count(), rounds)
+            for place, device in enumerate(devices)
+        )
+        self._is_publishing = True
+        self.loop.call_soon_threadsafe(self._publish_due, message, turns, next(turns))
+        self.wait(lambda: not self._is_publishing)
+
+    def await_diagnoses(self) -> None:
+        self.wait(lambda: not self._under_diagnosis, time.monotonic() + 2 * CALL_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Disconnect all: quickly after Ctrl-C, but what was sent may still be acknowledged."""
+        record = self.record
+        if record.ended_at:
+            return
+        record.ended_at = time.monotonic()
+        is_hurried = self._events.signum is not None
+        self.loop.call_soon_threadsafe(self._stop, record.ended_at + (STOP_S / 2 if is_hurried else 0.0))
+        self.loop.join(STOP_S if is_hurried else 2 * CONNECT_TIMEOUT_S)
+        self._diagnosing.shutdown(wait=False, cancel_futures=True)
+        for event in self._events.rest():
+            self._on_event(event)
+        self.observe()
+        record.offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
+        record.unacknowledged = [
+            (device.thing, device.topic, number, payload)
+            for device in self.devices.values()
+            for number, (payload, _) in device.outbox.in_flight.items()
+        ]
+
+    def observe(self) -> RunRecord:
+        """Return the record, with what is so at this moment."""
+        record, devices = self.record, self.devices.values()
+        sent_at = [at for device in devices for _, at in list(device.outbox.in_flight.values())]
+        record.in_flight, record.in_flight_since = len(sent_at), min(sent_at, default=math.inf)
+        record.online = sum(device.state == ONLINE for device in devices)
+        return record
+
+    # The loop's thread
+
+    def _take_snapshots(self) -> None:
+        self.record.take_snapshot()
+        self.loop.call_at(time.monotonic() + SNAPSHOT_S, self._take_snapshots)
+
+    def _publish_due(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
+        for _ in range(TURNS_AT_ONCE):  # then read what has arrived
+            due, device = turn
+            if self.record.ended_at:
+                return
+            if due > time.monotonic():
+                break
+            if device.was_connected:
+                device.publish(message, due)
+            if not (following := next(turns, None)):
+                self._is_publishing = False
+                self._events.put(StateChanged())
+                return
+            turn = following
+        self.loop.call_at(turn[0], self._publish_due, message, turns, turn)
+
+    def _stop(self, deadline: float) -> None:
+        if time.monotonic() < deadline and any(device.outbox.in_flight for device in self.devices.values()):
+            self.loop.call_at(time.monotonic() + MIN_INTERVAL_S, self._stop, deadline)
+            return
+        for device in self.devices.values():
+            device.end(device.refusals.last)
+        self.loop.close()
+
+    def on_connected(self, device: Device) -> None:
+        self.record.connected.add(device.thing)
+        for topic_filter in device.topic_filters:
+            each.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
+        self._events.put(StateChanged())
+
+    def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
+        each.warning("%s lost its connection to %s; reconnecting", device.thing, device.endpoint)
+        if not rejected and not self._has_advised:
+            self._has_advised = True
+            log.warning(
+                "what to do: check the network; if that works, another client took over the client ID %s: "
+                "find out who else has the keys of %s",
+                device.client_id,
+                device.thing,
+            )
+        self._events.put(StateChanged(is_loss=True))
+
+    def on_connection_resumed(self, device: Device, after_s: float) -> None:
+        each.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
+
+    def on_failed(self, device: Device, failure: Exception) -> None:
+        self.record.failed.add(device.thing)
+        self.record.failures.add(device.thing, failure)
+        self._events.put(StateChanged())
+
+    def on_refused(self, device: Device, refusal: Refusal) -> None:
+        self._refused.add(device.thing)
+        self._under_diagnosis.add(device.thing)
+        self._diagnosing.submit(self._find_cause, device, refusal)
+        self._events.put(StateChanged())
+
+    def _find_cause(self, device: Device, refusal: Refusal) -> None:
+        """End the thing if AWS gives a reason; otherwise it keeps trying, and nothing waits for it."""
+        failure = self._diagnose(device.thing, refusal)
+        if failure is refusal:
+            line = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
+            each.warning(line, device.thing, refusal.action, POLICY_CHANGE_S / 60)
+        else:
+            self.loop.call_soon_threadsafe(device.end, failure)
+        self._under_diagnosis.discard(device.thing)
+        self._events.put(StateChanged())
+
+
+class PublishRunner(Runner):
+    """Counts what happens to the messages that things publish, and AWS's answers to those for shadows."""
+
+    def __init__(self, events: Inbox, *, interval_s: float, **options: Any) -> None:
+        """Make one for messages that are due every `interval_s`; 0: as they come. The options are Runner's."""
+        super().__init__(events, **options)
+        self._interval_s = interval_s
+        self._is_lagging = False
+        self._requests: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        # By thing: the clientTokens of what shadows have not answered.
+
+    def stop(self) -> None:
+        super().stop()
+        record = self.record
+        if record.rounds is not None:
+            record.totals["not_sent"] = record.rounds * len(record.connected) - record.totals["sent"]
+
+    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+        record = self.record
+        record.count("sent", device.thing)
+        if late_s > record.late_s.get(device.blocked_by, 0.0):
+            record.late_s[device.blocked_by] = late_s
+            if late_s > LAG_S and not (device.blocked_by or self._is_lagging):
+                self._is_lagging = True
+                wanted = f"{len(record.connected) / self._interval_s:.0f}" if self._interval_s else "more"
+                per_s = record.totals["sent"] / (time.monotonic() - record.began_at)
+                log.warning("asked for %s messages/s, this machine manages %.0f", wanted, per_s)
+        if lost:
+            record.count("dropped", device.thing)
+            record.dropped += [(device.thing, number)] if len(record.dropped) < LISTED else []
+        elif device.topic_filters:
+            record.count("requests", device.thing)
+            self._requests[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
+        self._observer.on_publish(device, number, payload, lost)
+
+    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+        self.record.count("acknowledged", device.thing)
+        self.record.latency.add(after_s)
+        self.record.acknowledged_at = time.monotonic()
+        self._observer.on_puback(device, number, after_s)
+
+    def on_retransmit(self, device: Device, number: int) -> None:
+        self.record.count("retransmitted", device.thing)
+
+    def on_not_sent(self, device: Device, messages: int) -> None:
+        self.record.count("not_sent", device.thing, messages)
+
+    def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:
+        self.record.count("not_sent", device.thing)
+        each.error("message %d of %s is not sent: %s", number, device.thing, getattr(error, "cause", error))
+
+    def on_message(self, device: Device, message: Any) -> None:
+        """Count a shadow's answer, unless it is for another client: its token differs, or all are answered."""
+        answer, requests = object_in(bytes(message.payload or b"")), self._requests[device.thing]
+        token = str(answer.get("clientToken", ""))
+        if not requests[token]:
+            return
+        requests -= collections.Counter([token])
+        if message.topic.endswith("/rejected"):
+            self.record.count("rejected", device.thing)
+            self._observer.on_rejected(device, answer)
+        else:
+            self.record.count("accepted", device.thing)
+
+    @property
+    def has_room(self) -> bool:
+        """Return whether the things that are online have sent nearly all their messages."""
+        return all(len(it.outbox.queued) < LINES_AHEAD for it in self.devices.values() if it.state == ONLINE)
+
+    @property
+    def backlog(self) -> int:
+        """How many messages are waiting to be sent or acknowledged."""
+        return sum(device.backlog for device in self.devices.values())
+
+
+class SubscribeRunner(Runner):
+    """Counts the messages that things receive."""
+
+    def __init__(self, events: Inbox, *, count: int | None, checks_sequence: bool, **options: Any) -> None:
+        """Make one that has enough after `count` messages, and `checks_sequence` of those that are numbered.
+
+        The options are Runner's.
+        """
+        super().__init__(events, **options)
+        self._count = count or math.inf
+        self.record.checks_sequence = checks_sequence
+
+    @property
+    def has_enough(self) -> bool:
+        return self.record.totals["received"] >= self._count
+
+    def on_message(self, device: Device, message: Any) -> None:
+        payload, at, record = bytes(message.payload or b""), time.time(), self.record
+        is_over = time.monotonic() > record.ends_at or self.has_enough
+        content = {} if message.retain else object_in(payload)
+        if record.checks_sequence:
+            record.sequence.add(device.thing, content, is_over)
+        if is_over:
+            self._events.put(StateChanged())
+            return
+        record.count("received", device.thing)
+        if (sent_at := time_of_sending(content)) is not None:
+            record.latency.add(at - sent_at)
+        self._observer.on_message(device, message, payload)
+        if self.has_enough:
+            self._events.put(StateChanged())
+
+    def on_unreadable_message(self, device: Device, error: Exception) -> None:
+        self.record.count("unreadable", device.thing)
+        each.warning("%s could not read a message: %s", device.thing, error)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results: what the record of a run looks like
+# ---------------------------------------------------------------------------------------------------------------------
+
+STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
+
+
+class MessageWriter(MessageObserver):
+    """Shows each message: a line in the log, unless these are hidden, and JSON or its payload on standard output."""
+
+    def __init__(self, output: Results, qos: int) -> None:
+        self._output, self._qos = output, qos
+        self._is_needed = says_each() or output.is_on  # else nothing need be formatted
+
+    def on_publish(self, device: Device, number: int, payload: bytes, lost: bool) -> None:
+        if self._is_needed:
+            fields = message_fields(device.thing, device.topic, payload)
+            each.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
+            self._output.put("sent", number=number, **fields, qos=self._qos, lost=lost)
+
+    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+        if self._output.is_on:
+            self._output.put("acknowledged", thingName=device.thing, number=number, latencyMs=round(1000 * after_s, 1))
+
+    def on_message(self, device: Device, message: Any, payload: bytes) -> None:
+        if self._is_needed:
+            each.info("Received message: %s from topic: %s by %s", decoded(payload), message.topic, device.thing)
+            fields = message_fields(device.thing, message.topic, payload)
+            self._output.put("received", **fields, qos=message.qos, retain=bool(message.retain))
+        self._output.put_payload(payload)
+
+    def on_rejected(self, device: Device, answer: Mapping[str, Any]) -> None:
+        code, reason = answer.get("code"), answer.get("message")
+        each.warning("AWS rejected a message of %s on %s: %s %s", device.thing, device.topic, code, reason)
+        self._output.put("rejected", thingName=device.thing, topic=device.topic, code=code, message=reason)
+
+
+def message_fields(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
+    """Return the JSON fields that all messages have. A payload that is not UTF-8 is in Base64."""
+    message = {"thingName": thing, "topic": topic, "time": round(time.time(), 3)}
+    try:
+        return {**message, "payload": payload.decode("utf-8")}
+    except UnicodeDecodeError:
+        import base64
+
+        return {**message, "payload": None, "payloadBase64": base64.b64encode(payload).decode("ascii")}
+
+
+class RunReport:
+    """What a run looks like, from its record: a live line, the report in the log, the JSON summary."""
+
+    def __init__(self, record: RunRecord, label: str) -> None:
+        """Show `record`; `label` stands at the beginning of lines of the log: the name of a function, in brackets."""
+        self.record, self._label = record, label
+
+    def live_line(self) -> str:
+        raise NotImplementedError
+
+    def log(self) -> None:
+        """Log the report."""
+        raise NotImplementedError
+
+    def summary(self) -> dict[str, Any]:
+        """Return the JSON summary's members."""
+        raise NotImplementedError
+
+    def log_outages(self, effect: str) -> None:
+        if offline_s := self.record.offline_s:
+            longest = max(offline_s, key=offline_s.__getitem__)
+            which = f"{plural(len(offline_s), 'thing')}, longest {longest} ({offline_s[longest]:.1f} s)"
+            log.warning("%s offline: %s; %s", self._label, which, effect)
+
+    def situation(self) -> str:
+        """Return, for the live line, how many connections are up, and the time elapsed and left."""
+        now, record = time.monotonic(), self.record
+        left = f", {record.ends_at - now:.0f} s left" if now < record.ends_at < math.inf else ""
+        return f"{record.online}/{record.things} up | {now - record.began_at:.0f} s{left}"
+
+    def duration_and_rate(self, messages: int) -> str:
+        took_s = self.record.ended_at - self.record.began_at
+        return f"{took_s:.1f} s, {messages / max(took_s, 0.1):.1f} messages/s"
+
+
+class PublishReport(RunReport):
+    """What the record of a run that publishes looks like."""
+
+    def live_line(self) -> str:
+        record, totals = self.record, self.record.totals
+        pace = f"{record.rate('sent'):.1f}/s | {record.latency.recent_ms:.1f} ms"
+        if (oldest_s := time.monotonic() - record.in_flight_since) > STALL_S:
+            pace = f"{record.in_flight} waiting, up to {oldest_s:.1f} s"
+        lost = f", lost {totals['dropped']}" if totals["dropped"] else ""
+        counts = f"sent {totals['sent']}, acknowledged {totals['acknowledged']}{lost}{self._answers()}"
+        return f"{counts} | {pace} | {self.situation()}"
+
+    def _answers(self) -> str:
+        totals, unanswered = self.record.totals, self.record.unanswered
+        not_answered = f", {unanswered} not answered" if unanswered else ""
+        return (
+            f", {totals['accepted']} accepted, {totals['rejected']} rejected{not_answered}"
+            if totals["requests"]
+            else ""
+        )
+
+    def log(self) -> None:
+        record, totals, label = self.record, self.record.totals, self._label
+        self.log_outages(f"{plural(totals['retransmitted'], 'message')} sent again")
+        cause, late_s = max(record.late_s.items(), key=lambda pair: pair[1])
+        why = f" ({cause})" if cause and late_s > 0.1 else ""
+        last.info("%s %s, sent up to %.1f ms late%s", label, self.duration_and_rate(totals["sent"]), 1000 * late_s, why)
+        if totals["acknowledged"]:
+            last.info("%s ack latency: %s", label, record.latency)
+        unacknowledged = [
+            f"not acknowledged: message {number} of {thing} on {topic}: '{decoded(payload)}'"
+            for thing, topic, number, payload in record.unacknowledged[:LISTED]
+        ]
+        lines = [
+            *unacknowledged,
+            *(f"lost while offline: message {number} of {thing}" for thing, number in record.dropped),
+        ]
+        for line in lines:
+            log.warning("%s", line)
+        if (more := record.lost - len(lines)) > 0:
+            log.warning("%d more not acknowledged, or lost while offline", more)
+        sent = f"{plural(totals['sent'], 'message')} from {plural(len(record.connected), 'thing')}"
+        acknowledged = f"{totals['acknowledged']} acknowledged" if record.qos else "none acknowledged (QoS 0)"
+        unsent = f", {totals['not_sent']} not sent" if totals["not_sent"] else ""
+        last.info("%s ELF sent %s: %s, %d lost%s%s", label, sent, acknowledged, record.lost, unsent, self._answers())
+
+    def summary(self) -> dict[str, Any]:
+        record, totals = self.record, self.record.totals
+        return {
+            **{"sent": totals["sent"], "acknowledged": totals["acknowledged"], "lost": record.lost},
+            **{"notSent": totals["not_sent"], "sentAgain": totals["retransmitted"]},
+            "latencyMs": record.latency.in_ms(),
+            **{"accepted": totals["accepted"], "rejected": totals["rejected"], "notAnswered": record.unanswered},
+        }
+
+
+class SubscribeReport(RunReport):
+    """What the record of a run that subscribes looks like."""
+
+    def live_line(self) -> str:
+        record = self.record
+        latency = f" | {record.latency.recent_ms:.0f} ms" if record.latency.in_ms() else ""
+        counts = f"received {record.totals['received']}{record.sequence}"
+        return f"{counts} | {record.rate('received'):.1f}/s{latency} | {self.situation()}"
+
+    def log(self) -> None:
+        record, label = self.record, self._label
+        received, unreadable = record.totals["received"], record.totals["unreadable"]
+        self.log_outages("they may have missed messages")
+        last.info("%s %s", label, self.duration_and_rate(received))
+        if record.latency.in_ms():
+            last.info("%s latency (from ts, ±1 ms): %s", label, record.latency)
+        if unreadable:
+            log.warning("%s could not read %s", label, plural(unreadable, "message"))
+        for thing, counts in itertools.islice(record.sequence.senders().items(), LISTED):
+            last.info("%s from %s: %s", label, thing, format_counts(counts))
+        if record.sequence.forgotten:
+            log.warning("%s more than %d senders: not all missing messages are counted", label, MOST_SENDERS)
+        messages, things = plural(received, "message"), plural(len(record.connected), "thing")
+        last.info("%s ELF received %s on %s%s", label, messages, things, record.sequence)
+
+    def summary(self) -> dict[str, Any]:
+        record = self.record
+        counted = {**record.sequence.counts, "senders": record.sequence.senders()} if record.checks_sequence else {}
+        return {"received": record.totals["received"], "latencyMs": record.latency.in_ms(), **counted}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Commands
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -4014,410 +4746,13 @@ def reach_aws(cli: Cli) -> tuple[Any, Place]:
     return cli.control_plane or in_background(cli.inbox, lambda: control_plane_of(cli))
 
 
-def diagnosed(cli: Cli, thing: Thing, refusal: Refusal) -> ElfError:
+def find_cause(cli: Cli, thing: str, refusal: Refusal) -> ElfError:
     """Return AWS's reason why the broker refuses a thing, or `refusal` if AWS can't be asked."""
     try:
-        return diagnose(*control_plane_of(cli), thing, refusal)
+        return diagnose(*control_plane_of(cli), cli.fleet.things[thing], refusal)
     except Exception as error:
-        log.debug("no diagnosis of %s:", thing.name, exc_info=error)
+        log.debug("no diagnosis of %s:", thing, exc_info=error)
         return refusal
-
-
-class News(NamedTuple):
-    """An event: something changed, and wait() looks whether it was waiting for that."""
-
-    is_loss: bool = False  # of a connection
-
-
-class Shift(Listener):
-    """The things of a running command: which joined, which failed and why, and what happens to their messages.
-
-    As a listener it logs and counts in the loop's thread; the main thread starts things, and waits.
-    """
-
-    def __init__(self, cli: Cli) -> None:
-        from concurrent.futures import ThreadPoolExecutor
-
-        self.devices: dict[str, Device] = {}
-        self.joined: set[str] = set()
-        self.failed: set[str] = set()
-        self.failures = Failures()
-        self.loop: Loop
-        self.ends_at = math.inf  # time.monotonic(), if that is known
-        self._cli, self._put, self._results = cli, cli.inbox.put, cli.results
-        self._asking = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
-        self._lines: collections.deque[Line] = collections.deque()  # that were read early
-        self._in_doubt: set[str] = set()  # things that AWS is being asked about
-        self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
-        self._advised = self._is_playing = False
-        self._is_heard = says_each() or cli.results.is_on  # else nothing need be formatted
-        self._latency = Times()
-        self._began_at = self._stopped_at = 0.0  # time.monotonic() when the things were ready, and of stop()
-
-    # The main thread
-
-    def gather(self) -> None:
-        """Connect, and wait until each thing has joined, has failed, or may take longer.
-
-        Raises ElfError if none joins.
-        """
-        for device in self.devices.values():
-            self.loop.call(device.connect)
-        self.wait(lambda: self.joined | self.failed | (self._refused if self.joined else set()) >= self.devices.keys())
-        if not self.joined:
-            raise ElfError("none of the things could connect", _SEE_ABOVE)
-        self._began_at = time.monotonic()
-
-    def wait(self, is_over: Callable[[], object], deadline: float = math.inf, look_s: float = math.inf) -> bool:
-        """Wait until something `is_over`, or all things failed; look at each News, and every `look_s`.
-
-        Returns whether that was before the deadline, a time.monotonic().
-        """
-        while not (is_over() or self.has_failed):
-            now = time.monotonic()
-            if now >= deadline:
-                return False
-            self._take(self._cli.inbox.get(min(deadline, now + look_s)))
-        return True
-
-    def _take(self, event: Any) -> None:
-        if isinstance(event, Exception):  # the loop has ended
-            raise event
-        if isinstance(event, Line):
-            self._lines.append(event)
-        elif event and event.is_loss:
-            self._cli.refuse_dead_local()
-
-    def next_line(self, deadline: float) -> Line | None:
-        self.wait(lambda: self._lines, deadline)
-        return self._lines.popleft() if self._lines else None
-
-    @property
-    def has_failed(self) -> bool:
-        """Return whether all things have failed."""
-        return self.failed >= self.devices.keys()
-
-    def play(
-        self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
-    ) -> None:
-        """Make each thing publish a message `rounds` times (None: without end), once per interval from `due` on; wait.
-
-        The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
-        first, whatever happened to those before.
-        """
-        devices = list(self.devices.values())
-        turns = (
-            (due + (number + spread * place / len(devices)) * interval_s, device)
-            for number in itertools.islice(itertools.count(), rounds)
-            for place, device in enumerate(devices)
-        )
-        self._is_playing = True
-        self.loop.call(self._play, message, turns, next(turns))
-        self.wait(lambda: not self._is_playing)
-
-    def await_diagnoses(self) -> None:
-        self.wait(lambda: not self._in_doubt, time.monotonic() + 2 * CALL_TIMEOUT_S)
-
-    def stop(self) -> None:
-        """Disconnect all: quickly after Ctrl-C, but what was sent may still be acknowledged."""
-        if self._stopped_at:
-            return
-        self._stopped_at = time.monotonic()
-        is_hurried = self._cli.inbox.signum is not None
-        self.loop.call(self._stop, self._stopped_at + (STOP_S / 2 if is_hurried else 0.0))
-        self.loop.join(STOP_S if is_hurried else 2 * CONNECT_TIMEOUT_S)
-        self._asking.shutdown(wait=False, cancel_futures=True)
-        for event in self._cli.inbox.rest():
-            self._take(event)
-
-    def report(self) -> None:
-        """Log the results, and put them into the summary."""
-        raise NotImplementedError
-
-    def report_outages(self, command: str, effect: str) -> None:
-        offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
-        if offline_s:
-            longest = max(offline_s, key=offline_s.__getitem__)
-            which = f"{plural(len(offline_s), 'thing')}, longest {longest} ({offline_s[longest]:.1f} s)"
-            log.warning("[%s] offline: %s; %s", command, which, effect)
-
-    def report_failures(self) -> None:
-        self.failures.report(of=len(self.devices))
-        self._results.summary.update(things=len(self.joined), failed=sorted(self.failed, key=by_number))
-
-    def situation(self) -> str:
-        """Return, for the live line, how many connections are up, and the time elapsed and left."""
-        now, up = time.monotonic(), sum(device.state == ONLINE for device in self.devices.values())
-        left = f", {self.ends_at - now:.0f} s left" if now < self.ends_at < math.inf else ""
-        return f"{up}/{len(self.devices)} up | {now - self._began_at:.0f} s{left}"
-
-    def pace(self, messages: int) -> str:
-        took_s = self._stopped_at - self._began_at
-        return f"{took_s:.1f} s, {messages / max(took_s, 0.1):.1f} messages/s"
-
-    # The loop's thread
-
-    def _play(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
-        for _ in range(TURNS_AT_ONCE):  # then read what has arrived
-            due, device = turn
-            if self._stopped_at:
-                return
-            if due > time.monotonic():
-                break
-            if device.has_joined:
-                device.publish(message, due)
-            if not (following := next(turns, None)):
-                self._is_playing = False
-                self._put(News())
-                return
-            turn = following
-        self.loop.at(turn[0], self._play, message, turns, turn)
-
-    def _stop(self, deadline: float) -> None:
-        if time.monotonic() < deadline and any(device.in_flight for device in self.devices.values()):
-            self.loop.at(time.monotonic() + MIN_INTERVAL_S, self._stop, deadline)
-            return
-        for device in self.devices.values():
-            device.end(device.refusal)
-        self.loop.close()
-
-    def on_connected(self, device: Device) -> None:
-        self.joined.add(device.thing)
-        for topic_filter in device.topic_filters:
-            each.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
-        self._put(News())
-
-    def on_offline(self, device: Device, rejected: bool) -> None:
-        each.warning("%s lost its connection to %s; reconnecting", device.thing, device.endpoint)
-        if not rejected and not self._advised:
-            self._advised = True
-            log.warning(
-                "what to do: check the network; if that works, another client took over the client ID %s: "
-                "find out who else has the keys of %s",
-                device.client_id,
-                device.thing,
-            )
-        self._put(News(is_loss=True))
-
-    def on_back(self, device: Device, after_s: float) -> None:
-        each.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
-
-    def on_failed(self, device: Device, failure: Exception) -> None:
-        self.failed.add(device.thing)
-        self.failures.add(device.thing, failure)
-        self._put(News())
-
-    def on_refused(self, device: Device, refusal: Refusal) -> None:
-        self._refused.add(device.thing)
-        self._in_doubt.add(device.thing)
-        self._asking.submit(self._diagnose, device, refusal)
-        self._put(News())
-
-    def _diagnose(self, device: Device, refusal: Refusal) -> None:
-        """End the thing if AWS gives a reason; otherwise it keeps trying, and nothing waits for it."""
-        failure = diagnosed(self._cli, self._cli.fleet.things[device.thing], refusal)
-        if failure is refusal:
-            said = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
-            each.warning(said, device.thing, refusal.action, POLICY_CHANGE_S / 60)
-        else:
-            self.loop.call(device.end, failure)
-        self._in_doubt.discard(device.thing)
-        self._put(News())
-
-
-class Tally(Shift):
-    """Counts what happened to the messages that things publish, and AWS's answers to those for shadows."""
-
-    def __init__(self, cli: Cli) -> None:
-        super().__init__(cli)
-        self.sent = self.acknowledged = self.dropped = self.resent = self.unsent = 0
-        self._late_s: dict[str, float] = {"": 0.0}  # the maximum, by what delayed a message
-        self.last_at = 0.0  # time.monotonic() of the last acknowledgement
-        self._is_lagging = False
-        self._rate = Rate(lambda: self.sent)
-        self._dropped: list[str] = []  # the first of those
-        self.accepted = self.rejected = self.unanswered = 0  # by shadows; these by their clientToken:
-        self._asked: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)  # by thing
-        self.rounds: int | None = None  # how many messages of each thing were due in all, in the end
-
-    def on_published(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
-        self.sent += 1
-        if late_s > self._late_s.get(device.held_by, 0.0):
-            self._late_s[device.held_by] = late_s
-            if late_s > LAG_S and not (device.held_by or self._is_lagging):
-                self._is_lagging = True
-                asked = f"{len(self.joined) / self._cli.interval:.0f}" if self._cli.interval else "more"
-                per_s = self.sent / (time.monotonic() - self._began_at)
-                log.warning("asked for %s messages/s, this machine manages %.0f", asked, per_s)
-        if lost:
-            self.dropped += 1
-            self._dropped += [f"message {number} of {device.thing}"] if self.dropped <= LISTED else []
-        elif device.topic_filters:
-            self.unanswered += 1
-            self._asked[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
-        if self._is_heard:
-            message = said(device.thing, device.topic, payload)
-            each.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
-            self._results.put("sent", number=number, **message, qos=self._cli.qos, lost=lost)
-
-    def on_acknowledged(self, device: Device, number: int, after_s: float) -> None:
-        self.acknowledged += 1
-        self._latency.add(after_s)
-        self.last_at = time.monotonic()
-        if self._results.is_on:
-            self._results.put("acknowledged", thingName=device.thing, number=number, latencyMs=round(1000 * after_s, 1))
-
-    def on_resent(self, device: Device) -> None:
-        self.resent += 1
-
-    def on_not_sent(self, device: Device, messages: int) -> None:
-        self.unsent += messages
-
-    def on_impossible(self, device: Device, number: int, error: Exception) -> None:
-        self.unsent += 1
-        each.error("message %d of %s is not sent: %s", number, device.thing, getattr(error, "cause", error))
-
-    def on_received(self, device: Device, message: Any) -> None:
-        """Count a shadow's answer, unless it is for another client: its token differs, or all are answered."""
-        answer, asked = object_in(bytes(message.payload or b"")), self._asked[device.thing]
-        token, is_rejected = str(answer.get("clientToken", "")), message.topic.endswith("/rejected")
-        if not asked[token]:
-            return
-        asked -= collections.Counter([token])
-        self.unanswered -= 1
-        self.rejected += is_rejected
-        self.accepted += not is_rejected
-        if is_rejected:
-            code, reason = answer.get("code"), answer.get("message")
-            each.warning("AWS rejected a message of %s on %s: %s %s", device.thing, device.topic, code, reason)
-            self._results.put("rejected", thingName=device.thing, topic=device.topic, code=code, message=reason)
-
-    @property
-    def has_room(self) -> bool:
-        """Return whether the things that are online have sent nearly all their messages."""
-        return all(len(it.waiting) < LINES_AHEAD for it in self.devices.values() if it.state == ONLINE)
-
-    @property
-    def backlog(self) -> int:
-        """How many messages are waiting to be sent or acknowledged."""
-        return sum(device.backlog for device in self.devices.values())
-
-    @property
-    def lost(self) -> int:
-        return self.dropped + sum(len(device.in_flight) for device in self.devices.values())
-
-    @property
-    def answers(self) -> str:
-        unanswered = f", {self.unanswered} not answered" if self.unanswered else ""
-        return f", {self.accepted} accepted, {self.rejected} rejected{unanswered}" if self._asked else ""
-
-    def __str__(self) -> str:
-        left_at = [at for device in self.devices.values() for _, at in list(device.in_flight.values())]
-        pace = f"{self._rate} | {self._latency.recent_ms:.1f} ms"
-        if left_at and (oldest_s := time.monotonic() - min(left_at)) > STALL_S:
-            pace = f"{len(left_at)} waiting, up to {oldest_s:.1f} s"
-        lost = f", lost {self.dropped}" if self.dropped else ""
-        return f"sent {self.sent}, acknowledged {self.acknowledged}{lost}{self.answers} | {pace} | {self.situation()}"
-
-    def report(self) -> None:
-        self.report_outages("send_messages", f"{plural(self.resent, 'message')} sent again")
-        cause, late_s = max(self._late_s.items(), key=lambda pair: pair[1])
-        why = f" ({cause})" if cause and late_s > 0.1 else ""
-        last.info("[send_messages] %s, sent up to %.1f ms late%s", self.pace(self.sent), 1000 * late_s, why)
-        if self.acknowledged:
-            last.info("[send_messages] ack latency: %s", self._latency)
-        if self.rounds is not None:
-            self.unsent = self.rounds * len(self.joined) - self.sent
-        unacknowledged = (
-            f"not acknowledged: message {number} of {device.thing} on {device.topic}: '{decoded(payload)}'"
-            for device in self.devices.values()
-            for number, (payload, _) in device.in_flight.items()
-        )
-        lost = [*itertools.islice(unacknowledged, LISTED), *(f"lost while offline: {it}" for it in self._dropped)]
-        for line in lost:
-            log.warning("%s", line)
-        if (more := self.lost - len(lost)) > 0:
-            log.warning("%d more not acknowledged, or lost while offline", more)
-        sent = f"{plural(self.sent, 'message')} from {plural(len(self.joined), 'thing')}"
-        acknowledged = f"{self.acknowledged} acknowledged" if self._cli.qos else "none acknowledged (QoS 0)"
-        unsent = f", {self.unsent} not sent" if self.unsent else ""
-        last.info("[send_messages] ELF sent %s: %s, %d lost%s%s", sent, acknowledged, self.lost, unsent, self.answers)
-        self._results.summary.update(sent=self.sent, acknowledged=self.acknowledged, lost=self.lost)
-        self._results.summary.update(notSent=self.unsent, sentAgain=self.resent, latencyMs=self._latency.in_ms())
-        self._results.summary.update(accepted=self.accepted, rejected=self.rejected, notAnswered=self.unanswered)
-
-
-class Hearing(Shift):
-    """Counts the messages that things receive."""
-
-    def __init__(self, cli: Cli) -> None:
-        super().__init__(cli)
-        self.received = self.unread = 0
-        self.arrivals = Arrivals()
-        self._hears_all = not any(topic.startswith("$share/") for topic in cli.topics or ())
-        self._rate = Rate(lambda: self.received)
-
-    @property
-    def has_enough(self) -> bool:
-        return self.received >= (self._cli.count or math.inf)
-
-    def on_received(self, device: Device, message: Any) -> None:
-        payload, at = bytes(message.payload or b""), time.time()
-        is_over = time.monotonic() > self.ends_at or self.has_enough
-        content = {} if message.retain else object_in(payload)
-        if self._hears_all:
-            self.arrivals.add(device.thing, content, is_over)
-        if is_over:
-            self._put(News())
-            return
-        self.received += 1
-        if (sent_at := time_of_sending(content)) is not None:
-            self._latency.add(at - sent_at)
-        if self._is_heard:
-            each.info("Received message: %s from topic: %s by %s", decoded(payload), message.topic, device.thing)
-            heard = said(device.thing, message.topic, payload)
-            self._results.put("received", **heard, qos=message.qos, retain=bool(message.retain))
-        self._results.put_payload(payload)
-        if self.has_enough:
-            self._put(News())
-
-    def on_unreadable(self, device: Device, error: Exception) -> None:
-        self.unread += 1
-        each.warning("%s could not read a message: %s", device.thing, error)
-
-    def __str__(self) -> str:
-        latency = f" | {self._latency.recent_ms:.0f} ms" if self._latency.in_ms() else ""
-        return f"received {self.received}{self.arrivals} | {self._rate}{latency} | {self.situation()}"
-
-    def report(self) -> None:
-        self.report_outages("subscribe", "they may have missed messages")
-        last.info("[subscribe] %s", self.pace(self.received))
-        if self._latency.in_ms():
-            last.info("[subscribe] latency (from ts, ±1 ms): %s", self._latency)
-        if self.unread:
-            log.warning("[subscribe] could not read %s", plural(self.unread, "message"))
-        by_sender = sorted(self.arrivals.by_thing.items(), key=lambda item: by_number(item[0]))
-        senders = {thing: +counts for thing, counts in by_sender if any(counts.values())}
-        for thing, counts in itertools.islice(senders.items(), LISTED):
-            last.info("[subscribe] from %s: %s", thing, told(counts))
-        if self.arrivals.forgotten:
-            log.warning("[subscribe] more than %d senders: not all missing messages are counted", MOST_SENDERS)
-        messages, things = plural(self.received, "message"), plural(len(self.joined), "thing")
-        last.info("[subscribe] ELF received %s on %s%s", messages, things, self.arrivals)
-        self._results.summary.update(received=self.received, latencyMs=self._latency.in_ms())
-        if self._hears_all:
-            self._results.summary.update(**self.arrivals.counts, senders=senders)
-
-
-def said(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
-    """Return the JSON fields that all messages have. A payload that is not UTF-8 is in Base64."""
-    message = {"thingName": thing, "topic": topic, "time": round(time.time(), 3)}
-    try:
-        return {**message, "payload": payload.decode("utf-8")}
-    except UnicodeDecodeError:
-        import base64
-
-        return {**message, "payload": None, "payloadBase64": base64.b64encode(payload).decode("ascii")}
 
 
 def create_things(cli: Cli) -> int:
@@ -4445,7 +4780,7 @@ def create_things(cli: Cli) -> int:
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
         log.info("in %s", place)
         fleet.record_place(place)
-        failures = Failures()
+        failures = FailureReport()
         try:
             if lost := strays - fleet.things.keys() - missing:
                 log.warning("AWS has things of this ELF that misc/ lacks; a larger COUNT adopts them: %s", listed(lost))
@@ -4521,7 +4856,7 @@ def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
 
 
 def step_by_step(
-    cli: Cli, what: str, things: Sequence[T], step: Callable[[T], Any], failures: Failures
+    cli: Cli, what: str, things: Sequence[T], step: Callable[[T], Any], failures: FailureReport
 ) -> Iterator[tuple[T, Any]]:
     """Run a step for many things in parallel; yield each thing for which it succeeds, and the result."""
     brevity_for(len(things))
@@ -4537,42 +4872,45 @@ def send_messages(cli: Cli) -> int:
     things, lines, topics = what_to_send(cli)
     rounds, of_lines = rounds_of(cli), is_of_lines(cli.json_message)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
-    tally = Tally(cli)
-    refused = 0
     answers = {thing: answer_topics(topic, thing) for thing, (topic,) in topics.items()}
-    with at_work(cli, things, tally, topics, answers):
+    runner = PublishRunner(cli.inbox, interval_s=cli.interval, **runner_callbacks(cli, things))
+    record, refused = runner.record, 0
+    record.qos = cli.qos
+    with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, answers):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
         what = f"each line of {source}" if of_lines else plural(rounds, "message") if rounds else "messages"
         until = "" if of_lines or rounds else " until Ctrl-C"
-        log.info("[send_messages] ELF sending %s from each of %s%s", what, plural(len(tally.joined), "thing"), until)
+        log.info(
+            "[send_messages] ELF sending %s from each of %s%s", what, plural(len(record.connected), "thing"), until
+        )
         began = time.monotonic()
         lasts_s = cli.duration or math.inf if of_lines else rounds * cli.interval if rounds else math.inf
-        tally.ends_at = began + lasts_s
-        tally.rounds = rounds
+        record.ends_at = began + lasts_s
+        record.rounds = rounds
         try:
             if of_lines:
-                tally.rounds, refused = relay(cli, tally, lines)
+                record.rounds, refused = publish_lines(cli, runner, lines)
             elif message := next(lines).message:
-                tally.play(message, began, cli.interval, spread, rounds)
-            await_acknowledgements(tally)
-            tally.wait(lambda: not tally.unanswered, time.monotonic() + ANSWER_GRACE_S, MIN_INTERVAL_S)
+                runner.publish_on_schedule(message, began, cli.interval, spread, rounds)
+            await_acknowledgements(runner)
+            runner.wait(lambda: not record.unanswered, time.monotonic() + ANSWER_GRACE_S, MIN_INTERVAL_S)
         except Interrupted:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
             raise
-    if lost := tally.lost + tally.unsent:
+    if lost := record.lost + record.totals["not_sent"]:
         raise ElfError(
             f"{plural(lost, 'message')} lost: not acknowledged, or not sent",
             "see the lines above, check the network, and send again",
         )
     if refused:
         raise ElfError(f"{plural(refused, 'line')} of the input could not be sent", _SEE_ABOVE)
-    if tally.rejected or tally.unanswered:
+    if (rejected := record.totals["rejected"]) or record.unanswered:
         raise ElfError(
-            f"messages to shadows: {tally.rejected} rejected, {tally.unanswered} not answered",
+            f"messages to shadows: {rejected} rejected, {record.unanswered} not answered",
             "see AWS's reasons above; if no answer came, check that the policy allows iot:Receive",
         )
-    return 1 if tally.failed else 0
+    return 1 if record.failed else 0
 
 
 def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[str]]]:
@@ -4641,7 +4979,7 @@ def rounds_of(cli: Cli) -> int | None:
     return cli.count or (None if cli.duration == 0 else in_time)
 
 
-def relay(cli: Cli, tally: Tally, lines: Iterator[Line]) -> tuple[int, int]:
+def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tuple[int, int]:
     """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
     Returns how many messages there were, and how many lines can't be sent.
@@ -4651,7 +4989,7 @@ def relay(cli: Cli, tally: Tally, lines: Iterator[Line]) -> tuple[int, int]:
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
     sent = refused = 0
-    while sent < (cli.count or math.inf) and (line := tally.next_line(deadline)):
+    while sent < (cli.count or math.inf) and (line := runner.next_line(deadline)):
         asked.release()
         if isinstance(line.error, ElfError):
             each.error("%s not sent: %s", line, line.error.cause)
@@ -4664,20 +5002,20 @@ def relay(cli: Cli, tally: Tally, lines: Iterator[Line]) -> tuple[int, int]:
         due = max(due + cli.interval * bool(sent), line.at) if cli.interval else time.monotonic()
         if due > deadline - 1e-6:  # as in rounds_of()
             break
-        tally.play(line.message, due, cli.interval)
+        runner.publish_on_schedule(line.message, due, cli.interval)
         sent += 1
-        tally.wait(lambda: tally.has_room, look_s=MIN_INTERVAL_S)
+        runner.wait(lambda: runner.has_room, look_s=MIN_INTERVAL_S)
     return sent, refused
 
 
-def await_acknowledgements(tally: Tally) -> None:
+def await_acknowledgements(runner: PublishRunner) -> None:
     """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
-    if not tally.wait(lambda: not tally.backlog, ended + 2.0, MIN_INTERVAL_S):
-        messages, left_s = plural(tally.backlog, "acknowledgement"), ended + ACK_GRACE_S - time.monotonic()
+    if not runner.wait(lambda: not runner.backlog, ended + 2.0, MIN_INTERVAL_S):
+        messages, left_s = plural(runner.backlog, "acknowledgement"), ended + ACK_GRACE_S - time.monotonic()
         log.info("[send_messages] waiting for %s, up to %.0f s", messages, left_s)
-    while (deadline := max(ended + ACK_GRACE_S, tally.last_at + ACK_PAUSE_S)) > time.monotonic():
-        if tally.wait(lambda: not tally.backlog, deadline, MIN_INTERVAL_S):
+    while (deadline := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S)) > time.monotonic():
+        if runner.wait(lambda: not runner.backlog, deadline, MIN_INTERVAL_S):
             return
 
 
@@ -4689,33 +5027,38 @@ def subscribe(cli: Cli) -> int:
     duration_s = cli.duration or (math.inf if cli.count or cli.duration == 0 else DURATION_S)
     filters = {thing.name: topics_of(given, append, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
     refuse_bad_topics(filters, wildcards=True)
-    hearing = Hearing(cli)
-    with at_work(cli, things, hearing, filters=filters):
+    checks_sequence = not any((topic or "").startswith("$share/") for topic in given)
+    runner = SubscribeRunner(
+        cli.inbox, count=cli.count, checks_sequence=checks_sequence, **runner_callbacks(cli, things)
+    )
+    record = runner.record
+    with connected_devices(cli, things, runner, SubscribeReport(record, "[subscribe]"), filters=filters):
         until = [f"for {duration_s:g} s"] if duration_s < math.inf else []
         if cli.count:
             until.append(f"until {plural(cli.count, 'message')} {'has' if cli.count == 1 else 'have'} arrived")
         ends = ", or ".join(until) or "until Ctrl-C"
-        log.info("[subscribe] ELF listening on %s %s", plural(len(hearing.joined), "thing"), ends)
-        listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, hearing.joined)))
+        log.info("[subscribe] ELF listening on %s %s", plural(len(record.connected), "thing"), ends)
+        listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, record.connected)))
         if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
             log.info("[subscribe] all things receive every message; --things 1 shows each once")
-        hearing.ends_at = time.monotonic() + duration_s
-        hearing.wait(lambda: hearing.has_enough, hearing.ends_at)
-        hearing.wait(lambda: not hearing.arrivals.counts["missing"], time.monotonic() + IN_FLIGHT_S)
-        offline = [device.thing for device in hearing.devices.values() if device.is_offline]
-    if missing := hearing.arrivals.counts["missing"]:
+        record.ends_at = time.monotonic() + duration_s
+        runner.wait(lambda: runner.has_enough, record.ends_at)
+        runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + IN_FLIGHT_S)
+        offline = [device.thing for device in runner.devices.values() if device.is_offline]
+    received = record.totals["received"]
+    if missing := record.sequence.counts["missing"]:
         remedy = "see above which senders, and whether a thing was offline; use --qos 1 in send and subscribe"
         raise ElfError(f"{plural(missing, 'message')} did not arrive", remedy)
-    if cli.count and hearing.received < cli.count and duration_s < math.inf:
+    if cli.count and received < cli.count and duration_s < math.inf:
         raise ElfError(
-            f"received {plural(hearing.received, 'message')} in {duration_s:g} s, not {cli.count}",
+            f"received {plural(received, 'message')} in {duration_s:g} s, not {cli.count}",
             "check that something sends to that topic, or use a longer --duration",
         )
     if offline:
         raise ElfError(
             f"{listed(offline)} ended without a connection, and may have missed messages", "check the network"
         )
-    return 1 if hearing.failed else 0
+    return 1 if record.failed else 0
 
 
 def clean_up(cli: Cli) -> int:
@@ -4723,7 +5066,7 @@ def clean_up(cli: Cli) -> int:
     fleet = cli.fleet
     with fleet.locked(cli.inbox):
         things = list(fleet.things.values())
-        failures = Failures()
+        failures = FailureReport()
         try:
             if not things and not fleet.unanswered:
                 last.info("[clean_up] ELF has no things to clean up")
@@ -4841,55 +5184,75 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
     return fleet.ready[:first]
 
 
+def runner_callbacks(cli: Cli, things: Sequence[Thing]) -> dict[str, Any]:
+    """Return what a runner calls: to ask AWS about a refusal, when a connection is lost, and with each message."""
+    brevity_for(len(things))
+    return {
+        "diagnose": functools.partial(find_cause, cli),
+        "on_loss": lambda: cli.refuse_dead_local(),
+        "observer": MessageWriter(cli.results, cli.qos),
+    }
+
+
 @contextlib.contextmanager
-def at_work(
+def connected_devices(
     cli: Cli,
     things: Sequence[Thing],
-    shift: Shift,
+    runner: Runner,
+    report: RunReport,
     topics: Mapping[str, Sequence[str]] | None = None,
     filters: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[None]:
     """Give the things a policy if they have none yet, connect them, and disconnect them at the end.
 
-    They publish to their topic, and subscribe to their filters. The shift then reports, also what failed.
+    They publish to their topic, and subscribe to their filters. The results are then reported, also what failed.
     Raises ElfError when none is connected.
     """
-    fleet = cli.fleet
-    brevity_for(len(things))
+    fleet, record = cli.fleet, runner.record
     root_cert = root_of(cli)
     raise_descriptor_limit(len(things))
     if fleet.unanswered:
         with fleet.locked(cli.inbox):
             show_unanswered(cli)
-    admitted, endpoint, patience_s = admit(cli, things)
+    prepared, endpoint, patience_s = prepare_devices(cli, things)
     subscriptions = max([1, *map(len, (filters or {}).values())])
-    shift.loop = Loop(cli.inbox.put, min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
-    for thing in admitted:
-        shift.devices[thing.name] = Device(
+    runner.loop = EventLoop(cli.inbox.put, min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
+    for thing in prepared:
+        runner.devices[thing.name] = Device(
             thing.name,
             fleet.files(thing.name),
             endpoint,
             root_cert,
-            shift.loop,
-            shift,
+            runner.loop,
+            runner,
+            open_client,
             qos=cli.qos,
             topic=topics[thing.name][0] if topics else "",
             topic_filters=filters[thing.name] if filters else (),
             patience_s=patience_s[thing.name],
         )
-    shift.failed |= {thing.name for thing in things} - shift.devices.keys()  # without a policy
+    record.failed |= {thing.name for thing in things} - runner.devices.keys()  # without a policy
+
+    def report_failures() -> None:
+        record.failures.report(of=len(runner.devices))
+        cli.results.summary.update(things=len(record.connected), failed=sorted(record.failed, key=by_number))
+
+    def report_results() -> None:
+        report.log()
+        cli.results.summary.update(report.summary())
+
     with contextlib.ExitStack() as ends:  # the last callback runs first
-        ends.callback(shift.report_failures)
-        ends.callback(shift.stop)
-        shift.gather()
-        ends.callback(shift.report)
-        ends.callback(shift.stop)
-        with live_line(cli.inbox, cli.printer, shift.__str__):
+        ends.callback(report_failures)
+        ends.callback(runner.stop)
+        runner.connect_all()
+        ends.callback(report_results)
+        ends.callback(runner.stop)
+        with live_line(cli.inbox, cli.printer, lambda: report.live_line() if runner.observe() else ""):
             yield
-            shift.await_diagnoses()
+            runner.await_diagnoses()
 
 
-def admit(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing], Endpoint, Mapping[str, float]]:
+def prepare_devices(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing], Endpoint, Mapping[str, float]]:
     """Give the things a policy if they have none yet, and find the broker. Raises ElfError; botocore's errors.
 
     Returns those that have one, the broker, and for how many seconds each may be refused until changes take effect.
@@ -4906,16 +5269,16 @@ def admit(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing], Endpoint,
         log.info("through the proxy %s", endpoint.proxy)
     if newcomers:
         names = {thing.name for thing in things}
-        things = [thing for thing in with_policies(cli, newcomers) if thing.name in names]
+        things = [thing for thing in attach_missing_policies(cli, newcomers) if thing.name in names]
     patience_s = {thing.name: PROPAGATION_S if thing.name in newcomers else young_s for thing in things}
     return things, endpoint, patience_s
 
 
-def with_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
+def attach_missing_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
     """Give a policy to each newcomer that has none; return the fleet's things that have one now."""
     fleet = cli.fleet
     iot, _ = reach_aws(cli)
-    failures = Failures()
+    failures = FailureReport()
     with fleet.locked(cli.inbox):
         # Another send or subscribe may have been faster.
         without = [thing for thing in fleet.ready if thing.name in newcomers and not thing.policy_arn]

@@ -120,7 +120,7 @@ def admit(cli: Cli, users: int) -> dict[str, dict[str, Any]]:
         raise elf.ElfError("workers share no standard input", "name a file with --json-message")
     things, _, topics = elf.what_to_send(cli)
     refuse_too_many(users, len(things))
-    admitted, endpoint, patience_s = elf.admit(cli, things)
+    admitted, endpoint, patience_s = elf.prepare_devices(cli, things)
     refuse_too_many(users, len(admitted))
     heard = "/".join("+" if "{thing_name}" in level else level for level in cli.topic.split("/"))
     # Of the first things, 0 to all: how many of them listen.
@@ -359,7 +359,7 @@ class Desk(Run):
         user, facts = msg.data
         refusal = elf.Refusal(*facts)
         with self.asking:
-            verdict = elf.diagnosed(self.cli, self.cli.fleet.things[refusal.thing], refusal)
+            verdict = elf.find_cause(self.cli, refusal.thing, refusal)
         if verdict is not refusal:
             self.runner.send_message("elf-verdict", (user, *elf.explain(verdict)), client_id=msg.node_id)
 
@@ -396,7 +396,7 @@ class Worker(Run):
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
-        self.loop = elf.Loop(self.fail, selector=GeventSelector())  # the system's, under gevent, is slow
+        self.loop = elf.EventLoop(self.fail, selector=GeventSelector())  # the system's, under gevent, is slow
         self.waiting: dict[int, AsyncResult[dict[str, Any]]] = {}  # by the ID of the user
         self.users: dict[int, Thing] = {}  # the same
         self.runner.register_message("elf-thing", self.pass_on)
@@ -421,7 +421,7 @@ class Worker(Run):
         """Stop a thing, since AWS has said why it is refused."""
         user, cause, remedy = msg.data
         if user in self.users and (device := self.users[user].device):
-            self.loop.call(device.end, elf.ElfError(cause, remedy))
+            self.loop.call_soon_threadsafe(device.end, elf.ElfError(cause, remedy))
 
     def finish(self, **_: object) -> None:
         """Stop the users, and report what they have done since Locust's last report."""
@@ -432,7 +432,7 @@ class Worker(Run):
         self.runner.send_message("elf-finished")
 
 
-class Thing(User, elf.Listener):
+class Thing(User, elf.DeviceListener):
     """A thing that publishes, or one that listens."""
 
     def on_start(self) -> None:
@@ -468,13 +468,14 @@ class Thing(User, elf.Listener):
             self.worker.root_cert,
             self.worker.loop,
             self,
+            elf.open_client,
             qos=self.cli.qos,
             topic=duty["topic"],
             topic_filters=duty["filters"],
             patience_s=duty["patience_s"],
         )
         self.worker.users[id(self)] = self
-        self.worker.loop.call(self.device.connect)
+        self.worker.loop.call_soon_threadsafe(self.device.connect)
         self.is_ready.wait()
         gevent.sleep(random.uniform(0, self.cli.interval))  # noqa: S311 - so that things take turns
         self.due = time.monotonic()
@@ -490,17 +491,17 @@ class Thing(User, elf.Listener):
         if not self.device:
             raise StopUser
         if not self.duty["filters"]:
-            self.worker.loop.call(self.device.publish, next(self.messages), time.monotonic())
+            self.worker.loop.call_soon_threadsafe(self.device.publish, next(self.messages), time.monotonic())
 
     def on_connected(self, device: elf.Device) -> None:
         self.worker.count_connect("CONNECT", self.endpoint, time.monotonic() - self.began)
         self.is_ready.set()
 
-    def on_offline(self, device: elf.Device, rejected: bool) -> None:
+    def on_connection_interrupted(self, device: elf.Device, rejected: bool) -> None:
         error = elf.ElfError(f"{device.thing} lost its connection to {self.endpoint}", "check the network")
         self.worker.count("DISCONNECT", self.endpoint, None, error=error)
 
-    def on_back(self, device: elf.Device, after_s: float) -> None:
+    def on_connection_resumed(self, device: elf.Device, after_s: float) -> None:
         self.worker.count_connect("RECONNECT", self.endpoint, after_s)
 
     def on_refused(self, device: elf.Device, refusal: elf.Refusal) -> None:
@@ -508,32 +509,32 @@ class Thing(User, elf.Listener):
         self.worker.runner.send_message("elf-refused", (id(self), facts))
 
     def on_failed(self, device: elf.Device, failure: Exception) -> None:
-        if device.has_joined:
+        if device.was_connected:
             self.fail("PUBLISH", self.published, failure)
         else:
             self.fail("CONNECT", self.endpoint, failure)
 
-    def on_published(self, device: elf.Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+    def on_publish(self, device: elf.Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
         self.sizes[number] = len(payload)
         if not self.cli.qos:
             self.count_published(number, None, lost)
 
-    def on_acknowledged(self, device: elf.Device, number: int, after_s: float) -> None:
+    def on_puback(self, device: elf.Device, number: int, after_s: float) -> None:
         self.count_published(number, after_s)
 
     def on_not_sent(self, device: elf.Device, messages: int) -> None:
         for _ in range(messages):
             self.count_published(0, None, lost=True)
 
-    def on_impossible(self, device: elf.Device, number: int, error: Exception) -> None:
+    def on_invalid_message(self, device: elf.Device, number: int, error: Exception) -> None:
         self.worker.count("PUBLISH", self.published, None, error=error)
 
-    def on_received(self, device: elf.Device, message: Any) -> None:
+    def on_message(self, device: elf.Device, message: Any) -> None:
         sent_at = None if message.retain else elf.time_of_sending(elf.object_in(message.payload))
         took_s = None if sent_at is None else max(0.0, time.time() - sent_at)
         self.worker.count("RECEIVE", self.heard, took_s, len(message.payload))
 
-    def on_unreadable(self, device: elf.Device, error: Exception) -> None:
+    def on_unreadable_message(self, device: elf.Device, error: Exception) -> None:
         self.worker.count("RECEIVE", self.heard, None, error=error)
 
     def count_published(self, number: int, took_s: float | None, lost: bool = False) -> None:
@@ -549,16 +550,16 @@ class Thing(User, elf.Listener):
     def settle(self, device: elf.Device, deadline: float) -> None:
         """Disconnect once all is acknowledged, or at the deadline."""
         if device.backlog and time.monotonic() < deadline:
-            self.worker.loop.at(time.monotonic() + elf.MIN_INTERVAL_S, self.settle, device, deadline)
+            self.worker.loop.call_at(time.monotonic() + elf.MIN_INTERVAL_S, self.settle, device, deadline)
         else:
-            device.end(device.refusal)
+            device.end(device.refusals.last)
             self.is_settled.set()
 
     def on_stop(self) -> None:
         self.worker.waiting.pop(id(self), None)
         self.worker.users.pop(id(self), None)
         if self.device:
-            self.worker.loop.call(self.settle, self.device, time.monotonic() + SETTLE_S)
+            self.worker.loop.call_soon_threadsafe(self.settle, self.device, time.monotonic() + SETTLE_S)
             self.is_settled.wait(2 * SETTLE_S)  # or the loop has ended
         for number in list(self.sizes):
             self.count_published(number, None, lost=True)

@@ -239,7 +239,7 @@ def test_what_is_sent_while_nobody_hears_it_is_missing(
 def test_a_sender_is_remembered_as_a_range_and_its_gaps(module: ModuleType) -> None:
     """The figures are those of sets of all numbers, and what is remembered does not grow."""
     chance = random.Random(14)
-    arrivals = module.Arrivals()
+    arrivals = module.SequenceChecker()
     figures = {"missing": 0, "repeated": 0, "outOfOrder": 0}
     for run in range(200):
         numbers = sorted(chance.choices(range(1, 60), k=60), key=lambda number: number + chance.gauss(0, run % 7))
@@ -258,7 +258,7 @@ def test_neither_a_day_nor_a_crowd_of_senders_takes_more_memory(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "MOST_SENDERS", 100)
-    arrivals = module.Arrivals()
+    arrivals = module.SequenceChecker()
 
     def hear(runs: range, numbers: range) -> int:
         for number in numbers:
