@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
-from harness import ANYTHING, PATIENCE_S, REGION, Account, AwsService, Client, Elf, InProcess, Pair, client_of
+from harness import ANYTHING, PATIENCE_S, REGION, Account, AwsService, Client, Elf, InProcess, Limits, Pair, client_of
 
 
 @pytest.fixture
@@ -267,9 +267,9 @@ def test_clean_leaves_the_thing_that_fails_and_finishes_it_later(main: InProcess
 
 
 def test_clean_leaves_a_thing_whose_certificate_somebody_else_uses(
-    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch
+    main: InProcess, elf: Elf, account: Account, limits: Limits
 ) -> None:
-    monkeypatch.setattr(main.module, "CONSISTENCY_S", 0.3)
+    limits(CONSISTENCY_S=0.3)
     main("create", 2)
     arn = elf.things()["thing_0"]["certificateArn"]
     account.iot.create_thing(thingName="theirs")
@@ -466,10 +466,8 @@ def test_the_policy_refuses_the_client_id_of_another_thing(
     client.close()
 
 
-def test_a_thing_that_cannot_connect_fails_alone(
-    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
+def test_a_thing_that_cannot_connect_fails_alone(main: InProcess, elf: Elf, account: Account, limits: Limits) -> None:
+    limits(PROPAGATION_S=0.0)
     main("create", 2)
     main("send", *elf.broker, "--duration", "0.01")
     account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")
@@ -479,9 +477,9 @@ def test_a_thing_that_cannot_connect_fails_alone(
 
 
 def test_what_aws_says_at_the_last_moment_is_not_missed(
-    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch
+    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch, limits: Limits
 ) -> None:
-    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
+    limits(PROPAGATION_S=0.0)
     elf("create", 2)
     elf("send", *elf.broker, "--count", 1)
     account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")
