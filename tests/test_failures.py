@@ -1320,10 +1320,11 @@ def test_a_machine_without_a_free_port_is_explained(local: Elf, tmp_path: Path) 
     assert "did not start: there is no free port on 127.0.0.1" in local("--local", "create", status=1).err
 
 
-def test_a_bug_of_elfs_is_explained_as_such(main: InProcess, proxy: FaultProxy, explained: Explained) -> None:
-    name, message = "MalformedHttpRequestException", "The request that AWS received was malformed."
-    proxy.inject("CreateThing", aws_error(400, name, message))
-    explained(main("create", status=1), "Exception", name, message, "--debug")
+def test_a_bug_of_elfs_is_explained_as_such(elf: Elf, tmp_path: Path, explained: Explained) -> None:
+    """Such as one that comes out where a user has a module of the name of a package that ELF uses."""
+    (tmp_path / "boto3.py").touch()
+    result = elf("create", status=1, env={"PYTHONPATH": str(tmp_path)})
+    explained(result, "Exception", "AttributeError", "'boto3'", "--debug")
 
 
 def test_debug_adds_the_traceback(main: InProcess, proxy: FaultProxy) -> None:
