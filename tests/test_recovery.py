@@ -327,6 +327,7 @@ import resource, runpy, sys
 limit = int(sys.argv.pop(1))
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 sys.argv.pop(0)
+sys.path[0] = sys.argv[0].rpartition("/")[0]  # as for who runs it
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
