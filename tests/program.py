@@ -61,13 +61,13 @@ def _assigned(statements: Iterable[ast.stmt]) -> Iterator[str]:
 
 
 @functools.cache
-def _owners() -> dict[str, set[str]]:
+def owners() -> dict[str, set[str]]:
     """The modules that assign a name at their top level, by this name."""
-    owners: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
     for path in program_files():
         for name in _assigned(ast.parse(path.read_text(encoding="utf-8")).body):
-            owners.setdefault(name, set()).add(name_of(path))
-    return owners
+            found.setdefault(name, set()).add(name_of(path))
+    return found
 
 
 def owner_of(constant: str) -> ModuleType:
@@ -75,10 +75,10 @@ def owner_of(constant: str) -> ModuleType:
 
     Raises LookupError if there is no such module, or more than one.
     """
-    owners = sorted(_owners().get(constant, ()))
-    if len(owners) != 1:
-        raise LookupError(f"{constant} is assigned by {' and '.join(owners) or 'no module of the program'}")
-    return importlib.import_module(owners[0])
+    modules = sorted(owners().get(constant, ()))
+    if len(modules) != 1:
+        raise LookupError(f"{constant} is assigned by {' and '.join(modules) or 'no module of the program'}")
+    return importlib.import_module(modules[0])
 
 
 def constant(name: str) -> Any:
