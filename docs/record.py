@@ -168,8 +168,11 @@ def main() -> None:
     directory = Path(tempfile.gettempdir(), "elf")  # which is seen
     directory.mkdir()
     try:
-        for name in ("elf.py", "local_aws.py"):
-            shutil.copy(HERE.parent / name, directory)
+        root = HERE.parent
+        for path in (*root.glob("*.py"), *root.glob("iot_elf/*.py")):
+            copy = directory / path.relative_to(root)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(path, copy)
         frames = list(record(directory))
     finally:
         shutil.rmtree(directory)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +12,6 @@ import botocore.loaders
 import pytest
 from harness import (
     ANYTHING,
-    ELF,
     END,
     WITNESS,
     Account,
@@ -22,11 +19,13 @@ from harness import (
     Client,
     Elf,
     InProcess,
+    Limits,
     Pair,
     Relay,
     aws_service,
     kill_servers_of,
 )
+from program import set_limits
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -120,12 +119,15 @@ def module() -> ModuleType:
     # Each boto3 session parses megabytes of service descriptions, the same ones each time; a user has one a process.
     parse_once = functools.cache(botocore.loaders.JSONFileLoader().load_file)
     botocore.loaders.JSONFileLoader.load_file = staticmethod(parse_once)
-    spec = importlib.util.spec_from_file_location("elf", ELF)
-    assert spec and spec.loader
-    imported = importlib.util.module_from_spec(spec)
-    sys.modules["elf"] = imported
-    spec.loader.exec_module(imported)
-    return imported
+    import elf
+
+    return elf
+
+
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
+    """Change constants of the program until the test ends, each in the one module that assigns it."""
+    return functools.partial(set_limits, monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -26,17 +26,22 @@ class Answer(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """What becomes of a call: does MiniStack see it, and what does the client get? Without an answer it is cut off."""
+    """What becomes of a call: does MiniStack see it, and what does the client get? Without an answer it is cut off.
+
+    One that hangs does so until it is released; `is_late` has it answered then, by MiniStack.
+    """
 
     is_forwarded: bool = False
     answer: Answer | None = None
     hangs: bool = False
+    is_late: bool = False
 
 
 CUT_BEFORE = Fault()
 CUT_AFTER = Fault(is_forwarded=True)
 HANG = Fault(hangs=True)
 HANG_AFTER = Fault(is_forwarded=True, hangs=True)
+LATE = Fault(is_forwarded=True, hangs=True, is_late=True)
 
 
 def aws_error(status: int, code: str, message: str) -> Fault:
@@ -107,7 +112,7 @@ class FaultProxy(ThreadingHTTPServer):
             self._orders.clear()
 
     def release(self) -> None:
-        """Cut the calls that hang."""
+        """Cut the calls that hang, and answer those that are late."""
         with self._news:
             self.released.set()
             self.released = threading.Event()
@@ -173,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault, released = self.server.begin(self.command, self.path)
         try:
             forwarded = self._forward(body) if not fault or fault.is_forwarded else None
-            answer = fault.answer if fault else forwarded
+            answer = fault.answer if fault and not fault.is_late else forwarded
             if fault and fault.hangs:
                 self.server.hang(released)
             with contextlib.suppress(OSError):  # the client has not waited

@@ -31,10 +31,9 @@ import psutil  # type: ignore[import-untyped]
 import pyte
 from botocore.config import Config
 from paho.mqtt.enums import CallbackAPIVersion
+from program import ELF, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-ELF = ROOT / "elf.py"
-WITNESS = Path(__file__).resolve().parent / "witness"
+WITNESS = ROOT / "tests" / "witness"
 PATIENCE_S = 30.0  # how long a test waits for what is to come; it fails afterwards
 REGION = "us-west-2"
 SECRET = "NotASecretButNobodyElseSaysThis0123456789"
@@ -44,6 +43,8 @@ ANYTHING = {
     "Version": "2012-10-17",
     "Statement": [{"Effect": "Allow", "Action": "iot:*", "Resource": "*"}],
 }
+
+Limits = Callable[..., None]  # limits(CONNECT_TIMEOUT_S=0.5): other constants of the program, until the test ends
 
 # What this machine has configured is none of a test's business.
 for _name in list(os.environ):

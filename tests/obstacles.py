@@ -225,6 +225,8 @@ class Broker(Impostor):
         self._news = threading.Condition()
         super().__init__(directory, port=port)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # what is not read is soon felt
+        # As on Ethernet: for the segments of 64 kB on loopback, the client's system holds megabytes that are not read.
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
 
     @property
     def options(self) -> tuple[str, ...]:

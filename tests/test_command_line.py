@@ -13,6 +13,7 @@ from types import ModuleType
 
 import pytest
 from harness import ELF, REGION, ROOT, SECRET, Account, Elf, InProcess, Pair
+from program import copy_program
 
 
 def test_no_command_prints_the_commands_and_what_comes_next_and_exits_2(elf: Elf) -> None:
@@ -371,9 +372,7 @@ def test_the_log_is_on_standard_error_in_utc(elf: Elf) -> None:
 def test_every_command_works_from_another_directory_on_the_misc_beside_elf(
     elf: Elf, account: Account, tmp_path: Path
 ) -> None:
-    elf.script = tmp_path / "clone" / "elf.py"
-    elf.script.parent.mkdir()
-    elf.script.write_bytes(ELF.read_bytes())
+    elf.script = copy_program(tmp_path / "clone")
     elf.misc = elf.script.parent / "misc"
     del elf.environment["ELF_MISC_DIR"]
     elf("create")

@@ -8,7 +8,6 @@ import json
 import random
 import re
 import shutil
-import socket
 import struct
 import threading
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness import Account, AwsService, Elf, InProcess, Relay, Result
+from harness import Account, AwsService, Elf, InProcess, Limits, Relay, Result
 from obstacles import (
     CONNACK,
     CONNECT,
@@ -79,13 +78,13 @@ def main_of(
     module: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    limits: Limits,
 ) -> Callable[..., InProcess]:
     """elf.main() for so many things, which waits little before it connects again.
 
     Unless `asking`, AWS can't be asked about a refusal: it would say that these brokers are not its own.
     """
-    for name, value in {"LONGEST_PAUSE_S": 0.05, "LOOK_S": 0.1, "PROPAGATION_S": 0.0}.items():
-        monkeypatch.setattr(module, name, value)
+    limits(LONGEST_PAUSE_S=0.05, LOOK_S=0.1, PROPAGATION_S=0.0)
 
     def main_of(number: int, asking: bool = False) -> InProcess:
         main = InProcess(module, things(number), monkeypatch, capsys)
@@ -170,10 +169,10 @@ def test_send_loses_nothing_at_whichever_byte_a_connection_ends(
 
 @pytest.mark.parametrize("end", ENDS)
 def test_subscribe_comes_back_at_whichever_byte_a_connection_ends(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker], monkeypatch: pytest.MonkeyPatch, end: str
+    main_of: Callable[..., InProcess], broker: Callable[..., Broker], limits: Limits, end: str
 ) -> None:
     main = main_of(1)
-    monkeypatch.setattr(main.module, "KEEP_ALIVE_S", 1)
+    limits(KEEP_ALIVE_S=1)
     message = publish(b"elf/x", b"cut", qos=1)
     scripts = [cut(kind, after, end) for kind, size in ((CONNACK, 4), (SUBACK, 5)) for after in range(size + 1)]
     scripts += [deliver(message[:after], end) for after in range(len(message) + 1)]
@@ -339,13 +338,13 @@ REFUSALS = {
 
 
 def test_a_refusal_is_told_in_words_and_needs_no_older_mqtt(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker], monkeypatch: pytest.MonkeyPatch
+    main_of: Callable[..., InProcess], broker: Callable[..., Broker], limits: Limits
 ) -> None:
     def refuse(code: int) -> Script:
         return lambda peer: peer.send(packet(CONNACK, bytes([0, code])))
 
     main = main_of(5)
-    monkeypatch.setattr(main.module, "POLICY_CHANGE_S", 0.3)
+    limits(POLICY_CHANGE_S=0.3)
     between = broker(**{f"thing_{code - 1}": [refuse(code)] * 100 for code in REFUSALS})
     result = main("send", *between.options, "--count", 1, status=1)
     assert_quiet(result)
@@ -360,11 +359,11 @@ def test_certificates_that_the_broker_does_not_take_are_told_as_a_refusal(
     main_of: Callable[..., InProcess],
     tmp_path: Path,
     service: AwsService,
-    monkeypatch: pytest.MonkeyPatch,
+    limits: Limits,
     version: str,
 ) -> None:
     main = main_of(20)
-    monkeypatch.setattr(main.module, "POLICY_CHANGE_S", 0.5)
+    limits(POLICY_CHANGE_S=0.5)
     with contextlib.closing(Broker(tmp_path, accepted=tmp_path / "impostor.pem", version=version)) as between:
         result = main("send", *between.options, "--count", 1, status=1)
     assert_quiet(result)
@@ -451,7 +450,7 @@ def test_two_quick_losses_after_a_first_message_are_not_the_policys(
     main_of: Callable[..., InProcess],
     broker: Callable[..., Broker],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    limits: Limits,
     qos: str,
 ) -> None:
     def hang_up(peer: Peer) -> None:
@@ -463,7 +462,7 @@ def test_two_quick_losses_after_a_first_message_are_not_the_policys(
     main = main_of(2, asking=True)
     between = broker(thing_0=[hang_up] * 2)
     messages = numbered(tmp_path, 60)
-    monkeypatch.setattr(main.module, "REJECTED_WITHIN_S", 0.5)
+    limits(REJECTED_WITHIN_S=0.5)
     status = 0 if qos == "1" else 1
     options = ("--json-message", messages, "--interval", "0.03", "--qos", qos)
     result = main("send", *between.options, *options, status=status)
@@ -502,17 +501,9 @@ def test_after_an_outage_all_are_back_within_seconds(
 
 
 def test_a_peer_that_takes_nothing_delays_no_other(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    main_of: Callable[..., InProcess], broker: Callable[..., Broker], tmp_path: Path
 ) -> None:
     main = main_of(10)
-    open_socket = main.module.open_socket
-
-    def open_narrow_socket(endpoint: object) -> socket.socket:
-        connection: socket.socket = open_socket(endpoint)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)  # or the system would hold megabytes
-        return connection
-
-    monkeypatch.setattr(main.module, "open_socket", open_narrow_socket)
     others = [f"thing_{number}" for number in range(1, 10)]
 
     def take_nothing(peer: Peer) -> None:

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
 from dockerfile_parse import DockerfileParser
 from harness import ROOT, Account, AwsService, Elf
+from program import program_files
 
 SECRETS = ("misc/thing_0.prv", "misc/things.json", ".aws/credentials", ".git/config", "thing_0.pem", ".env")
 
@@ -33,11 +34,12 @@ def value_of(instruction: str) -> str:
 
 
 def is_in_context(path: str) -> bool:
-    """Say whether .dockerignore lets a path in: the last pattern that matches decides."""
+    """Say whether .dockerignore lets a path in: the last pattern that matches it, or a directory above it, decides."""
     verdict = True
+    names = [path, *map(str, PurePosixPath(path).parents)]
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         pattern = line.strip()
-        if pattern and not pattern.startswith("#") and fnmatch(path, pattern.lstrip("!")):
+        if pattern and not pattern.startswith("#") and any(fnmatch(name, pattern.lstrip("!")) for name in names):
             verdict = pattern.startswith("!")
     return verdict
 
@@ -54,7 +56,11 @@ def container(elf: Elf, tmp_path: Path) -> Elf:
         (root / directory.strip("/")).mkdir(parents=True, exist_ok=True)
         for file in files:
             assert is_in_context(file)
-            shutil.copy(ROOT / file, root / directory.strip("/"))
+            if (ROOT / file).is_dir():  # of which COPY takes what is in it
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / file, root / directory.strip("/"), dirs_exist_ok=True, ignore=ignored)
+            else:
+                shutil.copy(ROOT / file, root / directory.strip("/"))
     command, *arguments = json.loads(value_of("ENTRYPOINT"))
     assert (command, arguments) == ("python", ["/elf/elf.py"])
     elf.script = root / arguments[0].strip("/")
@@ -71,11 +77,10 @@ def test_no_secret_is_in_the_image_nor_even_sent_to_the_daemon() -> None:
     assert [path for path in SECRETS if is_in_context(path)] == []
     copied = {file for files, _ in sources() for file in files}
     tracked = {path.name for path in ROOT.iterdir() if is_in_context(path.name)}
-    assert (
-        tracked
-        == copied
-        == {"elf.py", "requirements.txt", "example.json", "example-shadow.json", "example-template.json"}
-    )
+    program = {path.relative_to(ROOT).parts[0] for path in program_files()}
+    examples = {"example.json", "example-shadow.json", "example-template.json"}
+    assert tracked == copied == program | examples | {"requirements.txt"}
+    assert all(is_in_context(path.relative_to(ROOT).as_posix()) for path in program_files())
     assert not any(name in ("ADD", "ARG") or "AWS" in value for name, value in instructions())
 
 

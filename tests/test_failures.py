@@ -29,6 +29,7 @@ from harness import (
     AwsService,
     Elf,
     InProcess,
+    Limits,
     Pair,
     Relay,
     Result,
@@ -49,6 +50,7 @@ from obstacles import (
     read_only,
     silent_port,
 )
+from program import constant
 
 # A thread's traceback on the terminal is no explanation either.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -206,8 +208,8 @@ PROVOKED_BY = {
 }
 
 
-def test_every_failure_is_provoked_by_a_test_that_exists(module: ModuleType) -> None:
-    assert list(PROVOKED_BY) == [names.split()[0] for names in module.FAILURES]
+def test_every_failure_is_provoked_by_a_test_that_exists() -> None:
+    assert list(PROVOKED_BY) == [names.split()[0] for names in constant("FAILURES")]
     here = Path(__file__)
     tests = {where if "::" in where else f"{here.name}::{where}" for where in PROVOKED_BY.values()}
     files = {here.with_name(test.partition("::")[0]) for test in tests}
@@ -228,19 +230,19 @@ Explained = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
-def explained(module: ModuleType, request: pytest.FixtureRequest) -> Iterator[Explained]:
+def explained(request: pytest.FixtureRequest) -> Iterator[Explained]:
     """Make sure that a command has told a failure in two lines, which mention these facts, and shown no code.
 
-    The failure is the words of these lines, or the name of its entry in elf.py's table or in TOLD.
+    The failure is the words of these lines, or the name of its entry in ELF's table or in TOLD.
     A test to which PROVOKED_BY points has to do so.
     """
-    seen = set()
+    seen, failures = set(), {**constant("FAILURES"), **TOLD}
 
     def explained(result: Result, failure: str | Words, *facts: object) -> None:
         if isinstance(failure, str):
-            key = next(names for names in (*module.FAILURES, *TOLD) if failure in names.split())
+            key = next(names for names in failures if failure in names.split())
             seen.add(key.split()[0])
-            failure = {**module.FAILURES, **TOLD}[key]
+            failure = failures[key]
         cause, remedy = map(pattern_of, failure)
         said = [found for line in result.lines if (found := re.fullmatch(rf"([\w:-]+: )?{cause}", line))]
         helped = r"( \(see elf\.py \w+ --help\))?"
@@ -257,16 +259,9 @@ def explained(module: ModuleType, request: pytest.FixtureRequest) -> Iterator[Ex
 
 
 @pytest.fixture(autouse=True)
-def _impatient(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def _impatient(limits: Limits) -> None:
     """Be quick to believe a failure, in this process: what is tried again for a while is tested elsewhere."""
-    for name, value in {
-        "PROPAGATION_S": 0.0,
-        "POLICY_CHANGE_S": 3.0,
-        "VISIBLE_S": SHORT_S,
-        "CONSISTENCY_S": SHORT_S,
-        "CALL_ATTEMPTS": 2,
-    }.items():
-        monkeypatch.setattr(module, name, value)
+    limits(PROPAGATION_S=0.0, POLICY_CHANGE_S=3.0, VISIBLE_S=SHORT_S, CONSISTENCY_S=SHORT_S, CALL_ATTEMPTS=2)
 
 
 @pytest.fixture
@@ -459,10 +454,9 @@ def test_a_control_plane_that_is_not_there_is_explained(
 
 @pytest.mark.parametrize("port", [silent_port, deaf_port])
 def test_a_control_plane_that_never_answers_is_explained(
-    main: InProcess, explained: Explained, monkeypatch: pytest.MonkeyPatch, port: Callable[[], Any]
+    main: InProcess, explained: Explained, limits: Limits, port: Callable[[], Any]
 ) -> None:
-    monkeypatch.setattr(main.module, "CONNECT_TIMEOUT_S", SHORT_S)
-    monkeypatch.setattr(main.module, "CALL_TIMEOUT_S", SHORT_S)
+    limits(CONNECT_TIMEOUT_S=SHORT_S, CALL_TIMEOUT_S=SHORT_S)
     with port() as number:
         result = main("create", "--endpoint-url", f"http://127.0.0.1:{number}", status=1)
     explained(result, "ReadTimeoutError", f"http://127.0.0.1:{number}")
@@ -727,11 +721,11 @@ def test_a_port_that_swallows_everything_is_explained(
     misc: Path,
     service: AwsService,
     explained: Explained,
-    monkeypatch: pytest.MonkeyPatch,
+    limits: Limits,
     port: Callable[[], Any],
 ) -> None:
     keep_one_thing(misc)
-    monkeypatch.setattr(main_of_pair.module, "CONNECT_TIMEOUT_S", SHORT_S)
+    limits(CONNECT_TIMEOUT_S=SHORT_S)
     with port() as number:
         options = ("--mqtt-endpoint", f"localhost:{number}", "--root-cert", service.root_cert)
         result = main_of_pair("subscribe", *options, *ONCE, status=1)
@@ -739,9 +733,9 @@ def test_a_port_that_swallows_everything_is_explained(
 
 
 def test_a_broker_that_says_nothing_is_explained(
-    main_of_pair: InProcess, misc: Path, tmp_path: Path, explained: Explained, monkeypatch: pytest.MonkeyPatch
+    main_of_pair: InProcess, misc: Path, tmp_path: Path, explained: Explained, limits: Limits
 ) -> None:
-    monkeypatch.setattr(main_of_pair.module, "CONNECT_TIMEOUT_S", SHORT_S)
+    limits(CONNECT_TIMEOUT_S=SHORT_S)
     with contextlib.closing(Impostor(tmp_path, holds=True)) as impostor:
         options = ("--mqtt-endpoint", f"localhost:{impostor.port}", "--root-cert", impostor.root_cert)
         explained(main_of_pair("send", *options, *ONCE, status=1), "PortUnanswered", f"localhost:{impostor.port}")
@@ -819,9 +813,9 @@ def test_a_certificate_that_is_revoked_is_named_and_goes(
     account: Account,
     proxy: FaultProxy,
     explained: Explained,
-    monkeypatch: pytest.MonkeyPatch,
+    limits: Limits,
 ) -> None:
-    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
+    limits(PROPAGATION_S=0.0)
     main("create")
     main("send", *elf.broker, *ONCE)
     account.iot.update_certificate(certificateId=account.certificate_of("thing_0"), newStatus="REVOKED")
@@ -1267,10 +1261,9 @@ def test_a_python_without_the_packages_is_explained(elf: Elf, tmp_path: Path, ex
     ],
 )
 def test_packages_are_installed_in_a_virtual_environment_for_others_may_be_refused(
-    module: ModuleType, monkeypatch: pytest.MonkeyPatch, posix: bool, python: str, base: str, says: str
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, limits: Limits, posix: bool, python: str, base: str, says: str
 ) -> None:
-    monkeypatch.setattr(module, "POSIX", posix)
-    monkeypatch.setattr(module, "HERE", Path("/elf"))
+    limits(POSIX=posix, HERE=Path("/elf"))
     monkeypatch.setattr(sys, "executable", python)
     monkeypatch.setattr(sys, "base_prefix", base)
     assert module.how_to_install("requirements.txt").startswith(says)
@@ -1327,14 +1320,14 @@ def test_a_machine_without_a_free_port_is_explained(local: Elf, tmp_path: Path) 
     assert "did not start: there is no free port on 127.0.0.1" in local("--local", "create", status=1).err
 
 
-def test_a_bug_of_elfs_is_explained_as_such(
-    main: InProcess, explained: Explained, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(main.module, "missing_things")
-    explained(main("create", status=1), "Exception", "NameError", "missing_things", "--debug")
+def test_a_bug_of_elfs_is_explained_as_such(elf: Elf, tmp_path: Path, explained: Explained) -> None:
+    """Such as one that comes out where a user has a module of the name of a package that ELF uses."""
+    (tmp_path / "boto3.py").touch()
+    result = elf("create", status=1, env={"PYTHONPATH": str(tmp_path)})
+    explained(result, "Exception", "AttributeError", "'boto3'", "--debug")
 
 
-def test_debug_adds_the_traceback(main: InProcess, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_adds_the_traceback(main: InProcess, proxy: FaultProxy) -> None:
     proxy.inject("DescribeEndpoint", denied("DescribeEndpoint"), call=1)
     proxy.inject("CreateThing", denied("CreateThing"), call=1)
     for _ in range(2):

@@ -23,7 +23,8 @@ from fault_proxy import (
     FaultProxy,
     denied,
 )
-from harness import ELF, PATIENCE_S, Account, AwsService, Elf, InProcess, Result
+from harness import PATIENCE_S, Account, AwsService, Elf, InProcess, Limits, Result
+from program import program_text, set_limits
 from quota_proxy import OPERATIONS
 
 THINGS = ["thing_0", "thing_1"]
@@ -131,7 +132,7 @@ class User:
         self.proxy.inject(operation, fault)
         with pytest.MonkeyPatch.context() as patch:
             if fault.hangs:
-                patch.setattr(self._main.module, "CALL_TIMEOUT_S", 1.0)
+                set_limits(patch.setattr, CALL_TIMEOUT_S=1.0)
             result = self.run(command, status)
         assert self.proxy.faults[operation] == 1
         return result
@@ -176,7 +177,7 @@ def user(main: InProcess, elf: Elf, account: Account, service: AwsService) -> It
 
 
 def test_every_operation_that_elf_calls_is_here() -> None:
-    called = set(re.findall(r'\biot\.(?:get_paginator\(")?([a-z_]+)[",(]', ELF.read_text()))
+    called = set(re.findall(r'\biot\.(?:get_paginator\(")?([a-z_]+)[",(]', program_text()))
     assert called == {xform_name(operation) for operation in (*SITUATIONS, DIAGNOSIS)}
     assert {operation for _, _, operation, _ in OPERATIONS} == {*SITUATIONS, DIAGNOSIS}
 
@@ -233,9 +234,9 @@ def test_clean_empties_the_account_after_a_kill_in_mid_call(
 
 @pytest.mark.parametrize("fault", [*PASSING, "403"])
 def test_a_fault_in_asking_why_a_thing_is_refused_costs_the_reason_at_the_most(
-    user: User, account: Account, monkeypatch: pytest.MonkeyPatch, main: InProcess, fault: str
+    user: User, account: Account, limits: Limits, main: InProcess, fault: str
 ) -> None:
-    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
+    limits(PROPAGATION_S=0.0)
     for command in ("create", "send"):
         user.run(command)
     account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")

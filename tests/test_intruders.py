@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from harness import SECRET, SESSION_TOKEN, Account, AwsService, Elf, InProcess
+from harness import SECRET, SESSION_TOKEN, Account, AwsService, Elf, InProcess, Limits
 
 ONCE = ("--duration", "0.01")
 CERTIFICATE = "a" * 64
@@ -290,9 +290,9 @@ def server_of(version: ssl.TLSVersion, directory: Path) -> Iterator[tuple[int, l
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 @pytest.mark.parametrize(("version", "taken"), [("TLSv1_1", False), ("TLSv1_2", True)])
 def test_tls_is_1_2_or_newer(
-    main_of_pair: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, taken: bool
+    main_of_pair: InProcess, tmp_path: Path, limits: Limits, version: str, taken: bool
 ) -> None:
-    monkeypatch.setattr(main_of_pair.module, "PROPAGATION_S", 0.0)
+    limits(PROPAGATION_S=0.0)
     with server_of(ssl.TLSVersion[version], tmp_path) as (port, outcomes):
         options = ("--mqtt-endpoint", f"localhost:{port}", "--root-cert", str(tmp_path / "server.pem"), *ONCE)
         result = main_of_pair("send", *options, status=1)

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from fault_proxy import FaultProxy
 from harness import PATIENCE_S, Account, AwsService, Elf, InProcess
+from program import constant
 
 THINGS = 12
 KILLS = 10  # a test
@@ -35,7 +36,7 @@ class Victim:
         }
         elf.environment["AWS_ENDPOINT_URL"] = proxy.url
         main.use(elf.environment)
-        self._in_flight = int(main.module.CALLS_IN_FLIGHT)
+        self._in_flight = int(constant("CALLS_IN_FLIGHT"))
         self.printed = ""  # since the last kill
 
     def run(self, command: str, status: int = 0) -> str:

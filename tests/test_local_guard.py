@@ -25,6 +25,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from botocore.config import Config
 from harness import ELF, PATIENCE_S, REGION, Elf, await_end, kill_servers_of, servers_of
+from program import copy_program
 
 ONCE = ("--duration", "0.01")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -426,7 +427,7 @@ def test_it_imports_nothing_from_where_a_program_works(local: Elf, tmp_path: Pat
 
 
 def test_without_local_aws_py_all_but_local_works(elf: Elf, tmp_path: Path) -> None:
-    elf.script = Path(shutil.copy(ELF, tmp_path / "elf.py"))
+    elf.script = copy_program(tmp_path)
     refused = elf("--local", "create", status=1)
     assert "--local needs local_aws.py" in refused.err
     assert "Traceback" not in refused.err

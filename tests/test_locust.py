@@ -37,6 +37,7 @@ from harness import (
     await_listener,
     free_port,
 )
+from program import code_with_limits
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 THINGS = 60
@@ -44,13 +45,7 @@ TOKEN = "TOKENthatIsASecret0123456789+/="
 # Locust has one of its own at times: it closes a CSV file that it still writes.
 OUR_TRACEBACK = f'File "{ROOT}'
 PASSWORD = "correct horse battery staple"
-SLOW = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import elf
-elf.CONNECTS_PER_S = 4
-from locustfile import *
-"""
+SLOW = f"{code_with_limits(CONNECTS_PER_S=4)}from locustfile import *\n"
 
 
 class Locusts:

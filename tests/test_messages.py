@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness import ROOT, Account, AwsService, Client, Elf, Heard, InProcess, Pair, Relay, client_of
+from harness import ROOT, Account, AwsService, Client, Elf, Heard, InProcess, Limits, Pair, Relay, client_of
 
 ONCE = ("--duration", "0.01")
 
@@ -295,7 +295,7 @@ def test_send_and_subscribe_that_are_stopped_report_and_disconnect(
 
 
 def test_a_connection_lost_in_the_middle_costs_messages_and_the_status(
-    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch
+    main: InProcess, elf: Elf, account: Account, limits: Limits
 ) -> None:
     main("create")
     main("send", *elf.broker, *ONCE)
@@ -304,8 +304,7 @@ def test_a_connection_lost_in_the_middle_costs_messages_and_the_status(
     account.iot.create_policy_version(
         policyName="policy-thing_0", policyDocument=json.dumps(document), setAsDefault=True
     )
-    monkeypatch.setattr(main.module, "ACK_GRACE_S", 0.5)
-    monkeypatch.setattr(main.module, "CONNECT_TIMEOUT_S", 2.0)
+    limits(ACK_GRACE_S=0.5, CONNECT_TIMEOUT_S=2.0)
     result = main("send", *elf.broker, "--duration", "0.02", "--interval", "0.01", status=1)
     assert "sent 2 messages from 1 thing: 0 acknowledged, 2 lost" in result.err
 

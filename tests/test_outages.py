@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from harness import Account, AwsService, Client, Elf, InProcess, Pair, Relay, Result
+from harness import Account, AwsService, Client, Elf, InProcess, Limits, Pair, Relay, Result
 
 POSTED = re.compile(r"posting message:'(.*)' on topic: (\S+)")
 
@@ -61,10 +61,9 @@ def test_a_network_that_swallows_everything_loses_nothing(
 
 
 def test_an_outage_longer_than_the_grace_is_given_up_and_what_is_lost_is_listed(
-    main_of_pair: InProcess, service: AwsService, relay: Relay, monkeypatch: pytest.MonkeyPatch
+    main_of_pair: InProcess, service: AwsService, relay: Relay, limits: Limits
 ) -> None:
-    monkeypatch.setattr(main_of_pair.module, "ACK_GRACE_S", 1.0)
-    monkeypatch.setattr(main_of_pair.module, "ACK_PAUSE_S", 1.0)
+    limits(ACK_GRACE_S=1.0, ACK_PAUSE_S=1.0)
 
     def break_it() -> None:
         relay.await_arrivals(2)
@@ -152,9 +151,9 @@ def test_many_reconnections_leak_no_thread_and_no_open_file(pair: Pair, service:
 
 @pytest.mark.parametrize("qos", ["0", "1"])
 def test_a_publish_that_the_policy_forbids_is_named_by_its_topic_and_others_go_on(
-    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch, qos: str
+    main: InProcess, elf: Elf, account: Account, limits: Limits, qos: str
 ) -> None:
-    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
+    limits(PROPAGATION_S=0.0)
     main("create", 2)
     main("send", *elf.broker, "--duration", "0.01")
     account.edit_policy("policy-thing_0", deny("iot:Publish", "*:topic/elf/thing_0"))
@@ -167,9 +166,9 @@ def test_a_publish_that_the_policy_forbids_is_named_by_its_topic_and_others_go_o
 
 
 def test_a_subscription_that_the_policy_forbids_is_named_by_its_filter_and_others_go_on(
-    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch
+    main: InProcess, elf: Elf, account: Account, limits: Limits
 ) -> None:
-    monkeypatch.setattr(main.module, "PROPAGATION_S", 0.0)
+    limits(PROPAGATION_S=0.0)
     main("create", 2)
     main("send", *elf.broker, "--duration", "0.01")
     account.edit_policy("policy-thing_0", deny("iot:Subscribe"))
@@ -194,9 +193,9 @@ def test_what_was_made_seconds_ago_and_is_not_in_force_yet_is_tried_again(
 
 
 def test_a_thing_whose_certificate_goes_in_mid_run_is_given_up_and_explained(
-    elf: Elf, account: Account, service: AwsService, relay: Relay, main: InProcess, monkeypatch: pytest.MonkeyPatch
+    elf: Elf, account: Account, service: AwsService, relay: Relay, main: InProcess, limits: Limits
 ) -> None:
-    monkeypatch.setattr(main.module, "PROPAGATION_S", 1.0)
+    limits(PROPAGATION_S=1.0)
     main("create", 2)
     main("send", *elf.broker, "--duration", "0.01")
     certificate = account.certificate_of("thing_1")

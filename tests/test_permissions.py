@@ -6,11 +6,10 @@ import json
 import os
 import re
 import time
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
-from harness import ROOT, Account, Elf, InProcess, Result
+from harness import ROOT, Account, Elf, InProcess, Limits, Result
 
 ONCE = ("--duration", "0.01")
 
@@ -159,9 +158,9 @@ def test_without_describe_thing_the_owner_of_a_name_is_not_known(user: User, acc
 
 
 def test_without_describe_certificate_a_refusal_is_told_less_exactly(
-    user: User, account: Account, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+    user: User, account: Account, limits: Limits
 ) -> None:
-    monkeypatch.setattr(module, "POLICY_CHANGE_S", 2.0)
+    limits(POLICY_CHANGE_S=2.0)
     for command in ("create", "send"):
         user.run(command)
     account.iot.update_certificate(certificateId=account.certificate_of("thing_0"), newStatus="INACTIVE")

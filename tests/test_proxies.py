@@ -15,10 +15,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from harness import PATIENCE_S, ROOT, AwsService, Elf, InProcess, Pair, Relay, await_listener, free_port
+from harness import PATIENCE_S, ROOT, AwsService, Elf, InProcess, Limits, Pair, Relay, await_listener, free_port
 from obstacles import CLOSED_PORT, Broker, Impostor, deaf_port
 
 ONCE = ("--count", "1", "--interval", "0.01")
@@ -249,14 +248,13 @@ def test_messages_go_through_the_proxy(
 )
 def test_a_proxy_that_does_not_lead_there_is_explained(
     main_of_pair: InProcess,
-    module: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
+    limits: Limits,
     proxies: Proxies,
     way: str,
     cause: str,
     remedy: str,
 ) -> None:
-    monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.5)
+    limits(CONNECT_TIMEOUT_S=0.5)
     with deaf_port() as deaf:
         url = way.format(proxies, deaf)
         endpoint = ("--mqtt-endpoint", f"localhost:{CLOSED_PORT}", "--things", 1)

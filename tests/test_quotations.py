@@ -1,4 +1,4 @@
-"""What docs/how-it-works.md quotes of elf.py is what elf.py says, word for word."""
+"""What docs/how-it-works.md quotes of ELF is what its source says, word for word."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import textwrap
 
 import pytest
 from harness import ELF, ROOT
+from program import program_text
 
 PAGE = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 QUOTATIONS = re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+STEPS = {"Make", "Authorise", "Connect", "Retire"}  # of a thing: these stand in elf.py itself
 LINES = 14  # a quotation is to be read at a glance
 
 
 @pytest.mark.parametrize(("heading", "quotation"), [pytest.param(*each, id=each[0]) for each in QUOTATIONS])
 def test_a_quotation_is_what_elf_says(heading: str, quotation: str) -> None:
-    text = ELF.read_text(encoding="utf-8")
+    text = ELF.read_text(encoding="utf-8") if heading in STEPS else program_text()
     assert any(textwrap.indent(quotation, " " * depth) in text for depth in (0, 4, 8)), heading
     assert len(quotation.splitlines()) <= LINES
 
 
 def test_each_step_of_a_thing_is_quoted() -> None:
-    assert {"Make", "Authorise", "Connect", "Retire"} == {heading for heading, _ in QUOTATIONS}
+    assert {heading for heading, _ in QUOTATIONS} >= STEPS

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from harness import AwsService, Client, InProcess, Pair, Relay
+from harness import AwsService, Client, InProcess, Limits, Pair, Relay
 from mqtt_proxy import DROP, REPEAT, REPEAT_LATER, SWAP, MqttProxy
 from obstacles import SUBSCRIBE, Broker, Peer, answer_to, publish
 
@@ -254,10 +254,8 @@ def test_a_sender_is_remembered_as_a_range_and_its_gaps(module: ModuleType) -> N
     assert all(figures.values())
 
 
-def test_neither_a_day_nor_a_crowd_of_senders_takes_more_memory(
-    module: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MOST_SENDERS", 100)
+def test_neither_a_day_nor_a_crowd_of_senders_takes_more_memory(module: ModuleType, limits: Limits) -> None:
+    limits(MOST_SENDERS=100)
     arrivals = module.SequenceChecker()
 
     def hear(runs: range, numbers: range) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Account, Client, Elf, InProcess
+from harness import Account, Client, Elf, InProcess, Limits
 
 UPDATE = "$aws/things/{thing_name}/shadow/update"
 NAMED = "$aws/things/{thing_name}/shadow/name/door/"
@@ -91,9 +91,9 @@ def test_what_is_not_answered_is_said_after_a_while(
     send: Callable[..., tuple[dict[str, int], list[str]]],
     main: InProcess,
     account: Account,
-    monkeypatch: pytest.MonkeyPatch,
+    limits: Limits,
 ) -> None:
-    monkeypatch.setattr(main.module, "ANSWER_GRACE_S", 0.5)
+    limits(ANSWER_GRACE_S=0.5)
     send(UPDATE, REPORTED)
     deny = {"Effect": "Deny", "Action": "iot:Receive", "Resource": "*"}
     account.edit_policy("policy-thing_1", lambda statements: statements.append(deny))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -184,7 +185,10 @@ def test_options_of_templates_without_a_template_are_wrong_usage(
 
 
 def test_jinja2_is_imported_when_a_template_is_given_alone(tmp_path: Path) -> None:
-    code = f"import runpy, sys; sys.argv = ['elf.py', '--help']; sys.path.insert(0, {str(ROOT)!r})\n"
-    code += f"try: runpy.run_path({str(ROOT / 'elf.py')!r})\nfinally: print('jinja2' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "False"
+    code = "import elf, sys; elf.main(['--help']); print('jinja2' in sys.modules, file=sys.stderr)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "usage: " in done.stdout
+    assert done.stderr.strip() == "False"

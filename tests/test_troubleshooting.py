@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import string
-from types import ModuleType
 
 import pytest
 from harness import ROOT
+from program import constant, program_text
 
 
 def with_ellipses(template: str) -> str:
@@ -21,10 +21,11 @@ def normal(text: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def causes(module: ModuleType) -> dict[str, str]:
+def causes() -> dict[str, str]:
     """The remedy of each failure, by its cause."""
-    found = {with_ellipses(cause): with_ellipses(remedy) for cause, remedy in module.FAILURES.values()}
-    assert len(found) == len(module.FAILURES)
+    failures = constant("FAILURES")
+    found = {with_ellipses(cause): with_ellipses(remedy) for cause, remedy in failures.values()}
+    assert len(found) == len(failures)
     return found
 
 
@@ -47,7 +48,7 @@ def rows() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def words() -> str:
     """The source, each text of which is in one piece."""
-    return re.sub(r'"\s+f?"', "", (ROOT / "elf.py").read_text(encoding="utf-8"))
+    return re.sub(r'"\s+f?"', "", program_text())
 
 
 def test_every_failure_of_the_table_is_on_the_page(causes: dict[str, str], rows: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import botocore
 import pytest
 from harness import ELF, Account, AwsService, Elf, InProcess, Pair
+from program import copy_program
 
 ONCE = ("--duration", "0.01")
 BUNDLE = Path(botocore.__file__).with_name("cacert.pem")
@@ -64,8 +65,7 @@ def test_the_host_name_of_the_broker_is_verified(main_of_pair: InProcess, pair: 
 
 def test_the_root_certificate_beside_elf_is_believed(pair: Pair, service: AwsService, tmp_path: Path) -> None:
     script = pair.script
-    pair.script = tmp_path / "elf.py"
-    pair.script.write_bytes(ELF.read_bytes())
+    pair.script = copy_program(tmp_path)
     (tmp_path / "aws-iot-rootCA.crt").write_bytes(service.root_cert.read_bytes())
     try:
         pair("send", "--mqtt-endpoint", f"localhost:{service.mqtt_port}", *ONCE)

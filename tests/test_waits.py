@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from fault_proxy import CUT_BEFORE, THROTTLED, Answer, Fault, FaultProxy, aws_error
-from harness import Account, AwsService, Elf, InProcess
+from harness import Account, AwsService, Elf, InProcess, Limits
 
 ONCE = ("--duration", "0.01")
 STOPPED_WITHIN_S = 3.0  # less than ELF waits for calls under way at Ctrl-C
@@ -94,9 +94,9 @@ def test_what_counts_as_attached_for_a_while_is_waited_for_and_said_once(
 
 
 def test_things_that_wait_hold_up_no_others(
-    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, limits: Limits
 ) -> None:
-    monkeypatch.setattr(main.module, "CALLS_IN_FLIGHT", 1)
+    limits(CALLS_IN_FLIGHT=1)
     main("create", 3)
     main("send", *elf.broker, *ONCE)
     proxy.inject("DeletePolicy", IN_USE["DeletePolicy"])
@@ -120,9 +120,9 @@ def test_a_lost_certificate_that_waits_to_be_deleted_is_not_left_behind(
 
 
 def test_a_refusal_that_outlasts_what_aws_says_blames_nobody(
-    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, limits: Limits
 ) -> None:
-    monkeypatch.setattr(main.module, "CONSISTENCY_S", 0.5)
+    limits(CONSISTENCY_S=0.5)
     main("create")
     main("send", *elf.broker, *ONCE)
     proxy.inject("DeletePolicy", IN_USE["DeletePolicy"], onwards=True)

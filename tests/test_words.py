@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from harness import ROOT
+from program import program_files
 
-PROGRAMS = [ROOT / name for name in ("elf.py", "local_aws.py", "locustfile.py")]
+PROGRAMS = sorted({*program_files(), *ROOT.glob("*.py")})
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *(ROOT / "docs").glob("*.md")]
 
 STUMBLING = [  # a pattern, a sentence that it finds, and what is said instead
