@@ -22,7 +22,6 @@ import sys
 if sys.version_info < (3, 10):  # noqa: UP036 - see elf.py
     sys.exit("local_aws.py needs Python 3.10 or later, not {}.{}".format(*sys.version_info))
 
-import argparse
 import asyncio
 import contextlib
 import errno
@@ -31,7 +30,6 @@ import hmac
 import json
 import os
 import secrets
-import shlex
 import shutil
 import socket
 import ssl
@@ -91,6 +89,23 @@ class LocalAws(NamedTuple):
     def headers(self) -> dict[str, str]:
         """What every HTTP request needs."""
         return {TOKEN_HEADER: self.token}
+
+    @property
+    def environment(self) -> dict[str, str | None]:
+        """The variables that point boto3 and the AWS CLI at it, without the region's; None: not set."""
+        others = "AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN AWS_CREDENTIAL_EXPIRATION AWS_ENDPOINT_URL_IOT"
+        others += " AWS_ENDPOINT_URL_IOT_DATA_PLANE AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"
+        no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        if not {"*", "127.0.0.1"} & set(no_proxy.split(",")):
+            no_proxy = f"{no_proxy},127.0.0.1".lstrip(",")
+        return {
+            **dict.fromkeys(others.split()),
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": self.token,
+            "AWS_SECRET_ACCESS_KEY": ROOT_KEY,
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,  # which is the one that counts if both are set
+        }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -174,7 +189,7 @@ def stop(directory: Path, say: Callable[[str, Path], object]) -> None:
     while is_alive(directory):
         if time.monotonic() > deadline:
             say(
-                "the embedded AWS IoT (`local_aws.py serve --directory %s`) does not stop: kill it, then clean again",
+                "the embedded AWS IoT (`local_aws.py %s`) does not stop: kill it, then clean again",
                 directory,
             )
             return
@@ -191,7 +206,7 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(directory / LOG, "w", opener=_open_private) as logfile:
         return subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "serve", "--directory", str(directory)],
+            [sys.executable, str(Path(__file__).resolve()), str(directory)],
             stdin=subprocess.DEVNULL,
             stdout=logfile,
             stderr=subprocess.STDOUT,
@@ -496,45 +511,5 @@ async def _read_body(receive: Any) -> bytes:
             return b"".join(parts)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def show_environment(misc: Path) -> int:
-    """Print, for a shell, the variables that point boto3 and the AWS CLI at the server of `misc`; return the status."""
-    local = find(misc / "local")
-    if not local:
-        print(f"no embedded AWS IoT is running in {misc / 'local'}", file=sys.stderr)  # noqa: T201
-        print("what to do: start one with `elf.py --local create`, or set its --misc-dir", file=sys.stderr)  # noqa: T201
-        return 1
-    region = "us-west-2"
-    with contextlib.suppress(OSError, ValueError, KeyError):  # before the fleet's first thing
-        region = json.loads((misc / "elf.json").read_text(encoding="utf-8"))["fleet"]["region"]
-    variables = {
-        "AWS_ENDPOINT_URL": local.url,
-        "AWS_ACCESS_KEY_ID": local.token,
-        "AWS_SECRET_ACCESS_KEY": ROOT_KEY,
-        "AWS_REGION": region,
-        "AWS_DEFAULT_REGION": region,  # which boto3 reads
-        "NO_PROXY": "127.0.0.1",
-    }
-    for name, value in variables.items():
-        print(f"export {name}={shlex.quote(value)}")  # noqa: T201
-    return 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="The embedded AWS IoT of `elf.py --local`.")
-    parser.add_argument("command", choices=("env", "serve"), help="env: print variables that point other tools at it")
-    parser.add_argument("--misc-dir", default=os.environ.get("ELF_MISC_DIR") or HERE / "misc", help="as for elf.py")
-    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.command == "serve":
-        serve(options.directory)
-        return 0
-    return show_environment(Path(options.misc_dir).expanduser().absolute())
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(Path(sys.argv[1]))

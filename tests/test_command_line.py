@@ -57,6 +57,7 @@ def test_create_says_last_what_comes_next(elf: Elf) -> None:
             ],
         ),
         ("list", ["show", "AWS"]),
+        ("env", ["variables", "AWS CLI", "boto3"]),
         ("clean", ["--only-local", "--force", "default: "]),
     ],
 )
@@ -89,7 +90,7 @@ def test_short_options_are_those_of_mosquitto(module: ModuleType, short: str, lo
 
 def test_help_lists_the_commands(main: InProcess) -> None:
     text = main("-h").out
-    for command in ("create", "send", "subscribe", "list", "clean"):
+    for command in ("create", "send", "subscribe", "list", "env", "clean"):
         assert re.search(rf"^ +{command} +\S", text, re.MULTILINE)
     assert "example: " in text
 
@@ -147,6 +148,8 @@ def test_version_is_printed(main: InProcess, where: tuple[str, ...]) -> None:
         "subscribe topic",
         "clean --endpoint-url nowhere",
         "clean thing_0",
+        "env thing_0",
+        "env --output payload",
         "clean --only",
         "destroy",
         "--region",
@@ -247,7 +250,7 @@ def test_a_word_like_none_that_is_known_gets_no_suggestion(main: InProcess) -> N
     assert "did you mean" not in main("explode", status=2).err
 
 
-@pytest.mark.parametrize("command", [(), ("create",), ("send",), ("subscribe",), ("list",), ("clean",)])
+@pytest.mark.parametrize("command", [(), ("create",), ("send",), ("subscribe",), ("list",), ("env",), ("clean",)])
 def test_help_fits_into_80_columns(main: InProcess, command: tuple[str, ...]) -> None:
     main.use({"COLUMNS": "80"})
     assert max(map(len, main(*command, "--help").out.splitlines())) <= 80

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -143,24 +142,6 @@ def test_a_request_that_hints_at_another_service_is_still_aws_iots(started: Elf,
     status, answered = ask(started, "GET", "/things?Action=ListUsers", {**token, **headers})
     assert status == 200
     assert not {name for name in answered if name.startswith("access-control-")}
-
-
-def test_other_tools_get_in_with_what_it_prints_for_a_shell(started: Elf) -> None:
-    script = ELF.with_name("local_aws.py")
-    run = {"env": started.environment, "capture_output": True, "text": True, "check": True}
-    printed = subprocess.run([sys.executable, script, "env"], **run).stdout  # type: ignore[call-overload]
-    exported = dict(word.split("=", 1) for line in printed.splitlines() for word in shlex.split(line)[1:])
-    ask_boto3 = "import boto3; print(len(boto3.client('iot').list_things()['things']))"
-    run["env"] = {**started.environment, **exported}
-    assert subprocess.run([sys.executable, "-c", ask_boto3], **run).stdout == "2\n"  # type: ignore[call-overload]
-
-
-def test_where_none_runs_there_is_nothing_to_print(tmp_path: Path) -> None:
-    command = [sys.executable, ELF.with_name("local_aws.py"), "env", "--misc-dir", tmp_path / "misc"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert len(done.stderr.splitlines()) == 2
-    assert not (tmp_path / "misc").exists()
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can be somebody else")
@@ -309,7 +290,7 @@ def test_one_that_does_not_end_keeps_its_directory_and_is_the_only_one(local: El
     (server,) = servers_of(local)
     server.suspend()
     said = local("clean", "--only-local").err
-    assert f"WARNING - the embedded AWS IoT (`local_aws.py serve --directory {local.misc}/local`) does not stop" in said
+    assert f"WARNING - the embedded AWS IoT (`local_aws.py {local.misc}/local`) does not stop" in said
     window = local.start("--local", "create", "--verbose")
     with pytest.raises(subprocess.TimeoutExpired):
         window.process.wait(2)

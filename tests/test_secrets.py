@@ -154,7 +154,7 @@ def test_nothing_that_is_logged_moves_the_cursor(module: ModuleType) -> None:
 
 @pytest.mark.skipif(not PYTHONS, reason="there is no Python 3.8 or 3.9 here")
 @pytest.mark.parametrize("python", PYTHONS, ids=lambda python: python.parent.parent.name)
-@pytest.mark.parametrize("program", ["elf.py", "local_aws.py", "locustfile.py"])
+@pytest.mark.parametrize("program", ["elf.py", "locustfile.py"])
 def test_an_old_python_is_refused_before_anything_is_done(python: Path, program: str, tmp_path: Path) -> None:
     command = [str(python), str(ELF.with_name(program)), "create", "--misc-dir", str(tmp_path / "misc")]
     done = subprocess.run(command, capture_output=True, text=True)
