@@ -13,16 +13,23 @@
 A thing goes through this file from top to bottom: `create` makes it in AWS IoT with its own certificate and records it
 in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over MQTT with
 mutual TLS and exchange its messages (Messages, Device), for a whole fleet on one loop in one thread; `clean` deletes
-all of it. `--local` runs the same commands on an embedded AWS IoT (local_aws.py). Each section uses only the sections
-above it.
+all of it. `--local` runs the same commands on an embedded AWS IoT (iot_elf/local_aws.py). Each section uses only the
+sections above it.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 if sys.version_info < (3, 10):  # noqa: UP036 - macOS's own is 3.9, which would get as far as losing keys
     sys.exit("elf.py needs Python 3.10 or later, not {}.{}: try `uv run elf.py`".format(*sys.version_info))
+
+sys.path.append(str(Path(__file__).resolve().parent))  # where Python does not look with -P, nor Locust after its start
+try:
+    import iot_elf  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("elf.py needs the folder iot_elf/ beside it: clone the whole repository")
 
 # What only some commands need (boto3, the SDK) is imported where they need it, so that `--help` is quick.
 import argparse
@@ -46,7 +53,6 @@ import threading
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5214,14 +5220,9 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
 
 
 def _local_aws() -> Any:
-    """Import local_aws.py, which only `--local` needs."""
-    try:
-        import local_aws
-    except ModuleNotFoundError as error:
-        raise ElfError(
-            f"--local needs local_aws.py, and it is not in {HERE}",
-            "copy it there from ELF's repository",
-        ) from error
+    """Import the embedded AWS IoT, which only `--local` needs."""
+    from iot_elf import local_aws
+
     return local_aws
 
 

@@ -168,8 +168,8 @@ def main() -> None:
     directory = Path(tempfile.gettempdir(), "elf")  # which is seen
     directory.mkdir()
     try:
-        for name in ("elf.py", "local_aws.py"):
-            shutil.copy(HERE.parent / name, directory)
+        shutil.copy(HERE.parent / "elf.py", directory)
+        shutil.copytree(HERE.parent / "iot_elf", directory / "iot_elf")
         frames = list(record(directory))
     finally:
         shutil.rmtree(directory)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -377,6 +378,7 @@ def test_every_command_works_from_another_directory_on_the_misc_beside_elf(
     elf.script = tmp_path / "clone" / "elf.py"
     elf.script.parent.mkdir()
     elf.script.write_bytes(ELF.read_bytes())
+    shutil.copytree(ELF.parent / "iot_elf", elf.script.parent / "iot_elf")
     elf.misc = elf.script.parent / "misc"
     del elf.environment["ELF_MISC_DIR"]
     elf("create")
@@ -387,6 +389,24 @@ def test_every_command_works_from_another_directory_on_the_misc_beside_elf(
     assert account.is_empty()
     assert elf.files() == ["elf.json"]
     assert list(elf.cwd.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["--help", "create", "send"])
+def test_without_its_package_it_says_so_in_a_line(elf: Elf, tmp_path: Path, command: str) -> None:
+    elf.script = Path(shutil.copy(ELF, tmp_path / "elf.py"))
+    result = elf(command, status=1)
+    assert result.out == ""
+    assert result.err == "elf.py needs the folder iot_elf/ beside it: clone the whole repository\n"
+    assert not elf.misc.exists()
+
+
+@pytest.mark.parametrize("python", [("-I",), ("-W", "error")], ids=" ".join)
+def test_its_package_is_found_where_python_does_not_look_for_it(elf: Elf, python: tuple[str, ...]) -> None:
+    link = elf.cwd / "link.py"
+    link.symlink_to(ELF)
+    done = subprocess.run([elf.python, *python, link, "list"], env=elf.environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no things yet" in done.stdout
 
 
 def test_misc_dir_wins_over_the_environment(main: InProcess, elf: Elf, tmp_path: Path) -> None:

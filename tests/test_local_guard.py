@@ -290,7 +290,7 @@ def test_one_that_does_not_end_keeps_its_directory_and_is_the_only_one(local: El
     (server,) = servers_of(local)
     server.suspend()
     said = local("clean", "--only-local").err
-    assert f"WARNING - the embedded AWS IoT (`local_aws.py {local.misc}/local`) does not stop" in said
+    assert f"WARNING - the embedded AWS IoT (`python -m iot_elf.local_aws {local.misc}/local`) does not stop" in said
     window = local.start("--local", "create", "--verbose")
     with pytest.raises(subprocess.TimeoutExpired):
         window.process.wait(2)
@@ -397,7 +397,7 @@ def test_it_imports_nothing_from_where_a_program_works(local: Elf, tmp_path: Pat
         (local.cwd / f"{name}.py").write_text(f"open({str(tmp_path / 'poisoned')!r}, 'w')")
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, pathlib, sys, local_aws; sys.path.insert(0, os.getcwd()); "
+        "import os, pathlib, sys; from iot_elf import local_aws; sys.path.insert(0, os.getcwd()); "
         f"local_aws.find_or_start(pathlib.Path({str(local.misc / 'local')!r}), lambda: None, print)"
     )
     environment = local.environment | {"PYTHONPATH": str(ELF.parent)}
@@ -406,10 +406,17 @@ def test_it_imports_nothing_from_where_a_program_works(local: Elf, tmp_path: Pat
     assert len(servers_of(local)) == 1
 
 
-def test_without_local_aws_py_all_but_local_works(elf: Elf, tmp_path: Path) -> None:
-    elf.script = Path(shutil.copy(ELF, tmp_path / "elf.py"))
-    refused = elf("--local", "create", status=1)
-    assert "--local needs local_aws.py" in refused.err
-    assert "Traceback" not in refused.err
-    elf("create")
-    elf("clean")
+def test_it_starts_from_anywhere_and_its_package_hides_no_other(local: Elf, tmp_path: Path) -> None:
+    """A module of iot_elf/ may have the name of one that the server imports."""
+    clone = tmp_path / "clone"
+    shutil.copytree(ELF.parent / "iot_elf", clone / "iot_elf")
+    shutil.copy(ELF, clone)
+    for name in ("asyncio", "ssl", "events", "ministack", "hypercorn"):
+        (clone / "iot_elf" / f"{name}.py").write_text("raise SystemExit('this is another module')")
+    local.script = local.cwd / "elf"
+    local.script.symlink_to(clone / "elf.py")
+    local("--local", "create")
+    local("send", *ONCE)
+    assert things(local) == ["thing_0"]
+    local("clean")
+    assert servers_of(local) == []

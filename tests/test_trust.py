@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import shutil
 import ssl
 import sys
 import venv
@@ -66,6 +67,7 @@ def test_the_root_certificate_beside_elf_is_believed(pair: Pair, service: AwsSer
     script = pair.script
     pair.script = tmp_path / "elf.py"
     pair.script.write_bytes(ELF.read_bytes())
+    shutil.copytree(ELF.parent / "iot_elf", tmp_path / "iot_elf")
     (tmp_path / "aws-iot-rootCA.crt").write_bytes(service.root_cert.read_bytes())
     try:
         pair("send", "--mqtt-endpoint", f"localhost:{service.mqtt_port}", *ONCE)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness import ROOT
 
-PROGRAMS = [ROOT / name for name in ("elf.py", "local_aws.py", "locustfile.py")]
+PROGRAMS = [ROOT / name for name in ("elf.py", "iot_elf/local_aws.py", "locustfile.py")]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *(ROOT / "docs").glob("*.md")]
 
 STUMBLING = [  # a pattern, a sentence that it finds, and what is said instead
