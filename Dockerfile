@@ -7,6 +7,9 @@ RUN useradd --uid 1000 --home-dir /home/elf elf \
 
 COPY requirements.txt /elf/
 RUN pip install --no-cache-dir --requirement /elf/requirements.txt
+COPY iot_elf /elf/iot_elf/
+# Once, as nothing is compiled later; a builder may set other times on the files.
+RUN python -m compileall -q --invalidation-mode unchecked-hash /elf/iot_elf
 COPY elf.py example.json example-shadow.json example-template.json /elf/
 
 ENV HOME=/home/elf PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

@@ -13,16 +13,23 @@
 A thing goes through this file from top to bottom: `create` makes it in AWS IoT with its own certificate and records it
 in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over MQTT with
 mutual TLS and exchange its messages (Messages, Device), for a whole fleet on one loop in one thread; `clean` deletes
-all of it. `--local` runs the same commands on an embedded AWS IoT (local_aws.py). Each section uses only the sections
-above it.
+all of it. `--local` runs the same commands on an embedded AWS IoT (iot_elf/local_aws.py). Each section uses only the
+sections above it.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 if sys.version_info < (3, 10):  # noqa: UP036 - macOS's own is 3.9, which would get as far as losing keys
     sys.exit("elf.py needs Python 3.10 or later, not {}.{}: try `uv run elf.py`".format(*sys.version_info))
+
+sys.path.append(str(Path(__file__).resolve().parent))  # where Python does not look with -P, nor Locust after its start
+try:
+    import iot_elf  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("elf.py needs the folder iot_elf/ beside it: clone the whole repository")
 
 # What only some commands need (boto3, the SDK) is imported where they need it, so that `--help` is quick.
 import argparse
@@ -46,7 +53,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -5134,6 +5140,46 @@ def list_things(cli: Cli) -> int:
     return 0
 
 
+def print_environment(cli: Cli) -> int:
+    """Print, for a shell, what points the AWS CLI and boto3 at the fleet, without locking, writing or asking AWS."""
+    import shlex
+
+    fleet = Fleet(cli.misc_dir)
+    if not fleet.place:
+        raise ElfError(*NO_THINGS)
+    place = locate(cli, fleet.place)
+    variables: dict[str, str | None] = {"AWS_REGION": place.region, "AWS_DEFAULT_REGION": place.region}
+    if not place.local:
+        variables |= environment_of(place)
+    elif local := _local_aws().find(fleet.local_directory, cli.inbox.check):
+        variables |= local.environment
+    else:
+        start = "send" if fleet.ready else "--local create"
+        raise ElfError(f"no embedded AWS IoT is running in {fleet.local_directory}", f"`elf.py {start}` starts it")
+    if cli.results.is_on:
+        text = json.dumps({"event": "environment", "variables": variables})  # not redacted: it would be of no use
+    else:
+        unset = [name for name, value in variables.items() if value is None]
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
+        text = "\n".join([f"unset {' '.join(unset)}"] * bool(unset) + lines)
+    cli.printer.write(sys.stdout.buffer, os.fsencode(f"{text}\n"))
+    return 0
+
+
+def environment_of(place: Place) -> dict[str, str | None]:
+    """Return the variables of a place on AWS, without the region's; None: not set, as it would override the others."""
+    variables: dict[str, str | None] = {}
+    if place.profile:
+        overriding = ("AWS_DEFAULT_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        variables |= {**dict.fromkeys(overriding), "AWS_PROFILE": place.profile}
+    if url := place.endpoint_url:
+        of_all, of_iot = "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_IOT"
+        variables |= dict.fromkeys((of_all, of_iot, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"))
+        if not url.startswith(f"https://iot.{place.region}.amazonaws.com"):
+            variables[of_iot if ".amazonaws." in url else of_all] = url  # a VPC's endpoint serves only AWS IoT
+    return variables
+
+
 def show_unanswered(cli: Cli) -> None:
     """Log which certificates may have been made in requests without an answer, for the user to decide."""
     fleet = cli.fleet
@@ -5165,6 +5211,9 @@ def show_unanswered(cli: Cli) -> None:
         fleet.forget_unanswered(until=time.time() - CONSISTENCY_S)
 
 
+NO_THINGS = "there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)"
+
+
 def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
     """Return the things that can connect, or the first `first` of them. Raises ElfError if there are none, or fewer."""
     prefix, highest = by_number(next(reversed(fleet.things), ""))
@@ -5173,7 +5222,7 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
             log.warning("skipping incomplete things: %s; finish with `elf.py %s`", listed(names), command)
     if not fleet.things:
-        raise ElfError("there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)")
+        raise ElfError(*NO_THINGS)
     if not fleet.ready:
         raise ElfError("none of the things is complete", f"finish with `elf.py {create}`, or `elf.py clean`")
     if first and first > len(fleet.ready):
@@ -5533,6 +5582,7 @@ def build_parser() -> Parser:
     add_subscribe_options(command)
 
     add_command(list_things, "list", "show the things and where they are, without asking AWS")
+    add_command(print_environment, "env", "print the variables that point the AWS CLI and boto3 at the fleet")
 
     command = add_command(clean_up, "clean", "delete all that ELF made, in AWS IoT and on disk")
     command.add_argument(
@@ -5662,21 +5712,16 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
 
 
 def _local_aws() -> Any:
-    """Import local_aws.py, which only `--local` needs."""
-    try:
-        import local_aws
-    except ModuleNotFoundError as error:
-        raise ElfError(
-            f"--local needs local_aws.py, and it is not in {HERE}",
-            "copy it there from ELF's repository",
-        ) from error
+    """Import the embedded AWS IoT, which only `--local` needs."""
+    from iot_elf import local_aws
+
     return local_aws
 
 
 def run_command(cli: Cli) -> int:
     """Find the fleet and its AWS, and run the command on them."""
-    if cli.run is list_things:
-        return list_things(cli)
+    if cli.run in (list_things, print_environment):
+        return cli.run(cli)
     creates = cli.run is create_things
     with held_fleet(cli, f"elf.py {cli.command}", cli.alone, creates) as fleet:
         cleaning = cli.run is clean_up
@@ -5778,8 +5823,8 @@ def report_end(cli: Cli, status: int) -> int:
 def run_to_the_end(cli: Cli) -> int:
     """Run the command, explain its failure, and return the exit status."""
     try:
-        if sys.stdout is None and (cli.output in ("json", "payload") or cli.run is list_things):
-            raise ElfError("standard output is closed, and `list` and --output need it", "open it")
+        if sys.stdout is None and (cli.output in ("json", "payload") or cli.run in (list_things, print_environment)):
+            raise ElfError("standard output is closed, and `list`, `env` and --output need it", "open it")
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != SIGPIPE:

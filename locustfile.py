@@ -46,7 +46,6 @@ from werkzeug.datastructures import ImmutableMultiDict
 
 import elf
 
-sys.path.insert(0, str(elf.HERE))  # Locust has it there no longer when elf.py imports local_aws.py
 SETTLE_S = 10.0  # how long the end of a run waits for acknowledgements
 SET_UP = Event()  # Locust can start users before set_up() is through
 SPAWN_RATE = 100  # users a second, unless told otherwise; Locust warns of more

@@ -168,11 +168,8 @@ def main() -> None:
     directory = Path(tempfile.gettempdir(), "elf")  # which is seen
     directory.mkdir()
     try:
-        root = HERE.parent
-        for path in (*root.glob("*.py"), *root.glob("iot_elf/*.py")):
-            copy = directory / path.relative_to(root)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copy(path, copy)
+        shutil.copy(HERE.parent / "elf.py", directory)
+        shutil.copytree(HERE.parent / "iot_elf", directory / "iot_elf")
         frames = list(record(directory))
     finally:
         shutil.rmtree(directory)

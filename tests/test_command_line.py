@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -58,6 +59,7 @@ def test_create_says_last_what_comes_next(elf: Elf) -> None:
             ],
         ),
         ("list", ["show", "AWS"]),
+        ("env", ["variables", "AWS CLI", "boto3"]),
         ("clean", ["--only-local", "--force", "default: "]),
     ],
 )
@@ -90,7 +92,7 @@ def test_short_options_are_those_of_mosquitto(module: ModuleType, short: str, lo
 
 def test_help_lists_the_commands(main: InProcess) -> None:
     text = main("-h").out
-    for command in ("create", "send", "subscribe", "list", "clean"):
+    for command in ("create", "send", "subscribe", "list", "env", "clean"):
         assert re.search(rf"^ +{command} +\S", text, re.MULTILINE)
     assert "example: " in text
 
@@ -148,6 +150,8 @@ def test_version_is_printed(main: InProcess, where: tuple[str, ...]) -> None:
         "subscribe topic",
         "clean --endpoint-url nowhere",
         "clean thing_0",
+        "env thing_0",
+        "env --output payload",
         "clean --only",
         "destroy",
         "--region",
@@ -248,7 +252,7 @@ def test_a_word_like_none_that_is_known_gets_no_suggestion(main: InProcess) -> N
     assert "did you mean" not in main("explode", status=2).err
 
 
-@pytest.mark.parametrize("command", [(), ("create",), ("send",), ("subscribe",), ("list",), ("clean",)])
+@pytest.mark.parametrize("command", [(), ("create",), ("send",), ("subscribe",), ("list",), ("env",), ("clean",)])
 def test_help_fits_into_80_columns(main: InProcess, command: tuple[str, ...]) -> None:
     main.use({"COLUMNS": "80"})
     assert max(map(len, main(*command, "--help").out.splitlines())) <= 80
@@ -383,6 +387,24 @@ def test_every_command_works_from_another_directory_on_the_misc_beside_elf(
     assert account.is_empty()
     assert elf.files() == ["elf.json"]
     assert list(elf.cwd.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["--help", "create", "send"])
+def test_without_its_package_it_says_so_in_a_line(elf: Elf, tmp_path: Path, command: str) -> None:
+    elf.script = Path(shutil.copy(ELF, tmp_path / "elf.py"))
+    result = elf(command, status=1)
+    assert result.out == ""
+    assert result.err == "elf.py needs the folder iot_elf/ beside it: clone the whole repository\n"
+    assert not elf.misc.exists()
+
+
+@pytest.mark.parametrize("python", [("-I",), ("-W", "error")], ids=" ".join)
+def test_its_package_is_found_where_python_does_not_look_for_it(elf: Elf, python: tuple[str, ...]) -> None:
+    link = elf.cwd / "link.py"
+    link.symlink_to(ELF)
+    done = subprocess.run([elf.python, *python, link, "list"], env=elf.environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no things yet" in done.stdout
 
 
 def test_misc_dir_wins_over_the_environment(main: InProcess, elf: Elf, tmp_path: Path) -> None:

@@ -18,9 +18,16 @@ from typing import Any
 import pytest
 from dockerfile_parse import DockerfileParser
 from harness import ROOT, Account, AwsService, Elf
-from program import program_files
 
-SECRETS = ("misc/thing_0.prv", "misc/things.json", ".aws/credentials", ".git/config", "thing_0.pem", ".env")
+SECRETS = (
+    "misc/thing_0.prv",
+    "iot_elf/thing_0.prv",
+    "misc/things.json",
+    ".aws/credentials",
+    ".git/config",
+    "thing_0.pem",
+    ".env",
+)
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -48,19 +55,25 @@ def sources() -> list[tuple[list[str], str]]:
     return [(words[:-1], words[-1]) for name, value in instructions() if name == "COPY" for words in [value.split()]]
 
 
+def context_of(source: str) -> list[Path]:
+    """List the files that a COPY of a file, or of a directory's content, finds."""
+    path = ROOT / source
+    return [path] if path.is_file() else [file for file in path.iterdir() if is_in_context(f"{source}/{file.name}")]
+
+
 @pytest.fixture
 def container(elf: Elf, tmp_path: Path) -> Elf:
     """A user whose ELF is the container's: its files, its environment and its volume."""
     root = tmp_path / "root"
     for files, directory in sources():
         (root / directory.strip("/")).mkdir(parents=True, exist_ok=True)
-        for file in files:
-            assert is_in_context(file)
-            if (ROOT / file).is_dir():  # of which COPY takes what is in it
-                ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(ROOT / file, root / directory.strip("/"), dirs_exist_ok=True, ignore=ignored)
-            else:
-                shutil.copy(ROOT / file, root / directory.strip("/"))
+        for path in (path for file in files for path in context_of(file)):
+            assert is_in_context(str(path.relative_to(ROOT)))
+            shutil.copy(path, root / directory.strip("/"))
+    for name, command in instructions():
+        if name == "RUN" and "compileall" in command:
+            command = command.replace("python", sys.executable, 1).replace("/elf/", f"{root}/elf/")
+            subprocess.run(command, shell=True, check=True)
     command, *arguments = json.loads(value_of("ENTRYPOINT"))
     assert (command, arguments) == ("python", ["/elf/elf.py"])
     elf.script = root / arguments[0].strip("/")
@@ -76,11 +89,10 @@ def container(elf: Elf, tmp_path: Path) -> Elf:
 def test_no_secret_is_in_the_image_nor_even_sent_to_the_daemon() -> None:
     assert [path for path in SECRETS if is_in_context(path)] == []
     copied = {file for files, _ in sources() for file in files}
-    tracked = {path.name for path in ROOT.iterdir() if is_in_context(path.name)}
-    program = {path.relative_to(ROOT).parts[0] for path in program_files()}
-    examples = {"example.json", "example-shadow.json", "example-template.json"}
-    assert tracked == copied == program | examples | {"requirements.txt"}
-    assert all(is_in_context(path.relative_to(ROOT).as_posix()) for path in program_files())
+    paths = {str(path.relative_to(ROOT)) for path in (*ROOT.iterdir(), *(ROOT / "iot_elf").rglob("*"))}
+    files = {"elf.py", "requirements.txt", "example.json", "example-shadow.json", "example-template.json"}
+    assert copied == files | {"iot_elf"}
+    assert set(filter(is_in_context, paths)) == files | {f"iot_elf/{path.name}" for path in ROOT.glob("iot_elf/*.py")}
     assert not any(name in ("ADD", "ARG") or "AWS" in value for name, value in instructions())
 
 
@@ -91,6 +103,13 @@ def test_what_is_installed_is_what_was_copied_and_needs_no_root_afterwards() -> 
     assert instructions()[install - 1] == ("COPY", "requirements.txt /elf/")  # before elf.py: it is cached
     assert value_of("USER") not in ("root", "0")
     assert max(index for index, name in enumerate(names) if name in ("RUN", "COPY")) < names.index("USER")
+
+
+def test_its_package_is_compiled_in_the_image_since_it_is_not_later(container: Elf) -> None:
+    assert container.environment["PYTHONDONTWRITEBYTECODE"]
+    modules = {path.stem for path in ROOT.glob("iot_elf/*.py")}
+    compiled = {path.name.partition(".")[0] for path in (container.script.parent / "iot_elf/__pycache__").iterdir()}
+    assert compiled == modules
 
 
 def test_a_fleet_is_made_sends_and_goes_in_the_container(container: Elf, account: Account) -> None:

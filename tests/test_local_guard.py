@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -144,24 +143,6 @@ def test_a_request_that_hints_at_another_service_is_still_aws_iots(started: Elf,
     status, answered = ask(started, "GET", "/things?Action=ListUsers", {**token, **headers})
     assert status == 200
     assert not {name for name in answered if name.startswith("access-control-")}
-
-
-def test_other_tools_get_in_with_what_it_prints_for_a_shell(started: Elf) -> None:
-    script = ELF.with_name("local_aws.py")
-    run = {"env": started.environment, "capture_output": True, "text": True, "check": True}
-    printed = subprocess.run([sys.executable, script, "env"], **run).stdout  # type: ignore[call-overload]
-    exported = dict(word.split("=", 1) for line in printed.splitlines() for word in shlex.split(line)[1:])
-    ask_boto3 = "import boto3; print(len(boto3.client('iot').list_things()['things']))"
-    run["env"] = {**started.environment, **exported}
-    assert subprocess.run([sys.executable, "-c", ask_boto3], **run).stdout == "2\n"  # type: ignore[call-overload]
-
-
-def test_where_none_runs_there_is_nothing_to_print(tmp_path: Path) -> None:
-    command = [sys.executable, ELF.with_name("local_aws.py"), "env", "--misc-dir", tmp_path / "misc"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert len(done.stderr.splitlines()) == 2
-    assert not (tmp_path / "misc").exists()
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can be somebody else")
@@ -310,7 +291,7 @@ def test_one_that_does_not_end_keeps_its_directory_and_is_the_only_one(local: El
     (server,) = servers_of(local)
     server.suspend()
     said = local("clean", "--only-local").err
-    assert f"WARNING - the embedded AWS IoT (`local_aws.py serve --directory {local.misc}/local`) does not stop" in said
+    assert f"WARNING - the embedded AWS IoT (`python -m iot_elf.local_aws {local.misc}/local`) does not stop" in said
     window = local.start("--local", "create", "--verbose")
     with pytest.raises(subprocess.TimeoutExpired):
         window.process.wait(2)
@@ -417,7 +398,7 @@ def test_it_imports_nothing_from_where_a_program_works(local: Elf, tmp_path: Pat
         (local.cwd / f"{name}.py").write_text(f"open({str(tmp_path / 'poisoned')!r}, 'w')")
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, pathlib, sys, local_aws; sys.path.insert(0, os.getcwd()); "
+        "import os, pathlib, sys; from iot_elf import local_aws; sys.path.insert(0, os.getcwd()); "
         f"local_aws.find_or_start(pathlib.Path({str(local.misc / 'local')!r}), lambda: None, print)"
     )
     environment = local.environment | {"PYTHONPATH": str(ELF.parent)}
@@ -426,10 +407,15 @@ def test_it_imports_nothing_from_where_a_program_works(local: Elf, tmp_path: Pat
     assert len(servers_of(local)) == 1
 
 
-def test_without_local_aws_py_all_but_local_works(elf: Elf, tmp_path: Path) -> None:
-    elf.script = copy_program(tmp_path)
-    refused = elf("--local", "create", status=1)
-    assert "--local needs local_aws.py" in refused.err
-    assert "Traceback" not in refused.err
-    elf("create")
-    elf("clean")
+def test_it_starts_from_anywhere_and_its_package_hides_no_other(local: Elf, tmp_path: Path) -> None:
+    """A module of iot_elf/ may have the name of one that the server imports."""
+    clone = copy_program(tmp_path / "clone").parent
+    for name in ("asyncio", "ssl", "ministack", "hypercorn"):
+        (clone / "iot_elf" / f"{name}.py").write_text("raise SystemExit('this is another module')")
+    local.script = local.cwd / "elf"
+    local.script.symlink_to(clone / "elf.py")
+    local("--local", "create")
+    local("send", *ONCE)
+    assert things(local) == ["thing_0"]
+    local("clean")
+    assert servers_of(local) == []

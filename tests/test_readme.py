@@ -245,7 +245,7 @@ def test_each_call_of_elf_that_is_mentioned_is_one(module: ModuleType) -> None:
 
 def test_each_option_is_among_the_commands(module: ModuleType) -> None:
     page = PAGES["docs/commands.md"]
-    for command in ("create", "send", "subscribe", "list", "clean"):
+    for command in ("create", "send", "subscribe", "list", "env", "clean"):
         with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
             module.build_parser().parse_args([command, "--help"])
         for name in re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.getvalue()):

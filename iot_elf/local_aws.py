@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """The embedded AWS IoT of `elf.py --local`: only MiniStack's AWS IoT, and only for its owner.
 
-A command asks find_or_start() for its address. That starts this file again: serve() runs in the background until its
-directory, misc/local/, is gone:
+A command asks find_or_start() for its address. That starts this module as a program: serve() runs in the background
+until its directory, misc/local/, is gone:
 
     lock           locked while the server runs: it shows whether the server is alive, whatever uses its ports
     address.json   its ports and its token, written once it listens; without that file it ends
@@ -17,12 +16,6 @@ only MiniStack's AWS IoT can be reached: no Lambda, no IAM, nothing that could r
 
 from __future__ import annotations
 
-import sys
-
-if sys.version_info < (3, 10):  # noqa: UP036 - see elf.py
-    sys.exit("local_aws.py needs Python 3.10 or later, not {}.{}".format(*sys.version_info))
-
-import argparse
 import asyncio
 import contextlib
 import errno
@@ -31,11 +24,11 @@ import hmac
 import json
 import os
 import secrets
-import shlex
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -44,7 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent  # which has iot_elf/
 ADDRESS = "address.json"
 LOCK = "lock"
 LOG = "ministack.log"
@@ -91,6 +84,23 @@ class LocalAws(NamedTuple):
     def headers(self) -> dict[str, str]:
         """What every HTTP request needs."""
         return {TOKEN_HEADER: self.token}
+
+    @property
+    def environment(self) -> dict[str, str | None]:
+        """The variables that point boto3 and the AWS CLI at it, without the region's; None: not set."""
+        others = "AWS_PROFILE AWS_DEFAULT_PROFILE AWS_SESSION_TOKEN AWS_CREDENTIAL_EXPIRATION AWS_ENDPOINT_URL_IOT"
+        others += " AWS_ENDPOINT_URL_IOT_DATA_PLANE AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"
+        no_proxy = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+        if not {"*", "127.0.0.1"} & set(no_proxy.split(",")):
+            no_proxy = f"{no_proxy},127.0.0.1".lstrip(",")
+        return {
+            **dict.fromkeys(others.split()),
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": self.token,
+            "AWS_SECRET_ACCESS_KEY": ROOT_KEY,
+            "NO_PROXY": no_proxy,
+            "no_proxy": no_proxy,  # which is the one that counts if both are set
+        }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -174,7 +184,7 @@ def stop(directory: Path, say: Callable[[str, Path], object]) -> None:
     while is_alive(directory):
         if time.monotonic() > deadline:
             say(
-                "the embedded AWS IoT (`local_aws.py serve --directory %s`) does not stop: kill it, then clean again",
+                "the embedded AWS IoT (`python -m iot_elf.local_aws %s`) does not stop: kill it, then clean again",
                 directory,
             )
             return
@@ -191,11 +201,11 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(directory / LOG, "w", opener=_open_private) as logfile:
         return subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "serve", "--directory", str(directory)],
+            [sys.executable, "-m", "iot_elf.local_aws", str(directory)],
             stdin=subprocess.DEVNULL,
             stdout=logfile,
             stderr=subprocess.STDOUT,
-            cwd=directory,
+            cwd=ROOT,  # from which Python 3.10 imports first; serve() leaves it
             env=_environment(directory),
             start_new_session=True,  # the terminal's Ctrl-C is not for it
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -219,16 +229,16 @@ def _import_path() -> list[str]:
     """Return the server's import path: this process's, which may include PYTHONPATH or the user's site-packages.
 
     It leaves out the working directory and the script's, to which others may be able to write (Python puts one of them
-    first, Locust the other), unless the packages are only there.
+    first, Locust the other), unless the packages are only there. The directory with iot_elf/ comes last.
     """
     from importlib.machinery import PathFinder
 
     entries = [str(Path(entry).absolute()) for entry in sys.path if entry]
-    work = {str(HERE), str(Path(sys.argv[0]).resolve().parent)}
+    work = {str(ROOT), str(Path(sys.argv[0]).resolve().parent)}
     with contextlib.suppress(OSError):  # it was removed
         work.add(str(Path.cwd()))
     trusted = [entry for entry in entries if str(Path(entry).resolve()) not in work]
-    return trusted if all(PathFinder.find_spec(name, trusted) for name in PACKAGES) else entries
+    return [*(trusted if all(PathFinder.find_spec(name, trusted) for name in PACKAGES) else entries), str(ROOT)]
 
 
 def _ask(local: LocalAws, question: str, patience_s: float, check: Callable[[], object] = lambda: None) -> bool:
@@ -452,7 +462,7 @@ class Gate:
         key, region, service = _credential_scope(headers.get("authorization", ""))
         trusted = _same(headers.get(TOKEN_HEADER.lower(), ""), self._local.token) or _same(key, self._local.token)
         if not trusted or _first_level(scope["path"]) not in self._paths.get(service, ()):
-            denied = {"__type": "AccessDeniedException", "message": "only its owner can use this (local_aws.py)"}
+            denied = {"__type": "AccessDeniedException", "message": "only its owner can use this: see `elf.py env`"}
             return 403, {"content-type": "application/json", "connection": "close"}, json.dumps(denied)
         return await self._handle(service, region, scope, headers, await _read_body(receive))
 
@@ -496,45 +506,5 @@ async def _read_body(receive: Any) -> bytes:
             return b"".join(parts)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Command line
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def show_environment(misc: Path) -> int:
-    """Print, for a shell, the variables that point boto3 and the AWS CLI at the server of `misc`; return the status."""
-    local = find(misc / "local")
-    if not local:
-        print(f"no embedded AWS IoT is running in {misc / 'local'}", file=sys.stderr)  # noqa: T201
-        print("what to do: start one with `elf.py --local create`, or set its --misc-dir", file=sys.stderr)  # noqa: T201
-        return 1
-    region = "us-west-2"
-    with contextlib.suppress(OSError, ValueError, KeyError):  # before the fleet's first thing
-        region = json.loads((misc / "elf.json").read_text(encoding="utf-8"))["fleet"]["region"]
-    variables = {
-        "AWS_ENDPOINT_URL": local.url,
-        "AWS_ACCESS_KEY_ID": local.token,
-        "AWS_SECRET_ACCESS_KEY": ROOT_KEY,
-        "AWS_REGION": region,
-        "AWS_DEFAULT_REGION": region,  # which boto3 reads
-        "NO_PROXY": "127.0.0.1",
-    }
-    for name, value in variables.items():
-        print(f"export {name}={shlex.quote(value)}")  # noqa: T201
-    return 0
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="The embedded AWS IoT of `elf.py --local`.")
-    parser.add_argument("command", choices=("env", "serve"), help="env: print variables that point other tools at it")
-    parser.add_argument("--misc-dir", default=os.environ.get("ELF_MISC_DIR") or HERE / "misc", help="as for elf.py")
-    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.command == "serve":
-        serve(options.directory)
-        return 0
-    return show_environment(Path(options.misc_dir).expanduser().absolute())
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    serve(Path(sys.argv[1]))

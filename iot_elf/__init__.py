@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What elf.py is built on. No module here knows a command or imports elf.py; each uses only those above it.
+
+On demand:
+
+local_aws      the embedded AWS IoT: only with --local
+"""
