@@ -71,7 +71,6 @@ MQTT_PORT = 8883
 NO_PROXY = "none"
 PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
-MOST_STEPS = 100_000  # of a template, for one message: passes of loops, calls, and what they take: 50 ms and a few MB
 MAX_FILE_BYTES = 64 * 1024 * 1024  # of a file that the user names
 MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
@@ -2397,87 +2396,13 @@ class Composer(NamedTuple):
 
 @functools.cache
 def sandbox() -> Any:
-    """Return the class of Jinja2's sandbox with limits for time, memory and numbers, and no unseeded random numbers."""
-    from jinja2 import StrictUndefined, nodes
-    from jinja2.exceptions import SecurityError
+    """Return Jinja2's sandbox, without what has random numbers that --seed does not repeat."""
+    from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("+", "*", "**", "%"))
-        steps = 0
-
-        def __init__(self) -> None:
-            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self.taken)
-            self.filters = {name: self.counting(name, its) for name, its in self.filters.items() if name != "random"}
-            self.filters["taken"] = self.taken
-            del self.globals["lipsum"]
-
-        def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-            def taken(node: Any) -> nodes.Filter:
-                return nodes.Filter(node, "taken", [], [], None, None, lineno=node.lineno)
-
-            tree = super()._parse(source, name, filename)
-            for loop in tree.find_all(nodes.For):
-                loop.iter = taken(loop.iter)
-            for joined in tree.find_all(nodes.Concat):
-                joined.nodes = [taken(part) for part in joined.nodes]
-            return tree
-
-        def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
-            """Count a step, and `times` the characters and members of what it takes."""
-            self.steps += 1
-            left = [*operands]
-            while left or self.steps > MOST_STEPS:
-                if self.steps > MOST_STEPS:
-                    raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
-                if isinstance(operand := left.pop(), str | bytes | list | tuple | dict | range):
-                    self.steps += times * len(operand)
-                if isinstance(operand, list | tuple | dict):
-                    left += [*operand.values(), *operand] if isinstance(operand, dict) else operand
-
-        def taken(self, value: Any) -> Any:
-            if not isinstance(value, int | float):
-                self.step((value,))
-            return value
-
-        def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
-            """Count a call or filter, tenfold since replace() multiplies; numbers may be widths, except in a format."""
-            if name in ("format", "format_map"):
-                if re.search(r"\d{5}|%\S*\*|(^|[^{])(\{\{)*\{[^{}]*:[^{}]*\{", str(value)):
-                    raise SecurityError("a width in a format can have at most four digits")
-            else:
-                self.steps += 10 * sum(abs(int(it)) for it in operands if isinstance(it, int | float))
-            self.step((value, *operands), times=10)
-
-        def counting(self, name: str, its: Callable[..., Any]) -> Callable[..., Any]:
-            first = int(hasattr(its, "jinja_pass_arg"))
-
-            @functools.wraps(its)
-            def count(*operands: Any, **named: Any) -> Any:
-                self.step_into(name, operands[first], (*operands[first + 1 :], *named.values()))
-                return its(*operands, **named)
-
-            return count
-
-        def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-            method = getattr(function, "__wrapped__", function)  # of str.format
-            if isinstance(value := getattr(method, "__self__", None), str | bytes | int):
-                self.step_into(method.__name__, value, (*args, *kwargs.values()))
-            self.step()
-            return super().call(context, function, *args, **kwargs)
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "%" and isinstance(left, str):
-                self.step_into("format", left, [right])
-            elif operator == "+":
-                self.step((left, right))
-            elif not (isinstance(left, int | float) and isinstance(right, int | float)):
-                raise SecurityError("only numbers can be multiplied")
-            else:
-                _ = float(left) ** right if operator == "**" else float(left) + right  # or OverflowError: too large
-            return super().call_binop(context, operator, left, right)
-
-    return Sandbox
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    del environment.filters["random"], environment.globals["lipsum"]
+    return environment
 
 
 class Voice:
@@ -2533,25 +2458,23 @@ class Template:
 
     def __init__(self, text: bytes, make: Callable[[bytes], Composer], voice: Callable[[str], Voice]) -> None:
         """Compile the text; `make` turns its results into what is sent. Raises UsageError."""
-        self._make, self.voice = make, voice
-        self._sandbox = sandbox()()
+        self._make, self.voice, environment = make, voice, sandbox()
         with self._explained():
             from jinja2 import meta, nodes
 
-            tree = self._sandbox.parse(text.decode("utf-8"))
-            known = {*voice("").names(1), *self._sandbox.globals}
+            tree = environment.parse(text.decode("utf-8"))
+            known = {*voice("").names(1), *environment.globals}
             if unknown := meta.find_undeclared_variables(tree) - known:
                 first = next(name for name in tree.find_all(nodes.Name) if name.name in unknown)
                 raise UsageError(
                     f"the template failed: line {first.lineno}: unknown name {first.name!r}",
                     f"use one of {', '.join(sorted(known))}",
                 )
-            self._template = self._sandbox.from_string(tree)
+            self._template = environment.from_string(tree)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Render it, and return the payload that a Composer makes of the result. Raises UsageError."""
-        self._sandbox.steps = size = 0
-        pieces = []
+        pieces, size = [], 0
         with self._explained():
             for piece in self._template.generate(self.voice(thing).names(number)):
                 pieces.append(piece)
