@@ -145,7 +145,6 @@ MOST_SENDERS = 50_000  # runs of senders whose numbers are remembered, for each 
 MOST_GAPS = 50  # in the numbers of each of them: 6 KB
 TURNS_AT_ONCE = 64  # messages that are sent, or read from a connection, before the loop does other work
 LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
-FEW_LINES = 50  # lines of an object, after each of which ELF checks whether it is complete
 LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
 SELECTABLE = 500  # sockets, where the system has only select() (Windows)
 CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s per thing; AWS takes half of that
@@ -2317,25 +2316,11 @@ _JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_
 
 
 def parsed(text: str) -> Any:
-    """Return the value of a JSON text; if it nests too deep for Python's decoder, only its first members.
-
-    Raises ValueError.
-    """
-    with contextlib.suppress(RecursionError):
+    """Return the value of a JSON text. Raises ValueError, and UsageError if it nests too deep for Python's decoder."""
+    try:
         return _JSON.decode(text)
-    value, levels = None, [""]
-    for part in re.findall(r'"(?:[^"\\]|\\.)*"|[^]["{}]+|.', text, re.DOTALL):
-        if part in ("[", "{"):
-            levels.append(part)
-        elif part in ("]", "}") and len(levels) > 1:
-            value = _JSON.decode(levels.pop() + part)
-            levels[-1] += "0"  # which is as good, one level up
-        else:
-            levels[-1] += part
-    if len(levels) > 1:
-        raise json.JSONDecodeError("it does not end", text, len(text))
-    _JSON.decode(levels[0])
-    return value
+    except RecursionError:
+        raise UsageError("the JSON object nests too deep", "send it as is with --raw, or a flatter one") from None
 
 
 def is_aws_own(topic: str) -> bool:
@@ -2353,7 +2338,7 @@ class Composer(NamedTuple):
 
     @classmethod
     def of_object(cls, text: bytes) -> Composer:
-        """Make one of a JSON object's text. Raises ValueError if it is not one."""
+        """Make one of a JSON object's text. Raises ValueError if it is not one, UsageError if it nests too deep."""
         text = text.removeprefix(codecs.BOM_UTF8)
         members = parsed(text.decode("utf-8"))
         if not isinstance(members, dict):
@@ -2508,16 +2493,12 @@ def begins_object(line: bytes) -> bool:
 
 
 class Line(NamedTuple):
-    """An event: the lines from `first` to `last` are a message, or an error; with neither, the input has ended."""
+    """An event: a line of the input is a message, or an error; with neither, the input has ended."""
 
     message: Message | None = None
     error: Exception | None = None
-    first: int = 0
-    last: int = 0
+    number: int = 0
     at: float = 0.0  # time.monotonic()
-
-    def __str__(self) -> str:
-        return f"line {self.last} is" if self.first == self.last else f"lines {self.first} to {self.last} are"
 
 
 def is_of_lines(path: Path | None) -> bool:
@@ -2548,40 +2529,32 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
-    """Yield the messages of lines, then an empty Line. A JSON object may take several lines, unless they are `raw`.
+    """Yield the messages of lines, one each, then an empty Line. Empty lines count only if they are `raw`.
 
-    Lines that begin an object and do not complete it are refused, up to the line that begins another one.
+    A line that begins a JSON object and is not one is refused, and with it those that follow, up to the next object;
+    all of them have the same error.
     """
-    text, first, broken = b"", 0, None
+    broken: UsageError | None = None
     try:
-        for last, line in enumerate(itertools.chain(lines, [None]), 1):
-            line = line.removeprefix(codecs.BOM_UTF8) if line and last == 1 and not raw else line
-            if line is None and text:
-                broken = UsageError("the JSON object that begins here does not end", "write it on one line")
-            if broken and (line is None or begins_object(line)):
-                yield Line(None, broken, first, last - 1)
-                broken = None
-            if line is None or broken or not (text or raw or line.strip()):
+        for number, line in enumerate(lines, 1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 and not raw else line
+            if not (raw or text.strip()):
                 continue
-            text, first = (text + b"\n" + line, first) if text else (line, last)
-            ends = line.rstrip().endswith(b"}")
-            if not ends and last - first >= FEW_LINES and len(text) <= MAX_PAYLOAD_BYTES:
-                continue  # a long one is not tried at each line
             try:
-                yield Line(compose(text), None, first, last, time.monotonic())
-            except ValueError as error:
-                is_open = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
-                if is_open and len(text) <= MAX_PAYLOAD_BYTES:
-                    continue
-                ends = ends or getattr(error, "msg", "") == "Extra data"
-                why = "is too long" if len(text) > MAX_PAYLOAD_BYTES else f"is not valid: {error}"
-                broken = UsageError(f"the JSON object that begins here {why}", "write it on one line, in 128 KiB")
+                if len(text) > MAX_PAYLOAD_BYTES:
+                    raise UsageError("the line is too long: AWS IoT allows 128 KiB", "send shorter ones")
+                message = None if broken and not begins_object(text) else compose(text)
             except UsageError as error:
-                yield Line(None, error, first, last)
-            text = b""
-            if broken and first == last and ends:
-                yield Line(None, broken, first, last)
-                broken = None
+                yield Line(None, error, number)
+                continue
+            except ValueError as error:
+                message = None
+                where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+                cause = f"it begins a JSON object and is not one ({getattr(error, 'msg', error)}{where})"
+                remedy = "write each message on one line (`jq -c`): what follows is refused up to the next object"
+                broken = broken or UsageError(cause, remedy)
+            broken = None if message else broken
+            yield Line(message, broken, number, time.monotonic())
     except OSError as error:
         yield Line(error=error)
     else:
@@ -2594,11 +2567,11 @@ def first_of(path: Path, lines: Iterator[Line]) -> Line:
     if first.message:
         return first
     reason: object = first.error or "it contains no message"
+    remedy = f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line"
     if isinstance(reason, ElfError):
-        reason = f"{first} not a message: {reason.cause}"
+        remedy, reason = reason.remedy, f"line {first.number} is not a message: {reason.cause}"
     raise (ElfError if isinstance(reason, OSError) else UsageError)(
-        f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}",
-        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
+        f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}", remedy
     )
 
 
@@ -4438,18 +4411,24 @@ def rounds_of(cli: Cli) -> int | None:
 def relay(cli: Cli, tally: Tally, lines: Iterator[Line]) -> tuple[int, int]:
     """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
-    Returns how many messages there were, and how many lines can't be sent.
+    Returns how many messages there were, and how many lines can't be sent. Raises UsageError if the first one can't.
     """
     asked = threading.Semaphore(2)  # so that the next line is already read when it is due
     threading.Thread(target=read_ahead, args=(lines, cli.inbox, asked), daemon=True).start()
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
     sent = refused = 0
+    told: Exception | None = None
     while sent < (cli.count or math.inf) and (line := tally.next_line(deadline)):
         asked.release()
         if isinstance(line.error, ElfError):
-            each.error("%s not sent: %s", line, line.error.cause)
-            refused += 1 + line.last - line.first
+            if not sent and not refused:
+                cause = f"line {line.number} of the input is not a message: {line.error.cause}"
+                raise UsageError(cause, line.error.remedy)
+            if line.error is not told:  # once for an object and what is refused with it
+                each.error("line %d is not sent: %s; %s", line.number, line.error.cause, line.error.remedy)
+            told = line.error
+            refused += 1
             continue
         if line.error:
             raise line.error
