@@ -77,7 +77,6 @@ MQTT_PORT = 8883
 NO_PROXY = "none"
 PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 ROOT_CERT = HERE / "aws-iot-rootCA.crt"
-MOST_STEPS = 100_000  # of a template, for one message: passes of loops, calls, and what they take: 50 ms and a few MB
 MAX_FILE_BYTES = 64 * 1024 * 1024  # of a file that the user names
 MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
@@ -149,7 +148,6 @@ MOST_SNAPSHOTS = 3600  # an hour: about 2 MB
 RATE_S = 3  # seconds over which the live line's rate is taken
 MOST_GAPS = 50  # in the numbers of each of them: 6 KB
 TURNS_AT_ONCE = 64  # messages that are sent, or read from a connection, before the loop does other work
-FEW_LINES = 50  # lines of an object, after each of which ELF checks whether it is complete
 SELECTABLE = 500  # sockets, where the system has only select() (Windows)
 CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s per thing; AWS takes half of that
 LISTED = 20  # at most this many things or messages get a line each without --verbose
@@ -2446,25 +2444,11 @@ _JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_
 
 
 def parsed(text: str) -> Any:
-    """Return the value of a JSON text; if it nests too deep for Python's decoder, only its first members.
-
-    Raises ValueError.
-    """
-    with contextlib.suppress(RecursionError):
+    """Return the value of a JSON text. Raises ValueError, and UsageError if it nests too deep for Python's decoder."""
+    try:
         return _JSON.decode(text)
-    value, levels = None, [""]
-    for part in re.findall(r'"(?:[^"\\]|\\.)*"|[^]["{}]+|.', text, re.DOTALL):
-        if part in ("[", "{"):
-            levels.append(part)
-        elif part in ("]", "}") and len(levels) > 1:
-            value = _JSON.decode(levels.pop() + part)
-            levels[-1] += "0"  # which is as good, one level up
-        else:
-            levels[-1] += part
-    if len(levels) > 1:
-        raise json.JSONDecodeError("it does not end", text, len(text))
-    _JSON.decode(levels[0])
-    return value
+    except RecursionError:
+        raise UsageError("the JSON object nests too deep", "send it as is with --raw, or a flatter one") from None
 
 
 def is_aws_own(topic: str) -> bool:
@@ -2482,7 +2466,7 @@ class Composer(NamedTuple):
 
     @classmethod
     def of_object(cls, text: bytes) -> Composer:
-        """Make one of a JSON object's text. Raises ValueError if it is not one."""
+        """Make one of a JSON object's text. Raises ValueError if it is not one, UsageError if it nests too deep."""
         text = text.removeprefix(codecs.BOM_UTF8)
         members = parsed(text.decode("utf-8"))
         if not isinstance(members, dict):
@@ -2525,87 +2509,13 @@ class Composer(NamedTuple):
 
 @functools.cache
 def sandbox() -> Any:
-    """Return the class of Jinja2's sandbox with limits for time, memory and numbers, and no unseeded random numbers."""
-    from jinja2 import StrictUndefined, nodes
-    from jinja2.exceptions import SecurityError
+    """Return Jinja2's sandbox, without what has random numbers that --seed does not repeat."""
+    from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(("+", "*", "**", "%"))
-        steps = 0
-
-        def __init__(self) -> None:
-            super().__init__(undefined=StrictUndefined, keep_trailing_newline=True, finalize=self.taken)
-            self.filters = {name: self.counting(name, its) for name, its in self.filters.items() if name != "random"}
-            self.filters["taken"] = self.taken
-            del self.globals["lipsum"]
-
-        def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-            def taken(node: Any) -> nodes.Filter:
-                return nodes.Filter(node, "taken", [], [], None, None, lineno=node.lineno)
-
-            tree = super()._parse(source, name, filename)
-            for loop in tree.find_all(nodes.For):
-                loop.iter = taken(loop.iter)
-            for joined in tree.find_all(nodes.Concat):
-                joined.nodes = [taken(part) for part in joined.nodes]
-            return tree
-
-        def step(self, operands: Iterable[Any] = (), times: int = 1) -> None:
-            """Count a step, and `times` the characters and members of what it takes."""
-            self.steps += 1
-            left = [*operands]
-            while left or self.steps > MOST_STEPS:
-                if self.steps > MOST_STEPS:
-                    raise SecurityError(f"it takes more than {MOST_STEPS:,} steps (loops, calls, characters)")
-                if isinstance(operand := left.pop(), str | bytes | list | tuple | dict | range):
-                    self.steps += times * len(operand)
-                if isinstance(operand, list | tuple | dict):
-                    left += [*operand.values(), *operand] if isinstance(operand, dict) else operand
-
-        def taken(self, value: Any) -> Any:
-            if not isinstance(value, int | float):
-                self.step((value,))
-            return value
-
-        def step_into(self, name: str, value: Any, operands: Sequence[Any]) -> None:
-            """Count a call or filter, tenfold since replace() multiplies; numbers may be widths, except in a format."""
-            if name in ("format", "format_map"):
-                if re.search(r"\d{5}|%\S*\*|(^|[^{])(\{\{)*\{[^{}]*:[^{}]*\{", str(value)):
-                    raise SecurityError("a width in a format can have at most four digits")
-            else:
-                self.steps += 10 * sum(abs(int(it)) for it in operands if isinstance(it, int | float))
-            self.step((value, *operands), times=10)
-
-        def counting(self, name: str, its: Callable[..., Any]) -> Callable[..., Any]:
-            first = int(hasattr(its, "jinja_pass_arg"))
-
-            @functools.wraps(its)
-            def count(*operands: Any, **named: Any) -> Any:
-                self.step_into(name, operands[first], (*operands[first + 1 :], *named.values()))
-                return its(*operands, **named)
-
-            return count
-
-        def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-            method = getattr(function, "__wrapped__", function)  # of str.format
-            if isinstance(value := getattr(method, "__self__", None), str | bytes | int):
-                self.step_into(method.__name__, value, (*args, *kwargs.values()))
-            self.step()
-            return super().call(context, function, *args, **kwargs)
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            if operator == "%" and isinstance(left, str):
-                self.step_into("format", left, [right])
-            elif operator == "+":
-                self.step((left, right))
-            elif not (isinstance(left, int | float) and isinstance(right, int | float)):
-                raise SecurityError("only numbers can be multiplied")
-            else:
-                _ = float(left) ** right if operator == "**" else float(left) + right  # or OverflowError: too large
-            return super().call_binop(context, operator, left, right)
-
-    return Sandbox
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    del environment.filters["random"], environment.globals["lipsum"]
+    return environment
 
 
 class Voice:
@@ -2661,25 +2571,23 @@ class Template:
 
     def __init__(self, text: bytes, make: Callable[[bytes], Composer], voice: Callable[[str], Voice]) -> None:
         """Compile the text; `make` turns its results into what is sent. Raises UsageError."""
-        self._make, self.voice = make, voice
-        self._sandbox = sandbox()()
+        self._make, self.voice, environment = make, voice, sandbox()
         with self._explained():
             from jinja2 import meta, nodes
 
-            tree = self._sandbox.parse(text.decode("utf-8"))
-            known = {*voice("").names(1), *self._sandbox.globals}
+            tree = environment.parse(text.decode("utf-8"))
+            known = {*voice("").names(1), *environment.globals}
             if unknown := meta.find_undeclared_variables(tree) - known:
                 first = next(name for name in tree.find_all(nodes.Name) if name.name in unknown)
                 raise UsageError(
                     f"the template failed: line {first.lineno}: unknown name {first.name!r}",
                     f"use one of {', '.join(sorted(known))}",
                 )
-            self._template = self._sandbox.from_string(tree)
+            self._template = environment.from_string(tree)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Render it, and return the payload that a Composer makes of the result. Raises UsageError."""
-        self._sandbox.steps = size = 0
-        pieces = []
+        pieces, size = [], 0
         with self._explained():
             for piece in self._template.generate(self.voice(thing).names(number)):
                 pieces.append(piece)
@@ -2713,16 +2621,12 @@ def begins_object(line: bytes) -> bool:
 
 
 class Line(NamedTuple):
-    """An event: the lines from `first` to `last` are a message, or an error; with neither, the input has ended."""
+    """An event: a line of the input is a message, or an error; with neither, the input has ended."""
 
     message: Message | None = None
     error: Exception | None = None
-    first: int = 0
-    last: int = 0
+    number: int = 0
     at: float = 0.0  # time.monotonic()
-
-    def __str__(self) -> str:
-        return f"line {self.last} is" if self.first == self.last else f"lines {self.first} to {self.last} are"
 
 
 def is_of_lines(path: Path | None) -> bool:
@@ -2753,40 +2657,32 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
-    """Yield the messages of lines, then an empty Line. A JSON object may take several lines, unless they are `raw`.
+    """Yield the messages of lines, one each, then an empty Line. Empty lines count only if they are `raw`.
 
-    Lines that begin an object and do not complete it are refused, up to the line that begins another one.
+    A line that begins a JSON object and is not one is refused, and with it those that follow, up to the next object;
+    all of them have the same error.
     """
-    text, first, broken = b"", 0, None
+    broken: UsageError | None = None
     try:
-        for last, line in enumerate(itertools.chain(lines, [None]), 1):
-            line = line.removeprefix(codecs.BOM_UTF8) if line and last == 1 and not raw else line
-            if line is None and text:
-                broken = UsageError("the JSON object that begins here does not end", "write it on one line")
-            if broken and (line is None or begins_object(line)):
-                yield Line(None, broken, first, last - 1)
-                broken = None
-            if line is None or broken or not (text or raw or line.strip()):
+        for number, line in enumerate(lines, 1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 and not raw else line
+            if not (raw or text.strip()):
                 continue
-            text, first = (text + b"\n" + line, first) if text else (line, last)
-            ends = line.rstrip().endswith(b"}")
-            if not ends and last - first >= FEW_LINES and len(text) <= MAX_PAYLOAD_BYTES:
-                continue  # a long one is not tried at each line
             try:
-                yield Line(compose(text), None, first, last, time.monotonic())
-            except ValueError as error:
-                is_open = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
-                if is_open and len(text) <= MAX_PAYLOAD_BYTES:
-                    continue
-                ends = ends or getattr(error, "msg", "") == "Extra data"
-                why = "is too long" if len(text) > MAX_PAYLOAD_BYTES else f"is not valid: {error}"
-                broken = UsageError(f"the JSON object that begins here {why}", "write it on one line, in 128 KiB")
+                if len(text) > MAX_PAYLOAD_BYTES:
+                    raise UsageError("the line is too long: AWS IoT allows 128 KiB", "send shorter ones")
+                message = None if broken and not begins_object(text) else compose(text)
             except UsageError as error:
-                yield Line(None, error, first, last)
-            text = b""
-            if broken and first == last and ends:
-                yield Line(None, broken, first, last)
-                broken = None
+                yield Line(None, error, number)
+                continue
+            except ValueError as error:
+                message = None
+                where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+                cause = f"it begins a JSON object and is not one ({getattr(error, 'msg', error)}{where})"
+                remedy = "write each message on one line (`jq -c`): what follows is refused up to the next object"
+                broken = broken or UsageError(cause, remedy)
+            broken = None if message else broken
+            yield Line(message, broken, number, time.monotonic())
     except OSError as error:
         yield Line(error=error)
     else:
@@ -2799,11 +2695,11 @@ def first_of(path: Path, lines: Iterator[Line]) -> Line:
     if first.message:
         return first
     reason: object = first.error or "it contains no message"
+    remedy = f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line"
     if isinstance(reason, ElfError):
-        reason = f"{first} not a message: {reason.cause}"
+        remedy, reason = reason.remedy, f"line {first.number} is not a message: {reason.cause}"
     raise (ElfError if isinstance(reason, OSError) else UsageError)(
-        f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}",
-        f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line",
+        f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}", remedy
     )
 
 
@@ -4988,18 +4884,24 @@ def rounds_of(cli: Cli) -> int | None:
 def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tuple[int, int]:
     """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
-    Returns how many messages there were, and how many lines can't be sent.
+    Returns how many messages there were, and how many lines can't be sent. Raises UsageError if the first one can't.
     """
     asked = threading.Semaphore(2)  # so that the next line is already read when it is due
     threading.Thread(target=read_ahead, args=(lines, cli.inbox, asked), daemon=True).start()
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
     sent = refused = 0
+    reported: Exception | None = None
     while sent < (cli.count or math.inf) and (line := runner.next_line(deadline)):
         asked.release()
         if isinstance(line.error, ElfError):
-            each.error("%s not sent: %s", line, line.error.cause)
-            refused += 1 + line.last - line.first
+            if not sent and not refused:
+                cause = f"line {line.number} of the input is not a message: {line.error.cause}"
+                raise UsageError(cause, line.error.remedy)
+            if line.error is not reported:  # once for an object and what is refused with it
+                each.error("line %d is not sent: %s; %s", line.number, line.error.cause, line.error.remedy)
+            reported = line.error
+            refused += 1
             continue
         if line.error:
             raise line.error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Account, Client, Elf, InProcess, Pair, Running
+from harness import ROOT, Account, Client, Elf, InProcess, Pair, Running
 
 ONCE = ("--duration", "0.01")
 LINES = ("send", "--json-message", "-")
@@ -63,20 +63,50 @@ def test_what_is_no_json_object_is_a_text_message(pair: Pair, ear: Client) -> No
     assert messages_of(ear) == [*({"msg": text} for text in texts), {"whole": "ü"}, {"msg": "no end"}]
 
 
-def test_an_object_over_several_lines_is_one_message_or_is_refused_by_its_lines(pair: Pair, ear: Client) -> None:
-    """As `jq .` writes it; what is none is refused to its end, and the next one goes out."""
-    objects = [{"t": 20.5, "u": {"v": ["C", {}]}}, {"n": 1}, {"n": [*range(500)]}]
-    broken = '{\n  "t": NaN,\n  "u": "C"\n}\n', '{"half": \n[1, 2]\n"text"\n', '{"a": 1} {"b": 2}\n'
-    good = [json.dumps(content, indent=2) + "\n" for content in objects]
-    feed = good[0] + "\n" + broken[0] + broken[1] + good[1] + broken[2] + "text\n" + good[2] + '{"cut": '
-    result = pair(*LINES, *pair.broker, feed=feed.encode(), status=1)
-    assert messages_of(ear) == [*objects[:2], {"msg": "text"}, objects[2]]
-    starts = [line.partition(" not sent: ")[0] for line in result.lines if " not sent: " in line]
-    lines = feed.splitlines()
-    begins = [1 + lines.index(text.splitlines()[0], after) for text, after in ((broken[0], 9), (broken[1], 0))]
-    assert starts[:2] == [f"lines {first} to {first + more} are" for first, more in zip(begins, (3, 2), strict=True)]
-    assert starts[2:] == [f"line {1 + lines.index(text)} is" for text in (broken[2].strip(), '{"cut": ')]
-    assert "9 lines of the input could not be sent" in result.lines
+REFUSED = "is not sent: it begins a JSON object and is not one"
+REMEDY = "write each message on one line (`jq -c`)"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (json.dumps({"t": 20.5, "u": ["C", {"v": [{}, 1]}]}, indent=2), "Expecting property name"),
+        ('{"t": NaN}\n[1, 2]\n"text"', "NaN is not JSON"),
+        ('{"a": 1} {"b": 2}\n', "Extra data, column 10"),
+        ("{half\n\n  {half", "Expecting property name"),
+    ],
+)
+def test_a_line_is_a_message_and_an_object_over_several_is_refused_to_its_end(
+    pair: Pair, ear: Client, text: str, why: str
+) -> None:
+    """Or its other lines would go out as texts; the stream goes on with the next object."""
+    result = pair(*LINES, *pair.broker, feed=f'text\n{text}\n{{"next": 1}}\nmore\n'.encode(), status=1)
+    assert messages_of(ear) == [{"msg": "text"}, {"next": 1}, {"msg": "more"}]
+    (told,) = (line for line in result.lines if " is not sent: " in line)
+    assert told.startswith(f"line 2 {REFUSED} ({why}")
+    assert REMEDY in told
+    number = len([line for line in text.splitlines() if line])
+    assert result.lines[-2] == f"{number} line{'s' * (number > 1)} of the input could not be sent"
+
+
+def test_nothing_is_sent_if_the_first_line_can_not_be(pair: Pair, ear: Client) -> None:
+    feed = b"\n" + (ROOT / "example.json").read_bytes() + b'\n{"a": 1}\n'
+    cause, remedy = pair(*LINES, *pair.broker, feed=feed, status=2).lines[-2:]
+    assert cause.startswith("line 2 of the input is not a message: it begins a JSON object and is not one (Expecting")
+    assert REMEDY in remedy
+    assert ear.hear_all() == []
+
+
+def test_json_that_nests_deeper_than_python_reads_is_refused_in_words(pair: Pair, ear: Client) -> None:
+    deep = '{"a":' * 9999 + "1" + "}" * 9999
+    result = pair(*LINES, *pair.broker, feed=f"one\n{deep}\ntwo\n".encode(), status=1)
+    assert any(line.startswith("line 2 is not sent: the JSON object nests too deep; ") for line in result.lines)
+    assert messages_of(ear) == [{"msg": "one"}, {"msg": "two"}]
+    (pair.cwd / "deep.json").write_text(deep)
+    refused = pair("send", *pair.broker, "--json-message", "deep.json", status=2)
+    assert refused.lines[0] == "the JSON object nests too deep"
+    pair("send", *pair.broker, "--raw", "--json-message", "deep.json", "--count", 1, "--things", 1)
+    assert ear.hear().payload == deep.encode()
 
 
 def test_a_line_to_a_topic_of_aws_goes_out_as_it_is(pair: Pair) -> None:
@@ -91,9 +121,9 @@ def test_lines_that_can_not_be_sent_are_named_and_the_others_go_out(pair: Pair, 
     feed = b"first\nnot \xff UTF-8\n" + 300_000 * b"x" + b'\n{"a": "' + 300_000 * b"x" + b'"}\n{"msg": "last"}\n'
     result = pair(*LINES, *pair.broker, feed=feed, status=1)
     assert messages_of(ear) == [{"msg": "first"}, {"msg": "last"}]
-    assert "line 2 is not sent: the message or topic is not UTF-8" in result.lines
-    assert any(line.startswith("line 3 is not sent: the message is too long") for line in result.lines)
-    assert "line 4 is not sent: the JSON object that begins here is too long" in result.lines
+    assert "line 2 is not sent: the message or topic is not UTF-8; use UTF-8, which MQTT requires" in result.lines
+    for number in (3, 4):
+        assert any(f"line {number} is not sent: the line is too long: AWS IoT allows" in line for line in result.lines)
     assert result.lines[-2:] == ["3 lines of the input could not be sent", "what to do: see the lines above"]
 
 
@@ -240,10 +270,10 @@ def test_a_file_is_read_as_it_is_sent(pair: Pair, ear: Client) -> None:
 def test_other_names_of_files_of_lines_are_the_same(
     main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path, name: str
 ) -> None:
-    (tmp_path / name).write_text('{"a": 1}\n\xff\n{"a":\n2}\n', encoding="latin-1")
+    (tmp_path / name).write_text('{"a": 1}\n\xff\n{"a": 2}\n', encoding="latin-1")
     options = "--json-message", tmp_path / name, "--interval", "0.01"
     result = main_of_pair("send", *options, *pair.broker, status=1)
-    assert "line 2 is not sent: the message or topic is not UTF-8" in result.lines
+    assert any("line 2 is not sent: the message or topic is not UTF-8" in line for line in result.lines)
     assert messages_of(ear) == [{"a": 1}, {"a": 2}]
 
 
@@ -252,7 +282,8 @@ def test_a_file_that_has_no_message_in_its_first_line_is_refused_before_anything
 ) -> None:
     (tmp_path / "bad.jsonl").write_text('{"a": }\n{"a": 1}\n')
     result = main_of_pair("send", "--json-message", tmp_path / "bad.jsonl", *pair.broker, status=2)
-    assert "line 1 is not a message: the JSON object that begins here" in result.err
+    assert "line 1 is not a message: it begins a JSON object and is not one (Expecting value, column 7)" in result.err
+    assert REMEDY in result.err
     assert "sending" not in result.err
 
 

@@ -123,7 +123,7 @@ def test_a_json_message_is_the_object_in_the_file_plus_ts(
         (b"{'python': 1}", "message.json: Expecting property name"),
         (b"\xff\xfe\x00", "message.json: 'utf-8' codec"),
         (b'{"number": NaN}', "message.json: NaN is not JSON"),
-        (b"[" * 100_000, "message.json: it does not end"),
+        (b"[" * 100_000, "the JSON object nests too deep"),
         (b"[1, 2]", "not a JSON object"),
         (b'"text"', "not a JSON object"),
         (b'{"a": 1,]', "message.json: Expecting property name"),
@@ -150,8 +150,7 @@ GIVEN = [
     ("{ \n}", '"ts": "{}"'),
     ('{"a": 1, "\\u0074s": "2001-01-01"}\n', ""),
     ('{"ts": 7}', ""),
-    ('{"a":' * 9999 + '["}"]' + "}" * 9999, ', "ts": "{}"'),
-    ('{"ts": ' + "[" * 9999 + "]" * 9999 + "}", ""),
+    ('{"a":' * 99 + '["}"]' + "}" * 99, ', "ts": "{}"'),
 ]
 
 
