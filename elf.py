@@ -4238,20 +4238,13 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
 
 
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
-    """Return which of `names` the fleet lacks. Raises ElfError if the fleet has more, or names that clash."""
+    """Return which of `names` the fleet lacks. Raises ElfError if the fleet has more."""
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
     existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
         raise ElfError(
             f"there are already {plural(len(existing), 'thing')}, more than the {len(names)} requested",
             "remove them all with `elf.py clean`, then run `elf.py create` again",
-        )
-    folded = {name.casefold(): name for name in names}
-    alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
-    if alike and fleet.elf_file.with_name("ELF.JSON").exists():  # file names ignore case, as on macOS and Windows
-        raise ElfError(
-            f"{fleet.directory} ignores upper and lower case in names, and has {listed(alike)} already",
-            "choose another --prefix or --misc-dir",
         )
     return [name for name in names if name not in fleet.things or fleet.things[name].stage != READY]
 
