@@ -436,22 +436,6 @@ def is_behind() -> bool:
     return False
 
 
-def is_alone(keep: bool) -> bool:
-    """Return whether no other ELF draws in this terminal; with `keep`, reserve it while ELF is in the foreground."""
-    is_mine = not is_behind()
-    with contextlib.suppress(ImportError, OSError):  # Windows, or a terminal that can't be locked
-        import fcntl
-
-        byte = 1, os.getpgrp()  # another one for each job, since one that Ctrl-Z stopped keeps its lock
-        try:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_EX | fcntl.LOCK_NB if is_mine else fcntl.LOCK_UN, *byte)
-        except BlockingIOError:
-            return False
-        if not keep:
-            fcntl.lockf(sys.stderr, fcntl.LOCK_UN, *byte)
-    return is_mine
-
-
 def columns(stream: TextIO) -> int:
     """Return how many columns a terminal has; 80 if that is unknown."""
     with contextlib.suppress(OSError):
@@ -486,7 +470,7 @@ class Output:
     """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
 
     At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C. In a terminal,
-    everything is written above the live line, while this ELF is the one that draws there.
+    everything is written above the live line, which is drawn while ELF is in the foreground.
     """
 
     def __init__(self, inbox: Inbox) -> None:
@@ -538,13 +522,11 @@ class Output:
                 self._changed.notify_all()
 
     def _show(self, stream: Any, text: Any) -> None:
-        foot = self._foot
         is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
-        is_mine = is_seen and is_alone(keep=bool(foot))
-        clear = CLEAR if self._has_drawn or (is_seen and not is_mine and text) else ""  # what is drawn there, and ^C
-        foot = foot if is_mine else ""
+        foot = self._foot if is_seen and not is_behind() else ""
+        clear = CLEAR if self._has_drawn or (is_seen and text) else ""  # what this or another ELF drew there, and ^C
         self._has_drawn = bool(foot)
-        if stream is sys.stderr:  # at once, or another ELF's live line could get in between
+        if stream is sys.stderr:  # in one write, or another ELF's live line could get in between
             clear, text, foot = "", clear + text + foot, ""
         for to, what in ((sys.stderr, clear), (stream, text), (sys.stderr, foot)):
             if what:
@@ -4726,20 +4708,13 @@ def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
 
 
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
-    """Return which of `names` the fleet lacks. Raises ElfError if the fleet has more, or names that clash."""
+    """Return which of `names` the fleet lacks. Raises ElfError if the fleet has more."""
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
     existing = [name for name, thing in fleet.things.items() if thing.stage != CLEANING and numbered.fullmatch(name)]
     if set(existing) - set(names):
         raise ElfError(
             f"there are already {plural(len(existing), 'thing')}, more than the {len(names)} requested",
             "remove them all with `elf.py clean`, then run `elf.py create` again",
-        )
-    folded = {name.casefold(): name for name in names}
-    alike = [name for name in fleet.things if folded.get(name.casefold(), name) != name]
-    if alike and fleet.things_file.with_name("ELF.JSON").exists():  # file names ignore case, as on macOS and Windows
-        raise ElfError(
-            f"{fleet.directory} ignores upper and lower case in names, and has {listed(alike)} already",
-            "choose another --prefix or --misc-dir",
         )
     return [name for name in names if name not in fleet.things or fleet.things[name].stage != READY]
 

@@ -194,22 +194,3 @@ def test_a_colon_is_in_the_name_of_a_thing_and_not_of_a_file(main: InProcess, el
     main("clean")
     assert account.is_empty()
     assert elf.files() == ["elf.json"]
-
-
-@pytest.mark.parametrize("ignored", [False, True])
-def test_names_that_differ_in_case_share_no_files(
-    main: InProcess, elf: Elf, account: Account, monkeypatch: pytest.MonkeyPatch, ignored: bool
-) -> None:
-    """On a file system that ignores case, as macOS and Windows have; here only looking for a file does so."""
-    is_there = Path.exists
-
-    def is_there_in_lower_case(path: Path) -> bool:
-        return is_there(Path(str(path).lower()) if path.parent == elf.misc and path.suffix == ".JSON" else path)
-
-    main("create", "--prefix", "lamp")
-    if ignored:
-        monkeypatch.setattr(Path, "exists", is_there_in_lower_case)
-    result = main("create", "--prefix", "Lamp", status=1 if ignored else 0)
-    assert ("ignores upper and lower case in names, and has lamp_0 already" in result.err) == ignored
-    assert account.things() == (["lamp_0"] if ignored else ["Lamp_0", "lamp_0"])
-    main("create", 2, "--prefix", "lamp")
