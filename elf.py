@@ -53,7 +53,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
-from typing import Any, NamedTuple, NoReturn, TextIO, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TextIO, TypeVar
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Defaults and errors
@@ -68,9 +68,9 @@ REGION = "us-west-2"
 PREFIX = "thing"
 MESSAGE = "IoT ELF Hello"
 TOPIC_ROOT = "elf"
-ADDED = frozenset(("ts", "thing", "seq", "run"))  # members that ELF adds; all but the first with --sequence
-REPLAYED = ".jsonl"  # the suffix of a file with one message per line
-SUFFIXES = (REPLAYED, ".ndjson")  # in any case
+ADDED_MEMBERS = frozenset(("ts", "thing", "seq", "run"))  # members that ELF adds; all but the first with --sequence
+JSONL_SUFFIX = ".jsonl"  # the suffix of a file with one message per line
+LINE_SUFFIXES = (JSONL_SUFFIX, ".ndjson")  # in any case
 DURATION_S = 10.0
 INTERVAL_S = 1.0
 MQTT_PORT = 8883
@@ -86,12 +86,12 @@ MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
 # The same page: the slashes and bytes of these do not count. Its limit of slashes forbids a command's answer with a
 # format, but the page of reserved topics has that topic: here its prefix does not count either.
-UNCOUNTED = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
+UNCOUNTED_PREFIX = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
 # https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: the $aws/ topics that clients may publish
 # to. For any other topic that begins with $, AWS closes the connection.
 # It leaves out those of two services: greengrass/v2/developerguide/device-auth.html (its minimal policy) and
 # iot-fleetwise/latest/developerguide/reserved-topics.html, whose vehicles answer commands in protobuf.
-PUBLISHABLE = (  # not compiled for --help
+PUBLISHABLE_TOPICS = (  # not compiled for --help
     r"\$aws/(rules/.+"
     r"|things/[^/]+/shadow/(name/[^/]+/)?(get|update|delete)"
     r"|things/[^/]+/jobs/(get|start-next|[^/]+/(get|update))"
@@ -124,8 +124,8 @@ CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each; and a connection to t
 KEEP_ALIVE_S = 30  # AWS IoT's minimum; a broker that is silent for twice as long is given up
 CALL_TIMEOUT_S = 20.0  # for the control plane's answer
 CALL_ATTEMPTS = 10  # with pauses, about a minute, to outlast throttling
-BUSY_S = 60.0  # the same for calls that ELF repeats without botocore
-LONGEST_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_ATTEMPTS - 1) * 20.0  # botocore's pauses
+BUSY_RETRY_S = 60.0  # the same for calls that ELF repeats without botocore
+MAX_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_ATTEMPTS - 1) * 20.0  # botocore's pauses
 STOP_S = 4.0  # for running calls to finish after Ctrl-C; a shell or a container waits little longer
 ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements, to survive an outage of a minute
 ACK_PAUSE_S = 15.0  # it waits longer while the time between them is at most this
@@ -135,30 +135,30 @@ PROPAGATION_S = 20.0  # until AWS IoT knows what was just made
 POLICY_CHANGE_S = 480.0
 CONSISTENCY_S = 300.0  # what was detached may still count as attached (DeletePolicy, AWS IoT API reference)
 VISIBLE_S = 10.0  # until all of AWS finds what was just made
-LONGEST_REST_S = 30.0  # pause of a thing that AWS is not ready for: 300 of them make 10 calls a second, a quota
+MAX_RETRY_PAUSE_S = 30.0  # pause of a thing that AWS is not ready for: 300 of them make 10 calls a second, a quota
 REJECTED_WITHIN_S = 2.0  # how soon AWS IoT closes the connection after a message that it refuses
-LONGEST_PAUSE_S = 4.0  # between attempts to reconnect; in that time AWS accepts all things of a fleet
-LOOK_S = 5.0  # between checks whether a connection is alive
+MAX_RECONNECT_PAUSE_S = 4.0  # between attempts to reconnect; in that time AWS accepts all things of a fleet
+CHECK_INTERVAL_S = 5.0  # between checks whether a connection is alive
 CONNECTS_AT_ONCE = 16
 CONNECTS_PER_S = 400.0  # AWS allows 500 per account
 SUBSCRIPTIONS_PER_S = 450.0  # the same
-IN_FLIGHT_S = 2.0  # how long missing messages have to arrive when `subscribe` ends
-MOST_SENDERS = 50_000  # runs of senders whose numbers are remembered, for each thing that receives them: 30 MB
-MOST_SNAPSHOTS = 3600  # an hour: about 2 MB
+LATE_ARRIVALS_S = 2.0  # how long missing messages have to arrive when `subscribe` ends
+MAX_SENDERS = 50_000  # runs of senders whose numbers are remembered, for each thing that receives them: 30 MB
+MAX_SNAPSHOTS = 3600  # an hour: about 2 MB
 RATE_S = 3  # seconds over which the live line's rate is taken
-MOST_GAPS = 50  # in the numbers of each of them: 6 KB
-TURNS_AT_ONCE = 64  # messages that are sent, or read from a connection, before the loop does other work
-SELECTABLE = 500  # sockets, where the system has only select() (Windows)
+MAX_GAPS = 50  # in the numbers of each of them: 6 KB
+MAX_PER_TURN = 64  # messages that are sent, or read from a connection, before the loop does other work
+MAX_SELECT_SOCKETS = 500  # sockets, where the system has only select() (Windows)
 CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s per thing; AWS takes half of that
-LISTED = 20  # at most this many things or messages get a line each without --verbose
-FEW_THINGS = 5  # up to this many need no progress bar
-REDRAW_S = 0.2  # the live line
-MOST_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader: some 50,000 messages
+MAX_LISTED = 20  # at most this many things or messages get a line each without --verbose
+MIN_FOR_PROGRESS = 5  # up to this many need no progress bar
+REDRAW_INTERVAL_S = 0.2  # the live line
+MAX_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader: some 50,000 messages
 
 log = logging.getLogger("iot-elf")
-each = log.getChild("each")  # for lines about one thing or one message, which brevity_for() may hide
-last = log.getChild("last")  # for a command's final report, shown even with --quiet
-last.setLevel(logging.INFO)
+detail_log = log.getChild("each")  # for lines about one thing or one message, which hide_details_above() may hide
+report_log = log.getChild("last")  # for a command's final report, shown even with --quiet
+report_log.setLevel(logging.INFO)
 
 
 class ElfError(Exception):
@@ -177,7 +177,7 @@ class NotAwsError(ElfError):
     """The answer did not come from AWS IoT."""
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(f"the server at {endpoint} is not AWS IoT", _SIGN_IN)
+        super().__init__(f"the server at {endpoint} is not AWS IoT", _LOGIN_PAGE)
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -188,13 +188,13 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
         self.signum = signum
 
 
-_CARRY_ON = "run the same command again in a minute to continue"
-_NETWORK = "check the network, proxy and firewall, --region and --endpoint-url"
-_SIGN_IN = "probably the login page of a network or proxy: sign in there, or check --endpoint-url"
-_ANEW = "`elf.py clean` and `elf.py create` recreate the fleet"
-_NEW_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {_ANEW}"
-_SEE_ABOVE = "see the lines above"
-_CHECK = "check the credentials with `aws sts get-caller-identity`"
+_CONTINUE = "run the same command again in a minute to continue"
+_CHECK_NETWORK = "check the network, proxy and firewall, --region and --endpoint-url"
+_LOGIN_PAGE = "probably the login page of a network or proxy: sign in there, or check --endpoint-url"
+RECREATE = "`elf.py clean` and `elf.py create` recreate the fleet"
+RESTORE_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {RECREATE}"
+SEE_ABOVE = "see the lines above"
+_CHECK_CREDENTIALS = "check the credentials with `aws sts get-caller-identity`"
 
 # What libraries raise, by AWS error code, class or errno (the most specific counts): what is wrong, and what to do.
 # {error} is its message. docs/troubleshooting.md has all of them.
@@ -232,11 +232,11 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
     "container-role EcsContainer": ("the container provides no credentials: {error}", "check its task's or pod's role"),
     "Ec2InstanceMetadata iam-role": ("the EC2 instance provides no AWS credentials: {error}", "attach a role to it"),
-    "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK),
+    "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK_CREDENTIALS),
     "ExpiredTokenException ExpiredToken": ("the AWS credentials have expired: {error}", "set new ones, or sign in"),
     "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
         "AWS does not know these credentials: {error}",
-        f"{_CHECK}; if they work there, the account has not enabled this region: choose another --region",
+        f"{_CHECK_CREDENTIALS}; if they work there, the account has not enabled this region: choose another --region",
     ),
     "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature": (
         "the AWS secret access key does not match the access key: {error}",
@@ -247,9 +247,9 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "enable it (AWS console, Account, AWS Regions), or choose another --region",
     ),
     # botocore: the way to AWS
-    "NameResolutionError": ("could not resolve the control plane's host name: {error}", _NETWORK),
+    "NameResolutionError": ("could not resolve the control plane's host name: {error}", _CHECK_NETWORK),
     "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError "
-    "IncompleteReadError": ("could not reach the control plane: {error}", _NETWORK),
+    "IncompleteReadError": ("could not reach the control plane: {error}", _CHECK_NETWORK),
     "SSLError": (
         "TLS to the control plane failed: {error}",
         "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
@@ -258,7 +258,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "could not get through the proxy: {error}",
         "check HTTPS_PROXY, its user and password, or bypass it with NO_PROXY=.amazonaws.com",
     ),
-    "NotAwsError ResponseParserError": ("the server at the control plane's endpoint is not AWS IoT", _SIGN_IN),
+    "NotAwsError ResponseParserError": ("the server at the control plane's endpoint is not AWS IoT", _LOGIN_PAGE),
     # AWS
     "RequestTimeTooSkewed RequestExpired": (
         "this machine's clock is wrong: {error}",
@@ -268,11 +268,11 @@ FAILURES: Mapping[str, tuple[str, str]] = {
         "AWS denies {action} to {who}: {error}",
         "allow that user or role the action (IAM policy: docs/aws.md; to assume a role, check its trust policy)",
     ),
-    "ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CARRY_ON),
+    "ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CONTINUE),
     "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable "
     "InternalException RequestAbortedException RequestTimeoutException": (
         "AWS IoT had an internal error: {error}",
-        _CARRY_ON,
+        _CONTINUE,
     ),
     "LimitExceededException VersionsLimitExceededException ServiceQuotaExceededException": (
         "the account's limit is reached: {error}",
@@ -280,7 +280,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     "ResourceNotFoundException": (
         "not found in AWS: {error}",
-        f"it was deleted by someone else, or this is another region or account; {_ANEW}",
+        f"it was deleted by someone else, or this is another region or account; {RECREATE}",
     ),
     "InvalidRequestException ClientError": (
         "AWS rejected the request ({name}): {error}",
@@ -308,21 +308,21 @@ FAILURES: Mapping[str, tuple[str, str]] = {
 FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
 
 # After one of these, AWS has not acted on the call, and it may succeed if repeated.
-BUSY = frozenset(
+BUSY_ERRORS = frozenset(
     "ThrottlingException TooManyRequestsException ServiceUnavailableException ServiceUnavailable InternalFailure "
     "EndpointConnectionError ConnectTimeoutError".split()
 )
 # After one of these, the same call for another thing would fail too.
-HOPELESS = frozenset(
+FATAL_FOR_ALL = frozenset(
     "ExpiredTokenException ExpiredToken UnrecognizedClientException InvalidClientTokenId InvalidSignatureException "
     "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError SSOError LoginError "
     "RefreshWithMFAUnsupportedError EndpointConnectionError LimitExceededException OSError".split()
 )
 # The services of the calls by which botocore gets credentials, and of the one that says whose they are.
-SIGN_IN = dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts")
-SIGN_IN["GetRoleCredentials"] = "sso"
+SIGN_IN_OPERATIONS = dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts")
+SIGN_IN_OPERATIONS["GetRoleCredentials"] = "sso"
 # What AWS's answer means where its code does not say it: patterns of "operation code message"; the first counts.
-MEANINGS = (
+ERROR_MEANINGS = (
     (".*MultiFactorAuthentication failed", "WrongMfaCode"),
     (r"\S* (InvalidSignatureException|SignatureDoesNotMatch) .*(expired|not yet current)", "RequestTimeTooSkewed"),
     ("AssumeRoleWithWebIdentity ExpiredToken", "InvalidIdentityToken"),
@@ -333,7 +333,7 @@ MEANINGS = (
 )
 
 
-def names_of(error: BaseException) -> list[str]:
+def error_names(error: BaseException) -> list[str]:
     """Return the names that FAILURES may have for an error: AWS code, errno, cause, class; the most specific first."""
     names = [kind.__name__ for kind in type(error).__mro__]
     if isinstance(error, OSError) and error.errno:
@@ -344,13 +344,13 @@ def names_of(error: BaseException) -> list[str]:
         names.insert(0, provider)
     if code := _answer(error).get("Code"):
         said = f"{getattr(error, 'operation_name', '')} {code} {_message(error)}"
-        names.insert(0, next((name for pattern, name in MEANINGS if re.match(pattern, said, re.DOTALL)), code))
+        names.insert(0, next((name for pattern, name in ERROR_MEANINGS if re.match(pattern, said, re.DOTALL)), code))
     return names
 
 
-def explain(error: BaseException) -> tuple[str, str]:
+def cause_and_remedy(error: BaseException) -> tuple[str, str]:
     """Turn any failure into two lines: the cause and the remedy."""
-    error = _bad_endpoint(error) or error
+    error = bad_endpoint(error) or error
     if isinstance(error, ElfError):
         return error.cause, error.remedy
     message = _message(error)
@@ -360,16 +360,16 @@ def explain(error: BaseException) -> tuple[str, str]:
     facts = {
         "name": _answer(error).get("Code") or type(error).__name__,
         "error": message,
-        "action": action[1] if action else f"{SIGN_IN.get(operation, 'iot')}:{operation}",
+        "action": action[1] if action else f"{SIGN_IN_OPERATIONS.get(operation, 'iot')}:{operation}",
         "who": who[1] if who else "these credentials",
     }
-    cause, remedy = next(FAILURE_OF[name] for name in names_of(error) if name in FAILURE_OF)
+    cause, remedy = next(FAILURE_OF[name] for name in error_names(error) if name in FAILURE_OF)
     if "{install}" in remedy:  # which looks for packages on the disk
         facts["install"] = how_to_install("requirements.txt")
     return cause.format(**facts), remedy.format(**facts)
 
 
-def _bad_endpoint(error: BaseException) -> ElfError | None:
+def bad_endpoint(error: BaseException) -> ElfError | None:
     """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
     if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
         return None
@@ -404,9 +404,9 @@ def _message(error: BaseException) -> str:
     return _answer(error).get("Message") or str(error).rstrip(": ") + (f": {cause}" if cause else "")
 
 
-def complain(error: BaseException) -> tuple[str, str]:
+def log_failure(error: BaseException) -> tuple[str, str]:
     """Log the cause and the remedy in a line each, with --debug the traceback too; return both."""
-    cause, remedy = explain(error)
+    cause, remedy = cause_and_remedy(error)
     log.error("%s", cause)
     log.error("what to do: %s", remedy)
     log.debug("traceback:", exc_info=error)
@@ -417,11 +417,11 @@ def complain(error: BaseException) -> tuple[str, str]:
 # Console: what the user sees, and Ctrl-C
 # ---------------------------------------------------------------------------------------------------------------------
 
-EVERYTHING = logging.INFO - 1  # the level of --verbose
+VERBOSE = logging.INFO - 1  # the level of --verbose
 KEY_ID_CHARACTERS = 16  # minimum (AccessKey, IAM API reference); shorter values may be normal words
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
-CLEAR = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
-COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
+CLEAR_LINE = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
+LEVEL_COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
 
 
 def on_terminal() -> bool:
@@ -429,21 +429,21 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
-def is_behind() -> bool:
+def is_in_background() -> bool:
     """Return whether ELF is in the background: another program uses the terminal, and may draw there."""
     with contextlib.suppress(AttributeError, OSError):  # not on Windows, nor for a pipe
         return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
     return False
 
 
-def columns(stream: TextIO) -> int:
+def terminal_width(stream: TextIO) -> int:
     """Return how many columns a terminal has; 80 if that is unknown."""
     with contextlib.suppress(OSError):
         return os.get_terminal_size(stream.fileno()).columns or 80
     return 80
 
 
-def shorter(path: Path) -> Path:
+def short_path(path: Path) -> Path:
     """Return a path as a person would type it here."""
     with contextlib.suppress(OSError, ValueError):  # the working directory is gone; the path is not below it
         return path.relative_to(Path.cwd())
@@ -466,27 +466,27 @@ def open_standard_streams() -> None:
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it is there to the end
 
 
-class Output:
+class OutputWriter:
     """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
 
-    At most MOST_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C. In a terminal,
+    At most MAX_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C. In a terminal,
     everything is written above the live line, which is drawn while ELF is in the foreground.
     """
 
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
+    def __init__(self, events: EventQueue) -> None:
+        self._events = events
         self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # streams, and what they are to get
         self._changed = threading.Condition()
         self._unread = 0  # characters
         self._thread: threading.Thread | None = None
-        self._foot, self._has_drawn = "", False
+        self._status_line, self._has_drawn = "", False
         self.failure: OSError | None = None  # of a write, unless the reader just closed the stream
 
     def write(self, stream: Any, text: Any) -> None:
         """Write to a stream, in the output thread. Any thread may call this."""
         with self._changed:
-            while self._unread > MOST_UNREAD and self._inbox.signum is None:
-                self._changed.wait(REDRAW_S)  # a signal's handler must not touch a condition, so look for it
+            while self._unread > MAX_UNREAD and self._events.signum is None:
+                self._changed.wait(REDRAW_INTERVAL_S)  # a signal's handler must not touch a condition, so look for it
             self._waiting.append((stream, text))
             self._unread += len(text)
             if not self._thread:
@@ -494,10 +494,10 @@ class Output:
                 self._thread.start()
             self._changed.notify_all()
 
-    def draw(self, foot: str) -> None:
+    def draw(self, status_line: str) -> None:
         """Show a line at the bottom of the terminal in place of the one there; empty: none."""
-        self._foot = foot
-        if not (foot and self._waiting):  # what is written next comes with it
+        self._status_line = status_line
+        if not (status_line and self._waiting):  # what is written next comes with it
             self.write(sys.stderr, "")
 
     def _work(self) -> None:
@@ -511,8 +511,8 @@ class Output:
                 with contextlib.suppress(OSError, ValueError):  # what follows goes nowhere
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
                 if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader or terminal is gone
-                    if self._inbox.signum is None:
-                        self._inbox.interrupt(SIGPIPE, None)
+                    if self._events.signum is None:
+                        self._events.interrupt(SIGPIPE, None)
                 else:
                     self.failure = error if isinstance(error, OSError) else OSError(str(error))
                     self.failure.filename = "standard error" if stream is sys.stderr else "standard output"
@@ -523,23 +523,25 @@ class Output:
 
     def _show(self, stream: Any, text: Any) -> None:
         is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
-        foot = self._foot if is_seen and not is_behind() else ""
-        clear = CLEAR if self._has_drawn or (is_seen and text) else ""  # what this or another ELF drew there, and ^C
-        self._has_drawn = bool(foot)
+        status_line = self._status_line if is_seen and not is_in_background() else ""
+        clear = (
+            CLEAR_LINE if self._has_drawn or (is_seen and text) else ""
+        )  # what this or another ELF drew there, and ^C
+        self._has_drawn = bool(status_line)
         if stream is sys.stderr:  # in one write, or another ELF's live line could get in between
-            clear, text, foot = "", clear + text + foot, ""
-        for to, what in ((sys.stderr, clear), (stream, text), (sys.stderr, foot)):
+            clear, text, status_line = "", clear + text + status_line, ""
+        for to, what in ((sys.stderr, clear), (stream, text), (sys.stderr, status_line)):
             if what:
                 to.write(what)
                 to.flush()
 
-    def rest(self) -> bool:
+    def flush(self) -> bool:
         """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
         deadline = math.inf
         with self._changed:
             while self._waiting and time.monotonic() < deadline:
-                self._changed.wait(REDRAW_S)
-                if self._inbox.signum is not None:
+                self._changed.wait(REDRAW_INTERVAL_S)
+                if self._events.signum is not None:
                     deadline = min(deadline, time.monotonic() + STOP_S / 2)
             return not self._waiting
 
@@ -547,7 +549,7 @@ class Output:
 _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
 
 
-def hide(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
+def add_secret(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
     """Never show a credential, or a user and password, however a library writes it in its messages."""
     global _secrets
     import urllib.parse
@@ -562,9 +564,9 @@ def hide_environment() -> None:
     """Hide the credentials in the environment, and the passwords in its URLs."""
     for name, value in os.environ.items():
         if re.fullmatch("AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|(SESSION|SECURITY|CONTAINER_AUTHORIZATION)_TOKEN)", name):
-            hide(value)
+            add_secret(value)
         elif re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) and (user := re.match("(?:[^/]*//)?(.+)@", value)):
-            hide(user[1], user[1].partition(":")[2], least=4)  # a proxy needs no scheme
+            add_secret(user[1], user[1].partition(":")[2], least=4)  # a proxy needs no scheme
 
 
 def redacted(text: str) -> str:
@@ -595,20 +597,20 @@ class TerminalFormatter(LogFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
-            record.args = tuple(shorter(value) if isinstance(value, Path) else value for value in record.args)
+            record.args = tuple(short_path(value) if isinstance(value, Path) else value for value in record.args)
         for longest in sorted(map(str, record.args or ()), key=len)[:-3:-1]:  # most often the message, then its topic
-            over = len("00:00:00 ") + len(printable(record.getMessage())) - columns(sys.stderr)
-            if over > 0 and record.name == each.name and record.levelno == log.level == logging.INFO:
+            over = len("00:00:00 ") + len(printable(record.getMessage())) - terminal_width(sys.stderr)
+            if over > 0 and record.name == detail_log.name and record.levelno == log.level == logging.INFO:
                 cut = longest[: -over - 1] + "…"
                 record.args = tuple(cut if str(value) == longest else value for value in record.args or ())
-        at, colour = self.formatTime(record, "%H:%M:%S"), COLOURS.get(record.levelno)
+        at, colour = self.formatTime(record, "%H:%M:%S"), LEVEL_COLOURS.get(record.levelno)
         text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
         if not self._coloured:
             return f"{at} {record.levelname}: {text}" if colour else f"{at} {text}"
         return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
 
 
-def start_logging(level: int, output: Output) -> None:
+def start_logging(level: int, output: OutputWriter) -> None:
     """Log ELF's own lines to standard error; libraries' logs are not shown."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
     if on_terminal() and sys.platform == "win32":
@@ -621,7 +623,7 @@ def start_logging(level: int, output: Output) -> None:
     log.handlers[:] = [handler]
     log.propagate = False
     log.setLevel(level)
-    each.filters.clear()
+    detail_log.filters.clear()
 
     def log_uncaught(args: threading.ExceptHookArgs) -> None:
         if args.exc_value and not isinstance(args.exc_value, SystemExit):
@@ -630,17 +632,17 @@ def start_logging(level: int, output: Output) -> None:
     threading.excepthook = log_uncaught  # Python would print it with secrets
 
 
-def says_each() -> bool:
+def shows_details() -> bool:
     """Return whether a line about each message is shown."""
-    return each.isEnabledFor(logging.INFO) and not each.filters
+    return detail_log.isEnabledFor(logging.INFO) and not detail_log.filters
 
 
-def brevity_for(things: int) -> None:
+def hide_details_above(things: int) -> None:
     """Hide the lines about single things and messages if there are many things, unless --verbose is given.
 
-    The first LISTED warnings and errors are still shown.
+    The first MAX_LISTED warnings and errors are still shown.
     """
-    if things <= LISTED or each.filters or each.isEnabledFor(EVERYTHING):
+    if things <= MAX_LISTED or detail_log.filters or detail_log.isEnabledFor(VERBOSE):
         return
     log.info("%s: showing totals only (--verbose shows each)", plural(things, "thing"))
     failures = itertools.count()
@@ -648,15 +650,15 @@ def brevity_for(things: int) -> None:
     def passes(record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return False
-        if (number := next(failures)) == LISTED:
+        if (number := next(failures)) == MAX_LISTED:
             log.log(record.levelno, "more lines like these are not shown (--verbose shows them)")
-        return number < LISTED
+        return number < MAX_LISTED
 
-    each.addFilter(passes)
+    detail_log.addFilter(passes)
 
 
 @contextlib.contextmanager
-def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator[None]:
+def live_line(events: EventQueue, output: OutputWriter, text: Callable[[], str]) -> Iterator[None]:
     """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs.
 
     Not with --debug or --quiet.
@@ -665,41 +667,41 @@ def live_line(inbox: Inbox, output: Output, text: Callable[[], str]) -> Iterator
 
     def draw() -> None:
         nonlocal drawn_at
-        if time.monotonic() > drawn_at + REDRAW_S:
+        if time.monotonic() > drawn_at + REDRAW_INTERVAL_S:
             drawn_at = time.monotonic()
-            output.draw(text()[: columns(sys.stderr) - 1])
+            output.draw(text()[: terminal_width(sys.stderr) - 1])
 
     if on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG):
-        inbox.between = draw
+        events.on_idle = draw
     try:
         yield
     finally:
-        inbox.between = None
+        events.on_idle = None
         output.draw("")
 
 
-def progress(inbox: Inbox, output: Output, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
-    """Iterate over `steps`, with a progress bar as live line if there are more than FEW_THINGS."""
+def progress_bar(events: EventQueue, output: OutputWriter, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
+    """Iterate over `steps`, with a progress bar as live line if there are more than MIN_FOR_PROGRESS."""
     done, began = 0, time.monotonic()
 
     def bar() -> str:
         from tqdm import tqdm
 
-        took_s, width = time.monotonic() - began, columns(sys.stderr) - 1
+        took_s, width = time.monotonic() - began, terminal_width(sys.stderr) - 1
         is_ascii = not (sys.stderr.encoding or "").lower().startswith("utf")
         return str(tqdm.format_meter(done, total, took_s, width, what, is_ascii, " things"))
 
-    with live_line(inbox, output, bar) if total > FEW_THINGS else contextlib.nullcontext():
+    with live_line(events, output, bar) if total > MIN_FOR_PROGRESS else contextlib.nullcontext():
         for step in steps:
             yield step
             done += 1
 
 
-class Results:
+class EventWriter:
     """Writes standard output: with --output json, one JSON object per line, the last a summary; with --output payload,
     the messages that arrive."""
 
-    def __init__(self, form: str | None, output: Output) -> None:
+    def __init__(self, form: str | None, output: OutputWriter) -> None:
         self.is_on, self._has_payloads = form == "json", form == "payload"
         self._output = output
         self.summary: dict[str, Any] = {}  # which the command fills
@@ -750,13 +752,17 @@ def by_number(thing: str) -> tuple[str, int]:
 
 
 def listed(things: Iterable[str]) -> str:
-    """Return things' names in order, only the first LISTED if there are more."""
+    """Return things' names in order, only the first MAX_LISTED if there are more."""
     names = sorted(things, key=by_number)
-    more = f", and {len(names) - LISTED} more" if len(names) > LISTED and not each.isEnabledFor(EVERYTHING) else ""
-    return ", ".join(names[:LISTED] if more else names) + more
+    more = (
+        f", and {len(names) - MAX_LISTED} more"
+        if len(names) > MAX_LISTED and not detail_log.isEnabledFor(VERBOSE)
+        else ""
+    )
+    return ", ".join(names[:MAX_LISTED] if more else names) + more
 
 
-def utc(time_s: float) -> str:
+def utc_time(time_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_s))
 
 
@@ -768,13 +774,13 @@ class FailureReport:
         self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without the thing's name
 
     def add(self, thing: str, error: BaseException) -> None:
-        cause, remedy = explain(error)
+        cause, remedy = cause_and_remedy(error)
         ids = "[0-9a-f]{64}|(?<=<thing>-)[0-9a-f]{8}"  # of certificates and clients
         shared = tuple(re.sub(ids, "…", text.replace(thing, "<thing>")) for text in (cause, remedy))
         self.things[thing] = remedy, shared
         self._alike[shared] += 1
-        if self._alike[shared] == 1 or each.isEnabledFor(EVERYTHING):
-            each.error("%s", cause if cause.startswith(thing) else f"{thing}: {cause}")
+        if self._alike[shared] == 1 or detail_log.isEnabledFor(VERBOSE):
+            detail_log.error("%s", cause if cause.startswith(thing) else f"{thing}: {cause}")
         log.debug("traceback:", exc_info=error)
 
     def report(self, of: int) -> None:
@@ -790,7 +796,7 @@ class FailureReport:
             log.error("what to do: %s", remedy)
 
 
-class Inbox:
+class EventQueue:
     """Where a command's main thread waits for events of its devices, for Ctrl-C, or until a deadline.
 
     Other threads put immutable records in.
@@ -801,7 +807,7 @@ class Inbox:
         self.signum: int | None = None
         # Only for other threads' waits: a signal during wait() in the main thread would block in set().
         self.stopping = threading.Event()
-        self.between: Callable[[], None] | None = None  # called at each get(), and repeatedly while it waits
+        self.on_idle: Callable[[], None] | None = None  # called at each get(), and repeatedly while it waits
 
     def put(self, event: Any) -> None:
         self._events.put(event)
@@ -823,36 +829,36 @@ class Inbox:
         """Return the next event, or None once `deadline` (time.monotonic()) is past; raise Interrupted."""
         while True:
             self.check()
-            if self.between:
-                self.between()
+            if self.on_idle:
+                self.on_idle()
             wait_s = deadline - time.monotonic()
             try:  # not for long: Windows can't interrupt a wait
-                if (event := self._events.get(timeout=max(0.0, min(REDRAW_S, wait_s)))) is not None:
+                if (event := self._events.get(timeout=max(0.0, min(REDRAW_INTERVAL_S, wait_s)))) is not None:
                     return event
             except queue.Empty:
-                if wait_s <= REDRAW_S:
+                if wait_s <= REDRAW_INTERVAL_S:
                     return None
 
-    def rest(self) -> Iterator[Any]:
+    def drain(self) -> Iterator[Any]:
         """Yield the events that are there, without waiting, even after Ctrl-C."""
         while not self._events.empty():
             if (event := self._events.get()) is not None:
                 yield event
 
 
-def ask_for_code(inbox: Inbox, prompt: str) -> str:
+def ask_for_code(events: EventQueue, prompt: str) -> str:
     """Ask for an MFA code on the terminal; any thread may. Raises ElfError without a terminal; Interrupted."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or is_behind():
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or is_in_background():
         raise ElfError(
             f"could not ask for an MFA code: this is not a terminal ({prompt.strip(': ')})",
             "run the command in a terminal, or set credentials that need no code: `aws configure export-credentials`",
         )
-    last.info("%s", prompt.strip(": "))
+    report_log.info("%s", prompt.strip(": "))
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=lambda: answers.put(sys.stdin.readline().strip()), daemon=True).start()
     while answers.empty():
-        inbox.check()
-        inbox.stopping.wait(REDRAW_S)
+        events.check()
+        events.stopping.wait(REDRAW_INTERVAL_S)
     if not re.fullmatch("[0-9]{6}", code := answers.get()):
         raise ElfError("an MFA code has six digits", "run the command again")
     return code
@@ -862,12 +868,12 @@ def ask_for_code(inbox: Inbox, prompt: str) -> str:
 # Storage: a directory that is claimed, locked, kept private and written without loss; its journal
 # ---------------------------------------------------------------------------------------------------------------------
 
-BRIEFLY_S = 0.2  # how long a command that is ending, or records a policy, keeps others waiting
+BRIEF_WAIT_S = 0.2  # how long a command that is ending, or records a policy, keeps others waiting
 THINGS_FILE, ELF_FILE, JOURNAL_FILE = "things.json", "elf.json", "things.journal"
 STATE_FILES = (THINGS_FILE, ELF_FILE, JOURNAL_FILE, ".lock", ".held", ".writing")
-_HALF = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # a file that write_private() did not finish
+_UNFINISHED = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # a file that write_private() did not finish
 # Files that systems put into any directory, such as Kubernetes' links, and git's file in misc/ of ELF's repository.
-_NOBODYS = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.\..+")
+_SYSTEM_FILES = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.\..+")
 # No system has all of the last three flags.
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _APPEND |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -883,14 +889,14 @@ class Journal:
         """Open `path`, or make it, readable only by its owner. Raises OSError."""
         self.path = path
         self._file = FileIO(os.open(path, _APPEND, 0o600), "ab")
-        sync(path.parent)  # or a power failure could delete it, with keys in it
+        sync_directory(path.parent)  # or a power failure could delete it, with keys in it
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add a change. Raises OSError, and ElfError if the file was removed; it is then as it was before."""
         if POSIX and not os.fstat(self._file.fileno()).st_nlink:
             raise ElfError(f"{self.path} was removed while ELF was writing to it", "run the same command again")
         line, end = (json.dumps(entry) + "\n").encode(), self._file.seek(0, os.SEEK_END)
-        with naming(self.path):
+        with naming_file(self.path):
             try:
                 if self._file.write(line) != len(line):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -937,26 +943,29 @@ class StateDirectory:
         return list(self.path.iterdir())
 
     @contextlib.contextmanager
-    def lock(self, command: str, alone: bool, wait_s: float, events: Inbox) -> Iterator[bool]:
-        """Lock it until the block ends: exclusively if `alone`, else shared; the block gets whether it can be written.
+    def lock(self, command: str, exclusive: bool, wait_s: float, events: EventQueue) -> Iterator[bool]:
+        """Lock it until the block ends, `exclusive` or shared; the block gets whether it can be written.
 
         Raises ElfError, which names the commands that use it, after `wait_s` seconds; Interrupted; OSError if it can't
-        be written and has to be, as with `alone`.
+        be written and has to be, as with `exclusive`.
         """
         if not self.is_elfs:
             yield False
             return
         note = self.path / ".lock"  # tells others which commands use the directory, no more
         take = functools.partial(try_lock, self.path, self.path / ".held")
-        lock = self._wait_for(functools.partial(take, shared=not alone), lambda: _holders(note), wait_s, events)
+        lock = self._wait_for(functools.partial(take, shared=not exclusive), lambda: _holders(note), wait_s, events)
         is_writable = False
         try:
             try:
-                with naming(note), FileIO(os.open(note, _APPEND | (os.O_TRUNC if alone else 0), 0o600), "ab") as file:
+                with (
+                    naming_file(note),
+                    FileIO(os.open(note, _APPEND | (os.O_TRUNC if exclusive else 0), 0o600), "ab") as file,
+                ):
                     file.write(f"{os.getpid()} {command}\n".encode())
                 is_writable = True
             except OSError:
-                if alone:
+                if exclusive:
                     raise  # else reading is enough
             yield is_writable
         finally:
@@ -967,7 +976,7 @@ class StateDirectory:
                         note.unlink()
 
     @contextlib.contextmanager
-    def open_journal(self, events: Inbox) -> Iterator[Journal]:
+    def open_journal(self, events: EventQueue) -> Iterator[Journal]:
         """Lock the journal for writing, and open it, until the block ends. Raises Interrupted; OSError."""
         if link := next((path for path in (self.things_file, self.elf_file) if path.is_symlink()), None):
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(link))
@@ -986,19 +995,19 @@ class StateDirectory:
                 self.journal_file.unlink()
 
     def _wait_for(
-        self, take: Callable[[], contextlib.ExitStack | None], who: Callable[[], str], wait_s: float, events: Inbox
+        self, take: Callable[[], contextlib.ExitStack | None], who: Callable[[], str], wait_s: float, events: EventQueue
     ) -> contextlib.ExitStack:
         """Take a lock once it is free. Raises ElfError after `wait_s` seconds; Interrupted."""
         announced = ""
         began = time.monotonic()
         while not (lock := take()):
             waited_s = time.monotonic() - began
-            if waited_s >= max(wait_s, BRIEFLY_S):
+            if waited_s >= max(wait_s, BRIEF_WAIT_S):
                 raise ElfError(
                     f"another ELF is using {self.path}: {who()}",
                     "wait until it ends (--wait 60), or use another directory with --misc-dir",
                 )
-            if waited_s >= BRIEFLY_S and announced != (holders := who()):
+            if waited_s >= BRIEF_WAIT_S and announced != (holders := who()):
                 log.info("waiting for %s", announced := holders)
             events.get(deadline=time.monotonic() + 0.05)
         return lock
@@ -1007,20 +1016,20 @@ class StateDirectory:
         """Return what of `paths` is neither ELF's state, nor one of its other files `names`, nor a system's."""
         if self.path.stat().st_mode & stat.S_ISVTX:
             return ["its sticky bit is set, as in a shared directory like /tmp"]
-        others = {path.name for path in paths} - {path.name for path in own(paths, names)}
-        return sorted(name for name in others if not _NOBODYS.fullmatch(name))
+        others = {path.name for path in paths} - {path.name for path in own_paths(paths, names)}
+        return sorted(name for name in others if not _SYSTEM_FILES.fullmatch(name))
 
     def remove_unfinished(self, names: Collection[str]) -> None:
         """Remove unfinished copies of ELF's state and of its other files `names`, which a crash left behind."""
-        for path in own(self.path.iterdir(), names):
-            if _HALF.fullmatch(path.name):
+        for path in own_paths(self.path.iterdir(), names):
+            if _UNFINISHED.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
 
-def own(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
+def own_paths(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
     """Return which of `paths` are ELF's state or its other files `names`, or unfinished copies of these."""
     known = {*STATE_FILES, *names}
-    return [path for path in paths if path.name in known or _HALF.sub(r"\1", path.name) in known]
+    return [path for path in paths if path.name in known or _UNFINISHED.sub(r"\1", path.name) in known]
 
 
 def make_private(paths: Iterable[Path]) -> list[Path]:
@@ -1035,7 +1044,7 @@ def make_private(paths: Iterable[Path]) -> list[Path]:
 
 
 @contextlib.contextmanager
-def reading(path: Path, kind: type[T]) -> Iterator[T]:
+def reading_json(path: Path, kind: type[T]) -> Iterator[T]:
     """Give the block a file's JSON, or an empty `kind` if there is no file; turn its errors into an ElfError."""
     try:
         content = kind()
@@ -1112,7 +1121,7 @@ def write_private(path: Path, text: str) -> None:
     """Replace a file in one step (it is never half written), readable only by its owner."""
     import tempfile
 
-    with naming(path):
+    with naming_file(path):
         descriptor, name = tempfile.mkstemp(".elf-half", f".{path.name}.", path.parent)  # which makes it 0600
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
@@ -1126,7 +1135,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming_file(path: Path) -> Iterator[None]:
     """Add the file's name to an OSError."""
     try:
         yield
@@ -1135,7 +1144,7 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def sync(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make a directory's entries survive a power failure."""
     if POSIX:
         descriptor = os.open(directory, os.O_RDONLY)
@@ -1152,7 +1161,7 @@ def sync(directory: Path) -> None:
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
 ARN = re.compile(r"(arn:[a-z0-9-]+:iot:[a-z0-9-]+:[0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
-PLACE = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
+PLACE_PATTERNS = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
     "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
     "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
     "endpoint_url": re.compile(
@@ -1213,7 +1222,7 @@ class Place(NamedTuple):
                 "remove what is before the @ in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
             )
         lower: dict[str, Any] = {}
-        for key, pattern in PLACE.items():
+        for key, pattern in PLACE_PATTERNS.items():
             if (value := getattr(self, key)) is not None:
                 case = "" if key == "profile" else "(.*?://)?[^/]*"  # a URL's path may have capitals
                 lower[key] = re.sub(rf"\A{case}", lambda found: found[0].lower(), value)
@@ -1264,18 +1273,18 @@ class RecordedFleet:
 
     def reload(self) -> None:
         """Read what other commands have recorded."""
-        with reading(self._storage.elf_file, dict) as elf:
+        with reading_json(self._storage.elf_file, dict) as elf:
             self.elf_id: str | None = elf.get("elf_id")
             if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
                 raise ValueError("elf_id is not a URN of a UUID")
             self.place = recorded_place(elf.get("fleet"))
             self.was_local = elf.get("was_local") is True  # the last fleet, which is gone
-            self.unanswered = [UnansweredRequest(*map(_time, call)) for call in elf.get("unanswered", [])]
+            self.unanswered = [UnansweredRequest(*map(recorded_time, call)) for call in elf.get("unanswered", [])]
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
-        with reading(self.things_file, list) as entries:
+        with reading_json(self.things_file, list) as entries:
             self._replay(entries)
-        with reading(self._storage.journal_file, list) as self._changes:
+        with reading_json(self._storage.journal_file, list) as self._changes:
             self._replay(self._changes)
         self.things = {name: self.things[name] for name in sorted(self.things, key=by_number)}
         if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
@@ -1332,12 +1341,12 @@ class Fleet(RecordedFleet):
     # Locking
 
     @contextlib.contextmanager
-    def held(self, command: str, alone: bool, wait_s: float, events: Inbox) -> Iterator[None]:
-        """Lock the directory until the block ends: exclusively if `alone`, else shared.
+    def held(self, command: str, exclusive: bool, wait_s: float, events: EventQueue) -> Iterator[None]:
+        """Lock the directory until the block ends, `exclusive` or shared.
 
         Raises ElfError, which names the commands that use it, after `wait_s` seconds; Interrupted.
         """
-        with self._storage.lock(command, alone, wait_s, events) as is_writable:
+        with self._storage.lock(command, exclusive, wait_s, events) as is_writable:
             self.reload()
             if is_writable:
                 self._make_private()
@@ -1351,7 +1360,7 @@ class Fleet(RecordedFleet):
             yield
 
     @contextlib.contextmanager
-    def locked(self, events: Inbox) -> Iterator[None]:
+    def locked(self, events: EventQueue) -> Iterator[None]:
         """Lock the fleet for writing; read what others wrote, and repair what a crash left behind."""
         if not self._storage.is_elfs:
             yield
@@ -1391,7 +1400,7 @@ class Fleet(RecordedFleet):
     def _make_private(self) -> None:
         paths = list(self.directory.iterdir())
         whole = () if self._foreign(paths) else (self.directory,)
-        exposed = make_private((*own(paths, self._file_names()), *whole))
+        exposed = make_private((*own_paths(paths, self._file_names()), *whole))
         if exposed and self.elf_id:  # not a new fleet's directory
             log.warning("other users could read %s: made private", ", ".join(map(str, exposed)))
 
@@ -1403,7 +1412,7 @@ class Fleet(RecordedFleet):
         asked = [at for thing in self.things.values() if (at := thing.certificate_requested_at)]
         if asked:
             known = {call.since for call in self.unanswered}
-            ended = [UnansweredRequest(since, min(time.time(), since + LONGEST_CALL_S)) for since in asked]
+            ended = [UnansweredRequest(since, min(time.time(), since + MAX_CALL_S)) for since in asked]
             self.unanswered += [call for call in ended if call.since not in known]
             self._save_elf()
             self.things = {name: it._replace(certificate_requested_at=None) for name, it in self.things.items()}
@@ -1441,7 +1450,7 @@ class Fleet(RecordedFleet):
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
-            self._append({thing.name: {**_entry(thing), **keys}})
+            self._append({thing.name: {**thing_entry(thing), **keys}})
             self.things[thing.name] = thing
             if keys:
                 self._key_material[thing.name] = keys
@@ -1503,9 +1512,9 @@ class Fleet(RecordedFleet):
         if not self.things:
             self.things_file.unlink(missing_ok=True)
             return
-        entries = [{name: _entry(self.things[name])} for name in sorted(self.things, key=by_number)]
+        entries = [{name: thing_entry(self.things[name])} for name in sorted(self.things, key=by_number)]
         write_private(self.things_file, json.dumps(entries, indent=2) + "\n")
-        sync(self.directory)
+        sync_directory(self.directory)
 
     def _write_key_files(self, name: str, recorded: Mapping[str, Any], missing_only: bool = False) -> None:
         pair = recorded.get("keyPair") or {}
@@ -1513,14 +1522,14 @@ class Fleet(RecordedFleet):
         for path, text in zip(self.files(name), material, strict=True):
             if isinstance(text, str) and not (missing_only and path.is_file()):
                 write_private(path, text)
-        sync(self.directory)
+        sync_directory(self.directory)
         self._key_material.pop(name, None)  # only now: until then the journal, or the original's things.json, keeps it
 
     def _save_elf(self) -> None:
         place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
         parts = {"elf_id": self.elf_id, "fleet": place, "was_local": self.was_local, "unanswered": self.unanswered}
         write_private(self._storage.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
-        sync(self.directory)
+        sync_directory(self.directory)
 
 
 # What may be recorded. Nothing is trusted: names become paths, and identifiers are sent to AWS.
@@ -1531,7 +1540,9 @@ def recorded_place(recorded: Any) -> Place | None:
     if recorded is None:
         return None
     with contextlib.suppress(ElfError):
-        place = Place(**{key: value for key, value in {**recorded}.items() if key in (*PLACE, "local")}).checked()
+        place = Place(
+            **{key: value for key, value in {**recorded}.items() if key in (*PLACE_PATTERNS, "local")}
+        ).checked()
         if isinstance(place.local, bool):
             return place
     raise ValueError("fleet is not valid")
@@ -1553,20 +1564,20 @@ def recorded_thing(name: str, recorded: Any) -> Thing:
         (stage in (CREATING, READY, CLEANING), "the stage"),
         (not has_certificate or (match and match[2] == certificate_id), "the certificate"),
         (policy in (None, policy_name(name)) and policy_arn in (None, own_policy_arn), "the policy"),
-        (asked is None or _time(asked), "the time"),
+        (asked is None or recorded_time(asked), "the time"),
     ):
         if not is_valid:
             raise ValueError(f"{what} of {name} is not valid")
     return thing
 
 
-def _time(value: Any) -> float:
+def recorded_time(value: Any) -> float:
     if type(value) not in (int, float) or not 0 < value < 1e11:
         raise ValueError("a time is not valid")
     return float(value)
 
 
-def _entry(thing: Thing) -> dict[str, Any]:
+def thing_entry(thing: Thing) -> dict[str, Any]:
     recorded = {key: getattr(thing, field) for field, key in _THING_KEYS.items()}
     return {key: value for key, value in recorded.items() if value and value != READY}
 
@@ -1668,14 +1679,14 @@ def fetch_credentials(session: Any) -> Any:
     except Exception as error:
         cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check where they come from"
         explained = isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError)
-        if explained or _bad_endpoint(error):
-            cause, remedy = explain(error)
+        if explained or bad_endpoint(error):
+            cause, remedy = cause_and_remedy(error)
         elif "Auth token" in str(error):  # of a container
             remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
-        raise ElfError(cause.rstrip(".") + _way(session), remedy) from error
+        raise ElfError(cause.rstrip(".") + _credential_sources(session), remedy) from error
 
 
-def _way(session: Any) -> str:
+def _credential_sources(session: Any) -> str:
     """Return the profiles and settings that the credentials come from, in parentheses, without secrets."""
     profiles, name, used = session._session.full_config["profiles"], session.profile_name, []
     while name in profiles and name not in used:
@@ -1716,7 +1727,7 @@ def _check_credentials(request_signer: Any, **_: object) -> None:
     """
     credentials = request_signer._credentials
     secrets = credentials.get_frozen_credentials()[:3] if credentials else ()
-    hide(*secrets)
+    add_secret(*secrets)
     for name, value in zip(("access key ID", "secret access key", "session token"), secrets):  # noqa: B905 - or none
         if value and not re.fullmatch("[!-~]+", value):
             source = "a role's source_profile" if credentials.method == "explicit" else credentials.method
@@ -1732,7 +1743,7 @@ def _check_credentials(request_signer: Any, **_: object) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def pace(events: Any, things_per_s: float, stopping: threading.Event) -> None:
+def limit_rate(hooks: Any, things_per_s: float, stopping: threading.Event) -> None:
     """Keep each operation under its quota, for all threads, because other users share the account.
 
     A second's worth of calls may go at once, as AWS's token buckets allow. If AWS still throttles an operation (someone
@@ -1760,13 +1771,13 @@ def pace(events: Any, things_per_s: float, stopping: threading.Event) -> None:
                 throttled.add(operation)
                 next_due[operation] = max(next_due.get(operation, 0.0), time.monotonic() + 2.0)  # a burst is 1 s
 
-    events.register("before-send.iot", wait)  # for each attempt of a call
-    events.register("response-received.iot", slow_down)
+    hooks.register("before-send.iot", wait)  # for each attempt of a call
+    hooks.register("response-received.iot", slow_down)
 
 
 def connect_control_plane(
     place: Place,
-    inbox: Inbox,
+    events: EventQueue,
     headers: Mapping[str, str],
     things_per_s: float,
     proxies: Mapping[str, str] | None,
@@ -1780,28 +1791,28 @@ def connect_control_plane(
     Raises: ElfError when these credentials are for another account than the fleet's; botocore's errors; Interrupted.
     """
     session, place = open_session(place, proxies, ask_for_code)
-    events = session.events
-    events.register("after-call", _check_answer)
-    events.register("provide-client-params.iot", _log_call)
-    events.register_first("needs-retry", _try_no_more)
+    hooks = session.events
+    hooks.register("after-call", _check_answer)
+    hooks.register("provide-client-params.iot", _log_call)
+    hooks.register_first("needs-retry", _raise_instead_of_retry)
     if not place.local:
-        pace(events, things_per_s, inbox.stopping)
+        limit_rate(hooks, things_per_s, events.stopping)
     credentials = fetch_credentials(session)
-    hide(*headers.values())
-    events.register("before-send.iot", lambda request, **_: request.headers.update(headers))
-    events.register_last("before-send.iot", inbox.check)
+    add_secret(*headers.values())
+    hooks.register("before-send.iot", lambda request, **_: request.headers.update(headers))
+    hooks.register_last("before-send.iot", events.check)
     iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
     _ = iot.exceptions  # two threads that make these at the same time get different classes, and catch only their own
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     place = place._replace(data_endpoint=find_data_endpoint(session, iot, place)).checked()
     if credentials and not place.local:
         known = credentials.get_frozen_credentials().account_id or ""  # AWS_ACCOUNT_ID may be anything
-        account = place.account or (known if PLACE["account"].fullmatch(known) else None)
+        account = place.account or (known if PLACE_PATTERNS["account"].fullmatch(known) else None)
         place = place._replace(account=account, source=credentials.method)
     return iot, place
 
 
-_READ = {  # what ELF reads of answers; botocore's model marks no field of them as required
+_REQUIRED_FIELDS = {  # what ELF reads of answers; botocore's model marks no field of them as required
     "GetCallerIdentity": "Account",
     "DescribeEndpoint": "endpointAddress",
     "CreateKeysAndCertificate": "certificateArn certificateId certificatePem keyPair",
@@ -1821,7 +1832,7 @@ def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: o
     if http_response.status_code < 300 and model.output_shape:
         lists = [name for name, shape in model.output_shape.members.items() if shape.type_name == "list"]
         parsed.update({name: [] for name in lists if not parsed.get(name)})
-        for path in _READ.get(model.name, "").split():
+        for path in _REQUIRED_FIELDS.get(model.name, "").split():
             field, dot, member = path.partition(".")
             for found in parsed[field] if field in lists else [parsed.get(field)]:
                 if not (found.get(member) if found and dot else found):
@@ -1834,7 +1845,7 @@ def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
     log.debug("AWS %s(%s)", model.name, ", ".join(f"{key}={value}" for key, value in params.items()))
 
 
-def _try_no_more(
+def _raise_instead_of_retry(
     response: tuple[Any, Any] | None, caught_exception: Exception | None, attempts: int, operation: Any, **_: object
 ) -> None:
     """Raise an error at once that botocore would retry, where ELF must not."""
@@ -1849,21 +1860,21 @@ def _try_no_more(
         # waits in botocore, where Ctrl-C can't stop it, would count as sent.
         operation.name == "CreateKeysAndCertificate"
         # The first calls of a command fail quickly if AWS can't be reached; later ones wait for it.
-        or (operation.name in ("DescribeEndpoint", *SIGN_IN) and caught_exception and attempts >= 3)
-        or names_of(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
+        or (operation.name in ("DescribeEndpoint", *SIGN_IN_OPERATIONS) and caught_exception and attempts >= 3)
+        or error_names(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
     ):
         raise error
 
 
-def _may_have_arrived(error: Exception) -> bool:
+def may_have_arrived(error: Exception) -> bool:
     """Return whether AWS may have acted on a call that ended with `error`."""
     if status := (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode"):
         return status in (500, 502, 504)  # 503 is an answer: not now
-    return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(names_of(error))
+    return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(error_names(error))
 
 
-class NotYet(Exception):  # noqa: N818 - it passes
-    """Ends a step that AWS is not ready for: for_each() calls `again`, then the step, for up to `limit_s` in all.
+class RetryLater(Exception):  # noqa: N818 - it passes
+    """Ends a step that AWS is not ready for: run_parallel() calls `again`, then the step, for up to `limit_s` in all.
 
     After that time the step fails with AWS's answer, `error`.
     """
@@ -1874,10 +1885,10 @@ class NotYet(Exception):  # noqa: N818 - it passes
         self.reason = f"{getattr(error, 'operation_name', 'AWS')}: {reason}"
 
 
-def for_each(inbox: Inbox, things: Sequence[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
+def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
     """Run a step for many things in parallel; yield each thing with its result, or with the exception of its step.
 
-    A step that raises NotYet is repeated after a pause, longer each time: it must be safe to repeat. After an error
+    A step that raises RetryLater is repeated after a pause, longer each time: it must be safe to repeat. After an error
     that all others would get too, no more are started. Raises Interrupted on Ctrl-C, once the running calls have
     finished and are recorded, or STOP_S seconds later.
     """
@@ -1891,32 +1902,32 @@ def for_each(inbox: Inbox, things: Sequence[T], step: Callable[[T], Any]) -> Ite
         try:
             if first:
                 first()
-            inbox.put((number, step(things[number])))
+            events.put((number, step(things[number])))
         except BaseException as error:
-            inbox.put((number, error))
+            events.put((number, error))
 
     under_way: list[Future[None]] = [pool.submit(take, number) for number in range(len(things))]
     left = len(things)
     try:
         while left:
-            event = inbox.get(deadline=resting[0][0] if resting else math.inf)
+            event = events.get(deadline=resting[0][0] if resting else math.inf)
             if event is None:
                 under_way.append(pool.submit(take, *heapq.heappop(resting)[1:]))
                 continue
             number, result = event
-            if isinstance(result, NotYet):
+            if isinstance(result, RetryLater):
                 if all(reason != result.reason for reason, _ in since):
                     log.info("%s: trying again for up to %g s", result.reason, result.limit_s)
                 now = time.monotonic()
                 waited_s = now - since.setdefault((result.reason, number), now)
                 if waited_s < result.limit_s:
-                    rest_s = min(max(waited_s, 1.0), LONGEST_REST_S, result.limit_s - waited_s)
+                    rest_s = min(max(waited_s, 1.0), MAX_RETRY_PAUSE_S, result.limit_s - waited_s)
                     heapq.heappush(resting, (now + rest_s, number, result.again))
                     continue
                 result = result.error
             left -= 1
             yield things[number], result
-            if isinstance(result, Exception) and not HOPELESS.isdisjoint(names_of(result)):
+            if isinstance(result, Exception) and not FATAL_FOR_ALL.isdisjoint(error_names(result)):
                 left -= len(resting) + sum(not future.cancelled() and future.cancel() for future in under_way)
                 resting.clear()
     except Interrupted:
@@ -1927,33 +1938,33 @@ def for_each(inbox: Inbox, things: Sequence[T], step: Callable[[T], Any]) -> Ite
         pool.shutdown(wait=not wait([future for future in under_way if not future.cancelled()], STOP_S).not_done)
 
 
-def in_background(inbox: Inbox, call: Callable[[], T]) -> T:
+def run_in_thread(events: EventQueue, call: Callable[[], T]) -> T:
     """Make a call in a thread, and return or raise what it does; Ctrl-C does not wait for it."""
-    ((_, result),) = for_each(inbox, [""], lambda _: call())
+    ((_, result),) = run_parallel(events, [""], lambda _: call())
     if isinstance(result, BaseException):
         raise result
     return result  # type: ignore[no-any-return]
 
 
-def own_things(iot: Any, elf_id: str) -> set[str]:
+def list_own_things(iot: Any, elf_id: str) -> set[str]:
     """Ask AWS for the names of this ELF's things, by the attribute that make_thing() sets."""
     pages = iot.get_paginator("list_things").paginate(attributeName="elf_id", attributeValue=elf_id)
     return {thing["thingName"] for page in pages for thing in page["things"]}
 
 
-def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
+def make_thing(iot: Any, fleet: Fleet, names_in_aws: set[str], name: str) -> Thing:
     """Make a thing with its own active certificate, and record each step. Safe to repeat.
 
     The thing comes first: its name may be taken, and a certificate, which has no name, would then be left behind. A
-    thing in `strays` is this ELF's, and may have certificates whose keys are lost: they are deleted.
-    Raises: ElfError when a thing of that name is not this ELF's; NotYet; botocore's errors.
+    thing in `names_in_aws` is this ELF's, and may have certificates whose keys are lost: they are deleted.
+    Raises: ElfError when a thing of that name is not this ELF's; RetryLater; botocore's errors.
     """
-    thing = _take_up(iot, fleet, name)
+    thing = _resume(iot, fleet, name)
     with _taking_its_name(iot, fleet, thing):
         # The attribute makes AWS refuse a name that someone else's thing has, instead of handing it over.
         iot.create_thing(thingName=name, attributePayload={"attributes": {"elf_id": fleet.elf_id}})
     if not thing.certificate_arn:
-        if name in strays:
+        if name in names_in_aws:
             _retire_lost_certificates(iot, name)
         with _asking_for_certificate(fleet, thing):
             keys = iot.create_keys_and_certificate(setAsActive=True)
@@ -1962,10 +1973,10 @@ def make_thing(iot: Any, fleet: Fleet, strays: set[str], name: str) -> Thing:
     return fleet.record(thing._replace(stage=READY))
 
 
-def _take_up(iot: Any, fleet: Fleet, name: str) -> Thing:
+def _resume(iot: Any, fleet: Fleet, name: str) -> Thing:
     """Return a thing as an earlier attempt left it, without its certificate if that is missing in AWS."""
     thing = fleet.things.get(name) or fleet.record(Thing(name))
-    if thing.certificate_id and not _unless_missing(iot.describe_certificate, certificateId=thing.certificate_id):
+    if thing.certificate_id and not unless_missing(iot.describe_certificate, certificateId=thing.certificate_id):
         thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
     return thing
 
@@ -1994,17 +2005,17 @@ def _taking_its_name(iot: Any, fleet: Fleet, thing: Thing) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
-    """Record that a certificate is being requested, and the outcome. Raises NotYet to request it again."""
+    """Record that a certificate is being requested, and the outcome. Raises RetryLater to request it again."""
     asked = fleet.record(fleet.things[thing.name]._replace(certificate_requested_at=time.time()))
     try:
         yield
     except Exception as error:
-        if _may_have_arrived(error):
+        if may_have_arrived(error):
             fleet.record_unanswered(asked)
-            raise NotYet(error, 1.0, "no answer") from error  # this may make a second certificate
+            raise RetryLater(error, 1.0, "no answer") from error  # this may make a second certificate
         fleet.record(asked._replace(certificate_requested_at=None))
-        if not BUSY.isdisjoint(names_of(error)):
-            raise NotYet(error, BUSY_S, "AWS is busy") from error
+        if not BUSY_ERRORS.isdisjoint(error_names(error)):
+            raise RetryLater(error, BUSY_RETRY_S, "AWS is busy") from error
         raise
 
 
@@ -2014,7 +2025,7 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, certificate_requested_at=None)
     try:
-        recorded_thing(thing.name, _entry(certified))
+        recorded_thing(thing.name, thing_entry(certified))
     except ValueError as error:
         fleet.record_unanswered(asked)
         raise NotAwsError(iot.meta.endpoint_url) from error
@@ -2022,7 +2033,7 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
         return fleet.record(certified, keys)
     except (OSError, ElfError):
         if fleet.things[thing.name] != certified:  # else the journal has the keys: the next command writes their files
-            gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
+            unless_gone(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
             iot.delete_certificate(certificateId=certificate_id)
             fleet.record(asked._replace(certificate_requested_at=None))
         raise
@@ -2044,7 +2055,7 @@ def policy_document(thing_name: str, arn: str) -> dict[str, Any]:
 def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     """Make a thing's policy and attach it to its certificate, and record each step. Safe to repeat.
 
-    Raises: ElfError when a policy of that name says something else; NotYet; botocore's errors.
+    Raises: ElfError when a policy of that name says something else; RetryLater; botocore's errors.
     """
     thing = fleet.things[thing.name]  # as an earlier attempt left it
     name, arn = policy_name(thing.name), thing.certificate_arn or ""
@@ -2074,23 +2085,23 @@ def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     """Delete a thing, its certificate and its policy, in the order AWS requires. Safe to repeat.
 
     What is already gone counts as done, and what is not this ELF's is left alone.
-    Raises ElfError, NotYet and botocore's errors; what is left then stays recorded.
+    Raises ElfError, RetryLater and botocore's errors; what is left then stays recorded.
     """
-    thing, is_own, others = _claim(iot, fleet, fleet.things[thing.name])
-    at_once(
-        lambda: gone_is_fine(iot.detach_policy, policyName=thing.policy_name, target=thing.certificate_arn),
-        lambda: gone_is_fine(iot.detach_thing_principal, thingName=thing.name, principal=thing.certificate_arn),
-        lambda: gone_is_fine(iot.update_certificate, certificateId=thing.certificate_id, newStatus="INACTIVE"),
+    thing, is_own, others = _plan_deletion(iot, fleet, fleet.things[thing.name])
+    concurrently(
+        lambda: unless_gone(iot.detach_policy, policyName=thing.policy_name, target=thing.certificate_arn),
+        lambda: unless_gone(iot.detach_thing_principal, thingName=thing.name, principal=thing.certificate_arn),
+        lambda: unless_gone(iot.update_certificate, certificateId=thing.certificate_id, newStatus="INACTIVE"),
     )
-    gone_is_fine(iot.delete_policy, others, policyName=thing.policy_name)
+    unless_gone(iot.delete_policy, others, policyName=thing.policy_name)
     thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
-    gone_is_fine(iot.delete_certificate, others, certificateId=thing.certificate_id)
+    unless_gone(iot.delete_certificate, others, certificateId=thing.certificate_id)
     if is_own:
-        gone_is_fine(iot.delete_thing, others, thingName=thing.name)
+        unless_gone(iot.delete_thing, others, thingName=thing.name)
     fleet.forget(thing)
 
 
-def at_once(*calls: Callable[[], Any]) -> list[Any]:
+def concurrently(*calls: Callable[[], Any]) -> list[Any]:
     """Make independent calls at the same time, and return their answers. Raises what the first that failed raised."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -2099,7 +2110,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
     return [answer.result() for answer in answers]
 
 
-def reconcile(iot: Any, fleet: Fleet, strays: set[str], wanted: Container[str], name: str) -> Thing | None:
+def reconcile(iot: Any, fleet: Fleet, names_in_aws: set[str], wanted: Container[str], name: str) -> Thing | None:
     """Finish an interrupted clean of a thing, and make it if it is `wanted`. Safe to repeat.
 
     Raises what retire() and make_thing() raise.
@@ -2107,19 +2118,19 @@ def reconcile(iot: Any, fleet: Fleet, strays: set[str], wanted: Container[str], 
     thing = fleet.things.get(name)
     if thing and thing.stage == CLEANING:
         retire(iot, fleet, thing)
-    return make_thing(iot, fleet, strays, name) if name in wanted else None
+    return make_thing(iot, fleet, names_in_aws, name) if name in wanted else None
 
 
-def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[..., set[str] | None]]:
+def _plan_deletion(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[..., set[str] | None]]:
     """Ask AWS what there is to delete, and record that this has begun.
 
     A thing or policy of the same name that someone else made is logged, and left alone. Certificates of this ELF's
     thing whose keys are lost are deleted at once.
     Returns the thing with only what is this ELF's, whether the thing itself is, and a function that finds other users.
     """
-    described, policies = at_once(
-        lambda: _unless_missing(iot.describe_thing, thingName=thing.name),
-        lambda: _policies_of(iot, thing.certificate_arn),
+    described, policies = concurrently(
+        lambda: unless_missing(iot.describe_thing, thingName=thing.name),
+        lambda: policies_of(iot, thing.certificate_arn),
     )
     is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
     if described and not is_own:
@@ -2136,15 +2147,15 @@ def _claim(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[
     certificates = {thing.certificate_arn or ""}
     if is_own and not thing.certificate_arn:
         certificates = _retire_lost_certificates(iot, thing.name)
-    return thing, is_own, functools.partial(_others, iot, thing.name, certificates)
+    return thing, is_own, functools.partial(other_users, iot, thing.name, certificates)
 
 
-def _unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
+def unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
     """Return the answer to a call, or None if AWS answers ResourceNotFoundException."""
     try:
         return call(**parameters)
     except Exception as error:
-        if names_of(error)[0] != "ResourceNotFoundException":
+        if error_names(error)[0] != "ResourceNotFoundException":
             raise
         return None
 
@@ -2167,7 +2178,7 @@ def _is_own_policy(iot: Any, thing: Thing, arn: str) -> bool:
     It has ELF's document, for the account and region of `arn`; or an earlier attempt detached it. Another is logged.
     """
     name = policy_name(thing.name)
-    if not (policy := _unless_missing(iot.get_policy, policyName=name)):
+    if not (policy := unless_missing(iot.get_policy, policyName=name)):
         return False
     is_detached = thing.stage == CLEANING and bool(thing.policy_arn)
     if is_detached or json.loads(policy["policyDocument"]) == policy_document(thing.name, arn):
@@ -2185,21 +2196,21 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
     lost = {*iot.list_thing_principals(thingName=name)["principals"]}
     for arn in lost:
         certificate_id = arn.rpartition("/")[2]
-        others = functools.partial(_others, iot, name, {arn})
+        others = functools.partial(other_users, iot, name, {arn})
         if not ARN.fullmatch(arn) or others(certificateId=certificate_id):
             raise ElfError(
                 f"{name} has a certificate that ELF did not make: {arn}",
                 f"detach it (`aws iot detach-thing-principal --thing-name {name} --principal {arn}`)",
             )
-        gone_is_fine(iot.detach_policy, policyName=policy_name(name), target=arn)
-        gone_is_fine(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
-        gone_is_fine(iot.detach_thing_principal, thingName=name, principal=arn)
-        gone_is_fine(iot.delete_certificate, others, certificateId=certificate_id)
+        unless_gone(iot.detach_policy, policyName=policy_name(name), target=arn)
+        unless_gone(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
+        unless_gone(iot.detach_thing_principal, thingName=name, principal=arn)
+        unless_gone(iot.delete_certificate, others, certificateId=certificate_id)
         log.info("%s: deleted certificate %s, whose key is lost", name, arn)
     return lost
 
 
-def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str] | None:
+def other_users(iot: Any, name: str, certificates: set[str], **what: str) -> set[str] | None:
     """Ask AWS what else uses a thing, its policy or its certificate, which may still count as attached to each other.
 
     Returns None if edits of a policy had made more versions of it, which AWS requires to be deleted first: they are.
@@ -2211,50 +2222,50 @@ def _others(iot: Any, name: str, certificates: set[str], **what: str) -> set[str
         versions = [] if targets else iot.list_policy_versions(**what)["policyVersions"]
         edits = [version["versionId"] for version in versions if not version["isDefaultVersion"]]
         for version in edits:
-            gone_is_fine(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
+            unless_gone(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
         return None if edits else targets
     (arn,) = certificates
-    return _users(iot, arn) - {f"thing {name}", f"policy {policy_name(name)}"}
+    return users_of(iot, arn) - {f"thing {name}", f"policy {policy_name(name)}"}
 
 
-def _users(iot: Any, arn: str) -> set[str]:
+def users_of(iot: Any, arn: str) -> set[str]:
     """Ask AWS for the things and policies that a certificate is attached to."""
     things = {f"thing {name}" for name in iot.list_principal_things(principal=arn)["things"]}
-    return things | {f"policy {name}" for name in _policies_of(iot, arn)}
+    return things | {f"policy {name}" for name in policies_of(iot, arn)}
 
 
-def _policies_of(iot: Any, arn: str | None) -> list[str]:
+def policies_of(iot: Any, arn: str | None) -> list[str]:
     """Ask AWS for the names of a certificate's policies: none if there is no such certificate (any more)."""
-    answer = _unless_missing(iot.list_attached_policies, target=arn) if arn else None
+    answer = unless_missing(iot.list_attached_policies, target=arn) if arn else None
     return [policy["policyName"] for policy in answer["policies"]] if answer else []
 
 
 def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
-    """Make a call that needs what was just made. Raises NotYet if AWS does not find it yet; botocore's errors."""
+    """Make a call that needs what was just made. Raises RetryLater if AWS does not find it yet; botocore's errors."""
     try:
         call(**parameters)
     except Exception as error:
-        if names_of(error)[0] != "ResourceNotFoundException":
+        if error_names(error)[0] != "ResourceNotFoundException":
             raise
         again = functools.partial(once_visible, call, **parameters)
-        raise NotYet(error, VISIBLE_S, "not visible in AWS yet", again) from error
+        raise RetryLater(error, VISIBLE_S, "not visible in AWS yet", again) from error
 
 
-def gone_is_fine(
+def unless_gone(
     call: Callable[..., Any], others: Callable[..., set[str] | None] | None = None, **parameters: Any
 ) -> None:
     """Make a call that deletes or detaches something; what is not there, or not known (None), counts as done.
 
     AWS is distributed: "it can take up to five minutes after a policy is detached before it's ready to be deleted"
     (DetachPolicy, AWS IoT API reference); of a certificate, DetachThingPrincipal says "several seconds".
-    Raises ElfError if `others`, which asks AWS, finds something else that uses it, NotYet if not; botocore's errors.
+    Raises ElfError if `others`, which asks AWS, finds another user of it, else RetryLater; botocore's errors.
     """
     if None in parameters.values():
         return
     try:
         call(**parameters)
     except Exception as error:
-        name = names_of(error)[0]
+        name = error_names(error)[0]
         # UpdateCertificate's CertificateStateException: it is REVOKED, and stays so.
         if name == "ResourceNotFoundException" or (name == "CertificateStateException" and not others):
             return
@@ -2265,9 +2276,9 @@ def gone_is_fine(
                 f"AWS refuses to delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
-        again = functools.partial(gone_is_fine, call, others, **parameters)
+        again = functools.partial(unless_gone, call, others, **parameters)
         if users is not None:
-            raise NotYet(error, CONSISTENCY_S, "still attached according to AWS", again) from error
+            raise RetryLater(error, CONSISTENCY_S, "still attached according to AWS", again) from error
         again()
 
 
@@ -2288,7 +2299,11 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> Iterator[Mapping[str, Any]
         for certificate in page["certificates"]:
             made = certificate["creationDate"].timestamp() - ahead
             in_time = any(call.since - 1 <= made <= call.until + 1 for call in fleet.unanswered)
-            if in_time and certificate["certificateId"] not in mine and not _users(iot, certificate["certificateArn"]):
+            if (
+                in_time
+                and certificate["certificateId"] not in mine
+                and not users_of(iot, certificate["certificateArn"])
+            ):
                 yield certificate
         if made < first - 1:
             return  # the newest pages come first
@@ -2346,23 +2361,23 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     Raises botocore's errors.
     """
     arn = thing.certificate_arn or ""
-    if not (certificate := _unless_missing(iot.describe_certificate, certificateId=thing.certificate_id)):
+    if not (certificate := unless_missing(iot.describe_certificate, certificateId=thing.certificate_id)):
         return ElfError(
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
-            f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
+            f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {RECREATE}",
         )
     if (status := certificate["certificateDescription"]["status"]) == "REVOKED":
-        return ElfError(f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", _ANEW)
+        return ElfError(f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", RECREATE)
     if status != "ACTIVE":
         return ElfError(
             f"{thing.name} can't connect: its certificate is {status}",
             f"`aws iot update-certificate --new-status ACTIVE --certificate-id {thing.certificate_id}`",
         )
-    if not (names := _policies_of(iot, arn)):
+    if not (names := policies_of(iot, arn)):
         name = policy_name(thing.name)
         return ElfError(
             f"{thing.name} can't connect: its certificate has no policy",
-            f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, {_ANEW}",
+            f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, {RECREATE}",
         )
     documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
     kinds = {"iot:Connect": ("client", "connect as"), "iot:Publish": ("topic", "publish to")}
@@ -2371,7 +2386,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
         return ElfError(
             f"{thing.name} may not {verb} {refusal.subject}: no policy of its certificate allows {refusal.action} "
             f"({', '.join(names)})",
-            f"allow it in that policy (AWS IoT console, Security, Policies); {_ANEW}, with ELF's own policy",
+            f"allow it in that policy (AWS IoT console, Security, Policies); {RECREATE}, with ELF's own policy",
         )
     host = refusal.endpoint.rpartition(":")[0]
     if not place.local and refusal.action == "iot:Connect" and host != place.data_endpoint:
@@ -2422,22 +2437,29 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 # In JSON (RFC 8259) numbers can have any size; their values do not matter here.
-_JSON = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
+_JSON_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
 
 
-def parsed(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """Return the value of a JSON text. Raises ValueError, and UsageError if it nests too deep for Python's decoder."""
     try:
-        return _JSON.decode(text)
+        return _JSON_DECODER.decode(text)
     except RecursionError:
         raise UsageError("the JSON object nests too deep", "send it as is with --raw, or a flatter one") from None
 
 
-def is_aws_own(topic: str) -> bool:
+def is_reserved_topic(topic: str) -> bool:
     return topic.startswith("$") and not topic.startswith("$aws/rules/")
 
 
-class Composer(NamedTuple):
+class Message(Protocol):
+    """What the things send."""
+
+    def payload(self, topic: str, thing: str, number: int) -> bytes:
+        """Return what a thing publishes as its message `number`. Raises UsageError, ValueError."""
+
+
+class PayloadBuilder(NamedTuple):
     """What the things send: `text` as given, and the JSON object that it is, or that has it as its msg."""
 
     text: bytes
@@ -2447,24 +2469,24 @@ class Composer(NamedTuple):
     run: str = ""  # that its messages name, beside the thing and their number; none: neither
 
     @classmethod
-    def of_object(cls, text: bytes) -> Composer:
+    def of_object(cls, text: bytes) -> PayloadBuilder:
         """Make one of a JSON object's text. Raises ValueError if it is not one, UsageError if it nests too deep."""
         text = text.removeprefix(codecs.BOM_UTF8)
-        members = parsed(text.decode("utf-8"))
+        members = parse_json(text.decode("utf-8"))
         if not isinstance(members, dict):
             raise ValueError("it is not a JSON object")
         brace = text.rindex(b"}")
-        return cls(text, text[:brace] + (b", " if members else b""), text[brace:], ADDED & members.keys())
+        return cls(text, text[:brace] + (b", " if members else b""), text[brace:], ADDED_MEMBERS & members.keys())
 
     @classmethod
-    def of_any(cls, text: bytes) -> Composer:
+    def of_any(cls, text: bytes) -> PayloadBuilder:
         """Make one of a JSON object's text, or of any other text. Raises UsageError if it is not UTF-8."""
         with contextlib.suppress(ValueError):
             return cls.of_object(text)
         return cls.of_text(text)
 
     @classmethod
-    def of_text(cls, text: bytes) -> Composer:
+    def of_text(cls, text: bytes) -> PayloadBuilder:
         """Make one of any text. Raises UsageError if it is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
         return cls.of_object(utf8(json.dumps({"msg": msg}, ensure_ascii=False)))._replace(text=text)
@@ -2475,7 +2497,7 @@ class Composer(NamedTuple):
         AWS's own topics get only what the user gave; Basic Ingest topics lead to the user's rules.
         """
         payload, members = self.text, []
-        if self.before and not is_aws_own(topic):
+        if self.before and not is_reserved_topic(topic):
             if "ts" not in self.has:
                 now_ms = time.time_ns() // 1_000_000  # and not later than now
                 members.append(f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"')
@@ -2500,7 +2522,7 @@ def sandbox() -> Any:
     return environment
 
 
-class Voice:
+class TemplateContext:
     """What a thing's templates use: its random numbers, and its values that continue from message to message.
 
     The first call of `walk` in a rendering continues from the first in the previous one, and so on; `ramp` does too.
@@ -2549,16 +2571,18 @@ class Voice:
 
 
 class Template:
-    """What the things send, rendered for each message of each thing; each thing has a Voice."""
+    """What the things send, rendered for each message of each thing; each thing has a TemplateContext."""
 
-    def __init__(self, text: bytes, make: Callable[[bytes], Composer], voice: Callable[[str], Voice]) -> None:
+    def __init__(
+        self, text: bytes, make: Callable[[bytes], PayloadBuilder], context_of: Callable[[str], TemplateContext]
+    ) -> None:
         """Compile the text; `make` turns its results into what is sent. Raises UsageError."""
-        self._make, self.voice, environment = make, voice, sandbox()
-        with self._explained():
+        self._make, self.context_of, environment = make, context_of, sandbox()
+        with self._naming_line():
             from jinja2 import meta, nodes
 
             tree = environment.parse(text.decode("utf-8"))
-            known = {*voice("").names(1), *environment.globals}
+            known = {*context_of("").names(1), *environment.globals}
             if unknown := meta.find_undeclared_variables(tree) - known:
                 first = next(name for name in tree.find_all(nodes.Name) if name.name in unknown)
                 raise UsageError(
@@ -2568,10 +2592,10 @@ class Template:
             self._template = environment.from_string(tree)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
-        """Render it, and return the payload that a Composer makes of the result. Raises UsageError."""
+        """Render it, and return the payload that a PayloadBuilder makes of the result. Raises UsageError."""
         pieces, size = [], 0
-        with self._explained():
-            for piece in self._template.generate(self.voice(thing).names(number)):
+        with self._naming_line():
+            for piece in self._template.generate(self.context_of(thing).names(number)):
                 pieces.append(piece)
                 if (size := size + len(piece)) > MAX_PAYLOAD_BYTES:
                     break
@@ -2579,7 +2603,7 @@ class Template:
         return self._make(text).payload(topic, thing, number)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _naming_line(self) -> Iterator[None]:
         """Raise UsageError, with line and reason, for any error of Python or Jinja2 in the block."""
         try:
             yield
@@ -2595,9 +2619,6 @@ class Template:
             raise UsageError(cause, "see docs/messages.md for what templates can use") from error
 
 
-Message = Composer | Template
-
-
 def begins_object(line: bytes) -> bool:
     return line.lstrip().startswith(b"{")
 
@@ -2611,11 +2632,11 @@ class Line(NamedTuple):
     at: float = 0.0  # time.monotonic()
 
 
-def is_of_lines(path: Path | None) -> bool:
-    return path is not None and (str(path) == "-" or path.suffix.lower() in SUFFIXES)
+def is_line_file(path: Path | None) -> bool:
+    return path is not None and (str(path) == "-" or path.suffix.lower() in LINE_SUFFIXES)
 
 
-def message_in(path: Path, compose: Callable[[bytes], Message]) -> Iterator[Line]:
+def read_message_file(path: Path, compose: Callable[[bytes], Message]) -> Iterator[Line]:
     """Yield the message that a whole file is, or why it is none. Raises UsageError."""
     log.debug("reading %s", path)
     try:
@@ -2628,7 +2649,7 @@ def message_in(path: Path, compose: Callable[[bytes], Message]) -> Iterator[Line
         yield Line(error=error)
 
 
-def lines_of(path: Path) -> Iterator[bytes]:
+def read_lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file, or of - (standard input). A line that is too long is cut."""
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
         while text := file.readline(MAX_PAYLOAD_BYTES + 2):
@@ -2638,7 +2659,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
             yield text.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
+def parse_lines(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
     """Yield the messages of lines, one each, then an empty Line. Empty lines count only if they are `raw`.
 
     A line that begins a JSON object and is not one is refused, and with it those that follow, up to the next object;
@@ -2671,13 +2692,15 @@ def messages_of(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
         yield Line()
 
 
-def first_of(path: Path, lines: Iterator[Line]) -> Line:
+def first_message(path: Path, lines: Iterator[Line]) -> Line:
     """Return the first message of a file. Raises ElfError."""
     first = next(lines)
     if first.message:
         return first
     reason: object = first.error or "it contains no message"
-    remedy = f"use a UTF-8 file with a JSON object (see example.json), or a {REPLAYED} file with one message per line"
+    remedy = (
+        f"use a UTF-8 file with a JSON object (see example.json), or a {JSONL_SUFFIX} file with one message per line"
+    )
     if isinstance(reason, ElfError):
         remedy, reason = reason.remedy, f"line {first.number} is not a message: {reason.cause}"
     raise (ElfError if isinstance(reason, OSError) else UsageError)(
@@ -2685,7 +2708,7 @@ def first_of(path: Path, lines: Iterator[Line]) -> Line:
     )
 
 
-def topics_of(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
+def expand_topics(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
     """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
     base, more = (TOPIC_ROOT, "/{thing_name}") if append_thing_name else (default, "")
     topics = [f"{base if topic is None else topic}{more}" for topic in given]
@@ -2701,16 +2724,16 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
                 "use fewer --topic options, or a wildcard",
             )
         for topic in each_of_thing:
-            if problem := problem_of_topic(topic, wildcards):
+            if problem := topic_problem(topic, wildcards):
                 raise UsageError(f"{problem}: {topic[:300]!r}", "choose another with --topic")
 
 
-def problem_of_topic(topic: str, wildcards: bool) -> str | None:
+def topic_problem(topic: str, wildcards: bool) -> str | None:
     """Return what is wrong with a topic, or with `wildcards` a topic filter; None if nothing is."""
     levels = topic.split("/")
     if not topic or "\0" in topic:
         return "the topic is empty or contains a null character"
-    counted = UNCOUNTED.sub("", topic, count=1) if topic.startswith("$") else topic
+    counted = UNCOUNTED_PREFIX.sub("", topic, count=1) if topic.startswith("$") else topic
     if len(utf8(counted)) > MAX_TOPIC_BYTES:
         return f"the topic is longer than AWS IoT's {MAX_TOPIC_BYTES} bytes"
     if counted.count("/") > MAX_TOPIC_SLASHES:
@@ -2723,7 +2746,7 @@ def problem_of_topic(topic: str, wildcards: bool) -> str | None:
         return "a shared topic filter has a group and a topic filter: $share/GROUP/FILTER"
     if wildcards and topic.startswith("$aws/rules/"):
         return "messages on this topic go to a rule, not to subscribers"
-    if not wildcards and topic.startswith("$") and not re.fullmatch(PUBLISHABLE, topic):
+    if not wildcards and topic.startswith("$") and not re.fullmatch(PUBLISHABLE_TOPICS, topic):
         return "this topic is reserved: AWS IoT lets no client publish to it"
     return None
 
@@ -2734,11 +2757,11 @@ def answer_topics(topic: str, thing: str) -> list[str]:
     return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
 
 
-def read_ahead(lines: Iterable[Line], inbox: Inbox, asked: threading.Semaphore) -> None:
-    """Put lines into the inbox, one each time `asked` is released."""
+def read_ahead(lines: Iterable[Line], events: EventQueue, asked: threading.Semaphore) -> None:
+    """Put lines into the events, one each time `asked` is released."""
     for line in lines:
         asked.acquire()
-        inbox.put(line)
+        events.put(line)
 
 
 class LatencyHistogram:
@@ -2798,7 +2821,7 @@ class SequenceChecker:
     def __init__(self) -> None:
         self.counts = collections.Counter(missing=0, repeated=0, outOfOrder=0)
         self.by_thing: dict[str, collections.Counter[str]] = {}
-        self.forgotten = 0  # runs that were dropped because there were more than MOST_SENDERS, the least recent first
+        self.forgotten = 0  # runs that were dropped because there were more than MAX_SENDERS, the least recent first
         self._gaps: collections.OrderedDict[tuple[str, str, str], list[tuple[int, float]]] = collections.OrderedDict()
 
     def add(self, hearer: str, content: Mapping[str, Any], is_over: bool) -> None:
@@ -2811,7 +2834,7 @@ class SequenceChecker:
         key = hearer, thing, run
         gaps = self._gaps.setdefault(key, [(0, number), (number, math.inf)])
         self._gaps.move_to_end(key)
-        if len(self._gaps) > MOST_SENDERS:
+        if len(self._gaps) > MAX_SENDERS:
             self._gaps.popitem(last=False)
             self.forgotten += 1
         if number == gaps[-1][0] and not is_over:
@@ -2829,10 +2852,10 @@ class SequenceChecker:
             return
         if number < stop:
             gaps[at : at + 1] = [gap for gap in ((start, number), (number + 1, stop)) if gap[0] < gap[1]]
-        if len(gaps) > MOST_GAPS:
+        if len(gaps) > MAX_GAPS:
             del gaps[1]  # it stays missing
         self.counts.update(more)
-        if thing in self.by_thing or len(self.by_thing) < MOST_SENDERS:
+        if thing in self.by_thing or len(self.by_thing) < MAX_SENDERS:
             self.by_thing.setdefault(thing, collections.Counter()).update(more)
 
     def senders(self) -> dict[str, dict[str, int]]:
@@ -2861,7 +2884,7 @@ class RunRecord:
         self.totals: collections.Counter[str] = collections.Counter()
         self.by_thing: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         # The totals at a time.monotonic(), once a second.
-        self.snapshots: collections.deque[tuple[float, Mapping[str, int]]] = collections.deque(maxlen=MOST_SNAPSHOTS)
+        self.snapshots: collections.deque[tuple[float, Mapping[str, int]]] = collections.deque(maxlen=MAX_SNAPSHOTS)
         self.latency = LatencyHistogram()  # until a message was acknowledged, or arrived
         self.sequence = SequenceChecker()
         self.failures = FailureReport()
@@ -2898,7 +2921,7 @@ class RunRecord:
         if not self.snapshots:
             return 0.0
         since, totals = self.snapshots[-min(RATE_S, len(self.snapshots))]
-        return (self.totals[what] - totals.get(what, 0)) / max(time.monotonic() - since, REDRAW_S)
+        return (self.totals[what] - totals.get(what, 0)) / max(time.monotonic() - since, REDRAW_INTERVAL_S)
 
     @property
     def lost(self) -> int:
@@ -2936,7 +2959,7 @@ class Proxy(NamedTuple):
         with contextlib.suppress(ValueError):
             parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
             user, password = (urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
-            hide(parts.password, password, f"{user}:{password}" if password else None, least=4)
+            add_secret(parts.password, password, f"{user}:{password}" if password else None, least=4)
             if parts.hostname and (usual_port := PROXY_PORTS.get(parts.scheme)):
                 return cls(parts.scheme, parts.hostname, parts.port or usual_port, user, password)
         raise ElfError(
@@ -3067,13 +3090,13 @@ class EventLoop:
             function(*arguments)
 
 
-class _Events(collections.deque[Any]):
+class _EventDeque(collections.deque[Any]):
     """What the SDK uses as a Queue: it puts events in while it reads, under locks, and Connection takes them out."""
 
     put, get = collections.deque.append, collections.deque.popleft
 
 
-class _Nobody:
+class _Stub:
     """Replaces the sockets by which the SDK wakes a client's network thread, and that thread's timer."""
 
     def __getattr__(self, _: str) -> Callable[..., None]:
@@ -3106,11 +3129,11 @@ def load_sdk() -> Any:
     logging.getLogger("AWSIoTPythonSDK").setLevel(logging.CRITICAL + 1)
     bare_context = functools.partial(ssl.SSLContext, ssl.PROTOCOL_TLS_CLIENT)  # else port 443 believes the system's CAs
     alpn.ssl = SimpleNamespace(SSLContext=ssl.SSLContext, create_default_context=bare_context)
-    mqtt_core.Queue = _Events
+    mqtt_core.Queue = _EventDeque
     paho.print = lambda *_: None  # it prints socket errors to standard output, which is for --output json
     paho.time = SimpleNamespace(time=time.monotonic)  # or a change of the clock would end connections
     paho.CONNACK_REFUSED_PROTOCOL_VERSION = None  # or it would reconnect while it reads, with MQTT 3.1
-    paho._socketpair_compat = lambda: (_Nobody(), _Nobody())
+    paho._socketpair_compat = lambda: (_Stub(), _Stub())
     return MQTTLib.AWSIoTMQTTClient
 
 
@@ -3134,7 +3157,7 @@ def open_client(
 
 
 @functools.cache
-def shown_by(endpoint: Endpoint) -> str:
+def server_certificate(endpoint: Endpoint) -> str:
     """Return whose the certificate is that the broker, or a proxy, presents. Raises OSError, ElfError.
 
     Python decodes only a trusted certificate, so this fetches it first, then trusts it.
@@ -3159,7 +3182,7 @@ def without_threads(client: Any) -> None:
     events.start = lambda: None
     events._stopper.set()  # or a failed connect would wait for it
     paho._thread = threading.current_thread()  # if this is set, publish() does not write
-    paho._backoffCore = _Nobody()
+    paho._backoffCore = _Stub()
     paho._max_inflight_messages, paho._message_retry = 0, math.inf
 
 
@@ -3176,7 +3199,7 @@ def open_socket(endpoint: Endpoint) -> Any:
     limits = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 30_000}
     for name in limits.keys() & vars(socket).keys():
         connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), limits[name])
-    return relayed(connection) if endpoint.proxy and endpoint.proxy.scheme == "https" else connection
+    return tls_relay(connection) if endpoint.proxy and endpoint.proxy.scheme == "https" else connection
 
 
 def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
@@ -3191,7 +3214,7 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
     kind = ProxyType.HTTP if proxy.scheme.startswith("http") else ProxyType.SOCKS5
     tls = ssl.create_default_context() if proxy.scheme == "https" else None
     problem, remedy = f"the proxy {proxy} does not answer", "check HTTPS_PROXY, ALL_PROXY, NO_PROXY and --proxy"
-    Stream.read = http_head  # type: ignore  # its own takes what one recv() has for the whole
+    Stream.read = read_http_head  # type: ignore  # its own takes what one recv() has for the whole
     try:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
         return way.connect(endpoint.host, endpoint.port, timeout=CONNECT_TIMEOUT_S).socket
@@ -3221,7 +3244,7 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
     raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
 
 
-def http_head(stream: Any, _: int = 0) -> bytes:
+def read_http_head(stream: Any, _: int = 0) -> bytes:
     """Read only the status and headers of a proxy's answer, or the beginning of an answer that is not HTTP."""
     head = b""
     for byte in iter(functools.partial(stream.socket.recv, 1), b""):
@@ -3231,7 +3254,7 @@ def http_head(stream: Any, _: int = 0) -> bytes:
     return head
 
 
-def relayed(outer: Any) -> Any:
+def tls_relay(outer: Any) -> Any:
     """Return a socket that relays to a TLS connection, because the SDK's TLS can't run inside it."""
     import selectors
     import socket
@@ -3261,7 +3284,7 @@ def relayed(outer: Any) -> Any:
     return mine
 
 
-class _Stream:
+class _BufferedTls:
     """A TLS connection for paho: reads ahead, because paho asks byte by byte, and raises an error at its end.
 
     Without that error, paho would read for ever if the end came inside a packet.
@@ -3310,13 +3333,13 @@ class Connection:
         self._events = client._mqtt_core._event_queue
         self._dispatch = client._mqtt_core._event_consumer._dispatch_one
         self._paho = client._mqtt_core._internal_async_client._paho_client
-        self._paho._ssl = self._stream = _Stream(self._paho._ssl)
+        self._paho._ssl = self._stream = _BufferedTls(self._paho._ssl)
         self._is_open, self._is_behind = True, False
         self.on_writable: Callable[[], None] = lambda: None  # called when the socket can send again
         self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
         self._wanted = self._reading
         loop.selector.register(self._stream, self._wanted, self._serve)
-        loop.call_at(time.monotonic() + LOOK_S, self._keep_alive)
+        loop.call_at(time.monotonic() + CHECK_INTERVAL_S, self._keep_alive)
 
     @property
     def is_alive(self) -> bool:
@@ -3368,7 +3391,7 @@ class Connection:
 
     def _read(self) -> int:
         """Read a limited amount, so that others have their turn soon; then come back for what was read ahead."""
-        for _ in range(TURNS_AT_ONCE):
+        for _ in range(MAX_PER_TURN):
             if (failed := self._paho.loop_read()) or not self._paho._ssl or not self._stream.is_ahead:
                 return int(failed)
         if not self._is_behind:
@@ -3384,7 +3407,7 @@ class Connection:
         if self._is_open:
             self._try(self._paho.loop_misc)
             self.write()
-            self._loop.call_at(time.monotonic() + LOOK_S, self._keep_alive)
+            self._loop.call_at(time.monotonic() + CHECK_INTERVAL_S, self._keep_alive)
 
     def _try(self, step: Callable[[], int]) -> None:
         """Run a step of the SDK's, which may close the connection, fail, or raise any error for invalid data."""
@@ -3636,7 +3659,7 @@ class ConnectAttempt:
         except Exception as error:
             if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
                 with contextlib.suppress(OSError, ElfError):
-                    error.strerror = f"{error.strerror} ({shown_by(device.endpoint)})"
+                    error.strerror = f"{error.strerror} ({server_certificate(device.endpoint)})"
             self._loop.call_soon_threadsafe(self._fail, self._tls_refusal(error) or error)
         else:
             self._loop.call_soon_threadsafe(self._use, client)
@@ -3764,6 +3787,10 @@ class Device:
         return 0 if self.state == ENDED else self.outbox.backlog
 
     @property
+    def is_online(self) -> bool:
+        return self.state == ONLINE
+
+    @property
     def is_offline(self) -> bool:
         return self.was_connected and self.state == CONNECTING
 
@@ -3831,7 +3858,7 @@ class Device:
         import random
 
         if self.state != ENDED:
-            longest_s = min(2.0**self._failed_attempts, LONGEST_PAUSE_S)
+            longest_s = min(2.0**self._failed_attempts, MAX_RECONNECT_PAUSE_S)
             self.connect(after_s=longest_s * random.uniform(0.5, 1.0))  # noqa: S311 - so that things take turns
 
     def end(self, failure: Exception | None = None) -> None:
@@ -3940,7 +3967,7 @@ def refuse_blocking_files(thing: str, files: ThingFiles) -> None:
     """Raise ElfError if TLS would wait for ever for a thing's files: for data in a pipe, or for a passphrase."""
     for path in files:
         if path.exists() and not path.is_file():
-            raise ElfError(f"{thing} can't use its file {path}: it is not a file", _NEW_KEYS)
+            raise ElfError(f"{thing} can't use its file {path}: it is not a file", RESTORE_KEYS)
     if b"ENCRYPTED" in files.private_key.read_bytes():
         remedy = "write it without one: openssl pkey -in FILE -out NEW"
         raise ElfError(f"the key file {files.private_key} has a passphrase", remedy)
@@ -3994,11 +4021,13 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
     for file in (files.certificate, files.private_key):
         try:
             if not file.read_bytes().strip():
-                return ElfError(f"the file {file} of {thing} is empty", _NEW_KEYS)
+                return ElfError(f"the file {file} of {thing} is empty", RESTORE_KEYS)
         except FileNotFoundError:
-            return ElfError(f"{thing} has no file {file}", _NEW_KEYS)
+            return ElfError(f"{thing} has no file {file}", RESTORE_KEYS)
         except OSError as error:
-            return ElfError(f"{thing} can't use its file {file}: {error.strerror}", f"make it readable, or {_NEW_KEYS}")
+            return ElfError(
+                f"{thing} can't use its file {file}: {error.strerror}", f"make it readable, or {RESTORE_KEYS}"
+            )
     context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files.certificate
     try:
         context.load_verify_locations(file)  # which accepts only certificates
@@ -4008,9 +4037,9 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
         if error.reason == "KEY_VALUES_MISMATCH":
             return ElfError(
                 f"the certificate and the key of {thing} do not match: {error}",
-                f"restore {file} and its .pem from one backup; without one, {_ANEW}",
+                f"restore {file} and its .pem from one backup; without one, {RECREATE}",
             )
-        return ElfError(f"the file {file} of {thing} has no key or certificate: {error}", _NEW_KEYS)
+        return ElfError(f"the file {file} of {thing} has no key or certificate: {error}", RESTORE_KEYS)
     return None
 
 
@@ -4018,9 +4047,9 @@ def raise_descriptor_limit(devices: int) -> None:
     """Raise the limit of open files to what `devices` connections need. Raises ElfError if that is not possible."""
     import select
 
-    if not hasattr(select, "poll") and devices > SELECTABLE:
+    if not hasattr(select, "poll") and devices > MAX_SELECT_SOCKETS:
         raise ElfError(
-            f"{plural(devices, 'thing')} are more than the {SELECTABLE} connections that a program can have here",
+            f"{plural(devices, 'thing')} are more than the {MAX_SELECT_SOCKETS} connections a program can have here",
             "use fewer things, or another system (Linux, macOS, WSL)",
         )
     try:
@@ -4079,7 +4108,7 @@ class Runner(DeviceListener):
 
     def __init__(
         self,
-        events: Inbox,
+        events: EventQueue,
         *,
         diagnose: Callable[[str, Refusal], ElfError],
         on_loss: Callable[[], None] = lambda: None,
@@ -4120,7 +4149,7 @@ class Runner(DeviceListener):
             )
         )
         if not record.connected:
-            raise ElfError("none of the things could connect", _SEE_ABOVE)
+            raise ElfError("none of the things could connect", SEE_ABOVE)
         record.began_at = time.monotonic()
         self.loop.call_soon_threadsafe(self._take_snapshots)
 
@@ -4184,7 +4213,7 @@ class Runner(DeviceListener):
         self.loop.call_soon_threadsafe(self._stop, record.ended_at + (STOP_S / 2 if is_hurried else 0.0))
         self.loop.join(STOP_S if is_hurried else 2 * CONNECT_TIMEOUT_S)
         self._diagnosing.shutdown(wait=False, cancel_futures=True)
-        for event in self._events.rest():
+        for event in self._events.drain():
             self._on_event(event)
         self.observe()
         record.offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
@@ -4199,7 +4228,7 @@ class Runner(DeviceListener):
         record, devices = self.record, self.devices.values()
         sent_at = [at for device in devices for _, at in list(device.outbox.in_flight.values())]
         record.in_flight, record.in_flight_since = len(sent_at), min(sent_at, default=math.inf)
-        record.online = sum(device.state == ONLINE for device in devices)
+        record.online = sum(device.is_online for device in devices)
         return record
 
     # The loop's thread
@@ -4209,7 +4238,7 @@ class Runner(DeviceListener):
         self.loop.call_at(time.monotonic() + SNAPSHOT_S, self._take_snapshots)
 
     def _publish_due(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
-        for _ in range(TURNS_AT_ONCE):  # then read what has arrived
+        for _ in range(MAX_PER_TURN):  # then read what has arrived
             due, device = turn
             if self.record.ended_at:
                 return
@@ -4235,11 +4264,11 @@ class Runner(DeviceListener):
     def on_connected(self, device: Device) -> None:
         self.record.connected.add(device.thing)
         for topic_filter in device.topic_filters:
-            each.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
+            detail_log.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
         self._events.put(StateChanged())
 
     def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
-        each.warning("%s lost its connection to %s; reconnecting", device.thing, device.endpoint)
+        detail_log.warning("%s lost its connection to %s; reconnecting", device.thing, device.endpoint)
         if not rejected and not self._has_advised:
             self._has_advised = True
             log.warning(
@@ -4251,7 +4280,7 @@ class Runner(DeviceListener):
         self._events.put(StateChanged(is_loss=True))
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
-        each.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
+        detail_log.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
 
     def on_failed(self, device: Device, failure: Exception) -> None:
         self.record.failed.add(device.thing)
@@ -4269,7 +4298,7 @@ class Runner(DeviceListener):
         failure = self._diagnose(device.thing, refusal)
         if failure is refusal:
             line = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
-            each.warning(line, device.thing, refusal.action, POLICY_CHANGE_S / 60)
+            detail_log.warning(line, device.thing, refusal.action, POLICY_CHANGE_S / 60)
         else:
             self.loop.call_soon_threadsafe(device.end, failure)
         self._under_diagnosis.discard(device.thing)
@@ -4279,7 +4308,7 @@ class Runner(DeviceListener):
 class PublishRunner(Runner):
     """Counts what happens to the messages that things publish, and AWS's answers to those for shadows."""
 
-    def __init__(self, events: Inbox, *, interval_s: float, **options: Any) -> None:
+    def __init__(self, events: EventQueue, *, interval_s: float, **options: Any) -> None:
         """Make one for messages that are due every `interval_s`; 0: as they come. The options are Runner's."""
         super().__init__(events, **options)
         self._interval_s = interval_s
@@ -4305,7 +4334,7 @@ class PublishRunner(Runner):
                 log.warning("asked for %s messages/s, this machine manages %.0f", wanted, per_s)
         if lost:
             record.count("dropped", device.thing)
-            record.dropped += [(device.thing, number)] if len(record.dropped) < LISTED else []
+            record.dropped += [(device.thing, number)] if len(record.dropped) < MAX_LISTED else []
         elif device.topic_filters:
             record.count("requests", device.thing)
             self._requests[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
@@ -4325,7 +4354,7 @@ class PublishRunner(Runner):
 
     def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:
         self.record.count("not_sent", device.thing)
-        each.error("message %d of %s is not sent: %s", number, device.thing, getattr(error, "cause", error))
+        detail_log.error("message %d of %s is not sent: %s", number, device.thing, getattr(error, "cause", error))
 
     def on_message(self, device: Device, message: Any) -> None:
         """Count a shadow's answer, unless it is for another client: its token differs, or all are answered."""
@@ -4343,7 +4372,7 @@ class PublishRunner(Runner):
     @property
     def has_room(self) -> bool:
         """Return whether the things that are online have sent nearly all their messages."""
-        return all(len(it.outbox.queued) < LINES_AHEAD for it in self.devices.values() if it.state == ONLINE)
+        return all(len(it.outbox.queued) < LINES_AHEAD for it in self.devices.values() if it.is_online)
 
     @property
     def backlog(self) -> int:
@@ -4354,7 +4383,7 @@ class PublishRunner(Runner):
 class SubscribeRunner(Runner):
     """Counts the messages that things receive."""
 
-    def __init__(self, events: Inbox, *, count: int | None, checks_sequence: bool, **options: Any) -> None:
+    def __init__(self, events: EventQueue, *, count: int | None, checks_sequence: bool, **options: Any) -> None:
         """Make one that has enough after `count` messages, and `checks_sequence` of those that are numbered.
 
         The options are Runner's.
@@ -4385,7 +4414,7 @@ class SubscribeRunner(Runner):
 
     def on_unreadable_message(self, device: Device, error: Exception) -> None:
         self.record.count("unreadable", device.thing)
-        each.warning("%s could not read a message: %s", device.thing, error)
+        detail_log.warning("%s could not read a message: %s", device.thing, error)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -4398,14 +4427,14 @@ STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
 class MessageWriter(MessageObserver):
     """Shows each message: a line in the log, unless these are hidden, and JSON or its payload on standard output."""
 
-    def __init__(self, output: Results, qos: int) -> None:
+    def __init__(self, output: EventWriter, qos: int) -> None:
         self._output, self._qos = output, qos
-        self._is_needed = says_each() or output.is_on  # else nothing need be formatted
+        self._is_needed = shows_details() or output.is_on  # else nothing need be formatted
 
     def on_publish(self, device: Device, number: int, payload: bytes, lost: bool) -> None:
         if self._is_needed:
             fields = message_fields(device.thing, device.topic, payload)
-            each.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
+            detail_log.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
             self._output.put("sent", number=number, **fields, qos=self._qos, lost=lost)
 
     def on_puback(self, device: Device, number: int, after_s: float) -> None:
@@ -4414,14 +4443,14 @@ class MessageWriter(MessageObserver):
 
     def on_message(self, device: Device, message: Any, payload: bytes) -> None:
         if self._is_needed:
-            each.info("Received message: %s from topic: %s by %s", decoded(payload), message.topic, device.thing)
+            detail_log.info("Received message: %s from topic: %s by %s", decoded(payload), message.topic, device.thing)
             fields = message_fields(device.thing, message.topic, payload)
             self._output.put("received", **fields, qos=message.qos, retain=bool(message.retain))
         self._output.put_payload(payload)
 
     def on_rejected(self, device: Device, answer: Mapping[str, Any]) -> None:
         code, reason = answer.get("code"), answer.get("message")
-        each.warning("AWS rejected a message of %s on %s: %s %s", device.thing, device.topic, code, reason)
+        detail_log.warning("AWS rejected a message of %s on %s: %s %s", device.thing, device.topic, code, reason)
         self._output.put("rejected", thingName=device.thing, topic=device.topic, code=code, message=reason)
 
 
@@ -4497,12 +4526,14 @@ class PublishReport(RunReport):
         self.log_outages(f"{plural(totals['retransmitted'], 'message')} sent again")
         cause, late_s = max(record.late_s.items(), key=lambda pair: pair[1])
         why = f" ({cause})" if cause and late_s > 0.1 else ""
-        last.info("%s %s, sent up to %.1f ms late%s", label, self.duration_and_rate(totals["sent"]), 1000 * late_s, why)
+        report_log.info(
+            "%s %s, sent up to %.1f ms late%s", label, self.duration_and_rate(totals["sent"]), 1000 * late_s, why
+        )
         if totals["acknowledged"]:
-            last.info("%s ack latency: %s", label, record.latency)
+            report_log.info("%s ack latency: %s", label, record.latency)
         unacknowledged = [
             f"not acknowledged: message {number} of {thing} on {topic}: '{decoded(payload)}'"
-            for thing, topic, number, payload in record.unacknowledged[:LISTED]
+            for thing, topic, number, payload in record.unacknowledged[:MAX_LISTED]
         ]
         lines = [
             *unacknowledged,
@@ -4515,7 +4546,9 @@ class PublishReport(RunReport):
         sent = f"{plural(totals['sent'], 'message')} from {plural(len(record.connected), 'thing')}"
         acknowledged = f"{totals['acknowledged']} acknowledged" if record.qos else "none acknowledged (QoS 0)"
         unsent = f", {totals['not_sent']} not sent" if totals["not_sent"] else ""
-        last.info("%s ELF sent %s: %s, %d lost%s%s", label, sent, acknowledged, record.lost, unsent, self._answers())
+        report_log.info(
+            "%s ELF sent %s: %s, %d lost%s%s", label, sent, acknowledged, record.lost, unsent, self._answers()
+        )
 
     def summary(self) -> dict[str, Any]:
         record, totals = self.record, self.record.totals
@@ -4540,17 +4573,17 @@ class SubscribeReport(RunReport):
         record, label = self.record, self._label
         received, unreadable = record.totals["received"], record.totals["unreadable"]
         self.log_outages("they may have missed messages")
-        last.info("%s %s", label, self.duration_and_rate(received))
+        report_log.info("%s %s", label, self.duration_and_rate(received))
         if record.latency.in_ms():
-            last.info("%s latency (from ts, ±1 ms): %s", label, record.latency)
+            report_log.info("%s latency (from ts, ±1 ms): %s", label, record.latency)
         if unreadable:
             log.warning("%s could not read %s", label, plural(unreadable, "message"))
-        for thing, counts in itertools.islice(record.sequence.senders().items(), LISTED):
-            last.info("%s from %s: %s", label, thing, format_counts(counts))
+        for thing, counts in itertools.islice(record.sequence.senders().items(), MAX_LISTED):
+            report_log.info("%s from %s: %s", label, thing, format_counts(counts))
         if record.sequence.forgotten:
-            log.warning("%s more than %d senders: not all missing messages are counted", label, MOST_SENDERS)
+            log.warning("%s more than %d senders: not all missing messages are counted", label, MAX_SENDERS)
         messages, things = plural(received, "message"), plural(len(record.connected), "thing")
-        last.info("%s ELF received %s on %s%s", label, messages, things, record.sequence)
+        report_log.info("%s ELF received %s on %s%s", label, messages, things, record.sequence)
 
     def summary(self) -> dict[str, Any]:
         record = self.record
@@ -4569,7 +4602,7 @@ class Cli:
     # Options of every command. None: not given.
     command: str  # its name
     run: Callable[[Cli], int]  # its function
-    alone: bool  # no other command may use the same misc/
+    exclusive: bool  # no other command may use the same misc/
     region: str | None
     profile: str | None
     endpoint_url: str | None  # of the control plane
@@ -4602,38 +4635,38 @@ class Cli:
     mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
     only_local: bool = False
     # What the commands find out
-    inbox: Inbox
-    printer: Output
-    results: Results
+    events: EventQueue
+    output_writer: OutputWriter
+    event_writer: EventWriter
     fleet: Fleet  # locked while the command runs
     place: Place  # where it is
     headers: Mapping[str, str]  # that the control plane requires
     control_plane: tuple[Any, Place] | None = None  # boto3's client and its place, once needed
-    asking: threading.Lock  # held by the thread that makes it
+    connecting: threading.Lock  # held by the thread that makes it
     refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
 
 
-def control_plane_of(cli: Cli) -> tuple[Any, Place]:
+def open_control_plane(cli: Cli) -> tuple[Any, Place]:
     """Connect to the control plane of the fleet, once, whichever thread is the first to call this."""
-    with cli.asking:
+    with cli.connecting:
         if not cli.control_plane:
             proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
             if re.match(f"{NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]):  # botocore knows no SOCKS
                 proxies = {}
-            ask = functools.partial(ask_for_code, cli.inbox)
-            cli.control_plane = connect_control_plane(cli.place, cli.inbox, cli.headers, cli.rate, proxies, ask)
+            ask = functools.partial(ask_for_code, cli.events)
+            cli.control_plane = connect_control_plane(cli.place, cli.events, cli.headers, cli.rate, proxies, ask)
         return cli.control_plane
 
 
-def reach_aws(cli: Cli) -> tuple[Any, Place]:
+def control_plane(cli: Cli) -> tuple[Any, Place]:
     """Do the same in the main thread, where Ctrl-C ends the wait."""
-    return cli.control_plane or in_background(cli.inbox, lambda: control_plane_of(cli))
+    return cli.control_plane or run_in_thread(cli.events, lambda: open_control_plane(cli))
 
 
 def find_cause(cli: Cli, thing: str, refusal: Refusal) -> ElfError:
     """Return AWS's reason why the broker refuses a thing, or `refusal` if AWS can't be asked."""
     try:
-        return diagnose(*control_plane_of(cli), cli.fleet.things[thing], refusal)
+        return diagnose(*open_control_plane(cli), cli.fleet.things[thing], refusal)
     except Exception as error:
         log.debug("no diagnosis of %s:", thing, exc_info=error)
         return refusal
@@ -4642,69 +4675,73 @@ def find_cause(cli: Cli, thing: str, refusal: Refusal) -> ElfError:
 def create_things(cli: Cli) -> int:
     """Make the fleet `cli.count` things, named `cli.prefix`_0 and so on: add what is missing, finish a half clean."""
     fleet = cli.fleet
-    with fleet.locked(cli.inbox):
+    with fleet.locked(cli.events):
         is_new = fleet.elf_id is None
         fleet.open()
         wanted = [f"{cli.prefix}_{number}" for number in range(cli.count or 1)]
         missing = {*missing_things(fleet, cli.prefix, wanted)}
-        half_gone = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
-        cli.results.summary.update(things=len(fleet.things), created=0)
+        half_cleaned = {thing.name for thing in fleet.things.values() if thing.stage == CLEANING}
+        cli.event_writer.summary.update(things=len(fleet.things), created=0)
         if fleet.was_local and not cli.place.local:
             log.warning("the last fleet was local (--local); this one is on AWS")
-        iot, place = reach_aws(cli)
-        strays = set() if is_new else in_background(cli.inbox, lambda: own_things(iot, fleet.elf_id or ""))
-        missing.update(gone_things(cli, iot, {*wanted} - strays))
-        if half_gone:
-            log.warning("finishing an interrupted clean of: %s", listed(half_gone))
-        to_do = sorted(missing | half_gone, key=by_number)
+        iot, place = control_plane(cli)
+        names_in_aws = set() if is_new else run_in_thread(cli.events, lambda: list_own_things(iot, fleet.elf_id or ""))
+        missing.update(things_missing_in_aws(cli, iot, {*wanted} - names_in_aws))
+        if half_cleaned:
+            log.warning("finishing an interrupted clean of: %s", listed(half_cleaned))
+        to_do = sorted(missing | half_cleaned, key=by_number)
         if not to_do and not fleet.unanswered:
             things = plural(len(wanted), "thing")
-            last.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
+            report_log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
         log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
         log.info("in %s", place)
         fleet.record_place(place)
         failures = FailureReport()
         try:
-            if lost := strays - fleet.things.keys() - missing:
+            if lost := names_in_aws - fleet.things.keys() - missing:
                 log.warning("AWS has things of this ELF that misc/ lacks; a larger COUNT adopts them: %s", listed(lost))
-            step = functools.partial(reconcile, iot, fleet, strays - half_gone, missing)
-            for name, thing in step_by_step(cli, "create", to_do, step, failures):
+            step = functools.partial(reconcile, iot, fleet, names_in_aws - half_cleaned, missing)
+            for name, thing in run_steps(cli, "create", to_do, step, failures):
                 if thing:
                     fleet.record_place(place := place._replace(account=thing.certificate_arn.split(":")[4]))
-                    report_created(cli.results, thing, fleet.files(name))
+                    report_created(cli.event_writer, thing, fleet.files(name))
                 else:
-                    report_cleaned(cli.results, name)
-            show_unanswered(cli)
+                    report_cleaned(cli.event_writer, name)
+            report_unanswered(cli)
         finally:
             if not fleet.things and not fleet.unanswered:
                 fleet.forget_place()
             elif fleet.merge_journal():
                 log.info("Wrote %s to config file: %s", plural(len(fleet.things), "thing"), fleet.things_file)
             created = [thing for thing in fleet.ready if thing.name in missing]
-            last.info("[create_things] ELF created %s in region:'%s'.", plural(len(created), "thing"), place.region)
+            report_log.info(
+                "[create_things] ELF created %s in region:'%s'.", plural(len(created), "thing"), place.region
+            )
             if left := len(missing) - len(created):
-                last.info("[create_things] %s not made yet: run the command again to continue", plural(left, "thing"))
+                report_log.info(
+                    "[create_things] %s not made yet: run the command again to continue", plural(left, "thing")
+                )
             failures.report(of=len(to_do))
-            cli.results.summary.update(things=len(fleet.ready), created=len(created), failed=list(failures.things))
+            cli.event_writer.summary.update(things=len(fleet.ready), created=len(created), failed=list(failures.things))
     return 1 if left or failures.things else 0
 
 
-def report_created(results: Results, thing: Thing, files: ThingFiles) -> None:
+def report_created(event_writer: EventWriter, thing: Thing, files: ThingFiles) -> None:
     if sys.stderr.isatty():
         line = f"{thing.name}: certificate {(thing.certificate_id or '')[:8]}"
-        pattern = shorter(files.certificate.with_suffix(".{pem,pub,prv}"))
+        pattern = short_path(files.certificate.with_suffix(".{pem,pub,prv}"))
         lines = f"{line}, {pattern}", f"{line}, .../{pattern.name}", line
-        room = columns(sys.stderr) - len("00:00:00 ")
-        each.info("%s", next((text for text in lines if len(text) <= room), line))
+        room = terminal_width(sys.stderr) - len("00:00:00 ")
+        detail_log.info("%s", next((text for text in lines if len(text) <= room), line))
     else:
-        each.info("Thing:'%s' associated with cert:'%s'", thing.name, thing.certificate_arn)
-        each.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
-        each.info("Thing Name: %s Public Key File: %s", thing.name, files.public_key)
-        each.info("Thing Name: %s Private Key File: %s", thing.name, files.private_key)
+        detail_log.info("Thing:'%s' associated with cert:'%s'", thing.name, thing.certificate_arn)
+        detail_log.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
+        detail_log.info("Thing Name: %s Public Key File: %s", thing.name, files.public_key)
+        detail_log.info("Thing Name: %s Private Key File: %s", thing.name, files.private_key)
     ids = {"certificateArn": thing.certificate_arn, "certificateId": thing.certificate_id}
     paths = zip(("certificateFile", "publicKeyFile", "privateKeyFile"), map(str, files), strict=True)
-    results.put("created", thingName=thing.name, **ids, **dict(paths))
+    event_writer.put("created", thingName=thing.name, **ids, **dict(paths))
 
 
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
@@ -4719,10 +4756,10 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
     return [name for name in names if name not in fleet.things or fleet.things[name].stage != READY]
 
 
-def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
+def things_missing_in_aws(cli: Cli, iot: Any, names: set[str]) -> list[str]:
     """Return which of the fleet's `names`, which AWS did not list, are missing in AWS, and record it."""
     unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
-    answers = dict(for_each(cli.inbox, unlisted, lambda name: _unless_missing(iot.describe_thing, thingName=name)))
+    answers = dict(run_parallel(cli.events, unlisted, lambda name: unless_missing(iot.describe_thing, thingName=name)))
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
         raise failed[0]
     if gone := [name for name, described in answers.items() if not described]:
@@ -4732,12 +4769,14 @@ def gone_things(cli: Cli, iot: Any, names: set[str]) -> list[str]:
     return gone
 
 
-def step_by_step(
+def run_steps(
     cli: Cli, what: str, things: Sequence[T], step: Callable[[T], Any], failures: FailureReport
 ) -> Iterator[tuple[T, Any]]:
     """Run a step for many things in parallel; yield each thing for which it succeeds, and the result."""
-    brevity_for(len(things))
-    for thing, result in progress(cli.inbox, cli.printer, what, for_each(cli.inbox, things, step), len(things)):
+    hide_details_above(len(things))
+    for thing, result in progress_bar(
+        cli.events, cli.output_writer, what, run_parallel(cli.events, things, step), len(things)
+    ):
         if isinstance(result, Exception):
             failures.add(getattr(thing, "name", str(thing)), result)
         else:
@@ -4746,11 +4785,11 @@ def step_by_step(
 
 def send_messages(cli: Cli) -> int:
     """Make every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
-    things, lines, topics = what_to_send(cli)
-    rounds, of_lines = rounds_of(cli), is_of_lines(cli.json_message)
+    things, lines, topics = load_messages(cli)
+    rounds, of_lines = messages_per_thing(cli), is_line_file(cli.json_message)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
     answers = {thing: answer_topics(topic, thing) for thing, (topic,) in topics.items()}
-    runner = PublishRunner(cli.inbox, interval_s=cli.interval, **runner_callbacks(cli, things))
+    runner = PublishRunner(cli.events, interval_s=cli.interval, **runner_callbacks(cli, things))
     record, refused = runner.record, 0
     record.qos = cli.qos
     with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, answers):
@@ -4781,7 +4820,7 @@ def send_messages(cli: Cli) -> int:
             "see the lines above, check the network, and send again",
         )
     if refused:
-        raise ElfError(f"{plural(refused, 'line')} of the input could not be sent", _SEE_ABOVE)
+        raise ElfError(f"{plural(refused, 'line')} of the input could not be sent", SEE_ABOVE)
     if (rejected := record.totals["rejected"]) or record.unanswered:
         raise ElfError(
             f"messages to shadows: {rejected} rejected, {record.unanswered} not answered",
@@ -4790,7 +4829,7 @@ def send_messages(cli: Cli) -> int:
     return 1 if record.failed else 0
 
 
-def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[str]]]:
+def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[str]]]:
     """Return the things that can send, their messages in order, and each thing's topic. Raises ElfError.
 
     The first message of a file is checked here, the others when they are read: for one thing, as for any other.
@@ -4802,54 +4841,59 @@ def what_to_send(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[
         cli.interval = 0.0 if str(path) == "-" else INTERVAL_S
     things = ready_things(cli.fleet, cli.things)
     topics = {
-        thing.name: topics_of([cli.topic], cli.append_thing_name, thing.name, f"{TOPIC_ROOT}/{thing.name}")
+        thing.name: expand_topics([cli.topic], cli.append_thing_name, thing.name, f"{TOPIC_ROOT}/{thing.name}")
         for thing in things
     }
     refuse_bad_topics(topics)
-    if cli.sequence and (raw or any(is_aws_own(topic) for (topic,) in topics.values())):
+    if cli.sequence and (raw or any(is_reserved_topic(topic) for (topic,) in topics.values())):
         raise UsageError("--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out")
     run = secrets.token_hex(4) if cli.sequence else ""
-    compose = composing(cli, run, things[0].name, topics[things[0].name][0])
+    compose = message_factory(cli, run, things[0].name, topics[things[0].name][0])
     if path is None:
         return things, iter([Line(compose(os.fsencode(cli.message)))]), topics
-    lines = messages_of(lines_of(path), compose, raw) if is_of_lines(path) else message_in(path, compose)
+    lines = parse_lines(read_lines(path), compose, raw) if is_line_file(path) else read_message_file(path, compose)
     if str(path) == "-":
         if sys.stdin is None:
             raise ElfError("standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`")
         return things, lines, topics
-    first = in_background(cli.inbox, lambda: first_of(path, lines))  # a pipe may have no writer yet
+    first = run_in_thread(cli.events, lambda: first_message(path, lines))  # a pipe may have no writer yet
     return things, itertools.chain([first], lines), topics
 
 
-def composing(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
+def message_factory(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
     """Return a function that makes a message of bytes, after trying it for one thing, which may raise."""
-    of_lines = is_of_lines(cli.json_message)
-    voice = functools.partial(Voice, seed=cli.seed, interval_s=cli.interval)
-    voice_of = functools.cache(voice)
 
-    def finish(text: bytes) -> Composer:
+    def finish(text: bytes) -> PayloadBuilder:
         if cli.raw:
-            return Composer(text)
+            return PayloadBuilder(text)
         if cli.template and not cli.json_message:
-            message = Composer.of_any(text)
+            message = PayloadBuilder.of_any(text)
         else:
-            is_object = begins_object(text) if of_lines or cli.template else cli.json_message
-            message = Composer.of_object(text) if is_object else Composer.of_text(text)
+            is_object = begins_object(text) if cli.template or is_line_file(cli.json_message) else cli.json_message
+            message = PayloadBuilder.of_object(text) if is_object else PayloadBuilder.of_text(text)
         if run and (taken := message.has - {"ts"}):
             raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
         return message._replace(run=run)
 
-    def compose(text: bytes) -> Message:
-        message: Message = Template(text, finish, voice) if cli.template else finish(text)
+    def tried(message: PayloadBuilder) -> PayloadBuilder:
         message.payload(topic, thing, 1)
-        if isinstance(message, Template):
-            message.voice = voice_of  # the voice of the trial is gone
         return message
 
-    return compose
+    if not cli.template:
+        return lambda text: tried(finish(text))
+    make_context = functools.partial(TemplateContext, seed=cli.seed, interval_s=cli.interval)
+    contexts = functools.cache(make_context)
+
+    def compiled(text: bytes) -> Template:
+        template = Template(text, finish, make_context)
+        template.payload(topic, thing, 1)
+        template.context_of = contexts  # the one of the trial is gone
+        return template
+
+    return compiled
 
 
-def rounds_of(cli: Cli) -> int | None:
+def messages_per_thing(cli: Cli) -> int | None:
     """Return how many messages each thing publishes, unless they are lines; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     in_time = math.ceil((cli.duration or DURATION_S) / (cli.interval or INTERVAL_S) - 1e-9)
@@ -4862,7 +4906,7 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
     Returns how many messages there were, and how many lines can't be sent. Raises UsageError if the first one can't.
     """
     asked = threading.Semaphore(2)  # so that the next line is already read when it is due
-    threading.Thread(target=read_ahead, args=(lines, cli.inbox, asked), daemon=True).start()
+    threading.Thread(target=read_ahead, args=(lines, cli.events, asked), daemon=True).start()
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
     sent = refused = 0
@@ -4874,7 +4918,7 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
                 cause = f"line {line.number} of the input is not a message: {line.error.cause}"
                 raise UsageError(cause, line.error.remedy)
             if line.error is not reported:  # once for an object and what is refused with it
-                each.error("line %d is not sent: %s; %s", line.number, line.error.cause, line.error.remedy)
+                detail_log.error("line %d is not sent: %s; %s", line.number, line.error.cause, line.error.remedy)
             reported = line.error
             refused += 1
             continue
@@ -4883,7 +4927,7 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
         if not line.message:
             break
         due = max(due + cli.interval * bool(sent), line.at) if cli.interval else time.monotonic()
-        if due > deadline - 1e-6:  # as in rounds_of()
+        if due > deadline - 1e-6:  # as in messages_per_thing()
             break
         runner.publish_on_schedule(line.message, due, cli.interval)
         sent += 1
@@ -4895,8 +4939,8 @@ def await_acknowledgements(runner: PublishRunner) -> None:
     """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
     if not runner.wait(lambda: not runner.backlog, ended + 2.0, MIN_INTERVAL_S):
-        messages, left_s = plural(runner.backlog, "acknowledgement"), ended + ACK_GRACE_S - time.monotonic()
-        log.info("[send_messages] waiting for %s, up to %.0f s", messages, left_s)
+        acknowledgements, left_s = plural(runner.backlog, "acknowledgement"), ended + ACK_GRACE_S - time.monotonic()
+        log.info("[send_messages] waiting for %s, up to %.0f s", acknowledgements, left_s)
     while (deadline := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S)) > time.monotonic():
         if runner.wait(lambda: not runner.backlog, deadline, MIN_INTERVAL_S):
             return
@@ -4908,11 +4952,11 @@ def subscribe(cli: Cli) -> int:
     given: Sequence[str | None] = cli.topics or [None]
     append = cli.append_thing_name
     duration_s = cli.duration or (math.inf if cli.count or cli.duration == 0 else DURATION_S)
-    filters = {thing.name: topics_of(given, append, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
+    filters = {thing.name: expand_topics(given, append, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
     refuse_bad_topics(filters, wildcards=True)
     checks_sequence = not any((topic or "").startswith("$share/") for topic in given)
     runner = SubscribeRunner(
-        cli.inbox, count=cli.count, checks_sequence=checks_sequence, **runner_callbacks(cli, things)
+        cli.events, count=cli.count, checks_sequence=checks_sequence, **runner_callbacks(cli, things)
     )
     record = runner.record
     with connected_devices(cli, things, runner, SubscribeReport(record, "[subscribe]"), filters=filters):
@@ -4926,7 +4970,7 @@ def subscribe(cli: Cli) -> int:
             log.info("[subscribe] all things receive every message; --things 1 shows each once")
         record.ends_at = time.monotonic() + duration_s
         runner.wait(lambda: runner.has_enough, record.ends_at)
-        runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + IN_FLIGHT_S)
+        runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + LATE_ARRIVALS_S)
         offline = [device.thing for device in runner.devices.values() if device.is_offline]
     received = record.totals["received"]
     if missing := record.sequence.counts["missing"]:
@@ -4947,26 +4991,26 @@ def subscribe(cli: Cli) -> int:
 def clean_up(cli: Cli) -> int:
     """Delete every thing of the fleet in AWS IoT, then on disk; with `cli.only_local`, only on disk."""
     fleet = cli.fleet
-    with fleet.locked(cli.inbox):
+    with fleet.locked(cli.events):
         things = list(fleet.things.values())
         failures = FailureReport()
         try:
             if not things and not fleet.unanswered:
-                last.info("[clean_up] ELF has no things to clean up")
+                report_log.info("[clean_up] ELF has no things to clean up")
             elif cli.only_local:
                 if not cli.place.local:
                     where = "left in AWS IoT, with their certificates and policies"
                     log.warning("%s: %s (%s)", where, listed(fleet.things), cli.place)
                 for thing in things:
                     fleet.forget(thing)
-                    cli.results.put("cleaned", thingName=thing.name)
+                    cli.event_writer.put("cleaned", thingName=thing.name)
                 fleet.forget_unanswered()
             else:
                 log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
-                iot, _ = reach_aws(cli)  # in another account everything would seem to be gone
-                for thing, _ in step_by_step(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
-                    report_cleaned(cli.results, thing.name)
-                show_unanswered(cli)
+                iot, _ = control_plane(cli)  # in another account everything would seem to be gone
+                for thing, _ in run_steps(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
+                    report_cleaned(cli.event_writer, thing.name)
+                report_unanswered(cli)
             if not fleet.things:
                 if cli.place.local:
                     fleet.forget_unanswered()  # clean removes all of it
@@ -4974,15 +5018,15 @@ def clean_up(cli: Cli) -> int:
         finally:
             left = len(fleet.things)
             if things:
-                last.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
+                report_log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
             failures.report(of=len(things))
-            cli.results.summary.update(cleaned=len(things) - left, left=left, failed=list(failures.things))
+            cli.event_writer.summary.update(cleaned=len(things) - left, left=left, failed=list(failures.things))
     return 1 if fleet.things else 0
 
 
-def report_cleaned(results: Results, name: str) -> None:
-    each.info("Thing:'%s' cleaned up", name)
-    results.put("cleaned", thingName=name)
+def report_cleaned(event_writer: EventWriter, name: str) -> None:
+    detail_log.info("Thing:'%s' cleaned up", name)
+    event_writer.put("cleaned", thingName=name)
 
 
 def list_things(cli: Cli) -> int:
@@ -4990,30 +5034,30 @@ def list_things(cli: Cli) -> int:
     fleet = RecordedFleet(cli.misc_dir)
     if fleet.changed_s_ago() < 1.0:
         fleet.reload()  # another command may have folded its journal while this one read
-    place = locate(cli, fleet.place)
+    place = find_place(cli, fleet.place)
     rows = [("NAME", "CERTIFICATE", "POLICY", "SINCE (UTC)")]
     for thing in fleet.things.values():
         since = None
         with contextlib.suppress(OSError):
             since = fleet.files(thing.name).private_key.stat().st_mtime
-        state = thing.stage if thing.stage != READY else utc(since)[:16] if since else "no key"
-        rows.append((thing.name, (thing.certificate_id or "-")[:8], thing.policy_name or "-", state))
+        since_text = thing.stage if thing.stage != READY else utc_time(since)[:16] if since else "no key"
+        rows.append((thing.name, (thing.certificate_id or "-")[:8], thing.policy_name or "-", since_text))
         ids = {"certificateId": thing.certificate_id, "policyName": thing.policy_name}
-        cli.results.put("thing", thingName=thing.name, **ids, stage=thing.stage, since=since)
+        cli.event_writer.put("thing", thingName=thing.name, **ids, stage=thing.stage, since=since)
     runs = None
     with contextlib.suppress(OSError, ElfError):  # what can't be read
         runs = bool(place.local and _local_aws().is_alive(fleet.local_directory))
-    cli.results.summary.update(things=len(fleet.things), local=place.local, localRuns=runs)
-    cli.results.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
-    if not cli.results.is_on:
+    cli.event_writer.summary.update(things=len(fleet.things), local=place.local, localRuns=runs)
+    cli.event_writer.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
+    if not cli.event_writer.is_on:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines = [line[: columns(sys.stdout)] for line in lines] if sys.stdout.isatty() else lines
-        state = "" if runs is None or not place.local else ", running" if runs else ", not running"
-        lines.append(f"{plural(len(fleet.things), 'thing')} in {place}{state}")
+        lines = [line[: terminal_width(sys.stdout)] for line in lines] if sys.stdout.isatty() else lines
+        suffix = "" if runs is None or not place.local else ", running" if runs else ", not running"
+        lines.append(f"{plural(len(fleet.things), 'thing')} in {place}{suffix}")
         text = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
         encoding = sys.stdout.encoding
-        cli.printer.write(sys.stdout, text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        cli.output_writer.write(sys.stdout, text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     return 0
 
 
@@ -5024,22 +5068,22 @@ def print_environment(cli: Cli) -> int:
     fleet = Fleet(cli.misc_dir)
     if not fleet.place:
         raise ElfError(*NO_THINGS)
-    place = locate(cli, fleet.place)
+    place = find_place(cli, fleet.place)
     variables: dict[str, str | None] = {"AWS_REGION": place.region, "AWS_DEFAULT_REGION": place.region}
     if not place.local:
         variables |= environment_of(place)
-    elif local := _local_aws().find(fleet.local_directory, cli.inbox.check):
+    elif local := _local_aws().find(fleet.local_directory, cli.events.check):
         variables |= local.environment
     else:
         start = "send" if fleet.ready else "--local create"
         raise ElfError(f"no embedded AWS IoT is running in {fleet.local_directory}", f"`elf.py {start}` starts it")
-    if cli.results.is_on:
+    if cli.event_writer.is_on:
         text = json.dumps({"event": "environment", "variables": variables})  # not redacted: it would be of no use
     else:
         unset = [name for name, value in variables.items() if value is None]
         lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
         text = "\n".join([f"unset {' '.join(unset)}"] * bool(unset) + lines)
-    cli.printer.write(sys.stdout.buffer, os.fsencode(f"{text}\n"))
+    cli.output_writer.write(sys.stdout.buffer, os.fsencode(f"{text}\n"))
     return 0
 
 
@@ -5057,7 +5101,7 @@ def environment_of(place: Place) -> dict[str, str | None]:
     return variables
 
 
-def show_unanswered(cli: Cli) -> None:
+def report_unanswered(cli: Cli) -> None:
     """Log which certificates may have been made in requests without an answer, for the user to decide."""
     fleet = cli.fleet
     if not fleet.unanswered:
@@ -5065,17 +5109,17 @@ def show_unanswered(cli: Cli) -> None:
     calls = plural(len(fleet.unanswered), "certificate request")
     since, until = min(call.since for call in fleet.unanswered), max(call.until for call in fleet.unanswered)
     what = f"up to {plural(len(fleet.unanswered), 'certificate')} without keys may exist"
-    log.warning("%s got no answer: %s, from %s to %s", calls, what, utc(since), utc(until))
+    log.warning("%s got no answer: %s, from %s to %s", calls, what, utc_time(since), utc_time(until))
     try:
-        iot, _ = reach_aws(cli)
-        found = in_background(cli.inbox, lambda: list(unclaimed_certificates(iot, fleet)))
+        iot, _ = control_plane(cli)
+        found = run_in_thread(cli.events, lambda: list(unclaimed_certificates(iot, fleet)))
     except Interrupted:
         raise
     except Exception as error:
-        complain(error)
+        log_failure(error)
         return
     for certificate in found:
-        name, made = certificate["certificateId"], utc(certificate["creationDate"].timestamp())
+        name, made = certificate["certificateId"], utc_time(certificate["creationDate"].timestamp())
         status = certificate.get("status", "of unknown status")
         log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
     if found:
@@ -5112,11 +5156,11 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
 
 def runner_callbacks(cli: Cli, things: Sequence[Thing]) -> dict[str, Any]:
     """Return what a runner calls: to ask AWS about a refusal, when a connection is lost, and with each message."""
-    brevity_for(len(things))
+    hide_details_above(len(things))
     return {
         "diagnose": functools.partial(find_cause, cli),
         "on_loss": lambda: cli.refuse_dead_local(),
-        "observer": MessageWriter(cli.results, cli.qos),
+        "observer": MessageWriter(cli.event_writer, cli.qos),
     }
 
 
@@ -5135,14 +5179,14 @@ def connected_devices(
     Raises ElfError when none is connected.
     """
     fleet, record = cli.fleet, runner.record
-    root_cert = root_of(cli)
+    root_cert = root_certificate(cli)
     raise_descriptor_limit(len(things))
     if fleet.unanswered:
-        with fleet.locked(cli.inbox):
-            show_unanswered(cli)
+        with fleet.locked(cli.events):
+            report_unanswered(cli)
     prepared, endpoint, patience_s = prepare_devices(cli, things)
     subscriptions = max([1, *map(len, (filters or {}).values())])
-    runner.loop = EventLoop(cli.inbox.put, min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
+    runner.loop = EventLoop(cli.events.put, min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
     for thing in prepared:
         runner.devices[thing.name] = Device(
             thing.name,
@@ -5161,11 +5205,11 @@ def connected_devices(
 
     def report_failures() -> None:
         record.failures.report(of=len(runner.devices))
-        cli.results.summary.update(things=len(record.connected), failed=sorted(record.failed, key=by_number))
+        cli.event_writer.summary.update(things=len(record.connected), failed=sorted(record.failed, key=by_number))
 
     def report_results() -> None:
         report.log()
-        cli.results.summary.update(report.summary())
+        cli.event_writer.summary.update(report.summary())
 
     with contextlib.ExitStack() as ends:  # the last callback runs first
         ends.callback(report_failures)
@@ -5173,7 +5217,7 @@ def connected_devices(
         runner.connect_all()
         ends.callback(report_results)
         ends.callback(runner.stop)
-        with live_line(cli.inbox, cli.printer, lambda: report.live_line() if runner.observe() else ""):
+        with live_line(cli.events, cli.output_writer, lambda: report.live_line() if runner.observe() else ""):
             yield
             runner.await_diagnoses()
 
@@ -5188,7 +5232,7 @@ def prepare_devices(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing],
     newcomers = {thing.name for thing in things if not thing.policy_arn}
     young_s = max(0.0, PROPAGATION_S - fleet.changed_s_ago())
     if newcomers or not endpoint.host:
-        _, place = reach_aws(cli)
+        _, place = control_plane(cli)
         endpoint = Endpoint(endpoint.host or place.data_endpoint or "", endpoint.port)
     endpoint = endpoint.routed(NO_PROXY if cli.place.local else cli.proxy)
     if endpoint.proxy:
@@ -5203,26 +5247,26 @@ def prepare_devices(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing],
 def attach_missing_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
     """Give a policy to each newcomer that has none; return the fleet's things that have one now."""
     fleet = cli.fleet
-    iot, _ = reach_aws(cli)
+    iot, _ = control_plane(cli)
     failures = FailureReport()
-    with fleet.locked(cli.inbox):
+    with fleet.locked(cli.events):
         # Another send or subscribe may have been faster.
         without = [thing for thing in fleet.ready if thing.name in newcomers and not thing.policy_arn]
         try:
             authorise_one = functools.partial(authorise, iot, fleet)
-            for thing, authorised in step_by_step(cli, "policies", without, authorise_one, failures):
-                each.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
+            for thing, authorised in run_steps(cli, "policies", without, authorise_one, failures):
+                detail_log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
         finally:
             things = [thing for thing in fleet.ready if thing.policy_arn]
             if left := sum(not thing.policy_arn for thing in fleet.ready if thing.name in newcomers):
                 log.info("%s without a policy yet: run the command again to continue", plural(left, "thing"))
             failures.report(of=len(without))
     if not things:
-        raise ElfError("none of the things has a policy", _SEE_ABOVE)
+        raise ElfError("none of the things has a policy", SEE_ABOVE)
     return things
 
 
-def root_of(cli: Cli) -> Path:
+def root_certificate(cli: Cli) -> Path:
     """Return the file with the broker's root certificates. Raises ElfError if it has none."""
     import ssl
 
@@ -5247,13 +5291,13 @@ def root_of(cli: Cli) -> Path:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def whole(text: str) -> int:
+def positive_int(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
     return int(text)
 
 
-def number(what: str, least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
+def number_between(what: str, least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
     """Return a parser of numbers from `least` to `most`, described as `what`."""
 
     def parse(text: str) -> float:
@@ -5265,12 +5309,12 @@ def number(what: str, least: float, most: float = sys.float_info.max) -> Callabl
     return parse
 
 
-from_0 = number("a number of seconds from 0", 0)
-interval = number(f"{MIN_INTERVAL_S} seconds or more: AWS IoT allows 100 messages a second", MIN_INTERVAL_S)
-rate = number("a number of things per second, from 0.1 to 1000", 0.1, 1000)
+seconds = number_between("a number of seconds from 0", 0)
+interval_s = number_between(f"{MIN_INTERVAL_S} seconds or more: AWS IoT allows 100 messages a second", MIN_INTERVAL_S)
+things_per_s = number_between("a number of things per second, from 0.1 to 1000", 0.1, 1000)
 
 
-def prefix(text: str) -> str:
+def thing_prefix(text: str) -> str:
     # The client ID is the thing's name, its number of up to 9 digits, and 8 random characters, each after one more.
     longest = MAX_CLIENT_ID_BYTES - 10 - 9
     if not THING_NAME.fullmatch(text) or len(text) > longest:
@@ -5278,7 +5322,7 @@ def prefix(text: str) -> str:
     return text
 
 
-def mqtt_endpoint(text: str) -> Endpoint:
+def broker_endpoint(text: str) -> Endpoint:
     match = re.fullmatch(r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9._-]*))(?::(?P<port>[0-9]{1,5}))?", text)
     port = int(match["port"] or MQTT_PORT) if match else 0
     if not match or not text or not 0 < port < 65536:
@@ -5286,7 +5330,7 @@ def mqtt_endpoint(text: str) -> Endpoint:
     return Endpoint(match["ipv6"] or match["host"], port if match["port"] else 0)
 
 
-def directory(text: str) -> Path:
+def directory_path(text: str) -> Path:
     if not text:  # probably from a variable that is not set, and not meant to be the working directory
         raise argparse.ArgumentTypeError("the directory name is empty, here or in ELF_MISC_DIR")
     try:
@@ -5295,7 +5339,7 @@ def directory(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"no home directory found for {text!r}: set HOME, or leave ~ out") from None
 
 
-def part_of_place(text: str, key: str) -> str:
+def place_part(text: str, key: str) -> str:
     part: dict[str, Any] = {key: text}
     try:
         return str(getattr(Place(**part).checked(), key))
@@ -5303,7 +5347,7 @@ def part_of_place(text: str, key: str) -> str:
         raise argparse.ArgumentTypeError(error.cause) from None
 
 
-def proxy(text: str) -> str:
+def proxy_url(text: str) -> str:
     try:
         if text != NO_PROXY:
             Proxy.from_url(text)
@@ -5351,20 +5395,20 @@ def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
     where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
     raised = f"things per second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
-    region, profile, url = (functools.partial(part_of_place, key=key) for key in ("region", "profile", "endpoint_url"))
+    region, profile, url = (functools.partial(place_part, key=key) for key in ("region", "profile", "endpoint_url"))
     other = f"AWS region (default: the fleet's, else from the AWS configuration, else {REGION})"
     add("--region", metavar="R", type=region, help=other)
     add("--profile", metavar="P", type=profile, help="named profile of the AWS CLI (default: the fleet's, else none)")
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
     way = f"use this proxy; {NO_PROXY}: use no proxy (default: from HTTPS_PROXY, ALL_PROXY and NO_PROXY)"
-    add("--proxy", metavar="URL", type=proxy, help=way)
+    add("--proxy", metavar="URL", type=proxy_url, help=way)
     add("--local", action="store_true", help="use an AWS IoT on this machine; needs no account")
-    add("--misc-dir", metavar="D", type=directory, help=where)
-    add("--wait", metavar="S", type=from_0, help="seconds to wait if another ELF uses this directory (default: 0)")
-    add("--rate", metavar="N", type=rate, help=raised)
+    add("--misc-dir", metavar="D", type=directory_path, help=where)
+    add("--wait", metavar="S", type=seconds, help="seconds to wait if another ELF uses this directory (default: 0)")
+    add("--rate", metavar="N", type=things_per_s, help=raised)
     output = "json: also print JSON lines to standard output; payload (subscribe): each message there (default: text)"
     add("--output", choices=("text", "json", "payload"), help=output)
-    add("--verbose", action="store_true", help=f"log each thing and message, even of more than {LISTED} things")
+    add("--verbose", action="store_true", help=f"log each thing and message, even of more than {MAX_LISTED} things")
     add("--quiet", action="store_true", help="log only warnings, errors and the final report")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
     add("-V", "--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
@@ -5377,10 +5421,10 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use topic T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
-    add("--things", metavar="N", type=whole, help="use only the first N things of the fleet (default: all)")
+    add("--things", metavar="N", type=positive_int, help="use only the first N things of the fleet (default: all)")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
-    add("--mqtt-endpoint", metavar="HOST[:PORT]", type=mqtt_endpoint, help=broker)
+    add("--mqtt-endpoint", metavar="HOST[:PORT]", type=broker_endpoint, help=broker)
     return parser
 
 
@@ -5388,8 +5432,8 @@ def add_send_options(command: Parser) -> None:
     add, what = command.add_argument, command.add_mutually_exclusive_group().add_argument
     how_many = command.add_mutually_exclusive_group().add_argument
     content = (
-        f"send the JSON object in FILE instead of MESSAGE; FILE{REPLAYED}: one line per interval; - (standard input): "
-        "each line as it arrives"
+        f"send the JSON object in FILE instead of MESSAGE; FILE{JSONL_SUFFIX}: one line per interval; "
+        "- (standard input): each line as it arrives"
     )
     # Another default of the positional would override -m.
     what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
@@ -5401,10 +5445,10 @@ def add_send_options(command: Parser) -> None:
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
     add("-t", "--topic", metavar="T", help=f"topic, may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
     pace = f"seconds between messages (default: {INTERVAL_S:g}, or as lines arrive)"
-    add("--interval", metavar="S", type=interval, help=pace)
+    add("--interval", metavar="S", type=interval_s, help=pace)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
-    how_many("--duration", metavar="S", type=from_0, help=duration)
-    how_many("-n", "--count", metavar="N", type=whole, help="messages per thing, instead of --duration")
+    how_many("--duration", metavar="S", type=seconds, help=duration)
+    how_many("-n", "--count", metavar="N", type=positive_int, help="messages per thing, instead of --duration")
 
 
 def add_subscribe_options(command: Parser) -> None:
@@ -5412,8 +5456,14 @@ def add_subscribe_options(command: Parser) -> None:
     topics = f"topic filter, may contain {{thing_name}}; repeat it for more (default: {TOPIC_ROOT}/#)"
     add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have arrived)"
-    add("--duration", metavar="S", type=from_0, help=duration)
-    add("-C", "--count", metavar="N", type=whole, help="stop after N messages in total; exit status 1 if fewer arrive")
+    add("--duration", metavar="S", type=seconds, help=duration)
+    add(
+        "-C",
+        "--count",
+        metavar="N",
+        type=positive_int,
+        help="stop after N messages in total; exit status 1 if fewer arrive",
+    )
 
 
 def build_parser() -> Parser:
@@ -5431,9 +5481,9 @@ def build_parser() -> Parser:
     messaging = add_messaging_options(Parser())
 
     def add_command(
-        run: Callable[[Cli], int], example: str, summary: str, *parents: Parser, alone: bool = True
+        run: Callable[[Cli], int], example: str, summary: str, *parents: Parser, exclusive: bool = True
     ) -> Parser:
-        """Add a command with its function `run`, which needs misc/ to itself if `alone`."""
+        """Add a command with its function `run`, which needs misc/ to itself if `exclusive`."""
         command = commands.add_parser(
             example.partition(" ")[0],
             help=summary,
@@ -5441,21 +5491,29 @@ def build_parser() -> Parser:
             epilog=f"example: python elf.py {example}",
             parents=[*parents, common],
         )
-        command.set_defaults(run=run, alone=alone)
+        command.set_defaults(run=run, exclusive=exclusive)
         parser.commands.append(command)
         return command
 
     command = add_command(create_things, "create 3", "make things in AWS IoT, each with a certificate and keys")
     add = command.add_argument
-    add("count", metavar="COUNT", type=whole, nargs="?", default=1, help="how many (default: %(default)s)")
-    add("--prefix", metavar="NAME", type=prefix, default=PREFIX, help="makes NAME_0 and so on (default: %(default)s)")
+    add("count", metavar="COUNT", type=positive_int, nargs="?", default=1, help="how many (default: %(default)s)")
+    add(
+        "--prefix",
+        metavar="NAME",
+        type=thing_prefix,
+        default=PREFIX,
+        help="makes NAME_0 and so on (default: %(default)s)",
+    )
 
     example = "send --duration 30 --interval 0.5 'Hello from ELF'"
-    command = add_command(send_messages, example, "have every thing publish messages", messaging, alone=False)
+    command = add_command(send_messages, example, "have every thing publish messages", messaging, exclusive=False)
     add_send_options(command)
 
     example = "subscribe --duration 30"
-    command = add_command(subscribe, example, "have every thing subscribe and log the messages", messaging, alone=False)
+    command = add_command(
+        subscribe, example, "have every thing subscribe and log the messages", messaging, exclusive=False
+    )
     add_subscribe_options(command)
 
     add_command(list_things, "list", "show the things and where they are, without asking AWS")
@@ -5468,7 +5526,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def misuse(cli: Cli) -> str:
+def usage_problem(cli: Cli) -> str:
     """Return which options do not work together or have no effect, and what may have been meant, or ""."""
     run = getattr(cli, "run", None)  # where there is a command
     sends = run is send_messages
@@ -5508,7 +5566,7 @@ def is_input_unread(given: Path | None) -> bool:
     return False
 
 
-def locate(cli: Cli, remembered: Place | None) -> Place:
+def find_place(cli: Cli, remembered: Place | None) -> Place:
     """Return where the fleet is, or will be: as recorded when it was created, else from the options.
 
     Raises ElfError when an option does not match what is recorded.
@@ -5539,7 +5597,7 @@ def _contradicts(place: Place, key: str, value: str) -> bool:
 
 
 @contextlib.contextmanager
-def held_fleet(cli: Cli, name: str, alone: bool, creates: bool = False) -> Iterator[Fleet]:
+def held_fleet(cli: Cli, name: str, exclusive: bool, creates: bool = False) -> Iterator[Fleet]:
     """Find the fleet and where it is, and lock it for the command `name` until the block ends.
 
     Raises ElfError, for example when another command has it locked.
@@ -5547,9 +5605,9 @@ def held_fleet(cli: Cli, name: str, alone: bool, creates: bool = False) -> Itera
     cli.fleet = fleet = Fleet(cli.misc_dir)
     if creates:
         fleet.claim()
-    cli.control_plane, cli.asking = None, threading.Lock()
-    with fleet.held(name, alone, cli.wait, cli.inbox):
-        cli.place = locate(cli, fleet.place)
+    cli.control_plane, cli.connecting = None, threading.Lock()
+    with fleet.held(name, exclusive, cli.wait, cli.events):
+        cli.place = find_place(cli, fleet.place)
         yield fleet
 
 
@@ -5563,7 +5621,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
     directory = cli.fleet.local_directory
     local_aws = _local_aws()
     try:
-        local = local_aws.find_or_start(directory, cli.inbox.check, log.info)
+        local = local_aws.find_or_start(directory, cli.events.check, log.info)
     except local_aws.LocalAwsError as error:
         raise ElfError(error.cause, error.remedy or how_to_install("requirements-local.txt")) from error
     cli.headers = local.headers
@@ -5600,7 +5658,7 @@ def run_command(cli: Cli) -> int:
     if cli.run in (list_things, print_environment):
         return cli.run(cli)
     creates = cli.run is create_things
-    with held_fleet(cli, f"elf.py {cli.command}", cli.alone, creates) as fleet:
+    with held_fleet(cli, f"elf.py {cli.command}", cli.exclusive, creates) as fleet:
         cleaning = cli.run is clean_up
         has_work = fleet.things or fleet.unanswered or creates
         with embedded_aws(cli, is_needed=bool(has_work) and not (cleaning and cli.only_local)):
@@ -5624,15 +5682,15 @@ def next_step(misc_dir: Path) -> str:
 
 
 @contextlib.contextmanager
-def signals_to(inbox: Inbox) -> Iterator[None]:
-    """Send signals to the inbox, except those that the caller ignores (a shell's background job, nohup)."""
+def signals_to(events: EventQueue) -> Iterator[None]:
+    """Send signals to the events, except those that the caller ignores (a shell's background job, nohup)."""
     before = {}
     # Windows has only the last, Ctrl-Break, besides SIGINT: no SIGHUP, and no way to send a SIGTERM.
     wanted = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
     for signum in (getattr(signal, name) for name in wanted if hasattr(signal, name)):
         if signal.getsignal(signum) is not signal.SIG_IGN:
             with contextlib.suppress(ValueError):  # not in the main thread
-                before[signum] = signal.signal(signum, inbox.interrupt)
+                before[signum] = signal.signal(signum, events.interrupt)
     try:
         yield
     finally:
@@ -5648,11 +5706,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     open_standard_streams()
     hide_environment()
     parser, cli = build_parser(), Cli()
-    cli.inbox = Inbox()
-    cli.printer = Output(cli.inbox)
+    cli.events = EventQueue()
+    cli.output_writer = OutputWriter(cli.events)
     try:
         parser.parse_args(argv, cli)
-        if problem := misuse(cli):
+        if problem := usage_problem(cli):
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
         if not cli.command:
@@ -5663,38 +5721,38 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout:
                 sys.stdout.flush()
         except OSError as error:
-            complain(error)
+            log_failure(error)
             return 1
         return int(usage.code or 0)
     except UsageError as usage:
         is_json = sys.stdout and "=--output=json=" in f"={'='.join(parser.typed)}="
-        cli.results = Results("json" if is_json else None, cli.printer)
-        cli.results.summary["error"] = {"cause": usage.cause, "remedy": usage.remedy}
+        cli.event_writer = EventWriter("json" if is_json else None, cli.output_writer)
+        cli.event_writer.summary["error"] = {"cause": usage.cause, "remedy": usage.remedy}
         return report_end(cli, 2)
-    cli.results = Results(cli.output if sys.stdout else None, cli.printer)
+    cli.event_writer = EventWriter(cli.output if sys.stdout else None, cli.output_writer)
     level = logging.WARNING if cli.quiet else logging.INFO
-    start_logging(logging.DEBUG if cli.debug else EVERYTHING if cli.verbose else level, cli.printer)
-    with signals_to(cli.inbox):
+    start_logging(logging.DEBUG if cli.debug else VERBOSE if cli.verbose else level, cli.output_writer)
+    with signals_to(cli.events):
         try:
             return report_end(cli, run_to_the_end(cli))
         except KeyboardInterrupt:  # the second signal, during the report of the first
-            return 128 + (cli.inbox.signum or signal.SIGINT)
+            return 128 + (cli.events.signum or signal.SIGINT)
 
 
 def report_end(cli: Cli, status: int) -> int:
     """Write the summary and all pending output, and return the exit status: not 0 if that failed."""
-    printer = cli.printer
+    writer = cli.output_writer
     try:
-        cli.results.put("summary", command=cli.command, exitStatus=status, **cli.results.summary)
+        cli.event_writer.put("summary", command=cli.command, exitStatus=status, **cli.event_writer.summary)
     except OSError as error:
-        complain(error)
+        log_failure(error)
         status = status or 1
-    is_written = printer.rest()
-    if printer.failure and not status:
-        complain(printer.failure)
-        printer.rest()
+    is_written = writer.flush()
+    if writer.failure and not status:
+        log_failure(writer.failure)
+        writer.flush()
         status = 1
-    return status or (0 if is_written else 128 + (cli.inbox.signum or 0))
+    return status or (0 if is_written else 128 + (cli.events.signum or 0))
 
 
 def run_to_the_end(cli: Cli) -> int:
@@ -5713,8 +5771,8 @@ def run_to_the_end(cli: Cli) -> int:
     except Exception as error:
         if is_usage := isinstance(error, UsageError):
             error.remedy += f" (see elf.py {cli.command} --help)"
-        cause, remedy = complain(error)
-        cli.results.summary["error"] = {"cause": cause, "remedy": remedy}
+        cause, remedy = log_failure(error)
+        cli.event_writer.summary["error"] = {"cause": cause, "remedy": remedy}
         return 2 if is_usage else 1
 
 

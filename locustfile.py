@@ -49,7 +49,7 @@ import elf
 SETTLE_S = 10.0  # how long the end of a run waits for acknowledgements
 SET_UP = Event()  # Locust can start users before set_up() is through
 SPAWN_RATE = 100  # users a second, unless told otherwise; Locust warns of more
-elf.each.addFilter(lambda record: record.levelno > logging.INFO)  # Locust's tables have the rest
+elf.detail_log.addFilter(lambda record: record.levelno > logging.INFO)  # Locust's tables have the rest
 
 
 def qos(text: str) -> int:
@@ -61,14 +61,24 @@ def qos(text: str) -> int:
 # What is not given is as in elf.py. Locust sends the values to the workers: a path is a string, and one on each worker.
 OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
     ("topic", f"{elf.TOPIC_ROOT}/{{thing_name}}", str, "where to publish; {thing_name} is the thing's name"),
-    ("interval", elf.INTERVAL_S, elf.interval, "seconds between messages of a thing"),
+    ("interval", elf.INTERVAL_S, elf.interval_s, "seconds between messages of a thing"),
     ("qos", 1, qos, "MQTT quality of service, 0 or 1"),
-    ("subscribers", 0.0, elf.number("a share from 0 to 1", 0, 1), "share of the things, 0 to 1, that listen instead"),
-    ("json-message", None, str, f"file of a JSON object, or {elf.REPLAYED} of many, that each worker has"),
+    (
+        "subscribers",
+        0.0,
+        elf.number_between("a share from 0 to 1", 0, 1),
+        "share of the things, 0 to 1, that listen instead",
+    ),
+    ("json-message", None, str, f"file of a JSON object, or {elf.JSONL_SUFFIX} of many, that each worker has"),
     ("root-cert", None, str, "root certificates of the broker, a file that each worker has (default: Amazon's)"),
-    ("proxy", None, elf.proxy, f"go through this proxy; {elf.NO_PROXY}: through none (default: HTTPS_PROXY etc. say)"),
-    ("region", None, functools.partial(elf.part_of_place, key="region"), "AWS region (default: the fleet's)"),
-    ("endpoint-url", None, functools.partial(elf.part_of_place, key="endpoint_url"), "control plane (default: AWS's)"),
+    (
+        "proxy",
+        None,
+        elf.proxy_url,
+        f"go through this proxy; {elf.NO_PROXY}: through none (default: HTTPS_PROXY etc. say)",
+    ),
+    ("region", None, functools.partial(elf.place_part, key="region"), "AWS region (default: the fleet's)"),
+    ("endpoint-url", None, functools.partial(elf.place_part, key="endpoint_url"), "control plane (default: AWS's)"),
 )
 EDITABLE = {"topic", "interval", "qos", "subscribers", "user_count", "spawn_rate", "run_time"}  # on Locust's page
 
@@ -80,9 +90,9 @@ def add_options(parser: Any) -> None:
     add = functools.partial(parser.add_argument, include_in_web_ui=False)
     add("--template", action="store_true", help="the file of --json-message is a Jinja2 template (docs/messages.md)")
     profile = "named profile of the AWS CLI (default: the fleet's, else none); --profile is Locust's own"
-    add("--aws-profile", type=functools.partial(elf.part_of_place, key="profile"), help=profile)
+    add("--aws-profile", type=functools.partial(elf.place_part, key="profile"), help=profile)
     where = "keys and state on this machine (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
-    add("--misc-dir", type=lambda text: str(elf.directory(text)), help=where)
+    add("--misc-dir", type=lambda text: str(elf.directory_path(text)), help=where)
 
 
 class Cli(elf.Cli):
@@ -101,15 +111,15 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
             dest = name.replace("-", "_")
             if (value := getattr(options, dest)) is not None:
                 setattr(cli, dest, parse(str(value)))  # Locust's page has not checked it
-        cli.mqtt_endpoint = elf.mqtt_endpoint(options.host) if options.host else None
+        cli.mqtt_endpoint = elf.broker_endpoint(options.host) if options.host else None
     except argparse.ArgumentTypeError as error:
         raise elf.ElfError(str(error), "see `python locustfile.py`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
-    cli.profile, cli.template, cli.inbox = options.aws_profile, options.template, elf.Inbox()
+    cli.profile, cli.template, cli.events = options.aws_profile, options.template, elf.EventQueue()
     if cli.template and not cli.json_message:
         raise elf.ElfError("--template does nothing without --json-message", "name a file, as example-template.json is")
-    cli.printer = elf.Output(cli.inbox)
-    with elf.held_fleet(cli, "locust", alone=False), elf.embedded_aws(cli, is_needed=True):
+    cli.output_writer = elf.OutputWriter(cli.events)
+    with elf.held_fleet(cli, "locust", exclusive=False), elf.embedded_aws(cli, is_needed=True):
         yield cli
 
 
@@ -117,7 +127,7 @@ def admit(cli: Cli, users: int) -> dict[str, dict[str, Any]]:
     """Give the things their policies; return what the user of each has to know. Raises ElfError; botocore's errors."""
     if str(cli.json_message) == "-":
         raise elf.ElfError("workers share no standard input", "name a file with --json-message")
-    things, _, topics = elf.what_to_send(cli)
+    things, _, topics = elf.load_messages(cli)
     refuse_too_many(users, len(things))
     admitted, endpoint, patience_s = elf.prepare_devices(cli, things)
     refuse_too_many(users, len(admitted))
@@ -143,7 +153,7 @@ def all_messages(cli: elf.Cli) -> list[elf.Message]:
             f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it with --misc-dir"
         )
     messages = []
-    for line in elf.what_to_send(cli)[1]:
+    for line in elf.load_messages(cli)[1]:
         if line.error:
             raise line.error
         messages += [line.message] if line.message else []
@@ -159,7 +169,7 @@ def refuse_too_many(users: int, count: int) -> None:
 
 
 def in_a_line(error: BaseException) -> str:
-    return elf.redacted("; what to do: ".join(map(elf.printable, elf.explain(error))))
+    return elf.redacted("; what to do: ".join(map(elf.printable, elf.cause_and_remedy(error))))
 
 
 def take_out_secrets(record: logging.LogRecord) -> bool:
@@ -177,7 +187,7 @@ def guard(web_ui: Any, options: argparse.Namespace) -> None:
     web_ui.app.after_request(unframed)
     if web_ui.web_login:
         if not (password := os.environ.get("ELF_WEB_PASSWORD")):  # Locust would send an option to the workers
-            elf.complain(elf.ElfError("--web-login has no password to ask for", "set one in ELF_WEB_PASSWORD"))
+            elf.log_failure(elf.ElfError("--web-login has no password to ask for", "set one in ELF_WEB_PASSWORD"))
             sys.exit(1)
         # Locust leaves the sessions behind its form to the locustfile; its pages still ask flask-login who the user is.
         web_ui.login_manager.request_loader(lambda _: None)
@@ -239,10 +249,10 @@ class Run:
         try:
             self.cli = cli = self.held.enter_context(opened_fleet(self.options))
             # The desk as well: workers that can only read misc/ find the root certificates there.
-            self.root_cert, self.messages = elf.root_of(cli), all_messages(cli)
+            self.root_cert, self.messages = elf.root_certificate(cli), all_messages(cli)
             self.load = f"QoS {cli.qos}, every {cli.interval:g} s, {cli.subscribers:.0%} subscribe"
         except Exception as error:
-            elf.complain(error)
+            elf.log_failure(error)
             self.failure = error
 
     def count(self, kind: str, name: object, took_s: float | None, size: int = 0, error: Any = None) -> None:
@@ -290,7 +300,7 @@ class Desk(Run):
             self.options.num_users = self.options.num_users or things
             self.options.spawn_rate = self.options.spawn_rate or min(things, SPAWN_RATE)
         except Exception as error:
-            elf.complain(error)
+            elf.log_failure(error)
             things = 0
         if self.options.headless or self.options.autostart:  # or policies would be made in the time of the run
             refused = not things or self.prepare(self.options.num_users, self.options)
@@ -306,7 +316,7 @@ class Desk(Run):
                 with opened_fleet(options) as cli:
                     self.duties = admit(cli, users)
         except Exception as error:
-            elf.complain(error)
+            elf.log_failure(error)
             return error
         return None
 
@@ -360,7 +370,7 @@ class Desk(Run):
         with self.asking:
             verdict = elf.find_cause(self.cli, refusal.thing, refusal)
         if verdict is not refusal:
-            self.runner.send_message("elf-verdict", (user, *elf.explain(verdict)), client_id=msg.node_id)
+            self.runner.send_message("elf-verdict", (user, *elf.cause_and_remedy(verdict)), client_id=msg.node_id)
 
     def watch_workers(self) -> None:
         """Report workers that are gone. Their things are free once Locust gives up on them, a minute later."""
@@ -375,7 +385,7 @@ class Desk(Run):
                     f"worker {worker} is gone with {lost}; the other workers take them over in a minute",
                     "see its log; its last seconds are missing from the report",
                 )
-                elf.complain(error)
+                elf.log_failure(error)
                 self.count("WORKER", worker, None, error=error)
             self.gone = missing | given_up
             for thing in [thing for thing, worker in self.worker_of.items() if worker in given_up]:
@@ -406,7 +416,7 @@ class Worker(Run):
 
     def fail(self, error: Exception) -> None:
         """Report the bug that ended the loop: nothing connects or publishes here any more."""
-        elf.complain(error)
+        elf.log_failure(error)
         self.count("WORKER", getattr(self.runner, "client_id", "local"), None, error=error)
 
     def pass_on(self, msg: Any, **_: object) -> None:

@@ -84,7 +84,7 @@ def main_of(
 
     Unless `asking`, AWS can't be asked about a refusal: it would say that these brokers are not its own.
     """
-    limits(LONGEST_PAUSE_S=0.05, LOOK_S=0.1, PROPAGATION_S=0.0)
+    limits(MAX_RECONNECT_PAUSE_S=0.05, CHECK_INTERVAL_S=0.1, PROPAGATION_S=0.0)
 
     def main_of(number: int, asking: bool = False) -> InProcess:
         main = InProcess(module, things(number), monkeypatch, capsys)

@@ -59,9 +59,9 @@ ONCE = ("--duration", "0.01")
 SHORT_S = 0.5  # a time-out of ELF's, where nothing could answer in time
 BOTOCORE = Path(botocore.__file__).parent
 
-_ANEW = "`elf.py clean` and `elf.py create` recreate the fleet"
-_NEW_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {_ANEW}"
-_SEE_ABOVE = "see the lines above"
+RECREATE = "`elf.py clean` and `elf.py create` recreate the fleet"
+RESTORE_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {RECREATE}"
+SEE_ABOVE = "see the lines above"
 # What devices, and the commands that use them, say of a failure, where {} stands for some text.
 TOLD = {
     "PortUnanswered": (
@@ -108,20 +108,21 @@ TOLD = {
     ),
     "CertificateUnknown": (
         "{thing} can't connect: its certificate {certificate} does not exist in {place}",
-        f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {_ANEW}",
+        f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {RECREATE}",
     ),
     "CertificateNotActive": (
         "{thing} can't connect: its certificate is {status}",
         "`aws iot update-certificate --new-status ACTIVE --certificate-id {certificate}`",
     ),
-    "CertificateRevoked": ("{thing} can't connect: its certificate is revoked and cannot be reactivated", _ANEW),
+    "CertificateRevoked": ("{thing} can't connect: its certificate is revoked and cannot be reactivated", RECREATE),
     "NoPolicy": (
         "{thing} can't connect: its certificate has no policy",
-        "`aws iot attach-policy --policy-name {policy} --target {certificate}`; if there is no such policy, " + _ANEW,
+        "`aws iot attach-policy --policy-name {policy} --target {certificate}`; if there is no such policy, "
+        + RECREATE,
     ),
     "PolicyForbids": (
         "{thing} may not {verb} {subject}: no policy of its certificate allows {action} ({policies})",
-        f"allow it in that policy (AWS IoT console, Security, Policies); {_ANEW}, with ELF's own policy",
+        f"allow it in that policy (AWS IoT console, Security, Policies); {RECREATE}, with ELF's own policy",
     ),
     "EndpointElsewhere": (
         "{thing} can't connect to {endpoint}: its certificate is valid, but the endpoint of {place} is {address}",
@@ -132,8 +133,8 @@ TOLD = {
         "check the network; if that works, another client took over the client ID {client_id}: "
         "find out who else has the keys of {thing}",
     ),
-    "NoneConnected": ("none of the things could connect", _SEE_ABOVE),
-    "NoneAuthorised": ("none of the things has a policy", _SEE_ABOVE),
+    "NoneConnected": ("none of the things could connect", SEE_ABOVE),
+    "NoneAuthorised": ("none of the things has a policy", SEE_ABOVE),
     "MessagesLost": (
         "{messages} lost: not acknowledged, or not sent",
         "see the lines above, check the network, and send again",
@@ -143,20 +144,20 @@ TOLD = {
         "check that something sends to that topic, or use a longer --duration",
     ),
     "StillDeaf": ("{things} ended without a connection, and may have missed messages", "check the network"),
-    "LinesRefused": ("{lines} of the input could not be sent", _SEE_ABOVE),
+    "LinesRefused": ("{lines} of the input could not be sent", SEE_ABOVE),
     "TooFewDescriptors": (
         "{things} need {needed} open files, and this system allows {allowed}",
         "raise the limit (`ulimit -Hn`, or nofile in /etc/security/limits.conf), or use fewer things",
     ),
-    "KeyMissing": ("{thing} has no file {file}", _NEW_KEYS),
-    "KeyUnreadable": ("{thing} can't use its file {file}: {error}", f"make it readable, or {_NEW_KEYS}"),
-    "KeyEmpty": ("the file {file} of {thing} is empty", _NEW_KEYS),
+    "KeyMissing": ("{thing} has no file {file}", RESTORE_KEYS),
+    "KeyUnreadable": ("{thing} can't use its file {file}: {error}", f"make it readable, or {RESTORE_KEYS}"),
+    "KeyEmpty": ("the file {file} of {thing} is empty", RESTORE_KEYS),
     "NotAPair": (
         "the certificate and the key of {thing} do not match: {error}",
-        f"restore {{file}} and its .pem from one backup; without one, {_ANEW}",
+        f"restore {{file}} and its .pem from one backup; without one, {RECREATE}",
     ),
     "KeyEncrypted": ("the key file {file} has a passphrase", "write it without one: openssl pkey -in FILE -out NEW"),
-    "KeyInvalid": ("the file {file} of {thing} has no key or certificate: {error}", _NEW_KEYS),
+    "KeyInvalid": ("the file {file} of {thing} has no key or certificate: {error}", RESTORE_KEYS),
 }
 
 # Where each failure of elf.py's table, by the first of its names, is provoked: a test, its row if it has some, and its

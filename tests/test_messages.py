@@ -161,7 +161,7 @@ def test_an_object_goes_out_as_its_text_was_with_the_time_before_its_last_brace(
 ) -> None:
     """What is published is the payload's bytes, as other tests of this page see."""
     before_ms = time.time_ns() // 1_000_000
-    payload = module.Composer.of_object(text.encode()).payload(topic, "thing_0", 1).decode()
+    payload = module.PayloadBuilder.of_object(text.encode()).payload(topic, "thing_0", 1).decode()
     after_ms = time.time_ns() // 1_000_000
     head, brace, tail = text.rpartition("}")
     if "things" in topic or not put_in:

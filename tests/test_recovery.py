@@ -286,7 +286,7 @@ def test_a_journal_that_is_cut_off_anywhere_is_read_and_repaired(
         (directory / "things.journal").touch(mode=0o600)
         (directory / "things.journal").write_text(journal[:cut])
         fleet = module.Fleet(directory)
-        with fleet.held("create", alone=True, wait_s=0, events=module.Inbox()):
+        with fleet.held("create", exclusive=True, wait_s=0, events=module.EventQueue()):
             pass
         whole = sum(end <= cut for end in ends[1:])
         assert list(fleet.things) == [f"thing_{number}" for number in range((whole + 2) // 3)]

@@ -255,7 +255,7 @@ def test_a_sender_is_remembered_as_a_range_and_its_gaps(module: ModuleType) -> N
 
 
 def test_neither_a_day_nor_a_crowd_of_senders_takes_more_memory(module: ModuleType, limits: Limits) -> None:
-    limits(MOST_SENDERS=100)
+    limits(MAX_SENDERS=100)
     arrivals = module.SequenceChecker()
 
     def hear(runs: range, numbers: range) -> int:

@@ -446,7 +446,7 @@ def test_every_error_of_aws_iot_is_explained(module: ModuleType) -> None:
     declared = {shape.name for name in constant("QUOTAS") for shape in model.operation_model(name).error_shapes}
     for code in {*COMMON, *MALFORMED, *declared}:
         error = botocore.exceptions.ClientError({"Error": {"Code": code, "Message": "No."}}, "CreateThing")
-        cause, remedy = module.explain(error)
+        cause, remedy = module.cause_and_remedy(error)
         assert "unexpected" not in cause
         assert remedy
         assert (code in constant("FAILURE_OF")) == (code not in (*MALFORMED, *ELSEWHERE)), code

@@ -176,10 +176,10 @@ SUBSCRIBE = [
 def test_a_reserved_topic_is_used_as_aws_lets_one(module: ModuleType, topic: str, verbs: str) -> None:
     """What to listen to is left to AWS, but for what it is known never to deliver."""
     wild = "+" in topic or "#" in topic
-    assert (module.problem_of_topic(topic, wildcards=False) is None) == (verbs == "publish"), topic
+    assert (module.topic_problem(topic, wildcards=False) is None) == (verbs == "publish"), topic
     if verbs == "subscribe" or wild:
-        assert module.problem_of_topic(topic, wildcards=True) is None, topic
-    assert (module.problem_of_topic(topic, wildcards=True) is None) != topic.startswith("$aws/rules/")
+        assert module.topic_problem(topic, wildcards=True) is None, topic
+    assert (module.topic_problem(topic, wildcards=True) is None) != topic.startswith("$aws/rules/")
 
 
 @pytest.mark.parametrize(
@@ -203,5 +203,5 @@ def test_a_reserved_topic_is_used_as_aws_lets_one(module: ModuleType, topic: str
 def test_what_aws_does_not_count_of_a_topic_is_not_counted(
     module: ModuleType, topic: str, wildcards: bool, problem: str | None
 ) -> None:
-    found = module.problem_of_topic(topic, wildcards)
+    found = module.topic_problem(topic, wildcards)
     assert problem in found if problem else found is None

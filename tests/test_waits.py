@@ -281,8 +281,8 @@ def test_a_list_that_aws_leaves_out_is_empty(main: InProcess, elf: Elf, proxy: F
 def test_a_step_that_is_stopped_leaves_no_thread_behind(module: Any) -> None:
     """Threads wait for work without using the processor, and end with the loop."""
     before = threading.active_count()
-    inbox = module.Inbox()
-    assert dict(module.for_each(inbox, range(50), lambda number: number * 2)) == {n: 2 * n for n in range(50)}
+    inbox = module.EventQueue()
+    assert dict(module.run_parallel(inbox, range(50), lambda number: number * 2)) == {n: 2 * n for n in range(50)}
     assert threading.active_count() == before
 
 

@@ -22,7 +22,7 @@ def cost_s(directory: Path, things: int) -> tuple[float, float]:
     """Record the last MEASURED of `things`; return seconds a record, and seconds to fold the journal in the end."""
     fleet = elf.Fleet(directory)
     fleet.claim()
-    inbox = elf.Inbox()
+    inbox = elf.EventQueue()
 
     def thing(number: int) -> elf.Thing:
         certificate_id = f"{number:064x}"
