@@ -5394,7 +5394,7 @@ class Parser(argparse.ArgumentParser):
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
     where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
-    raised = f"things per second to create, authorise or clean, if AWS raised your quotas (default: {THINGS_PER_S:g})"
+    raised = f"things per second to create, authorise or clean, if your quotas are higher (default: {THINGS_PER_S:g})"
     region, profile, url = (functools.partial(place_part, key=key) for key in ("region", "profile", "endpoint_url"))
     other = f"AWS region (default: the fleet's, else from the AWS configuration, else {REGION})"
     add("--region", metavar="R", type=region, help=other)
