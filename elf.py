@@ -2364,7 +2364,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     if not (certificate := unless_missing(iot.describe_certificate, certificateId=thing.certificate_id)):
         return ElfError(
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
-            f"if the fleet is elsewhere, use that region and account; if the certificate was deleted, {RECREATE}",
+            "if the fleet is elsewhere, use that region and account; if the certificate was deleted, " + RECREATE,
         )
     if (status := certificate["certificateDescription"]["status"]) == "REVOKED":
         return ElfError(f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", RECREATE)
@@ -2377,7 +2377,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
         name = policy_name(thing.name)
         return ElfError(
             f"{thing.name} can't connect: its certificate has no policy",
-            f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, {RECREATE}",
+            f"`aws iot attach-policy --policy-name {name} --target {arn}`; without such a policy, {RECREATE}",
         )
     documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
     kinds = {"iot:Connect": ("client", "connect as"), "iot:Publish": ("topic", "publish to")}
@@ -2858,10 +2858,10 @@ class SequenceChecker:
         if thing in self.by_thing or len(self.by_thing) < MAX_SENDERS:
             self.by_thing.setdefault(thing, collections.Counter()).update(more)
 
-    def senders(self) -> dict[str, dict[str, int]]:
+    def senders(self) -> dict[str, collections.Counter[str]]:
         """Return the counts, those that are not 0, of each sender that has any, in order."""
         by_sender = sorted(self.by_thing.items(), key=lambda item: by_number(item[0]))
-        return {thing: dict(+counts) for thing, counts in by_sender if any(counts.values())}
+        return {thing: +counts for thing, counts in by_sender if any(counts.values())}
 
     def __str__(self) -> str:
         """Return the counts, to follow others; "" if no message was numbered."""
@@ -5394,7 +5394,7 @@ class Parser(argparse.ArgumentParser):
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
     where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
-    raised = f"things per second to create, authorise or clean, if your quotas are higher (default: {THINGS_PER_S:g})"
+    raised = f"things per second to create, authorise or clean, for other quotas (default: {THINGS_PER_S:g})"
     region, profile, url = (functools.partial(place_part, key=key) for key in ("region", "profile", "endpoint_url"))
     other = f"AWS region (default: the fleet's, else from the AWS configuration, else {REGION})"
     add("--region", metavar="R", type=region, help=other)
