@@ -4,8 +4,8 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
-#     "AWSIoTPythonSDK>=1.6.1,<1.7", "tqdm>=4.66", "jinja2>=3.1", "python-socks>=2.7,<4",
-#     "fasteners>=0.19; os_name == 'nt'"
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "jinja2>=3.1", "python-socks>=2.7,<4",
+#     "colorama>=0.4.6; os_name == 'nt'", "fasteners>=0.19; os_name == 'nt'"
 # ]
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
@@ -614,7 +614,7 @@ def start_logging(level: int, output: OutputWriter) -> None:
     """Log ELF's own lines to standard error; libraries' logs are not shown."""
     coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
     if on_terminal() and sys.platform == "win32":
-        import colorama  # which tqdm brings along there
+        import colorama
 
         colorama.just_fix_windows_console()
     handler = logging.Handler()
@@ -680,16 +680,31 @@ def live_line(events: EventQueue, output: OutputWriter, text: Callable[[], str])
         output.draw("")
 
 
-def progress_bar(events: EventQueue, output: OutputWriter, what: str, steps: Iterable[T], total: int) -> Iterator[T]:
+def progress_bar(what: str, done: int, total: int, took_s: float, width: int, is_utf: bool) -> str:
+    """Return a line of `width` characters, in eighths of one if `is_utf`: create:  25%|██▌   | 2/8 [00:01<00:03, …]."""
+    left = rate = "?"
+    if done and took_s:
+        left, rate = clock(took_s / done * (total - done)), f"{done / took_s:.1f}"
+    begin, end = f"{what}: {100 * done // total:3}%|", f"| {done}/{total} [{clock(took_s)}<{left}, {rate} things/s]"
+    room, blocks = max(0, width - len(begin) - len(end)), "▏▎▍▌▋▊▉█" if is_utf else "#"
+    full, part = divmod(room * len(blocks) * done // total, len(blocks))
+    return f"{begin}{(blocks[-1] * full + blocks[part - 1 : part]).ljust(room)}{end}"
+
+
+def clock(duration_s: float) -> str:
+    """Return a duration as a clock shows it: minutes and seconds."""
+    return "{:02}:{:02}".format(*divmod(int(duration_s), 60))
+
+
+def with_progress_bar(
+    events: EventQueue, output: OutputWriter, what: str, steps: Iterable[T], total: int
+) -> Iterator[T]:
     """Iterate over `steps`, with a progress bar as live line if there are more than MIN_FOR_PROGRESS."""
     done, began = 0, time.monotonic()
 
     def bar() -> str:
-        from tqdm import tqdm
-
-        took_s, width = time.monotonic() - began, terminal_width(sys.stderr) - 1
-        is_ascii = not (sys.stderr.encoding or "").lower().startswith("utf")
-        return str(tqdm.format_meter(done, total, took_s, width, what, is_ascii, " things"))
+        is_utf = (sys.stderr.encoding or "").lower().startswith("utf")
+        return progress_bar(what, done, total, time.monotonic() - began, terminal_width(sys.stderr) - 1, is_utf)
 
     with live_line(events, output, bar) if total > MIN_FOR_PROGRESS else contextlib.nullcontext():
         for step in steps:
@@ -4774,7 +4789,7 @@ def run_steps(
 ) -> Iterator[tuple[T, Any]]:
     """Run a step for many things in parallel; yield each thing for which it succeeds, and the result."""
     hide_details_above(len(things))
-    for thing, result in progress_bar(
+    for thing, result in with_progress_bar(
         cli.events, cli.output_writer, what, run_parallel(cli.events, things, step), len(things)
     ):
         if isinstance(result, Exception):
