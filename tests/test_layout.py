@@ -131,11 +131,18 @@ class Program:
         yield from (f"{name} is not listed as on demand" for name in sorted(names & ON_DEMAND - self.on_demand))
 
     def arrows(self) -> Iterator[str]:
-        """A module uses only those that are listed above it; nothing in iot_elf/ imports elf or locustfile."""
+        """A module uses only those that are listed above it; nothing in iot_elf/ imports elf or locustfile.
+
+        In a function it may use one on demand, if that uses only those above the module.
+        """
+        uses = {source.name: {each.module for each in source.imports} - {""} for source in self.package}
         for source in self.package:
-            above = self.listed[: self.listed.index(source.name)] if source.name in self.listed else []
+            above = {*self.listed[: self.listed.index(source.name)]} if source.name in self.listed else set()
             for each in source.imports:
-                if each.module and each.module not in above:
+                is_below = each.module not in above
+                if each.module in self.on_demand and not each.at_start:
+                    is_below = not uses[each.module] <= above
+                if each.module and is_below:
                     yield f"{source.where} imports {each.module}, which does not stand above it"
 
     def demand(self) -> Iterator[str]:
@@ -219,6 +226,7 @@ def test_a_good_layout_is_called_good(tmp_path: Path, rule: str) -> None:
         ("the_list", "__init__", f'"""{HEAD.replace("on demand:", "")}"""'),
         ("the_list", "__init__", f'"""{HEAD}text       again"""'),
         ("arrows", "device", "import elf"),
+        ("arrows", "text", "def run():\n    from iot_elf import diagnosis"),
         ("arrows", "device", "def run():\n    from elf import main"),
         ("arrows", "text", "from iot_elf import errors"),
         ("arrows", "text", "from . import errors"),
