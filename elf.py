@@ -53,35 +53,26 @@ import threading
 import time
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from io import FileIO
-from typing import Any, NamedTuple, NoReturn, Protocol, TextIO, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TextIO
+
+from iot_elf import defaults
+from iot_elf.defaults import T
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Defaults and errors
 # ---------------------------------------------------------------------------------------------------------------------
 
-VERSION = "1.0.0"
-POSIX = hasattr(os, "fork")  # Windows has no fork, file modes, descriptors of directories, nor harmless os.kill(pid, 0)
-HERE = Path(__file__).resolve().parent
-T = TypeVar("T")
 
-REGION = "us-west-2"
 PREFIX = "thing"
 MESSAGE = "IoT ELF Hello"
-TOPIC_ROOT = "elf"
 ADDED_MEMBERS = frozenset(("ts", "thing", "seq", "run"))  # members that ELF adds; all but the first with --sequence
 JSONL_SUFFIX = ".jsonl"  # the suffix of a file with one message per line
 LINE_SUFFIXES = (JSONL_SUFFIX, ".ndjson")  # in any case
 DURATION_S = 10.0
-INTERVAL_S = 1.0
-MQTT_PORT = 8883
-NO_PROXY = "none"
 PROXY_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
-ROOT_CERT = HERE / "aws-iot-rootCA.crt"
-MAX_FILE_BYTES = 64 * 1024 * 1024  # of a file that the user names
+ROOT_CERT = defaults.HERE / "aws-iot-rootCA.crt"
 MAX_STATE_BYTES = 1024 * 1024 * 1024  # in misc/: 100,000 things with their keys take half of it
 
-# https://docs.aws.amazon.com/general/latest/gr/iot-core.html (message broker and protocol limits)
-MAX_PAYLOAD_BYTES = 128 * 1024
 MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
 # The same page: the slashes and bytes of these do not count. Its limit of slashes forbids a command's answer with a
@@ -104,9 +95,7 @@ PUBLISHABLE_TOPICS = (  # not compiled for --help
     r"|commands/(things|clients)/[^/]+/executions/[^/]+/response(/(json|cbor|protobuf))?"
     r"|iotfleetwise/vehicles/[^/]+/(checkins|signals|command/response|last_known_states/data))"
 )
-MAX_CLIENT_ID_BYTES = 128
 MAX_SUBSCRIPTIONS = 50  # a connection
-MIN_INTERVAL_S = 0.01  # 100 publishes per second and connection
 # The same page, control-plane API: calls per second, account and region.
 QUOTAS: Mapping[str, float] = {
     **dict.fromkeys(("CreateKeysAndCertificate", "UpdateCertificate", "DeleteCertificate", "DescribeCertificate"), 10),
@@ -118,41 +107,30 @@ QUOTAS: Mapping[str, float] = {
     "ListThingPrincipals": 20,
     "DescribeThing": 350,
 }
-THINGS_PER_S = 10.0  # what these quotas allow
 
-CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each; and a connection to the control plane
 KEEP_ALIVE_S = 30  # AWS IoT's minimum; a broker that is silent for twice as long is given up
-CALL_TIMEOUT_S = 20.0  # for the control plane's answer
-CALL_ATTEMPTS = 10  # with pauses, about a minute, to outlast throttling
 BUSY_RETRY_S = 60.0  # the same for calls that ELF repeats without botocore
-MAX_CALL_S = CALL_ATTEMPTS * (CONNECT_TIMEOUT_S + CALL_TIMEOUT_S) + (CALL_ATTEMPTS - 1) * 20.0  # botocore's pauses
-STOP_S = 4.0  # for running calls to finish after Ctrl-C; a shell or a container waits little longer
+MAX_CALL_S = (
+    defaults.CALL_ATTEMPTS * (defaults.CONNECT_TIMEOUT_S + defaults.CALL_TIMEOUT_S)
+    + (defaults.CALL_ATTEMPTS - 1) * 20.0
+)  # botocore's pauses
 ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements, to survive an outage of a minute
 ACK_PAUSE_S = 15.0  # it waits longer while the time between them is at most this
 ANSWER_GRACE_S = 10.0  # how long it then waits for the last answers of shadows
 PROPAGATION_S = 20.0  # until AWS IoT knows what was just made
-# https://docs.aws.amazon.com/iot/latest/developerguide/iot-policies.html: a changed policy takes 6 to 8 minutes.
-POLICY_CHANGE_S = 480.0
-CONSISTENCY_S = 300.0  # what was detached may still count as attached (DeletePolicy, AWS IoT API reference)
 VISIBLE_S = 10.0  # until all of AWS finds what was just made
 MAX_RETRY_PAUSE_S = 30.0  # pause of a thing that AWS is not ready for: 300 of them make 10 calls a second, a quota
 REJECTED_WITHIN_S = 2.0  # how soon AWS IoT closes the connection after a message that it refuses
 MAX_RECONNECT_PAUSE_S = 4.0  # between attempts to reconnect; in that time AWS accepts all things of a fleet
 CHECK_INTERVAL_S = 5.0  # between checks whether a connection is alive
 CONNECTS_AT_ONCE = 16
-CONNECTS_PER_S = 400.0  # AWS allows 500 per account
 SUBSCRIPTIONS_PER_S = 450.0  # the same
 LATE_ARRIVALS_S = 2.0  # how long missing messages have to arrive when `subscribe` ends
-MAX_SENDERS = 50_000  # runs of senders whose numbers are remembered, for each thing that receives them: 30 MB
 MAX_SNAPSHOTS = 3600  # an hour: about 2 MB
 RATE_S = 3  # seconds over which the live line's rate is taken
 MAX_GAPS = 50  # in the numbers of each of them: 6 KB
-MAX_PER_TURN = 64  # messages that are sent, or read from a connection, before the loop does other work
 MAX_SELECT_SOCKETS = 500  # sockets, where the system has only select() (Windows)
-CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s per thing; AWS takes half of that
-MAX_LISTED = 20  # at most this many things or messages get a line each without --verbose
 MIN_FOR_PROGRESS = 5  # up to this many need no progress bar
-REDRAW_INTERVAL_S = 0.2  # the live line
 MAX_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader: some 50,000 messages
 
 log = logging.getLogger("iot-elf")
@@ -384,12 +362,12 @@ def how_to_install(requirements: str) -> str:
     import importlib.util
     import shlex
 
-    paths = sys.executable, str(HERE / requirements)
-    python, file = (shlex.quote(path) if POSIX else f'"{path}"' if " " in path else path for path in paths)
+    paths = sys.executable, str(defaults.HERE / requirements)
+    python, file = (shlex.quote(path) if defaults.POSIX else f'"{path}"' if " " in path else path for path in paths)
     if sys.prefix != sys.base_prefix:  # in a virtual environment, of which uv's have no pip
         pip = f"{python} -m pip install" if importlib.util.find_spec("pip") else f"uv pip install --python {python}"
         return f"`{pip} -r {file}`"
-    base, python = (python, "venv/bin/python") if POSIX else ("py", r"venv\Scripts\python")
+    base, python = (python, "venv/bin/python") if defaults.POSIX else ("py", r"venv\Scripts\python")
     return f"`{base} -m venv venv; {python} -m pip install -r {file}`, then `{python} elf.py`"
 
 
@@ -417,7 +395,6 @@ def log_failure(error: BaseException) -> tuple[str, str]:
 # Console: what the user sees, and Ctrl-C
 # ---------------------------------------------------------------------------------------------------------------------
 
-VERBOSE = logging.INFO - 1  # the level of --verbose
 KEY_ID_CHARACTERS = 16  # minimum (AccessKey, IAM API reference); shorter values may be normal words
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
 CLEAR_LINE = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
@@ -486,7 +463,9 @@ class OutputWriter:
         """Write to a stream, in the output thread. Any thread may call this."""
         with self._changed:
             while self._unread > MAX_UNREAD and self._events.signum is None:
-                self._changed.wait(REDRAW_INTERVAL_S)  # a signal's handler must not touch a condition, so look for it
+                self._changed.wait(
+                    defaults.REDRAW_INTERVAL_S
+                )  # a signal's handler must not touch a condition, so look for it
             self._waiting.append((stream, text))
             self._unread += len(text)
             if not self._thread:
@@ -540,9 +519,9 @@ class OutputWriter:
         deadline = math.inf
         with self._changed:
             while self._waiting and time.monotonic() < deadline:
-                self._changed.wait(REDRAW_INTERVAL_S)
+                self._changed.wait(defaults.REDRAW_INTERVAL_S)
                 if self._events.signum is not None:
-                    deadline = min(deadline, time.monotonic() + STOP_S / 2)
+                    deadline = min(deadline, time.monotonic() + defaults.STOP_S / 2)
             return not self._waiting
 
 
@@ -642,7 +621,7 @@ def hide_details_above(things: int) -> None:
 
     The first MAX_LISTED warnings and errors are still shown.
     """
-    if things <= MAX_LISTED or detail_log.filters or detail_log.isEnabledFor(VERBOSE):
+    if things <= defaults.MAX_LISTED or detail_log.filters or detail_log.isEnabledFor(defaults.VERBOSE):
         return
     log.info("%s: showing totals only (--verbose shows each)", plural(things, "thing"))
     failures = itertools.count()
@@ -650,9 +629,9 @@ def hide_details_above(things: int) -> None:
     def passes(record: logging.LogRecord) -> bool:
         if record.levelno < logging.WARNING:
             return False
-        if (number := next(failures)) == MAX_LISTED:
+        if (number := next(failures)) == defaults.MAX_LISTED:
             log.log(record.levelno, "more lines like these are not shown (--verbose shows them)")
-        return number < MAX_LISTED
+        return number < defaults.MAX_LISTED
 
     detail_log.addFilter(passes)
 
@@ -667,7 +646,7 @@ def live_line(events: EventQueue, output: OutputWriter, text: Callable[[], str])
 
     def draw() -> None:
         nonlocal drawn_at
-        if time.monotonic() > drawn_at + REDRAW_INTERVAL_S:
+        if time.monotonic() > drawn_at + defaults.REDRAW_INTERVAL_S:
             drawn_at = time.monotonic()
             output.draw(text()[: terminal_width(sys.stderr) - 1])
 
@@ -770,11 +749,11 @@ def listed(things: Iterable[str]) -> str:
     """Return things' names in order, only the first MAX_LISTED if there are more."""
     names = sorted(things, key=by_number)
     more = (
-        f", and {len(names) - MAX_LISTED} more"
-        if len(names) > MAX_LISTED and not detail_log.isEnabledFor(VERBOSE)
+        f", and {len(names) - defaults.MAX_LISTED} more"
+        if len(names) > defaults.MAX_LISTED and not detail_log.isEnabledFor(defaults.VERBOSE)
         else ""
     )
-    return ", ".join(names[:MAX_LISTED] if more else names) + more
+    return ", ".join(names[: defaults.MAX_LISTED] if more else names) + more
 
 
 def utc_time(time_s: float) -> str:
@@ -794,7 +773,7 @@ class FailureReport:
         shared = tuple(re.sub(ids, "…", text.replace(thing, "<thing>")) for text in (cause, remedy))
         self.things[thing] = remedy, shared
         self._alike[shared] += 1
-        if self._alike[shared] == 1 or detail_log.isEnabledFor(VERBOSE):
+        if self._alike[shared] == 1 or detail_log.isEnabledFor(defaults.VERBOSE):
             detail_log.error("%s", cause if cause.startswith(thing) else f"{thing}: {cause}")
         log.debug("traceback:", exc_info=error)
 
@@ -848,10 +827,10 @@ class EventQueue:
                 self.on_idle()
             wait_s = deadline - time.monotonic()
             try:  # not for long: Windows can't interrupt a wait
-                if (event := self._events.get(timeout=max(0.0, min(REDRAW_INTERVAL_S, wait_s)))) is not None:
+                if (event := self._events.get(timeout=max(0.0, min(defaults.REDRAW_INTERVAL_S, wait_s)))) is not None:
                     return event
             except queue.Empty:
-                if wait_s <= REDRAW_INTERVAL_S:
+                if wait_s <= defaults.REDRAW_INTERVAL_S:
                     return None
 
     def drain(self) -> Iterator[Any]:
@@ -873,7 +852,7 @@ def ask_for_code(events: EventQueue, prompt: str) -> str:
     threading.Thread(target=lambda: answers.put(sys.stdin.readline().strip()), daemon=True).start()
     while answers.empty():
         events.check()
-        events.stopping.wait(REDRAW_INTERVAL_S)
+        events.stopping.wait(defaults.REDRAW_INTERVAL_S)
     if not re.fullmatch("[0-9]{6}", code := answers.get()):
         raise ElfError("an MFA code has six digits", "run the command again")
     return code
@@ -908,7 +887,7 @@ class Journal:
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add a change. Raises OSError, and ElfError if the file was removed; it is then as it was before."""
-        if POSIX and not os.fstat(self._file.fileno()).st_nlink:
+        if defaults.POSIX and not os.fstat(self._file.fileno()).st_nlink:
             raise ElfError(f"{self.path} was removed while ELF was writing to it", "run the same command again")
         line, end = (json.dumps(entry) + "\n").encode(), self._file.seek(0, os.SEEK_END)
         with naming_file(self.path):
@@ -1052,7 +1031,7 @@ def make_private(paths: Iterable[Path]) -> list[Path]:
     exposed = []
     for path in paths:
         with contextlib.suppress(FileNotFoundError):  # another command's, that has just ended
-            if POSIX and not path.is_symlink() and path.stat().st_mode & 0o077:
+            if defaults.POSIX and not path.is_symlink() and path.stat().st_mode & 0o077:
                 path.chmod(0o700 if path.is_dir() else 0o600)
                 exposed.append(path)
     return exposed
@@ -1074,7 +1053,7 @@ def reading_json(path: Path, kind: type[T]) -> Iterator[T]:
     except (ValueError, TypeError, RecursionError) as error:
         raise ElfError(
             f"could not read {path}: {error}",
-            f"use a newer ELF if one wrote it (this is {VERSION}), restore it from a backup, or move all of "
+            f"use a newer ELF if one wrote it (this is {defaults.VERSION}), restore it from a backup, or move all of "
             f"{path.parent} away: ELF then starts empty",
         ) from error
 
@@ -1093,7 +1072,7 @@ def try_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.Exi
     Windows does not let others read a locked file, and some network disks lock no directory: both lock `stand_in`.
     """
     with contextlib.ExitStack() as held:
-        if not POSIX:
+        if not defaults.POSIX:
             import fasteners
 
             lock = fasteners.InterProcessReaderWriterLock(stand_in)
@@ -1127,7 +1106,7 @@ def _holders(note: Path) -> str:
         pid, _, command = line.partition(" ")
         with contextlib.suppress(ProcessLookupError, ValueError, OverflowError):
             with contextlib.suppress(PermissionError):  # another user's
-                os.kill(int(pid), 0) if POSIX else None  # Windows would end it
+                os.kill(int(pid), 0) if defaults.POSIX else None  # Windows would end it
             alive.append(f"`{command}` (process {pid})")
     return ", ".join(alive) or "a command that just started"
 
@@ -1161,7 +1140,7 @@ def naming_file(path: Path) -> Iterator[None]:
 
 def sync_directory(directory: Path) -> None:
     """Make a directory's entries survive a power failure."""
-    if POSIX:
+    if defaults.POSIX:
         descriptor = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -1624,7 +1603,7 @@ def open_session(
     session = _make_session(place, proxies)
     session.events.register("before-sign", _check_credentials)
     if not place.local:
-        region = place.region or os.environ.get("AWS_REGION") or session.region_name or REGION
+        region = place.region or os.environ.get("AWS_REGION") or session.region_name or defaults.REGION
         place = place._replace(region=region).checked()
         session._session.set_config_variable("region", place.region)  # for STS
         assume_role = session._session.get_component("credential_provider").get_provider("assume-role")
@@ -1654,16 +1633,16 @@ def _make_session(place: Place, proxies: Mapping[str, str] | None) -> Any:
     if place.local:
         nothing, empty = (None, None, None, None), (None, None, os.devnull, None)
         core = botocore.session.Session({"profile": nothing, "config_file": empty, "credentials_file": empty})
-        session = boto3.Session("test", "test", region_name=place.region or REGION, botocore_session=core)
+        session = boto3.Session("test", "test", region_name=place.region or defaults.REGION, botocore_session=core)
     else:
         session = boto3.Session(profile_name=place.profile, region_name=place.region)
     config = botocore.config.Config(
         proxies={} if place.local else proxies,
-        retries={"mode": "standard", "total_max_attempts": 3 if place.local else CALL_ATTEMPTS},
-        connect_timeout=CONNECT_TIMEOUT_S,
-        read_timeout=CALL_TIMEOUT_S,
-        max_pool_connections=CALLS_IN_FLIGHT,
-        user_agent_extra=f"aws-iot-elf/{VERSION}",
+        retries={"mode": "standard", "total_max_attempts": 3 if place.local else defaults.CALL_ATTEMPTS},
+        connect_timeout=defaults.CONNECT_TIMEOUT_S,
+        read_timeout=defaults.CALL_TIMEOUT_S,
+        max_pool_connections=defaults.CALLS_IN_FLIGHT,
+        user_agent_extra=f"aws-iot-elf/{defaults.VERSION}",
     )
     session._session.set_default_client_config(config)
     return session
@@ -1769,7 +1748,7 @@ def limit_rate(hooks: Any, things_per_s: float, stopping: threading.Event) -> No
 
     def wait(event_name: str, **_: object) -> None:
         operation = event_name.rpartition(".")[2]
-        period_s = THINGS_PER_S / (QUOTAS[operation] * things_per_s)
+        period_s = defaults.THINGS_PER_S / (QUOTAS[operation] * things_per_s)
         with lock:
             now = time.monotonic()
             # 20 ms later than AWS's own count, so that no call arrives before its token.
@@ -1909,7 +1888,7 @@ def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], An
     """
     from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-    pool = ThreadPoolExecutor(CALLS_IN_FLIGHT)
+    pool = ThreadPoolExecutor(defaults.CALLS_IN_FLIGHT)
     resting: list[tuple[float, int, Callable[[], Any] | None]] = []  # a heap, by time.monotonic()
     since: dict[tuple[str, int], float] = {}  # by reason and number: when AWS refused it first
 
@@ -1946,11 +1925,13 @@ def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], An
                 left -= len(resting) + sum(not future.cancelled() and future.cancel() for future in under_way)
                 resting.clear()
     except Interrupted:
-        log.warning("stopping (up to %g s); press Ctrl-C again to stop now", STOP_S)
+        log.warning("stopping (up to %g s); press Ctrl-C again to stop now", defaults.STOP_S)
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        pool.shutdown(wait=not wait([future for future in under_way if not future.cancelled()], STOP_S).not_done)
+        pool.shutdown(
+            wait=not wait([future for future in under_way if not future.cancelled()], defaults.STOP_S).not_done
+        )
 
 
 def run_in_thread(events: EventQueue, call: Callable[[], T]) -> T:
@@ -2293,7 +2274,7 @@ def unless_gone(
             ) from error
         again = functools.partial(unless_gone, call, others, **parameters)
         if users is not None:
-            raise RetryLater(error, CONSISTENCY_S, "still attached according to AWS", again) from error
+            raise RetryLater(error, defaults.CONSISTENCY_S, "still attached according to AWS", again) from error
         again()
 
 
@@ -2520,7 +2501,7 @@ class PayloadBuilder(NamedTuple):
                 members.append(f'"thing": "{thing}", "seq": {number}, "run": "{self.run}"')
         if members:
             payload = self.before + ", ".join(members).encode() + self.after
-        if len(payload) > MAX_PAYLOAD_BYTES:
+        if len(payload) > defaults.MAX_PAYLOAD_BYTES:
             cause = f"the message is too long: {len(payload)} bytes, and AWS IoT allows 128 KiB"
             raise UsageError(cause, "send a shorter one")
         return payload
@@ -2549,7 +2530,7 @@ class TemplateContext:
         import uuid
 
         chance = self._chance = random.Random(None if seed is None else f"{seed} {thing}")  # noqa: S311
-        self._phase, self._interval_s = chance.random(), interval_s or INTERVAL_S
+        self._phase, self._interval_s = chance.random(), interval_s or defaults.INTERVAL_S
         self._number = 0
         self._values: dict[tuple[str, int], float] = {}  # by function and which of its calls in a rendering it is
         self._calls: collections.Counter[str] = collections.Counter()
@@ -2612,7 +2593,7 @@ class Template:
         with self._naming_line():
             for piece in self._template.generate(self.context_of(thing).names(number)):
                 pieces.append(piece)
-                if (size := size + len(piece)) > MAX_PAYLOAD_BYTES:
+                if (size := size + len(piece)) > defaults.MAX_PAYLOAD_BYTES:
                     break
             text = "".join(pieces).encode("utf-8")
         return self._make(text).payload(topic, thing, number)
@@ -2656,9 +2637,9 @@ def read_message_file(path: Path, compose: Callable[[bytes], Message]) -> Iterat
     log.debug("reading %s", path)
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
-        if len(text) > MAX_FILE_BYTES:
-            raise OSError(errno.EFBIG, f"it is larger than {MAX_FILE_BYTES >> 20} MiB")
+            text = file.read(defaults.MAX_FILE_BYTES + 1)
+        if len(text) > defaults.MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"it is larger than {defaults.MAX_FILE_BYTES >> 20} MiB")
         yield Line(compose(text))
     except (OSError, ValueError) as error:
         yield Line(error=error)
@@ -2667,10 +2648,10 @@ def read_message_file(path: Path, compose: Callable[[bytes], Message]) -> Iterat
 def read_lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of a file, or of - (standard input). A line that is too long is cut."""
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
-        while text := file.readline(MAX_PAYLOAD_BYTES + 2):
+        while text := file.readline(defaults.MAX_PAYLOAD_BYTES + 2):
             rest = text
             while rest and not rest.endswith(b"\n"):
-                rest = file.readline(MAX_PAYLOAD_BYTES)
+                rest = file.readline(defaults.MAX_PAYLOAD_BYTES)
             yield text.removesuffix(b"\n").removesuffix(b"\r")
 
 
@@ -2687,7 +2668,7 @@ def parse_lines(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
             if not (raw or text.strip()):
                 continue
             try:
-                if len(text) > MAX_PAYLOAD_BYTES:
+                if len(text) > defaults.MAX_PAYLOAD_BYTES:
                     raise UsageError("the line is too long: AWS IoT allows 128 KiB", "send shorter ones")
                 message = None if broken and not begins_object(text) else compose(text)
             except UsageError as error:
@@ -2725,7 +2706,7 @@ def first_message(path: Path, lines: Iterator[Line]) -> Line:
 
 def expand_topics(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
     """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
-    base, more = (TOPIC_ROOT, "/{thing_name}") if append_thing_name else (default, "")
+    base, more = (defaults.TOPIC_ROOT, "/{thing_name}") if append_thing_name else (default, "")
     topics = [f"{base if topic is None else topic}{more}" for topic in given]
     return [topic.replace("{thing_name}", thing_name) for topic in dict.fromkeys(topics)]
 
@@ -2844,12 +2825,16 @@ class SequenceChecker:
         thing, number, run = content.get("thing"), content.get("seq"), content.get("run", "")
         if type(number) is not int or not 0 < number < 2**53:  # a whole number for every program
             return
-        if not isinstance(thing, str) or not isinstance(run, str) or max(len(thing), len(run)) > MAX_CLIENT_ID_BYTES:
+        if (
+            not isinstance(thing, str)
+            or not isinstance(run, str)
+            or max(len(thing), len(run)) > defaults.MAX_CLIENT_ID_BYTES
+        ):
             return
         key = hearer, thing, run
         gaps = self._gaps.setdefault(key, [(0, number), (number, math.inf)])
         self._gaps.move_to_end(key)
-        if len(self._gaps) > MAX_SENDERS:
+        if len(self._gaps) > defaults.MAX_SENDERS:
             self._gaps.popitem(last=False)
             self.forgotten += 1
         if number == gaps[-1][0] and not is_over:
@@ -2870,7 +2855,7 @@ class SequenceChecker:
         if len(gaps) > MAX_GAPS:
             del gaps[1]  # it stays missing
         self.counts.update(more)
-        if thing in self.by_thing or len(self.by_thing) < MAX_SENDERS:
+        if thing in self.by_thing or len(self.by_thing) < defaults.MAX_SENDERS:
             self.by_thing.setdefault(thing, collections.Counter()).update(more)
 
     def senders(self) -> dict[str, collections.Counter[str]]:
@@ -2936,7 +2921,7 @@ class RunRecord:
         if not self.snapshots:
             return 0.0
         since, totals = self.snapshots[-min(RATE_S, len(self.snapshots))]
-        return (self.totals[what] - totals.get(what, 0)) / max(time.monotonic() - since, REDRAW_INTERVAL_S)
+        return (self.totals[what] - totals.get(what, 0)) / max(time.monotonic() - since, defaults.REDRAW_INTERVAL_S)
 
     @property
     def lost(self) -> int:
@@ -3000,9 +2985,9 @@ class Endpoint(NamedTuple):
         import urllib.request
 
         source, url = ("--proxy", given) if given else proxy_in_environment()
-        is_direct = url in ("", NO_PROXY) or (not given and urllib.request.proxy_bypass(self.host))
+        is_direct = url in ("", defaults.NO_PROXY) or (not given and urllib.request.proxy_bypass(self.host))
         proxy = None if is_direct else Proxy.from_url(url, source)
-        usual_port = 443 if proxy and proxy.scheme.startswith("http") else MQTT_PORT
+        usual_port = 443 if proxy and proxy.scheme.startswith("http") else defaults.MQTT_PORT
         return Endpoint(self.host, self.port or usual_port, proxy)
 
 
@@ -3022,7 +3007,7 @@ class EventLoop:
     """
 
     def __init__(
-        self, failed: Callable[[Exception], None], connects_per_s: float = CONNECTS_PER_S, selector: Any = None
+        self, failed: Callable[[Exception], None], connects_per_s: float = defaults.CONNECTS_PER_S, selector: Any = None
     ) -> None:
         """Start; `failed` gets the error that ends it, which is a bug. `selector` replaces the system's."""
         import selectors
@@ -3207,7 +3192,7 @@ def open_socket(endpoint: Endpoint) -> Any:
     if endpoint.proxy:
         connection = open_tunnel(endpoint, endpoint.proxy)
     else:
-        connection = socket.create_connection(endpoint[:2], timeout=CONNECT_TIMEOUT_S)
+        connection = socket.create_connection(endpoint[:2], timeout=defaults.CONNECT_TIMEOUT_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms per message with a subscription
     # If the network drops everything, the connection ends within 30 seconds, where the system supports it.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -3232,7 +3217,7 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
     Stream.read = read_http_head  # type: ignore  # its own takes what one recv() has for the whole
     try:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
-        return way.connect(endpoint.host, endpoint.port, timeout=CONNECT_TIMEOUT_S).socket
+        return way.connect(endpoint.host, endpoint.port, timeout=defaults.CONNECT_TIMEOUT_S).socket
     except ProxyConnectionError as error:
         problem = f"could not reach the proxy {proxy}: {error.__cause__}"
         if isinstance(error.__cause__, socket.gaierror):
@@ -3406,7 +3391,7 @@ class Connection:
 
     def _read(self) -> int:
         """Read a limited amount, so that others have their turn soon; then come back for what was read ahead."""
-        for _ in range(MAX_PER_TURN):
+        for _ in range(defaults.MAX_PER_TURN):
             if (failed := self._paho.loop_read()) or not self._paho._ssl or not self._stream.is_ahead:
                 return int(failed)
         if not self._is_behind:
@@ -3456,7 +3441,7 @@ MAX_QUEUED = 10_000  # messages that a thing keeps in an outage: 1 MB
 IN_FLIGHT_LIMIT = (
     f"AWS allows {MAX_IN_FLIGHT} unacknowledged messages per connection, and each acknowledgement is a round trip"
 )
-RATE_LIMIT = f"AWS allows {1 / MIN_INTERVAL_S:g} messages/s and {MAX_BYTES_PER_S >> 10} KiB/s per connection"
+RATE_LIMIT = f"AWS allows {1 / defaults.MIN_INTERVAL_S:g} messages/s and {MAX_BYTES_PER_S >> 10} KiB/s per connection"
 SLOW_NETWORK = "the network was too slow"
 OFFLINE = "there was no connection"
 
@@ -3527,7 +3512,7 @@ class Outbox:
 
     def count_sent(self, payload: bytes, now: float) -> None:
         """Take note that a payload was sent, for the limits of the rate."""
-        self._free_at = max(self._free_at, now) + max(MIN_INTERVAL_S, len(payload) / MAX_BYTES_PER_S)
+        self._free_at = max(self._free_at, now) + max(defaults.MIN_INTERVAL_S, len(payload) / MAX_BYTES_PER_S)
 
     @property
     def is_window_full(self) -> bool:
@@ -3635,7 +3620,7 @@ class RefusalTracker:
             return False, False
         self._in_a_row += 1
         is_certain = self._in_a_row == (2 if refusal.action == "iot:Publish" else 1)
-        return is_certain, now > self._since + POLICY_CHANGE_S
+        return is_certain, now > self._since + defaults.POLICY_CHANGE_S
 
     def clear(self) -> None:
         self.last = None
@@ -3696,7 +3681,7 @@ class ConnectAttempt:
     def _expect(self, answer: str) -> None:
         """Wait up to CONNECT_TIMEOUT_S for the broker's answer to what is sent next."""
         self._awaited = answer
-        self._loop.call_at(time.monotonic() + CONNECT_TIMEOUT_S, self._time_out, answer)
+        self._loop.call_at(time.monotonic() + defaults.CONNECT_TIMEOUT_S, self._time_out, answer)
 
     def _time_out(self, answer: str) -> None:
         if self._awaited == answer:
@@ -4089,7 +4074,6 @@ def raise_descriptor_limit(devices: int) -> None:
 
 LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
 LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
-DIAGNOSES_AT_ONCE = 4  # of things that the broker refuses
 SNAPSHOT_S = 1.0  # between two entries of the record
 
 
@@ -4141,7 +4125,7 @@ class Runner(DeviceListener):
         self.loop: EventLoop
         self._events, self._diagnose, self._on_loss = events, diagnose, on_loss
         self._observer = observer or MessageObserver()
-        self._diagnosing = ThreadPoolExecutor(DIAGNOSES_AT_ONCE)
+        self._diagnosing = ThreadPoolExecutor(defaults.DIAGNOSES_AT_ONCE)
         self._lines: collections.deque[Line] = collections.deque()  # that were read early
         self._under_diagnosis: set[str] = set()  # things that AWS is being asked about
         self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
@@ -4216,7 +4200,7 @@ class Runner(DeviceListener):
         self.wait(lambda: not self._is_publishing)
 
     def await_diagnoses(self) -> None:
-        self.wait(lambda: not self._under_diagnosis, time.monotonic() + 2 * CALL_TIMEOUT_S)
+        self.wait(lambda: not self._under_diagnosis, time.monotonic() + 2 * defaults.CALL_TIMEOUT_S)
 
     def stop(self) -> None:
         """Disconnect all: quickly after Ctrl-C, but what was sent may still be acknowledged."""
@@ -4225,8 +4209,8 @@ class Runner(DeviceListener):
             return
         record.ended_at = time.monotonic()
         is_hurried = self._events.signum is not None
-        self.loop.call_soon_threadsafe(self._stop, record.ended_at + (STOP_S / 2 if is_hurried else 0.0))
-        self.loop.join(STOP_S if is_hurried else 2 * CONNECT_TIMEOUT_S)
+        self.loop.call_soon_threadsafe(self._stop, record.ended_at + (defaults.STOP_S / 2 if is_hurried else 0.0))
+        self.loop.join(defaults.STOP_S if is_hurried else 2 * defaults.CONNECT_TIMEOUT_S)
         self._diagnosing.shutdown(wait=False, cancel_futures=True)
         for event in self._events.drain():
             self._on_event(event)
@@ -4253,7 +4237,7 @@ class Runner(DeviceListener):
         self.loop.call_at(time.monotonic() + SNAPSHOT_S, self._take_snapshots)
 
     def _publish_due(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
-        for _ in range(MAX_PER_TURN):  # then read what has arrived
+        for _ in range(defaults.MAX_PER_TURN):  # then read what has arrived
             due, device = turn
             if self.record.ended_at:
                 return
@@ -4270,7 +4254,7 @@ class Runner(DeviceListener):
 
     def _stop(self, deadline: float) -> None:
         if time.monotonic() < deadline and any(device.outbox.in_flight for device in self.devices.values()):
-            self.loop.call_at(time.monotonic() + MIN_INTERVAL_S, self._stop, deadline)
+            self.loop.call_at(time.monotonic() + defaults.MIN_INTERVAL_S, self._stop, deadline)
             return
         for device in self.devices.values():
             device.end(device.refusals.last)
@@ -4313,7 +4297,7 @@ class Runner(DeviceListener):
         failure = self._diagnose(device.thing, refusal)
         if failure is refusal:
             line = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
-            detail_log.warning(line, device.thing, refusal.action, POLICY_CHANGE_S / 60)
+            detail_log.warning(line, device.thing, refusal.action, defaults.POLICY_CHANGE_S / 60)
         else:
             self.loop.call_soon_threadsafe(device.end, failure)
         self._under_diagnosis.discard(device.thing)
@@ -4349,7 +4333,7 @@ class PublishRunner(Runner):
                 log.warning("asked for %s messages/s, this machine manages %.0f", wanted, per_s)
         if lost:
             record.count("dropped", device.thing)
-            record.dropped += [(device.thing, number)] if len(record.dropped) < MAX_LISTED else []
+            record.dropped += [(device.thing, number)] if len(record.dropped) < defaults.MAX_LISTED else []
         elif device.topic_filters:
             record.count("requests", device.thing)
             self._requests[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
@@ -4548,7 +4532,7 @@ class PublishReport(RunReport):
             report_log.info("%s ack latency: %s", label, record.latency)
         unacknowledged = [
             f"not acknowledged: message {number} of {thing} on {topic}: '{decoded(payload)}'"
-            for thing, topic, number, payload in record.unacknowledged[:MAX_LISTED]
+            for thing, topic, number, payload in record.unacknowledged[: defaults.MAX_LISTED]
         ]
         lines = [
             *unacknowledged,
@@ -4593,10 +4577,10 @@ class SubscribeReport(RunReport):
             report_log.info("%s latency (from ts, ±1 ms): %s", label, record.latency)
         if unreadable:
             log.warning("%s could not read %s", label, plural(unreadable, "message"))
-        for thing, counts in itertools.islice(record.sequence.senders().items(), MAX_LISTED):
+        for thing, counts in itertools.islice(record.sequence.senders().items(), defaults.MAX_LISTED):
             report_log.info("%s from %s: %s", label, thing, format_counts(counts))
         if record.sequence.forgotten:
-            log.warning("%s more than %d senders: not all missing messages are counted", label, MAX_SENDERS)
+            log.warning("%s more than %d senders: not all missing messages are counted", label, defaults.MAX_SENDERS)
         messages, things = plural(received, "message"), plural(len(record.connected), "thing")
         report_log.info("%s ELF received %s on %s%s", label, messages, things, record.sequence)
 
@@ -4666,7 +4650,9 @@ def open_control_plane(cli: Cli) -> tuple[Any, Place]:
     with cli.connecting:
         if not cli.control_plane:
             proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
-            if re.match(f"{NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]):  # botocore knows no SOCKS
+            if re.match(
+                f"{defaults.NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]
+            ):  # botocore knows no SOCKS
                 proxies = {}
             ask = functools.partial(ask_for_code, cli.events)
             cli.control_plane = connect_control_plane(cli.place, cli.events, cli.headers, cli.rate, proxies, ask)
@@ -4824,7 +4810,7 @@ def send_messages(cli: Cli) -> int:
             elif message := next(lines).message:
                 runner.publish_on_schedule(message, began, cli.interval, spread, rounds)
             await_acknowledgements(runner)
-            runner.wait(lambda: not record.unanswered, time.monotonic() + ANSWER_GRACE_S, MIN_INTERVAL_S)
+            runner.wait(lambda: not record.unanswered, time.monotonic() + ANSWER_GRACE_S, defaults.MIN_INTERVAL_S)
         except Interrupted:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
@@ -4853,10 +4839,10 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
 
     path, raw = cli.json_message, cli.raw
     if cli.interval is None:
-        cli.interval = 0.0 if str(path) == "-" else INTERVAL_S
+        cli.interval = 0.0 if str(path) == "-" else defaults.INTERVAL_S
     things = ready_things(cli.fleet, cli.things)
     topics = {
-        thing.name: expand_topics([cli.topic], cli.append_thing_name, thing.name, f"{TOPIC_ROOT}/{thing.name}")
+        thing.name: expand_topics([cli.topic], cli.append_thing_name, thing.name, f"{defaults.TOPIC_ROOT}/{thing.name}")
         for thing in things
     }
     refuse_bad_topics(topics)
@@ -4911,7 +4897,7 @@ def message_factory(cli: Cli, run: str, thing: str, topic: str) -> Callable[[byt
 def messages_per_thing(cli: Cli) -> int | None:
     """Return how many messages each thing publishes, unless they are lines; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
-    in_time = math.ceil((cli.duration or DURATION_S) / (cli.interval or INTERVAL_S) - 1e-9)
+    in_time = math.ceil((cli.duration or DURATION_S) / (cli.interval or defaults.INTERVAL_S) - 1e-9)
     return cli.count or (None if cli.duration == 0 else in_time)
 
 
@@ -4946,18 +4932,18 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
             break
         runner.publish_on_schedule(line.message, due, cli.interval)
         sent += 1
-        runner.wait(lambda: runner.has_room, look_s=MIN_INTERVAL_S)
+        runner.wait(lambda: runner.has_room, look_s=defaults.MIN_INTERVAL_S)
     return sent, refused
 
 
 def await_acknowledgements(runner: PublishRunner) -> None:
     """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
-    if not runner.wait(lambda: not runner.backlog, ended + 2.0, MIN_INTERVAL_S):
+    if not runner.wait(lambda: not runner.backlog, ended + 2.0, defaults.MIN_INTERVAL_S):
         acknowledgements, left_s = plural(runner.backlog, "acknowledgement"), ended + ACK_GRACE_S - time.monotonic()
         log.info("[send_messages] waiting for %s, up to %.0f s", acknowledgements, left_s)
     while (deadline := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S)) > time.monotonic():
-        if runner.wait(lambda: not runner.backlog, deadline, MIN_INTERVAL_S):
+        if runner.wait(lambda: not runner.backlog, deadline, defaults.MIN_INTERVAL_S):
             return
 
 
@@ -4967,7 +4953,7 @@ def subscribe(cli: Cli) -> int:
     given: Sequence[str | None] = cli.topics or [None]
     append = cli.append_thing_name
     duration_s = cli.duration or (math.inf if cli.count or cli.duration == 0 else DURATION_S)
-    filters = {thing.name: expand_topics(given, append, thing.name, f"{TOPIC_ROOT}/#") for thing in things}
+    filters = {thing.name: expand_topics(given, append, thing.name, f"{defaults.TOPIC_ROOT}/#") for thing in things}
     refuse_bad_topics(filters, wildcards=True)
     checks_sequence = not any((topic or "").startswith("$share/") for topic in given)
     runner = SubscribeRunner(
@@ -5144,7 +5130,7 @@ def report_unanswered(cli: Cli) -> None:
         )
     else:
         log.info("none found")
-        fleet.forget_unanswered(until=time.time() - CONSISTENCY_S)
+        fleet.forget_unanswered(until=time.time() - defaults.CONSISTENCY_S)
 
 
 NO_THINGS = "there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)"
@@ -5201,7 +5187,7 @@ def connected_devices(
             report_unanswered(cli)
     prepared, endpoint, patience_s = prepare_devices(cli, things)
     subscriptions = max([1, *map(len, (filters or {}).values())])
-    runner.loop = EventLoop(cli.events.put, min(CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
+    runner.loop = EventLoop(cli.events.put, min(defaults.CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
     for thing in prepared:
         runner.devices[thing.name] = Device(
             thing.name,
@@ -5249,7 +5235,7 @@ def prepare_devices(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing],
     if newcomers or not endpoint.host:
         _, place = control_plane(cli)
         endpoint = Endpoint(endpoint.host or place.data_endpoint or "", endpoint.port)
-    endpoint = endpoint.routed(NO_PROXY if cli.place.local else cli.proxy)
+    endpoint = endpoint.routed(defaults.NO_PROXY if cli.place.local else cli.proxy)
     if endpoint.proxy:
         log.info("through the proxy %s", endpoint.proxy)
     if newcomers:
@@ -5289,7 +5275,7 @@ def root_certificate(cli: Cli) -> Path:
     path: Path = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
     try:
         about = path.stat()
-        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_FILE_BYTES:
+        if not stat.S_ISREG(about.st_mode) or about.st_size > defaults.MAX_FILE_BYTES:
             raise OSError(errno.EINVAL, "not a regular file, or too large")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except OSError as error:
@@ -5325,13 +5311,15 @@ def number_between(what: str, least: float, most: float = sys.float_info.max) ->
 
 
 seconds = number_between("a number of seconds from 0", 0)
-interval_s = number_between(f"{MIN_INTERVAL_S} seconds or more: AWS IoT allows 100 messages a second", MIN_INTERVAL_S)
+interval_s = number_between(
+    f"{defaults.MIN_INTERVAL_S} seconds or more: AWS IoT allows 100 messages a second", defaults.MIN_INTERVAL_S
+)
 things_per_s = number_between("a number of things per second, from 0.1 to 1000", 0.1, 1000)
 
 
 def thing_prefix(text: str) -> str:
     # The client ID is the thing's name, its number of up to 9 digits, and 8 random characters, each after one more.
-    longest = MAX_CLIENT_ID_BYTES - 10 - 9
+    longest = defaults.MAX_CLIENT_ID_BYTES - 10 - 9
     if not THING_NAME.fullmatch(text) or len(text) > longest:
         raise argparse.ArgumentTypeError(f"{text!r} is not 1 to {longest} of the characters a-z A-Z 0-9 : _ -")
     return text
@@ -5339,7 +5327,7 @@ def thing_prefix(text: str) -> str:
 
 def broker_endpoint(text: str) -> Endpoint:
     match = re.fullmatch(r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9._-]*))(?::(?P<port>[0-9]{1,5}))?", text)
-    port = int(match["port"] or MQTT_PORT) if match else 0
+    port = int(match["port"] or defaults.MQTT_PORT) if match else 0
     if not match or not text or not 0 < port < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST, HOST:PORT or :PORT")
     return Endpoint(match["ipv6"] or match["host"], port if match["port"] else 0)
@@ -5364,7 +5352,7 @@ def place_part(text: str, key: str) -> str:
 
 def proxy_url(text: str) -> str:
     try:
-        if text != NO_PROXY:
+        if text != defaults.NO_PROXY:
             Proxy.from_url(text)
     except ElfError as error:
         raise argparse.ArgumentTypeError(f"not a valid proxy URL: {error.remedy}") from None
@@ -5409,13 +5397,13 @@ class Parser(argparse.ArgumentParser):
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
     where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
-    raised = f"things per second to create, authorise or clean, for other quotas (default: {THINGS_PER_S:g})"
+    raised = f"things per second to create, authorise or clean, for other quotas (default: {defaults.THINGS_PER_S:g})"
     region, profile, url = (functools.partial(place_part, key=key) for key in ("region", "profile", "endpoint_url"))
-    other = f"AWS region (default: the fleet's, else from the AWS configuration, else {REGION})"
+    other = f"AWS region (default: the fleet's, else from the AWS configuration, else {defaults.REGION})"
     add("--region", metavar="R", type=region, help=other)
     add("--profile", metavar="P", type=profile, help="named profile of the AWS CLI (default: the fleet's, else none)")
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
-    way = f"use this proxy; {NO_PROXY}: use no proxy (default: from HTTPS_PROXY, ALL_PROXY and NO_PROXY)"
+    way = f"use this proxy; {defaults.NO_PROXY}: use no proxy (default: from HTTPS_PROXY, ALL_PROXY and NO_PROXY)"
     add("--proxy", metavar="URL", type=proxy_url, help=way)
     add("--local", action="store_true", help="use an AWS IoT on this machine; needs no account")
     add("--misc-dir", metavar="D", type=directory_path, help=where)
@@ -5423,18 +5411,24 @@ def add_common_options(parser: Parser) -> Parser:
     add("--rate", metavar="N", type=things_per_s, help=raised)
     output = "json: also print JSON lines to standard output; payload (subscribe): each message there (default: text)"
     add("--output", choices=("text", "json", "payload"), help=output)
-    add("--verbose", action="store_true", help=f"log each thing and message, even of more than {MAX_LISTED} things")
+    add(
+        "--verbose",
+        action="store_true",
+        help=f"log each thing and message, even of more than {defaults.MAX_LISTED} things",
+    )
     add("--quiet", action="store_true", help="log only warnings, errors and the final report")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
-    add("-V", "--version", action="version", version=f"aws-iot-elf {VERSION}", help="show the version and exit")
+    add(
+        "-V", "--version", action="version", version=f"aws-iot-elf {defaults.VERSION}", help="show the version and exit"
+    )
     add("-h", "--help", action="help", help="show this help and exit")
     return parser
 
 
 def add_messaging_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of send and subscribe").add_argument
-    name = f"use topic T/<thing>, or {TOPIC_ROOT}/<thing> without --topic"
-    broker = f"the broker (default: the account's, port {MQTT_PORT}); :443 changes only the port"
+    name = f"use topic T/<thing>, or {defaults.TOPIC_ROOT}/<thing> without --topic"
+    broker = f"the broker (default: the account's, port {defaults.MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
     add("--things", metavar="N", type=positive_int, help="use only the first N things of the fleet (default: all)")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
@@ -5458,8 +5452,10 @@ def add_send_options(command: Parser) -> None:
     add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
     add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
-    add("-t", "--topic", metavar="T", help=f"topic, may contain {{thing_name}} (default: {TOPIC_ROOT}/<thing>)")
-    pace = f"seconds between messages (default: {INTERVAL_S:g}, or as lines arrive)"
+    add(
+        "-t", "--topic", metavar="T", help=f"topic, may contain {{thing_name}} (default: {defaults.TOPIC_ROOT}/<thing>)"
+    )
+    pace = f"seconds between messages (default: {defaults.INTERVAL_S:g}, or as lines arrive)"
     add("--interval", metavar="S", type=interval_s, help=pace)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
     how_many("--duration", metavar="S", type=seconds, help=duration)
@@ -5468,7 +5464,7 @@ def add_send_options(command: Parser) -> None:
 
 def add_subscribe_options(command: Parser) -> None:
     add = command.add_argument
-    topics = f"topic filter, may contain {{thing_name}}; repeat it for more (default: {TOPIC_ROOT}/#)"
+    topics = f"topic filter, may contain {{thing_name}}; repeat it for more (default: {defaults.TOPIC_ROOT}/#)"
     add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have arrived)"
     add("--duration", metavar="S", type=seconds, help=duration)
@@ -5490,7 +5486,9 @@ def build_parser() -> Parser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     add_common_options(parser)
-    parser.set_defaults(misc_dir=os.environ.get("ELF_MISC_DIR", str(HERE / "misc")), wait=0.0, rate=THINGS_PER_S)
+    parser.set_defaults(
+        misc_dir=os.environ.get("ELF_MISC_DIR", str(defaults.HERE / "misc")), wait=0.0, rate=defaults.THINGS_PER_S
+    )
     # Without SUPPRESS, the default of an option after the command would override the option before it.
     common = add_common_options(Parser(argument_default=argparse.SUPPRESS))
     messaging = add_messaging_options(Parser())
@@ -5691,7 +5689,7 @@ def next_step(misc_dir: Path) -> str:
     """Return a line with the next command to type."""
     import shlex
 
-    is_usual = misc_dir == Path(os.environ.get("ELF_MISC_DIR", HERE / "misc")).absolute()
+    is_usual = misc_dir == Path(os.environ.get("ELF_MISC_DIR", defaults.HERE / "misc")).absolute()
     where = "" if is_usual else f"--misc-dir {shlex.quote(str(misc_dir))} "
     return f"now: python elf.py {where}{'send' if os.access(misc_dir / 'things.json', os.F_OK) else '--local create 3'}"
 
@@ -5746,7 +5744,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report_end(cli, 2)
     cli.event_writer = EventWriter(cli.output if sys.stdout else None, cli.output_writer)
     level = logging.WARNING if cli.quiet else logging.INFO
-    start_logging(logging.DEBUG if cli.debug else VERBOSE if cli.verbose else level, cli.output_writer)
+    start_logging(logging.DEBUG if cli.debug else defaults.VERBOSE if cli.verbose else level, cli.output_writer)
     with signals_to(cli.events):
         try:
             return report_end(cli, run_to_the_end(cli))

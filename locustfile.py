@@ -45,6 +45,7 @@ from locust.runners import STATE_INIT, STATE_RUNNING, STATE_SPAWNING, MasterRunn
 from werkzeug.datastructures import ImmutableMultiDict
 
 import elf
+from iot_elf import defaults
 
 SETTLE_S = 10.0  # how long the end of a run waits for acknowledgements
 SET_UP = Event()  # Locust can start users before set_up() is through
@@ -60,8 +61,8 @@ def qos(text: str) -> int:
 
 # What is not given is as in elf.py. Locust sends the values to the workers: a path is a string, and one on each worker.
 OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
-    ("topic", f"{elf.TOPIC_ROOT}/{{thing_name}}", str, "where to publish; {thing_name} is the thing's name"),
-    ("interval", elf.INTERVAL_S, elf.interval_s, "seconds between messages of a thing"),
+    ("topic", f"{defaults.TOPIC_ROOT}/{{thing_name}}", str, "where to publish; {thing_name} is the thing's name"),
+    ("interval", defaults.INTERVAL_S, elf.interval_s, "seconds between messages of a thing"),
     ("qos", 1, qos, "MQTT quality of service, 0 or 1"),
     (
         "subscribers",
@@ -75,7 +76,7 @@ OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
         "proxy",
         None,
         elf.proxy_url,
-        f"go through this proxy; {elf.NO_PROXY}: through none (default: HTTPS_PROXY etc. say)",
+        f"go through this proxy; {defaults.NO_PROXY}: through none (default: HTTPS_PROXY etc. say)",
     ),
     ("region", None, functools.partial(elf.place_part, key="region"), "AWS region (default: the fleet's)"),
     ("endpoint-url", None, functools.partial(elf.place_part, key="endpoint_url"), "control plane (default: AWS's)"),
@@ -282,7 +283,7 @@ class Desk(Run):
         self.gone: set[str] = set()  # workers that are heard of no more
         self.working: set[str] = set()  # workers that have not finished yet, at the end of a run
         self.turn = 0.0  # time.monotonic() of the last connect
-        self.asking = BoundedSemaphore(elf.DIAGNOSES_AT_ONCE)
+        self.asking = BoundedSemaphore(defaults.DIAGNOSES_AT_ONCE)
         self.start, self.runner.start = self.runner.start, self.start_if_possible
         for message, listener in (("take", self.hand_out), ("give", self.take_back), ("refused", self.find_cause)):
             self.runner.register_message(f"elf-{message}", listener, concurrent=True)
@@ -346,12 +347,12 @@ class Desk(Run):
         """Give a user the next free thing, once there is one, and say when it may connect."""
         thing = self.free.get()
         self.worker_of[thing] = msg.node_id
-        self.turn = max(self.turn + 1 / elf.CONNECTS_PER_S, time.monotonic())
+        self.turn = max(self.turn + 1 / defaults.CONNECTS_PER_S, time.monotonic())
         workers = self.runner.worker_count if isinstance(self.runner, MasterRunner) else 1
         duty = {
             **self.duties[thing],
             "after_s": self.turn - time.monotonic(),
-            "connects_per_s": elf.CONNECTS_PER_S / max(1, workers),
+            "connects_per_s": defaults.CONNECTS_PER_S / max(1, workers),
         }
         self.runner.send_message("elf-thing", (msg.data, duty), client_id=msg.node_id)
 
@@ -462,7 +463,7 @@ class Thing(User, elf.DeviceListener):
                 raise self.worker.failure
             elf.raise_descriptor_limit(self.worker.runner.user_count)
             self.cli = self.worker.cli
-            self.endpoint = self.endpoint.routed(elf.NO_PROXY if self.cli.place.local else self.cli.proxy)
+            self.endpoint = self.endpoint.routed(defaults.NO_PROXY if self.cli.place.local else self.cli.proxy)
         except Exception as error:
             self.fail("CONNECT", self.endpoint, error)
             return
@@ -559,7 +560,7 @@ class Thing(User, elf.DeviceListener):
     def settle(self, device: elf.Device, deadline: float) -> None:
         """Disconnect once all is acknowledged, or at the deadline."""
         if device.backlog and time.monotonic() < deadline:
-            self.worker.loop.call_at(time.monotonic() + elf.MIN_INTERVAL_S, self.settle, device, deadline)
+            self.worker.loop.call_at(time.monotonic() + defaults.MIN_INTERVAL_S, self.settle, device, deadline)
         else:
             device.end(device.refusals.last)
             self.is_settled.set()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What elf.py is built on. No module here knows a command or imports elf.py; each uses only those above it.
 
+defaults      numbers and names that two modules need: AWS IoT's limits, and how long ELF waits
+
 On demand:
 
 local_aws      the embedded AWS IoT: only with --local
