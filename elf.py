@@ -57,6 +57,21 @@ from typing import Any, NamedTuple, NoReturn, Protocol, TextIO
 
 from iot_elf import defaults
 from iot_elf.defaults import T
+from iot_elf.text import (
+    add_secret,
+    by_number,
+    decoded,
+    detail_log,
+    hide_environment,
+    listed,
+    log,
+    plural,
+    printable,
+    redacted,
+    report_log,
+    short_path,
+    utc_time,
+)
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Defaults and errors
@@ -132,11 +147,6 @@ MAX_GAPS = 50  # in the numbers of each of them: 6 KB
 MAX_SELECT_SOCKETS = 500  # sockets, where the system has only select() (Windows)
 MIN_FOR_PROGRESS = 5  # up to this many need no progress bar
 MAX_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader: some 50,000 messages
-
-log = logging.getLogger("iot-elf")
-detail_log = log.getChild("each")  # for lines about one thing or one message, which hide_details_above() may hide
-report_log = log.getChild("last")  # for a command's final report, shown even with --quiet
-report_log.setLevel(logging.INFO)
 
 
 class ElfError(Exception):
@@ -395,7 +405,6 @@ def log_failure(error: BaseException) -> tuple[str, str]:
 # Console: what the user sees, and Ctrl-C
 # ---------------------------------------------------------------------------------------------------------------------
 
-KEY_ID_CHARACTERS = 16  # minimum (AccessKey, IAM API reference); shorter values may be normal words
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
 CLEAR_LINE = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
 LEVEL_COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
@@ -418,13 +427,6 @@ def terminal_width(stream: TextIO) -> int:
     with contextlib.suppress(OSError):
         return os.get_terminal_size(stream.fileno()).columns or 80
     return 80
-
-
-def short_path(path: Path) -> Path:
-    """Return a path as a person would type it here."""
-    with contextlib.suppress(OSError, ValueError):  # the working directory is gone; the path is not below it
-        return path.relative_to(Path.cwd())
-    return path
 
 
 def open_standard_streams() -> None:
@@ -523,36 +525,6 @@ class OutputWriter:
                 if self._events.signum is not None:
                     deadline = min(deadline, time.monotonic() + defaults.STOP_S / 2)
             return not self._waiting
-
-
-_secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
-
-
-def add_secret(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
-    """Never show a credential, or a user and password, however a library writes it in its messages."""
-    global _secrets
-    import urllib.parse
-
-    for value in filter(None, values):
-        escaped = value.encode("unicode_escape").decode(), json.dumps(value)[1:-1], repr(value)[1:-1]
-        forms = {value, urllib.parse.quote(value), urllib.parse.quote(value, safe=""), *escaped, *value.split()}
-        _secrets |= {form for form in forms if len(form) >= least}
-
-
-def hide_environment() -> None:
-    """Hide the credentials in the environment, and the passwords in its URLs."""
-    for name, value in os.environ.items():
-        if re.fullmatch("AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|(SESSION|SECURITY|CONTAINER_AUTHORIZATION)_TOKEN)", name):
-            add_secret(value)
-        elif re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) and (user := re.match("(?:[^/]*//)?(.+)@", value)):
-            add_secret(user[1], user[1].partition(":")[2], least=4)  # a proxy needs no scheme
-
-
-def redacted(text: str) -> str:
-    """Replace secrets in a text by ***. All output passes here: log lines, tracebacks, JSON, usage errors."""
-    for secret in sorted(_secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return text
 
 
 class LogFormatter(logging.Formatter):
@@ -717,47 +689,11 @@ class EventWriter:
         self._output.write(stream, text)
 
 
-def printable(text: str) -> str:
-    """Escape control characters, which could move the cursor, change colours or clear the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def decoded(payload: bytes) -> str:
-    return payload.decode("utf-8", errors="backslashreplace")
-
-
 def utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UsageError("the message or topic is not UTF-8", "use UTF-8, which MQTT requires") from error
-
-
-def plural(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def by_number(thing: str) -> tuple[str, int]:
-    """Return the sort key of a thing's name: its prefix and number."""
-    prefix, _, number = thing.rpartition("_")
-    return prefix, int(number) if number.isdecimal() else 0
-
-
-def listed(things: Iterable[str]) -> str:
-    """Return things' names in order, only the first MAX_LISTED if there are more."""
-    names = sorted(things, key=by_number)
-    more = (
-        f", and {len(names) - defaults.MAX_LISTED} more"
-        if len(names) > defaults.MAX_LISTED and not detail_log.isEnabledFor(defaults.VERBOSE)
-        else ""
-    )
-    return ", ".join(names[: defaults.MAX_LISTED] if more else names) + more
-
-
-def utc_time(time_s: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_s))
 
 
 class FailureReport:

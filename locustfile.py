@@ -46,11 +46,12 @@ from werkzeug.datastructures import ImmutableMultiDict
 
 import elf
 from iot_elf import defaults
+from iot_elf.text import detail_log, hide_environment, log, plural, printable, redacted
 
 SETTLE_S = 10.0  # how long the end of a run waits for acknowledgements
 SET_UP = Event()  # Locust can start users before set_up() is through
 SPAWN_RATE = 100  # users a second, unless told otherwise; Locust warns of more
-elf.detail_log.addFilter(lambda record: record.levelno > logging.INFO)  # Locust's tables have the rest
+detail_log.addFilter(lambda record: record.levelno > logging.INFO)  # Locust's tables have the rest
 
 
 def qos(text: str) -> int:
@@ -164,20 +165,20 @@ def all_messages(cli: elf.Cli) -> list[elf.Message]:
 def refuse_too_many(users: int, count: int) -> None:
     if users > count:
         raise elf.ElfError(
-            f"{users} users requested, but only {elf.plural(count, 'thing')} exist (one user per thing)",
+            f"{users} users requested, but only {plural(count, 'thing')} exist (one user per thing)",
             f"request at most {count} users, or make more things: `elf.py create {users}`",
         )
 
 
 def in_a_line(error: BaseException) -> str:
-    return elf.redacted("; what to do: ".join(map(elf.printable, elf.cause_and_remedy(error))))
+    return redacted("; what to do: ".join(map(printable, elf.cause_and_remedy(error))))
 
 
 def take_out_secrets(record: logging.LogRecord) -> bool:
     """Do for Locust's log, which its page shows as well, what elf.LogFormatter does for ELF's."""
-    record.msg, record.args = elf.redacted(record.getMessage()), ()
+    record.msg, record.args = redacted(record.getMessage()), ()
     if record.exc_info:
-        record.exc_text = elf.redacted(logging.Formatter().formatException(record.exc_info))
+        record.exc_text = redacted(logging.Formatter().formatException(record.exc_info))
     return True
 
 
@@ -195,7 +196,7 @@ def guard(web_ui: Any, options: argparse.Namespace) -> None:
         web_ui.web_login = False
         web_ui.app.before_request(functools.partial(ask_password, password))
     elif options.web_host not in ("127.0.0.1", "::1", "localhost"):
-        elf.log.warning("anyone on the network can use this page: add --web-login, or --web-host 127.0.0.1")
+        log.warning("anyone on the network can use this page: add --web-login, or --web-host 127.0.0.1")
 
 
 def ask_password(password: str) -> Any:
@@ -381,7 +382,7 @@ class Desk(Run):
             given_up = self.gone - self.runner.clients.keys()
             things = collections.Counter(self.worker_of.values())
             for worker in things.keys() & missing - self.gone:
-                lost = elf.plural(things[worker], "thing")
+                lost = plural(things[worker], "thing")
                 error = elf.ElfError(
                     f"worker {worker} is gone with {lost}; the other workers take them over in a minute",
                     "see its log; its last seconds are missing from the report",
@@ -579,7 +580,7 @@ class Thing(User, elf.DeviceListener):
 
 @events.init.add_listener  # type: ignore[untyped-decorator]
 def set_up(environment: Any, web_ui: Any, **_: object) -> None:
-    elf.hide_environment()
+    hide_environment()
     for handler in logging.getLogger().handlers:  # Locust's own
         handler.addFilter(take_out_secrets)
     if misc_dir := vars(environment.parsed_options).pop("misc_dir"):  # or a master's would overrule its workers'

@@ -2,6 +2,7 @@
 """What elf.py is built on. No module here knows a command or imports elf.py; each uses only those above it.
 
 defaults      numbers and names that two modules need: AWS IoT's limits, and how long ELF waits
+text          words and numbers for people; the loggers; what may be printed, and what is secret
 
 On demand:
 

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words and numbers for people; the loggers; what may be printed, and what is secret."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from iot_elf import defaults
+
+log = logging.getLogger("iot-elf")
+detail_log = log.getChild("each")  # for lines about one thing or one message, which hide_details_above() may hide
+report_log = log.getChild("last")  # for a command's final report, shown even with --quiet
+report_log.setLevel(logging.INFO)
+KEY_ID_CHARACTERS = 16  # minimum (AccessKey, IAM API reference); shorter values may be normal words
+_secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
+
+
+def short_path(path: Path) -> Path:
+    """Return a path as a person would type it here."""
+    with contextlib.suppress(OSError, ValueError):  # the working directory is gone; the path is not below it
+        return path.relative_to(Path.cwd())
+    return path
+
+
+def add_secret(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
+    """Never show a credential, or a user and password, however a library writes it in its messages."""
+    global _secrets
+    import urllib.parse
+
+    for value in filter(None, values):
+        escaped = value.encode("unicode_escape").decode(), json.dumps(value)[1:-1], repr(value)[1:-1]
+        forms = {value, urllib.parse.quote(value), urllib.parse.quote(value, safe=""), *escaped, *value.split()}
+        _secrets |= {form for form in forms if len(form) >= least}
+
+
+def hide_environment() -> None:
+    """Hide the credentials in the environment, and the passwords in its URLs."""
+    for name, value in os.environ.items():
+        if re.fullmatch("AWS_(ACCESS_KEY_ID|SECRET_ACCESS_KEY|(SESSION|SECURITY|CONTAINER_AUTHORIZATION)_TOKEN)", name):
+            add_secret(value)
+        elif re.search("(?i)_PROXY$|^AWS_ENDPOINT_URL", name) and (user := re.match("(?:[^/]*//)?(.+)@", value)):
+            add_secret(user[1], user[1].partition(":")[2], least=4)  # a proxy needs no scheme
+
+
+def redacted(text: str) -> str:
+    """Replace secrets in a text by ***. All output passes here: log lines, tracebacks, JSON, usage errors."""
+    for secret in sorted(_secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def printable(text: str) -> str:
+    """Escape control characters, which could move the cursor, change colours or clear the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def decoded(payload: bytes) -> str:
+    return payload.decode("utf-8", errors="backslashreplace")
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def by_number(thing: str) -> tuple[str, int]:
+    """Return the sort key of a thing's name: its prefix and number."""
+    prefix, _, number = thing.rpartition("_")
+    return prefix, int(number) if number.isdecimal() else 0
+
+
+def listed(things: Iterable[str]) -> str:
+    """Return things' names in order, only the first MAX_LISTED if there are more."""
+    names = sorted(things, key=by_number)
+    more = (
+        f", and {len(names) - defaults.MAX_LISTED} more"
+        if len(names) > defaults.MAX_LISTED and not detail_log.isEnabledFor(defaults.VERBOSE)
+        else ""
+    )
+    return ", ".join(names[: defaults.MAX_LISTED] if more else names) + more
+
+
+def utc_time(time_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_s))
