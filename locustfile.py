@@ -46,6 +46,7 @@ from werkzeug.datastructures import ImmutableMultiDict
 
 import elf
 from iot_elf import defaults
+from iot_elf.errors import ElfError, Refusal, cause_and_remedy, log_failure
 from iot_elf.text import detail_log, hide_environment, log, plural, printable, redacted
 
 SETTLE_S = 10.0  # how long the end of a run waits for acknowledgements
@@ -115,11 +116,11 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
                 setattr(cli, dest, parse(str(value)))  # Locust's page has not checked it
         cli.mqtt_endpoint = elf.broker_endpoint(options.host) if options.host else None
     except argparse.ArgumentTypeError as error:
-        raise elf.ElfError(str(error), "see `python locustfile.py`") from error
+        raise ElfError(str(error), "see `python locustfile.py`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
     cli.profile, cli.template, cli.events = options.aws_profile, options.template, elf.EventQueue()
     if cli.template and not cli.json_message:
-        raise elf.ElfError("--template does nothing without --json-message", "name a file, as example-template.json is")
+        raise ElfError("--template does nothing without --json-message", "name a file, as example-template.json is")
     cli.output_writer = elf.OutputWriter(cli.events)
     with elf.held_fleet(cli, "locust", exclusive=False), elf.embedded_aws(cli, is_needed=True):
         yield cli
@@ -128,7 +129,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
 def admit(cli: Cli, users: int) -> dict[str, dict[str, Any]]:
     """Give the things their policies; return what the user of each has to know. Raises ElfError; botocore's errors."""
     if str(cli.json_message) == "-":
-        raise elf.ElfError("workers share no standard input", "name a file with --json-message")
+        raise ElfError("workers share no standard input", "name a file with --json-message")
     things, _, topics = elf.load_messages(cli)
     refuse_too_many(users, len(things))
     admitted, endpoint, patience_s = elf.prepare_devices(cli, things)
@@ -151,9 +152,7 @@ def admit(cli: Cli, users: int) -> dict[str, dict[str, Any]]:
 def all_messages(cli: elf.Cli) -> list[elf.Message]:
     """Return what each thing says, over and over. Raises ElfError, and the OSError of a file that can't be read."""
     if not cli.fleet.things:
-        raise elf.ElfError(
-            f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it with --misc-dir"
-        )
+        raise ElfError(f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it with --misc-dir")
     messages = []
     for line in elf.load_messages(cli)[1]:
         if line.error:
@@ -164,14 +163,14 @@ def all_messages(cli: elf.Cli) -> list[elf.Message]:
 
 def refuse_too_many(users: int, count: int) -> None:
     if users > count:
-        raise elf.ElfError(
+        raise ElfError(
             f"{users} users requested, but only {plural(count, 'thing')} exist (one user per thing)",
             f"request at most {count} users, or make more things: `elf.py create {users}`",
         )
 
 
 def in_a_line(error: BaseException) -> str:
-    return redacted("; what to do: ".join(map(printable, elf.cause_and_remedy(error))))
+    return redacted("; what to do: ".join(map(printable, cause_and_remedy(error))))
 
 
 def take_out_secrets(record: logging.LogRecord) -> bool:
@@ -189,7 +188,7 @@ def guard(web_ui: Any, options: argparse.Namespace) -> None:
     web_ui.app.after_request(unframed)
     if web_ui.web_login:
         if not (password := os.environ.get("ELF_WEB_PASSWORD")):  # Locust would send an option to the workers
-            elf.log_failure(elf.ElfError("--web-login has no password to ask for", "set one in ELF_WEB_PASSWORD"))
+            log_failure(ElfError("--web-login has no password to ask for", "set one in ELF_WEB_PASSWORD"))
             sys.exit(1)
         # Locust leaves the sessions behind its form to the locustfile; its pages still ask flask-login who the user is.
         web_ui.login_manager.request_loader(lambda _: None)
@@ -254,7 +253,7 @@ class Run:
             self.root_cert, self.messages = elf.root_certificate(cli), all_messages(cli)
             self.load = f"QoS {cli.qos}, every {cli.interval:g} s, {cli.subscribers:.0%} subscribe"
         except Exception as error:
-            elf.log_failure(error)
+            log_failure(error)
             self.failure = error
 
     def count(self, kind: str, name: object, took_s: float | None, size: int = 0, error: Any = None) -> None:
@@ -302,7 +301,7 @@ class Desk(Run):
             self.options.num_users = self.options.num_users or things
             self.options.spawn_rate = self.options.spawn_rate or min(things, SPAWN_RATE)
         except Exception as error:
-            elf.log_failure(error)
+            log_failure(error)
             things = 0
         if self.options.headless or self.options.autostart:  # or policies would be made in the time of the run
             refused = not things or self.prepare(self.options.num_users, self.options)
@@ -318,7 +317,7 @@ class Desk(Run):
                 with opened_fleet(options) as cli:
                     self.duties = admit(cli, users)
         except Exception as error:
-            elf.log_failure(error)
+            log_failure(error)
             return error
         return None
 
@@ -368,11 +367,11 @@ class Desk(Run):
     def find_cause(self, msg: Any, **_: object) -> None:
         """Ask AWS why the broker refuses a thing; if AWS gives no reason, the thing keeps trying."""
         user, facts = msg.data
-        refusal = elf.Refusal(*facts)
+        refusal = Refusal(*facts)
         with self.asking:
             verdict = elf.find_cause(self.cli, refusal.thing, refusal)
         if verdict is not refusal:
-            self.runner.send_message("elf-verdict", (user, *elf.cause_and_remedy(verdict)), client_id=msg.node_id)
+            self.runner.send_message("elf-verdict", (user, *cause_and_remedy(verdict)), client_id=msg.node_id)
 
     def watch_workers(self) -> None:
         """Report workers that are gone. Their things are free once Locust gives up on them, a minute later."""
@@ -383,11 +382,11 @@ class Desk(Run):
             things = collections.Counter(self.worker_of.values())
             for worker in things.keys() & missing - self.gone:
                 lost = plural(things[worker], "thing")
-                error = elf.ElfError(
+                error = ElfError(
                     f"worker {worker} is gone with {lost}; the other workers take them over in a minute",
                     "see its log; its last seconds are missing from the report",
                 )
-                elf.log_failure(error)
+                log_failure(error)
                 self.count("WORKER", worker, None, error=error)
             self.gone = missing | given_up
             for thing in [thing for thing, worker in self.worker_of.items() if worker in given_up]:
@@ -418,7 +417,7 @@ class Worker(Run):
 
     def fail(self, error: Exception) -> None:
         """Report the bug that ended the loop: nothing connects or publishes here any more."""
-        elf.log_failure(error)
+        log_failure(error)
         self.count("WORKER", getattr(self.runner, "client_id", "local"), None, error=error)
 
     def pass_on(self, msg: Any, **_: object) -> None:
@@ -432,7 +431,7 @@ class Worker(Run):
         """Stop a thing, since AWS has said why it is refused."""
         user, cause, remedy = msg.data
         if user in self.users and (device := self.users[user].device):
-            self.loop.call_soon_threadsafe(device.end, elf.ElfError(cause, remedy))
+            self.loop.call_soon_threadsafe(device.end, ElfError(cause, remedy))
 
     def finish(self, **_: object) -> None:
         """Stop the users, and report what they have done since Locust's last report."""
@@ -509,13 +508,13 @@ class Thing(User, elf.DeviceListener):
         self.is_ready.set()
 
     def on_connection_interrupted(self, device: elf.Device, rejected: bool) -> None:
-        error = elf.ElfError(f"{device.thing} lost its connection to {self.endpoint}", "check the network")
+        error = ElfError(f"{device.thing} lost its connection to {self.endpoint}", "check the network")
         self.worker.count("DISCONNECT", self.endpoint, None, error=error)
 
     def on_connection_resumed(self, device: elf.Device, after_s: float) -> None:
         self.worker.count_connect("RECONNECT", self.endpoint, after_s)
 
-    def on_refused(self, device: elf.Device, refusal: elf.Refusal) -> None:
+    def on_refused(self, device: elf.Device, refusal: Refusal) -> None:
         facts = (refusal.thing, refusal.endpoint, refusal.action, refusal.subject)
         self.worker.runner.send_message("elf-refused", (id(self), facts))
 
@@ -549,7 +548,7 @@ class Thing(User, elf.DeviceListener):
         self.worker.count("RECEIVE", self.heard, None, error=error)
 
     def count_published(self, number: int, took_s: float | None, lost: bool = False) -> None:
-        error = elf.ElfError("1 message lost", "check the network") if lost else None
+        error = ElfError("1 message lost", "check the network") if lost else None
         self.worker.count("PUBLISH", self.published, took_s, self.sizes.pop(number, 0), error)
 
     def fail(self, kind: str, name: object, error: Exception) -> None:

@@ -52,6 +52,8 @@ from obstacles import (
 )
 from program import constant
 
+from iot_elf.errors import how_to_install
+
 # A thread's traceback on the terminal is no explanation either.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -1267,7 +1269,7 @@ def test_packages_are_installed_in_a_virtual_environment_for_others_may_be_refus
     limits(POSIX=posix, HERE=Path("/elf"))
     monkeypatch.setattr(sys, "executable", python)
     monkeypatch.setattr(sys, "base_prefix", base)
-    assert module.how_to_install("requirements.txt").startswith(says)
+    assert how_to_install("requirements.txt").startswith(says)
 
 
 @posix_only

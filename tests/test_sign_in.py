@@ -24,6 +24,8 @@ import pytest
 from harness import PATIENCE_S, SECRET, SESSION_TOKEN, Account, AwsService, Elf, InProcess
 from program import constant
 
+from iot_elf.errors import cause_and_remedy
+
 ROLE = "arn:aws:iam::123456789012:role/elf"
 USER = "arn:aws:iam::123456789012:user/elf"
 KEYS = f"aws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = {SECRET}\n"
@@ -446,7 +448,7 @@ def test_every_error_of_aws_iot_is_explained(module: ModuleType) -> None:
     declared = {shape.name for name in constant("QUOTAS") for shape in model.operation_model(name).error_shapes}
     for code in {*COMMON, *MALFORMED, *declared}:
         error = botocore.exceptions.ClientError({"Error": {"Code": code, "Message": "No."}}, "CreateThing")
-        cause, remedy = module.cause_and_remedy(error)
+        cause, remedy = cause_and_remedy(error)
         assert "unexpected" not in cause
         assert remedy
         assert (code in constant("FAILURE_OF")) == (code not in (*MALFORMED, *ELSEWHERE)), code

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a failure is called, what is wrong, and what to do."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import re
+import sys
+from collections.abc import Mapping
+
+from iot_elf import defaults
+from iot_elf.text import detail_log, listed, log, plural
+
+_CONTINUE = "run the same command again in a minute to continue"
+_CHECK_NETWORK = "check the network, proxy and firewall, --region and --endpoint-url"
+_LOGIN_PAGE = "probably the login page of a network or proxy: sign in there, or check --endpoint-url"
+RECREATE = "`elf.py clean` and `elf.py create` recreate the fleet"
+RESTORE_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {RECREATE}"
+SEE_ABOVE = "see the lines above"
+_CHECK_CREDENTIALS = "check the credentials with `aws sts get-caller-identity`"
+# What libraries raise, by AWS error code, class or errno (the most specific counts): what is wrong, and what to do.
+# {error} is its message. docs/troubleshooting.md has all of them.
+FAILURES: Mapping[str, tuple[str, str]] = {
+    # botocore: credentials and configuration
+    "NoCredentialsError PartialCredentialsError": (
+        "AWS credentials are missing or incomplete: {error}",
+        "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
+        "or try ELF without an AWS account: `elf.py --local create`",
+    ),
+    "ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InvalidDefaultsMode "
+    "InvalidRetryConfigurationError InvalidProxiesConfigError InvalidIMDSEndpointError InvalidIMDSEndpointModeError "
+    "InvalidSTSRegionalEndpointsConfigError UnknownCredentialError UnsupportedSignatureVersionError": (
+        "the AWS configuration is not valid: {error}",
+        "choose one of `aws configure list-profiles` with --profile, or fix ~/.aws/config",
+    ),
+    "InfiniteLoopConfigError": ("profiles form a loop: {error}", "set a source_profile that has credentials"),
+    "BaseEndpointResolverError EndpointProviderError InvalidRegionError UnknownRegionError ServiceNotInRegionError "
+    "InvalidEndpointConfigurationError InvalidHostLabelError": (
+        "no endpoint for this region and configuration: {error}",
+        "check --region, and AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT",
+    ),
+    # Ways to sign in: botocore's classes and names of its providers, and what STS answers
+    "SSOError TokenRetrievalError NoAuthTokenError": ("not signed in to SSO: {error}", "sign in with `aws sso login`"),
+    "LoginError": ("not signed in with `aws login`: {error}", "sign in again: aws login"),
+    "RefreshWithMFAUnsupportedError": (
+        "the role's session has ended: {error}",
+        "run the same command again: it asks for a new MFA code",
+    ),
+    "WrongMfaCode": ("AWS refuses the MFA code: {error}", "use the next code, as each works once, or check mfa_serial"),
+    "InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
+        "AWS does not accept the web identity token: {error}",
+        "renew the file in AWS_WEB_IDENTITY_TOKEN_FILE or web_identity_token_file; check the role's trust policy",
+    ),
+    "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
+    "container-role EcsContainer": ("the container provides no credentials: {error}", "check its task's or pod's role"),
+    "Ec2InstanceMetadata iam-role": ("the EC2 instance provides no AWS credentials: {error}", "attach a role to it"),
+    "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK_CREDENTIALS),
+    "ExpiredTokenException ExpiredToken": ("the AWS credentials have expired: {error}", "set new ones, or sign in"),
+    "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
+        "AWS does not know these credentials: {error}",
+        f"{_CHECK_CREDENTIALS}; if they work there, the account has not enabled this region: choose another --region",
+    ),
+    "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature": (
+        "the AWS secret access key does not match the access key: {error}",
+        "set the access key and its secret again, with `aws configure` or in the environment",
+    ),
+    "OptInRequired RegionDisabledException": (
+        "the account has not enabled this region or service: {error}",
+        "enable it (AWS console, Account, AWS Regions), or choose another --region",
+    ),
+    # botocore: the way to AWS
+    "NameResolutionError": ("could not resolve the control plane's host name: {error}", _CHECK_NETWORK),
+    "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError "
+    "IncompleteReadError": ("could not reach the control plane: {error}", _CHECK_NETWORK),
+    "SSLError": (
+        "TLS to the control plane failed: {error}",
+        "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
+    ),
+    "ProxyConnectionError": (
+        "could not get through the proxy: {error}",
+        "check HTTPS_PROXY, its user and password, or bypass it with NO_PROXY=.amazonaws.com",
+    ),
+    "NotAwsError ResponseParserError": ("the server at the control plane's endpoint is not AWS IoT", _LOGIN_PAGE),
+    # AWS
+    "RequestTimeTooSkewed RequestExpired": (
+        "this machine's clock is wrong: {error}",
+        "set it (`timedatectl set-ntp true`, or the system's settings), and run the command again",
+    ),
+    "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException NotAuthorized": (
+        "AWS denies {action} to {who}: {error}",
+        "allow that user or role the action (IAM policy: docs/aws.md; to assume a role, check its trust policy)",
+    ),
+    "ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CONTINUE),
+    "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable "
+    "InternalException RequestAbortedException RequestTimeoutException": (
+        "AWS IoT had an internal error: {error}",
+        _CONTINUE,
+    ),
+    "LimitExceededException VersionsLimitExceededException ServiceQuotaExceededException": (
+        "the account's limit is reached: {error}",
+        "request an increase under Service Quotas in the AWS console, or delete what is not needed",
+    ),
+    "ResourceNotFoundException": (
+        "not found in AWS: {error}",
+        f"it was deleted by someone else, or this is another region or account; {RECREATE}",
+    ),
+    "InvalidRequestException ClientError": (
+        "AWS rejected the request ({name}): {error}",
+        "run the command again with --debug, and report what it shows",
+    ),
+    "DeleteConflictException CertificateStateException VersionConflictException": (
+        "AWS refuses to delete it: {error}",
+        "run the same command again later: AWS lists nothing else that uses it",
+    ),
+    # The system
+    "ELOOP": ("found a symbolic link in place of ELF's own file: {error}", "remove it, or use another --misc-dir"),
+    "ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space, then run the same command again"),
+    "FileNotFoundError": ("a file is missing: {error}", "restore it, or fix the setting that names it"),
+    "OSError": (
+        "operating system error: {error}",
+        "check the file, its owner and the disk, or choose another directory with --misc-dir",
+    ),
+    # Python
+    "ModuleNotFoundError MissingDependencyException DataNotFoundError ApiVersionNotFoundError": (
+        "a Python package is missing or incomplete: {error}",
+        "{install}, or run ELF with `uv run elf.py`",
+    ),
+    "Exception": ("unexpected {name}: {error}", "run the command again with --debug to see where it comes from"),
+}
+FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
+# After one of these, AWS has not acted on the call, and it may succeed if repeated.
+BUSY_ERRORS = frozenset(
+    "ThrottlingException TooManyRequestsException ServiceUnavailableException ServiceUnavailable InternalFailure "
+    "EndpointConnectionError ConnectTimeoutError".split()
+)
+# After one of these, the same call for another thing would fail too.
+FATAL_FOR_ALL = frozenset(
+    "ExpiredTokenException ExpiredToken UnrecognizedClientException InvalidClientTokenId InvalidSignatureException "
+    "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError SSOError LoginError "
+    "RefreshWithMFAUnsupportedError EndpointConnectionError LimitExceededException OSError".split()
+)
+# The services of the calls by which botocore gets credentials, and of the one that says whose they are.
+SIGN_IN_OPERATIONS = dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts")
+SIGN_IN_OPERATIONS["GetRoleCredentials"] = "sso"
+# What AWS's answer means where its code does not say it: patterns of "operation code message"; the first counts.
+ERROR_MEANINGS = (
+    (".*MultiFactorAuthentication failed", "WrongMfaCode"),
+    (r"\S* (InvalidSignatureException|SignatureDoesNotMatch) .*(expired|not yet current)", "RequestTimeTooSkewed"),
+    ("AssumeRoleWithWebIdentity ExpiredToken", "InvalidIdentityToken"),
+    (r"(AssumeRole|GetRole)\S* (ResourceNotFound|InvalidRequest|Validation)", "InvalidConfigError"),  # of the profile
+    (r"\S* InvalidRequestException .*attached", "DeleteConflictException"),  # as DeleteThing has it
+    (r"\S* ([1-4]..|511) ", "NotAwsError"),  # an HTTP status alone: no answer of AWS IoT's; 511 is a login page's
+    (r"\S* \d+ ", "InternalFailure"),
+)
+
+
+class ElfError(Exception):
+    """A failure that ELF finds: one line says what is wrong, another what to do."""
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause, remedy)
+        self.cause, self.remedy = cause, remedy
+
+
+class UsageError(ElfError):
+    """A topic or a message that can never be valid: wrong usage, exit status 2."""
+
+
+class NotAwsError(ElfError):
+    """The answer did not come from AWS IoT."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(f"the server at {endpoint} is not AWS IoT", _LOGIN_PAGE)
+
+
+def error_names(error: BaseException) -> list[str]:
+    """Return the names that FAILURES may have for an error: AWS code, errno, cause, class; the most specific first."""
+    names = [kind.__name__ for kind in type(error).__mro__]
+    if isinstance(error, OSError) and error.errno:
+        names.insert(0, errno.errorcode.get(error.errno, ""))
+    if isinstance(cause := getattr(error, "kwargs", {}).get("error"), Exception):  # botocore's, from urllib3
+        names.insert(0, type(cause).__name__)
+    if provider := getattr(error, "kwargs", {}).get("provider"):  # of credentials
+        names.insert(0, provider)
+    if code := _answer(error).get("Code"):
+        said = f"{getattr(error, 'operation_name', '')} {code} {_message(error)}"
+        names.insert(0, next((name for pattern, name in ERROR_MEANINGS if re.match(pattern, said, re.DOTALL)), code))
+    return names
+
+
+def cause_and_remedy(error: BaseException) -> tuple[str, str]:
+    """Turn any failure into two lines: the cause and the remedy."""
+    error = bad_endpoint(error) or error
+    if isinstance(error, ElfError):
+        return error.cause, error.remedy
+    message = _message(error)
+    who = re.search(r"User: (\S+)", message)
+    action = re.search(r"to perform:? ([\w-]+:\w+)", message)
+    operation = getattr(error, "operation_name", "")
+    facts = {
+        "name": _answer(error).get("Code") or type(error).__name__,
+        "error": message,
+        "action": action[1] if action else f"{SIGN_IN_OPERATIONS.get(operation, 'iot')}:{operation}",
+        "who": who[1] if who else "these credentials",
+    }
+    cause, remedy = next(FAILURE_OF[name] for name in error_names(error) if name in FAILURE_OF)
+    if "{install}" in remedy:  # which looks for packages on the disk
+        facts["install"] = how_to_install("requirements.txt")
+    return cause.format(**facts), remedy.format(**facts)
+
+
+def bad_endpoint(error: BaseException) -> ElfError | None:
+    """Return what is wrong with the endpoint URL, without its password, if `error` is botocore's about it."""
+    if not (found := re.match("Invalid endpoint: (https?://)?([^/]*)", str(error))):
+        return None
+    cause = "is not valid" if found[1] else "does not start with http:// or https://"
+    if found[1] and "_" in found[2]:
+        cause = "has an underscore (_) in its host name, which botocore does not allow"
+    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
+
+
+def how_to_install(requirements: str) -> str:
+    """Return the command that installs a requirements file, also where the system's Python is read-only (PEP 668)."""
+    import importlib.util
+    import shlex
+
+    paths = sys.executable, str(defaults.HERE / requirements)
+    python, file = (shlex.quote(path) if defaults.POSIX else f'"{path}"' if " " in path else path for path in paths)
+    if sys.prefix != sys.base_prefix:  # in a virtual environment, of which uv's have no pip
+        pip = f"{python} -m pip install" if importlib.util.find_spec("pip") else f"uv pip install --python {python}"
+        return f"`{pip} -r {file}`"
+    base, python = (python, "venv/bin/python") if defaults.POSIX else ("py", r"venv\Scripts\python")
+    return f"`{base} -m venv venv; {python} -m pip install -r {file}`, then `{python} elf.py`"
+
+
+def _answer(error: BaseException) -> Mapping[str, str]:
+    """Return AWS's Code and Message, which a botocore ClientError carries."""
+    answer: Mapping[str, str] = (getattr(error, "response", None) or {}).get("Error", {})
+    return answer
+
+
+def _message(error: BaseException) -> str:
+    cause = getattr(getattr(error, "kwargs", {}).get("error"), "original_error", None)  # urllib3's, of a proxy
+    return _answer(error).get("Message") or str(error).rstrip(": ") + (f": {cause}" if cause else "")
+
+
+def log_failure(error: BaseException) -> tuple[str, str]:
+    """Log the cause and the remedy in a line each, with --debug the traceback too; return both."""
+    cause, remedy = cause_and_remedy(error)
+    log.error("%s", cause)
+    log.error("what to do: %s", remedy)
+    log.debug("traceback:", exc_info=error)
+    return cause, remedy
+
+
+class FailureReport:
+    """The things that failed: one line for the first of each cause at once; at the end how many, which, what to do."""
+
+    def __init__(self) -> None:
+        self.things: dict[str, tuple[str, tuple[str, ...]]] = {}  # by name: its remedy, and its key in _alike
+        self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without the thing's name
+
+    def add(self, thing: str, error: BaseException) -> None:
+        cause, remedy = cause_and_remedy(error)
+        ids = "[0-9a-f]{64}|(?<=<thing>-)[0-9a-f]{8}"  # of certificates and clients
+        shared = tuple(re.sub(ids, "…", text.replace(thing, "<thing>")) for text in (cause, remedy))
+        self.things[thing] = remedy, shared
+        self._alike[shared] += 1
+        if self._alike[shared] == 1 or detail_log.isEnabledFor(defaults.VERBOSE):
+            detail_log.error("%s", cause if cause.startswith(thing) else f"{thing}: {cause}")
+        log.debug("traceback:", exc_info=error)
+
+    def report(self, of: int) -> None:
+        """Log how many of the `of` things failed, which, and what to do."""
+        told: dict[str, dict[str, list[str]]] = {}
+        for thing, (remedy, shared) in self.things.items():
+            cause, remedy = shared if self._alike[shared] > 1 else ("", remedy)
+            told.setdefault(remedy, {}).setdefault(cause, []).append(thing)
+        for remedy, causes in told.items():
+            for cause, things in causes.items():
+                which = f"{cause} ({listed(things)})" if cause else listed(things)
+                log.error("%d of %s failed: %s", len(things), plural(of, "thing"), which)
+            log.error("what to do: %s", remedy)
+
+
+class Refusal(ElfError):  # noqa: N818 - AWS's word for it
+    """The broker refuses to let a thing connect, publish or subscribe, without a reason. AWS may know it."""
+
+    def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
+        """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
+        self.thing, self.endpoint, self.action, self.subject = thing, endpoint, action, subject
+        words = {
+            "iot:Connect": (
+                f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
+                "check its certificate and policy in the AWS IoT console (Security), or run the command again: "
+                "a recent change may not have taken effect yet",
+            ),
+            "iot:Publish": (
+                f"{thing} can't publish to {subject}: the broker closes the connection at each message, and "
+                "acknowledges none",
+                "check that its policy allows iot:Publish to that topic",
+            ),
+            "iot:Subscribe": (
+                f"{thing} can't subscribe to {subject}: the broker refuses it",
+                "check that its policy allows iot:Subscribe to that topic filter",
+            ),
+        }
+        super().__init__(*words[action])
