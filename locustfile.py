@@ -47,6 +47,7 @@ from werkzeug.datastructures import ImmutableMultiDict
 import elf
 from iot_elf import defaults
 from iot_elf.errors import ElfError, Refusal, cause_and_remedy, log_failure
+from iot_elf.events import EventQueue
 from iot_elf.text import detail_log, hide_environment, log, plural, printable, redacted
 
 SETTLE_S = 10.0  # how long the end of a run waits for acknowledgements
@@ -118,7 +119,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
     except argparse.ArgumentTypeError as error:
         raise ElfError(str(error), "see `python locustfile.py`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
-    cli.profile, cli.template, cli.events = options.aws_profile, options.template, elf.EventQueue()
+    cli.profile, cli.template, cli.events = options.aws_profile, options.template, EventQueue()
     if cli.template and not cli.json_message:
         raise ElfError("--template does nothing without --json-message", "name a file, as example-template.json is")
     cli.output_writer = elf.OutputWriter(cli.events)

@@ -15,6 +15,8 @@ import pytest
 from fault_proxy import CUT_BEFORE, THROTTLED, Answer, Fault, FaultProxy, aws_error
 from harness import Account, AwsService, Elf, InProcess, Limits
 
+from iot_elf.events import EventQueue
+
 ONCE = ("--duration", "0.01")
 STOPPED_WITHIN_S = 3.0  # less than ELF waits for calls under way at Ctrl-C
 IN_USE = {
@@ -281,7 +283,7 @@ def test_a_list_that_aws_leaves_out_is_empty(main: InProcess, elf: Elf, proxy: F
 def test_a_step_that_is_stopped_leaves_no_thread_behind(module: Any) -> None:
     """Threads wait for work without using the processor, and end with the loop."""
     before = threading.active_count()
-    inbox = module.EventQueue()
+    inbox = EventQueue()
     assert dict(module.run_parallel(inbox, range(50), lambda number: number * 2)) == {n: 2 * n for n in range(50)}
     assert threading.active_count() == before
 

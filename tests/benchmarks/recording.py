@@ -14,6 +14,7 @@ import table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import elf
+from iot_elf.events import EventQueue
 
 MEASURED = 300  # records
 
@@ -22,7 +23,7 @@ def cost_s(directory: Path, things: int) -> tuple[float, float]:
     """Record the last MEASURED of `things`; return seconds a record, and seconds to fold the journal in the end."""
     fleet = elf.Fleet(directory)
     fleet.claim()
-    inbox = elf.EventQueue()
+    inbox = EventQueue()
 
     def thing(number: int) -> elf.Thing:
         certificate_id = f"{number:064x}"
