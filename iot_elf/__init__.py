@@ -5,6 +5,7 @@ defaults      numbers and names that two modules need: AWS IoT's limits, and how
 text          words and numbers for people; the loggers; what may be printed, and what is secret
 errors        what a failure is called, what is wrong, and what to do
 events        what a command waits for: its things, Ctrl-C, a deadline
+storage       a directory that is claimed, locked, kept private and written without loss; its journal
 
 On demand:
 
