@@ -19,6 +19,7 @@ from fault_proxy import CUT_AFTER, HANG, INTERNAL_FAILURE, Fault, FaultProxy, de
 from harness import ANYTHING, ELF, PATIENCE_S, Account, AwsService, Elf, InProcess, Limits, client_of
 
 from iot_elf.events import EventQueue
+from iot_elf.state import Fleet
 
 ONCE = ("--duration", "0.01")
 STOPPED_WITHIN_S = 10.0  # the issue asks for 5; these machines are noisy
@@ -287,7 +288,7 @@ def test_a_journal_that_is_cut_off_anywhere_is_read_and_repaired(
         directory.mkdir(mode=0o700)
         (directory / "things.journal").touch(mode=0o600)
         (directory / "things.journal").write_text(journal[:cut])
-        fleet = module.Fleet(directory)
+        fleet = Fleet(directory)
         with fleet.held("create", exclusive=True, wait_s=0, events=EventQueue()):
             pass
         whole = sum(end <= cut for end in ends[1:])

@@ -13,22 +13,23 @@ from pathlib import Path
 import table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import elf
+from iot_elf import state
 from iot_elf.events import EventQueue
+from iot_elf.state import Fleet, Thing
 
 MEASURED = 300  # records
 
 
 def cost_s(directory: Path, things: int) -> tuple[float, float]:
     """Record the last MEASURED of `things`; return seconds a record, and seconds to fold the journal in the end."""
-    fleet = elf.Fleet(directory)
+    fleet = Fleet(directory)
     fleet.claim()
     inbox = EventQueue()
 
-    def thing(number: int) -> elf.Thing:
+    def thing(number: int) -> Thing:
         certificate_id = f"{number:064x}"
         arn = f"arn:aws:iot:us-west-2:000000000000:cert/{certificate_id}"
-        return elf.Thing(f"thing_{number}", arn, certificate_id, stage=elf.READY)
+        return Thing(f"thing_{number}", arn, certificate_id, stage=state.READY)
 
     with fleet.locked(inbox):
         for number in range(things - MEASURED):

@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet in misc/: its things, and where they are."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from iot_elf import defaults
+from iot_elf.errors import ElfError
+from iot_elf.events import EventQueue
+from iot_elf.storage import (
+    Journal,
+    StateDirectory,
+    make_private,
+    own_paths,
+    reading_json,
+    sync_directory,
+    write_private,
+)
+from iot_elf.text import by_number, listed, log, plural
+
+MAX_CALL_S = (
+    defaults.CALL_ATTEMPTS * (defaults.CONNECT_TIMEOUT_S + defaults.CALL_TIMEOUT_S)
+    + (defaults.CALL_ATTEMPTS - 1) * 20.0
+)  # botocore's pauses
+THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
+ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
+ARN = re.compile(r"(arn:[a-z0-9-]+:iot:[a-z0-9-]+:[0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
+PLACE_PATTERNS = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
+    "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
+    "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
+    "endpoint_url": re.compile(
+        r"https?://([a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+\])"
+        r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+        r"(/[^\s\x00-\x1f\x7f]*)?"
+    ),
+    "account": re.compile(r"[0-9]{12}"),
+    "data_endpoint": re.compile(r"[a-z0-9._-]{1,253}"),
+}
+CREATING, READY, CLEANING = "creating", "ready", "cleaning"
+# things.json keeps the original program's names; its key material is in the .pem, .pub and .prv files.
+_THING_KEYS = {
+    "certificate_arn": "certificateArn",
+    "certificate_id": "certificateId",
+    "policy_name": "elf_policy",
+    "policy_arn": "elf_policy_arn",
+    "stage": "elf_stage",
+    "certificate_requested_at": "elf_asked",
+}
+ROOTS_FILE = "amazon-root-ca.pem"
+_KEY_FILE = re.compile(r"[\w:+-]+_[0-9]+\.(pem|pub|prv)")
+
+
+class Thing(NamedTuple):
+    """A thing as things.json has it; what does not exist (any more) is None.
+
+    ELF records a request before it makes the call. So a thing that is CREATING and has no certificate may not exist, or
+    may be someone else's; and a certificate may have been made since
+    `certificate_requested_at`. What policy it has is known by its name.
+    """
+
+    name: str
+    certificate_arn: str | None = None
+    certificate_id: str | None = None
+    policy_name: str | None = None  # this and the next are set after AttachPolicy
+    policy_arn: str | None = None
+    stage: str = CREATING
+    certificate_requested_at: float | None = (
+        None  # time.time() when its certificate was requested, until the answer arrives
+    )
+
+
+class Place(NamedTuple):
+    """Where a fleet is."""
+
+    region: str | None = None
+    profile: str | None = None
+    endpoint_url: str | None = None  # of the control plane
+    account: str | None = None
+    data_endpoint: str | None = None  # describe_endpoint's answer, which differs for every account and region
+    local: bool = False
+    source: str | None = None  # of the credentials, as botocore names it; not recorded
+
+    def __str__(self) -> str:
+        if self.local:
+            return f"the embedded AWS IoT (--local), region {self.region}"
+        parts = {"region": self.region, "account": self.account, "profile": self.profile}
+        parts["credentials from"] = None if self.profile else self.source
+        parts["endpoint"] = None if ".amazonaws." in (self.endpoint_url or "") else self.endpoint_url
+        return ", ".join(f"{what} {value}" for what, value in parts.items() if value)
+
+    def checked(self) -> Place:
+        """Return it in lower case where AWS uses lower case. Raises ElfError for a value that is not valid."""
+        if "@" in (self.endpoint_url or ""):
+            raise ElfError(
+                "the endpoint URL contains a user name or password, which AWS does not use and ELF does not record",
+                "remove what is before the @ in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
+            )
+        lower: dict[str, Any] = {}
+        for key, pattern in PLACE_PATTERNS.items():
+            if (value := getattr(self, key)) is not None:
+                case = "" if key == "profile" else "(.*?://)?[^/]*"  # a URL's path may have capitals
+                lower[key] = re.sub(rf"\A{case}", lambda found: found[0].lower(), value)
+                if not pattern.fullmatch(lower[key]):
+                    raise ElfError(
+                        f"{value!r:.140} is not a valid {key.replace('_url', ' URL').replace('_', ' ')}",
+                        "check --region (one is us-west-2), --profile and --endpoint-url, and AWS's configuration",
+                    )
+        return self._replace(**lower)
+
+
+class UnansweredRequest(NamedTuple):
+    """A request for a certificate that got no answer: AWS may have made one between these times."""
+
+    since: float  # time.time()
+    until: float
+
+
+class ThingFiles(NamedTuple):
+    certificate: Path
+    public_key: Path
+    private_key: Path
+
+
+class RecordedFleet:
+    """The things, their files and where they are, as misc/ has them."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read `directory`, which need not exist yet. Raises ElfError if a file there is not ELF's."""
+        self.directory = directory
+        self.local_directory = directory / "local"
+        self._storage = StateDirectory(directory)
+        self.things_file = self._storage.things_file
+        self.reload()
+
+    def reload(self) -> None:
+        """Read what other commands have recorded."""
+        with reading_json(self._storage.elf_file, dict) as elf:
+            self.elf_id: str | None = elf.get("elf_id")
+            if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
+                raise ValueError("elf_id is not a URN of a UUID")
+            self.place = recorded_place(elf.get("fleet"))
+            self.was_local = elf.get("was_local") is True  # the last fleet, which is gone
+            self.unanswered = [UnansweredRequest(*map(recorded_time, call)) for call in elf.get("unanswered", [])]
+        self.things: dict[str, Thing] = {}
+        self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
+        with reading_json(self.things_file, list) as entries:
+            self._replay(entries)
+        with reading_json(self._storage.journal_file, list) as self._changes:
+            self._replay(self._changes)
+        self.things = {name: self.things[name] for name in sorted(self.things, key=by_number)}
+        if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
+            region, account = first.certificate_arn.split(":")[3:5]
+            self.place = Place(region=region, account=account)
+
+    def _replay(self, entries: Iterable[Any]) -> None:
+        for entry in entries:
+            if not isinstance(entry, dict) or len(entry) != 1:
+                raise ValueError("an entry is not an object with one thing's name")
+            ((name, recorded),) = entry.items()
+            if recorded is None:  # forgotten
+                self.things.pop(name, None)
+                self._key_material.pop(name, None)
+                continue
+            self.things[name] = recorded_thing(name, recorded)
+            if "keyPair" in recorded or "certificatePem" in recorded:
+                self._key_material[name] = recorded
+
+    @property
+    def ready(self) -> list[Thing]:
+        return [thing for thing in self.things.values() if thing.stage == READY]
+
+    def files(self, name: str) -> ThingFiles:
+        """Return a thing's files, with + for a colon, which Windows does not allow."""
+        return ThingFiles(*(self.directory / f"{name.replace(':', '+')}.{suffix}" for suffix in ("pem", "pub", "prv")))
+
+    def changed_s_ago(self) -> float:
+        """Return how many seconds ago the things last changed; infinity if that is unknown."""
+        try:
+            return max(0.0, time.time() - self.things_file.stat().st_mtime)
+        except OSError:
+            return math.inf
+
+    def has_local(self) -> bool:
+        """Return whether local/ belongs to an embedded AWS IoT."""
+        return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
+
+
+class Fleet(RecordedFleet):
+    """The fleet, to be locked and changed. Only this class changes misc/ (except misc/local/).
+
+    Every change is on disk, complete and readable only by its owner, before the method that makes it returns. Changes
+    to a thing are appended to the journal, which is merged into things.json when the command ends, or when the next one
+    starts.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Read `directory`, which need not exist yet. Raises ElfError if a file there is not ELF's."""
+        super().__init__(directory)
+        self._writing = threading.RLock()
+        self._journal: Journal | None = None  # while this fleet is being written
+
+    # Locking
+
+    @contextlib.contextmanager
+    def held(self, command: str, exclusive: bool, wait_s: float, events: EventQueue) -> Iterator[None]:
+        """Lock the directory until the block ends, `exclusive` or shared.
+
+        Raises ElfError, which names the commands that use it, after `wait_s` seconds; Interrupted.
+        """
+        with self._storage.lock(command, exclusive, wait_s, events) as is_writable:
+            self.reload()
+            if is_writable:
+                self._make_private()
+                if (
+                    self._changes
+                    or self._key_material
+                    or any(it.certificate_requested_at for it in self.things.values())
+                ):
+                    with self.locked(events):
+                        pass  # which repairs
+            yield
+
+    @contextlib.contextmanager
+    def locked(self, events: EventQueue) -> Iterator[None]:
+        """Lock the fleet for writing; read what others wrote, and repair what a crash left behind."""
+        if not self._storage.is_elfs:
+            yield
+            return
+        with self._storage.open_journal(events) as journal:
+            self.reload()
+            self._journal = journal
+            try:
+                self._repair(journal)
+                yield
+            finally:
+                with self._writing:  # a call that outlasts Ctrl-C may still record its answer
+                    self.merge_journal()
+                    self._journal = None
+
+    def claim(self) -> None:
+        """Make the directory, or make sure that it is empty or ELF's own. Raises ElfError if it is neither."""
+        paths = self._storage.make()
+        self.reload()  # after that: another create may be at work
+        if foreign := self._foreign(paths):
+            raise ElfError(
+                f"{self.directory} is not only ELF's: {listed(foreign)}",
+                "use a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
+            )
+        self._storage.is_claimed = True
+
+    def _file_names(self) -> set[str]:
+        """Return the names of the fleet's files that are not its state."""
+        return {path.name for name in self.things for path in self.files(name)} | {ROOTS_FILE if self.elf_id else ""}
+
+    def _foreign(self, paths: Sequence[Path]) -> list[str]:
+        """Return what of `paths` is not ELF's. Keys of things that ELF has forgotten do not count."""
+        known = _KEY_FILE if self.elf_id else None
+        names = self._storage.foreign(paths, self._file_names() | ({"local"} if self.has_local() else set()))
+        return [name for name in names if not (known and known.fullmatch(name))]
+
+    def _make_private(self) -> None:
+        paths = list(self.directory.iterdir())
+        whole = () if self._foreign(paths) else (self.directory,)
+        exposed = make_private((*own_paths(paths, self._file_names()), *whole))
+        if exposed and self.elf_id:  # not a new fleet's directory
+            log.warning("other users could read %s: made private", ", ".join(map(str, exposed)))
+
+    def _repair(self, journal: Journal) -> None:
+        """Recover what a run left behind that was killed, or could not write."""
+        if self._changes:
+            log.warning("recovered %s from a run that was interrupted", plural(len(self._changes), "change"))
+        self._storage.remove_unfinished(self._file_names() - {ROOTS_FILE})  # which `send` writes without a lock
+        asked = [at for thing in self.things.values() if (at := thing.certificate_requested_at)]
+        if asked:
+            known = {call.since for call in self.unanswered}
+            ended = [UnansweredRequest(since, min(time.time(), since + MAX_CALL_S)) for since in asked]
+            self.unanswered += [call for call in ended if call.since not in known]
+            self._save_elf()
+            self.things = {name: it._replace(certificate_requested_at=None) for name, it in self.things.items()}
+        if asked or self._changes or self._key_material:
+            self._save_things()
+        journal.clear()
+
+    def open(self) -> None:
+        """Make an ELF ID if there is none."""
+        import uuid
+
+        verb = "Read ELF ID from"
+        if self.elf_id is None:
+            self.elf_id, verb = uuid.uuid4().urn, "Wrote new ELF ID to"
+            self._save_elf()
+        log.info("%s config: %s", verb, self.elf_id.removeprefix("urn:uuid:"))
+
+    # Recording
+
+    def record_place(self, place: Place) -> None:
+        """Record where the fleet is, until forget_place()."""
+        if place.local:
+            place = place._replace(endpoint_url=None)  # it may listen elsewhere after a restart
+        place = place._replace(source=None).checked()
+        with self._writing:
+            if place != self.place:
+                self.place, self.was_local = place, False
+                self._save_elf()
+
+    def record(self, thing: Thing, key_material: Mapping[str, Any] | None = None) -> Thing:
+        """Record `thing` in place of what was known of it. Any thread may call this.
+
+        `key_material` is CreateKeysAndCertificate's answer. The journal has it, in the same line as its certificate,
+        until the thing's files have it.
+        """
+        keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
+        with self._writing:
+            self._append({thing.name: {**thing_entry(thing), **keys}})
+            self.things[thing.name] = thing
+            if keys:
+                self._key_material[thing.name] = keys
+        if keys:
+            self._write_key_files(thing.name, keys)
+        return thing
+
+    def record_unanswered(self, thing: Thing) -> Thing:
+        """Record that the request for a thing's certificate got no answer."""
+        with self._writing:
+            self.unanswered.append(UnansweredRequest(thing.certificate_requested_at or time.time(), time.time()))
+            self._save_elf()
+        return self.record(thing._replace(certificate_requested_at=None))
+
+    def forget_unanswered(self, until: float = math.inf) -> None:
+        """Forget the requests without an answer that ended before `until`, a time.time()."""
+        if self.unanswered:
+            self.unanswered = [call for call in self.unanswered if call.until >= until]
+            self._save_elf()
+
+    def forget(self, thing: Thing) -> None:
+        """Remove a thing's files, if it had any, then the thing. Any thread may call this."""
+        if thing.certificate_id or thing.stage != CREATING:
+            for path in self.files(thing.name):
+                path.unlink(missing_ok=True)
+        with self._writing:
+            self._append({thing.name: None})
+            del self.things[thing.name]
+
+    def _append(self, change: Mapping[str, Any]) -> None:
+        if not self._journal:
+            raise RuntimeError("the fleet is not locked")
+        self._journal.append(change)
+
+    def merge_journal(self) -> bool:
+        """Merge the journal into things.json, and empty it; return False if the journal has to keep it."""
+        with self._writing:
+            if self._journal and not self._journal.is_empty:
+                try:
+                    self._save_things()
+                    self._journal.clear()
+                except OSError as error:
+                    log.debug("the journal keeps what can't be written now: %s", error)
+                    return False
+        return True
+
+    def forget_place(self) -> None:
+        """Forget where the fleet was, now that it is empty."""
+        if self.elf_id:
+            (self.directory / ROOTS_FILE).unlink(missing_ok=True)
+        if self.place:
+            self.was_local, self.place = self.place.local, None
+            self._save_elf()
+
+    def _save_things(self) -> None:
+        for name, keys in list(self._key_material.items()):  # which things.json will no longer have
+            if name in self.things:
+                self._write_key_files(name, keys, missing_only=self.things[name].stage == READY)
+        if not self.things:
+            self.things_file.unlink(missing_ok=True)
+            return
+        entries = [{name: thing_entry(self.things[name])} for name in sorted(self.things, key=by_number)]
+        write_private(self.things_file, json.dumps(entries, indent=2) + "\n")
+        sync_directory(self.directory)
+
+    def _write_key_files(self, name: str, recorded: Mapping[str, Any], missing_only: bool = False) -> None:
+        pair = recorded.get("keyPair") or {}
+        material = (recorded.get("certificatePem"), pair.get("PublicKey"), pair.get("PrivateKey"))
+        for path, text in zip(self.files(name), material, strict=True):
+            if isinstance(text, str) and not (missing_only and path.is_file()):
+                write_private(path, text)
+        sync_directory(self.directory)
+        self._key_material.pop(name, None)  # only now: until then the journal, or the original's things.json, keeps it
+
+    def _save_elf(self) -> None:
+        place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
+        parts = {"elf_id": self.elf_id, "fleet": place, "was_local": self.was_local, "unanswered": self.unanswered}
+        write_private(self._storage.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
+        sync_directory(self.directory)
+
+
+def recorded_place(recorded: Any) -> Place | None:
+    """Read where the fleet is. Raises ValueError and TypeError."""
+    if recorded is None:
+        return None
+    with contextlib.suppress(ElfError):
+        place = Place(
+            **{key: value for key, value in {**recorded}.items() if key in (*PLACE_PATTERNS, "local")}
+        ).checked()
+        if isinstance(place.local, bool):
+            return place
+    raise ValueError("fleet is not valid")
+
+
+def recorded_thing(name: str, recorded: Any) -> Thing:
+    """Read a thing. Raises ValueError."""
+    if not THING_NAME.fullmatch(name) or not isinstance(recorded, dict):
+        raise ValueError(f"{name[:140]!r} is not a valid thing")
+    thing = Thing(name, **{"stage": READY, **{field: recorded[k] for field, k in _THING_KEYS.items() if k in recorded}})
+    unknown = [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]
+    arn, certificate_id, policy, policy_arn, stage, asked = thing[1:]
+    match = ARN.fullmatch(arn) if isinstance(arn, str) else None
+    has_certificate = arn or certificate_id or stage == READY
+    own_policy_arn = f"{match[1]}:policy/{policy}" if match else None
+    for is_valid, what in (
+        (not unknown, repr(unknown[:1])[1:140]),
+        (isinstance(recorded.get("keyPair", {}), dict), "keyPair"),
+        (stage in (CREATING, READY, CLEANING), "the stage"),
+        (not has_certificate or (match and match[2] == certificate_id), "the certificate"),
+        (policy in (None, policy_name(name)) and policy_arn in (None, own_policy_arn), "the policy"),
+        (asked is None or recorded_time(asked), "the time"),
+    ):
+        if not is_valid:
+            raise ValueError(f"{what} of {name} is not valid")
+    return thing
+
+
+def recorded_time(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value < 1e11:
+        raise ValueError("a time is not valid")
+    return float(value)
+
+
+def thing_entry(thing: Thing) -> dict[str, Any]:
+    recorded = {key: getattr(thing, field) for field, key in _THING_KEYS.items()}
+    return {key: value for key, value in recorded.items() if value and value != READY}
+
+
+def policy_name(thing_name: str) -> str:
+    """Return a unique name for a thing's policy. It may not contain a colon (CreatePolicy, AWS IoT API reference)."""
+    if ":" not in thing_name:
+        return f"policy-{thing_name}"
+    import hashlib
+
+    digest = hashlib.sha256(thing_name.encode()).hexdigest()[:32]
+    return f"policy_{thing_name.replace(':', '-')[:88]}_{digest}"  # 128 characters at most
