@@ -7,6 +7,7 @@ errors        what a failure is called, what is wrong, and what to do
 events        what a command waits for: its things, Ctrl-C, a deadline
 storage       a directory that is claimed, locked, kept private and written without loss; its journal
 state         the fleet in misc/: its things, and where they are
+sign_in       boto3's session: credentials, STS, MFA
 
 On demand:
 
