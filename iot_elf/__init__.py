@@ -8,6 +8,7 @@ events        what a command waits for: its things, Ctrl-C, a deadline
 storage       a directory that is claimed, locked, kept private and written without loss; its journal
 state         the fleet in misc/: its things, and where they are
 sign_in       boto3's session: credentials, STS, MFA
+aws           boto3's client for AWS IoT: quotas, repetitions, many calls at a time
 
 On demand:
 

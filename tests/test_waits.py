@@ -15,6 +15,7 @@ import pytest
 from fault_proxy import CUT_BEFORE, THROTTLED, Answer, Fault, FaultProxy, aws_error
 from harness import Account, AwsService, Elf, InProcess, Limits
 
+from iot_elf.aws import run_parallel
 from iot_elf.events import EventQueue
 
 ONCE = ("--duration", "0.01")
@@ -284,7 +285,7 @@ def test_a_step_that_is_stopped_leaves_no_thread_behind(module: Any) -> None:
     """Threads wait for work without using the processor, and end with the loop."""
     before = threading.active_count()
     inbox = EventQueue()
-    assert dict(module.run_parallel(inbox, range(50), lambda number: number * 2)) == {n: 2 * n for n in range(50)}
+    assert dict(run_parallel(inbox, range(50), lambda number: number * 2)) == {n: 2 * n for n in range(50)}
     assert threading.active_count() == before
 
 

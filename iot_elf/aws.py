@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""boto3's client for AWS IoT: quotas, repetitions, many calls at a time."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iot_elf import defaults, errors, state
+from iot_elf.defaults import T
+from iot_elf.errors import ElfError, NotAwsError, error_names
+from iot_elf.events import EventQueue, Interrupted
+from iot_elf.sign_in import fetch_credentials, find_data_endpoint, open_session
+from iot_elf.state import Place, policy_name
+from iot_elf.storage import write_private
+from iot_elf.text import add_secret, listed, log
+
+# The same page, control-plane API: calls per second, account and region.
+QUOTAS: Mapping[str, float] = {
+    **dict.fromkeys(("CreateKeysAndCertificate", "UpdateCertificate", "DeleteCertificate", "DescribeCertificate"), 10),
+    **dict.fromkeys(("ListCertificates", "ListPrincipalThings", "ListThings", "DescribeEndpoint"), 10),
+    **dict.fromkeys(("CreatePolicy", "DeletePolicy", "DeletePolicyVersion", "ListPolicyVersions", "GetPolicy"), 10),
+    **dict.fromkeys(("AttachPolicy", "DetachPolicy", "ListAttachedPolicies"), 15),
+    **dict.fromkeys(("CreateThing", "DeleteThing", "AttachThingPrincipal", "DetachThingPrincipal"), 100),
+    "ListTargetsForPolicy": 10,
+    "ListThingPrincipals": 20,
+    "DescribeThing": 350,
+}
+VISIBLE_S = 10.0  # until all of AWS finds what was just made
+MAX_RETRY_PAUSE_S = 30.0  # pause of a thing that AWS is not ready for: 300 of them make 10 calls a second, a quota
+_REQUIRED_FIELDS = {  # what ELF reads of answers; botocore's model marks no field of them as required
+    "GetCallerIdentity": "Account",
+    "DescribeEndpoint": "endpointAddress",
+    "CreateKeysAndCertificate": "certificateArn certificateId certificatePem keyPair",
+    "DescribeThing": "thingArn",
+    "DescribeCertificate": "certificateDescription.status",
+    "GetPolicy": "policyDocument",
+    "ListThings": "things.thingName",
+    "ListCertificates": "certificates.certificateId certificates.certificateArn certificates.creationDate",
+    "ListAttachedPolicies": "policies.policyName",
+    "ListPolicyVersions": "policyVersions.versionId",
+}
+
+
+def limit_rate(hooks: Any, things_per_s: float, stopping: threading.Event) -> None:
+    """Keep each operation under its quota, for all threads, because other users share the account.
+
+    A second's worth of calls may go at once, as AWS's token buckets allow. If AWS still throttles an operation (someone
+    else uses the quota, or it is lower), the operation pauses for a second. Ctrl-C ends the wait.
+    """
+    lock, throttled = threading.Lock(), set[str]()
+    next_due: dict[str, float] = {}  # by operation: when the next call is due if calls are spread evenly
+
+    def wait(event_name: str, **_: object) -> None:
+        operation = event_name.rpartition(".")[2]
+        period_s = defaults.THINGS_PER_S / (QUOTAS[operation] * things_per_s)
+        with lock:
+            now = time.monotonic()
+            # 20 ms later than AWS's own count, so that no call arrives before its token.
+            due = max(next_due.get(operation, 0.0), now + 0.02)
+            next_due[operation] = due + period_s
+        stopping.wait(max(0.0, due - max(0.0, 1 - period_s) - now))
+
+    def slow_down(event_name: str, parsed_response: Mapping[str, Any] | None = None, **_: object) -> None:
+        if (parsed_response or {}).get("Error", {}).get("Code") == "ThrottlingException":  # HTTP 429 or 400
+            operation = event_name.rpartition(".")[2]
+            with lock:
+                if not throttled:
+                    log.warning("AWS throttles %s: slowing down", operation)
+                throttled.add(operation)
+                next_due[operation] = max(next_due.get(operation, 0.0), time.monotonic() + 2.0)  # a burst is 1 s
+
+    hooks.register("before-send.iot", wait)  # for each attempt of a call
+    hooks.register("response-received.iot", slow_down)
+
+
+def connect_control_plane(
+    place: Place,
+    events: EventQueue,
+    headers: Mapping[str, str],
+    things_per_s: float,
+    proxies: Mapping[str, str] | None,
+    ask_for_code: Callable[[str], str],
+) -> tuple[Any, Place]:
+    """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
+
+    Every request has `headers` (the embedded AWS IoT requires them) and goes through `proxies`, as open_session() has
+    them. After Ctrl-C, calls raise Interrupted before they are sent.
+    Returns the client, and the place completed from AWS's configuration and DescribeEndpoint.
+    Raises: ElfError when these credentials are for another account than the fleet's; botocore's errors; Interrupted.
+    """
+    session, place = open_session(place, proxies, ask_for_code)
+    hooks = session.events
+    hooks.register("after-call", _check_answer)
+    hooks.register("provide-client-params.iot", _log_call)
+    hooks.register_first("needs-retry", _raise_instead_of_retry)
+    if not place.local:
+        limit_rate(hooks, things_per_s, events.stopping)
+    credentials = fetch_credentials(session)
+    add_secret(*headers.values())
+    hooks.register("before-send.iot", lambda request, **_: request.headers.update(headers))
+    hooks.register_last("before-send.iot", events.check)
+    iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
+    _ = iot.exceptions  # two threads that make these at the same time get different classes, and catch only their own
+    place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
+    place = place._replace(data_endpoint=find_data_endpoint(session, iot, place)).checked()
+    if credentials and not place.local:
+        known = credentials.get_frozen_credentials().account_id or ""  # AWS_ACCOUNT_ID may be anything
+        account = place.account or (known if state.PLACE_PATTERNS["account"].fullmatch(known) else None)
+        place = place._replace(account=account, source=credentials.method)
+    return iot, place
+
+
+def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: object) -> None:
+    log.debug("AWS %s: HTTP %s %s", model.name, http_response.status_code, parsed.get("Error", {}).get("Code", ""))
+    # A list that is left out is empty; the other fields that ELF reads are required.
+    if http_response.status_code < 300 and model.output_shape:
+        lists = [name for name, shape in model.output_shape.members.items() if shape.type_name == "list"]
+        parsed.update({name: [] for name in lists if not parsed.get(name)})
+        for path in _REQUIRED_FIELDS.get(model.name, "").split():
+            field, dot, member = path.partition(".")
+            for found in parsed[field] if field in lists else [parsed.get(field)]:
+                if not (found.get(member) if found and dot else found):
+                    host = "/".join(http_response.url.split("/")[:3])
+                    raise NotAwsError(f"{host} (no {path} in its answer to {model.name})")
+
+
+def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
+    # ELF's calls contain no secrets. Answers, which may contain keys, are not logged.
+    log.debug("AWS %s(%s)", model.name, ", ".join(f"{key}={value}" for key, value in params.items()))
+
+
+def _raise_instead_of_retry(
+    response: tuple[Any, Any] | None, caught_exception: Exception | None, attempts: int, operation: Any, **_: object
+) -> None:
+    """Raise an error at once that botocore would retry, where ELF must not."""
+    from botocore.exceptions import ClientError
+
+    error = caught_exception
+    if response and response[0].status_code >= 300:
+        response[1]["ResponseMetadata"]["RetryAttempts"] = attempts - 1
+        error = ClientError(response[1], operation.name)
+    if error and (
+        # Each call that AWS may have acted on may have made a certificate, so ELF has to know of each; and one that
+        # waits in botocore, where Ctrl-C can't stop it, would count as sent.
+        operation.name == "CreateKeysAndCertificate"
+        # The first calls of a command fail quickly if AWS can't be reached; later ones wait for it.
+        or (operation.name in ("DescribeEndpoint", *errors.SIGN_IN_OPERATIONS) and caught_exception and attempts >= 3)
+        or error_names(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes
+    ):
+        raise error
+
+
+def may_have_arrived(error: Exception) -> bool:
+    """Return whether AWS may have acted on a call that ended with `error`."""
+    if status := (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode"):
+        return status in (500, 502, 504)  # 503 is an answer: not now
+    return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(error_names(error))
+
+
+class RetryLater(Exception):  # noqa: N818 - it passes
+    """Ends a step that AWS is not ready for: run_parallel() calls `again`, then the step, for up to `limit_s` in all.
+
+    After that time the step fails with AWS's answer, `error`.
+    """
+
+    def __init__(self, error: Exception, limit_s: float, reason: str, again: Callable[[], Any] | None = None) -> None:
+        super().__init__(error)
+        self.error, self.limit_s, self.again = error, limit_s, again
+        self.reason = f"{getattr(error, 'operation_name', 'AWS')}: {reason}"
+
+
+def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
+    """Run a step for many things in parallel; yield each thing with its result, or with the exception of its step.
+
+    A step that raises RetryLater is repeated after a pause, longer each time: it must be safe to repeat. After an error
+    that all others would get too, no more are started. Raises Interrupted on Ctrl-C, once the running calls have
+    finished and are recorded, or STOP_S seconds later.
+    """
+    from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+    pool = ThreadPoolExecutor(defaults.CALLS_IN_FLIGHT)
+    resting: list[tuple[float, int, Callable[[], Any] | None]] = []  # a heap, by time.monotonic()
+    since: dict[tuple[str, int], float] = {}  # by reason and number: when AWS refused it first
+
+    def take(number: int, first: Callable[[], Any] | None = None) -> None:
+        try:
+            if first:
+                first()
+            events.put((number, step(things[number])))
+        except BaseException as error:
+            events.put((number, error))
+
+    under_way: list[Future[None]] = [pool.submit(take, number) for number in range(len(things))]
+    left = len(things)
+    try:
+        while left:
+            event = events.get(deadline=resting[0][0] if resting else math.inf)
+            if event is None:
+                under_way.append(pool.submit(take, *heapq.heappop(resting)[1:]))
+                continue
+            number, result = event
+            if isinstance(result, RetryLater):
+                if all(reason != result.reason for reason, _ in since):
+                    log.info("%s: trying again for up to %g s", result.reason, result.limit_s)
+                now = time.monotonic()
+                waited_s = now - since.setdefault((result.reason, number), now)
+                if waited_s < result.limit_s:
+                    rest_s = min(max(waited_s, 1.0), MAX_RETRY_PAUSE_S, result.limit_s - waited_s)
+                    heapq.heappush(resting, (now + rest_s, number, result.again))
+                    continue
+                result = result.error
+            left -= 1
+            yield things[number], result
+            if isinstance(result, Exception) and not errors.FATAL_FOR_ALL.isdisjoint(error_names(result)):
+                left -= len(resting) + sum(not future.cancelled() and future.cancel() for future in under_way)
+                resting.clear()
+    except Interrupted:
+        log.warning("stopping (up to %g s); press Ctrl-C again to stop now", defaults.STOP_S)
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(
+            wait=not wait([future for future in under_way if not future.cancelled()], defaults.STOP_S).not_done
+        )
+
+
+def run_in_thread(events: EventQueue, call: Callable[[], T]) -> T:
+    """Make a call in a thread, and return or raise what it does; Ctrl-C does not wait for it."""
+    ((_, result),) = run_parallel(events, [""], lambda _: call())
+    if isinstance(result, BaseException):
+        raise result
+    return result  # type: ignore[no-any-return]
+
+
+def concurrently(*calls: Callable[[], Any]) -> list[Any]:
+    """Make independent calls at the same time, and return their answers. Raises what the first that failed raised."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        answers = [pool.submit(call) for call in calls]
+    return [answer.result() for answer in answers]
+
+
+def unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
+    """Return the answer to a call, or None if AWS answers ResourceNotFoundException."""
+    try:
+        return call(**parameters)
+    except Exception as error:
+        if error_names(error)[0] != "ResourceNotFoundException":
+            raise
+        return None
+
+
+def other_users(iot: Any, name: str, certificates: set[str], **what: str) -> set[str] | None:
+    """Ask AWS what else uses a thing, its policy or its certificate, which may still count as attached to each other.
+
+    Returns None if edits of a policy had made more versions of it, which AWS requires to be deleted first: they are.
+    """
+    if "thingName" in what:
+        return {*iot.list_thing_principals(**what)["principals"]} - certificates
+    if "policyName" in what:
+        targets = {*iot.list_targets_for_policy(**what)["targets"]} - certificates
+        versions = [] if targets else iot.list_policy_versions(**what)["policyVersions"]
+        edits = [version["versionId"] for version in versions if not version["isDefaultVersion"]]
+        for version in edits:
+            unless_gone(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
+        return None if edits else targets
+    (arn,) = certificates
+    return users_of(iot, arn) - {f"thing {name}", f"policy {policy_name(name)}"}
+
+
+def users_of(iot: Any, arn: str) -> set[str]:
+    """Ask AWS for the things and policies that a certificate is attached to."""
+    things = {f"thing {name}" for name in iot.list_principal_things(principal=arn)["things"]}
+    return things | {f"policy {name}" for name in policies_of(iot, arn)}
+
+
+def policies_of(iot: Any, arn: str | None) -> list[str]:
+    """Ask AWS for the names of a certificate's policies: none if there is no such certificate (any more)."""
+    answer = unless_missing(iot.list_attached_policies, target=arn) if arn else None
+    return [policy["policyName"] for policy in answer["policies"]] if answer else []
+
+
+def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
+    """Make a call that needs what was just made. Raises RetryLater if AWS does not find it yet; botocore's errors."""
+    try:
+        call(**parameters)
+    except Exception as error:
+        if error_names(error)[0] != "ResourceNotFoundException":
+            raise
+        again = functools.partial(once_visible, call, **parameters)
+        raise RetryLater(error, VISIBLE_S, "not visible in AWS yet", again) from error
+
+
+def unless_gone(
+    call: Callable[..., Any], others: Callable[..., set[str] | None] | None = None, **parameters: Any
+) -> None:
+    """Make a call that deletes or detaches something; what is not there, or not known (None), counts as done.
+
+    AWS is distributed: "it can take up to five minutes after a policy is detached before it's ready to be deleted"
+    (DetachPolicy, AWS IoT API reference); of a certificate, DetachThingPrincipal says "several seconds".
+    Raises ElfError if `others`, which asks AWS, finds another user of it, else RetryLater; botocore's errors.
+    """
+    if None in parameters.values():
+        return
+    try:
+        call(**parameters)
+    except Exception as error:
+        name = error_names(error)[0]
+        # UpdateCertificate's CertificateStateException: it is REVOKED, and stays so.
+        if name == "ResourceNotFoundException" or (name == "CertificateStateException" and not others):
+            return
+        if name not in ("DeleteConflictException", "CertificateStateException") or not others:
+            raise
+        if users := others(**parameters):
+            raise ElfError(
+                f"AWS refuses to delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
+                "detach it there if nobody needs it, then run the same command again",
+            ) from error
+        again = functools.partial(unless_gone, call, others, **parameters)
+        if users is not None:
+            raise RetryLater(error, defaults.CONSISTENCY_S, "still attached according to AWS", again) from error
+        again()
+
+
+def write_amazon_roots(directory: Path) -> Path:
+    """Write the root certificates of AWS IoT's endpoints to a file, and return its path.
+
+    https://docs.aws.amazon.com/iot/latest/developerguide/server-authentication.html lists them: Amazon Root CA 1 to 4,
+    cross-signed by Starfield Services Root Certificate Authority - G2. botocore contains them; a distribution's
+    botocore may use the system's instead.
+    """
+    import ssl
+
+    import botocore
+
+    bundle = Path(botocore.__file__).with_name("cacert.pem")
+    context = ssl.create_default_context(cafile=bundle if bundle.exists() else None)
+    text = ""
+    for der, about in zip(context.get_ca_certs(binary_form=True), context.get_ca_certs(), strict=True):
+        name = dict(itertools.chain(*about["subject"])).get("commonName", "")
+        if name.startswith(("Amazon Root CA", "Starfield Services Root Certificate Authority")):
+            text += ssl.DER_cert_to_PEM_cert(der)
+    if not text:
+        raise ElfError(
+            "neither botocore nor this system has the Amazon root certificates",
+            "download https://www.amazontrust.com/repository/AmazonRootCA1.pem and use it with --root-cert",
+        )
+    path = directory / state.ROOTS_FILE
+    if not path.exists() or path.read_text(encoding="ascii") != text:
+        write_private(path, text)
+    return path
