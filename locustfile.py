@@ -45,9 +45,10 @@ from locust.runners import STATE_INIT, STATE_RUNNING, STATE_SPAWNING, MasterRunn
 from werkzeug.datastructures import ImmutableMultiDict
 
 import elf
-from iot_elf import defaults
+from iot_elf import defaults, messages
 from iot_elf.errors import ElfError, Refusal, cause_and_remedy, log_failure
 from iot_elf.events import EventQueue
+from iot_elf.messages import Message
 from iot_elf.text import detail_log, hide_environment, log, plural, printable, redacted
 
 SETTLE_S = 10.0  # how long the end of a run waits for acknowledgements
@@ -73,7 +74,7 @@ OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
         elf.number_between("a share from 0 to 1", 0, 1),
         "share of the things, 0 to 1, that listen instead",
     ),
-    ("json-message", None, str, f"file of a JSON object, or {elf.JSONL_SUFFIX} of many, that each worker has"),
+    ("json-message", None, str, f"file of a JSON object, or {messages.JSONL_SUFFIX} of many, that each worker has"),
     ("root-cert", None, str, "root certificates of the broker, a file that each worker has (default: Amazon's)"),
     (
         "proxy",
@@ -150,7 +151,7 @@ def admit(cli: Cli, users: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def all_messages(cli: elf.Cli) -> list[elf.Message]:
+def all_messages(cli: elf.Cli) -> list[Message]:
     """Return what each thing says, over and over. Raises ElfError, and the OSError of a file that can't be read."""
     if not cli.fleet.things:
         raise ElfError(f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it with --misc-dir")

@@ -14,6 +14,8 @@ from types import ModuleType
 import pytest
 from harness import ROOT, Account, AwsService, Client, Elf, Heard, InProcess, Limits, Pair, Relay, client_of
 
+from iot_elf.messages import PayloadBuilder
+
 ONCE = ("--duration", "0.01")
 
 
@@ -161,7 +163,7 @@ def test_an_object_goes_out_as_its_text_was_with_the_time_before_its_last_brace(
 ) -> None:
     """What is published is the payload's bytes, as other tests of this page see."""
     before_ms = time.time_ns() // 1_000_000
-    payload = module.PayloadBuilder.of_object(text.encode()).payload(topic, "thing_0", 1).decode()
+    payload = PayloadBuilder.of_object(text.encode()).payload(topic, "thing_0", 1).decode()
     after_ms = time.time_ns() // 1_000_000
     head, brace, tail = text.rpartition("}")
     if "things" in topic or not put_in:

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Payloads, files of messages, topics."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+from iot_elf import defaults
+from iot_elf.errors import ElfError, UsageError
+from iot_elf.events import EventQueue
+from iot_elf.text import log
+
+ADDED_MEMBERS = frozenset(("ts", "thing", "seq", "run"))  # members that ELF adds; all but the first with --sequence
+JSONL_SUFFIX = ".jsonl"  # the suffix of a file with one message per line
+LINE_SUFFIXES = (JSONL_SUFFIX, ".ndjson")  # in any case
+MAX_TOPIC_BYTES = 256
+MAX_TOPIC_SLASHES = 7
+# The same page: the slashes and bytes of these do not count. Its limit of slashes forbids a command's answer with a
+# format, but the page of reserved topics has that topic: here its prefix does not count either.
+UNCOUNTED_PREFIX = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
+# https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: the $aws/ topics that clients may publish
+# to. For any other topic that begins with $, AWS closes the connection.
+# It leaves out those of two services: greengrass/v2/developerguide/device-auth.html (its minimal policy) and
+# iot-fleetwise/latest/developerguide/reserved-topics.html, whose vehicles answer commands in protobuf.
+PUBLISHABLE_TOPICS = (  # not compiled for --help
+    r"\$aws/(rules/.+"
+    r"|things/[^/]+/shadow/(name/[^/]+/)?(get|update|delete)"
+    r"|things/[^/]+/jobs/(get|start-next|[^/]+/(get|update))"
+    r"|things/[^/]+/defender/metrics/(json|cbor)"
+    r"|things/[^/]+/greengrass(v2)?/health/json"
+    r"|things/[^/]+/streams/[^/]+/(describe|get)/(json|cbor)"
+    r"|certificates/(create|create-from-csr)/(json|cbor)"
+    r"|provisioning-templates/[^/]+/provision/(json|cbor)"
+    r"|device_location/[^/]+/get_position_estimate"
+    r"|commands/(things|clients)/[^/]+/executions/[^/]+/response(/(json|cbor|protobuf))?"
+    r"|iotfleetwise/vehicles/[^/]+/(checkins|signals|command/response|last_known_states/data))"
+)
+MAX_SUBSCRIPTIONS = 50  # a connection
+
+
+def utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError("the message or topic is not UTF-8", "use UTF-8, which MQTT requires") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+# In JSON (RFC 8259) numbers can have any size; their values do not matter here.
+_JSON_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=_refuse_constant)
+
+
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text. Raises ValueError, and UsageError if it nests too deep for Python's decoder."""
+    try:
+        return _JSON_DECODER.decode(text)
+    except RecursionError:
+        raise UsageError("the JSON object nests too deep", "send it as is with --raw, or a flatter one") from None
+
+
+def is_reserved_topic(topic: str) -> bool:
+    return topic.startswith("$") and not topic.startswith("$aws/rules/")
+
+
+class Message(Protocol):
+    """What the things send."""
+
+    def payload(self, topic: str, thing: str, number: int) -> bytes:
+        """Return what a thing publishes as its message `number`. Raises UsageError, ValueError."""
+
+
+class PayloadBuilder(NamedTuple):
+    """What the things send: `text` as given, and the JSON object that it is, or that has it as its msg."""
+
+    text: bytes
+    before: bytes = b""  # the object's text up to where members are added; empty: `text` goes to all topics
+    after: bytes = b""
+    has: frozenset[str] = frozenset()  # of ADDED
+    run: str = ""  # that its messages name, beside the thing and their number; none: neither
+
+    @classmethod
+    def of_object(cls, text: bytes) -> PayloadBuilder:
+        """Make one of a JSON object's text. Raises ValueError if it is not one, UsageError if it nests too deep."""
+        text = text.removeprefix(codecs.BOM_UTF8)
+        members = parse_json(text.decode("utf-8"))
+        if not isinstance(members, dict):
+            raise ValueError("it is not a JSON object")
+        brace = text.rindex(b"}")
+        return cls(text, text[:brace] + (b", " if members else b""), text[brace:], ADDED_MEMBERS & members.keys())
+
+    @classmethod
+    def of_any(cls, text: bytes) -> PayloadBuilder:
+        """Make one of a JSON object's text, or of any other text. Raises UsageError if it is not UTF-8."""
+        with contextlib.suppress(ValueError):
+            return cls.of_object(text)
+        return cls.of_text(text)
+
+    @classmethod
+    def of_text(cls, text: bytes) -> PayloadBuilder:
+        """Make one of any text. Raises UsageError if it is not UTF-8."""
+        msg = text.decode("utf-8", errors="surrogateescape")
+        return cls.of_object(utf8(json.dumps({"msg": msg}, ensure_ascii=False)))._replace(text=text)
+
+    def payload(self, topic: str, thing: str, number: int) -> bytes:
+        """Return what a thing publishes as its message `number`. Raises UsageError if it is too long for AWS IoT.
+
+        AWS's own topics get only what the user gave; Basic Ingest topics lead to the user's rules.
+        """
+        payload, members = self.text, []
+        if self.before and not is_reserved_topic(topic):
+            if "ts" not in self.has:
+                now_ms = time.time_ns() // 1_000_000  # and not later than now
+                members.append(f'"ts": "{now_ms // 1000}.{now_ms % 1000:03}"')
+            if self.run:
+                members.append(f'"thing": "{thing}", "seq": {number}, "run": "{self.run}"')
+        if members:
+            payload = self.before + ", ".join(members).encode() + self.after
+        if len(payload) > defaults.MAX_PAYLOAD_BYTES:
+            cause = f"the message is too long: {len(payload)} bytes, and AWS IoT allows 128 KiB"
+            raise UsageError(cause, "send a shorter one")
+        return payload
+
+
+def begins_object(line: bytes) -> bool:
+    return line.lstrip().startswith(b"{")
+
+
+class Line(NamedTuple):
+    """An event: a line of the input is a message, or an error; with neither, the input has ended."""
+
+    message: Message | None = None
+    error: Exception | None = None
+    number: int = 0
+    at: float = 0.0  # time.monotonic()
+
+
+def is_line_file(path: Path | None) -> bool:
+    return path is not None and (str(path) == "-" or path.suffix.lower() in LINE_SUFFIXES)
+
+
+def read_message_file(path: Path, compose: Callable[[bytes], Message]) -> Iterator[Line]:
+    """Yield the message that a whole file is, or why it is none. Raises UsageError."""
+    log.debug("reading %s", path)
+    try:
+        with path.open("rb") as file:
+            text = file.read(defaults.MAX_FILE_BYTES + 1)
+        if len(text) > defaults.MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"it is larger than {defaults.MAX_FILE_BYTES >> 20} MiB")
+        yield Line(compose(text))
+    except (OSError, ValueError) as error:
+        yield Line(error=error)
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, or of - (standard input). A line that is too long is cut."""
+    with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
+        while text := file.readline(defaults.MAX_PAYLOAD_BYTES + 2):
+            rest = text
+            while rest and not rest.endswith(b"\n"):
+                rest = file.readline(defaults.MAX_PAYLOAD_BYTES)
+            yield text.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def parse_lines(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
+    """Yield the messages of lines, one each, then an empty Line. Empty lines count only if they are `raw`.
+
+    A line that begins a JSON object and is not one is refused, and with it those that follow, up to the next object;
+    all of them have the same error.
+    """
+    broken: UsageError | None = None
+    try:
+        for number, line in enumerate(lines, 1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 and not raw else line
+            if not (raw or text.strip()):
+                continue
+            try:
+                if len(text) > defaults.MAX_PAYLOAD_BYTES:
+                    raise UsageError("the line is too long: AWS IoT allows 128 KiB", "send shorter ones")
+                message = None if broken and not begins_object(text) else compose(text)
+            except UsageError as error:
+                yield Line(None, error, number)
+                continue
+            except ValueError as error:
+                message = None
+                where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+                cause = f"it begins a JSON object and is not one ({getattr(error, 'msg', error)}{where})"
+                remedy = "write each message on one line (`jq -c`): what follows is refused up to the next object"
+                broken = broken or UsageError(cause, remedy)
+            broken = None if message else broken
+            yield Line(message, broken, number, time.monotonic())
+    except OSError as error:
+        yield Line(error=error)
+    else:
+        yield Line()
+
+
+def first_message(path: Path, lines: Iterator[Line]) -> Line:
+    """Return the first message of a file. Raises ElfError."""
+    first = next(lines)
+    if first.message:
+        return first
+    reason: object = first.error or "it contains no message"
+    remedy = (
+        f"use a UTF-8 file with a JSON object (see example.json), or a {JSONL_SUFFIX} file with one message per line"
+    )
+    if isinstance(reason, ElfError):
+        remedy, reason = reason.remedy, f"line {first.number} is not a message: {reason.cause}"
+    raise (ElfError if isinstance(reason, OSError) else UsageError)(
+        f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}", remedy
+    )
+
+
+def expand_topics(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
+    """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
+    base, more = (defaults.TOPIC_ROOT, "/{thing_name}") if append_thing_name else (default, "")
+    topics = [f"{base if topic is None else topic}{more}" for topic in given]
+    return [topic.replace("{thing_name}", thing_name) for topic in dict.fromkeys(topics)]
+
+
+def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False) -> None:
+    """Raise UsageError for a topic, or with `wildcards` a topic filter, at which AWS IoT closes the connection."""
+    for each_of_thing in topics.values():
+        if len(each_of_thing) > MAX_SUBSCRIPTIONS:
+            raise UsageError(
+                f"AWS IoT allows {MAX_SUBSCRIPTIONS} subscriptions per connection, not {len(each_of_thing)}",
+                "use fewer --topic options, or a wildcard",
+            )
+        for topic in each_of_thing:
+            if problem := topic_problem(topic, wildcards):
+                raise UsageError(f"{problem}: {topic[:300]!r}", "choose another with --topic")
+
+
+def topic_problem(topic: str, wildcards: bool) -> str | None:
+    """Return what is wrong with a topic, or with `wildcards` a topic filter; None if nothing is."""
+    levels = topic.split("/")
+    if not topic or "\0" in topic:
+        return "the topic is empty or contains a null character"
+    counted = UNCOUNTED_PREFIX.sub("", topic, count=1) if topic.startswith("$") else topic
+    if len(utf8(counted)) > MAX_TOPIC_BYTES:
+        return f"the topic is longer than AWS IoT's {MAX_TOPIC_BYTES} bytes"
+    if counted.count("/") > MAX_TOPIC_SLASHES:
+        return f"the topic has more than AWS IoT's {MAX_TOPIC_SLASHES} slashes"
+    if not wildcards and ("#" in topic or "+" in topic):
+        return "+ and # are for topic filters, not for a topic to publish to"
+    if "#" in topic[:-1] or any(level != wild and wild in level for level in levels for wild in "+#"):
+        return "in a topic filter, + must be a whole level, and # the last level"
+    if topic.startswith("$share/") and not re.fullmatch(r"\$share/[^/]+/.+", topic, re.DOTALL):
+        return "a shared topic filter has a group and a topic filter: $share/GROUP/FILTER"
+    if wildcards and topic.startswith("$aws/rules/"):
+        return "messages on this topic go to a rule, not to subscribers"
+    if not wildcards and topic.startswith("$") and not re.fullmatch(PUBLISHABLE_TOPICS, topic):
+        return "this topic is reserved: AWS IoT lets no client publish to it"
+    return None
+
+
+def answer_topics(topic: str, thing: str) -> list[str]:
+    """Return the topics on which AWS answers what a thing publishes to `topic`: two, if it is its own shadow's."""
+    shadow = rf"\$aws/things/{re.escape(thing)}/shadow/(name/[^/]+/)?(get|update|delete)"
+    return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
+
+
+def read_ahead(lines: Iterable[Line], events: EventQueue, asked: threading.Semaphore) -> None:
+    """Put lines into the events, one each time `asked` is released."""
+    for line in lines:
+        asked.acquire()
+        events.put(line)
