@@ -14,4 +14,5 @@ messages      payloads, files of messages, topics
 On demand:
 
 local_aws      the embedded AWS IoT: only with --local
+templates     messages from templates: only for `send --template`
 """
