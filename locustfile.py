@@ -49,6 +49,7 @@ from iot_elf import defaults, messages
 from iot_elf.errors import ElfError, Refusal, cause_and_remedy, log_failure
 from iot_elf.events import EventQueue
 from iot_elf.messages import Message
+from iot_elf.metrics import object_in, time_of_sending
 from iot_elf.text import detail_log, hide_environment, log, plural, printable, redacted
 
 SETTLE_S = 10.0  # how long the end of a run waits for acknowledgements
@@ -542,7 +543,7 @@ class Thing(User, elf.DeviceListener):
         self.worker.count("PUBLISH", self.published, None, error=error)
 
     def on_message(self, device: elf.Device, message: Any) -> None:
-        sent_at = None if message.retain else elf.time_of_sending(elf.object_in(message.payload))
+        sent_at = None if message.retain else time_of_sending(object_in(message.payload))
         took_s = None if sent_at is None else max(0.0, time.time() - sent_at)
         self.worker.count("RECEIVE", self.heard, took_s, len(message.payload))
 

@@ -17,6 +17,8 @@ from harness import AwsService, Client, InProcess, Limits, Pair, Relay
 from mqtt_proxy import DROP, REPEAT, REPEAT_LATER, SWAP, MqttProxy
 from obstacles import SUBSCRIBE, Broker, Peer, answer_to, publish
 
+from iot_elf.metrics import SequenceChecker
+
 RUN = 30  # messages of a thing
 SOUND = '{"thing": "%s", "seq": %d, "run": "%s"}'
 
@@ -239,7 +241,7 @@ def test_what_is_sent_while_nobody_hears_it_is_missing(
 def test_a_sender_is_remembered_as_a_range_and_its_gaps(module: ModuleType) -> None:
     """The figures are those of sets of all numbers, and what is remembered does not grow."""
     chance = random.Random(14)
-    arrivals = module.SequenceChecker()
+    arrivals = SequenceChecker()
     figures = {"missing": 0, "repeated": 0, "outOfOrder": 0}
     for run in range(200):
         numbers = sorted(chance.choices(range(1, 60), k=60), key=lambda number: number + chance.gauss(0, run % 7))
@@ -256,7 +258,7 @@ def test_a_sender_is_remembered_as_a_range_and_its_gaps(module: ModuleType) -> N
 
 def test_neither_a_day_nor_a_crowd_of_senders_takes_more_memory(module: ModuleType, limits: Limits) -> None:
     limits(MAX_SENDERS=100)
-    arrivals = module.SequenceChecker()
+    arrivals = SequenceChecker()
 
     def hear(runs: range, numbers: range) -> int:
         for number in numbers:
