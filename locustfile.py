@@ -50,6 +50,7 @@ from iot_elf.errors import ElfError, Refusal, cause_and_remedy, log_failure
 from iot_elf.events import EventQueue
 from iot_elf.messages import Message
 from iot_elf.metrics import object_in, time_of_sending
+from iot_elf.network import Endpoint, raise_descriptor_limit
 from iot_elf.text import detail_log, hide_environment, log, plural, printable, redacted
 
 SETTLE_S = 10.0  # how long the end of a run waits for acknowledgements
@@ -300,7 +301,7 @@ class Desk(Run):
         try:
             with opened_fleet(self.options) as cli:
                 things = len(elf.ready_things(cli.fleet))
-                environment.host = str(cli.mqtt_endpoint or elf.Endpoint(cli.place.data_endpoint or ""))
+                environment.host = str(cli.mqtt_endpoint or Endpoint(cli.place.data_endpoint or ""))
             self.options.num_users = self.options.num_users or things
             self.options.spawn_rate = self.options.spawn_rate or min(things, SPAWN_RATE)
         except Exception as error:
@@ -458,13 +459,13 @@ class Thing(User, elf.DeviceListener):
         self.worker.waiting[id(self)] = answer = AsyncResult()
         self.worker.runner.send_message("elf-take", id(self))
         self.duty = duty = answer.get()
-        self.endpoint = elf.Endpoint(*duty["endpoint"])  # until it is known by which proxy
+        self.endpoint = Endpoint(*duty["endpoint"])  # until it is known by which proxy
         gevent.sleep(duty["after_s"])
         self.began = time.monotonic()
         try:
             if self.worker.failure:
                 raise self.worker.failure
-            elf.raise_descriptor_limit(self.worker.runner.user_count)
+            raise_descriptor_limit(self.worker.runner.user_count)
             self.cli = self.worker.cli
             self.endpoint = self.endpoint.routed(defaults.NO_PROXY if self.cli.place.local else self.cli.proxy)
         except Exception as error:

@@ -11,6 +11,7 @@ sign_in       boto3's session: credentials, STS, MFA
 aws           boto3's client for AWS IoT: quotas, repetitions, many calls at a time
 messages      payloads, files of messages, topics
 metrics       the record of a run: totals, per thing, per second; latencies, missing numbers
+network       the broker's address, and proxies on the way there
 
 On demand:
 
