@@ -50,6 +50,7 @@ from iot_elf.errors import ElfError, Refusal, cause_and_remedy, log_failure
 from iot_elf.events import EventQueue
 from iot_elf.messages import Message
 from iot_elf.metrics import object_in, time_of_sending
+from iot_elf.mqtt import EventLoop
 from iot_elf.network import Endpoint, raise_descriptor_limit
 from iot_elf.text import detail_log, hide_environment, log, plural, printable, redacted
 
@@ -410,7 +411,7 @@ class Worker(Run):
 
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
-        self.loop = elf.EventLoop(self.fail, selector=GeventSelector())  # the system's, under gevent, is slow
+        self.loop = EventLoop(self.fail, selector=GeventSelector())  # the system's, under gevent, is slow
         self.waiting: dict[int, AsyncResult[dict[str, Any]]] = {}  # by the ID of the user
         self.users: dict[int, Thing] = {}  # the same
         self.runner.register_message("elf-thing", self.pass_on)

@@ -12,6 +12,7 @@ aws           boto3's client for AWS IoT: quotas, repetitions, many calls at a t
 messages      payloads, files of messages, topics
 metrics       the record of a run: totals, per thing, per second; latencies, missing numbers
 network       the broker's address, and proxies on the way there
+mqtt          the device SDK's clients, all on one thread
 
 On demand:
 

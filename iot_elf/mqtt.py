@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device SDK's clients, all on one thread."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import heapq
+import itertools
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from iot_elf import defaults
+
+CHECK_INTERVAL_S = 5.0  # between checks whether a connection is alive
+CONNECTS_AT_ONCE = 16
+
+
+class EventLoop:
+    """The one thread that uses connections: it reads and writes when their sockets are ready, and calls what is due.
+
+    A second thread would corrupt a TLS connection that it used. Other threads use call_soon_threadsafe(), which
+    wakes it.
+    """
+
+    def __init__(
+        self, failed: Callable[[Exception], None], connects_per_s: float = defaults.CONNECTS_PER_S, selector: Any = None
+    ) -> None:
+        """Start; `failed` gets the error that ends it, which is a bug. `selector` replaces the system's."""
+        import selectors
+        import socket
+        from concurrent.futures import ThreadPoolExecutor
+
+        self._failed = failed
+        self.connects_per_s = connects_per_s
+        self._turn = 0.0  # time.monotonic() of the last connect
+        self.pool = ThreadPoolExecutor(CONNECTS_AT_ONCE)  # where connects block: a TLS handshake each
+        self.selector = selector or selectors.DefaultSelector()
+        self._calls: collections.deque[tuple[Callable[..., object], tuple[Any, ...]]] = collections.deque()
+        self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []  # a heap
+        self._numbers = itertools.count()  # to order calls that are due at the same time
+        self._waking, self._waker = socket.socketpair()
+        self._is_awake = self._is_closed = False
+        for end in (self._waking, self._waker):
+            end.setblocking(False)
+        self.selector.register(self._waking, selectors.EVENT_READ, lambda _: self._waking.recv(4096))
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def call_soon_threadsafe(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function in the loop's thread. Any thread may call this."""
+        self._calls.append((function, arguments))
+        if not self._is_awake:
+            self._is_awake = True
+            with contextlib.suppress(OSError):  # the socket is full of these already, or closed
+                self._waker.send(b"x")
+
+    def call_at(self, due: float, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function at `due`, a time.monotonic(). Only for the loop's thread, as are the methods below."""
+        heapq.heappush(self._due, (due, next(self._numbers), function, arguments))
+
+    def connect_in_turn(self, connect: Callable[[], None], after_s: float) -> None:
+        """Call a function in the pool after `after_s`, with at most `connects_per_s` such calls a second.
+
+        https://docs.aws.amazon.com/general/latest/gr/iot-core.html: 500 connects a second an account.
+        """
+        self._turn = max(self._turn + 1 / self.connects_per_s, time.monotonic())
+        self.call_at(self._turn + after_s, self._submit, connect)
+
+    def _submit(self, connect: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the pool is shut down
+            self.pool.submit(connect)
+
+    def close(self) -> None:
+        """End, once the calls before this one are done."""
+        self._is_closed = True
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def join(self, patience_s: float) -> None:
+        """Wait for the end. Any other thread may call this."""
+        self._thread.join(patience_s)
+
+    def _run(self) -> None:
+        try:
+            while not self._is_closed:
+                self._run_once()
+        except Exception as error:
+            self._failed(error)
+        finally:
+            self.selector.close()
+            self._waking.close()
+            self._waker.close()
+
+    def _run_once(self) -> None:
+        wait_s = max(0.0, self._due[0][0] - time.monotonic()) if self._due else None
+        ready = self.selector.select(0.0 if self._calls else wait_s)
+        self._is_awake = True  # what is handed over from now on is seen below
+        for key, events in ready:
+            key.data(events)
+        self._is_awake = False
+        for _ in range(len(self._calls)):
+            function, arguments = self._calls.popleft()
+            function(*arguments)
+        now = time.monotonic()
+        while self._due and self._due[0][0] <= now:
+            _, _, function, arguments = heapq.heappop(self._due)
+            function(*arguments)
+
+
+class _EventDeque(collections.deque[Any]):
+    """What the SDK uses as a Queue: it puts events in while it reads, under locks, and Connection takes them out."""
+
+    put, get = collections.deque.append, collections.deque.popleft
+
+
+class _Stub:
+    """Replaces the sockets by which the SDK wakes a client's network thread, and that thread's timer."""
+
+    def __getattr__(self, _: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+@functools.cache
+def load_sdk() -> Any:
+    """Import the SDK and patch it; return the class of its clients."""
+    import ssl
+    from types import SimpleNamespace
+
+    from AWSIoTPythonSDK import MQTTLib
+    from AWSIoTPythonSDK.core.protocol import mqtt_core
+    from AWSIoTPythonSDK.core.protocol.connection import alpn
+    from AWSIoTPythonSDK.core.protocol.internal import clients, workers
+    from AWSIoTPythonSDK.core.protocol.paho import client as paho
+
+    silent = logging.getLogger("silent")  # the SDK's logs can contain keys, and cost more than its packets
+    silent.disabled = True
+    for kind in (
+        MQTTLib.AWSIoTMQTTClient,
+        mqtt_core.MqttCore,
+        clients.InternalAsyncMqttClient,
+        workers.EventProducer,
+        workers.EventConsumer,
+        workers.SubscriptionManager,
+    ):
+        kind._logger = silent
+    logging.getLogger("AWSIoTPythonSDK").setLevel(logging.CRITICAL + 1)
+    bare_context = functools.partial(ssl.SSLContext, ssl.PROTOCOL_TLS_CLIENT)  # else port 443 believes the system's CAs
+    alpn.ssl = SimpleNamespace(SSLContext=ssl.SSLContext, create_default_context=bare_context)
+    mqtt_core.Queue = _EventDeque
+    paho.print = lambda *_: None  # it prints socket errors to standard output, which is for --output json
+    paho.time = SimpleNamespace(time=time.monotonic)  # or a change of the clock would end connections
+    paho.CONNACK_REFUSED_PROTOCOL_VERSION = None  # or it would reconnect while it reads, with MQTT 3.1
+    paho._socketpair_compat = lambda: (_Stub(), _Stub())
+    return MQTTLib.AWSIoTMQTTClient
+
+
+def without_threads(client: Any) -> None:
+    """Make a client of the SDK 1.6 start no thread, and leave the window, repetition and writing to Connection."""
+    events, paho = client._mqtt_core._event_consumer, client._mqtt_core._internal_async_client._paho_client
+    events.start = lambda: None
+    events._stopper.set()  # or a failed connect would wait for it
+    paho._thread = threading.current_thread()  # if this is set, publish() does not write
+    paho._backoffCore = _Stub()
+    paho._max_inflight_messages, paho._message_retry = 0, math.inf
+
+
+class _BufferedTls:
+    """A TLS connection for paho: reads ahead, because paho asks byte by byte, and raises an error at its end.
+
+    Without that error, paho would read for ever if the end came inside a packet.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        import ssl
+
+        self._connection, self._nothing_yet = connection, (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+        self._ahead, self._at = b"", 0
+        self.write, self.fileno, self.really_close = connection.write, connection.fileno, connection.close
+        self.error: OSError | None = None  # that ended it
+
+    def read(self, size: int) -> bytes:
+        if self._at == len(self._ahead):
+            try:
+                self._ahead, self._at = self._connection.read(16384), 0  # the maximum of a TLS record
+                if not self._ahead:
+                    raise ConnectionResetError("closed by the other side")
+            except self._nothing_yet:
+                raise
+            except OSError as error:
+                self.error = error
+                raise
+        data: bytes = self._ahead[self._at : self._at + size]
+        self._at += len(data)
+        return data
+
+    @property
+    def is_ahead(self) -> bool:
+        return self._at < len(self._ahead) or self._connection.pending() > 0
+
+    def close(self) -> None:
+        """Do nothing yet: the loop must unregister the socket before its number is used again."""
+
+
+class Connection:
+    """A connected client of the SDK in the loop. Any error ends the connection, and on_lost() is called once."""
+
+    def __init__(self, client: Any, loop: EventLoop, on_lost: Callable[[Exception], None]) -> None:
+        """Take over what open_client() returned, in the loop's thread. Nothing is written yet."""
+        import selectors
+
+        self.client = client
+        self._loop, self._on_lost = loop, on_lost
+        self._events = client._mqtt_core._event_queue
+        self._dispatch = client._mqtt_core._event_consumer._dispatch_one
+        self._paho = client._mqtt_core._internal_async_client._paho_client
+        self._paho._ssl = self._stream = _BufferedTls(self._paho._ssl)
+        self._is_open, self._is_behind = True, False
+        self.on_writable: Callable[[], None] = lambda: None  # called when the socket can send again
+        self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
+        self._wanted = self._reading
+        loop.selector.register(self._stream, self._wanted, self._serve)
+        loop.call_at(time.monotonic() + CHECK_INTERVAL_S, self._keep_alive)
+
+    @property
+    def is_alive(self) -> bool:
+        """Return whether the SDK has it open: what was read before the end is reported first, then the loss."""
+        return self._is_open and bool(self._paho._ssl)
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether the socket can't send more for now."""
+        return bool(self._paho.want_write())
+
+    def publish(self, topic: str, payload: bytes, qos: int, on_puback: Callable[..., None] | None) -> int:
+        """Publish a message, and return its MQTT message ID; `on_puback` is called when it is acknowledged."""
+        message_id: int = self.client.publishAsync(topic, payload, qos, on_puback)
+        self.write()
+        return message_id
+
+    def subscribe(self, topic_filter: str, qos: int, on_suback: Callable[..., None]) -> int:
+        """Subscribe, and return the MQTT message ID; `on_suback` is called with the broker's answer."""
+        message_id: int = self.client.subscribeAsync(topic_filter, qos, on_suback)
+        self.write()
+        return message_id
+
+    def write(self) -> None:
+        """Send what the SDK has to send, as far as the socket allows."""
+        if self.is_alive:
+            self._try(self._paho.loop_write)
+        if self._is_open:
+            wanted = self._reading | (self._writing if self.is_full else 0)
+            if wanted != self._wanted:
+                self._wanted = wanted
+                self._loop.selector.modify(self._stream, wanted, self._serve)
+
+    def close(self) -> None:
+        """Send a DISCONNECT, if the socket can now, and release everything. Does not call on_lost()."""
+        if self._is_open:
+            with contextlib.suppress(Exception):
+                self.client.disconnectAsync()
+                self._paho.loop_write()
+            self._release()
+
+    def _serve(self, events: int) -> None:
+        if self._is_open and events & self._reading:
+            self._try(self._read)
+        if self._is_open and (events & self._writing or self.is_full):  # reading acknowledges what it reads
+            self.write()
+            if self._is_open and events & self._writing and not self.is_full:
+                self.on_writable()
+
+    def _read(self) -> int:
+        """Read a limited amount, so that others have their turn soon; then come back for what was read ahead."""
+        for _ in range(defaults.MAX_PER_TURN):
+            if (failed := self._paho.loop_read()) or not self._paho._ssl or not self._stream.is_ahead:
+                return int(failed)
+        if not self._is_behind:
+            self._is_behind = True
+            self._loop.call_soon_threadsafe(self._read_on)
+        return 0
+
+    def _read_on(self) -> None:
+        self._is_behind = False
+        self._serve(self._reading)
+
+    def _keep_alive(self) -> None:
+        if self._is_open:
+            self._try(self._paho.loop_misc)
+            self.write()
+            self._loop.call_at(time.monotonic() + CHECK_INTERVAL_S, self._keep_alive)
+
+    def _try(self, step: Callable[[], int]) -> None:
+        """Run a step of the SDK's, which may close the connection, fail, or raise any error for invalid data."""
+        error: Exception | None = None
+        try:
+            failed = step()
+        except Exception as rubbish:
+            failed, error = 1, rubbish
+        while self._is_open and self._events:
+            self._dispatch()  # to the callbacks, here, where no lock of the SDK's is held
+        if self._is_open and (failed or not self._paho._ssl):
+            self._release()
+            self._on_lost(error or self._stream.error or ConnectionResetError("given up"))
+
+    def _release(self) -> None:
+        self._is_open = False
+        self._loop.selector.unregister(self._stream)
+        self._stream.really_close()
+        self._events.clear()
