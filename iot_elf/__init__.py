@@ -18,4 +18,5 @@ On demand:
 
 local_aws      the embedded AWS IoT: only with --local
 templates     messages from templates: only for `send --template`
+diagnosis     why something is refused, or can't connect: only then
 """

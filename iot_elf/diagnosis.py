@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why something is refused, or can't connect: only then."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from iot_elf import errors
+from iot_elf.aws import policies_of, unless_missing, users_of
+from iot_elf.errors import ElfError, Refusal
+from iot_elf.network import Endpoint, open_socket, proxy_in_environment
+from iot_elf.state import Fleet, Place, Thing, ThingFiles, policy_name
+
+
+def unclaimed_certificates(iot: Any, fleet: Fleet) -> Iterator[Mapping[str, Any]]:
+    """Find what the requests without an answer may have made: certificates of those times, attached to nothing.
+
+    AWS has no other way to find them, so a certificate of someone else's may be among them.
+    """
+    from email.utils import parsedate_to_datetime
+
+    mine = {thing.certificate_id for thing in fleet.things.values()}
+    first, made = min(call.since for call in fleet.unanswered), math.inf
+    for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
+        # AWS's clock (in seconds) and this machine's may differ.
+        date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
+        ahead = parsedate_to_datetime(date).timestamp() - time.time() if date else 0.0
+        ahead = ahead if abs(ahead) >= 3 else 0.0
+        for certificate in page["certificates"]:
+            made = certificate["creationDate"].timestamp() - ahead
+            in_time = any(call.since - 1 <= made <= call.until + 1 for call in fleet.unanswered)
+            if (
+                in_time
+                and certificate["certificateId"] not in mine
+                and not users_of(iot, certificate["certificateArn"])
+            ):
+                yield certificate
+        if made < first - 1:
+            return  # the newest pages come first
+
+
+def allows(documents: Iterable[Mapping[str, Any]], action: str, resource: str) -> bool:
+    """Return whether AWS IoT policies allow an action on a resource; conditions count as met, variables match all."""
+    verdict = False
+    for statement in (each for document in documents for each in _listed(document.get("Statement", []))):
+        if _matches(statement.get("Action", "*"), action) and _matches(statement.get("Resource", "*"), resource):
+            if statement.get("Effect") == "Deny" and "Condition" not in statement:
+                return False
+            verdict = verdict or statement.get("Effect") == "Allow"
+    return verdict
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _matches(patterns: Any, text: str) -> bool:
+    """Match a policy's patterns: * is any text, ? any character, ${...} a variable."""
+    plain = [re.escape(re.sub(r"\$\{[^}]*\}", "*", str(pattern))) for pattern in _listed(patterns)]
+    return any(re.fullmatch(p.replace(r"\*", ".*").replace(r"\?", "."), text, re.DOTALL) for p in plain)
+
+
+def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
+    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal` if AWS gives no reason.
+
+    Raises botocore's errors.
+    """
+    arn = thing.certificate_arn or ""
+    if not (certificate := unless_missing(iot.describe_certificate, certificateId=thing.certificate_id)):
+        return ElfError(
+            f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
+            "if the fleet is elsewhere, use that region and account; if the certificate was deleted, "
+            + errors.RECREATE,
+        )
+    if (status := certificate["certificateDescription"]["status"]) == "REVOKED":
+        return ElfError(
+            f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", errors.RECREATE
+        )
+    if status != "ACTIVE":
+        return ElfError(
+            f"{thing.name} can't connect: its certificate is {status}",
+            f"`aws iot update-certificate --new-status ACTIVE --certificate-id {thing.certificate_id}`",
+        )
+    if not (names := policies_of(iot, arn)):
+        name = policy_name(thing.name)
+        return ElfError(
+            f"{thing.name} can't connect: its certificate has no policy",
+            f"`aws iot attach-policy --policy-name {name} --target {arn}`; without such a policy, {errors.RECREATE}",
+        )
+    documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
+    kinds = {"iot:Connect": ("client", "connect as"), "iot:Publish": ("topic", "publish to")}
+    kind, verb = kinds.get(refusal.action, ("topicfilter", "subscribe to"))
+    if not allows(documents, refusal.action, f"{arn.rpartition(':')[0]}:{kind}/{refusal.subject}"):
+        return ElfError(
+            f"{thing.name} may not {verb} {refusal.subject}: no policy of its certificate allows {refusal.action} "
+            f"({', '.join(names)})",
+            f"allow it in that policy (AWS IoT console, Security, Policies); {errors.RECREATE}, with ELF's own policy",
+        )
+    host = refusal.endpoint.rpartition(":")[0]
+    if not place.local and refusal.action == "iot:Connect" and host != place.data_endpoint:
+        return ElfError(
+            f"{thing.name} can't connect to {refusal.endpoint}: its certificate is valid, but the endpoint of {place} "
+            f"is {place.data_endpoint}",
+            "leave --mqtt-endpoint out",
+        )
+    return refusal
+
+
+@functools.cache
+def server_certificate(endpoint: Endpoint) -> str:
+    """Return whose the certificate is that the broker, or a proxy, presents. Raises OSError, ElfError.
+
+    Python decodes only a trusted certificate, so this fetches it first, then trusts it.
+    """
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    for _ in range(2):
+        with context.wrap_socket(open_socket(endpoint), server_hostname=endpoint.host) as connection:
+            shown, der = connection.getpeercert() or {}, connection.getpeercert(binary_form=True)
+        context.load_verify_locations(cadata=der)
+        context.verify_mode = ssl.CERT_REQUIRED
+    names = (", ".join(value for part in shown[of] for _, value in part) for of in ("subject", "issuer"))  # type: ignore
+    return "it is {}'s, signed by {}".format(*names)
+
+
+def connect_failure(error: Exception, thing: str, endpoint: Endpoint, files: ThingFiles) -> Exception:
+    """Return why a thing can't connect, as an ElfError; `error` itself if that is unknown."""
+    import socket
+    import ssl
+
+    if isinstance(error, ElfError):
+        return error
+    if broken := _broken_file(thing, files):
+        return broken
+    here = "check --mqtt-endpoint; if a firewall blocks port 8883, try --mqtt-endpoint :443"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, OpenSSL's x509_vfy.h
+        if error.verify_code in (62, 64):
+            problem = f"its certificate is for another host: {error}"
+            remedy = "check the name in --mqtt-endpoint, or leave it out: ELF then asks AWS"
+        else:
+            problem = f"its certificate is not trusted: {error}"
+            remedy = "check --root-cert and --mqtt-endpoint; a proxy must not intercept TLS to AWS IoT"
+    elif isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
+        problem = f"TLS failed: {error}"
+        remedy = "check --mqtt-endpoint, and any proxy or firewall in between"
+    elif isinstance(error, TimeoutError):
+        problem, remedy = "it does not answer", "if a firewall blocks port 8883, try --mqtt-endpoint :443"
+    elif isinstance(error, ConnectionRefusedError):
+        problem, remedy = "nothing listens there", here
+    elif isinstance(error, socket.gaierror):
+        problem, remedy = "could not resolve its host name", "check the network's DNS, and --mqtt-endpoint"
+    elif isinstance(error, OSError):
+        problem, remedy = f"network error: {error}", "check the network, and --mqtt-endpoint"
+    else:
+        return error
+    if not endpoint.proxy and not isinstance(error, ssl.SSLError):
+        name, _ = proxy_in_environment()
+        hint = f"NO_PROXY or --proxy keeps ELF from {name}" if name else "if you need a proxy, set --proxy"
+        remedy = f"{remedy}; {hint}"
+    elif isinstance(error, socket.gaierror):
+        remedy = "use socks5h:// instead of socks5://: the proxy resolves the name then"
+    by = f" through the proxy {endpoint.proxy}" if endpoint.proxy else ""
+    return ElfError(f"{thing} can't connect to {endpoint}{by}: {problem}", remedy)
+
+
+def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
+    """Return what is wrong with a thing's files, or None."""
+    import ssl
+
+    for file in (files.certificate, files.private_key):
+        try:
+            if not file.read_bytes().strip():
+                return ElfError(f"the file {file} of {thing} is empty", errors.RESTORE_KEYS)
+        except FileNotFoundError:
+            return ElfError(f"{thing} has no file {file}", errors.RESTORE_KEYS)
+        except OSError as error:
+            return ElfError(
+                f"{thing} can't use its file {file}: {error.strerror}", f"make it readable, or {errors.RESTORE_KEYS}"
+            )
+    context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files.certificate
+    try:
+        context.load_verify_locations(file)  # which accepts only certificates
+        file = files.private_key
+        context.load_cert_chain(files.certificate, file)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            return ElfError(
+                f"the certificate and the key of {thing} do not match: {error}",
+                f"restore {file} and its .pem from one backup; without one, {errors.RECREATE}",
+            )
+        return ElfError(f"the file {file} of {thing} has no key or certificate: {error}", errors.RESTORE_KEYS)
+    return None
