@@ -13,6 +13,7 @@ messages      payloads, files of messages, topics
 metrics       the record of a run: totals, per thing, per second; latencies, missing numbers
 network       the broker's address, and proxies on the way there
 mqtt          the device SDK's clients, all on one thread
+outbox        what a thing has to send: queued, in flight, to send again; AWS's limits of a connection
 
 On demand:
 

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a thing has to send: queued, in flight, to send again; AWS's limits of a connection."""
+
+from __future__ import annotations
+
+import collections
+from typing import NamedTuple
+
+from iot_elf import defaults
+from iot_elf.messages import Message
+
+MAX_BYTES_PER_S = 512 * 1024  # a connection
+MAX_IN_FLIGHT = 100  # unacknowledged publishes per connection
+BURST_S = 0.1  # how far a connection's rate may run ahead, so that one late message does not delay all later ones
+MAX_QUEUED = 10_000  # messages that a thing keeps in an outage: 1 MB
+# Why a message is sent late, unless this machine is busy.
+IN_FLIGHT_LIMIT = (
+    f"AWS allows {MAX_IN_FLIGHT} unacknowledged messages per connection, and each acknowledgement is a round trip"
+)
+RATE_LIMIT = f"AWS allows {1 / defaults.MIN_INTERVAL_S:g} messages/s and {MAX_BYTES_PER_S >> 10} KiB/s per connection"
+SLOW_NETWORK = "the network was too slow"
+OFFLINE = "there was no connection"
+
+
+class OutgoingMessage(NamedTuple):
+    """A message to send now."""
+
+    number: int  # the thing's message, from 1
+    payload: bytes
+    late_s: float  # since it was due
+    is_retransmission: bool
+
+
+class Outbox:
+    """What a thing has to send to its topic: queued, and at QoS 1 in flight until it is acknowledged.
+
+    It knows AWS's limits of a connection, and no connection.
+    """
+
+    def __init__(self, thing: str, topic: str, qos: int) -> None:
+        self.topic, self.qos = topic, qos
+        self.queued: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
+        self.in_flight: dict[int, tuple[bytes, float]] = {}  # by number: unacknowledged, and when it was sent
+        self.number = 0  # of the last message that was taken from the queue
+        self._thing = thing
+        self._to_retransmit: collections.deque[int] = collections.deque()  # those in flight that a connection lost
+        self._free_at = 0.0  # time.monotonic() at which the next message is due if all are spread evenly
+
+    @property
+    def backlog(self) -> int:
+        """How many messages are waiting to be sent or acknowledged."""
+        return len(self.queued) + len(self.in_flight)
+
+    @property
+    def has_due(self) -> bool:
+        """Whether a message can be taken."""
+        return bool(self._to_retransmit or self.queued)
+
+    def add(self, message: Message, due: float) -> bool:
+        """Queue a message that was due at `due`, a time.monotonic(); return whether the oldest had to go for it."""
+        self.queued.append((due, message))
+        if len(self.queued) <= MAX_QUEUED:
+            return False
+        self.queued.popleft()
+        return True
+
+    def compose(self, message: Message) -> bytes:
+        """Return the payload of a message, which gets the next number.
+
+        Raises UsageError if it can't be sent, and ValueError for a template's result that is not a JSON object.
+        """
+        self.number += 1
+        return message.payload(self.topic, self._thing, self.number)
+
+    def take(self, now: float) -> OutgoingMessage:
+        """Return the message to send at `now`: what a lost connection left comes first, in the order it was sent.
+
+        Raises what compose() raises; the message is gone then.
+        """
+        if self._to_retransmit:
+            number = self._to_retransmit.popleft()
+            return OutgoingMessage(number, self.in_flight[number][0], 0.0, is_retransmission=True)
+        due, message = self.queued.popleft()
+        payload = self.compose(message)
+        if self.qos:
+            self.in_flight[self.number] = payload, now
+        return OutgoingMessage(self.number, payload, now - due, is_retransmission=False)
+
+    def count_sent(self, payload: bytes, now: float) -> None:
+        """Take note that a payload was sent, for the limits of the rate."""
+        self._free_at = max(self._free_at, now) + max(defaults.MIN_INTERVAL_S, len(payload) / MAX_BYTES_PER_S)
+
+    @property
+    def is_window_full(self) -> bool:
+        """Whether AWS allows no more unacknowledged messages on this connection."""
+        return len(self.in_flight) - len(self._to_retransmit) >= MAX_IN_FLIGHT
+
+    @property
+    def free_at(self) -> float:
+        """The time.monotonic() from which AWS's rate allows the next message."""
+        return self._free_at - BURST_S
+
+    def acknowledge(self, number: int) -> float | None:
+        """Forget a message that was acknowledged; return when it was sent, or None if it is not known."""
+        known = self.in_flight.pop(number, None)
+        return known[1] if known else None
+
+    def retransmit_all(self) -> None:
+        """Send all that is in flight once more, as its connection is lost."""
+        self._to_retransmit = collections.deque(self.in_flight)
+
+    def drop_queued(self) -> int:
+        """Empty the queue, and return how many messages were in it."""
+        dropped = len(self.queued)
+        self.queued.clear()
+        return dropped
