@@ -46,6 +46,7 @@ from werkzeug.datastructures import ImmutableMultiDict
 
 import elf
 from iot_elf import defaults, messages
+from iot_elf.device import Device, DeviceListener
 from iot_elf.errors import ElfError, Refusal, cause_and_remedy, log_failure
 from iot_elf.events import EventQueue
 from iot_elf.messages import Message
@@ -447,14 +448,14 @@ class Worker(Run):
         self.runner.send_message("elf-finished")
 
 
-class Thing(User, elf.DeviceListener):
+class Thing(User, DeviceListener):
     """A thing that publishes, or one that listens."""
 
     def on_start(self) -> None:
         SET_UP.wait()
         self.worker: Worker = self.environment.elf_worker
         self.duty: dict[str, Any] = {}  # which the desk hands out
-        self.device: elf.Device | None = None  # none before it has a thing, and after a failure
+        self.device: Device | None = None  # none before it has a thing, and after a failure
         self.sizes: dict[int, int] = {}  # of what is not acknowledged, by number
         self.is_ready, self.is_settled = Event(), Event()
         self.worker.waiting[id(self)] = answer = AsyncResult()
@@ -476,7 +477,7 @@ class Thing(User, elf.DeviceListener):
         self.published = f"{self.cli.topic} ({self.worker.load})"
         self.heard = f"{''.join(duty['filters'])} ({self.worker.load})"
         self.worker.loop.connects_per_s = duty["connects_per_s"]
-        self.device = elf.Device(
+        self.device = Device(
             duty["thing"],
             self.cli.fleet.files(duty["thing"]),
             self.endpoint,
@@ -508,48 +509,48 @@ class Thing(User, elf.DeviceListener):
         if not self.duty["filters"]:
             self.worker.loop.call_soon_threadsafe(self.device.publish, next(self.messages), time.monotonic())
 
-    def on_connected(self, device: elf.Device) -> None:
+    def on_connected(self, device: Device) -> None:
         self.worker.count_connect("CONNECT", self.endpoint, time.monotonic() - self.began)
         self.is_ready.set()
 
-    def on_connection_interrupted(self, device: elf.Device, rejected: bool) -> None:
+    def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
         error = ElfError(f"{device.thing} lost its connection to {self.endpoint}", "check the network")
         self.worker.count("DISCONNECT", self.endpoint, None, error=error)
 
-    def on_connection_resumed(self, device: elf.Device, after_s: float) -> None:
+    def on_connection_resumed(self, device: Device, after_s: float) -> None:
         self.worker.count_connect("RECONNECT", self.endpoint, after_s)
 
-    def on_refused(self, device: elf.Device, refusal: Refusal) -> None:
+    def on_refused(self, device: Device, refusal: Refusal) -> None:
         facts = (refusal.thing, refusal.endpoint, refusal.action, refusal.subject)
         self.worker.runner.send_message("elf-refused", (id(self), facts))
 
-    def on_failed(self, device: elf.Device, failure: Exception) -> None:
+    def on_failed(self, device: Device, failure: Exception) -> None:
         if device.was_connected:
             self.fail("PUBLISH", self.published, failure)
         else:
             self.fail("CONNECT", self.endpoint, failure)
 
-    def on_publish(self, device: elf.Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
         self.sizes[number] = len(payload)
         if not self.cli.qos:
             self.count_published(number, None, lost)
 
-    def on_puback(self, device: elf.Device, number: int, after_s: float) -> None:
+    def on_puback(self, device: Device, number: int, after_s: float) -> None:
         self.count_published(number, after_s)
 
-    def on_not_sent(self, device: elf.Device, messages: int) -> None:
+    def on_not_sent(self, device: Device, messages: int) -> None:
         for _ in range(messages):
             self.count_published(0, None, lost=True)
 
-    def on_invalid_message(self, device: elf.Device, number: int, error: Exception) -> None:
+    def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:
         self.worker.count("PUBLISH", self.published, None, error=error)
 
-    def on_message(self, device: elf.Device, message: Any) -> None:
+    def on_message(self, device: Device, message: Any) -> None:
         sent_at = None if message.retain else time_of_sending(object_in(message.payload))
         took_s = None if sent_at is None else max(0.0, time.time() - sent_at)
         self.worker.count("RECEIVE", self.heard, took_s, len(message.payload))
 
-    def on_unreadable_message(self, device: elf.Device, error: Exception) -> None:
+    def on_unreadable_message(self, device: Device, error: Exception) -> None:
         self.worker.count("RECEIVE", self.heard, None, error=error)
 
     def count_published(self, number: int, took_s: float | None, lost: bool = False) -> None:
@@ -562,7 +563,7 @@ class Thing(User, elf.DeviceListener):
         self.is_ready.set()
         self.worker.count(kind, name, None, error=error)
 
-    def settle(self, device: elf.Device, deadline: float) -> None:
+    def settle(self, device: Device, deadline: float) -> None:
         """Disconnect once all is acknowledged, or at the deadline."""
         if device.backlog and time.monotonic() < deadline:
             self.worker.loop.call_at(time.monotonic() + defaults.MIN_INTERVAL_S, self.settle, device, deadline)

@@ -14,6 +14,7 @@ metrics       the record of a run: totals, per thing, per second; latencies, mis
 network       the broker's address, and proxies on the way there
 mqtt          the device SDK's clients, all on one thread
 outbox        what a thing has to send: queued, in flight, to send again; AWS's limits of a connection
+device        one thing on MQTT: gets and keeps its connection
 
 On demand:
 

@@ -1,0 +1,458 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One thing on MQTT: gets and keeps its connection."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from iot_elf import defaults, errors, outbox
+from iot_elf.defaults import T
+from iot_elf.errors import ElfError, Refusal
+from iot_elf.messages import Message
+from iot_elf.mqtt import Connection, EventLoop
+from iot_elf.network import Endpoint
+from iot_elf.outbox import Outbox, OutgoingMessage
+from iot_elf.state import ThingFiles
+from iot_elf.text import log
+
+REJECTED_WITHIN_S = 2.0  # how soon AWS IoT closes the connection after a message that it refuses
+MAX_RECONNECT_PAUSE_S = 4.0  # between attempts to reconnect; in that time AWS accepts all things of a fleet
+_TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # the other side refuses a certificate
+_CONNACK = {  # MQTT 3.1.1, table 3.1
+    1: "unacceptable protocol version",
+    2: "client identifier rejected",
+    3: "server unavailable",
+    4: "bad user name or password",
+    5: "not authorized",
+}
+CONNECTING, ONLINE, ENDED = "connecting", "online", "ended"  # a device's states
+
+
+class DeviceListener:
+    """Gets what happens to devices and their messages, in the loop's thread, which waits for it."""
+
+    def on_connected(self, device: Device) -> None:
+        """The thing is connected for the first time, and subscribed to its topic filters."""
+
+    def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
+        """It lost its connection, just after a message if `rejected`, and is reconnecting."""
+
+    def on_connection_resumed(self, device: Device, after_s: float) -> None:
+        """It is connected again, and subscribed."""
+
+    def on_refused(self, device: Device, refusal: Refusal) -> None:
+        """The broker refuses it, and it keeps trying. AWS may know why."""
+
+    def on_failed(self, device: Device, failure: Exception) -> None:
+        """It failed, and does not try again."""
+
+    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+        """The thing's message `number` was sent; at QoS 0 it is `lost` if the thing was offline."""
+
+    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+        """The broker acknowledged a QoS 1 message."""
+
+    def on_retransmit(self, device: Device, number: int) -> None:
+        """A message was sent again on another connection, because it had not been acknowledged."""
+
+    def on_not_sent(self, device: Device, messages: int) -> None:
+        """Messages were due, and will not be sent."""
+
+    def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:
+        """The thing's message `number` can't be made."""
+
+    def on_message(self, device: Device, message: Any) -> None:
+        """The broker delivered a message: the SDK's, with topic, payload, qos and retain."""
+
+    def on_unreadable_message(self, device: Device, error: Exception) -> None:
+        """on_message() failed for a message."""
+
+
+class RefusalTracker:
+    """The broker's refusals of a thing, in a row: whether to ask AWS about them, and when to give up.
+
+    In the first `patience_s` seconds they do not count: what was made just now may not have taken effect.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self.last: Refusal | None = None  # if nothing has succeeded since
+        self._patient_until = time.monotonic() + patience_s
+        self._in_a_row = 0
+        self._since = 0.0  # time.monotonic()
+
+    def add(self, refusal: Refusal) -> tuple[bool, bool]:
+        """Count a refusal; return whether AWS should be asked about it, and whether to give up.
+
+        A message is refused by a lost connection, which may have other causes: AWS is asked at the second in a row.
+        """
+        now = time.monotonic()
+        if not self.last:
+            self._in_a_row, self._since = 0, now
+        self.last = refusal
+        if now < self._patient_until:
+            return False, False
+        self._in_a_row += 1
+        is_certain = self._in_a_row == (2 if refusal.action == "iot:Publish" else 1)
+        return is_certain, now > self._since + defaults.POLICY_CHANGE_S
+
+    def clear(self) -> None:
+        self.last = None
+
+    def clear_connect(self) -> None:
+        """Forget the last unless it was of a message, since the thing is connected and subscribed."""
+        if self.last and self.last.action != "iot:Publish":
+            self.last = None
+
+
+class ConnectAttempt:
+    """One attempt of a device to connect, and to subscribe. Only open() is not for the loop's thread.
+
+    Then the device's on_online() is called, and later on_lost(); or on_attempt_failed().
+    """
+
+    def __init__(self, device: Device, loop: EventLoop) -> None:
+        import secrets
+
+        self.client_id = f"{device.thing}-{secrets.token_hex(4)}"
+        self.connection: Connection | None = None
+        self._device, self._loop = device, loop
+        self._awaited = "CONNACK"  # or the topic filter whose SUBACK it waits for; empty: it has succeeded
+        self._is_over = False  # it has failed, or the device has no use for it any more
+
+    def open(self) -> None:
+        """Connect to the broker, in the pool, whose threads may wait."""
+        from iot_elf.diagnosis import server_certificate
+
+        device = self._device
+        try:
+            if self._is_over:
+                return
+            log.debug("MQTT %s: CONNECT to %s as %s", device.thing, device.endpoint, self.client_id)
+            refuse_blocking_files(device.thing, device.files)
+            callbacks = self._on_connack, device.on_message
+            client = device.open_client(self.client_id, device.endpoint, device.root_cert, device.files, *callbacks)
+        except Exception as error:
+            if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
+                with contextlib.suppress(OSError, ElfError):
+                    error.strerror = f"{error.strerror} ({server_certificate(device.endpoint)})"
+            self._loop.call_soon_threadsafe(self._fail, self._tls_refusal(error) or error)
+        else:
+            self._loop.call_soon_threadsafe(self._use, client)
+
+    def _use(self, client: Any) -> None:
+        self.connection = Connection(client, self._loop, self._on_lost)
+        if self._is_over:  # meanwhile
+            self.close()
+        else:
+            self._expect("CONNACK")
+            self.connection.write()
+
+    def close(self) -> None:
+        """Disconnect, or do not connect."""
+        self._is_over = True
+        if self.connection:
+            self.connection.close()
+
+    def _expect(self, answer: str) -> None:
+        """Wait up to CONNECT_TIMEOUT_S for the broker's answer to what is sent next."""
+        self._awaited = answer
+        self._loop.call_at(time.monotonic() + defaults.CONNECT_TIMEOUT_S, self._time_out, answer)
+
+    def _time_out(self, answer: str) -> None:
+        if self._awaited == answer:
+            self._fail(TimeoutError(f"no {answer}"))
+
+    def _on_connack(self, mid: object, data: int) -> None:
+        log.debug("MQTT %s: CONNACK %s", self._device.thing, data)
+        if self._awaited != "CONNACK":
+            return  # a second one says nothing
+        if data:
+            self._fail(self._refused(f"{_CONNACK.get(data, 'unknown')} (CONNACK {data})"))
+        else:
+            self._subscribe(iter(self._device.topic_filters))
+
+    def _subscribe(self, topic_filters: Iterator[str]) -> None:
+        """Subscribe to one after the other: AWS refuses one by closing the connection, without saying which."""
+
+        def on_suback(mid: object, data: Sequence[int] = ()) -> None:  # none in an UNSUBACK, or in rubbish
+            if not data or data[0] > 1:
+                self._fail(self._refused("it refused the subscription"))
+            else:
+                self._subscribe(topic_filters)
+
+        topic_filter = next(topic_filters, "")
+        if not topic_filter and self.connection:
+            self._awaited = ""
+            self._device.on_online(self.client_id, self.connection)
+        elif self.connection and self.connection.is_alive:
+            log.debug("MQTT %s: SUBSCRIBE to %s", self._device.thing, topic_filter)
+            self._expect(topic_filter)
+            self.connection.subscribe(topic_filter, self._device.qos, on_suback)
+
+    def _on_lost(self, error: Exception) -> None:
+        """Tell the device, whose loss after a CONNECT or a SUBSCRIBE may be AWS's way to refuse it."""
+        if self._awaited:
+            self._fail(self._tls_refusal(error) or self._refused("it closed the connection without an answer"))
+        else:
+            self._device.on_lost(error)
+
+    def _tls_refusal(self, error: Exception) -> Refusal | None:
+        """Return the refusal in a TLS error about the thing's certificate; TLS 1.3 sends it after the handshake."""
+        reason = getattr(error, "reason", None) or ""
+        return self._refused(f"TLS says {reason}") if _TLS_REFUSAL.search(reason) else None
+
+    def _refused(self, reason: str) -> Refusal:
+        thing, endpoint = self._device.thing, str(self._device.endpoint)
+        if self._awaited == "CONNACK":
+            return Refusal(thing, endpoint, "iot:Connect", f"{thing}-*", reason)
+        return Refusal(thing, endpoint, "iot:Subscribe", self._awaited, reason)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._is_over:
+            self.close()
+            self._device.on_attempt_failed(error)
+
+
+class Device:
+    """One thing on MQTT, with its own certificate and key. Only for the loop's thread, as is its listener.
+
+    It connects, reconnects when the connection is lost, and keeps each QoS 1 message until it is acknowledged: the
+    SDK's own reconnection takes a refusal for a success, and does not tell what it sent again.
+    """
+
+    def __init__(
+        self,
+        thing: str,
+        files: ThingFiles,
+        endpoint: Endpoint,
+        root_cert: Path,
+        loop: EventLoop,
+        listener: DeviceListener,
+        open_client: Callable[..., Any],
+        *,
+        qos: int,
+        topic: str = "",
+        topic_filters: Sequence[str] = (),
+        patience_s: float = 0.0,
+    ) -> None:
+        """Make one that publishes to `topic`; refusals in the next `patience_s` are ignored.
+
+        `open_client(client_id, endpoint, root_cert, files, on_connack, on_message)` connects a client of the SDK.
+        """
+        self.thing, self.files, self.endpoint, self.root_cert = thing, files, endpoint, root_cert
+        self.open_client, self.qos, self.topic, self.topic_filters = open_client, qos, topic, topic_filters
+        self.state = CONNECTING
+        self.client_id = ""  # a new one for each connection
+        self.was_connected = False
+        self.offline_s = 0.0  # in all, once it is online again or has ended
+        self.blocked_by = ""  # why messages are waiting
+        self.outbox = Outbox(thing, topic, qos)
+        self.refusals = RefusalTracker(patience_s)
+        self._loop, self._listener = loop, listener
+        self._attempt: ConnectAttempt | None = None
+        self._failed_attempts = 0  # since it was online
+        self._offline_since = 0.0  # time.monotonic()
+        self._connection: Connection | None = None  # while it is online
+        self._is_trusted: bool | None = None  # whether this connection survived its first message; None: none was sent
+        self._is_scheduled = False  # whether _on_rate_allows() is
+
+    @property
+    def backlog(self) -> int:
+        """How many messages are waiting to be sent or acknowledged; none once it has ended."""
+        return 0 if self.state == ENDED else self.outbox.backlog
+
+    @property
+    def is_online(self) -> bool:
+        return self.state == ONLINE
+
+    @property
+    def is_offline(self) -> bool:
+        return self.was_connected and self.state == CONNECTING
+
+    def connect(self, after_s: float = 0.0) -> None:
+        """Connect and subscribe after `after_s`, when it is its turn; the listener gets the event."""
+        self.state, self._attempt = CONNECTING, ConnectAttempt(self, self._loop)
+        self._loop.connect_in_turn(self._attempt.open, after_s)
+
+    def on_online(self, client_id: str, connection: Connection) -> None:
+        """Use a connection, as its ConnectAttempt asks."""
+        self.state, self.client_id, self._connection = ONLINE, client_id, connection
+        self._failed_attempts, self._is_trusted = 0, None
+        self.refusals.clear_connect()
+        if self.was_connected:
+            after_s = time.monotonic() - self._offline_since
+            self.offline_s += after_s
+            self._listener.on_connection_resumed(self, after_s)
+        else:
+            self.was_connected = True
+            self._listener.on_connected(self)
+        self._flush()
+
+    def on_message(self, message: Any) -> None:
+        """Hand over what the broker delivered."""
+        try:
+            self._listener.on_message(self, message)
+        except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
+            self._listener.on_unreadable_message(self, error)
+
+    def on_lost(self, error: Exception) -> None:
+        """Reconnect. A loss after a message may be AWS's way to refuse it."""
+        rejected = self._is_trusted is False
+        self._connection = None
+        self.state, self.blocked_by, self._offline_since = CONNECTING, outbox.OFFLINE, time.monotonic()
+        self.outbox.retransmit_all()
+        log.debug("MQTT %s: lost: %s", self.thing, error)
+        self._listener.on_connection_interrupted(self, rejected)
+        if rejected:
+            self._on_refusal(Refusal(self.thing, str(self.endpoint), "iot:Publish", self.topic))
+        else:
+            self.refusals.clear()
+        self._reconnect()
+
+    def on_attempt_failed(self, error: Exception) -> None:
+        """Try to connect again, or give up where that can't help."""
+        from iot_elf.diagnosis import connect_failure
+
+        log.debug("MQTT %s: %s; trying again", self.thing, error)
+        self._failed_attempts += 1
+        if isinstance(error, Refusal):
+            self._on_refusal(error)
+        elif self.was_connected or (isinstance(error, TimeoutError) and self._failed_attempts < 2):
+            self.refusals.clear()
+        else:
+            self.end(connect_failure(error, self.thing, self.endpoint, self.files))
+        self._reconnect()
+
+    def _on_refusal(self, refusal: Refusal) -> None:
+        """Have AWS asked about a refusal, and give up after POLICY_CHANGE_S with nothing but refusals."""
+        should_ask, gives_up = self.refusals.add(refusal)
+        if should_ask:
+            self._listener.on_refused(self, refusal)
+        if gives_up:
+            self.end(refusal)
+
+    def _reconnect(self) -> None:
+        import random
+
+        if self.state != ENDED:
+            longest_s = min(2.0**self._failed_attempts, MAX_RECONNECT_PAUSE_S)
+            self.connect(after_s=longest_s * random.uniform(0.5, 1.0))  # noqa: S311 - so that things take turns
+
+    def end(self, failure: Exception | None = None) -> None:
+        """Disconnect, and do not reconnect; `failure` says why, if the thing failed."""
+        if self.state == ENDED:
+            return
+        if self.is_offline:
+            self.offline_s += time.monotonic() - self._offline_since
+        self.state, self._connection = ENDED, None
+        if self._attempt:
+            log.debug("MQTT %s: DISCONNECT", self.thing)
+            self._attempt.close()
+        if dropped := self.outbox.drop_queued():
+            self._listener.on_not_sent(self, dropped)
+        if failure:
+            self._listener.on_failed(self, failure)
+
+    # Publishing
+
+    def publish(self, message: Message, due: float) -> None:
+        """Publish a message that was due at `due`, a time.monotonic(), as soon as possible."""
+        if self.state == ENDED:
+            self._listener.on_not_sent(self, 1)
+        elif self.state == CONNECTING and not self.qos:
+            if (payload := self._unless_invalid(lambda: self.outbox.compose(message))) is not None:
+                self._listener.on_publish(self, self.outbox.number, payload, 0.0, lost=True)
+        else:
+            if self.outbox.add(message, due):
+                self._listener.on_not_sent(self, 1)
+            self._flush()
+
+    def _unless_invalid(self, make: Callable[[], T]) -> T | None:
+        """Return what `make` makes of the next message, or None if it can't: the listener gets that."""
+        try:
+            return make()
+        except (ElfError, ValueError) as error:  # ValueError: a template's result is not a JSON object this time
+            self._listener.on_invalid_message(self, self.outbox.number, error)
+            return None
+
+    def _flush(self) -> None:
+        """Send again what a lost connection left, then what is due, until something prevents it."""
+        while self.outbox.has_due:
+            if reason := self._blocked_reason():
+                if (
+                    reason != outbox.RATE_LIMIT or not self.blocked_by
+                ):  # which only keeps late what something else delayed
+                    self.blocked_by = reason
+                return
+            if message := self._unless_invalid(lambda: self.outbox.take(time.monotonic())):
+                self._send(message)
+        self.blocked_by = ""
+
+    def _blocked_reason(self) -> str:
+        """Return why no message can be sent now, or ""; then something will call _flush() again."""
+        if self.state != ONLINE or not self._connection or not self._connection.is_alive:
+            return outbox.OFFLINE
+        if self.outbox.is_window_full:
+            return outbox.IN_FLIGHT_LIMIT
+        if self._connection.is_full:
+            self._connection.on_writable = self._flush
+            return outbox.SLOW_NETWORK
+        if (free_at := self.outbox.free_at) > time.monotonic():
+            if not self._is_scheduled:
+                self._is_scheduled = True
+                self._loop.call_at(free_at, self._on_rate_allows)
+            return outbox.RATE_LIMIT
+        return ""
+
+    def _on_rate_allows(self) -> None:
+        self._is_scheduled = False
+        self._flush()
+
+    def _send(self, message: OutgoingMessage) -> None:
+        if message.is_retransmission:
+            self._listener.on_retransmit(self, message.number)
+        else:
+            self._listener.on_publish(self, message.number, message.payload, message.late_s, lost=False)
+        if not (connection := self._connection):
+            return
+        now = time.monotonic()
+        if self._is_trusted is None:
+            self._is_trusted = False
+            self._loop.call_at(now + REJECTED_WITHIN_S, self._trust, connection)
+        self.outbox.count_sent(message.payload, now)
+        on_puback = functools.partial(self._on_puback, message.number) if self.qos else None
+        message_id = connection.publish(self.topic, message.payload, self.qos, on_puback)
+        log.debug("MQTT %s: PUBLISH %s to %s", self.thing, message_id, self.topic)
+
+    def _trust(self, connection: Connection) -> None:
+        """Forget a refusal if the connection survived its first message: at QoS 0 there is no other sign."""
+        if self._connection is connection:
+            self._is_trusted = True
+            self.refusals.clear()
+
+    def _on_puback(self, number: int, mid: int, data: object = None) -> None:
+        if data is not None:  # a SUBACK, and rubbish
+            return
+        log.debug("MQTT %s: PUBACK %s", self.thing, mid)
+        self._is_trusted = True
+        self.refusals.clear()
+        if (sent_at := self.outbox.acknowledge(number)) is not None:
+            self._listener.on_puback(self, number, time.monotonic() - sent_at)
+        if self.outbox.has_due:
+            self._flush()
+
+
+def refuse_blocking_files(thing: str, files: ThingFiles) -> None:
+    """Raise ElfError if TLS would wait for ever for a thing's files: for data in a pipe, or for a passphrase."""
+    for path in files:
+        if path.exists() and not path.is_file():
+            raise ElfError(f"{thing} can't use its file {path}: it is not a file", errors.RESTORE_KEYS)
+    if b"ENCRYPTED" in files.private_key.read_bytes():
+        remedy = "write it without one: openssl pkey -in FILE -out NEW"
+        raise ElfError(f"the key file {files.private_key} has a passphrase", remedy)
