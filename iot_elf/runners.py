@@ -1,0 +1,363 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The things of a running send or subscribe: waits, and counts."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from iot_elf import defaults, errors
+from iot_elf.device import Device, DeviceListener
+from iot_elf.errors import ElfError, Refusal
+from iot_elf.events import EventQueue
+from iot_elf.messages import Line, Message
+from iot_elf.metrics import RunRecord, object_in, time_of_sending
+from iot_elf.mqtt import EventLoop
+from iot_elf.text import detail_log, log
+
+LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
+LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
+SNAPSHOT_S = 1.0  # between two entries of the record
+
+
+class StateChanged(NamedTuple):
+    """An event: something changed, and wait() looks whether it was waiting for that."""
+
+    is_loss: bool = False  # of a connection
+
+
+class MessageObserver:
+    """Gets each message of a run, to show it."""
+
+    def on_publish(self, device: Device, number: int, payload: bytes, lost: bool) -> None:
+        """A thing published its message `number`, or at QoS 0 lost it while it was offline."""
+
+    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+        """The broker acknowledged it."""
+
+    def on_message(self, device: Device, message: Any, payload: bytes) -> None:
+        """A thing received a message."""
+
+    def on_rejected(self, device: Device, answer: Mapping[str, Any]) -> None:
+        """AWS rejected what a thing published to its shadow."""
+
+
+class Runner(DeviceListener):
+    """The things of a run: which are connected, which failed and why, and what happens to their messages.
+
+    As a listener it counts in the loop's thread, into `record`; the main thread starts things, and waits.
+    """
+
+    def __init__(
+        self,
+        events: EventQueue,
+        *,
+        diagnose: Callable[[str, Refusal], ElfError],
+        on_loss: Callable[[], None] = lambda: None,
+        observer: MessageObserver | None = None,
+    ) -> None:
+        """Make one that waits at `events`, and tells `observer` of each message.
+
+        `diagnose(thing, refusal)` asks AWS why the broker refuses a thing; several threads call it. `on_loss` is called
+        in the main thread when a connection was lost, and may raise.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.devices: dict[str, Device] = {}
+        self.record = RunRecord()
+        self.loop: EventLoop
+        self._events, self._diagnose, self._on_loss = events, diagnose, on_loss
+        self._observer = observer or MessageObserver()
+        self._diagnosing = ThreadPoolExecutor(defaults.DIAGNOSES_AT_ONCE)
+        self._lines: collections.deque[Line] = collections.deque()  # that were read early
+        self._under_diagnosis: set[str] = set()  # things that AWS is being asked about
+        self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
+        self._has_advised = self._is_publishing = False
+
+    # The main thread
+
+    def connect_all(self) -> None:
+        """Connect, and wait until each thing is connected, has failed, or may take longer.
+
+        Raises ElfError if none is connected.
+        """
+        record = self.record
+        record.things = len(self.devices)
+        for device in self.devices.values():
+            self.loop.call_soon_threadsafe(device.connect)
+        self.wait(
+            lambda: (
+                record.connected | record.failed | (self._refused if record.connected else set()) >= self.devices.keys()
+            )
+        )
+        if not record.connected:
+            raise ElfError("none of the things could connect", errors.SEE_ABOVE)
+        record.began_at = time.monotonic()
+        self.loop.call_soon_threadsafe(self._take_snapshots)
+
+    def wait(self, is_over: Callable[[], object], deadline: float = math.inf, look_s: float = math.inf) -> bool:
+        """Wait until something `is_over`, or all things failed; look at each StateChanged, and every `look_s`.
+
+        Returns whether that was before the deadline, a time.monotonic().
+        """
+        while not (is_over() or self.has_failed):
+            now = time.monotonic()
+            if now >= deadline:
+                return False
+            self._on_event(self._events.get(min(deadline, now + look_s)))
+        return True
+
+    def _on_event(self, event: Any) -> None:
+        if isinstance(event, Exception):  # the loop has ended
+            raise event
+        if isinstance(event, Line):
+            self._lines.append(event)
+        elif event and event.is_loss:
+            self._on_loss()
+
+    def next_line(self, deadline: float) -> Line | None:
+        self.wait(lambda: self._lines, deadline)
+        return self._lines.popleft() if self._lines else None
+
+    @property
+    def has_failed(self) -> bool:
+        """Return whether all things have failed."""
+        return self.record.failed >= self.devices.keys()
+
+    def publish_on_schedule(
+        self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
+    ) -> None:
+        """Make each thing publish a message `rounds` times (None: without end), once per interval from `due` on; wait.
+
+        The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
+        first, whatever happened to those before.
+        """
+        devices = list(self.devices.values())
+        turns = (
+            (due + (number + spread * place / len(devices)) * interval_s, device)
+            for number in itertools.islice(itertools.count(), rounds)
+            for place, device in enumerate(devices)
+        )
+        self._is_publishing = True
+        self.loop.call_soon_threadsafe(self._publish_due, message, turns, next(turns))
+        self.wait(lambda: not self._is_publishing)
+
+    def await_diagnoses(self) -> None:
+        self.wait(lambda: not self._under_diagnosis, time.monotonic() + 2 * defaults.CALL_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Disconnect all: quickly after Ctrl-C, but what was sent may still be acknowledged."""
+        record = self.record
+        if record.ended_at:
+            return
+        record.ended_at = time.monotonic()
+        is_hurried = self._events.signum is not None
+        self.loop.call_soon_threadsafe(self._stop, record.ended_at + (defaults.STOP_S / 2 if is_hurried else 0.0))
+        self.loop.join(defaults.STOP_S if is_hurried else 2 * defaults.CONNECT_TIMEOUT_S)
+        self._diagnosing.shutdown(wait=False, cancel_futures=True)
+        for event in self._events.drain():
+            self._on_event(event)
+        self.observe()
+        record.offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
+        record.unacknowledged = [
+            (device.thing, device.topic, number, payload)
+            for device in self.devices.values()
+            for number, (payload, _) in device.outbox.in_flight.items()
+        ]
+
+    def observe(self) -> RunRecord:
+        """Return the record, with what is so at this moment."""
+        record, devices = self.record, self.devices.values()
+        sent_at = [at for device in devices for _, at in list(device.outbox.in_flight.values())]
+        record.in_flight, record.in_flight_since = len(sent_at), min(sent_at, default=math.inf)
+        record.online = sum(device.is_online for device in devices)
+        return record
+
+    # The loop's thread
+
+    def _take_snapshots(self) -> None:
+        self.record.take_snapshot()
+        self.loop.call_at(time.monotonic() + SNAPSHOT_S, self._take_snapshots)
+
+    def _publish_due(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
+        for _ in range(defaults.MAX_PER_TURN):  # then read what has arrived
+            due, device = turn
+            if self.record.ended_at:
+                return
+            if due > time.monotonic():
+                break
+            if device.was_connected:
+                device.publish(message, due)
+            if not (following := next(turns, None)):
+                self._is_publishing = False
+                self._events.put(StateChanged())
+                return
+            turn = following
+        self.loop.call_at(turn[0], self._publish_due, message, turns, turn)
+
+    def _stop(self, deadline: float) -> None:
+        if time.monotonic() < deadline and any(device.outbox.in_flight for device in self.devices.values()):
+            self.loop.call_at(time.monotonic() + defaults.MIN_INTERVAL_S, self._stop, deadline)
+            return
+        for device in self.devices.values():
+            device.end(device.refusals.last)
+        self.loop.close()
+
+    def on_connected(self, device: Device) -> None:
+        self.record.connected.add(device.thing)
+        for topic_filter in device.topic_filters:
+            detail_log.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
+        self._events.put(StateChanged())
+
+    def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
+        detail_log.warning("%s lost its connection to %s; reconnecting", device.thing, device.endpoint)
+        if not rejected and not self._has_advised:
+            self._has_advised = True
+            log.warning(
+                "what to do: check the network; if that works, another client took over the client ID %s: "
+                "find out who else has the keys of %s",
+                device.client_id,
+                device.thing,
+            )
+        self._events.put(StateChanged(is_loss=True))
+
+    def on_connection_resumed(self, device: Device, after_s: float) -> None:
+        detail_log.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
+
+    def on_failed(self, device: Device, failure: Exception) -> None:
+        self.record.failed.add(device.thing)
+        self.record.failures.add(device.thing, failure)
+        self._events.put(StateChanged())
+
+    def on_refused(self, device: Device, refusal: Refusal) -> None:
+        self._refused.add(device.thing)
+        self._under_diagnosis.add(device.thing)
+        self._diagnosing.submit(self._find_cause, device, refusal)
+        self._events.put(StateChanged())
+
+    def _find_cause(self, device: Device, refusal: Refusal) -> None:
+        """End the thing if AWS gives a reason; otherwise it keeps trying, and nothing waits for it."""
+        failure = self._diagnose(device.thing, refusal)
+        if failure is refusal:
+            line = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
+            detail_log.warning(line, device.thing, refusal.action, defaults.POLICY_CHANGE_S / 60)
+        else:
+            self.loop.call_soon_threadsafe(device.end, failure)
+        self._under_diagnosis.discard(device.thing)
+        self._events.put(StateChanged())
+
+
+class PublishRunner(Runner):
+    """Counts what happens to the messages that things publish, and AWS's answers to those for shadows."""
+
+    def __init__(self, events: EventQueue, *, interval_s: float, **options: Any) -> None:
+        """Make one for messages that are due every `interval_s`; 0: as they come. The options are Runner's."""
+        super().__init__(events, **options)
+        self._interval_s = interval_s
+        self._is_lagging = False
+        self._requests: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        # By thing: the clientTokens of what shadows have not answered.
+
+    def stop(self) -> None:
+        super().stop()
+        record = self.record
+        if record.rounds is not None:
+            record.totals["not_sent"] = record.rounds * len(record.connected) - record.totals["sent"]
+
+    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+        record = self.record
+        record.count("sent", device.thing)
+        if late_s > record.late_s.get(device.blocked_by, 0.0):
+            record.late_s[device.blocked_by] = late_s
+            if late_s > LAG_S and not (device.blocked_by or self._is_lagging):
+                self._is_lagging = True
+                wanted = f"{len(record.connected) / self._interval_s:.0f}" if self._interval_s else "more"
+                per_s = record.totals["sent"] / (time.monotonic() - record.began_at)
+                log.warning("asked for %s messages/s, this machine manages %.0f", wanted, per_s)
+        if lost:
+            record.count("dropped", device.thing)
+            record.dropped += [(device.thing, number)] if len(record.dropped) < defaults.MAX_LISTED else []
+        elif device.topic_filters:
+            record.count("requests", device.thing)
+            self._requests[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
+        self._observer.on_publish(device, number, payload, lost)
+
+    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+        self.record.count("acknowledged", device.thing)
+        self.record.latency.add(after_s)
+        self.record.acknowledged_at = time.monotonic()
+        self._observer.on_puback(device, number, after_s)
+
+    def on_retransmit(self, device: Device, number: int) -> None:
+        self.record.count("retransmitted", device.thing)
+
+    def on_not_sent(self, device: Device, messages: int) -> None:
+        self.record.count("not_sent", device.thing, messages)
+
+    def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:
+        self.record.count("not_sent", device.thing)
+        detail_log.error("message %d of %s is not sent: %s", number, device.thing, getattr(error, "cause", error))
+
+    def on_message(self, device: Device, message: Any) -> None:
+        """Count a shadow's answer, unless it is for another client: its token differs, or all are answered."""
+        answer, requests = object_in(bytes(message.payload or b"")), self._requests[device.thing]
+        token = str(answer.get("clientToken", ""))
+        if not requests[token]:
+            return
+        requests -= collections.Counter([token])
+        if message.topic.endswith("/rejected"):
+            self.record.count("rejected", device.thing)
+            self._observer.on_rejected(device, answer)
+        else:
+            self.record.count("accepted", device.thing)
+
+    @property
+    def has_room(self) -> bool:
+        """Return whether the things that are online have sent nearly all their messages."""
+        return all(len(it.outbox.queued) < LINES_AHEAD for it in self.devices.values() if it.is_online)
+
+    @property
+    def backlog(self) -> int:
+        """How many messages are waiting to be sent or acknowledged."""
+        return sum(device.backlog for device in self.devices.values())
+
+
+class SubscribeRunner(Runner):
+    """Counts the messages that things receive."""
+
+    def __init__(self, events: EventQueue, *, count: int | None, checks_sequence: bool, **options: Any) -> None:
+        """Make one that has enough after `count` messages, and `checks_sequence` of those that are numbered.
+
+        The options are Runner's.
+        """
+        super().__init__(events, **options)
+        self._count = count or math.inf
+        self.record.checks_sequence = checks_sequence
+
+    @property
+    def has_enough(self) -> bool:
+        return self.record.totals["received"] >= self._count
+
+    def on_message(self, device: Device, message: Any) -> None:
+        payload, at, record = bytes(message.payload or b""), time.time(), self.record
+        is_over = time.monotonic() > record.ends_at or self.has_enough
+        content = {} if message.retain else object_in(payload)
+        if record.checks_sequence:
+            record.sequence.add(device.thing, content, is_over)
+        if is_over:
+            self._events.put(StateChanged())
+            return
+        record.count("received", device.thing)
+        if (sent_at := time_of_sending(content)) is not None:
+            record.latency.add(at - sent_at)
+        self._observer.on_message(device, message, payload)
+        if self.has_enough:
+            self._events.put(StateChanged())
+
+    def on_unreadable_message(self, device: Device, error: Exception) -> None:
+        self.record.count("unreadable", device.thing)
+        detail_log.warning("%s could not read a message: %s", device.thing, error)
