@@ -46,6 +46,7 @@ from werkzeug.datastructures import ImmutableMultiDict
 
 import elf
 from iot_elf import defaults, messages
+from iot_elf.console import OutputWriter
 from iot_elf.device import Device, DeviceListener
 from iot_elf.errors import ElfError, Refusal, cause_and_remedy, log_failure
 from iot_elf.events import EventQueue
@@ -127,7 +128,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
     cli.profile, cli.template, cli.events = options.aws_profile, options.template, EventQueue()
     if cli.template and not cli.json_message:
         raise ElfError("--template does nothing without --json-message", "name a file, as example-template.json is")
-    cli.output_writer = elf.OutputWriter(cli.events)
+    cli.output_writer = OutputWriter(cli.events)
     with elf.held_fleet(cli, "locust", exclusive=False), elf.embedded_aws(cli, is_needed=True):
         yield cli
 
@@ -180,7 +181,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def take_out_secrets(record: logging.LogRecord) -> bool:
-    """Do for Locust's log, which its page shows as well, what elf.LogFormatter does for ELF's."""
+    """Do for Locust's log, which its page shows as well, what LogFormatter does for ELF's."""
     record.msg, record.args = redacted(record.getMessage()), ()
     if record.exc_info:
         record.exc_text = redacted(logging.Formatter().formatException(record.exc_info))

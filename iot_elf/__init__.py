@@ -16,6 +16,7 @@ mqtt          the device SDK's clients, all on one thread
 outbox        what a thing has to send: queued, in flight, to send again; AWS's limits of a connection
 device        one thing on MQTT: gets and keeps its connection
 runners       the things of a running send or subscribe: waits, and counts
+console       log lines, JSON lines, the live line
 
 On demand:
 

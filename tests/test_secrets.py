@@ -18,6 +18,8 @@ import pytest
 from fault_proxy import FaultProxy, aws_error
 from harness import ELF, ROOT, SESSION_TOKEN, AwsService, Elf
 
+from iot_elf.console import LogFormatter
+
 TOKEN = "TOKENthatIsASecret0123456789+/="
 PYTHONS = sorted(Path(os.environ.get("PYENV_ROOT", "/nonexistent")).glob("versions/3.[89].*/bin/python"))
 
@@ -146,7 +148,7 @@ def test_nothing_that_is_logged_moves_the_cursor(module: ModuleType) -> None:
     except ValueError as error:
         facts = (type(error), error, error.__traceback__)
     record = logging.LogRecord("iot-elf", logging.ERROR, "", 0, "name\n\x1b[31m\u202e: %s", ("\x9b1A",), facts)
-    first, *rest = module.LogFormatter().format(record).split("\n")
+    first, *rest = LogFormatter().format(record).split("\n")
     assert first.endswith("ERROR - name\\n\\x1b[31m\\u202e: \\x9b1A")
     assert rest[0].startswith("Traceback")
     assert rest[-1] == "ValueError: \\x1b[2Jgone\\r\\x07"

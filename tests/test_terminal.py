@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 from harness import Account, AwsService, Elf, Pair, Relay, Terminal
 
+from iot_elf.console import progress_bar
+
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}:iot-elf:[A-Z]+ - .+")
 SEEN = re.compile(r"\d\d:\d\d:\d\d \S.*")
 BAR = re.compile(r"(create|policies|clean): +\d+%\|.*\| \d+/8 \[\d\d:\d\d<(\d\d:\d\d|\?), ([\d.]+|\?) things/s\]")
@@ -195,7 +197,7 @@ def test_the_live_line_fits_into_a_narrow_terminal(pair: Pair, columns: int) -> 
 def test_a_bar_is_as_long_as_its_part_of_the_line(
     module: ModuleType, done: int, total: int, took_s: float, width: int, is_utf: bool, bar: str
 ) -> None:
-    assert module.progress_bar("create", done, total, took_s, width, is_utf) == bar
+    assert progress_bar("create", done, total, took_s, width, is_utf) == bar
 
 
 def test_bars_are_drawn_in_what_the_terminal_can_show(elf: Elf) -> None:

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Log lines, JSON lines, the live line."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import math
+import os
+import queue
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from iot_elf import defaults
+from iot_elf.defaults import T
+from iot_elf.errors import ElfError
+from iot_elf.events import EventQueue
+from iot_elf.text import detail_log, log, plural, printable, redacted, report_log, short_path
+
+MIN_FOR_PROGRESS = 5  # up to this many need no progress bar
+MAX_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader: some 50,000 messages
+SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
+CLEAR_LINE = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
+LEVEL_COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
+
+
+def on_terminal() -> bool:
+    """Return whether standard error is a terminal that can show more than plain lines."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def is_in_background() -> bool:
+    """Return whether ELF is in the background: another program uses the terminal, and may draw there."""
+    with contextlib.suppress(AttributeError, OSError):  # not on Windows, nor for a pipe
+        return os.tcgetpgrp(sys.stderr.fileno()) != os.getpgrp()
+    return False
+
+
+def terminal_width(stream: TextIO) -> int:
+    """Return how many columns a terminal has; 80 if that is unknown."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    return 80
+
+
+def open_standard_streams() -> None:
+    """Open descriptors 0, 1 and 2 if they are closed (a key file could get such a number), and make them blocking.
+
+    Output to a non-blocking descriptor would be lost when its reader is slow.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which gets the lowest number that is free
+        if number and hasattr(os, "set_blocking"):  # Windows has none before Python 3.12
+            with contextlib.suppress(OSError):
+                os.set_blocking(number, True)
+    sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it is there to the end
+
+
+class OutputWriter:
+    """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
+
+    At most MAX_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C. In a terminal,
+    everything is written above the live line, which is drawn while ELF is in the foreground.
+    """
+
+    def __init__(self, events: EventQueue) -> None:
+        self._events = events
+        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # streams, and what they are to get
+        self._changed = threading.Condition()
+        self._unread = 0  # characters
+        self._thread: threading.Thread | None = None
+        self._status_line, self._has_drawn = "", False
+        self.failure: OSError | None = None  # of a write, unless the reader just closed the stream
+
+    def write(self, stream: Any, text: Any) -> None:
+        """Write to a stream, in the output thread. Any thread may call this."""
+        with self._changed:
+            while self._unread > MAX_UNREAD and self._events.signum is None:
+                self._changed.wait(
+                    defaults.REDRAW_INTERVAL_S
+                )  # a signal's handler must not touch a condition, so look for it
+            self._waiting.append((stream, text))
+            self._unread += len(text)
+            if not self._thread:
+                self._thread = threading.Thread(target=self._work, daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def draw(self, status_line: str) -> None:
+        """Show a line at the bottom of the terminal in place of the one there; empty: none."""
+        self._status_line = status_line
+        if not (status_line and self._waiting):  # what is written next comes with it
+            self.write(sys.stderr, "")
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                stream, text = self._waiting[0]
+            try:
+                self._show(stream, text)
+            except Exception as error:
+                with contextlib.suppress(OSError, ValueError):  # what follows goes nowhere
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+                if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader or terminal is gone
+                    if self._events.signum is None:
+                        self._events.interrupt(SIGPIPE, None)
+                else:
+                    self.failure = error if isinstance(error, OSError) else OSError(str(error))
+                    self.failure.filename = "standard error" if stream is sys.stderr else "standard output"
+            with self._changed:
+                self._waiting.popleft()
+                self._unread -= len(text)
+                self._changed.notify_all()
+
+    def _show(self, stream: Any, text: Any) -> None:
+        is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
+        status_line = self._status_line if is_seen and not is_in_background() else ""
+        clear = (
+            CLEAR_LINE if self._has_drawn or (is_seen and text) else ""
+        )  # what this or another ELF drew there, and ^C
+        self._has_drawn = bool(status_line)
+        if stream is sys.stderr:  # in one write, or another ELF's live line could get in between
+            clear, text, status_line = "", clear + text + status_line, ""
+        for to, what in ((sys.stderr, clear), (stream, text), (sys.stderr, status_line)):
+            if what:
+                to.write(what)
+                to.flush()
+
+    def flush(self) -> bool:
+        """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
+        deadline = math.inf
+        with self._changed:
+            while self._waiting and time.monotonic() < deadline:
+                self._changed.wait(defaults.REDRAW_INTERVAL_S)
+                if self._events.signum is not None:
+                    deadline = min(deadline, time.monotonic() + defaults.STOP_S / 2)
+            return not self._waiting
+
+
+class LogFormatter(logging.Formatter):
+    """Writes the original's log lines, in UTC, without control characters or secrets."""
+
+    def __init__(self, line: str = "%(asctime)s:iot-elf:%(levelname)s - %(message)s") -> None:
+        super().__init__(line)
+        self.converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.msg, record.args = printable(record.getMessage()), ()  # its line ends too; a traceback keeps its own
+        return redacted("\n".join(map(printable, super().format(record).split("\n"))))
+
+
+class TerminalFormatter(LogFormatter):
+    """Writes log lines for a person: the local time and the text, in colour or with its level."""
+
+    def __init__(self, coloured: bool) -> None:
+        super().__init__("%(message)s")
+        self.converter, self._coloured = time.localtime, coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        if isinstance(record.args, tuple):
+            record.args = tuple(short_path(value) if isinstance(value, Path) else value for value in record.args)
+        for longest in sorted(map(str, record.args or ()), key=len)[:-3:-1]:  # most often the message, then its topic
+            over = len("00:00:00 ") + len(printable(record.getMessage())) - terminal_width(sys.stderr)
+            if over > 0 and record.name == detail_log.name and record.levelno == log.level == logging.INFO:
+                cut = longest[: -over - 1] + "…"
+                record.args = tuple(cut if str(value) == longest else value for value in record.args or ())
+        at, colour = self.formatTime(record, "%H:%M:%S"), LEVEL_COLOURS.get(record.levelno)
+        text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
+        if not self._coloured:
+            return f"{at} {record.levelname}: {text}" if colour else f"{at} {text}"
+        return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
+
+
+def start_logging(level: int, output: OutputWriter) -> None:
+    """Log ELF's own lines to standard error; libraries' logs are not shown."""
+    coloured = on_terminal() and not os.environ.get("NO_COLOR")  # https://no-color.org
+    if on_terminal() and sys.platform == "win32":
+        import colorama
+
+        colorama.just_fix_windows_console()
+    handler = logging.Handler()
+    handler.emit = lambda record: output.write(sys.stderr, handler.format(record) + "\n")  # type: ignore[method-assign]
+    handler.setFormatter(TerminalFormatter(coloured) if sys.stderr.isatty() else LogFormatter())
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(level)
+    detail_log.filters.clear()
+
+    def log_uncaught(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value and not isinstance(args.exc_value, SystemExit):
+            log.debug("uncaught exception in a thread:", exc_info=args.exc_value)
+
+    threading.excepthook = log_uncaught  # Python would print it with secrets
+
+
+def shows_details() -> bool:
+    """Return whether a line about each message is shown."""
+    return detail_log.isEnabledFor(logging.INFO) and not detail_log.filters
+
+
+def hide_details_above(things: int) -> None:
+    """Hide the lines about single things and messages if there are many things, unless --verbose is given.
+
+    The first MAX_LISTED warnings and errors are still shown.
+    """
+    if things <= defaults.MAX_LISTED or detail_log.filters or detail_log.isEnabledFor(defaults.VERBOSE):
+        return
+    log.info("%s: showing totals only (--verbose shows each)", plural(things, "thing"))
+    failures = itertools.count()
+
+    def passes(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return False
+        if (number := next(failures)) == defaults.MAX_LISTED:
+            log.log(record.levelno, "more lines like these are not shown (--verbose shows them)")
+        return number < defaults.MAX_LISTED
+
+    detail_log.addFilter(passes)
+
+
+@contextlib.contextmanager
+def live_line(events: EventQueue, output: OutputWriter, text: Callable[[], str]) -> Iterator[None]:
+    """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs.
+
+    Not with --debug or --quiet.
+    """
+    drawn_at = 0.0
+
+    def draw() -> None:
+        nonlocal drawn_at
+        if time.monotonic() > drawn_at + defaults.REDRAW_INTERVAL_S:
+            drawn_at = time.monotonic()
+            output.draw(text()[: terminal_width(sys.stderr) - 1])
+
+    if on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG):
+        events.on_idle = draw
+    try:
+        yield
+    finally:
+        events.on_idle = None
+        output.draw("")
+
+
+def progress_bar(what: str, done: int, total: int, took_s: float, width: int, is_utf: bool) -> str:
+    """Return a line of `width` characters, in eighths of one if `is_utf`: create:  25%|██▌   | 2/8 [00:01<00:03, …]."""
+    left = rate = "?"
+    if done and took_s:
+        left, rate = clock(took_s / done * (total - done)), f"{done / took_s:.1f}"
+    begin, end = f"{what}: {100 * done // total:3}%|", f"| {done}/{total} [{clock(took_s)}<{left}, {rate} things/s]"
+    room, blocks = max(0, width - len(begin) - len(end)), "▏▎▍▌▋▊▉█" if is_utf else "#"
+    full, part = divmod(room * len(blocks) * done // total, len(blocks))
+    return f"{begin}{(blocks[-1] * full + blocks[part - 1 : part]).ljust(room)}{end}"
+
+
+def clock(duration_s: float) -> str:
+    """Return a duration as a clock shows it: minutes and seconds."""
+    return "{:02}:{:02}".format(*divmod(int(duration_s), 60))
+
+
+def with_progress_bar(
+    events: EventQueue, output: OutputWriter, what: str, steps: Iterable[T], total: int
+) -> Iterator[T]:
+    """Iterate over `steps`, with a progress bar as live line if there are more than MIN_FOR_PROGRESS."""
+    done, began = 0, time.monotonic()
+
+    def bar() -> str:
+        is_utf = (sys.stderr.encoding or "").lower().startswith("utf")
+        return progress_bar(what, done, total, time.monotonic() - began, terminal_width(sys.stderr) - 1, is_utf)
+
+    with live_line(events, output, bar) if total > MIN_FOR_PROGRESS else contextlib.nullcontext():
+        for step in steps:
+            yield step
+            done += 1
+
+
+class EventWriter:
+    """Writes standard output: with --output json, one JSON object per line, the last a summary; with --output payload,
+    the messages that arrive."""
+
+    def __init__(self, form: str | None, output: OutputWriter) -> None:
+        self.is_on, self._has_payloads = form == "json", form == "payload"
+        self._output = output
+        self.summary: dict[str, Any] = {}  # which the command fills
+
+    def put(self, event: str, **fields: Any) -> None:
+        """Write an event. Raises the OSError of an earlier write."""
+        if self.is_on:
+            self._write(sys.stdout, redacted(json.dumps({"event": event, **fields})) + "\n")
+
+    def put_payload(self, payload: bytes) -> None:
+        """Write a message as is. Raises the OSError of an earlier write."""
+        if self._has_payloads:
+            self._write(sys.stdout.buffer, payload + b"\n")
+
+    def _write(self, stream: Any, text: str | bytes) -> None:
+        if error := self._output.failure:
+            self.is_on = self._has_payloads = False
+            raise error
+        self._output.write(stream, text)
+
+
+def ask_for_code(events: EventQueue, prompt: str) -> str:
+    """Ask for an MFA code on the terminal; any thread may. Raises ElfError without a terminal; Interrupted."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or is_in_background():
+        raise ElfError(
+            f"could not ask for an MFA code: this is not a terminal ({prompt.strip(': ')})",
+            "run the command in a terminal, or set credentials that need no code: `aws configure export-credentials`",
+        )
+    report_log.info("%s", prompt.strip(": "))
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answers.put(sys.stdin.readline().strip()), daemon=True).start()
+    while answers.empty():
+        events.check()
+        events.stopping.wait(defaults.REDRAW_INTERVAL_S)
+    if not re.fullmatch("[0-9]{6}", code := answers.get()):
+        raise ElfError("an MFA code has six digits", "run the command again")
+    return code
