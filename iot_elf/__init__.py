@@ -17,6 +17,7 @@ outbox        what a thing has to send: queued, in flight, to send again; AWS's 
 device        one thing on MQTT: gets and keeps its connection
 runners       the things of a running send or subscribe: waits, and counts
 console       log lines, JSON lines, the live line
+results       what the record of a run looks like: the report, the summary, the live line
 
 On demand:
 

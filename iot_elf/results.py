@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the record of a run looks like: the report, the summary, the live line."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from iot_elf import defaults
+from iot_elf.console import EventWriter, shows_details
+from iot_elf.device import Device
+from iot_elf.metrics import RunRecord, format_counts
+from iot_elf.runners import MessageObserver
+from iot_elf.text import decoded, detail_log, log, plural, report_log
+
+STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
+
+
+class MessageWriter(MessageObserver):
+    """Shows each message: a line in the log, unless these are hidden, and JSON or its payload on standard output."""
+
+    def __init__(self, output: EventWriter, qos: int) -> None:
+        self._output, self._qos = output, qos
+        self._is_needed = shows_details() or output.is_on  # else nothing need be formatted
+
+    def on_publish(self, device: Device, number: int, payload: bytes, lost: bool) -> None:
+        if self._is_needed:
+            fields = message_fields(device.thing, device.topic, payload)
+            detail_log.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
+            self._output.put("sent", number=number, **fields, qos=self._qos, lost=lost)
+
+    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+        if self._output.is_on:
+            self._output.put("acknowledged", thingName=device.thing, number=number, latencyMs=round(1000 * after_s, 1))
+
+    def on_message(self, device: Device, message: Any, payload: bytes) -> None:
+        if self._is_needed:
+            detail_log.info("Received message: %s from topic: %s by %s", decoded(payload), message.topic, device.thing)
+            fields = message_fields(device.thing, message.topic, payload)
+            self._output.put("received", **fields, qos=message.qos, retain=bool(message.retain))
+        self._output.put_payload(payload)
+
+    def on_rejected(self, device: Device, answer: Mapping[str, Any]) -> None:
+        code, reason = answer.get("code"), answer.get("message")
+        detail_log.warning("AWS rejected a message of %s on %s: %s %s", device.thing, device.topic, code, reason)
+        self._output.put("rejected", thingName=device.thing, topic=device.topic, code=code, message=reason)
+
+
+def message_fields(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
+    """Return the JSON fields that all messages have. A payload that is not UTF-8 is in Base64."""
+    message = {"thingName": thing, "topic": topic, "time": round(time.time(), 3)}
+    try:
+        return {**message, "payload": payload.decode("utf-8")}
+    except UnicodeDecodeError:
+        import base64
+
+        return {**message, "payload": None, "payloadBase64": base64.b64encode(payload).decode("ascii")}
+
+
+class RunReport:
+    """What a run looks like, from its record: a live line, the report in the log, the JSON summary."""
+
+    def __init__(self, record: RunRecord, label: str) -> None:
+        """Show `record`; `label` stands at the beginning of lines of the log: the name of a function, in brackets."""
+        self.record, self._label = record, label
+
+    def live_line(self) -> str:
+        raise NotImplementedError
+
+    def log(self) -> None:
+        """Log the report."""
+        raise NotImplementedError
+
+    def summary(self) -> dict[str, Any]:
+        """Return the JSON summary's members."""
+        raise NotImplementedError
+
+    def log_outages(self, effect: str) -> None:
+        if offline_s := self.record.offline_s:
+            longest = max(offline_s, key=offline_s.__getitem__)
+            which = f"{plural(len(offline_s), 'thing')}, longest {longest} ({offline_s[longest]:.1f} s)"
+            log.warning("%s offline: %s; %s", self._label, which, effect)
+
+    def situation(self) -> str:
+        """Return, for the live line, how many connections are up, and the time elapsed and left."""
+        now, record = time.monotonic(), self.record
+        left = f", {record.ends_at - now:.0f} s left" if now < record.ends_at < math.inf else ""
+        return f"{record.online}/{record.things} up | {now - record.began_at:.0f} s{left}"
+
+    def duration_and_rate(self, messages: int) -> str:
+        took_s = self.record.ended_at - self.record.began_at
+        return f"{took_s:.1f} s, {messages / max(took_s, 0.1):.1f} messages/s"
+
+
+class PublishReport(RunReport):
+    """What the record of a run that publishes looks like."""
+
+    def live_line(self) -> str:
+        record, totals = self.record, self.record.totals
+        pace = f"{record.rate('sent'):.1f}/s | {record.latency.recent_ms:.1f} ms"
+        if (oldest_s := time.monotonic() - record.in_flight_since) > STALL_S:
+            pace = f"{record.in_flight} waiting, up to {oldest_s:.1f} s"
+        lost = f", lost {totals['dropped']}" if totals["dropped"] else ""
+        counts = f"sent {totals['sent']}, acknowledged {totals['acknowledged']}{lost}{self._answers()}"
+        return f"{counts} | {pace} | {self.situation()}"
+
+    def _answers(self) -> str:
+        totals, unanswered = self.record.totals, self.record.unanswered
+        not_answered = f", {unanswered} not answered" if unanswered else ""
+        return (
+            f", {totals['accepted']} accepted, {totals['rejected']} rejected{not_answered}"
+            if totals["requests"]
+            else ""
+        )
+
+    def log(self) -> None:
+        record, totals, label = self.record, self.record.totals, self._label
+        self.log_outages(f"{plural(totals['retransmitted'], 'message')} sent again")
+        cause, late_s = max(record.late_s.items(), key=lambda pair: pair[1])
+        why = f" ({cause})" if cause and late_s > 0.1 else ""
+        report_log.info(
+            "%s %s, sent up to %.1f ms late%s", label, self.duration_and_rate(totals["sent"]), 1000 * late_s, why
+        )
+        if totals["acknowledged"]:
+            report_log.info("%s ack latency: %s", label, record.latency)
+        unacknowledged = [
+            f"not acknowledged: message {number} of {thing} on {topic}: '{decoded(payload)}'"
+            for thing, topic, number, payload in record.unacknowledged[: defaults.MAX_LISTED]
+        ]
+        lines = [
+            *unacknowledged,
+            *(f"lost while offline: message {number} of {thing}" for thing, number in record.dropped),
+        ]
+        for line in lines:
+            log.warning("%s", line)
+        if (more := record.lost - len(lines)) > 0:
+            log.warning("%d more not acknowledged, or lost while offline", more)
+        sent = f"{plural(totals['sent'], 'message')} from {plural(len(record.connected), 'thing')}"
+        acknowledged = f"{totals['acknowledged']} acknowledged" if record.qos else "none acknowledged (QoS 0)"
+        unsent = f", {totals['not_sent']} not sent" if totals["not_sent"] else ""
+        report_log.info(
+            "%s ELF sent %s: %s, %d lost%s%s", label, sent, acknowledged, record.lost, unsent, self._answers()
+        )
+
+    def summary(self) -> dict[str, Any]:
+        record, totals = self.record, self.record.totals
+        return {
+            **{"sent": totals["sent"], "acknowledged": totals["acknowledged"], "lost": record.lost},
+            **{"notSent": totals["not_sent"], "sentAgain": totals["retransmitted"]},
+            "latencyMs": record.latency.in_ms(),
+            **{"accepted": totals["accepted"], "rejected": totals["rejected"], "notAnswered": record.unanswered},
+        }
+
+
+class SubscribeReport(RunReport):
+    """What the record of a run that subscribes looks like."""
+
+    def live_line(self) -> str:
+        record = self.record
+        latency = f" | {record.latency.recent_ms:.0f} ms" if record.latency.in_ms() else ""
+        counts = f"received {record.totals['received']}{record.sequence}"
+        return f"{counts} | {record.rate('received'):.1f}/s{latency} | {self.situation()}"
+
+    def log(self) -> None:
+        record, label = self.record, self._label
+        received, unreadable = record.totals["received"], record.totals["unreadable"]
+        self.log_outages("they may have missed messages")
+        report_log.info("%s %s", label, self.duration_and_rate(received))
+        if record.latency.in_ms():
+            report_log.info("%s latency (from ts, ±1 ms): %s", label, record.latency)
+        if unreadable:
+            log.warning("%s could not read %s", label, plural(unreadable, "message"))
+        for thing, counts in itertools.islice(record.sequence.senders().items(), defaults.MAX_LISTED):
+            report_log.info("%s from %s: %s", label, thing, format_counts(counts))
+        if record.sequence.forgotten:
+            log.warning("%s more than %d senders: not all missing messages are counted", label, defaults.MAX_SENDERS)
+        messages, things = plural(received, "message"), plural(len(record.connected), "thing")
+        report_log.info("%s ELF received %s on %s%s", label, messages, things, record.sequence)
+
+    def summary(self) -> dict[str, Any]:
+        record = self.record
+        counted = {**record.sequence.counts, "senders": record.sequence.senders()} if record.checks_sequence else {}
+        return {"received": record.totals["received"], "latencyMs": record.latency.in_ms(), **counted}
