@@ -46,6 +46,7 @@ from werkzeug.datastructures import ImmutableMultiDict
 
 import elf
 from iot_elf import defaults, messages
+from iot_elf.arguments import broker_endpoint, directory_path, interval_s, number_between, place_part, proxy_url
 from iot_elf.console import OutputWriter
 from iot_elf.device import Device, DeviceListener
 from iot_elf.errors import ElfError, Refusal, cause_and_remedy, log_failure
@@ -71,12 +72,12 @@ def qos(text: str) -> int:
 # What is not given is as in elf.py. Locust sends the values to the workers: a path is a string, and one on each worker.
 OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
     ("topic", f"{defaults.TOPIC_ROOT}/{{thing_name}}", str, "where to publish; {thing_name} is the thing's name"),
-    ("interval", defaults.INTERVAL_S, elf.interval_s, "seconds between messages of a thing"),
+    ("interval", defaults.INTERVAL_S, interval_s, "seconds between messages of a thing"),
     ("qos", 1, qos, "MQTT quality of service, 0 or 1"),
     (
         "subscribers",
         0.0,
-        elf.number_between("a share from 0 to 1", 0, 1),
+        number_between("a share from 0 to 1", 0, 1),
         "share of the things, 0 to 1, that listen instead",
     ),
     ("json-message", None, str, f"file of a JSON object, or {messages.JSONL_SUFFIX} of many, that each worker has"),
@@ -84,11 +85,11 @@ OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
     (
         "proxy",
         None,
-        elf.proxy_url,
+        proxy_url,
         f"go through this proxy; {defaults.NO_PROXY}: through none (default: HTTPS_PROXY etc. say)",
     ),
-    ("region", None, functools.partial(elf.place_part, key="region"), "AWS region (default: the fleet's)"),
-    ("endpoint-url", None, functools.partial(elf.place_part, key="endpoint_url"), "control plane (default: AWS's)"),
+    ("region", None, functools.partial(place_part, key="region"), "AWS region (default: the fleet's)"),
+    ("endpoint-url", None, functools.partial(place_part, key="endpoint_url"), "control plane (default: AWS's)"),
 )
 EDITABLE = {"topic", "interval", "qos", "subscribers", "user_count", "spawn_rate", "run_time"}  # on Locust's page
 
@@ -100,9 +101,9 @@ def add_options(parser: Any) -> None:
     add = functools.partial(parser.add_argument, include_in_web_ui=False)
     add("--template", action="store_true", help="the file of --json-message is a Jinja2 template (docs/messages.md)")
     profile = "named profile of the AWS CLI (default: the fleet's, else none); --profile is Locust's own"
-    add("--aws-profile", type=functools.partial(elf.place_part, key="profile"), help=profile)
+    add("--aws-profile", type=functools.partial(place_part, key="profile"), help=profile)
     where = "keys and state on this machine (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
-    add("--misc-dir", type=lambda text: str(elf.directory_path(text)), help=where)
+    add("--misc-dir", type=lambda text: str(directory_path(text)), help=where)
 
 
 class Cli(elf.Cli):
@@ -121,7 +122,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
             dest = name.replace("-", "_")
             if (value := getattr(options, dest)) is not None:
                 setattr(cli, dest, parse(str(value)))  # Locust's page has not checked it
-        cli.mqtt_endpoint = elf.broker_endpoint(options.host) if options.host else None
+        cli.mqtt_endpoint = broker_endpoint(options.host) if options.host else None
     except argparse.ArgumentTypeError as error:
         raise ElfError(str(error), "see `python locustfile.py`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))

@@ -18,6 +18,7 @@ device        one thing on MQTT: gets and keeps its connection
 runners       the things of a running send or subscribe: waits, and counts
 console       log lines, JSON lines, the live line
 results       what the record of a run looks like: the report, the summary, the live line
+arguments     the parser's mechanism: its class, and types of arguments
 
 On demand:
 

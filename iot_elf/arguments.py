@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parser's mechanism: its class, and types of arguments."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from iot_elf import defaults, state
+from iot_elf.errors import ElfError, UsageError
+from iot_elf.network import Endpoint, Proxy
+from iot_elf.state import Place
+from iot_elf.text import printable, redacted
+
+
+def positive_int(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
+    return int(text)
+
+
+def number_between(what: str, least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
+    """Return a parser of numbers from `least` to `most`, described as `what`."""
+
+    def parse(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if least <= float(text) <= most:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+
+    return parse
+
+
+seconds = number_between("a number of seconds from 0", 0)
+interval_s = number_between(
+    f"{defaults.MIN_INTERVAL_S} seconds or more: AWS IoT allows 100 messages a second", defaults.MIN_INTERVAL_S
+)
+things_per_s = number_between("a number of things per second, from 0.1 to 1000", 0.1, 1000)
+
+
+def thing_prefix(text: str) -> str:
+    # The client ID is the thing's name, its number of up to 9 digits, and 8 random characters, each after one more.
+    longest = defaults.MAX_CLIENT_ID_BYTES - 10 - 9
+    if not state.THING_NAME.fullmatch(text) or len(text) > longest:
+        raise argparse.ArgumentTypeError(f"{text!r} is not 1 to {longest} of the characters a-z A-Z 0-9 : _ -")
+    return text
+
+
+def broker_endpoint(text: str) -> Endpoint:
+    match = re.fullmatch(r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9._-]*))(?::(?P<port>[0-9]{1,5}))?", text)
+    port = int(match["port"] or defaults.MQTT_PORT) if match else 0
+    if not match or not text or not 0 < port < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST, HOST:PORT or :PORT")
+    return Endpoint(match["ipv6"] or match["host"], port if match["port"] else 0)
+
+
+def directory_path(text: str) -> Path:
+    if not text:  # probably from a variable that is not set, and not meant to be the working directory
+        raise argparse.ArgumentTypeError("the directory name is empty, here or in ELF_MISC_DIR")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"no home directory found for {text!r}: set HOME, or leave ~ out") from None
+
+
+def place_part(text: str, key: str) -> str:
+    part: dict[str, Any] = {key: text}
+    try:
+        return str(getattr(Place(**part).checked(), key))
+    except ElfError as error:
+        raise argparse.ArgumentTypeError(error.cause) from None
+
+
+def proxy_url(text: str) -> str:
+    try:
+        if text != defaults.NO_PROXY:
+            Proxy.from_url(text)
+    except ElfError as error:
+        raise argparse.ArgumentTypeError(f"not a valid proxy URL: {error.remedy}") from None
+    return text
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser with usage errors of one line that may suggest what was meant, and without abbreviations,
+    which a later option could break."""
+
+    def __init__(self, **settings: Any) -> None:
+        # 80 columns: to find the terminal's width, argparse would import shutil, with three compression libraries.
+        formatter = functools.partial(argparse.HelpFormatter, width=78)
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=formatter, **settings)
+        self.commands: list[Parser] = []
+        self.typed: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.typed = list(sys.argv[1:] if args is None else args)
+        cli, unknown = super().parse_known_args(self.typed, namespace)
+        if unknown:  # else the parser of all commands would report it, with its --help instead of the command's
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return cli, unknown
+
+    def error(self, message: str) -> NoReturn:
+        import difflib
+
+        known = re.findall(r"--[\w-]+", "".join(parser.format_help() for parser in (self, *self.commands)))
+        options = [word.partition("=")[0] for word in self.typed if word.startswith("--")]
+        refused = re.findall("invalid choice: '(.+?)'", message)
+        mistyped = [option for option in options if option not in known] or refused
+        known += re.findall(r"[\w-]+", message.partition("choose from")[2])
+        meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
+        suggestion = f"; did you mean {meant[0]}?" if meant else ""
+        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in a wrong place
+        cause, remedy = f"{message}{suggestion}", f"see {self.prog} --help"
+        with contextlib.suppress(OSError):
+            sys.stderr.write(redacted(printable(f"{self.prog}: error: {cause} ({remedy})")) + "\n")
+        raise UsageError(cause, remedy)
