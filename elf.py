@@ -10,11 +10,12 @@
 # ///
 """ELF, the Extremely Low Friction AWS IoT client.
 
-A thing goes through this file from top to bottom: `create` makes it in AWS IoT with its own certificate and records it
-in misc/ (Fleet, Control plane); `send` and `subscribe` give it a policy the first time, connect it over MQTT with
-mutual TLS and exchange its messages (Messages, Device), for a whole fleet on one loop in one thread; `clean` deletes
-all of it. `--local` runs the same commands on an embedded AWS IoT (iot_elf/local_aws.py). Each section uses only the
-sections above it.
+`create` makes things in AWS IoT, each with its own certificate and keys, and records them in misc/; `send` and
+`subscribe` give each a policy the first time, and connect all of them over MQTT with mutual TLS, on one loop in one
+thread; `clean` deletes everything again. `--local` runs the same commands on an AWS IoT on this machine.
+
+This file is the program, and the example to read: the calls to boto3 and to the device SDK, the commands, the command
+line. What it is built on is in iot_elf/, where no module knows a command: iot_elf/__init__.py is the map.
 """
 
 from __future__ import annotations
@@ -25,13 +26,6 @@ from pathlib import Path
 if sys.version_info < (3, 10):  # noqa: UP036 - macOS's own is 3.9, which would get as far as losing keys
     sys.exit("elf.py needs Python 3.10 or later, not {}.{}: try `uv run elf.py`".format(*sys.version_info))
 
-sys.path.append(str(Path(__file__).resolve().parent))  # where Python does not look with -P, nor Locust after its start
-try:
-    import iot_elf  # noqa: F401
-except ModuleNotFoundError:
-    sys.exit("elf.py needs the folder iot_elf/ beside it: clone the whole repository")
-
-# What only some commands need (boto3, the SDK) is imported where they need it, so that `--help` is quick.
 import argparse
 import collections
 import contextlib
@@ -50,136 +44,96 @@ import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
-from iot_elf import console, defaults, errors, messages, state
-from iot_elf.arguments import (
-    Parser,
-    broker_endpoint,
-    directory_path,
-    interval_s,
-    place_part,
-    positive_int,
-    proxy_url,
-    seconds,
-    thing_prefix,
-    things_per_s,
-)
-from iot_elf.aws import (
-    RetryLater,
-    concurrently,
-    connect_control_plane,
-    may_have_arrived,
-    once_visible,
-    other_users,
-    policies_of,
-    run_in_thread,
-    run_parallel,
-    unless_gone,
-    unless_missing,
-    write_amazon_roots,
-)
-from iot_elf.console import (
-    EventWriter,
-    OutputWriter,
-    ask_for_code,
-    hide_details_above,
-    live_line,
-    open_standard_streams,
-    start_logging,
-    terminal_width,
-    with_progress_bar,
-)
+sys.path.append(str(Path(__file__).resolve().parent))  # where Python does not look with -P, nor Locust after its start
+try:
+    from iot_elf import arguments, aws, console, defaults, errors, events, messages, network, sign_in, state, text
+except ImportError as error:
+    sys.exit(f"elf.py needs the folder iot_elf/ beside it, from the same version ({error}): clone the whole repository")
+from iot_elf.arguments import Parser
+from iot_elf.aws import RetryLater, concurrently, once_visible, unless_gone
+from iot_elf.console import EventWriter, OutputWriter
 from iot_elf.defaults import T
 from iot_elf.device import Device
-from iot_elf.errors import (
-    ElfError,
-    FailureReport,
-    NotAwsError,
-    Refusal,
-    UsageError,
-    error_names,
-    how_to_install,
-    log_failure,
-)
-from iot_elf.events import EventQueue, Interrupted, signals_to
-from iot_elf.messages import (
-    Line,
-    Message,
-    PayloadBuilder,
-    answer_topics,
-    begins_object,
-    expand_topics,
-    first_message,
-    is_line_file,
-    is_reserved_topic,
-    parse_lines,
-    read_ahead,
-    read_lines,
-    read_message_file,
-    refuse_bad_topics,
-)
+from iot_elf.errors import ElfError, FailureReport, NotAwsError, Refusal, UsageError
+from iot_elf.events import EventQueue, Interrupted
+from iot_elf.messages import Line, Message, PayloadBuilder
 from iot_elf.mqtt import EventLoop, load_sdk, without_threads
-from iot_elf.network import Endpoint, open_socket, proxy_in_environment, raise_descriptor_limit
+from iot_elf.network import Endpoint, open_socket
 from iot_elf.results import MessageWriter, PublishReport, RunReport, SubscribeReport
 from iot_elf.runners import PublishRunner, Runner, SubscribeRunner
-from iot_elf.state import Fleet, Place, RecordedFleet, Thing, ThingFiles, policy_name, recorded_thing, thing_entry
-from iot_elf.text import (
-    by_number,
-    detail_log,
-    hide_environment,
-    listed,
-    log,
-    plural,
-    report_log,
-    short_path,
-    utc_time,
-)
+from iot_elf.state import Fleet, Place, RecordedFleet, Thing, ThingFiles, policy_name
+from iot_elf.text import detail_log, log, report_log
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Defaults and errors
-# ---------------------------------------------------------------------------------------------------------------------
-
+# What only some commands need (boto3, the SDK) is imported where they need it, so that `--help` is quick.
 
 PREFIX = "thing"
 MESSAGE = "IoT ELF Hello"
 DURATION_S = 10.0
 ROOT_CERT = defaults.HERE / "aws-iot-rootCA.crt"
-
-
 KEEP_ALIVE_S = 30  # AWS IoT's minimum; a broker that is silent for twice as long is given up
-BUSY_RETRY_S = 60.0  # the same for calls that ELF repeats without botocore
+BUSY_RETRY_S = 60.0  # how long a request for a certificate is repeated while AWS is busy
 ACK_GRACE_S = 75.0  # how long `send` waits for the last acknowledgements, to survive an outage of a minute
 ACK_PAUSE_S = 15.0  # it waits longer while the time between them is at most this
 ANSWER_GRACE_S = 10.0  # how long it then waits for the last answers of shadows
 PROPAGATION_S = 20.0  # until AWS IoT knows what was just made
-SUBSCRIPTIONS_PER_S = 450.0  # the same
+SUBSCRIPTIONS_PER_S = 450.0  # AWS allows 500 per account
 LATE_ARRIVALS_S = 2.0  # how long missing messages have to arrive when `subscribe` ends
+NO_THINGS = "there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)"
+
+
+class Cli:
+    """What the commands share: the options, which the parser sets, and what they find out."""
+
+    # Options of every command. None: not given.
+    command: str  # its name
+    run: Callable[[Cli], int]  # its function
+    exclusive: bool  # no other command may use the same misc/
+    region: str | None
+    profile: str | None
+    endpoint_url: str | None  # of the control plane
+    proxy: str | None  # its URL, or NO_PROXY
+    local: bool  # the fleet is, or will be, on the embedded AWS IoT
+    misc_dir: Path
+    wait: float  # seconds, if another ELF uses misc/
+    rate: float  # things a second that the account's quotas allow
+    output: str | None  # json, or payload
+    verbose: bool
+    debug: bool
+    quiet: bool
+    # Options of some
+    count: int | None  # things to create, messages to send from each, or messages to receive in total
+    prefix: str
+    message: str
+    json_message: Path | None
+    raw: bool  # send the bytes as is
+    template: bool  # render it for each message
+    seed: int | None
+    sequence: bool  # number the messages
+    topic: str | None  # may contain {thing_name}, as may each of topics
+    topics: list[str] | None  # filters to subscribe to
+    append_thing_name: bool
+    interval: float  # seconds; 0: as lines arrive
+    duration: float | None  # seconds; 0: until Ctrl-C
+    things: int | None = None  # only the first so many of the fleet
+    qos: int
+    root_cert: Path | None = None
+    mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
+    only_local: bool = False
+    # What the commands find out
+    events: EventQueue
+    output_writer: OutputWriter
+    event_writer: EventWriter
+    summary: dict[str, Any]  # of the JSON lines
+    fleet: Fleet  # locked while the command runs
+    place: Place  # where it is
+    headers: Mapping[str, str]  # that the control plane requires
+    control_plane: tuple[Any, Place] | None = None  # boto3's client and its place, once needed
+    connecting: threading.Lock  # held by the thread that makes it
+    refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Console: what the user sees, and Ctrl-C
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Storage: a directory that is claimed, locked, kept private and written without loss; its journal
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# State: the fleet in misc/: its things, and where they are
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# What may be recorded. Nothing is trusted: names become paths, and identifiers are sent to AWS.
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Sign in: boto3's session, credentials, STS, MFA
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Control plane: boto3
+# A thing: made, authorised, connected and retired
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -213,7 +167,7 @@ def make_thing(iot: Any, fleet: Fleet, names_in_aws: set[str], name: str) -> Thi
 def _resume(iot: Any, fleet: Fleet, name: str) -> Thing:
     """Return a thing as an earlier attempt left it, without its certificate if that is missing in AWS."""
     thing = fleet.things.get(name) or fleet.record(Thing(name))
-    if thing.certificate_id and not unless_missing(iot.describe_certificate, certificateId=thing.certificate_id):
+    if thing.certificate_id and not aws.unless_missing(iot.describe_certificate, certificateId=thing.certificate_id):
         thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
     return thing
 
@@ -247,11 +201,11 @@ def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if may_have_arrived(error):
+        if aws.may_have_arrived(error):
             fleet.record_unanswered(asked)
             raise RetryLater(error, 1.0, "no answer") from error  # this may make a second certificate
         fleet.record(asked._replace(certificate_requested_at=None))
-        if not errors.BUSY_ERRORS.isdisjoint(error_names(error)):
+        if not errors.BUSY_ERRORS.isdisjoint(errors.error_names(error)):
             raise RetryLater(error, BUSY_RETRY_S, "AWS is busy") from error
         raise
 
@@ -262,7 +216,7 @@ def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, A
     arn, certificate_id = keys["certificateArn"], keys["certificateId"]
     certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, certificate_requested_at=None)
     try:
-        recorded_thing(thing.name, thing_entry(certified))
+        state.recorded_thing(thing.name, state.thing_entry(certified))
     except ValueError as error:
         fleet.record_unanswered(asked)
         raise NotAwsError(iot.meta.endpoint_url) from error
@@ -318,6 +272,25 @@ def _unless_made_already(iot: Any, name: str, document: Mapping[str, Any]) -> It
             ) from error
 
 
+def open_client(
+    client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any, on_message: Any
+) -> Any:
+    """Connect a client of the SDK with mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
+
+    Raises OSError and ssl.SSLError; ElfError for a proxy.
+    """
+    client = load_sdk()(client_id)
+    client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
+    client.configureCredentials(str(root_cert), str(files.private_key), str(files.certificate))
+    client.configureSocketFactory(functools.partial(open_socket, endpoint))
+    client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
+    client.disableMetricsCollection()  # a user name without a password, which other brokers refuse
+    without_threads(client)
+    client.onMessage = on_message
+    client.connectAsync(KEEP_ALIVE_S, ackCallback=on_connack)
+    return client
+
+
 def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     """Delete a thing, its certificate and its policy, in the order AWS requires. Safe to repeat.
 
@@ -357,8 +330,8 @@ def _plan_deletion(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, C
     Returns the thing with only what is this ELF's, whether the thing itself is, and a function that finds other users.
     """
     described, policies = concurrently(
-        lambda: unless_missing(iot.describe_thing, thingName=thing.name),
-        lambda: policies_of(iot, thing.certificate_arn),
+        lambda: aws.unless_missing(iot.describe_thing, thingName=thing.name),
+        lambda: aws.policies_of(iot, thing.certificate_arn),
     )
     is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
     if described and not is_own:
@@ -375,7 +348,7 @@ def _plan_deletion(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, C
     certificates = {thing.certificate_arn or ""}
     if is_own and not thing.certificate_arn:
         certificates = _retire_lost_certificates(iot, thing.name)
-    return thing, is_own, functools.partial(other_users, iot, thing.name, certificates)
+    return thing, is_own, functools.partial(aws.other_users, iot, thing.name, certificates)
 
 
 def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id: str | None) -> bool:
@@ -396,7 +369,7 @@ def _is_own_policy(iot: Any, thing: Thing, arn: str) -> bool:
     It has ELF's document, for the account and region of `arn`; or an earlier attempt detached it. Another is logged.
     """
     name = policy_name(thing.name)
-    if not (policy := unless_missing(iot.get_policy, policyName=name)):
+    if not (policy := aws.unless_missing(iot.get_policy, policyName=name)):
         return False
     is_detached = thing.stage == state.CLEANING and bool(thing.policy_arn)
     if is_detached or json.loads(policy["policyDocument"]) == policy_document(thing.name, arn):
@@ -414,7 +387,7 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
     lost = {*iot.list_thing_principals(thingName=name)["principals"]}
     for arn in lost:
         certificate_id = arn.rpartition("/")[2]
-        others = functools.partial(other_users, iot, name, {arn})
+        others = functools.partial(aws.other_users, iot, name, {arn})
         if not state.ARN.fullmatch(arn) or others(certificateId=certificate_id):
             raise ElfError(
                 f"{name} has a certificate that ELF did not make: {arn}",
@@ -429,137 +402,8 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Messages: what things say, and where
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Device: AWSIoTPythonSDK
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def open_client(
-    client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any, on_message: Any
-) -> Any:
-    """Connect a client of the SDK with mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
-
-    Raises OSError and ssl.SSLError; ElfError for a proxy.
-    """
-    client = load_sdk()(client_id)
-    client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
-    client.configureCredentials(str(root_cert), str(files.private_key), str(files.certificate))
-    client.configureSocketFactory(functools.partial(open_socket, endpoint))
-    client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
-    client.disableMetricsCollection()  # a user name without a password, which other brokers refuse
-    without_threads(client)
-    client.onMessage = on_message
-    client.connectAsync(KEEP_ALIVE_S, ackCallback=on_connack)
-    return client
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Outbox: what a thing has to send
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Device: one thing on MQTT
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Runners: the things of a running send or subscribe
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Results: what the record of a run looks like
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Commands
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-class Cli:
-    """What the commands share: the options, which the parser sets, and what they find out."""
-
-    # Options of every command. None: not given.
-    command: str  # its name
-    run: Callable[[Cli], int]  # its function
-    exclusive: bool  # no other command may use the same misc/
-    region: str | None
-    profile: str | None
-    endpoint_url: str | None  # of the control plane
-    proxy: str | None  # its URL, or NO_PROXY
-    local: bool  # the fleet is, or will be, on the embedded AWS IoT
-    misc_dir: Path
-    wait: float  # seconds, if another ELF uses misc/
-    rate: float  # things a second that the account's quotas allow
-    output: str | None  # json, or payload
-    verbose: bool
-    debug: bool
-    quiet: bool
-    # Options of some
-    count: int | None  # things to create, messages to send from each, or messages to receive in total
-    prefix: str
-    message: str
-    json_message: Path | None
-    raw: bool  # send the bytes as is
-    template: bool  # render it for each message
-    seed: int | None
-    sequence: bool  # number the messages
-    topic: str | None  # may contain {thing_name}, as may each of topics
-    topics: list[str] | None  # filters to subscribe to
-    append_thing_name: bool
-    interval: float  # seconds; 0: as lines arrive
-    duration: float | None  # seconds; 0: until Ctrl-C
-    things: int | None = None  # only the first so many of the fleet
-    qos: int
-    root_cert: Path | None = None
-    mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
-    only_local: bool = False
-    # What the commands find out
-    events: EventQueue
-    output_writer: OutputWriter
-    event_writer: EventWriter
-    fleet: Fleet  # locked while the command runs
-    place: Place  # where it is
-    headers: Mapping[str, str]  # that the control plane requires
-    control_plane: tuple[Any, Place] | None = None  # boto3's client and its place, once needed
-    connecting: threading.Lock  # held by the thread that makes it
-    refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
-
-
-def open_control_plane(cli: Cli) -> tuple[Any, Place]:
-    """Connect to the control plane of the fleet, once, whichever thread is the first to call this."""
-    with cli.connecting:
-        if not cli.control_plane:
-            proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
-            if re.match(
-                f"{defaults.NO_PROXY}$|socks5h?://", cli.proxy or proxy_in_environment()[1]
-            ):  # botocore knows no SOCKS
-                proxies = {}
-            ask = functools.partial(ask_for_code, cli.events)
-            cli.control_plane = connect_control_plane(cli.place, cli.events, cli.headers, cli.rate, proxies, ask)
-        return cli.control_plane
-
-
-def control_plane(cli: Cli) -> tuple[Any, Place]:
-    """Do the same in the main thread, where Ctrl-C ends the wait."""
-    return cli.control_plane or run_in_thread(cli.events, lambda: open_control_plane(cli))
-
-
-def find_cause(cli: Cli, thing: str, refusal: Refusal) -> ElfError:
-    """Return AWS's reason why the broker refuses a thing, or `refusal` if AWS can't be asked."""
-    from iot_elf.diagnosis import diagnose
-
-    try:
-        return diagnose(*open_control_plane(cli), cli.fleet.things[thing], refusal)
-    except Exception as error:
-        log.debug("no diagnosis of %s:", thing, exc_info=error)
-        return refusal
 
 
 def create_things(cli: Cli) -> int:
@@ -571,26 +415,28 @@ def create_things(cli: Cli) -> int:
         wanted = [f"{cli.prefix}_{number}" for number in range(cli.count or 1)]
         missing = {*missing_things(fleet, cli.prefix, wanted)}
         half_cleaned = {thing.name for thing in fleet.things.values() if thing.stage == state.CLEANING}
-        cli.event_writer.summary.update(things=len(fleet.things), created=0)
+        cli.summary.update(things=len(fleet.things), created=0)
         if fleet.was_local and not cli.place.local:
             log.warning("the last fleet was local (--local); this one is on AWS")
         iot, place = control_plane(cli)
-        names_in_aws = set() if is_new else run_in_thread(cli.events, lambda: list_own_things(iot, fleet.elf_id or ""))
+        ask = functools.partial(list_own_things, iot, fleet.elf_id or "")
+        names_in_aws = set() if is_new else aws.run_in_thread(cli.events, ask)
         missing.update(things_missing_in_aws(cli, iot, {*wanted} - names_in_aws))
         if half_cleaned:
-            log.warning("finishing an interrupted clean of: %s", listed(half_cleaned))
-        to_do = sorted(missing | half_cleaned, key=by_number)
+            log.warning("finishing an interrupted clean of: %s", text.listed(half_cleaned))
+        to_do = sorted(missing | half_cleaned, key=text.by_number)
         if not to_do and not fleet.unanswered:
-            things = plural(len(wanted), "thing")
+            things = text.plural(len(wanted), "thing")
             report_log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
             return 0
-        log.info("[create_things] ELF creating %s", plural(len(missing), "thing"))
+        log.info("[create_things] ELF creating %s", text.plural(len(missing), "thing"))
         log.info("in %s", place)
         fleet.record_place(place)
         failures = FailureReport()
         try:
             if lost := names_in_aws - fleet.things.keys() - missing:
-                log.warning("AWS has things of this ELF that misc/ lacks; a larger COUNT adopts them: %s", listed(lost))
+                names = text.listed(lost)
+                log.warning("AWS has things of this ELF that misc/ lacks; a larger COUNT adopts them: %s", names)
             step = functools.partial(reconcile, iot, fleet, names_in_aws - half_cleaned, missing)
             for name, thing in run_steps(cli, "create", to_do, step, failures):
                 if thing:
@@ -603,27 +449,31 @@ def create_things(cli: Cli) -> int:
             if not fleet.things and not fleet.unanswered:
                 fleet.forget_place()
             elif fleet.merge_journal():
-                log.info("Wrote %s to config file: %s", plural(len(fleet.things), "thing"), fleet.things_file)
-            created = [thing for thing in fleet.ready if thing.name in missing]
-            report_log.info(
-                "[create_things] ELF created %s in region:'%s'.", plural(len(created), "thing"), place.region
-            )
-            if left := len(missing) - len(created):
-                report_log.info(
-                    "[create_things] %s not made yet: run the command again to continue", plural(left, "thing")
-                )
+                log.info("Wrote %s to config file: %s", text.plural(len(fleet.things), "thing"), fleet.things_file)
+            left = report_creation(cli, missing, place.region)
             failures.report(of=len(to_do))
-            cli.event_writer.summary.update(things=len(fleet.ready), created=len(created), failed=list(failures.things))
+            cli.summary["failed"] = list(failures.things)
     return 1 if left or failures.things else 0
+
+
+def report_creation(cli: Cli, missing: set[str], region: str | None) -> int:
+    """Log how many of the `missing` things were created, and return how many were not."""
+    created = sum(thing.name in missing for thing in cli.fleet.ready)
+    report_log.info("[create_things] ELF created %s in region:'%s'.", text.plural(created, "thing"), region)
+    if left := len(missing) - created:
+        things = text.plural(left, "thing")
+        report_log.info("[create_things] %s not made yet: run the command again to continue", things)
+    cli.summary.update(things=len(cli.fleet.ready), created=created)
+    return left
 
 
 def report_created(event_writer: EventWriter, thing: Thing, files: ThingFiles) -> None:
     if sys.stderr.isatty():
         line = f"{thing.name}: certificate {(thing.certificate_id or '')[:8]}"
-        pattern = short_path(files.certificate.with_suffix(".{pem,pub,prv}"))
+        pattern = text.short_path(files.certificate.with_suffix(".{pem,pub,prv}"))
         lines = f"{line}, {pattern}", f"{line}, .../{pattern.name}", line
-        room = terminal_width(sys.stderr) - len("00:00:00 ")
-        detail_log.info("%s", next((text for text in lines if len(text) <= room), line))
+        room = console.terminal_width(sys.stderr) - len("00:00:00 ")
+        detail_log.info("%s", next((it for it in lines if len(it) <= room), line))
     else:
         detail_log.info("Thing:'%s' associated with cert:'%s'", thing.name, thing.certificate_arn)
         detail_log.info("Thing Name: %s and PEM file: %s", thing.name, files.certificate)
@@ -642,7 +492,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
     ]
     if set(existing) - set(names):
         raise ElfError(
-            f"there are already {plural(len(existing), 'thing')}, more than the {len(names)} requested",
+            f"there are already {text.plural(len(existing), 'thing')}, more than the {len(names)} requested",
             "remove them all with `elf.py clean`, then run `elf.py create` again",
         )
     return [name for name in names if name not in fleet.things or fleet.things[name].stage != state.READY]
@@ -651,45 +501,33 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
 def things_missing_in_aws(cli: Cli, iot: Any, names: set[str]) -> list[str]:
     """Return which of the fleet's `names`, which AWS did not list, are missing in AWS, and record it."""
     unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
-    answers = dict(run_parallel(cli.events, unlisted, lambda name: unless_missing(iot.describe_thing, thingName=name)))
+    answers = dict(
+        aws.run_parallel(cli.events, unlisted, lambda name: aws.unless_missing(iot.describe_thing, thingName=name))
+    )
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
         raise failed[0]
     if gone := [name for name, described in answers.items() if not described]:
-        log.warning("missing in AWS, creating again: %s", listed(gone))
+        log.warning("missing in AWS, creating again: %s", text.listed(gone))
     for name in gone:
         cli.fleet.record(cli.fleet.things[name]._replace(stage=state.CREATING))
     return gone
 
 
-def run_steps(
-    cli: Cli, what: str, things: Sequence[T], step: Callable[[T], Any], failures: FailureReport
-) -> Iterator[tuple[T, Any]]:
-    """Run a step for many things in parallel; yield each thing for which it succeeds, and the result."""
-    hide_details_above(len(things))
-    for thing, result in with_progress_bar(
-        cli.events, cli.output_writer, what, run_parallel(cli.events, things, step), len(things)
-    ):
-        if isinstance(result, Exception):
-            failures.add(getattr(thing, "name", str(thing)), result)
-        else:
-            yield thing, result
-
-
 def send_messages(cli: Cli) -> int:
     """Make every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
     things, lines, topics = load_messages(cli)
-    rounds, of_lines = messages_per_thing(cli), is_line_file(cli.json_message)
+    rounds, of_lines = messages_per_thing(cli), messages.is_line_file(cli.json_message)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
-    answers = {thing: answer_topics(topic, thing) for thing, (topic,) in topics.items()}
+    answers = {thing: messages.answer_topics(topic, thing) for thing, (topic,) in topics.items()}
     runner = PublishRunner(cli.events, interval_s=cli.interval, **runner_callbacks(cli, things))
     record, refused = runner.record, 0
     record.qos = cli.qos
     with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, answers):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
-        what = f"each line of {source}" if of_lines else plural(rounds, "message") if rounds else "messages"
+        what = f"each line of {source}" if of_lines else text.plural(rounds, "message") if rounds else "messages"
         until = "" if of_lines or rounds else " until Ctrl-C"
         log.info(
-            "[send_messages] ELF sending %s from each of %s%s", what, plural(len(record.connected), "thing"), until
+            "[send_messages] ELF sending %s from each of %s%s", what, text.plural(len(record.connected), "thing"), until
         )
         began = time.monotonic()
         lasts_s = cli.duration or math.inf if of_lines else rounds * cli.interval if rounds else math.inf
@@ -708,11 +546,11 @@ def send_messages(cli: Cli) -> int:
             raise
     if lost := record.lost + record.totals["not_sent"]:
         raise ElfError(
-            f"{plural(lost, 'message')} lost: not acknowledged, or not sent",
+            f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent",
             "see the lines above, check the network, and send again",
         )
     if refused:
-        raise ElfError(f"{plural(refused, 'line')} of the input could not be sent", errors.SEE_ABOVE)
+        raise ElfError(f"{text.plural(refused, 'line')} of the input could not be sent", errors.SEE_ABOVE)
     if (rejected := record.totals["rejected"]) or record.unanswered:
         raise ElfError(
             f"messages to shadows: {rejected} rejected, {record.unanswered} not answered",
@@ -733,38 +571,46 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
         cli.interval = 0.0 if str(path) == "-" else defaults.INTERVAL_S
     things = ready_things(cli.fleet, cli.things)
     topics = {
-        thing.name: expand_topics([cli.topic], cli.append_thing_name, thing.name, f"{defaults.TOPIC_ROOT}/{thing.name}")
+        thing.name: messages.expand_topics(
+            [cli.topic], cli.append_thing_name, thing.name, f"{defaults.TOPIC_ROOT}/{thing.name}"
+        )
         for thing in things
     }
-    refuse_bad_topics(topics)
-    if cli.sequence and (raw or any(is_reserved_topic(topic) for (topic,) in topics.values())):
+    messages.refuse_bad_topics(topics)
+    if cli.sequence and (raw or any(messages.is_reserved_topic(topic) for (topic,) in topics.values())):
         raise UsageError("--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out")
     run = secrets.token_hex(4) if cli.sequence else ""
     compose = message_factory(cli, run, things[0].name, topics[things[0].name][0])
     if path is None:
         return things, iter([Line(compose(os.fsencode(cli.message)))]), topics
-    lines = parse_lines(read_lines(path), compose, raw) if is_line_file(path) else read_message_file(path, compose)
+    lines = (
+        messages.parse_lines(messages.read_lines(path), compose, raw)
+        if messages.is_line_file(path)
+        else messages.read_message_file(path, compose)
+    )
     if str(path) == "-":
         if sys.stdin is None:
             raise ElfError("standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`")
         return things, lines, topics
-    first = run_in_thread(cli.events, lambda: first_message(path, lines))  # a pipe may have no writer yet
+    first = aws.run_in_thread(cli.events, lambda: messages.first_message(path, lines))  # a pipe may have no writer yet
     return things, itertools.chain([first], lines), topics
 
 
 def message_factory(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
     """Return a function that makes a message of bytes, after trying it for one thing, which may raise."""
 
-    from iot_elf.templates import Template, TemplateContext
-
-    def finish(text: bytes) -> PayloadBuilder:
+    def finish(content: bytes) -> PayloadBuilder:
         if cli.raw:
-            return PayloadBuilder(text)
+            return PayloadBuilder(content)
         if cli.template and not cli.json_message:
-            message = PayloadBuilder.of_any(text)
+            message = PayloadBuilder.of_any(content)
         else:
-            is_object = begins_object(text) if cli.template or is_line_file(cli.json_message) else cli.json_message
-            message = PayloadBuilder.of_object(text) if is_object else PayloadBuilder.of_text(text)
+            is_object = (
+                messages.begins_object(content)
+                if cli.template or messages.is_line_file(cli.json_message)
+                else cli.json_message
+            )
+            message = PayloadBuilder.of_object(content) if is_object else PayloadBuilder.of_text(content)
         if run and (taken := message.has - {"ts"}):
             raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
         return message._replace(run=run)
@@ -774,12 +620,14 @@ def message_factory(cli: Cli, run: str, thing: str, topic: str) -> Callable[[byt
         return message
 
     if not cli.template:
-        return lambda text: tried(finish(text))
+        return lambda content: tried(finish(content))
+    from iot_elf.templates import Template, TemplateContext
+
     make_context = functools.partial(TemplateContext, seed=cli.seed, interval_s=cli.interval)
     contexts = functools.cache(make_context)
 
-    def compiled(text: bytes) -> Template:
-        template = Template(text, finish, make_context)
+    def compiled(content: bytes) -> Template:
+        template = Template(content, finish, make_context)
         template.payload(topic, thing, 1)
         template.context_of = contexts  # the one of the trial is gone
         return template
@@ -800,7 +648,7 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
     Returns how many messages there were, and how many lines can't be sent. Raises UsageError if the first one can't.
     """
     asked = threading.Semaphore(2)  # so that the next line is already read when it is due
-    threading.Thread(target=read_ahead, args=(lines, cli.events, asked), daemon=True).start()
+    threading.Thread(target=messages.read_ahead, args=(lines, cli.events, asked), daemon=True).start()
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
     sent = refused = 0
@@ -833,7 +681,10 @@ def await_acknowledgements(runner: PublishRunner) -> None:
     """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
     if not runner.wait(lambda: not runner.backlog, ended + 2.0, defaults.MIN_INTERVAL_S):
-        acknowledgements, left_s = plural(runner.backlog, "acknowledgement"), ended + ACK_GRACE_S - time.monotonic()
+        acknowledgements, left_s = (
+            text.plural(runner.backlog, "acknowledgement"),
+            ended + ACK_GRACE_S - time.monotonic(),
+        )
         log.info("[send_messages] waiting for %s, up to %.0f s", acknowledgements, left_s)
     while (deadline := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S)) > time.monotonic():
         if runner.wait(lambda: not runner.backlog, deadline, defaults.MIN_INTERVAL_S):
@@ -846,8 +697,10 @@ def subscribe(cli: Cli) -> int:
     given: Sequence[str | None] = cli.topics or [None]
     append = cli.append_thing_name
     duration_s = cli.duration or (math.inf if cli.count or cli.duration == 0 else DURATION_S)
-    filters = {thing.name: expand_topics(given, append, thing.name, f"{defaults.TOPIC_ROOT}/#") for thing in things}
-    refuse_bad_topics(filters, wildcards=True)
+    filters = {
+        thing.name: messages.expand_topics(given, append, thing.name, f"{defaults.TOPIC_ROOT}/#") for thing in things
+    }
+    messages.refuse_bad_topics(filters, wildcards=True)
     checks_sequence = not any((topic or "").startswith("$share/") for topic in given)
     runner = SubscribeRunner(
         cli.events, count=cli.count, checks_sequence=checks_sequence, **runner_callbacks(cli, things)
@@ -856,9 +709,9 @@ def subscribe(cli: Cli) -> int:
     with connected_devices(cli, things, runner, SubscribeReport(record, "[subscribe]"), filters=filters):
         until = [f"for {duration_s:g} s"] if duration_s < math.inf else []
         if cli.count:
-            until.append(f"until {plural(cli.count, 'message')} {'has' if cli.count == 1 else 'have'} arrived")
+            until.append(f"until {text.plural(cli.count, 'message')} {'has' if cli.count == 1 else 'have'} arrived")
         ends = ", or ".join(until) or "until Ctrl-C"
-        log.info("[subscribe] ELF listening on %s %s", plural(len(record.connected), "thing"), ends)
+        log.info("[subscribe] ELF listening on %s %s", text.plural(len(record.connected), "thing"), ends)
         listeners = collections.Counter(itertools.chain(*map(filters.__getitem__, record.connected)))
         if any(number > 1 for topic_filter, number in listeners.items() if not topic_filter.startswith("$share/")):
             log.info("[subscribe] all things receive every message; --things 1 shows each once")
@@ -869,15 +722,15 @@ def subscribe(cli: Cli) -> int:
     received = record.totals["received"]
     if missing := record.sequence.counts["missing"]:
         remedy = "see above which senders, and whether a thing was offline; use --qos 1 in send and subscribe"
-        raise ElfError(f"{plural(missing, 'message')} did not arrive", remedy)
+        raise ElfError(f"{text.plural(missing, 'message')} did not arrive", remedy)
     if cli.count and received < cli.count and duration_s < math.inf:
         raise ElfError(
-            f"received {plural(received, 'message')} in {duration_s:g} s, not {cli.count}",
+            f"received {text.plural(received, 'message')} in {duration_s:g} s, not {cli.count}",
             "check that something sends to that topic, or use a longer --duration",
         )
     if offline:
         raise ElfError(
-            f"{listed(offline)} ended without a connection, and may have missed messages", "check the network"
+            f"{text.listed(offline)} ended without a connection, and may have missed messages", "check the network"
         )
     return 1 if record.failed else 0
 
@@ -894,13 +747,13 @@ def clean_up(cli: Cli) -> int:
             elif cli.only_local:
                 if not cli.place.local:
                     where = "left in AWS IoT, with their certificates and policies"
-                    log.warning("%s: %s (%s)", where, listed(fleet.things), cli.place)
+                    log.warning("%s: %s (%s)", where, text.listed(fleet.things), cli.place)
                 for thing in things:
                     fleet.forget(thing)
                     cli.event_writer.put("cleaned", thingName=thing.name)
                 fleet.forget_unanswered()
             else:
-                log.info("[clean_up] ELF cleaning up %s", plural(len(things), "thing"))
+                log.info("[clean_up] ELF cleaning up %s", text.plural(len(things), "thing"))
                 iot, _ = control_plane(cli)  # in another account everything would seem to be gone
                 for thing, _ in run_steps(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
                     report_cleaned(cli.event_writer, thing.name)
@@ -912,15 +765,10 @@ def clean_up(cli: Cli) -> int:
         finally:
             left = len(fleet.things)
             if things:
-                report_log.info("[clean_up] ELF cleaned up %s, %d left", plural(len(things) - left, "thing"), left)
+                report_log.info("[clean_up] ELF cleaned up %s, %d left", text.plural(len(things) - left, "thing"), left)
             failures.report(of=len(things))
-            cli.event_writer.summary.update(cleaned=len(things) - left, left=left, failed=list(failures.things))
+            cli.summary.update(cleaned=len(things) - left, left=left, failed=list(failures.things))
     return 1 if fleet.things else 0
-
-
-def report_cleaned(event_writer: EventWriter, name: str) -> None:
-    detail_log.info("Thing:'%s' cleaned up", name)
-    event_writer.put("cleaned", thingName=name)
 
 
 def list_things(cli: Cli) -> int:
@@ -934,24 +782,22 @@ def list_things(cli: Cli) -> int:
         since = None
         with contextlib.suppress(OSError):
             since = fleet.files(thing.name).private_key.stat().st_mtime
-        since_text = thing.stage if thing.stage != state.READY else utc_time(since)[:16] if since else "no key"
+        since_text = thing.stage if thing.stage != state.READY else text.utc_time(since)[:16] if since else "no key"
         rows.append((thing.name, (thing.certificate_id or "-")[:8], thing.policy_name or "-", since_text))
         ids = {"certificateId": thing.certificate_id, "policyName": thing.policy_name}
         cli.event_writer.put("thing", thingName=thing.name, **ids, stage=thing.stage, since=since)
-    runs = None
-    with contextlib.suppress(OSError, ElfError):  # what can't be read
-        runs = bool(place.local and _local_aws().is_alive(fleet.local_directory))
-    cli.event_writer.summary.update(things=len(fleet.things), local=place.local, localRuns=runs)
-    cli.event_writer.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
+    runs = is_local_running(fleet) if place.local else False
+    cli.summary.update(things=len(fleet.things), local=place.local, localRuns=runs)
+    cli.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
     if not cli.event_writer.is_on:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        lines = [line[: terminal_width(sys.stdout)] for line in lines] if sys.stdout.isatty() else lines
+        lines = [line[: console.terminal_width(sys.stdout)] for line in lines] if sys.stdout.isatty() else lines
         suffix = "" if runs is None or not place.local else ", running" if runs else ", not running"
-        lines.append(f"{plural(len(fleet.things), 'thing')} in {place}{suffix}")
-        text = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
+        lines.append(f"{text.plural(len(fleet.things), 'thing')} in {place}{suffix}")
+        table = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
         encoding = sys.stdout.encoding
-        cli.output_writer.write(sys.stdout, text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        cli.output_writer.write(sys.stdout, table.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     return 0
 
 
@@ -959,85 +805,71 @@ def print_environment(cli: Cli) -> int:
     """Print, for a shell, what points the AWS CLI and boto3 at the fleet, without locking, writing or asking AWS."""
     import shlex
 
-    fleet = Fleet(cli.misc_dir)
+    from iot_elf import local_aws
+
+    fleet = RecordedFleet(cli.misc_dir)
     if not fleet.place:
         raise ElfError(*NO_THINGS)
     place = find_place(cli, fleet.place)
     variables: dict[str, str | None] = {"AWS_REGION": place.region, "AWS_DEFAULT_REGION": place.region}
     if not place.local:
-        variables |= environment_of(place)
-    elif local := _local_aws().find(fleet.local_directory, cli.events.check):
+        variables |= sign_in.environment_of(place)
+    elif local := local_aws.find(fleet.local_directory, cli.events.check):
         variables |= local.environment
     else:
         start = "send" if fleet.ready else "--local create"
         raise ElfError(f"no embedded AWS IoT is running in {fleet.local_directory}", f"`elf.py {start}` starts it")
     if cli.event_writer.is_on:
-        text = json.dumps({"event": "environment", "variables": variables})  # not redacted: it would be of no use
+        output = json.dumps({"event": "environment", "variables": variables})  # not redacted: it would be of no use
     else:
         unset = [name for name, value in variables.items() if value is None]
         lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items() if value is not None]
-        text = "\n".join([f"unset {' '.join(unset)}"] * bool(unset) + lines)
-    cli.output_writer.write(sys.stdout.buffer, os.fsencode(f"{text}\n"))
+        output = "\n".join([f"unset {' '.join(unset)}"] * bool(unset) + lines)
+    cli.output_writer.write(sys.stdout.buffer, os.fsencode(f"{output}\n"))
     return 0
 
 
-def environment_of(place: Place) -> dict[str, str | None]:
-    """Return the variables of a place on AWS, without the region's; None: not set, as it would override the others."""
-    variables: dict[str, str | None] = {}
-    if place.profile:
-        overriding = ("AWS_DEFAULT_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-        variables |= {**dict.fromkeys(overriding), "AWS_PROFILE": place.profile}
-    if url := place.endpoint_url:
-        of_all, of_iot = "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_IOT"
-        variables |= dict.fromkeys((of_all, of_iot, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"))
-        if not url.startswith(f"https://iot.{place.region}.amazonaws.com"):
-            variables[of_iot if ".amazonaws." in url else of_all] = url  # a VPC's endpoint serves only AWS IoT
-    return variables
+# ---------------------------------------------------------------------------------------------------------------------
+# What the commands share
+# ---------------------------------------------------------------------------------------------------------------------
 
 
-def report_unanswered(cli: Cli) -> None:
-    """Log which certificates may have been made in requests without an answer, for the user to decide."""
-    from iot_elf.diagnosis import unclaimed_certificates
+def open_control_plane(cli: Cli) -> tuple[Any, Place]:
+    """Connect to the control plane of the fleet, once, whichever thread is the first to call this."""
+    with cli.connecting:
+        if not cli.control_plane:
+            proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
+            url = cli.proxy or network.proxy_in_environment()[1]
+            if re.match(f"{defaults.NO_PROXY}$|socks5h?://", url):  # botocore knows no SOCKS
+                proxies = {}
+            ask = functools.partial(console.ask_for_code, cli.events)
+            cli.control_plane = aws.connect_control_plane(cli.place, cli.events, cli.headers, cli.rate, proxies, ask)
+        return cli.control_plane
 
-    fleet = cli.fleet
-    if not fleet.unanswered:
-        return
-    calls = plural(len(fleet.unanswered), "certificate request")
-    since, until = min(call.since for call in fleet.unanswered), max(call.until for call in fleet.unanswered)
-    what = f"up to {plural(len(fleet.unanswered), 'certificate')} without keys may exist"
-    log.warning("%s got no answer: %s, from %s to %s", calls, what, utc_time(since), utc_time(until))
+
+def control_plane(cli: Cli) -> tuple[Any, Place]:
+    """Do the same in the main thread, where Ctrl-C ends the wait."""
+    return cli.control_plane or aws.run_in_thread(cli.events, lambda: open_control_plane(cli))
+
+
+def find_cause(cli: Cli, thing: str, refusal: Refusal) -> ElfError:
+    """Return AWS's reason why the broker refuses a thing, or `refusal` if AWS can't be asked."""
+    from iot_elf.diagnosis import diagnose
+
     try:
-        iot, _ = control_plane(cli)
-        found = run_in_thread(cli.events, lambda: list(unclaimed_certificates(iot, fleet)))
-    except Interrupted:
-        raise
+        return diagnose(*open_control_plane(cli), cli.fleet.things[thing], refusal)
     except Exception as error:
-        log_failure(error)
-        return
-    for certificate in found:
-        name, made = certificate["certificateId"], utc_time(certificate["creationDate"].timestamp())
-        status = certificate.get("status", "of unknown status")
-        log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
-    if found:
-        log.warning(
-            "what to do: if no one else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
-            "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
-        )
-    else:
-        log.info("none found")
-        fleet.forget_unanswered(until=time.time() - defaults.CONSISTENCY_S)
-
-
-NO_THINGS = "there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)"
+        log.debug("no diagnosis of %s:", thing, exc_info=error)
+        return refusal
 
 
 def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
     """Return the things that can connect, or the first `first` of them. Raises ElfError if there are none, or fewer."""
-    prefix, highest = by_number(next(reversed(fleet.things), ""))
+    prefix, highest = text.by_number(next(reversed(fleet.things), ""))
     create = f"create {highest + 1}" + (f" --prefix {prefix}" if prefix != PREFIX else "")
     for stage, command in ((state.CREATING, create), (state.CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
-            log.warning("skipping incomplete things: %s; finish with `elf.py %s`", listed(names), command)
+            log.warning("skipping incomplete things: %s; finish with `elf.py %s`", text.listed(names), command)
     if not fleet.things:
         raise ElfError(*NO_THINGS)
     if not fleet.ready:
@@ -1052,7 +884,7 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
 
 def runner_callbacks(cli: Cli, things: Sequence[Thing]) -> dict[str, Any]:
     """Return what a runner calls: to ask AWS about a refusal, when a connection is lost, and with each message."""
-    hide_details_above(len(things))
+    console.hide_details_above(len(things))
     return {
         "diagnose": functools.partial(find_cause, cli),
         "on_loss": lambda: cli.refuse_dead_local(),
@@ -1076,36 +908,19 @@ def connected_devices(
     """
     fleet, record = cli.fleet, runner.record
     root_cert = root_certificate(cli)
-    raise_descriptor_limit(len(things))
+    network.raise_descriptor_limit(len(things))
     if fleet.unanswered:
         with fleet.locked(cli.events):
             report_unanswered(cli)
-    prepared, endpoint, patience_s = prepare_devices(cli, things)
-    subscriptions = max([1, *map(len, (filters or {}).values())])
-    runner.loop = EventLoop(cli.events.put, min(defaults.CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
-    for thing in prepared:
-        runner.devices[thing.name] = Device(
-            thing.name,
-            fleet.files(thing.name),
-            endpoint,
-            root_cert,
-            runner.loop,
-            runner,
-            open_client,
-            qos=cli.qos,
-            topic=topics[thing.name][0] if topics else "",
-            topic_filters=filters[thing.name] if filters else (),
-            patience_s=patience_s[thing.name],
-        )
-    record.failed |= {thing.name for thing in things} - runner.devices.keys()  # without a policy
+    make_devices(cli, things, runner, root_cert, topics or {}, filters or {})
 
     def report_failures() -> None:
         record.failures.report(of=len(runner.devices))
-        cli.event_writer.summary.update(things=len(record.connected), failed=sorted(record.failed, key=by_number))
+        cli.summary.update(things=len(record.connected), failed=sorted(record.failed, key=text.by_number))
 
     def report_results() -> None:
         report.log()
-        cli.event_writer.summary.update(report.summary())
+        cli.summary.update(report.summary())
 
     with contextlib.ExitStack() as ends:  # the last callback runs first
         ends.callback(report_failures)
@@ -1113,9 +928,38 @@ def connected_devices(
         runner.connect_all()
         ends.callback(report_results)
         ends.callback(runner.stop)
-        with live_line(cli.events, cli.output_writer, lambda: report.live_line() if runner.observe() else ""):
+        with console.live_line(cli.events, cli.output_writer, lambda: report.live_line() if runner.observe() else ""):
             yield
             runner.await_diagnoses()
+
+
+def make_devices(
+    cli: Cli,
+    things: Sequence[Thing],
+    runner: Runner,
+    root_cert: Path,
+    topics: Mapping[str, Sequence[str]],
+    filters: Mapping[str, Sequence[str]],
+) -> None:
+    """Give the runner a loop, and a device for each thing that has, or gets, a policy; the others count as failed."""
+    prepared, endpoint, patience_s = prepare_devices(cli, things)
+    subscriptions = max([1, *map(len, filters.values())])
+    runner.loop = EventLoop(cli.events.put, min(defaults.CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
+    for thing in prepared:
+        runner.devices[thing.name] = Device(
+            thing.name,
+            cli.fleet.files(thing.name),
+            endpoint,
+            root_cert,
+            runner.loop,
+            runner,
+            open_client,
+            qos=cli.qos,
+            topic=next(iter(topics.get(thing.name, ())), ""),
+            topic_filters=filters.get(thing.name, ()),
+            patience_s=patience_s[thing.name],
+        )
+    runner.record.failed |= {thing.name for thing in things} - runner.devices.keys()
 
 
 def prepare_devices(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing], Endpoint, Mapping[str, float]]:
@@ -1155,7 +999,7 @@ def attach_missing_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
         finally:
             things = [thing for thing in fleet.ready if thing.policy_arn]
             if left := sum(not thing.policy_arn for thing in fleet.ready if thing.name in newcomers):
-                log.info("%s without a policy yet: run the command again to continue", plural(left, "thing"))
+                log.info("%s without a policy yet: run the command again to continue", text.plural(left, "thing"))
             failures.report(of=len(without))
     if not things:
         raise ElfError("none of the things has a policy", errors.SEE_ABOVE)
@@ -1167,7 +1011,7 @@ def root_certificate(cli: Cli) -> Path:
     import ssl
 
     fleet = cli.fleet
-    path: Path = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else write_amazon_roots(fleet.directory))
+    path: Path = cli.root_cert or (ROOT_CERT if ROOT_CERT.exists() else aws.write_amazon_roots(fleet.directory))
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode) or about.st_size > defaults.MAX_FILE_BYTES:
@@ -1182,6 +1026,67 @@ def root_certificate(cli: Cli) -> Path:
     return path
 
 
+def run_steps(
+    cli: Cli, what: str, things: Sequence[T], step: Callable[[T], Any], failures: FailureReport
+) -> Iterator[tuple[T, Any]]:
+    """Run a step for many things in parallel; yield each thing for which it succeeds, and the result."""
+    console.hide_details_above(len(things))
+    for thing, result in console.with_progress_bar(
+        cli.events, cli.output_writer, what, aws.run_parallel(cli.events, things, step), len(things)
+    ):
+        if isinstance(result, Exception):
+            failures.add(getattr(thing, "name", str(thing)), result)
+        else:
+            yield thing, result
+
+
+def report_unanswered(cli: Cli) -> None:
+    """Log which certificates may have been made in requests without an answer, for the user to decide."""
+    fleet = cli.fleet
+    if not fleet.unanswered:
+        return
+    from iot_elf.diagnosis import unclaimed_certificates
+
+    calls = text.plural(len(fleet.unanswered), "certificate request")
+    since, until = min(call.since for call in fleet.unanswered), max(call.until for call in fleet.unanswered)
+    what = f"up to {text.plural(len(fleet.unanswered), 'certificate')} without keys may exist"
+    log.warning("%s got no answer: %s, from %s to %s", calls, what, text.utc_time(since), text.utc_time(until))
+    try:
+        iot, _ = control_plane(cli)
+        found = aws.run_in_thread(cli.events, lambda: list(unclaimed_certificates(iot, fleet)))
+    except Interrupted:
+        raise
+    except Exception as error:
+        errors.log_failure(error)
+        return
+    for certificate in found:
+        name, made = certificate["certificateId"], text.utc_time(certificate["creationDate"].timestamp())
+        status = certificate.get("status", "of unknown status")
+        log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
+    if found:
+        log.warning(
+            "what to do: if no one else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
+            "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
+        )
+    else:
+        log.info("none found")
+        fleet.forget_unanswered(until=time.time() - defaults.CONSISTENCY_S)
+
+
+def is_local_running(fleet: RecordedFleet) -> bool | None:
+    """Return whether the fleet's embedded AWS IoT is running; None if that can't be read."""
+    from iot_elf import local_aws
+
+    with contextlib.suppress(OSError, ElfError):
+        return bool(local_aws.is_alive(fleet.local_directory))
+    return None
+
+
+def report_cleaned(event_writer: EventWriter, name: str) -> None:
+    detail_log.info("Thing:'%s' cleaned up", name)
+    event_writer.put("cleaned", thingName=name)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Command line
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1191,29 +1096,28 @@ def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
     where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
     raised = f"things per second to create, authorise or clean, for other quotas (default: {defaults.THINGS_PER_S:g})"
-    region, profile, url = (functools.partial(place_part, key=key) for key in ("region", "profile", "endpoint_url"))
+    region, profile, url = (
+        functools.partial(arguments.place_part, key=key) for key in ("region", "profile", "endpoint_url")
+    )
     other = f"AWS region (default: the fleet's, else from the AWS configuration, else {defaults.REGION})"
     add("--region", metavar="R", type=region, help=other)
     add("--profile", metavar="P", type=profile, help="named profile of the AWS CLI (default: the fleet's, else none)")
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
     way = f"use this proxy; {defaults.NO_PROXY}: use no proxy (default: from HTTPS_PROXY, ALL_PROXY and NO_PROXY)"
-    add("--proxy", metavar="URL", type=proxy_url, help=way)
+    add("--proxy", metavar="URL", type=arguments.proxy_url, help=way)
     add("--local", action="store_true", help="use an AWS IoT on this machine; needs no account")
-    add("--misc-dir", metavar="D", type=directory_path, help=where)
-    add("--wait", metavar="S", type=seconds, help="seconds to wait if another ELF uses this directory (default: 0)")
-    add("--rate", metavar="N", type=things_per_s, help=raised)
+    add("--misc-dir", metavar="D", type=arguments.directory_path, help=where)
+    wait = "seconds to wait if another ELF uses this directory (default: 0)"
+    add("--wait", metavar="S", type=arguments.seconds, help=wait)
+    add("--rate", metavar="N", type=arguments.things_per_s, help=raised)
     output = "json: also print JSON lines to standard output; payload (subscribe): each message there (default: text)"
     add("--output", choices=("text", "json", "payload"), help=output)
-    add(
-        "--verbose",
-        action="store_true",
-        help=f"log each thing and message, even of more than {defaults.MAX_LISTED} things",
-    )
+    verbose = f"log each thing and message, even of more than {defaults.MAX_LISTED} things"
+    add("--verbose", action="store_true", help=verbose)
     add("--quiet", action="store_true", help="log only warnings, errors and the final report")
     add("--debug", action="store_true", help="log each AWS and MQTT call, and the traceback of a failure")
-    add(
-        "-V", "--version", action="version", version=f"aws-iot-elf {defaults.VERSION}", help="show the version and exit"
-    )
+    version = f"aws-iot-elf {defaults.VERSION}"
+    add("-V", "--version", action="version", version=version, help="show the version and exit")
     add("-h", "--help", action="help", help="show this help and exit")
     return parser
 
@@ -1223,10 +1127,11 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use topic T/<thing>, or {defaults.TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {defaults.MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
-    add("--things", metavar="N", type=positive_int, help="use only the first N things of the fleet (default: all)")
+    things = "use only the first N things of the fleet (default: all)"
+    add("--things", metavar="N", type=arguments.positive_int, help=things)
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
-    add("--mqtt-endpoint", metavar="HOST[:PORT]", type=broker_endpoint, help=broker)
+    add("--mqtt-endpoint", metavar="HOST[:PORT]", type=arguments.broker_endpoint, help=broker)
     return parser
 
 
@@ -1245,14 +1150,14 @@ def add_send_options(command: Parser) -> None:
     add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
     add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
-    add(
-        "-t", "--topic", metavar="T", help=f"topic, may contain {{thing_name}} (default: {defaults.TOPIC_ROOT}/<thing>)"
-    )
+    topic = f"topic, may contain {{thing_name}} (default: {defaults.TOPIC_ROOT}/<thing>)"
+    add("-t", "--topic", metavar="T", help=topic)
     pace = f"seconds between messages (default: {defaults.INTERVAL_S:g}, or as lines arrive)"
-    add("--interval", metavar="S", type=interval_s, help=pace)
+    add("--interval", metavar="S", type=arguments.interval_s, help=pace)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
-    how_many("--duration", metavar="S", type=seconds, help=duration)
-    how_many("-n", "--count", metavar="N", type=positive_int, help="messages per thing, instead of --duration")
+    how_many("--duration", metavar="S", type=arguments.seconds, help=duration)
+    count = "messages per thing, instead of --duration"
+    how_many("-n", "--count", metavar="N", type=arguments.positive_int, help=count)
 
 
 def add_subscribe_options(command: Parser) -> None:
@@ -1260,14 +1165,9 @@ def add_subscribe_options(command: Parser) -> None:
     topics = f"topic filter, may contain {{thing_name}}; repeat it for more (default: {defaults.TOPIC_ROOT}/#)"
     add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have arrived)"
-    add("--duration", metavar="S", type=seconds, help=duration)
-    add(
-        "-C",
-        "--count",
-        metavar="N",
-        type=positive_int,
-        help="stop after N messages in total; exit status 1 if fewer arrive",
-    )
+    add("--duration", metavar="S", type=arguments.seconds, help=duration)
+    count = "stop after N messages in total; exit status 1 if fewer arrive"
+    add("-C", "--count", metavar="N", type=arguments.positive_int, help=count)
 
 
 def build_parser() -> Parser:
@@ -1277,58 +1177,39 @@ def build_parser() -> Parser:
         description="The Extremely Low Friction AWS IoT client: make things, let them send and subscribe, clean up.",
         epilog="example: python elf.py --local create 3",
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     add_common_options(parser)
-    parser.set_defaults(
-        misc_dir=os.environ.get("ELF_MISC_DIR", str(defaults.HERE / "misc")), wait=0.0, rate=defaults.THINGS_PER_S
-    )
+    misc_dir = os.environ.get("ELF_MISC_DIR", str(defaults.HERE / "misc"))
+    parser.set_defaults(misc_dir=misc_dir, wait=0.0, rate=defaults.THINGS_PER_S)
     # Without SUPPRESS, the default of an option after the command would override the option before it.
     common = add_common_options(Parser(argument_default=argparse.SUPPRESS))
     messaging = add_messaging_options(Parser())
 
-    def add_command(
-        run: Callable[[Cli], int], example: str, summary: str, *parents: Parser, exclusive: bool = True
-    ) -> Parser:
-        """Add a command with its function `run`, which needs misc/ to itself if `exclusive`."""
-        command = commands.add_parser(
-            example.partition(" ")[0],
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"example: python elf.py {example}",
-            parents=[*parents, common],
-        )
-        command.set_defaults(run=run, exclusive=exclusive)
-        parser.commands.append(command)
-        return command
-
-    command = add_command(create_things, "create 3", "make things in AWS IoT, each with a certificate and keys")
-    add = command.add_argument
-    add("count", metavar="COUNT", type=positive_int, nargs="?", default=1, help="how many (default: %(default)s)")
-    add(
-        "--prefix",
-        metavar="NAME",
-        type=thing_prefix,
-        default=PREFIX,
-        help="makes NAME_0 and so on (default: %(default)s)",
-    )
+    command = parser.add_command("create 3", "make things in AWS IoT, each with a certificate and keys", common)
+    command.set_defaults(run=create_things, exclusive=True)
+    count, prefix = "how many (default: %(default)s)", "makes NAME_0 and so on (default: %(default)s)"
+    command.add_argument("count", metavar="COUNT", type=arguments.positive_int, nargs="?", default=1, help=count)
+    command.add_argument("--prefix", metavar="NAME", type=arguments.thing_prefix, default=PREFIX, help=prefix)
 
     example = "send --duration 30 --interval 0.5 'Hello from ELF'"
-    command = add_command(send_messages, example, "have every thing publish messages", messaging, exclusive=False)
+    command = parser.add_command(example, "have every thing publish messages", messaging, common)
+    command.set_defaults(run=send_messages, exclusive=False)
     add_send_options(command)
 
-    example = "subscribe --duration 30"
-    command = add_command(
-        subscribe, example, "have every thing subscribe and log the messages", messaging, exclusive=False
-    )
+    summary = "have every thing subscribe and log the messages"
+    command = parser.add_command("subscribe --duration 30", summary, messaging, common)
+    command.set_defaults(run=subscribe, exclusive=False)
     add_subscribe_options(command)
 
-    add_command(list_things, "list", "show the things and where they are, without asking AWS")
-    add_command(print_environment, "env", "print the variables that point the AWS CLI and boto3 at the fleet")
+    command = parser.add_command("list", "show the things and where they are, without asking AWS", common)
+    command.set_defaults(run=list_things, exclusive=True)
 
-    command = add_command(clean_up, "clean", "delete all that ELF made, in AWS IoT and on disk")
-    command.add_argument(
-        "--only-local", "--force", action="store_true", help="local files only (default: AWS IoT as well)"
-    )
+    command = parser.add_command("env", "print the variables that point the AWS CLI and boto3 at the fleet", common)
+    command.set_defaults(run=print_environment, exclusive=True)
+
+    command = parser.add_command("clean", "delete all that ELF made, in AWS IoT and on disk", common)
+    command.set_defaults(run=clean_up, exclusive=True)
+    only = "local files only (default: AWS IoT as well)"
+    command.add_argument("--only-local", "--force", action="store_true", help=only)
     return parser
 
 
@@ -1348,28 +1229,11 @@ def usage_problem(cli: Cli) -> str:
             "--template needs MESSAGE or --json-message (for example, example-template.json)",
         ),
         (
-            sends and is_input_unread(cli.json_message),
+            sends and console.is_input_unread(cli.json_message),
             "nothing reads standard input: did you mean --json-message - (or < /dev/null, to ignore it)?",
         ),
     )
-    return next((text for is_so, text in problems if is_so), "")
-
-
-def is_input_unread(given: Path | None) -> bool:
-    """Return whether standard input is a pipe with data, or a file at its beginning, and not what `given` names.
-
-    A file that a shell's loop reads from is not at its beginning.
-    """
-    with contextlib.suppress(ImportError, OSError):  # Windows
-        import fcntl
-        import termios
-
-        about = os.fstat(0)
-        if str(given) == "-" or (given and os.path.samestat(about, given.stat())):
-            return False
-        if stat.S_ISFIFO(about.st_mode) or (stat.S_ISREG(about.st_mode) and not os.lseek(0, 0, os.SEEK_CUR)):
-            return fcntl.ioctl(0, termios.FIONREAD, bytes(4)) != bytes(4)
-    return False
+    return next((problem for is_so, problem in problems if is_so), "")
 
 
 def find_place(cli: Cli, remembered: Place | None) -> Place:
@@ -1424,12 +1288,13 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
     if not (cli.place.local and is_needed):
         yield
         return
+    from iot_elf import local_aws
+
     directory = cli.fleet.local_directory
-    local_aws = _local_aws()
     try:
         local = local_aws.find_or_start(directory, cli.events.check, log.info)
     except local_aws.LocalAwsError as error:
-        raise ElfError(error.cause, error.remedy or how_to_install("requirements-local.txt")) from error
+        raise ElfError(error.cause, error.remedy or errors.how_to_install("requirements-local.txt")) from error
     cli.headers = local.headers
     cli.place = cli.place._replace(endpoint_url=local.url)
     cli.mqtt_endpoint = cli.mqtt_endpoint or Endpoint("localhost", local.mqtt_port)
@@ -1452,13 +1317,6 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
         local_aws.save(local, log.warning)
 
 
-def _local_aws() -> Any:
-    """Import the embedded AWS IoT, which only `--local` needs."""
-    from iot_elf import local_aws
-
-    return local_aws
-
-
 def run_command(cli: Cli) -> int:
     """Find the fleet and its AWS, and run the command on them."""
     if cli.run in (list_things, print_environment):
@@ -1472,7 +1330,9 @@ def run_command(cli: Cli) -> int:
         if status:
             cli.refuse_dead_local()
         if cleaning and not status and fleet.has_local():
-            _local_aws().stop(fleet.local_directory, log.warning)
+            from iot_elf import local_aws
+
+            local_aws.stop(fleet.local_directory, log.warning)
     if creates and not status:
         log.info("%s", next_step(cli.misc_dir))
     return int(status)
@@ -1492,10 +1352,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 something failed, 2 wrong usage, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, 141 the output's reader closed it.
     """
-    open_standard_streams()
-    hide_environment()
+    console.open_standard_streams()
+    text.hide_environment()
     parser, cli = build_parser(), Cli()
-    cli.events = EventQueue()
+    cli.events, cli.summary = EventQueue(), {}
     cli.output_writer = OutputWriter(cli.events)
     try:
         parser.parse_args(argv, cli)
@@ -1510,18 +1370,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout:
                 sys.stdout.flush()
         except OSError as error:
-            log_failure(error)
+            errors.log_failure(error)
             return 1
         return int(usage.code or 0)
     except UsageError as usage:
         is_json = sys.stdout and "=--output=json=" in f"={'='.join(parser.typed)}="
         cli.event_writer = EventWriter("json" if is_json else None, cli.output_writer)
-        cli.event_writer.summary["error"] = {"cause": usage.cause, "remedy": usage.remedy}
+        cli.summary["error"] = {"cause": usage.cause, "remedy": usage.remedy}
         return report_end(cli, 2)
     cli.event_writer = EventWriter(cli.output if sys.stdout else None, cli.output_writer)
     level = logging.WARNING if cli.quiet else logging.INFO
-    start_logging(logging.DEBUG if cli.debug else defaults.VERBOSE if cli.verbose else level, cli.output_writer)
-    with signals_to(cli.events):
+    console.start_logging(logging.DEBUG if cli.debug else defaults.VERBOSE if cli.verbose else level, cli.output_writer)
+    with events.signals_to(cli.events):
         try:
             return report_end(cli, run_to_the_end(cli))
         except KeyboardInterrupt:  # the second signal, during the report of the first
@@ -1532,13 +1392,13 @@ def report_end(cli: Cli, status: int) -> int:
     """Write the summary and all pending output, and return the exit status: not 0 if that failed."""
     writer = cli.output_writer
     try:
-        cli.event_writer.put("summary", command=cli.command, exitStatus=status, **cli.event_writer.summary)
+        cli.event_writer.put("summary", command=cli.command, exitStatus=status, **cli.summary)
     except OSError as error:
-        log_failure(error)
+        errors.log_failure(error)
         status = status or 1
     is_written = writer.flush()
     if writer.failure and not status:
-        log_failure(writer.failure)
+        errors.log_failure(writer.failure)
         writer.flush()
         status = 1
     return status or (0 if is_written else 128 + (cli.events.signum or 0))
@@ -1560,8 +1420,8 @@ def run_to_the_end(cli: Cli) -> int:
     except Exception as error:
         if is_usage := isinstance(error, UsageError):
             error.remedy += f" (see elf.py {cli.command} --help)"
-        cause, remedy = log_failure(error)
-        cli.event_writer.summary["error"] = {"cause": cause, "remedy": remedy}
+        cause, remedy = errors.log_failure(error)
+        cli.summary["error"] = {"cause": cause, "remedy": remedy}
         return 2 if is_usage else 1
 
 

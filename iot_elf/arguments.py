@@ -96,6 +96,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, add_help=False, formatter_class=formatter, **settings)
         self.commands: list[Parser] = []
         self.typed: list[str] = []
+        self._adder: Any = None  # argparse's, once there is a command
+
+    def add_command(self, example: str, summary: str, *parents: Parser) -> Parser:
+        """Add the command with whose name `example` begins, and the options of `parents`; return its parser."""
+        self._adder = self._adder or self.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+        command: Parser = self._adder.add_parser(
+            example.partition(" ")[0],
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=f"example: python elf.py {example}",
+            parents=parents,
+        )
+        self.commands.append(command)
+        return command
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.typed = list(sys.argv[1:] if args is None else args)

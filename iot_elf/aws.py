@@ -171,10 +171,14 @@ class RetryLater(Exception):  # noqa: N818 - it passes
     After that time the step fails with AWS's answer, `error`.
     """
 
-    def __init__(self, error: Exception, limit_s: float, reason: str, again: Callable[[], Any] | None = None) -> None:
+    def __init__(self, error: Exception, limit_s: float, reason: str, again: Callable[[], Any] = lambda: None) -> None:
         super().__init__(error)
         self.error, self.limit_s, self.again = error, limit_s, again
         self.reason = f"{getattr(error, 'operation_name', 'AWS')}: {reason}"
+
+    def pause_s(self, waited_s: float) -> float:
+        """Return how long to pause after `waited_s` seconds since AWS said so first; 0 or less: that is the end."""
+        return min(max(waited_s, 1.0), MAX_RETRY_PAUSE_S, self.limit_s - waited_s)
 
 
 def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
@@ -187,24 +191,23 @@ def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], An
     from concurrent.futures import Future, ThreadPoolExecutor, wait
 
     pool = ThreadPoolExecutor(defaults.CALLS_IN_FLIGHT)
-    resting: list[tuple[float, int, Callable[[], Any] | None]] = []  # a heap, by time.monotonic()
+    resting: list[tuple[float, int, Callable[[], Any]]] = []  # a heap, by time.monotonic()
     since: dict[tuple[str, int], float] = {}  # by reason and number: when AWS refused it first
 
-    def take(number: int, first: Callable[[], Any] | None = None) -> None:
+    def run(number: int, first: Callable[[], Any] = lambda: None) -> None:
         try:
-            if first:
-                first()
+            first()
             events.put((number, step(things[number])))
         except BaseException as error:
             events.put((number, error))
 
-    under_way: list[Future[None]] = [pool.submit(take, number) for number in range(len(things))]
+    under_way: list[Future[None]] = [pool.submit(run, number) for number in range(len(things))]
     left = len(things)
     try:
         while left:
             event = events.get(deadline=resting[0][0] if resting else math.inf)
             if event is None:
-                under_way.append(pool.submit(take, *heapq.heappop(resting)[1:]))
+                under_way.append(pool.submit(run, *heapq.heappop(resting)[1:]))
                 continue
             number, result = event
             if isinstance(result, RetryLater):
@@ -212,9 +215,8 @@ def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], An
                     log.info("%s: trying again for up to %g s", result.reason, result.limit_s)
                 now = time.monotonic()
                 waited_s = now - since.setdefault((result.reason, number), now)
-                if waited_s < result.limit_s:
-                    rest_s = min(max(waited_s, 1.0), MAX_RETRY_PAUSE_S, result.limit_s - waited_s)
-                    heapq.heappush(resting, (now + rest_s, number, result.again))
+                if (pause_s := result.pause_s(waited_s)) > 0:
+                    heapq.heappush(resting, (now + pause_s, number, result.again))
                     continue
                 result = result.error
             left -= 1
@@ -227,9 +229,8 @@ def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], An
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        pool.shutdown(
-            wait=not wait([future for future in under_way if not future.cancelled()], defaults.STOP_S).not_done
-        )
+        running = wait([future for future in under_way if not future.cancelled()], defaults.STOP_S).not_done
+        pool.shutdown(wait=not running)
 
 
 def run_in_thread(events: EventQueue, call: Callable[[], T]) -> T:

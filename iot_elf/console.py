@@ -13,6 +13,7 @@ import math
 import os
 import queue
 import re
+import stat
 import sys
 import threading
 import time
@@ -293,7 +294,6 @@ class EventWriter:
     def __init__(self, form: str | None, output: OutputWriter) -> None:
         self.is_on, self._has_payloads = form == "json", form == "payload"
         self._output = output
-        self.summary: dict[str, Any] = {}  # which the command fills
 
     def put(self, event: str, **fields: Any) -> None:
         """Write an event. Raises the OSError of an earlier write."""
@@ -328,3 +328,20 @@ def ask_for_code(events: EventQueue, prompt: str) -> str:
     if not re.fullmatch("[0-9]{6}", code := answers.get()):
         raise ElfError("an MFA code has six digits", "run the command again")
     return code
+
+
+def is_input_unread(given: Path | None) -> bool:
+    """Return whether standard input is a pipe with data, or a file at its beginning, and not what `given` names.
+
+    A file that a shell's loop reads from is not at its beginning.
+    """
+    with contextlib.suppress(ImportError, OSError):  # Windows
+        import fcntl
+        import termios
+
+        about = os.fstat(0)
+        if str(given) == "-" or (given and os.path.samestat(about, given.stat())):
+            return False
+        if stat.S_ISFIFO(about.st_mode) or (stat.S_ISREG(about.st_mode) and not os.lseek(0, 0, os.SEEK_CUR)):
+            return fcntl.ioctl(0, termios.FIONREAD, bytes(4)) != bytes(4)
+    return False

@@ -77,11 +77,15 @@ class DeviceListener:
 class RefusalTracker:
     """The broker's refusals of a thing, in a row: whether to ask AWS about them, and when to give up.
 
-    In the first `patience_s` seconds they do not count: what was made just now may not have taken effect.
+    In the first `patience_s` seconds they do not count: what was made just now may not have taken effect. A message is
+    refused by closing the connection, so that a connection is on trial from its first message on, until it has survived
+    that.
     """
 
     def __init__(self, patience_s: float) -> None:
         self.last: Refusal | None = None  # if nothing has succeeded since
+        self.is_on_trial = False
+        self._has_sent = False  # on this connection
         self._patient_until = time.monotonic() + patience_s
         self._in_a_row = 0
         self._since = 0.0  # time.monotonic()
@@ -89,7 +93,7 @@ class RefusalTracker:
     def add(self, refusal: Refusal) -> tuple[bool, bool]:
         """Count a refusal; return whether AWS should be asked about it, and whether to give up.
 
-        A message is refused by a lost connection, which may have other causes: AWS is asked at the second in a row.
+        The loss of a connection on trial may have other causes: AWS is asked at the second in a row.
         """
         now = time.monotonic()
         if not self.last:
@@ -101,13 +105,24 @@ class RefusalTracker:
         is_certain = self._in_a_row == (2 if refusal.action == "iot:Publish" else 1)
         return is_certain, now > self._since + defaults.POLICY_CHANGE_S
 
-    def clear(self) -> None:
-        self.last = None
-
-    def clear_connect(self) -> None:
-        """Forget the last unless it was of a message, since the thing is connected and subscribed."""
+    def on_online(self) -> None:
+        """Take note of a new connection, and so of the success of CONNECT and SUBSCRIBE."""
+        self.is_on_trial = self._has_sent = False
         if self.last and self.last.action != "iot:Publish":
             self.last = None
+
+    def on_send(self) -> bool:
+        """Put the connection on trial, and return True, if this is its first message."""
+        is_first, self._has_sent = not self._has_sent, True
+        self.is_on_trial = self.is_on_trial or is_first
+        return is_first
+
+    def on_success(self) -> None:
+        """Take note that the broker took a message."""
+        self.is_on_trial, self.last = False, None
+
+    def clear(self) -> None:
+        self.last = None
 
 
 class ConnectAttempt:
@@ -256,10 +271,8 @@ class Device:
         self.refusals = RefusalTracker(patience_s)
         self._loop, self._listener = loop, listener
         self._attempt: ConnectAttempt | None = None
-        self._failed_attempts = 0  # since it was online
-        self._offline_since = 0.0  # time.monotonic()
+        self._failed_attempts, self._offline_since = 0, 0.0  # attempts since it was online; time.monotonic()
         self._connection: Connection | None = None  # while it is online
-        self._is_trusted: bool | None = None  # whether this connection survived its first message; None: none was sent
         self._is_scheduled = False  # whether _on_rate_allows() is
 
     @property
@@ -283,8 +296,8 @@ class Device:
     def on_online(self, client_id: str, connection: Connection) -> None:
         """Use a connection, as its ConnectAttempt asks."""
         self.state, self.client_id, self._connection = ONLINE, client_id, connection
-        self._failed_attempts, self._is_trusted = 0, None
-        self.refusals.clear_connect()
+        self._failed_attempts = 0
+        self.refusals.on_online()
         if self.was_connected:
             after_s = time.monotonic() - self._offline_since
             self.offline_s += after_s
@@ -303,7 +316,7 @@ class Device:
 
     def on_lost(self, error: Exception) -> None:
         """Reconnect. A loss after a message may be AWS's way to refuse it."""
-        rejected = self._is_trusted is False
+        rejected = self.refusals.is_on_trial
         self._connection = None
         self.state, self.blocked_by, self._offline_since = CONNECTING, outbox.OFFLINE, time.monotonic()
         self.outbox.retransmit_all()
@@ -358,8 +371,6 @@ class Device:
             self._listener.on_not_sent(self, dropped)
         if failure:
             self._listener.on_failed(self, failure)
-
-    # Publishing
 
     def publish(self, message: Message, due: float) -> None:
         """Publish a message that was due at `due`, a time.monotonic(), as soon as possible."""
@@ -422,8 +433,7 @@ class Device:
         if not (connection := self._connection):
             return
         now = time.monotonic()
-        if self._is_trusted is None:
-            self._is_trusted = False
+        if self.refusals.on_send():
             self._loop.call_at(now + REJECTED_WITHIN_S, self._trust, connection)
         self.outbox.count_sent(message.payload, now)
         on_puback = functools.partial(self._on_puback, message.number) if self.qos else None
@@ -433,15 +443,13 @@ class Device:
     def _trust(self, connection: Connection) -> None:
         """Forget a refusal if the connection survived its first message: at QoS 0 there is no other sign."""
         if self._connection is connection:
-            self._is_trusted = True
-            self.refusals.clear()
+            self.refusals.on_success()
 
     def _on_puback(self, number: int, mid: int, data: object = None) -> None:
         if data is not None:  # a SUBACK, and rubbish
             return
         log.debug("MQTT %s: PUBACK %s", self.thing, mid)
-        self._is_trusted = True
-        self.refusals.clear()
+        self.refusals.on_success()
         if (sent_at := self.outbox.acknowledge(number)) is not None:
             self._listener.on_puback(self, number, time.monotonic() - sent_at)
         if self.outbox.has_due:

@@ -157,3 +157,17 @@ def _check_credentials(request_signer: Any, **_: object) -> None:
                 "in it",
                 "set it again without that character, then check it with `aws sts get-caller-identity`",
             )
+
+
+def environment_of(place: Place) -> dict[str, str | None]:
+    """Return the variables of a place on AWS, without the region's; None: not set, as it would override the others."""
+    variables: dict[str, str | None] = {}
+    if place.profile:
+        overriding = ("AWS_DEFAULT_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+        variables |= {**dict.fromkeys(overriding), "AWS_PROFILE": place.profile}
+    if url := place.endpoint_url:
+        of_all, of_iot = "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_IOT"
+        variables |= dict.fromkeys((of_all, of_iot, "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS"))
+        if not url.startswith(f"https://iot.{place.region}.amazonaws.com"):
+            variables[of_iot if ".amazonaws." in url else of_all] = url  # a VPC's endpoint serves only AWS IoT
+    return variables
