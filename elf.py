@@ -647,14 +647,14 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
 
     Returns how many messages there were, and how many lines can't be sent. Raises UsageError if the first one can't.
     """
-    asked = threading.Semaphore(2)  # so that the next line is already read when it is due
-    threading.Thread(target=messages.read_ahead, args=(lines, cli.events, asked), daemon=True).start()
+    wanted = threading.Semaphore(2)  # so that the next line is already read when it is due
+    threading.Thread(target=messages.read_ahead, args=(lines, cli.events, wanted), daemon=True).start()
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
     sent = refused = 0
     reported: Exception | None = None
     while sent < (cli.count or math.inf) and (line := runner.next_line(deadline)):
-        asked.release()
+        wanted.release()
         if isinstance(line.error, ElfError):
             if not sent and not refused:
                 cause = f"line {line.number} of the input is not a message: {line.error.cause}"

@@ -161,12 +161,12 @@ def all_messages(cli: elf.Cli) -> list[Message]:
     """Return what each thing says, over and over. Raises ElfError, and the OSError of a file that can't be read."""
     if not cli.fleet.things:
         raise ElfError(f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it with --misc-dir")
-    messages = []
+    found = []
     for line in elf.load_messages(cli)[1]:
         if line.error:
             raise line.error
-        messages += [line.message] if line.message else []
-    return messages
+        found += [line.message] if line.message else []
+    return found
 
 
 def refuse_too_many(users: int, count: int) -> None:
@@ -540,8 +540,8 @@ class Thing(User, DeviceListener):
     def on_puback(self, device: Device, number: int, after_s: float) -> None:
         self.count_published(number, after_s)
 
-    def on_not_sent(self, device: Device, messages: int) -> None:
-        for _ in range(messages):
+    def on_not_sent(self, device: Device, count: int) -> None:
+        for _ in range(count):
             self.count_published(0, None, lost=True)
 
     def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:

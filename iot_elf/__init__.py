@@ -20,9 +20,9 @@ console       log lines, JSON lines, the live line
 results       what the record of a run looks like: the report, the summary, the live line
 arguments     the parser's mechanism: its class, and types of arguments
 
-On demand:
+On demand, imported only where they are needed:
 
-local_aws      the embedded AWS IoT: only with --local
 templates     messages from templates: only for `send --template`
 diagnosis     why something is refused, or can't connect: only then
+local_aws     the embedded AWS IoT: only with --local
 """

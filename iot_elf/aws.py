@@ -22,7 +22,7 @@ from iot_elf.state import Place, policy_name
 from iot_elf.storage import write_private
 from iot_elf.text import add_secret, listed, log
 
-# The same page, control-plane API: calls per second, account and region.
+# https://docs.aws.amazon.com/general/latest/gr/iot-core.html, control-plane API: calls per second, account and region.
 QUOTAS: Mapping[str, float] = {
     **dict.fromkeys(("CreateKeysAndCertificate", "UpdateCertificate", "DeleteCertificate", "DescribeCertificate"), 10),
     **dict.fromkeys(("ListCertificates", "ListPrincipalThings", "ListThings", "DescribeEndpoint"), 10),

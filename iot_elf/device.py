@@ -61,7 +61,7 @@ class DeviceListener:
     def on_retransmit(self, device: Device, number: int) -> None:
         """A message was sent again on another connection, because it had not been acknowledged."""
 
-    def on_not_sent(self, device: Device, messages: int) -> None:
+    def on_not_sent(self, device: Device, count: int) -> None:
         """Messages were due, and will not be sent."""
 
     def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:

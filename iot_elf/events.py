@@ -74,7 +74,7 @@ class EventQueue:
 
 @contextlib.contextmanager
 def signals_to(events: EventQueue) -> Iterator[None]:
-    """Send signals to the events, except those that the caller ignores (a shell's background job, nohup)."""
+    """Send signals to the event queue, except those that the caller ignores (a shell's background job, nohup)."""
     before = {}
     # Windows has only the last, Ctrl-Break, besides SIGINT: no SIGHUP, and no way to send a SIGTERM.
     wanted = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")

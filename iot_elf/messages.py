@@ -22,10 +22,12 @@ from iot_elf.text import log
 ADDED_MEMBERS = frozenset(("ts", "thing", "seq", "run"))  # members that ELF adds; all but the first with --sequence
 JSONL_SUFFIX = ".jsonl"  # the suffix of a file with one message per line
 LINE_SUFFIXES = (JSONL_SUFFIX, ".ndjson")  # in any case
+# https://docs.aws.amazon.com/general/latest/gr/iot-core.html: limits of the message broker
 MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
-# The same page: the slashes and bytes of these do not count. Its limit of slashes forbids a command's answer with a
-# format, but the page of reserved topics has that topic: here its prefix does not count either.
+MAX_SUBSCRIPTIONS = 50  # a connection
+# The slashes and bytes of these do not count. AWS's limit of slashes forbids a command's answer with a format, but its
+# page of reserved topics has that topic: here its prefix does not count either.
 UNCOUNTED_PREFIX = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
 # https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: the $aws/ topics that clients may publish
 # to. For any other topic that begins with $, AWS closes the connection.
@@ -44,7 +46,6 @@ PUBLISHABLE_TOPICS = (  # not compiled for --help
     r"|commands/(things|clients)/[^/]+/executions/[^/]+/response(/(json|cbor|protobuf))?"
     r"|iotfleetwise/vehicles/[^/]+/(checkins|signals|command/response|last_known_states/data))"
 )
-MAX_SUBSCRIPTIONS = 50  # a connection
 
 
 def utf8(text: str) -> bytes:
@@ -271,8 +272,8 @@ def answer_topics(topic: str, thing: str) -> list[str]:
     return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
 
 
-def read_ahead(lines: Iterable[Line], events: EventQueue, asked: threading.Semaphore) -> None:
-    """Put lines into the events, one each time `asked` is released."""
+def read_ahead(lines: Iterable[Line], events: EventQueue, wanted: threading.Semaphore) -> None:
+    """Put lines into the event queue, one each time `wanted` is released."""
     for line in lines:
-        asked.acquire()
+        wanted.acquire()
         events.put(line)

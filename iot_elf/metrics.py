@@ -19,7 +19,7 @@ from iot_elf.text import by_number
 
 MAX_SNAPSHOTS = 3600  # an hour: about 2 MB
 RATE_S = 3  # seconds over which the live line's rate is taken
-MAX_GAPS = 50  # in the numbers of each of them: 6 KB
+MAX_GAPS = 50  # that are remembered in the numbers of a sender: 6 KB
 
 
 class LatencyHistogram:

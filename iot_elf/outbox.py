@@ -9,8 +9,9 @@ from typing import NamedTuple
 from iot_elf import defaults
 from iot_elf.messages import Message
 
-MAX_BYTES_PER_S = 512 * 1024  # a connection
-MAX_IN_FLIGHT = 100  # unacknowledged publishes per connection
+# https://docs.aws.amazon.com/general/latest/gr/iot-core.html: limits of a connection
+MAX_BYTES_PER_S = 512 * 1024
+MAX_IN_FLIGHT = 100  # unacknowledged publishes
 BURST_S = 0.1  # how far a connection's rate may run ahead, so that one late message does not delay all later ones
 MAX_QUEUED = 10_000  # messages that a thing keeps in an outage: 1 MB
 # Why a message is sent late, unless this machine is busy.

@@ -295,8 +295,8 @@ class PublishRunner(Runner):
     def on_retransmit(self, device: Device, number: int) -> None:
         self.record.count("retransmitted", device.thing)
 
-    def on_not_sent(self, device: Device, messages: int) -> None:
-        self.record.count("not_sent", device.thing, messages)
+    def on_not_sent(self, device: Device, count: int) -> None:
+        self.record.count("not_sent", device.thing, count)
 
     def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:
         self.record.count("not_sent", device.thing)

@@ -27,10 +27,11 @@ from iot_elf.storage import (
 )
 from iot_elf.text import by_number, listed, log, plural
 
+# The longest that a call may take: each of its attempts, and botocore's pauses, of at most 20 seconds
 MAX_CALL_S = (
     defaults.CALL_ATTEMPTS * (defaults.CONNECT_TIMEOUT_S + defaults.CALL_TIMEOUT_S)
     + (defaults.CALL_ATTEMPTS - 1) * 20.0
-)  # botocore's pauses
+)
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
 ARN = re.compile(r"(arn:[a-z0-9-]+:iot:[a-z0-9-]+:[0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
