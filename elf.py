@@ -519,9 +519,8 @@ def send_messages(cli: Cli) -> int:
     rounds, of_lines = messages_per_thing(cli), messages.is_line_file(cli.json_message)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
     answers = {thing: messages.answer_topics(topic, thing) for thing, (topic,) in topics.items()}
-    runner = PublishRunner(cli.events, interval_s=cli.interval, **runner_callbacks(cli, things))
+    runner = PublishRunner(cli.events, qos=cli.qos, interval_s=cli.interval, **runner_callbacks(cli, things))
     record, refused = runner.record, 0
-    record.qos = cli.qos
     with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, answers):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
         what = f"each line of {source}" if of_lines else text.plural(rounds, "message") if rounds else "messages"
@@ -918,6 +917,10 @@ def connected_devices(
         record.failures.report(of=len(runner.devices))
         cli.summary.update(things=len(record.connected), failed=sorted(record.failed, key=text.by_number))
 
+    def live_line() -> str:
+        runner.observe()
+        return report.live_line()
+
     def report_results() -> None:
         report.log()
         cli.summary.update(report.summary())
@@ -928,7 +931,7 @@ def connected_devices(
         runner.connect_all()
         ends.callback(report_results)
         ends.callback(runner.stop)
-        with console.live_line(cli.events, cli.output_writer, lambda: report.live_line() if runner.observe() else ""):
+        with console.live_line(cli.events, cli.output_writer, live_line):
             yield
             runner.await_diagnoses()
 

@@ -254,9 +254,10 @@ class Runner(DeviceListener):
 class PublishRunner(Runner):
     """Counts what happens to the messages that things publish, and AWS's answers to those for shadows."""
 
-    def __init__(self, events: EventQueue, *, interval_s: float, **options: Any) -> None:
+    def __init__(self, events: EventQueue, *, qos: int, interval_s: float, **options: Any) -> None:
         """Make one for messages that are due every `interval_s`; 0: as they come. The options are Runner's."""
         super().__init__(events, **options)
+        self.record.qos = qos
         self._interval_s = interval_s
         self._is_lagging = False
         self._requests: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
