@@ -7,6 +7,7 @@ import functools
 import heapq
 import itertools
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,7 +114,7 @@ def connect_control_plane(
     place = place._replace(data_endpoint=find_data_endpoint(session, iot, place)).checked()
     if credentials and not place.local:
         known = credentials.get_frozen_credentials().account_id or ""  # AWS_ACCOUNT_ID may be anything
-        account = place.account or (known if state.PLACE_PATTERNS["account"].fullmatch(known) else None)
+        account = place.account or (known if re.fullmatch(state.PLACE_PATTERNS["account"], known) else None)
         place = place._replace(account=account, source=credentials.method)
     return iot, place
 

@@ -35,16 +35,17 @@ MAX_CALL_S = (
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
 ARN = re.compile(r"(arn:[a-z0-9-]+:iot:[a-z0-9-]+:[0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
-PLACE_PATTERNS = {  # the valid values of a place in elf.json: they are sent to AWS, connected to and printed
-    "region": re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"),
-    "profile": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
-    "endpoint_url": re.compile(
+# The valid values of a place in elf.json: they are sent to AWS, connected to and printed. Not compiled for --help.
+PLACE_PATTERNS = {
+    "region": r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
+    "profile": r"[^\x00-\x1f\x7f]{1,256}",
+    "endpoint_url": (
         r"https?://([a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+\])"
         r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
         r"(/[^\s\x00-\x1f\x7f]*)?"
     ),
-    "account": re.compile(r"[0-9]{12}"),
-    "data_endpoint": re.compile(r"[a-z0-9._-]{1,253}"),
+    "account": r"[0-9]{12}",
+    "data_endpoint": r"[a-z0-9._-]{1,253}",
 }
 CREATING, READY, CLEANING = "creating", "ready", "cleaning"
 # things.json keeps the original program's names; its key material is in the .pem, .pub and .prv files.
@@ -110,7 +111,7 @@ class Place(NamedTuple):
             if (value := getattr(self, key)) is not None:
                 case = "" if key == "profile" else "(.*?://)?[^/]*"  # a URL's path may have capitals
                 lower[key] = re.sub(rf"\A{case}", lambda found: found[0].lower(), value)
-                if not pattern.fullmatch(lower[key]):
+                if not re.fullmatch(pattern, lower[key]):
                     raise ElfError(
                         f"{value!r:.140} is not a valid {key.replace('_url', ' URL').replace('_', ' ')}",
                         "check --region (one is us-west-2), --profile and --endpoint-url, and AWS's configuration",
