@@ -1098,7 +1098,8 @@ def report_cleaned(event_writer: EventWriter, name: str) -> None:
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
     where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
-    raised = f"things per second to create, authorise or clean, for other quotas (default: {defaults.THINGS_PER_S:g})"
+    per_s = f"{defaults.THINGS_PER_S:g}"
+    raised = f"things per second to create, authorise or clean, if AWS raised your quotas (default: {per_s})"
     region, profile, url = (
         functools.partial(arguments.place_part, key=key) for key in ("region", "profile", "endpoint_url")
     )

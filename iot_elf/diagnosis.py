@@ -91,7 +91,8 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
         name = policy_name(thing.name)
         return ElfError(
             f"{thing.name} can't connect: its certificate has no policy",
-            f"`aws iot attach-policy --policy-name {name} --target {arn}`; without such a policy, {errors.RECREATE}",
+            f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, "
+            f"{errors.RECREATE}",
         )
     documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
     kinds = {"iot:Connect": ("client", "connect as"), "iot:Publish": ("topic", "publish to")}

@@ -179,8 +179,9 @@ def raise_descriptor_limit(devices: int) -> None:
     import select
 
     if not hasattr(select, "poll") and devices > MAX_SELECT_SOCKETS:
+        things, most = plural(devices, "thing"), MAX_SELECT_SOCKETS
         raise ElfError(
-            f"{plural(devices, 'thing')} are more than the {MAX_SELECT_SOCKETS} connections a program can have here",
+            f"{things} are more than the {most} connections that a program can have here",
             "use fewer things, or another system (Linux, macOS, WSL)",
         )
     try:

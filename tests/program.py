@@ -25,8 +25,9 @@ def program_files() -> list[Path]:
     return [ELF, *sorted(PACKAGE.glob("*.py"))]
 
 
-def program_text() -> str:
-    return "\n".join(path.read_text(encoding="utf-8") for path in program_files())
+def program_text(*names: str) -> str:
+    """The text of all of it, or of the modules of these names."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in program_files() if not names or path.stem in names)
 
 
 def copy_program(directory: Path) -> Path:

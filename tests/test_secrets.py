@@ -129,9 +129,9 @@ def test_a_proxys_password_is_not_shown_whatever_the_url_begins_with(elf: Elf, v
 @pytest.mark.parametrize(("level", "is_shown"), [("DEBUG", True), ("INFO", False)])
 def test_what_ends_a_thread_of_a_library_is_logged_without_its_secrets(level: str, is_shown: bool) -> None:
     program = (
-        "import logging, sys, threading, elf; elf.add_secret(sys.argv[1]); "
-        "output = elf.OutputWriter(elf.EventQueue()); "
-        "elf.start_logging(getattr(logging, sys.argv[2]), output); "
+        "import logging, sys, threading; from iot_elf import console, events, text; text.add_secret(sys.argv[1]); "
+        "output = console.OutputWriter(events.EventQueue()); "
+        "console.start_logging(getattr(logging, sys.argv[2]), output); "
         "thread = threading.Thread(target=int, args=sys.argv[1:2]); thread.start(); thread.join(); output.flush()"
     )
     command = [sys.executable, "-c", program, TOKEN, level]
