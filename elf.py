@@ -922,7 +922,7 @@ def connected_devices(
         return report.live_line()
 
     def report_results() -> None:
-        report.log()
+        report.log_report()
         cli.summary.update(report.summary())
 
     with contextlib.ExitStack() as ends:  # the last callback runs first

@@ -142,8 +142,6 @@ class ConnectAttempt:
 
     def open(self) -> None:
         """Connect to the broker, in the pool, whose threads may wait."""
-        from iot_elf.diagnosis import server_certificate
-
         device = self._device
         try:
             if self._is_over:
@@ -154,6 +152,8 @@ class ConnectAttempt:
             client = device.open_client(self.client_id, device.endpoint, device.root_cert, device.files, *callbacks)
         except Exception as error:
             if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
+                from iot_elf.diagnosis import server_certificate
+
                 with contextlib.suppress(OSError, ElfError):
                     error.strerror = f"{error.strerror} ({server_certificate(device.endpoint)})"
             self._loop.call_soon_threadsafe(self._fail, self._tls_refusal(error) or error)
@@ -330,8 +330,6 @@ class Device:
 
     def on_attempt_failed(self, error: Exception) -> None:
         """Try to connect again, or give up where that can't help."""
-        from iot_elf.diagnosis import connect_failure
-
         log.debug("MQTT %s: %s; trying again", self.thing, error)
         self._failed_attempts += 1
         if isinstance(error, Refusal):
@@ -339,6 +337,8 @@ class Device:
         elif self.was_connected or (isinstance(error, TimeoutError) and self._failed_attempts < 2):
             self.refusals.clear()
         else:
+            from iot_elf.diagnosis import connect_failure
+
             self.end(connect_failure(error, self.thing, self.endpoint, self.files))
         self._reconnect()
 

@@ -70,7 +70,7 @@ class RunReport:
     def live_line(self) -> str:
         raise NotImplementedError
 
-    def log(self) -> None:
+    def log_report(self) -> None:
         """Log the report."""
         raise NotImplementedError
 
@@ -108,15 +108,13 @@ class PublishReport(RunReport):
         return f"{counts} | {pace} | {self.situation()}"
 
     def _answers(self) -> str:
+        if not self.record.totals["requests"]:
+            return ""
         totals, unanswered = self.record.totals, self.record.unanswered
         not_answered = f", {unanswered} not answered" if unanswered else ""
-        return (
-            f", {totals['accepted']} accepted, {totals['rejected']} rejected{not_answered}"
-            if totals["requests"]
-            else ""
-        )
+        return f", {totals['accepted']} accepted, {totals['rejected']} rejected{not_answered}"
 
-    def log(self) -> None:
+    def log_report(self) -> None:
         record, totals, label = self.record, self.record.totals, self._label
         self.log_outages(f"{plural(totals['retransmitted'], 'message')} sent again")
         cause, late_s = max(record.late_s.items(), key=lambda pair: pair[1])
@@ -164,7 +162,7 @@ class SubscribeReport(RunReport):
         counts = f"received {record.totals['received']}{record.sequence}"
         return f"{counts} | {record.rate('received'):.1f}/s{latency} | {self.situation()}"
 
-    def log(self) -> None:
+    def log_report(self) -> None:
         record, label = self.record, self._label
         received, unreadable = record.totals["received"], record.totals["unreadable"]
         self.log_outages("they may have missed messages")
