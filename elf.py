@@ -48,7 +48,7 @@ sys.path.append(str(Path(__file__).resolve().parent))  # where Python does not l
 try:
     from iot_elf import arguments, aws, console, defaults, errors, events, messages, network, sign_in, state, text
 except ImportError as error:
-    sys.exit(f"elf.py needs the folder iot_elf/ beside it, from the same version ({error}): clone the whole repository")
+    sys.exit(f"elf.py needs the folder iot_elf/ of the same version beside it: clone the whole repository ({error})")
 from iot_elf.arguments import Parser
 from iot_elf.aws import RetryLater, concurrently, once_visible, unless_gone
 from iot_elf.console import EventWriter, OutputWriter
@@ -1181,7 +1181,6 @@ def build_parser() -> Parser:
         description="The Extremely Low Friction AWS IoT client: make things, let them send and subscribe, clean up.",
         epilog="example: python elf.py --local create 3",
     )
-    add_common_options(parser)
     misc_dir = os.environ.get("ELF_MISC_DIR", str(defaults.HERE / "misc"))
     parser.set_defaults(misc_dir=misc_dir, wait=0.0, rate=defaults.THINGS_PER_S)
     # Without SUPPRESS, the default of an option after the command would override the option before it.
@@ -1214,7 +1213,7 @@ def build_parser() -> Parser:
     command.set_defaults(run=clean_up, exclusive=True)
     only = "local files only (default: AWS IoT as well)"
     command.add_argument("--only-local", "--force", action="store_true", help=only)
-    return parser
+    return add_common_options(parser)
 
 
 def usage_problem(cli: Cli) -> str:

@@ -43,7 +43,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 THINGS = 60
 TOKEN = "TOKENthatIsASecret0123456789+/="
 # Locust has one of its own at times: it closes a CSV file that it still writes.
-OUR_TRACEBACK = f'File "{ROOT}'
+OUR_TRACEBACK = re.compile(
+    rf'File "{re.escape(str(ROOT))}/(elf|locustfile|iot_elf)'
+)  # a virtual environment may be there as well
 PASSWORD = "correct horse battery staple"
 SLOW = f"{code_with_limits(CONNECTS_PER_S=4)}from locustfile import *\n"
 
@@ -205,7 +207,7 @@ def test_a_worker_is_killed_and_the_others_go_on(locusts: Locusts, ear: Client) 
     master.process.terminate()
     result = master.end(status=1)
     survivor.end()
-    assert OUR_TRACEBACK not in result.err
+    assert not OUR_TRACEBACK.search(result.err)
     assert locusts.counts()["WORKER"] == (1, 1)
     assert "is gone with" in locusts.report.with_suffix(".html").read_text()
 
@@ -289,7 +291,7 @@ def test_more_users_than_things_are_refused(locusts: Locusts) -> None:
     result = locusts.headless("--users", 3, "--run-time", "1s").end(status=1)
     assert "3 users requested, but only 2 things exist (one user per thing)" in result.err
     assert "what to do: request at most 2 users, or make more things: `elf.py create 3`" in result.err
-    assert OUR_TRACEBACK not in result.err
+    assert not OUR_TRACEBACK.search(result.err)
 
 
 def test_without_things_there_is_nothing_to_run(locusts: Locusts) -> None:
@@ -314,7 +316,7 @@ def test_a_fleet_on_the_embedded_aws_iot_is_driven_from_any_directory(local: Elf
     users = Locusts(local, service)
     result = users.start("--headless", "--run-time", "2s", "--json-file", users.report).end()
     assert users.counts().keys() == {"CONNECT", "PUBLISH"}
-    assert OUR_TRACEBACK not in result.err
+    assert not OUR_TRACEBACK.search(result.err)
 
 
 def test_a_secret_in_aws_answer_is_shown_nowhere(locusts: Locusts, service: AwsService) -> None:
@@ -343,7 +345,7 @@ def test_a_failure_is_explained_as_aws_explains_it(locusts: Locusts, account: Ac
     worker.end()
     assert "thing_1 can't connect: its certificate is INACTIVE; what to do: `aws iot" in locusts.failures()
     assert locusts.counts()["CONNECT"] == (2, 1)
-    assert OUR_TRACEBACK not in result.err
+    assert not OUR_TRACEBACK.search(result.err)
 
 
 def test_a_worker_that_lacks_the_files_says_so(locusts: Locusts) -> None:
@@ -379,7 +381,7 @@ def test_what_is_wrong_is_said_on_the_page(locusts: Locusts, account: Account, e
         locusts.stop()
         ear.hear_all()
     window.process.terminate()
-    assert OUR_TRACEBACK not in window.end().err
+    assert not OUR_TRACEBACK.search(window.end().err)
 
 
 def test_each_worker_renders_the_messages_of_its_things(locusts: Locusts, ear: Client) -> None:
