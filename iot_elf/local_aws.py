@@ -52,7 +52,7 @@ SERVICES = {"iot": "iot", "iotdata": "iot-data", "iotdevicegateway": "iot-data"}
 START_S = 60.0  # usually one second; more with a cold disk, or after sleep
 ANSWER_S = 2.0
 SAVE_S = 10.0
-STOP_S = 5.0
+SERVER_STOP_S = 5.0
 ENDING_S = 1.0
 LOOK_S = 0.05
 MAX_ANSWER_BYTES = 4096  # of the server's answers below, and of address.json
@@ -180,7 +180,7 @@ def stop(directory: Path, say: Callable[[str, Path], object]) -> None:
     Then (if it is suspended, for example) the directory stays: without its lock, the next command would start a second.
     """
     (directory / ADDRESS).unlink(missing_ok=True)  # which tells it to end
-    deadline = time.monotonic() + STOP_S
+    deadline = time.monotonic() + SERVER_STOP_S
     while is_alive(directory):
         if time.monotonic() > deadline:
             say(
