@@ -162,10 +162,9 @@ TOLD = {
     "KeyInvalid": ("the file {file} of {thing} has no key or certificate: {error}", RESTORE_KEYS),
 }
 
-# Where each failure of elf.py's table, by the first of its names, is provoked: a test, its row if it has some, and its
-# file if it is not this one.
-WAY = "test_sign_in.py::test_each_way_to_sign_in_fails_in_its_own_words"
-MFA = "test_sign_in.py::test_an_mfa_code_is_asked_for_on_the_terminal"
+# Where each failure of elf.py's table, by the first of its names, is provoked: a test, with its row if it has some.
+WAY = "test_each_way_to_sign_in_fails_in_its_own_words"
+MFA = "test_an_mfa_code_is_asked_for_on_the_terminal"
 PROVOKED_BY = {
     # botocore: credentials and configuration
     "NoCredentialsError": "test_an_aws_configuration_is_explained[no credentials]",
@@ -213,13 +212,15 @@ PROVOKED_BY = {
 
 def test_every_failure_is_provoked_by_a_test_that_exists() -> None:
     assert list(PROVOKED_BY) == [names.split()[0] for names in constant("FAILURES")]
-    here = Path(__file__)
-    tests = {where if "::" in where else f"{here.name}::{where}" for where in PROVOKED_BY.values()}
-    files = {here.with_name(test.partition("::")[0]) for test in tests}
+    tests = set(PROVOKED_BY.values())
+    names = "|".join({test.partition("[")[0] for test in tests})
+    files = [
+        path for path in (ROOT / "tests").rglob("test_*.py") if re.search(rf"^def ({names})\(", path.read_text(), re.M)
+    ]
     options = ["--collect-only", "-q", "-p", "no:xdist", "-o", "addopts="]
     command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert tests - {line.rpartition("/")[2] for line in listed.splitlines()} == set()
+    assert tests - {line.partition("::")[2] for line in listed.splitlines()} == set()
 
 
 def pattern_of(template: str) -> str:

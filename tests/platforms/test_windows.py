@@ -11,7 +11,7 @@ import pytest
 from harness import Account, Elf
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the imitation of Windows needs Linux' locks and /proc")
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parent.parent
 AS_ON_WINDOWS = TESTS / "as_on_windows"
 ONCE = ("--count", 1)
 
