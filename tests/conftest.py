@@ -10,7 +10,8 @@ from types import ModuleType
 
 import botocore.loaders
 import pytest
-from harness import (
+from support.program import set_limits
+from support.shell import (
     ANYTHING,
     END,
     WITNESS,
@@ -25,7 +26,6 @@ from harness import (
     aws_service,
     kill_servers_of,
 )
-from program import set_limits
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,7 +26,7 @@ import table
 HERE = Path(__file__).resolve().parent
 ELF = HERE.parents[1] / "elf.py"
 sys.path.insert(0, str(HERE.parent))
-from quota_proxy import QuotaProxy  # noqa: E402
+from support.quota_proxy import QuotaProxy  # noqa: E402
 
 QUOTA = 10.0
 ONE_BY_ONE = 20  # things; more would only take longer

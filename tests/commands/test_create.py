@@ -13,8 +13,20 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from fault_proxy import LATE, FaultProxy
-from harness import ANYTHING, PATIENCE_S, REGION, Account, AwsService, Client, Elf, InProcess, Limits, Pair, client_of
+from support.http_proxy import LATE, FaultProxy
+from support.shell import (
+    ANYTHING,
+    PATIENCE_S,
+    REGION,
+    Account,
+    AwsService,
+    Client,
+    Elf,
+    InProcess,
+    Limits,
+    Pair,
+    client_of,
+)
 
 
 @pytest.fixture

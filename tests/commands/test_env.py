@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from harness import REGION, SECRET, Account, Elf, Result, await_end, kill_servers_of, servers_of
+from support.shell import REGION, SECRET, Account, Elf, Result, await_end, kill_servers_of, servers_of
 
 NOWHERE = "http://127.0.0.1:9"
 BOTO3 = f"""{shlex.quote(sys.executable)} -c '

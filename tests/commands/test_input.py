@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import ROOT, Account, Client, Elf, InProcess, Pair, Running
+from support.program import ROOT
+from support.shell import Account, Client, Elf, InProcess, Pair, Running
 
 ONCE = ("--duration", "0.01")
 LINES = ("send", "--json-message", "-")

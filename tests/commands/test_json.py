@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import PATIENCE_S, Account, AwsService, Client, Elf, Pair, Relay, Result
+from support.shell import PATIENCE_S, Account, AwsService, Client, Elf, Pair, Relay, Result
 
 JSON = ("--output", "json")
 JQ = shutil.which("jq")

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from harness import REGION, Account, Elf, InProcess, Pair, kill_servers_of
+from support.shell import REGION, Account, Elf, InProcess, Pair, kill_servers_of
 
 JSON = ("--output", "json")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from harness import Account, AwsService, Elf
+from support.shell import Account, AwsService, Elf
 
 THINGS = 60
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}:iot-elf:[A-Z]+ - .+")

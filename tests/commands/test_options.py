@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness import ELF, REGION, ROOT, SECRET, Account, Elf, InProcess, Pair
-from program import copy_program
+from support.program import ELF, ROOT, copy_program
+from support.shell import REGION, SECRET, Account, Elf, InProcess, Pair
 
 
 def test_no_command_prints_the_commands_and_what_comes_next_and_exits_2(elf: Elf) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from harness import REGION, SECRET, Account, AwsService, Elf, InProcess
+from support.shell import REGION, SECRET, Account, AwsService, Elf, InProcess
 
 ONCE = ("--duration", "0.01")
 

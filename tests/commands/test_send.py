@@ -12,7 +12,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness import ROOT, Account, AwsService, Client, Elf, Heard, InProcess, Limits, Pair, Relay, client_of
+from support.program import ROOT
+from support.shell import Account, AwsService, Client, Elf, Heard, InProcess, Limits, Pair, Relay, client_of
 
 from iot_elf.messages import PayloadBuilder
 

@@ -13,9 +13,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from harness import AwsService, Client, InProcess, Limits, Pair, Relay
-from mqtt_proxy import DROP, REPEAT, REPEAT_LATER, SWAP, MqttProxy
-from obstacles import SUBSCRIBE, Broker, Peer, answer_to, publish
+from support.mqtt import SUBSCRIBE, Broker, Peer, answer_to, publish
+from support.mqtt_proxy import DROP, REPEAT, REPEAT_LATER, SWAP, MqttProxy
+from support.shell import AwsService, Client, InProcess, Limits, Pair, Relay
 
 from iot_elf.metrics import SequenceChecker
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import Account, Client, Elf, InProcess, Limits
+from support.shell import Account, Client, Elf, InProcess, Limits
 
 UPDATE = "$aws/things/{thing_name}/shadow/update"
 NAMED = "$aws/things/{thing_name}/shadow/name/door/"

@@ -21,8 +21,8 @@ from types import ModuleType
 import boto3
 import botocore.exceptions
 import pytest
-from harness import PATIENCE_S, SECRET, SESSION_TOKEN, Account, AwsService, Elf, InProcess
-from program import constant
+from support.program import constant
+from support.shell import PATIENCE_S, SECRET, SESSION_TOKEN, Account, AwsService, Elf, InProcess
 
 from iot_elf.errors import cause_and_remedy
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE_S, Account, Client, Elf, InProcess, Pair
+from support.shell import PATIENCE_S, Account, Client, Elf, InProcess, Pair
 
 ONCE = ("--duration", "0.01")
 

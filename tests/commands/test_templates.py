@@ -15,7 +15,8 @@ from typing import Any
 
 import psutil
 import pytest
-from harness import ROOT, Client, InProcess, Pair
+from support.program import ROOT
+from support.shell import Client, InProcess, Pair
 
 EXAMPLE = ROOT / "example-template.json"
 QUICK = ("--interval", "0.01", "--template")

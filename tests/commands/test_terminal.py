@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import ModuleType
 
 import pytest
-from harness import Account, AwsService, Elf, Pair, Relay, Terminal
+from support.shell import Account, AwsService, Elf, Pair, Relay, Terminal
 
 from iot_elf.console import progress_bar
 

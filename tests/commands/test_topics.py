@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
-from harness import Client, InProcess, Pair
+from support.shell import Client, InProcess, Pair
 
 from iot_elf.messages import topic_problem
 

@@ -12,8 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fault_proxy import CUT_BEFORE, THROTTLED, Answer, Fault, FaultProxy, aws_error
-from harness import Account, AwsService, Elf, InProcess, Limits
+from support.http_proxy import CUT_BEFORE, THROTTLED, Answer, Fault, FaultProxy, aws_error
+from support.shell import Account, AwsService, Elf, InProcess, Limits
 
 from iot_elf.aws import run_parallel
 from iot_elf.events import EventQueue

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from botocore import xform_name
-from fault_proxy import (
+from support.http_proxy import (
     CUT_AFTER,
     CUT_BEFORE,
     HANG,
@@ -23,9 +23,9 @@ from fault_proxy import (
     FaultProxy,
     denied,
 )
-from harness import PATIENCE_S, Account, AwsService, Elf, InProcess, Limits, Result
-from program import program_text, set_limits
-from quota_proxy import OPERATIONS
+from support.program import program_text, set_limits
+from support.quota_proxy import OPERATIONS
+from support.shell import PATIENCE_S, Account, AwsService, Elf, InProcess, Limits, Result
 
 THINGS = ["thing_0", "thing_1"]
 PASSING = {

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from harness import Account, AwsService, Client, Elf, InProcess, Limits, Pair, Relay, Result
+from support.shell import Account, AwsService, Client, Elf, InProcess, Limits, Pair, Relay, Result
 
 POSTED = re.compile(r"posting message:'(.*)' on topic: (\S+)")
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from harness import Account, AwsService, Elf, InProcess, Limits, Relay, Result
-from obstacles import (
+from support.mqtt import (
     CONNACK,
     CONNECT,
     PINGRESP,
@@ -36,6 +35,7 @@ from obstacles import (
     packet,
     publish,
 )
+from support.shell import Account, AwsService, Elf, InProcess, Limits, Relay, Result
 
 # A thread's traceback on the terminal is no way to lose a connection.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")

@@ -15,9 +15,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from fault_proxy import FaultProxy
-from harness import PATIENCE_S, Account, AwsService, Elf, InProcess
-from program import constant
+from support.http_proxy import FaultProxy
+from support.program import constant
+from support.shell import PATIENCE_S, Account, AwsService, Elf, InProcess
 
 THINGS = 12
 KILLS = 10  # a test

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE_S, Account, Client, Elf, Pair
+from support.shell import PATIENCE_S, Account, Client, Elf, Pair
 
 LONG = "x" * 100_000
 

@@ -7,7 +7,7 @@ import signal
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from harness import Account, Elf, Pair
+from support.shell import Account, Elf, Pair
 
 
 def test_sends_and_subscribes_run_together(pair: Pair) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE_S, Account, Elf, Pair
+from support.shell import PATIENCE_S, Account, Elf, Pair
 
 posix = pytest.mark.skipif(os.name != "posix", reason="directories are locked, and mounted, on POSIX alone")
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount")

@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from fault_proxy import CUT_AFTER, HANG, INTERNAL_FAILURE, Fault, FaultProxy, denied
-from harness import ANYTHING, ELF, PATIENCE_S, Account, AwsService, Elf, InProcess, Limits, client_of
+from support.http_proxy import CUT_AFTER, HANG, INTERNAL_FAILURE, Fault, FaultProxy, denied
+from support.program import ELF
+from support.shell import ANYTHING, PATIENCE_S, Account, AwsService, Elf, InProcess, Limits, client_of
 
 from iot_elf.events import EventQueue
 from iot_elf.state import Fleet

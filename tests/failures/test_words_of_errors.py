@@ -20,10 +20,23 @@ from urllib.parse import urlsplit
 
 import botocore
 import pytest
-from fault_proxy import CUT_BEFORE, Answer, Fault, FaultProxy, aws_error, denied, page
-from harness import (
+from support.http_proxy import CUT_BEFORE, Answer, Fault, FaultProxy, aws_error, denied, page
+from support.mqtt import (
+    CLOSED_PORT,
+    NOT_AS_ROOT,
+    WITH_ONE_FREE_PORT,
+    WITHOUT_PACKAGES,
+    Impostor,
+    can_unshare,
+    deaf_port,
+    hamper,
+    limited,
+    read_only,
+    silent_port,
+)
+from support.program import ROOT, TESTS, constant
+from support.shell import (
     ANYTHING,
-    ROOT,
     SECRET,
     Account,
     AwsService,
@@ -37,20 +50,6 @@ from harness import (
     client_of,
     servers_of,
 )
-from obstacles import (
-    CLOSED_PORT,
-    NOT_AS_ROOT,
-    WITH_ONE_FREE_PORT,
-    WITHOUT_PACKAGES,
-    Impostor,
-    can_unshare,
-    deaf_port,
-    hamper,
-    limited,
-    read_only,
-    silent_port,
-)
-from program import constant
 
 from iot_elf.errors import how_to_install
 
@@ -214,9 +213,7 @@ def test_every_failure_is_provoked_by_a_test_that_exists() -> None:
     assert list(PROVOKED_BY) == [names.split()[0] for names in constant("FAILURES")]
     tests = set(PROVOKED_BY.values())
     names = "|".join({test.partition("[")[0] for test in tests})
-    files = [
-        path for path in (ROOT / "tests").rglob("test_*.py") if re.search(rf"^def ({names})\(", path.read_text(), re.M)
-    ]
+    files = [path for path in TESTS.rglob("test_*.py") if re.search(rf"^def ({names})\(", path.read_text(), re.M)]
     options = ["--collect-only", "-q", "-p", "no:xdist", "-o", "addopts="]
     command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import program
 import pytest
 import sizes
-from harness import Limits
-from program import PACKAGE, ROOT
+from support import program
+from support.program import PACKAGE, ROOT
+from support.shell import Limits
 
 ON_DEMAND = {"templates", "diagnosis", "local_aws"}  # at least
 

@@ -6,8 +6,7 @@ import re
 import textwrap
 
 import pytest
-from harness import ELF, ROOT
-from program import program_text
+from support.program import ELF, ROOT, program_text
 
 PAGE = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 QUOTATIONS = [

@@ -20,7 +20,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
-from harness import PATIENCE_S, ROOT, Elf, await_listener, clean_environment, free_port, kill_servers_of
+from support.program import ROOT
+from support.shell import PATIENCE_S, Elf, await_listener, clean_environment, free_port, kill_servers_of
 
 REPOSITORY = "https://github.com/awslabs/aws-iot-elf.git"
 PAGES = {

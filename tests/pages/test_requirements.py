@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 
-from harness import ROOT
 from packaging.requirements import Requirement
+from support.program import ROOT
 
 
 def pins() -> dict[str, Requirement]:

@@ -6,8 +6,7 @@ import re
 import string
 
 import pytest
-from harness import ROOT
-from program import constant, program_text
+from support.program import ROOT, constant, program_text
 
 
 def with_ellipses(template: str) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 from dockerfile_parse import DockerfileParser
-from harness import ROOT, Account, AwsService, Elf
+from support.program import ROOT
+from support.shell import Account, AwsService, Elf
 
 SECRETS = (
     "misc/thing_0.prv",

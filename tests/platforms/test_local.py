@@ -15,7 +15,7 @@ import boto3
 import psutil  # type: ignore[import-untyped]
 import pytest
 from botocore.config import Config
-from harness import REGION, AwsService, Client, Elf, await_end, kill_servers_of, servers_of
+from support.shell import REGION, AwsService, Client, Elf, await_end, kill_servers_of, servers_of
 
 ONCE = ("--duration", "0.01")
 

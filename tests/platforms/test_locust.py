@@ -22,10 +22,10 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from fault_proxy import FaultProxy, aws_error
-from harness import (
+from support.http_proxy import FaultProxy, aws_error
+from support.program import ROOT, code_with_limits
+from support.shell import (
     PATIENCE_S,
-    ROOT,
     Account,
     AwsService,
     Client,
@@ -37,7 +37,6 @@ from harness import (
     await_listener,
     free_port,
 )
-from program import code_with_limits
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 THINGS = 60

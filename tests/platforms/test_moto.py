@@ -13,7 +13,7 @@ from pathlib import Path
 
 import boto3
 import pytest
-from harness import REGION, Elf, await_listener, free_port
+from support.shell import REGION, Elf, await_listener, free_port
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from harness import PATIENCE_S, ROOT, AwsService, Elf, InProcess, Limits, Pair, Relay, await_listener, free_port
-from obstacles import CLOSED_PORT, Broker, Impostor, deaf_port
+from support.mqtt import CLOSED_PORT, Broker, Impostor, deaf_port
+from support.program import ROOT
+from support.shell import PATIENCE_S, AwsService, Elf, InProcess, Limits, Pair, Relay, await_listener, free_port
 
 ONCE = ("--count", "1", "--interval", "0.01")
 USER, PASSWORD = "jane", "s3cret-Pass"

@@ -9,8 +9,7 @@ import sys
 from typing import Any
 
 import pytest
-from harness import ROOT
-from program import program_text
+from support.program import ROOT, program_text
 
 PIN = "AWSIoTPythonSDK>=1.6.1,<1.7"
 # What ELF calls each of the SDK's parts, and what it uses of it.

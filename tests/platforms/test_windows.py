@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from harness import Account, Elf
+from support.program import TESTS
+from support.shell import Account, Elf
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the imitation of Windows needs Linux' locks and /proc")
-TESTS = Path(__file__).resolve().parent.parent
-AS_ON_WINDOWS = TESTS / "as_on_windows"
+AS_ON_WINDOWS = TESTS / "support" / "as_on_windows"
 ONCE = ("--count", 1)
 
 
@@ -25,7 +24,7 @@ def windows(elf: Elf) -> Elf:
 
 def test_the_imitation_lacks_what_windows_lacks(windows: Elf) -> None:
     asked = (
-        "import os, signal, sys; from program import constant; assert not constant('POSIX'); "
+        "import os, signal, sys; from support.program import constant; assert not constant('POSIX'); "
         "assert not (hasattr(os, 'fork') or hasattr(signal, 'SIGTERM') or hasattr(os, 'O_NOFOLLOW')); import fcntl"
     )
     environment = windows.environment | {"PYTHONPATH": f"{AS_ON_WINDOWS}:{TESTS}"}

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from harness import SECRET, SESSION_TOKEN, Account, AwsService, Elf, InProcess, Limits
+from support.shell import SECRET, SESSION_TOKEN, Account, AwsService, Elf, InProcess, Limits
 
 ONCE = ("--duration", "0.01")
 CERTIFICATE = "a" * 64

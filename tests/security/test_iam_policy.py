@@ -9,7 +9,8 @@ import time
 from typing import Any, NamedTuple
 
 import pytest
-from harness import ROOT, Account, Elf, InProcess, Limits, Result
+from support.program import ROOT
+from support.shell import Account, Elf, InProcess, Limits, Result
 
 ONCE = ("--duration", "0.01")
 

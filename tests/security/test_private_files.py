@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from harness import REGION, SECRET, SESSION_TOKEN, Account, Elf, InProcess
+from support.shell import REGION, SECRET, SESSION_TOKEN, Account, Elf, InProcess
 
 ONCE = ("--duration", "0.01")
 

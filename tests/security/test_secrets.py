@@ -15,8 +15,9 @@ from types import ModuleType
 from urllib.parse import urlsplit
 
 import pytest
-from fault_proxy import FaultProxy, aws_error
-from harness import ELF, ROOT, SESSION_TOKEN, AwsService, Elf
+from support.http_proxy import FaultProxy, aws_error
+from support.program import ELF, ROOT
+from support.shell import SESSION_TOKEN, AwsService, Elf
 
 from iot_elf.console import LogFormatter
 

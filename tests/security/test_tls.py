@@ -13,8 +13,8 @@ from typing import Any
 
 import botocore
 import pytest
-from harness import ELF, Account, AwsService, Elf, InProcess, Pair
-from program import copy_program
+from support.program import ELF, copy_program
+from support.shell import Account, AwsService, Elf, InProcess, Pair
 
 ONCE = ("--duration", "0.01")
 BUNDLE = Path(botocore.__file__).with_name("cacert.pem")

@@ -14,7 +14,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
-from quota_proxy import HOP_BY_HOP, operation_of
+from support.quota_proxy import HOP_BY_HOP, operation_of
 
 ANY = "any operation"
 

@@ -31,9 +31,10 @@ import psutil  # type: ignore[import-untyped]
 import pyte
 from botocore.config import Config
 from paho.mqtt.enums import CallbackAPIVersion
-from program import ELF, ROOT
 
-WITNESS = ROOT / "tests" / "witness"
+from support.program import ELF
+
+WITNESS = Path(__file__).with_name("witness")
 PATIENCE_S = 30.0  # how long a test waits for what is to come; it fails afterwards
 REGION = "us-west-2"
 SECRET = "NotASecretButNobodyElseSaysThis0123456789"

@@ -13,8 +13,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness import AwsService, Elf
-from obstacles import CONNECT, PUBACK, PUBLISH, Broker, Packet, Peer, packet
+from support.mqtt import CONNECT, PUBACK, PUBLISH, Broker, Packet, Peer, packet
+from support.shell import AwsService, Elf
 
 DROP, REPEAT, REPEAT_LATER, SWAP = "drop", "repeat", "repeat later", "swap"
 

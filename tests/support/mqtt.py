@@ -20,7 +20,8 @@ from typing import NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from harness import PATIENCE_S, Elf, Relay
+
+from support.shell import PATIENCE_S, Elf, Relay
 
 CLOSED_PORT = 9  # discard: nobody serves it any more, and the system hands it out to nobody
 

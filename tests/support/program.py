@@ -12,9 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ELF = ROOT / "elf.py"
 PACKAGE = ROOT / "iot_elf"  # what elf.py is built on
+TESTS = ROOT / "tests"
 
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # as Python does for who runs elf.py: `import elf` finds it
@@ -96,5 +97,5 @@ def set_limits(put: Callable[[ModuleType, str, Any], object], /, **values: objec
 def code_with_limits(**values: object) -> str:
     """Python code that changes constants of the program, for a process to begin with."""
     arguments = ", ".join(f"{name}={value!r}" for name, value in values.items())
-    where = str(Path(__file__).resolve().parent)
-    return f"import sys; sys.path.append({where!r}); import program; program.set_limits(setattr, {arguments})\n"
+    found = f"import sys; sys.path.append({str(TESTS)!r}); from support import program"
+    return f"{found}; program.set_limits(setattr, {arguments})\n"
