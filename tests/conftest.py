@@ -10,22 +10,12 @@ from types import ModuleType
 
 import botocore.loaders
 import pytest
-from support.program import set_limits
-from support.shell import (
-    ANYTHING,
-    END,
-    WITNESS,
-    Account,
-    AwsService,
-    Client,
-    Elf,
-    InProcess,
-    Limits,
-    Pair,
-    Relay,
-    aws_service,
-    kill_servers_of,
-)
+from support.aws import ANYTHING, Account, AwsService, aws_service
+from support.machine import WITNESS, kill_servers_of
+from support.mqtt import END, Client
+from support.networks import Relay
+from support.program import Limits, set_limits
+from support.shell import Elf, InProcess, Pair
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,20 +13,12 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
+from support.aws import ANYTHING, REGION, Account, AwsService
 from support.http_proxy import LATE, FaultProxy
-from support.shell import (
-    ANYTHING,
-    PATIENCE_S,
-    REGION,
-    Account,
-    AwsService,
-    Client,
-    Elf,
-    InProcess,
-    Limits,
-    Pair,
-    client_of,
-)
+from support.machine import PATIENCE_S
+from support.mqtt import Client, client_of
+from support.program import Limits
+from support.shell import Elf, InProcess, Pair
 
 
 @pytest.fixture

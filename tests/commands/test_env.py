@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from support.shell import REGION, SECRET, Account, Elf, Result, await_end, kill_servers_of, servers_of
+from support.aws import REGION, SECRET, Account
+from support.machine import await_end, kill_servers_of, servers_of
+from support.shell import Elf, Result
 
 NOWHERE = "http://127.0.0.1:9"
 BOTO3 = f"""{shlex.quote(sys.executable)} -c '

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.aws import Account
+from support.mqtt import Client
 from support.program import ROOT
-from support.shell import Account, Client, Elf, InProcess, Pair, Running
+from support.shell import Elf, InProcess, Pair, Running
 
 ONCE = ("--duration", "0.01")
 LINES = ("send", "--json-message", "-")

@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.shell import PATIENCE_S, Account, AwsService, Client, Elf, Pair, Relay, Result
+from support.aws import Account, AwsService
+from support.machine import PATIENCE_S
+from support.mqtt import Client
+from support.networks import Relay
+from support.shell import Elf, Pair, Result
 
 JSON = ("--output", "json")
 JQ = shutil.which("jq")

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from support.shell import REGION, Account, Elf, InProcess, Pair, kill_servers_of
+from support.aws import REGION, Account
+from support.machine import kill_servers_of
+from support.shell import Elf, InProcess, Pair
 
 JSON = ("--output", "json")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from support.shell import Account, AwsService, Elf
+from support.aws import Account, AwsService
+from support.shell import Elf
 
 THINGS = 60
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}:iot-elf:[A-Z]+ - .+")

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.aws import REGION, SECRET, Account
 from support.program import ELF, ROOT, copy_program
-from support.shell import REGION, SECRET, Account, Elf, InProcess, Pair
+from support.shell import Elf, InProcess, Pair
 
 
 def test_no_command_prints_the_commands_and_what_comes_next_and_exits_2(elf: Elf) -> None:

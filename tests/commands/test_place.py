@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.shell import REGION, SECRET, Account, AwsService, Elf, InProcess
+from support.aws import REGION, SECRET, Account, AwsService
+from support.shell import Elf, InProcess
 
 ONCE = ("--duration", "0.01")
 

@@ -12,8 +12,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support.program import ROOT
-from support.shell import Account, AwsService, Client, Elf, Heard, InProcess, Limits, Pair, Relay, client_of
+from support.aws import Account, AwsService
+from support.mqtt import Client, Heard, client_of
+from support.networks import Relay
+from support.program import ROOT, Limits
+from support.shell import Elf, InProcess, Pair
 
 from iot_elf.messages import PayloadBuilder
 

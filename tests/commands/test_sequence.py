@@ -13,9 +13,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from support.mqtt import SUBSCRIBE, Broker, Peer, answer_to, publish
+from support.aws import AwsService
+from support.mqtt import SUBSCRIBE, Broker, Client, Peer, answer_to, publish
 from support.mqtt_proxy import DROP, REPEAT, REPEAT_LATER, SWAP, MqttProxy
-from support.shell import AwsService, Client, InProcess, Limits, Pair, Relay
+from support.networks import Relay
+from support.program import Limits
+from support.shell import InProcess, Pair
 
 from iot_elf.metrics import SequenceChecker
 

@@ -8,7 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.shell import Account, Client, Elf, InProcess, Limits
+from support.aws import Account
+from support.mqtt import Client
+from support.program import Limits
+from support.shell import Elf, InProcess
 
 UPDATE = "$aws/things/{thing_name}/shadow/update"
 NAMED = "$aws/things/{thing_name}/shadow/name/door/"

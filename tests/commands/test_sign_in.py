@@ -21,8 +21,10 @@ from types import ModuleType
 import boto3
 import botocore.exceptions
 import pytest
+from support.aws import SECRET, SESSION_TOKEN, Account, AwsService
+from support.machine import PATIENCE_S
 from support.program import constant
-from support.shell import PATIENCE_S, SECRET, SESSION_TOKEN, Account, AwsService, Elf, InProcess
+from support.shell import Elf, InProcess
 
 from iot_elf.errors import cause_and_remedy
 

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.shell import PATIENCE_S, Account, Client, Elf, InProcess, Pair
+from support.aws import Account
+from support.machine import PATIENCE_S
+from support.mqtt import Client
+from support.shell import Elf, InProcess, Pair
 
 ONCE = ("--duration", "0.01")
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil
 import pytest
+from support.mqtt import Client
 from support.program import ROOT
-from support.shell import Client, InProcess, Pair
+from support.shell import InProcess, Pair
 
 EXAMPLE = ROOT / "example-template.json"
 QUICK = ("--interval", "0.01", "--template")

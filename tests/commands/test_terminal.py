@@ -10,7 +10,10 @@ from collections.abc import Callable
 from types import ModuleType
 
 import pytest
-from support.shell import Account, AwsService, Elf, Pair, Relay, Terminal
+from support.aws import Account, AwsService
+from support.machine import Terminal
+from support.networks import Relay
+from support.shell import Elf, Pair
 
 from iot_elf.console import progress_bar
 

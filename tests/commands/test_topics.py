@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
-from support.shell import Client, InProcess, Pair
+from support.mqtt import Client
+from support.shell import InProcess, Pair
 
 from iot_elf.messages import topic_problem
 

@@ -12,8 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from support.aws import Account, AwsService
 from support.http_proxy import CUT_BEFORE, THROTTLED, Answer, Fault, FaultProxy, aws_error
-from support.shell import Account, AwsService, Elf, InProcess, Limits
+from support.program import Limits
+from support.shell import Elf, InProcess
 
 from iot_elf.aws import run_parallel
 from iot_elf.events import EventQueue

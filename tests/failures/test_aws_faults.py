@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from botocore import xform_name
+from support.aws import Account, AwsService
 from support.http_proxy import (
     CUT_AFTER,
     CUT_BEFORE,
@@ -23,9 +24,10 @@ from support.http_proxy import (
     FaultProxy,
     denied,
 )
-from support.program import program_text, set_limits
+from support.machine import PATIENCE_S
+from support.program import Limits, program_text, set_limits
 from support.quota_proxy import OPERATIONS
-from support.shell import PATIENCE_S, Account, AwsService, Elf, InProcess, Limits, Result
+from support.shell import Elf, InProcess, Result
 
 THINGS = ["thing_0", "thing_1"]
 PASSING = {

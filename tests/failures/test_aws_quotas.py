@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from urllib.parse import urlsplit
 
 import pytest
+from support.aws import Account, AwsService
 from support.quota_proxy import QuotaProxy
-from support.shell import Account, AwsService, Elf
+from support.shell import Elf
 
 THINGS = 40
 FASTER = 8.0  # times AWS's default quotas, for the sake of the suite's time

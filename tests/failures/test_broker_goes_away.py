@@ -11,7 +11,11 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from support.shell import Account, AwsService, Client, Elf, InProcess, Limits, Pair, Relay, Result
+from support.aws import Account, AwsService
+from support.mqtt import Client
+from support.networks import Relay
+from support.program import Limits
+from support.shell import Elf, InProcess, Pair, Result
 
 POSTED = re.compile(r"posting message:'(.*)' on topic: (\S+)")
 

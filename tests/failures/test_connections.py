@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.aws import Account, AwsService
 from support.mqtt import (
     CONNACK,
     CONNECT,
@@ -29,13 +30,14 @@ from support.mqtt import (
     Packet,
     Peer,
     Script,
-    SlowRelay,
     answer_to,
     behave,
     packet,
     publish,
 )
-from support.shell import Account, AwsService, Elf, InProcess, Limits, Relay, Result
+from support.networks import Relay, SlowRelay
+from support.program import Limits
+from support.shell import Elf, InProcess, Result
 
 # A thread's traceback on the terminal is no way to lose a connection.
 pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")

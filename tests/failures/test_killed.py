@@ -15,9 +15,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from support.aws import Account, AwsService
 from support.http_proxy import FaultProxy
+from support.machine import PATIENCE_S
 from support.program import constant
-from support.shell import PATIENCE_S, Account, AwsService, Elf, InProcess
+from support.shell import Elf, InProcess
 
 THINGS = 12
 KILLS = 10  # a test

@@ -7,7 +7,8 @@ import signal
 
 import psutil  # type: ignore[import-untyped]
 import pytest
-from support.shell import Account, Elf, Pair
+from support.aws import Account
+from support.shell import Elf, Pair
 
 
 def test_sends_and_subscribes_run_together(pair: Pair) -> None:

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.shell import PATIENCE_S, Account, Elf, Pair
+from support.aws import Account
+from support.machine import PATIENCE_S
+from support.shell import Elf, Pair
 
 posix = pytest.mark.skipif(os.name != "posix", reason="directories are locked, and mounted, on POSIX alone")
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount")

@@ -15,9 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from support.aws import ANYTHING, Account, AwsService
 from support.http_proxy import CUT_AFTER, HANG, INTERNAL_FAILURE, Fault, FaultProxy, denied
-from support.program import ELF
-from support.shell import ANYTHING, PATIENCE_S, Account, AwsService, Elf, InProcess, Limits, client_of
+from support.machine import PATIENCE_S
+from support.mqtt import client_of
+from support.program import ELF, Limits
+from support.shell import Elf, InProcess
 
 from iot_elf.events import EventQueue
 from iot_elf.state import Fleet

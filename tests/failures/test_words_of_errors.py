@@ -20,36 +20,23 @@ from urllib.parse import urlsplit
 
 import botocore
 import pytest
+from support.aws import ANYTHING, SECRET, Account, AwsService
 from support.http_proxy import CUT_BEFORE, Answer, Fault, FaultProxy, aws_error, denied, page
-from support.mqtt import (
-    CLOSED_PORT,
+from support.machine import (
     NOT_AS_ROOT,
     WITH_ONE_FREE_PORT,
     WITHOUT_PACKAGES,
-    Impostor,
+    await_end,
     can_unshare,
-    deaf_port,
     hamper,
     limited,
     read_only,
-    silent_port,
-)
-from support.program import ROOT, TESTS, constant
-from support.shell import (
-    ANYTHING,
-    SECRET,
-    Account,
-    AwsService,
-    Elf,
-    InProcess,
-    Limits,
-    Pair,
-    Relay,
-    Result,
-    await_end,
-    client_of,
     servers_of,
 )
+from support.mqtt import client_of
+from support.networks import CLOSED_PORT, Impostor, Relay, deaf_port, silent_port
+from support.program import ROOT, TESTS, Limits, constant
+from support.shell import Elf, InProcess, Pair, Result
 
 from iot_elf.errors import how_to_install
 

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import pytest
 import sizes
 from support import program
-from support.program import PACKAGE, ROOT
-from support.shell import Limits
+from support.program import PACKAGE, ROOT, Limits
 
 ON_DEMAND = {"templates", "diagnosis", "local_aws"}  # at least
 

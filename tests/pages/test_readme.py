@@ -20,8 +20,9 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
+from support.machine import PATIENCE_S, await_listener, clean_environment, free_port, kill_servers_of
 from support.program import ROOT
-from support.shell import PATIENCE_S, Elf, await_listener, clean_environment, free_port, kill_servers_of
+from support.shell import Elf
 
 REPOSITORY = "https://github.com/awslabs/aws-iot-elf.git"
 PAGES = {

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 from dockerfile_parse import DockerfileParser
+from support.aws import Account, AwsService
 from support.program import ROOT
-from support.shell import Account, AwsService, Elf
+from support.shell import Elf
 
 SECRETS = (
     "misc/thing_0.prv",

@@ -15,7 +15,10 @@ import boto3
 import psutil  # type: ignore[import-untyped]
 import pytest
 from botocore.config import Config
-from support.shell import REGION, AwsService, Client, Elf, await_end, kill_servers_of, servers_of
+from support.aws import REGION, AwsService
+from support.machine import await_end, kill_servers_of, servers_of
+from support.mqtt import Client
+from support.shell import Elf
 
 ONCE = ("--duration", "0.01")
 

@@ -22,21 +22,13 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from support.aws import Account, AwsService
 from support.http_proxy import FaultProxy, aws_error
+from support.machine import PATIENCE_S, await_end, await_listener, free_port
+from support.mqtt import Client, Heard
+from support.networks import Relay
 from support.program import ROOT, code_with_limits
-from support.shell import (
-    PATIENCE_S,
-    Account,
-    AwsService,
-    Client,
-    Elf,
-    Heard,
-    Relay,
-    Running,
-    await_end,
-    await_listener,
-    free_port,
-)
+from support.shell import Elf, Running
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 THINGS = 60

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import boto3
 import pytest
-from support.shell import REGION, Elf, await_listener, free_port
+from support.aws import REGION
+from support.machine import await_listener, free_port
+from support.shell import Elf
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 

@@ -7,7 +7,9 @@ import stat
 from typing import Any
 
 import pytest
-from support.shell import ANYTHING, Account, AwsService, Elf, InProcess, client_of
+from support.aws import ANYTHING, Account, AwsService
+from support.mqtt import client_of
+from support.shell import Elf, InProcess
 
 ONCE = ("--duration", "0.01")
 ELF_ID = "urn:uuid:95bb3ad5-95d1-4c9a-b818-b23f92fcde30"

@@ -17,9 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.mqtt import CLOSED_PORT, Broker, Impostor, deaf_port
-from support.program import ROOT
-from support.shell import PATIENCE_S, AwsService, Elf, InProcess, Limits, Pair, Relay, await_listener, free_port
+from support.aws import AwsService
+from support.machine import PATIENCE_S, await_listener, free_port
+from support.mqtt import Broker
+from support.networks import CLOSED_PORT, Impostor, Relay, deaf_port
+from support.program import ROOT, Limits
+from support.shell import Elf, InProcess, Pair
 
 ONCE = ("--count", "1", "--interval", "0.01")
 USER, PASSWORD = "jane", "s3cret-Pass"

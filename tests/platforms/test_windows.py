@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from support.aws import Account
 from support.program import TESTS
-from support.shell import Account, Elf
+from support.shell import Elf
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the imitation of Windows needs Linux' locks and /proc")
 AS_ON_WINDOWS = TESTS / "support" / "as_on_windows"

@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from support.shell import SECRET, SESSION_TOKEN, Account, AwsService, Elf, InProcess, Limits
+from support.aws import SECRET, SESSION_TOKEN, Account, AwsService
+from support.program import Limits
+from support.shell import Elf, InProcess
 
 ONCE = ("--duration", "0.01")
 CERTIFICATE = "a" * 64

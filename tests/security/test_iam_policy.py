@@ -9,8 +9,9 @@ import time
 from typing import Any, NamedTuple
 
 import pytest
-from support.program import ROOT
-from support.shell import Account, Elf, InProcess, Limits, Result
+from support.aws import Account
+from support.program import ROOT, Limits
+from support.shell import Elf, InProcess, Result
 
 ONCE = ("--duration", "0.01")
 

@@ -23,8 +23,10 @@ import boto3
 import psutil  # type: ignore[import-untyped]
 import pytest
 from botocore.config import Config
+from support.aws import REGION
+from support.machine import PATIENCE_S, await_end, kill_servers_of, servers_of
 from support.program import ELF, copy_program
-from support.shell import PATIENCE_S, REGION, Elf, await_end, kill_servers_of, servers_of
+from support.shell import Elf
 
 ONCE = ("--duration", "0.01")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from support.shell import REGION, SECRET, SESSION_TOKEN, Account, Elf, InProcess
+from support.aws import REGION, SECRET, SESSION_TOKEN, Account
+from support.shell import Elf, InProcess
 
 ONCE = ("--duration", "0.01")
 

@@ -15,9 +15,10 @@ from types import ModuleType
 from urllib.parse import urlsplit
 
 import pytest
+from support.aws import SESSION_TOKEN, AwsService
 from support.http_proxy import FaultProxy, aws_error
 from support.program import ELF, ROOT
-from support.shell import SESSION_TOKEN, AwsService, Elf
+from support.shell import Elf
 
 from iot_elf.console import LogFormatter
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import botocore
 import pytest
+from support.aws import Account, AwsService
 from support.program import ELF, copy_program
-from support.shell import Account, AwsService, Elf, InProcess, Pair
+from support.shell import Elf, InProcess, Pair
 
 ONCE = ("--duration", "0.01")
 BUNDLE = Path(botocore.__file__).with_name("cacert.pem")

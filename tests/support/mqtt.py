@@ -1,99 +1,89 @@
-"""What can be in a user's way on this machine and next to it: ports that lead nowhere, and a Python that may not."""
+"""MQTT without ELF: a client of MiniStack's broker, and a broker that does to each connection what a script says."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
-import datetime
 import queue
+import secrets
 import socket
 import ssl
 import struct
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
 
-from support.shell import PATIENCE_S, Elf, Relay
+from support.aws import AwsService
+from support.machine import PATIENCE_S
+from support.networks import Impostor
+from support.shell import Elf
 
-CLOSED_PORT = 9  # discard: nobody serves it any more, and the system hands it out to nobody
-
-
-@contextlib.contextmanager
-def deaf_port() -> Iterator[int]:
-    """A port whose connections are opened, and never heard."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield int(listener.getsockname()[1])
+END = "end-of-test"
 
 
-@contextlib.contextmanager
-def silent_port() -> Iterator[int]:
-    """A port that drops what comes, as a firewall does: its queue of connections is full, and nobody takes one out."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
-        yield int(listener.getsockname()[1])
+class Heard(NamedTuple):
+    topic: str
+    payload: bytes
+    qos: int
 
 
-class Impostor:
-    """A server on localhost with a TLS certificate of its own making, who hears what a client says and hangs up.
+class Client:
+    """An MQTT client that is not ELF's, and has a certificate and a key in files."""
 
-    It first says `answer`; with `holds`, it says nothing and does not hang up either.
-    """
-
-    def __init__(self, directory: Path, answer: bytes = b"", holds: bool = False, port: int = 0) -> None:
-        self.root_cert = directory / "impostor.pem"
-        self._answer, self._holds = answer, holds
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(self._certify())
-        self._listener = socket.create_server(("127.0.0.1", port))
-        self.port = int(self._listener.getsockname()[1])
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _certify(self) -> Path:
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "impostor")])
-        now = datetime.datetime.now(datetime.timezone.utc)
-        certificate = (
-            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(key, hashes.SHA256())
+    def __init__(self, service: AwsService, certificate: Path, key: Path, client_id: str) -> None:
+        self._service = service
+        self._heard: queue.Queue[Heard] = queue.Queue()
+        self._answers: queue.Queue[Any] = queue.Queue()
+        self._mqtt = mqtt.Client(CallbackAPIVersion.VERSION2, client_id, reconnect_on_failure=False)
+        self._mqtt.tls_set(str(service.root_cert), str(certificate), str(key))
+        self._mqtt.on_connect = lambda client, data, flags, reason, properties: self._answers.put(str(reason))
+        self._mqtt.on_disconnect = lambda client, data, flags, reason, properties: self._answers.put(
+            f"closed: {reason}"
         )
-        pem = serialization.Encoding.PEM
-        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        self.root_cert.write_bytes(certificate.public_bytes(pem) + private)
-        return self.root_cert
+        self._mqtt.on_subscribe = lambda client, data, mid, reasons, properties: self._answers.put(reasons)
+        self._mqtt.on_message = lambda client, data, message: self._heard.put(
+            Heard(message.topic, bytes(message.payload), message.qos)
+        )
 
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):  # it is closed
-            while True:
-                connection, _ = self._listener.accept()
-                threading.Thread(target=self._meet, args=(connection,), daemon=True).start()
+    def connect(self) -> str:
+        """Connect; return how the broker answered: "Success", or why not."""
+        self._mqtt.connect("localhost", self._service.mqtt_port)
+        self._mqtt.loop_start()
+        return str(self._answers.get(timeout=PATIENCE_S))
 
-    def _meet(self, connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), self._context.wrap_socket(connection, server_side=True) as client:
-            client.recv(65536)
-            client.sendall(self._answer)
-            while self._holds and client.recv(65536):
-                pass
+    def subscribe(self, topic_filter: str) -> None:
+        self._mqtt.subscribe(topic_filter, qos=1)
+        (reason,) = self._answers.get(timeout=PATIENCE_S)
+        assert not reason.is_failure
+
+    def publish(self, topic: str, payload: str | bytes, qos: int = 1) -> None:
+        self._mqtt.publish(topic, payload, qos).wait_for_publish(PATIENCE_S)
+
+    def hear(self) -> Heard:
+        while (heard := self._heard.get(timeout=PATIENCE_S)).topic == END:
+            pass
+        return heard
+
+    def hear_all(self) -> list[Heard]:
+        """Return all that has come until now. Messages come in order: what comes after this one was sent later."""
+        token = secrets.token_bytes(8)
+        self.publish(END, token)
+        heard = list(iter(lambda: self._heard.get(timeout=PATIENCE_S), Heard(END, token, 1)))
+        return [message for message in heard if message.topic != END]
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # which wakes accept(); close() alone does not
-        self._listener.close()
+        self._mqtt.disconnect()
+        self._mqtt.loop_stop()
+
+
+def client_of(elf: Elf, service: AwsService, thing: str, client_id: str) -> Client:
+    """Make an MQTT client that uses the files of a thing."""
+    return Client(service, elf.misc / f"{thing}.pem", elf.misc / f"{thing}.prv", client_id)
 
 
 # MQTT 3.1.1, table 2.1
@@ -275,75 +265,3 @@ class Broker(Impostor):
 def behave(peer: Peer) -> None:
     peer.send(answer_to(peer.packets[0]))
     peer.answer()
-
-
-class SlowRelay(Relay):
-    """A network that takes `delay_s` in each direction, however much is under way."""
-
-    def __init__(self, target_port: int, delay_s: float) -> None:
-        self._delay_s = delay_s
-        super().__init__(target_port)
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        under_way: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
-
-        def deliver() -> None:
-            data = b"x"
-            with contextlib.suppress(OSError):
-                while data:
-                    at, data = under_way.get()
-                    time.sleep(max(0.0, at - time.monotonic()))  # it is what this network is
-                    sink.sendall(data)
-                sink.shutdown(socket.SHUT_RDWR)
-
-        threading.Thread(target=deliver, daemon=True).start()
-        data = b"x"
-        while data:
-            try:
-                data = source.recv(65536)
-            except OSError:
-                data = b""
-            under_way.put((time.monotonic() + self._delay_s, data))
-
-
-# What is done before elf.py runs, as Python code. `command` is what will: the Python, elf.py and its arguments.
-# Root may read and write everything, unless it has lost CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH.
-NOT_AS_ROOT = """
-import ctypes
-if os.getuid() == 0:
-    for capability in (1, 2):
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
-"""
-WITHOUT_PACKAGES = "command.insert(1, '-S')"
-ONE_PORT = "echo 40000 40000 > /proc/sys/net/ipv4/ip_local_port_range"
-WITH_ONE_FREE_PORT = f"""command[:0] = ['unshare', '-rn', 'sh', '-c', '{ONE_PORT} && exec "$@"', 'sh']"""
-
-
-def limited(resource: str, limit: int) -> str:
-    return f"import resource; resource.setrlimit(resource.{resource}, ({limit}, {limit}))"
-
-
-def read_only(directory: Path) -> str:
-    remount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
-    return f"command[:0] = ['unshare', '-rm', 'sh', '-c', {remount!r}, {str(directory)!r}]"
-
-
-def hamper(elf: Elf, directory: Path, code: str) -> None:
-    """Have all that a user runs from now on run after this code."""
-    wrapper = directory / "python"
-    wrapper.write_text(
-        f"#!{sys.executable}\nimport os, sys\ncommand = [{elf.python!r}, *sys.argv[1:]]\n"
-        f"{code}\nos.execvp(command[0], command)\n"
-    )
-    wrapper.chmod(0o700)
-    elf.python = str(wrapper)
-
-
-def can_unshare() -> bool:
-    """Say whether a user of this machine may make namespaces, in which a disk or the network is another one."""
-    try:
-        return not subprocess.run(
-            ["unshare", "-rmn", "sh", "-c", ONE_PORT], capture_output=True, check=False
-        ).returncode
-    except FileNotFoundError:
-        return False

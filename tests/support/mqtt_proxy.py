@@ -13,8 +13,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.aws import AwsService
 from support.mqtt import CONNECT, PUBACK, PUBLISH, Broker, Packet, Peer, packet
-from support.shell import AwsService, Elf
+from support.shell import Elf
 
 DROP, REPEAT, REPEAT_LATER, SWAP = "drop", "repeat", "repeat later", "swap"
 

@@ -17,6 +17,8 @@ ELF = ROOT / "elf.py"
 PACKAGE = ROOT / "iot_elf"  # what elf.py is built on
 TESTS = ROOT / "tests"
 
+Limits = Callable[..., None]  # limits(CONNECT_TIMEOUT_S=0.5): other constants of the program, until the test ends
+
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))  # as Python does for who runs elf.py: `import elf` finds it
 
