@@ -11,6 +11,7 @@ from types import ModuleType
 import botocore.loaders
 import pytest
 from support.aws import ANYTHING, Account, AwsService, aws_service
+from support.http_proxy import HttpProxy
 from support.machine import WITNESS, kill_servers_of
 from support.mqtt import END, Client
 from support.networks import Relay
@@ -104,14 +105,15 @@ def relay(service: AwsService) -> Iterator[Relay]:
 
 
 @pytest.fixture(scope="session")
-def module() -> ModuleType:
+def module() -> Iterator[ModuleType]:
     """elf.py, imported."""
-    # Each boto3 session parses megabytes of service descriptions, the same ones each time; a user has one a process.
-    parse_once = functools.cache(botocore.loaders.JSONFileLoader().load_file)
-    botocore.loaders.JSONFileLoader.load_file = staticmethod(parse_once)
     import elf
 
-    return elf
+    # Each boto3 session parses megabytes of service descriptions, the same ones each time; a user has one a process.
+    parse_once = functools.cache(botocore.loaders.JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.loaders.JSONFileLoader, "load_file", staticmethod(parse_once))
+        yield elf
 
 
 @pytest.fixture
@@ -126,6 +128,16 @@ def main(
 ) -> InProcess:
     """elf.main(), as `elf` the user would call it."""
     return InProcess(module, elf, monkeypatch, capsys)
+
+
+@pytest.fixture
+def proxy(service: AwsService, elf: Elf, main: InProcess) -> Iterator[HttpProxy]:
+    """What sits between AWS and both `elf` and `main`: it can delay, throttle and break their calls."""
+    proxy = HttpProxy(service.url)
+    elf.environment["AWS_ENDPOINT_URL"] = proxy.url
+    main.use({"AWS_ENDPOINT_URL": proxy.url})
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture

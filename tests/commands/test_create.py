@@ -10,11 +10,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
 
 import pytest
 from support.aws import ANYTHING, REGION, Account, AwsService
-from support.http_proxy import LATE, FaultProxy
+from support.http_proxy import LATE, HttpProxy
 from support.machine import PATIENCE_S
 from support.mqtt import Client, client_of
 from support.program import Limits
@@ -485,7 +484,7 @@ def test_a_thing_that_cannot_connect_fails_alone(main: InProcess, elf: Elf, acco
 
 
 def test_what_aws_says_at_the_last_moment_is_not_missed(elf: Elf, account: Account, service: AwsService) -> None:
-    with contextlib.closing(FaultProxy(urlsplit(service.url).port or 0)) as proxy:
+    with contextlib.closing(HttpProxy(service.url)) as proxy:
         elf.environment["AWS_ENDPOINT_URL"] = proxy.url
         elf("create", 2)
         elf("send", *elf.broker, "--count", 1)

@@ -7,13 +7,11 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from support.aws import Account, AwsService
-from support.http_proxy import CUT_BEFORE, THROTTLED, Answer, Fault, FaultProxy, aws_error
+from support.aws import Account
+from support.http_proxy import CUT_BEFORE, THROTTLED, Answer, Fault, HttpProxy, aws_error
 from support.program import Limits
 from support.shell import Elf, InProcess
 
@@ -27,16 +25,6 @@ IN_USE = {
     "DeleteCertificate": aws_error(409, "DeleteConflictException", "Things must be detached before deletion."),
     "DeleteThing": aws_error(400, "InvalidRequestException", "Cannot delete. Thing thing_0 is still attached."),
 }
-
-
-@pytest.fixture
-def proxy(service: AwsService, elf: Elf, main: InProcess) -> Iterator[FaultProxy]:
-    """What sits between `elf` and AWS."""
-    proxy = FaultProxy(urlsplit(service.url).port or 0)
-    elf.environment["AWS_ENDPOINT_URL"] = proxy.url
-    main.use({"AWS_ENDPOINT_URL": proxy.url})
-    yield proxy
-    proxy.close()
 
 
 # A signal
@@ -66,7 +54,7 @@ def test_a_signal_ends_the_wait_for_a_turn_and_no_call_counts_as_sent_that_was_n
 
 
 def test_a_signal_ends_the_pause_after_a_throttled_call_for_a_certificate(
-    elf: Elf, account: Account, proxy: FaultProxy
+    elf: Elf, account: Account, proxy: HttpProxy
 ) -> None:
     proxy.inject("CreateKeysAndCertificate", THROTTLED, onwards=True)
     window = elf.start("create", 3)
@@ -85,7 +73,7 @@ def test_a_signal_ends_the_pause_after_a_throttled_call_for_a_certificate(
 
 @pytest.mark.parametrize("operation", IN_USE)
 def test_what_counts_as_attached_for_a_while_is_waited_for_and_said_once(
-    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, operation: str
+    main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, operation: str
 ) -> None:
     main("create", 2)
     main("send", *elf.broker, *ONCE)
@@ -99,7 +87,7 @@ def test_what_counts_as_attached_for_a_while_is_waited_for_and_said_once(
 
 
 def test_things_that_wait_hold_up_no_others(
-    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, limits: Limits
+    main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, limits: Limits
 ) -> None:
     limits(CALLS_IN_FLIGHT=1)
     main("create", 3)
@@ -113,7 +101,7 @@ def test_things_that_wait_hold_up_no_others(
 
 
 def test_a_lost_certificate_that_waits_to_be_deleted_is_not_left_behind(
-    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy
+    main: InProcess, elf: Elf, account: Account, proxy: HttpProxy
 ) -> None:
     main("create")
     main("clean", "--only-local")
@@ -125,7 +113,7 @@ def test_a_lost_certificate_that_waits_to_be_deleted_is_not_left_behind(
 
 
 def test_a_refusal_that_outlasts_what_aws_says_blames_nobody(
-    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, limits: Limits
+    main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, limits: Limits
 ) -> None:
     limits(CONSISTENCY_S=0.5)
     main("create")
@@ -139,7 +127,7 @@ def test_a_refusal_that_outlasts_what_aws_says_blames_nobody(
     assert account.is_empty()
 
 
-def test_a_signal_ends_the_wait_for_what_aws_has_not_done_yet(elf: Elf, account: Account, proxy: FaultProxy) -> None:
+def test_a_signal_ends_the_wait_for_what_aws_has_not_done_yet(elf: Elf, account: Account, proxy: HttpProxy) -> None:
     elf("create")
     elf("send", *elf.broker, *ONCE)
     proxy.inject("DeletePolicy", IN_USE["DeletePolicy"], onwards=True)
@@ -208,7 +196,7 @@ def test_an_edited_policy_that_others_use_keeps_its_versions(main: InProcess, el
 
 
 def test_what_was_just_made_is_waited_for_until_aws_finds_it(
-    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy
+    main: InProcess, elf: Elf, account: Account, proxy: HttpProxy
 ) -> None:
     missing = aws_error(404, "ResourceNotFoundException", "The certificate given in the principal does not exist.")
     proxy.inject("AttachThingPrincipal", missing)
@@ -225,7 +213,7 @@ def test_what_was_just_made_is_waited_for_until_aws_finds_it(
 
 
 def test_a_limit_of_the_account_is_met_once_a_thing_and_stops_the_rest(
-    main: InProcess, account: Account, proxy: FaultProxy
+    main: InProcess, account: Account, proxy: HttpProxy
 ) -> None:
     proxy.inject("CreateThing", aws_error(410, "LimitExceededException", "No more things."), onwards=True)
     began = time.monotonic()
@@ -237,7 +225,7 @@ def test_a_limit_of_the_account_is_met_once_a_thing_and_stops_the_rest(
     assert account.things() == []
 
 
-def test_throttling_is_said_once(main: InProcess, account: Account, proxy: FaultProxy) -> None:
+def test_throttling_is_said_once(main: InProcess, account: Account, proxy: HttpProxy) -> None:
     for call in range(1, 5):
         proxy.inject("CreateThing", THROTTLED, call=call)
         proxy.inject("AttachThingPrincipal", THROTTLED, call=call)
@@ -264,7 +252,7 @@ def answer(content: dict[str, Any]) -> Fault:
     ],
 )
 def test_an_answer_that_lacks_what_elf_needs_is_explained(
-    main: InProcess, elf: Elf, proxy: FaultProxy, operation: str, content: dict[str, Any], lacking: str
+    main: InProcess, elf: Elf, proxy: HttpProxy, operation: str, content: dict[str, Any], lacking: str
 ) -> None:
     if operation in ("ListThings", "ListAttachedPolicies"):
         main("create")
@@ -276,7 +264,7 @@ def test_an_answer_that_lacks_what_elf_needs_is_explained(
 
 
 @pytest.mark.parametrize("operation", ["ListThings", "ListThingPrincipals"])
-def test_a_list_that_aws_leaves_out_is_empty(main: InProcess, elf: Elf, proxy: FaultProxy, operation: str) -> None:
+def test_a_list_that_aws_leaves_out_is_empty(main: InProcess, elf: Elf, proxy: HttpProxy, operation: str) -> None:
     main("create")
     (elf.misc / "things.json").unlink()
     proxy.inject(operation, answer({}), call=proxy.calls[operation] + 1)
@@ -291,13 +279,13 @@ def test_a_step_that_is_stopped_leaves_no_thread_behind(module: Any) -> None:
     assert threading.active_count() == before
 
 
-def test_a_list_of_certificates_without_a_date_is_read(main: InProcess, proxy: FaultProxy) -> None:
+def test_a_list_of_certificates_without_a_date_is_read(main: InProcess, proxy: HttpProxy) -> None:
     proxy.inject("CreateKeysAndCertificate", CUT_BEFORE)
     proxy.inject("ListCertificates", answer({}))
     assert "none found" in main("create").err
 
 
-def test_an_identity_without_an_account_is_explained(main: InProcess, elf: Elf, proxy: FaultProxy) -> None:
+def test_an_identity_without_an_account_is_explained(main: InProcess, elf: Elf, proxy: HttpProxy) -> None:
     main("create")
     (elf.misc / "elf.json").write_text(json.dumps({"elf_id": elf.elf_json()["elf_id"]}))  # as the original left it
     name = "GetCallerIdentity"

@@ -5,28 +5,26 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import pytest
 from botocore import xform_name
-from support.aws import Account, AwsService
+from support.aws import Account
 from support.http_proxy import (
     CUT_AFTER,
     CUT_BEFORE,
     HANG,
     HANG_AFTER,
     INTERNAL_FAILURE,
+    OPERATIONS,
     THROTTLED,
     UNAVAILABLE,
     Fault,
-    FaultProxy,
+    HttpProxy,
     denied,
 )
 from support.machine import PATIENCE_S
 from support.program import Limits, program_text, set_limits
-from support.quota_proxy import OPERATIONS
 from support.shell import Elf, InProcess, Result
 
 THINGS = ["thing_0", "thing_1"]
@@ -91,15 +89,13 @@ DIAGNOSIS = "DescribeCertificate"
 class User:
     """A user with two things, whose calls to AWS go through a proxy that makes them fail."""
 
-    def __init__(self, main: InProcess, elf: Elf, account: Account, proxy: FaultProxy) -> None:
+    def __init__(self, main: InProcess, elf: Elf, account: Account, proxy: HttpProxy) -> None:
         self.elf, self.account, self.proxy, self._main = elf, account, proxy, main
         self._arguments = {
             "create": ("create", len(THINGS)),
             "send": ("send", *elf.broker, "--duration", "0.01"),
             "clean": ("clean",),
         }
-        elf.environment["AWS_ENDPOINT_URL"] = proxy.url
-        main.use(elf.environment)
 
     def run(self, command: str, status: int = 0) -> Result:
         return self._main(*self._arguments[command], status=status)
@@ -171,11 +167,9 @@ class User:
 
 
 @pytest.fixture
-def user(main: InProcess, elf: Elf, account: Account, service: AwsService) -> Iterator[User]:
+def user(main: InProcess, elf: Elf, account: Account, proxy: HttpProxy) -> User:
     random.seed(SEED)
-    proxy = FaultProxy(urlsplit(service.url).port or 0)
-    yield User(main, elf, account, proxy)
-    proxy.close()
+    return User(main, elf, account, proxy)
 
 
 def test_every_operation_that_elf_calls_is_here() -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit
 
 import pytest
 from support.aws import Account, AwsService
-from support.quota_proxy import QuotaProxy
+from support.http_proxy import HttpProxy
 from support.shell import Elf
 
 THINGS = 40
@@ -15,12 +14,12 @@ FASTER = 8.0  # times AWS's default quotas, for the sake of the suite's time
 
 
 @pytest.fixture
-def distant(elf: Elf, service: AwsService) -> Iterator[Callable[[float], QuotaProxy]]:
+def distant(elf: Elf, service: AwsService) -> Iterator[Callable[[float], HttpProxy]]:
     """Put `elf` 20 ms away from AWS, under so many times AWS's default quotas."""
-    proxies: list[QuotaProxy] = []
+    proxies: list[HttpProxy] = []
 
-    def distant(quotas: float) -> QuotaProxy:
-        proxies.append(QuotaProxy(urlsplit(service.url).port or 0, round_trip_s=0.02, quota_factor=quotas))
+    def distant(quotas: float) -> HttpProxy:
+        proxies.append(HttpProxy(service.url, round_trip_s=0.02, quota_factor=quotas))
         elf.environment["AWS_ENDPOINT_URL"] = proxies[-1].url
         return proxies[-1]
 
@@ -30,7 +29,7 @@ def distant(elf: Elf, service: AwsService) -> Iterator[Callable[[float], QuotaPr
 
 
 def test_a_fleets_life_takes_the_calls_it_needs_many_at_once_and_is_not_throttled(
-    elf: Elf, account: Account, distant: Callable[[float], QuotaProxy]
+    elf: Elf, account: Account, distant: Callable[[float], HttpProxy]
 ) -> None:
     proxy = distant(FASTER)
     rate = ("--rate", 10 * FASTER)
@@ -60,7 +59,7 @@ def test_a_fleets_life_takes_the_calls_it_needs_many_at_once_and_is_not_throttle
 
 
 def test_a_quota_that_others_use_slows_elf_down_and_makes_nothing_fail(
-    elf: Elf, account: Account, distant: Callable[[float], QuotaProxy]
+    elf: Elf, account: Account, distant: Callable[[float], HttpProxy]
 ) -> None:
     proxy = distant(0.7)
     elf("create", 15)
@@ -70,7 +69,7 @@ def test_a_quota_that_others_use_slows_elf_down_and_makes_nothing_fail(
     assert account.is_empty()
 
 
-def test_create_with_the_same_number_only_lists_the_things(elf: Elf, distant: Callable[[float], QuotaProxy]) -> None:
+def test_create_with_the_same_number_only_lists_the_things(elf: Elf, distant: Callable[[float], HttpProxy]) -> None:
     proxy = distant(FASTER)
     elf("create", 2)
     proxy.reset()

@@ -9,14 +9,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from support.aws import Account, AwsService
-from support.http_proxy import FaultProxy
+from support.aws import Account
+from support.http_proxy import HttpProxy
 from support.machine import PATIENCE_S
 from support.program import constant
 from support.shell import Elf, InProcess
@@ -29,15 +28,13 @@ COMMANDS = ("create", "send", "clean")
 class Victim:
     """A user of twelve things, some of whose commands are killed. What comes after a kill is quicker in process."""
 
-    def __init__(self, elf: Elf, main: InProcess, account: Account, proxy: FaultProxy) -> None:
+    def __init__(self, elf: Elf, main: InProcess, account: Account, proxy: HttpProxy) -> None:
         self._elf, self._main, self._account, self._proxy = elf, main, account, proxy
         self._arguments: dict[str, tuple[object, ...]] = {
             "create": ("create", THINGS),
             "send": ("send", *elf.broker, "--duration", "0.01"),
             "clean": ("clean",),
         }
-        elf.environment["AWS_ENDPOINT_URL"] = proxy.url
-        main.use(elf.environment)
         self._in_flight = int(constant("CALLS_IN_FLIGHT"))
         self.printed = ""  # since the last kill
 
@@ -121,10 +118,8 @@ class Victim:
 
 
 @pytest.fixture
-def victim(elf: Elf, main: InProcess, account: Account, service: AwsService) -> Iterator[Victim]:
-    proxy = FaultProxy(urlsplit(service.url).port or 0)
-    yield Victim(elf, main, account, proxy)
-    proxy.close()
+def victim(elf: Elf, main: InProcess, account: Account, proxy: HttpProxy) -> Victim:
+    return Victim(elf, main, account, proxy)
 
 
 @pytest.mark.long

@@ -9,14 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from support.aws import ANYTHING, Account, AwsService
-from support.http_proxy import CUT_AFTER, HANG, INTERNAL_FAILURE, Fault, FaultProxy, denied
+from support.http_proxy import CUT_AFTER, HANG, INTERNAL_FAILURE, Fault, HttpProxy, denied
 from support.machine import PATIENCE_S
 from support.mqtt import client_of
 from support.program import ELF, Limits
@@ -27,16 +25,6 @@ from iot_elf.state import Fleet
 
 ONCE = ("--duration", "0.01")
 STOPPED_WITHIN_S = 10.0  # the issue asks for 5; these machines are noisy
-
-
-@pytest.fixture
-def proxy(service: AwsService, elf: Elf, main: InProcess) -> Iterator[FaultProxy]:
-    """What sits between `elf` and AWS."""
-    proxy = FaultProxy(urlsplit(service.url).port or 0)
-    elf.environment["AWS_ENDPOINT_URL"] = proxy.url
-    main.use({"AWS_ENDPOINT_URL": proxy.url})
-    yield proxy
-    proxy.close()
 
 
 # Ctrl-C
@@ -68,7 +56,7 @@ def test_clean_that_is_stopped_says_what_is_left_and_goes_on_later(
     ],
 )
 def test_ctrl_c_waits_only_so_long_for_a_call_that_hangs(
-    elf: Elf, account: Account, proxy: FaultProxy, command: str, hangs: str, sign: str | None
+    elf: Elf, account: Account, proxy: HttpProxy, command: str, hangs: str, sign: str | None
 ) -> None:
     arguments = {"create": (2,), "send": (*elf.broker, *ONCE), "clean": ()}[command]
     if command != "create":
@@ -91,7 +79,7 @@ def test_ctrl_c_waits_only_so_long_for_a_call_that_hangs(
     assert account.is_empty()
 
 
-def test_a_second_ctrl_c_stops_at_once(elf: Elf, account: Account, proxy: FaultProxy) -> None:
+def test_a_second_ctrl_c_stops_at_once(elf: Elf, account: Account, proxy: HttpProxy) -> None:
     proxy.inject("CreateThing", HANG, onwards=True)
     window = elf.start("create", 5)
     proxy.await_hang(PATIENCE_S)
@@ -119,7 +107,7 @@ def assert_whole(elf: Elf, account: Account, count: int) -> None:
 
 @pytest.mark.parametrize("operation", ["DetachPolicy", "UpdateCertificate", "DeleteCertificate", "DeleteThing"])
 def test_create_alone_makes_whole_what_a_killed_clean_left(
-    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, operation: str
+    main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, operation: str
 ) -> None:
     main("create", 3)
     main("send", *elf.broker, *ONCE)
@@ -139,7 +127,7 @@ def test_create_alone_makes_whole_what_a_killed_clean_left(
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_what_is_half_cleaned_does_not_count_against_the_things_asked_for(
-    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, count: int
+    main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, count: int
 ) -> None:
     main("create", 3)
     old = account.certificates()
@@ -236,7 +224,7 @@ def test_what_was_only_asked_for_and_is_somebody_elses_is_left_alone(
 
 @pytest.mark.parametrize("fault", [CUT_AFTER, INTERNAL_FAILURE._replace(is_forwarded=True)], ids=["cut", "500"])
 def test_a_certificate_whose_answer_was_lost_is_named_until_it_is_gone(
-    main: InProcess, elf: Elf, account: Account, proxy: FaultProxy, limits: Limits, fault: Fault
+    main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, limits: Limits, fault: Fault
 ) -> None:
     def certificate() -> str:
         return str(account.iot.create_keys_and_certificate(setAsActive=True)["certificateId"])

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import botocore
 import pytest
 from support.aws import ANYTHING, SECRET, Account, AwsService
-from support.http_proxy import CUT_BEFORE, Answer, Fault, FaultProxy, aws_error, denied, page
+from support.http_proxy import CUT_BEFORE, Answer, Fault, HttpProxy, aws_error, denied, page
 from support.machine import (
     NOT_AS_ROOT,
     WITH_ONE_FREE_PORT,
@@ -253,15 +253,6 @@ def _impatient(limits: Limits) -> None:
 
 
 @pytest.fixture
-def proxy(main: InProcess, service: AwsService) -> Iterator[FaultProxy]:
-    """What `main` reaches AWS through."""
-    proxy = FaultProxy(urlsplit(service.url).port or 0)
-    main.use({"AWS_ENDPOINT_URL": proxy.url})
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
 def misc(main_of_pair: InProcess, pair: Pair, tmp_path: Path) -> Path:
     """A copy of the misc/ of `pair`, to be spoilt: `main_of_pair` uses it from now on."""
     copy = tmp_path / "misc"
@@ -414,7 +405,7 @@ SKEWED = "20261123T120000Z is now earlier than 20261123T122000Z (20261123T122500
     ],
 )
 def test_what_aws_answers_is_explained(
-    main: InProcess, proxy: FaultProxy, explained: Explained, status: int, code: str, message: str, failure: str | None
+    main: InProcess, proxy: HttpProxy, explained: Explained, status: int, code: str, message: str, failure: str | None
 ) -> None:
     proxy.inject("DescribeEndpoint", aws_error(status, code, message), onwards=True)
     explained(main("create", status=1), failure or code, message or "iot:DescribeEndpoint")
@@ -485,7 +476,7 @@ NO_ENDPOINT = (
     ],
 )
 def test_what_is_in_the_way_is_explained(
-    main: InProcess, proxy: FaultProxy, elf: Elf, explained: Explained, fault: Fault, failure: str | Words
+    main: InProcess, proxy: HttpProxy, elf: Elf, explained: Explained, fault: Fault, failure: str | Words
 ) -> None:
     proxy.inject("DescribeEndpoint", fault, onwards=True)
     result = main("create", status=1)
@@ -495,7 +486,7 @@ def test_what_is_in_the_way_is_explained(
 
 
 def test_a_login_page_in_the_way_of_sts_is_explained(
-    main: InProcess, proxy: FaultProxy, elf: Elf, explained: Explained
+    main: InProcess, proxy: HttpProxy, elf: Elf, explained: Explained
 ) -> None:
     """A fleet of the original program has an account, and no endpoint yet to recognise it by."""
     main("create")
@@ -510,7 +501,7 @@ def test_a_login_page_in_the_way_of_sts_is_explained(
 
 
 def test_a_limit_of_the_account_stops_what_is_over_it_and_is_explained(
-    main: InProcess, proxy: FaultProxy, account: Account, explained: Explained
+    main: InProcess, proxy: HttpProxy, account: Account, explained: Explained
 ) -> None:
     proxy.inject("CreateThing", aws_error(410, "LimitExceededException", "No more things."), call=2, onwards=True)
     result = main("create", 2, status=1)
@@ -552,7 +543,7 @@ def delete_certificate_of(account: Account, thing: str) -> str:
 )
 def test_what_aws_goes_on_to_hold_is_explained(
     main: InProcess,
-    proxy: FaultProxy,
+    proxy: HttpProxy,
     account: Account,
     explained: Explained,
     operation: str,
@@ -773,7 +764,7 @@ def fleet(main: InProcess, elf: Elf, account: Account) -> Fleet:
 
 
 @pytest.fixture
-def distant_fleet(proxy: FaultProxy, fleet: Fleet) -> Fleet:
+def distant_fleet(proxy: HttpProxy, fleet: Fleet) -> Fleet:
     """One whose control plane is behind `proxy`."""
     return fleet
 
@@ -799,7 +790,7 @@ def test_a_certificate_that_is_revoked_is_named_and_goes(
     main: InProcess,
     elf: Elf,
     account: Account,
-    proxy: FaultProxy,
+    proxy: HttpProxy,
     explained: Explained,
     limits: Limits,
 ) -> None:
@@ -854,7 +845,7 @@ def test_a_topic_that_the_policy_forbids_costs_messages(fleet: Fleet, explained:
     ],
 )
 def test_a_refusal_that_aws_does_not_explain_is_told_as_it_is(
-    proxy: FaultProxy, distant_fleet: Fleet, explained: Explained, action: str, failure: str, fact: str
+    proxy: HttpProxy, distant_fleet: Fleet, explained: Explained, action: str, failure: str, fact: str
 ) -> None:
     distant_fleet.forbid(action)
     proxy.inject("DescribeCertificate", denied("DescribeCertificate"), onwards=True)
@@ -931,7 +922,7 @@ def test_a_subscription_that_hears_too_little_is_explained(
     explained(result, "TooFewMessages", "received 0 messages in 0.1 s, not 3")
 
 
-def test_a_fleet_that_is_half_made_is_explained(main: InProcess, proxy: FaultProxy, explained: Explained) -> None:
+def test_a_fleet_that_is_half_made_is_explained(main: InProcess, proxy: HttpProxy, explained: Explained) -> None:
     proxy.inject("CreateKeysAndCertificate", denied("CreateKeysAndCertificate"), onwards=True)
     main("create", status=1)
     half_made = ("none of the things is complete", "finish with `elf.py create 1`, or `elf.py clean`")
@@ -1315,7 +1306,7 @@ def test_a_bug_of_elfs_is_explained_as_such(elf: Elf, tmp_path: Path, explained:
     explained(result, "Exception", "AttributeError", "'boto3'", "--debug")
 
 
-def test_debug_adds_the_traceback(main: InProcess, proxy: FaultProxy) -> None:
+def test_debug_adds_the_traceback(main: InProcess, proxy: HttpProxy) -> None:
     proxy.inject("DescribeEndpoint", denied("DescribeEndpoint"), call=1)
     proxy.inject("CreateThing", denied("CreateThing"), call=1)
     for _ in range(2):

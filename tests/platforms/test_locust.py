@@ -23,7 +23,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 from support.aws import Account, AwsService
-from support.http_proxy import FaultProxy, aws_error
+from support.http_proxy import HttpProxy, aws_error
 from support.machine import PATIENCE_S, await_end, await_listener, free_port
 from support.mqtt import Client, Heard
 from support.networks import Relay
@@ -309,7 +309,7 @@ def test_a_fleet_on_the_embedded_aws_iot_is_driven_from_any_directory(local: Elf
 
 
 def test_a_secret_in_aws_answer_is_shown_nowhere(locusts: Locusts, service: AwsService) -> None:
-    proxy = FaultProxy(urllib.parse.urlsplit(service.url).port or 0)
+    proxy = HttpProxy(service.url)
     locusts.elf.environment |= {"AWS_ENDPOINT_URL": proxy.url, "AWS_SESSION_TOKEN": TOKEN}
     locusts.elf("create", 1)
     error = aws_error(403, "AccessDeniedException", f"you said {TOKEN}, and may not")

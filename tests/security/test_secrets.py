@@ -9,14 +9,12 @@ import signal
 import subprocess
 import sys
 import urllib.parse
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from urllib.parse import urlsplit
 
 import pytest
-from support.aws import SESSION_TOKEN, AwsService
-from support.http_proxy import FaultProxy, aws_error
+from support.aws import SESSION_TOKEN
+from support.http_proxy import HttpProxy, aws_error
 from support.program import ELF, ROOT
 from support.shell import Elf
 
@@ -24,15 +22,6 @@ from iot_elf.console import LogFormatter
 
 TOKEN = "TOKENthatIsASecret0123456789+/="
 PYTHONS = sorted(Path(os.environ.get("PYENV_ROOT", "/nonexistent")).glob("versions/3.[89].*/bin/python"))
-
-
-@pytest.fixture
-def proxy(service: AwsService, elf: Elf) -> Iterator[FaultProxy]:
-    """What sits between `elf` and AWS."""
-    proxy = FaultProxy(urlsplit(service.url).port or 0)
-    elf.environment["AWS_ENDPOINT_URL"] = proxy.url
-    yield proxy
-    proxy.close()
 
 
 @pytest.mark.parametrize("end", ["\r", "\n", " ", "\t", "é"])
@@ -65,7 +54,7 @@ def test_a_credential_with_a_line_end_is_named_and_not_shown(elf: Elf, variable:
     ],
     ids=["plain", "repr", "bytes", "in-a-query", "in-a-path", "in-json"],
 )
-def test_a_secret_in_aws_answer_is_not_shown(elf: Elf, proxy: FaultProxy, written: str) -> None:
+def test_a_secret_in_aws_answer_is_not_shown(elf: Elf, proxy: HttpProxy, written: str) -> None:
     """Whoever writes it: a message that AWS or a proxy in between makes of the request, say."""
     elf.environment["AWS_SESSION_TOKEN"] = TOKEN
     proxy.inject("DescribeEndpoint", aws_error(403, "AccessDeniedException", f"you said {written}, and may not"))

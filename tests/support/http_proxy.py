@@ -1,10 +1,11 @@
-"""A reverse proxy that makes ELF's calls to MiniStack fail as calls to AWS do: refused, cut off, unanswered."""
+"""A reverse proxy between ELF and MiniStack: AWS's distance and quotas, and calls that fail as calls to AWS do."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import json
+import re
 import select
 import socket
 import sys
@@ -13,8 +14,63 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
-from support.quota_proxy import HOP_BY_HOP, operation_of
+# Method and path of each operation (AWS IoT API reference), and its default quota in calls a second
+# (https://docs.aws.amazon.com/general/latest/gr/iot-core.html).
+OPERATIONS = [
+    ("GET", r"/endpoint", "DescribeEndpoint", 10),
+    ("POST", r"/keys-and-certificate", "CreateKeysAndCertificate", 10),
+    ("PUT", r"/certificates/[^/]+", "UpdateCertificate", 10),
+    ("DELETE", r"/certificates/[^/]+", "DeleteCertificate", 10),
+    ("POST", r"/policies/[^/]+", "CreatePolicy", 10),
+    ("GET", r"/policies/[^/]+", "GetPolicy", 10),
+    ("DELETE", r"/policies/[^/]+", "DeletePolicy", 10),
+    ("GET", r"/policies/[^/]+/version", "ListPolicyVersions", 10),
+    ("DELETE", r"/policies/[^/]+/version/[^/]+", "DeletePolicyVersion", 10),
+    ("PUT", r"/target-policies/[^/]+", "AttachPolicy", 15),
+    ("POST", r"/target-policies/[^/]+", "DetachPolicy", 15),
+    ("GET", r"/certificates/[^/]+", "DescribeCertificate", 10),
+    ("GET", r"/certificates", "ListCertificates", 10),
+    # A target is an ARN, whose slash a client should escape.
+    ("POST", r"/attached-policies/.+", "ListAttachedPolicies", 15),
+    ("POST", r"/policy-targets/[^/]+", "ListTargetsForPolicy", 10),
+    ("GET", r"/principals/things", "ListPrincipalThings", 10),
+    ("POST", r"/things/[^/]+", "CreateThing", 100),
+    ("GET", r"/things/[^/]+", "DescribeThing", 350),
+    ("GET", r"/things", "ListThings", 10),
+    ("GET", r"/things/[^/]+/principals", "ListThingPrincipals", 20),
+    ("DELETE", r"/things/[^/]+", "DeleteThing", 100),
+    ("PUT", r"/things/[^/]+/principals", "AttachThingPrincipal", 100),
+    ("DELETE", r"/things/[^/]+/principals", "DetachThingPrincipal", 100),
+]
+HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+
+
+def operation_of(method: str, path: str) -> tuple[str, float]:
+    """Name the AWS IoT operation of a request, and its quota."""
+    plain = path.partition("?")[0]
+    for verb, pattern, name, quota in OPERATIONS:
+        if verb == method and re.fullmatch(pattern, plain):
+            return name, quota
+    return f"{method} {plain}", float("inf")
+
+
+class TokenBucket:
+    """`quota` calls a second, and as many at once after a pause."""
+
+    def __init__(self, quota: float) -> None:
+        self._quota, self._tokens, self._at = quota, quota, time.monotonic()
+
+    def take(self) -> bool:
+        now = time.monotonic()
+        self._tokens = min(self._quota, self._tokens + (now - self._at) * self._quota)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
 
 ANY = "any operation"
 
@@ -73,25 +129,34 @@ class _Order(NamedTuple):
     onwards: bool
 
 
-class FaultProxy(ThreadingHTTPServer):
-    """Forward to MiniStack at `upstream_port`, `round_trip_s` away, but for the calls that inject() names.
+class HttpProxy(ThreadingHTTPServer):
+    """Forward to `url`, which is `round_trip_s` away, but for the calls that inject() names.
 
-    `calls` counts the calls that came, and `faults` those that met a fault, by operation. With `loses_abandoned`, a
-    call does not arrive if the client has gone when it is half-way.
+    With a `quota_factor`, throttle past so many times AWS's default quotas. With `loses_abandoned`, a call does not
+    arrive if the client has gone when it is half-way.
+
+    `calls` counts the calls that came, `faults` those that met a fault, and `throttled` those over a quota, by
+    operation; `connections` counts what they came through. `most_at_once` is the largest number of calls under way
+    together, and `busy_s` the time from the first call's coming to the last answer's going.
     """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, upstream_port: int, round_trip_s: float = 0.0) -> None:
+    def __init__(self, url: str, round_trip_s: float = 0.0, quota_factor: float | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.upstream_port, self.round_trip_s = upstream_port, round_trip_s
+        self.upstream_port = urlsplit(url).port or 0
+        self.round_trip_s, self.quota_factor = round_trip_s, quota_factor
         self.loses_abandoned = False
         self.calls: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.throttled: Counter[str] = Counter()
+        self.connections = self.most_at_once = 0
         self.released = threading.Event()  # of the calls that hang now
         self._orders: list[_Order] = []
+        self._buckets: dict[str, TokenBucket] = {}
         self._under_way = self._hanging = 0
+        self._began = self._ended = 0.0
         self._news = threading.Condition()
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -99,17 +164,24 @@ class FaultProxy(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
+    @property
+    def busy_s(self) -> float:
+        return self._ended - self._began
+
     def inject(self, operation: str, fault: Fault, call: int = 1, onwards: bool = False) -> None:
         """Let the `call`-th call since reset() fail, and with `onwards` all that follow; ANY counts all operations."""
         with self._news:
             self._orders.append(_Order(operation, fault, call, onwards))
 
     def reset(self) -> None:
-        """Forget the counts, and inject nothing any more."""
+        """Forget the counts, fill every bucket, and inject nothing any more."""
         with self._news:
-            self.calls.clear()
-            self.faults.clear()
+            for counts in (self.calls, self.faults, self.throttled):
+                counts.clear()
             self._orders.clear()
+            self._buckets.clear()
+            self.connections = self.most_at_once = 0
+            self._began = 0.0
 
     def release(self) -> None:
         """Cut the calls that hang, and answer those that are late."""
@@ -129,9 +201,11 @@ class FaultProxy(ThreadingHTTPServer):
 
     def begin(self, method: str, path: str) -> tuple[Fault | None, threading.Event]:
         """Count a call; return its fault, if any, and what releases it if that is to hang."""
-        name, _ = operation_of(method, path)
+        name, quota = operation_of(method, path)
         with self._news:
+            self._began = self._began or time.monotonic()
             self._under_way += 1
+            self.most_at_once = max(self.most_at_once, self._under_way)
             self.calls[name] += 1
             for operation, fault, call, onwards in self._orders:
                 if operation in (name, ANY):
@@ -139,6 +213,11 @@ class FaultProxy(ThreadingHTTPServer):
                     if number == call or (onwards and number > call):
                         self.faults[name] += 1
                         return fault, self.released
+            if self.quota_factor is not None:
+                bucket = self._buckets.setdefault(name, TokenBucket(quota * self.quota_factor))
+                if not bucket.take():
+                    self.throttled[name] += 1
+                    return THROTTLED, self.released
             return None, self.released
 
     def hang(self, released: threading.Event) -> None:
@@ -152,6 +231,7 @@ class FaultProxy(ThreadingHTTPServer):
     def end(self) -> None:
         with self._news:
             self._under_way -= 1
+            self._ended = time.monotonic()
             self._news.notify_all()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -167,7 +247,11 @@ class FaultProxy(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    server: FaultProxy
+    server: HttpProxy
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
 
     def _take(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
@@ -177,27 +261,24 @@ class _Handler(BaseHTTPRequestHandler):
             return
         fault, released = self.server.begin(self.command, self.path)
         try:
-            forwarded = self._forward(body) if not fault or fault.is_forwarded else None
-            answer = fault.answer if fault and not fault.is_late else forwarded
+            time.sleep(self.server.round_trip_s / 2)
+            arrives = not (self.server.loses_abandoned and self._is_abandoned())
+            forwarded = self._forward(body) if arrives and (not fault or fault.is_forwarded) else None
+            time.sleep(self.server.round_trip_s / 2)
             if fault and fault.hangs:
                 self.server.hang(released)
-            with contextlib.suppress(OSError):  # the client has not waited
-                self._answer(answer)
         finally:
             self.server.end()
+        with contextlib.suppress(OSError):  # the client has not waited
+            self._answer(fault.answer if fault and not fault.is_late else forwarded)
 
-    def _forward(self, body: bytes) -> Answer | None:
-        time.sleep(self.server.round_trip_s / 2)
-        if self.server.loses_abandoned and self._is_abandoned():
-            return None
+    def _forward(self, body: bytes) -> Answer:
         # A connection each: MiniStack closes idle ones, which a kept one would learn too late.
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.server.upstream_port)) as upstream:
             upstream.request(self.command, self.path, body, dict(self.headers))
             answer = upstream.getresponse()
             headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in HOP_BY_HOP]
-            forwarded = Answer(answer.status, answer.read(), tuple(headers))
-        time.sleep(self.server.round_trip_s / 2)
-        return forwarded
+            return Answer(answer.status, answer.read(), tuple(headers))
 
     def _is_abandoned(self) -> bool:
         with contextlib.suppress(ConnectionError):
