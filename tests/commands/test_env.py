@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -47,12 +46,9 @@ ELSEWHERE = {
 
 def in_shell(elf: Elf, script: str, environment: Mapping[str, str]) -> str:
     """Run a script in sh after the eval of what `env` prints; return its output."""
-    command = f'set -eu; eval "$({shlex.join([elf.python, str(elf.script)])} env)"; {script}'
-    environment = {**elf.environment, **environment}
-    run = {"cwd": elf.cwd, "env": environment, "capture_output": True, "text": True, "check": False}
-    done = subprocess.run(["sh", "-c", command], **run)  # type: ignore[call-overload]
-    assert (done.returncode, done.stderr) == (0, "")
-    return str(done.stdout)
+    done = elf.in_shell(f'set -eu; eval "$($ELF env)"; {script}', env=environment, shell=("sh",))
+    assert done.err == ""
+    return done.out
 
 
 def variables_in(result: Result) -> dict[str, str | None]:

@@ -196,9 +196,8 @@ def test_piped_input_that_nothing_reads_is_wrong_usage(pair: Pair) -> None:
     (pair.cwd / "words").write_text("one\ntwo\n")
     with (pair.cwd / "words").open() as file:
         pair.start("send", stdin=file).end(2)
-    script = f"while read -r word; do {pair.python} {pair.script} send {' '.join(pair.broker)} -n 1 $word; done < words"
-    loop = subprocess.run(["bash", "-c", script], cwd=pair.cwd, env=pair.environment, capture_output=True, text=True)
-    assert [loop.stderr.count(f'"msg": "{word}"') for word in ("one", "two")] == [2, 2]
+    loop = pair.in_shell("while read -r word; do $ELF send $BROKER -n 1 $word; done < words")
+    assert [loop.err.count(f'"msg": "{word}"') for word in ("one", "two")] == [2, 2]
     reader, writer = os.pipe()
     pair.start("send", *pair.broker, "-n", 1, stdin=reader).end()
     os.close(reader)

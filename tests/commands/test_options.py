@@ -1,8 +1,9 @@
-"""What a user types, and what comes back: usage, help, exit statuses, the log."""
+"""What a user types, and what comes back: usage, help, exit statuses, the log, the directory that is used."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,9 +14,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support.aws import REGION, SECRET, Account
+from support.aws import REGION, SECRET, Account, AwsService
+from support.mqtt import client_of
 from support.program import ELF, ROOT, copy_program
 from support.shell import Elf, InProcess, Pair
+
+ONCE = ("--duration", "0.01")
 
 
 def test_no_command_prints_the_commands_and_what_comes_next_and_exits_2(elf: Elf) -> None:
@@ -26,19 +30,6 @@ def test_no_command_prints_the_commands_and_what_comes_next_and_exits_2(elf: Elf
     assert (result.out + result.err).count("\n") < 24  # of a terminal
     elf("create")
     assert elf(status=2).err.endswith("\nnow: python elf.py send\n")
-
-
-def test_create_says_last_what_comes_next(elf: Elf) -> None:
-    for options in ((), ("--output", "json")):
-        result = elf("create", *options)
-        assert result.lines[-1] == "now: python elf.py send"
-        assert "now:" not in result.out
-    other = elf.cwd / "an other"
-    assert (
-        elf("--misc-dir", other, "create", "--prefix", "other").lines[-1]
-        == f"now: python elf.py --misc-dir '{other}' send"
-    )
-    assert "now:" not in elf("create", 0, status=2).err
 
 
 @pytest.mark.parametrize(
@@ -244,9 +235,7 @@ def test_wrong_usage_is_in_the_summary_where_json_was_asked_for(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_wrong_usage_has_its_status_even_if_nobody_can_be_told(elf: Elf) -> None:
-    with Path("/dev/full").open("wb") as full:
-        line = [sys.executable, ELF, "destroy", "--output", "json"]
-        assert subprocess.run(line, env=elf.environment, stdout=full, stderr=full).returncode == 2
+    elf.in_shell("$ELF destroy --output json > /dev/full 2>&1", status=2)
 
 
 def test_a_word_like_none_that_is_known_gets_no_suggestion(main: InProcess) -> None:
@@ -261,12 +250,7 @@ def test_help_fits_into_80_columns(main: InProcess, command: tuple[str, ...]) ->
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_help_that_can_not_be_written_is_no_success(elf: Elf) -> None:
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [sys.executable, ELF, "--help"], env=elf.environment, stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    assert done.returncode == 1
-    assert "the disk is full" in done.stderr
+    assert "the disk is full" in elf.in_shell("$ELF --help > /dev/full", status=1).err
 
 
 def test_wrong_usage_in_a_shell_exits_2(elf: Elf) -> None:
@@ -329,37 +313,6 @@ def test_without_things_there_is_nobody_to_talk(main: InProcess, command: str) -
     result = main(command, status=1)
     assert "no things yet" in result.err
     assert "elf.py create" in result.err
-
-
-def test_without_credentials_the_error_suggests_both_ways_on(main: InProcess, elf: Elf) -> None:
-    main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    result = main("create", status=1)
-    assert "AWS credentials are missing" in result.err
-    assert "aws configure" in result.err
-    assert "--local" in result.err
-    assert elf.things() == {}
-
-
-@pytest.mark.parametrize(
-    ("environment", "options", "says"),
-    [
-        ({"AWS_PROFILE": "nobody"}, (), "nobody"),
-        ({}, ("--profile", "nobody"), "nobody"),
-        ({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, (), "AWS does not know these credentials"),
-        ({"AWS_REGION": "not a region"}, (), "not a region"),
-    ],
-)
-def test_a_create_that_cannot_reach_aws_says_why_and_leaves_nothing(
-    main: InProcess, elf: Elf, account: Account, environment: dict[str, str], options: tuple[str, ...], says: str
-) -> None:
-    main.use(environment)
-    result = main("create", *options, status=1)
-    causes = [line for line in result.err.splitlines() if ":ERROR - " in line]
-    assert len(causes) == 2
-    assert says in causes[0]
-    assert " - what to do: " in causes[1]
-    assert elf.things() == {}
-    assert account.is_empty()
 
 
 def test_the_log_is_on_standard_error_in_utc(elf: Elf) -> None:
@@ -436,10 +389,29 @@ def test_a_home_directory_that_nobody_has_is_named(main: InProcess, account: Acc
     assert account.is_empty()
 
 
-def test_what_elf_says_it_needs_is_what_requirements_txt_says() -> None:
-    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", ELF.read_text(encoding="utf-8"), re.MULTILINE)
-    assert block
-    listed = re.search(r"dependencies = (\[.*\])", re.sub(r"^# ?", "", block[1], flags=re.MULTILINE), re.DOTALL)
-    assert listed
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert sorted(json.loads(listed[1])) == sorted(lines)
+PYTHONS = sorted(Path(os.environ.get("PYENV_ROOT", "/nonexistent")).glob("versions/3.[89].*/bin/python"))
+
+
+@pytest.mark.skipif(not PYTHONS, reason="there is no Python 3.8 or 3.9 here")
+@pytest.mark.parametrize("python", PYTHONS, ids=lambda python: python.parent.parent.name)
+@pytest.mark.parametrize("program", sorted(path.name for path in ROOT.glob("*.py")))
+def test_an_old_python_is_refused_before_anything_is_done(python: Path, program: str, tmp_path: Path) -> None:
+    command = [str(python), str(ELF.with_name(program)), "create", "--misc-dir", str(tmp_path / "misc")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{program} needs Python 3.10 or later")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fleet_runs_from_another_directory(elf: Elf, account: Account, service: AwsService, tmp_path: Path) -> None:
+    elf("create")
+    elf.cwd = tmp_path / "yet" / "another"
+    elf.cwd.mkdir(parents=True)
+    elf("send", *elf.broker, *ONCE)
+    client = client_of(elf, service, "thing_0", "thing_0-x")
+    assert client.connect() == "Success"
+    client.close()
+    elf("clean")
+    assert list(elf.cwd.iterdir()) == []
+    assert account.is_empty()

@@ -1,10 +1,9 @@
-"""What things send, what they hear, and how `send` and `subscribe` end."""
+"""What things send: texts, objects, raw bytes, shadows; how often, and how large."""
 
 from __future__ import annotations
 
 import json
 import re
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,8 +13,7 @@ from types import ModuleType
 import pytest
 from support.aws import Account, AwsService
 from support.mqtt import Client, Heard, client_of
-from support.networks import Relay
-from support.program import ROOT, Limits
+from support.program import ROOT
 from support.shell import Elf, InProcess, Pair
 
 from iot_elf.messages import PayloadBuilder
@@ -39,31 +37,6 @@ def test_an_independent_client_with_a_things_files_hears_what_send_sends(pair: P
     assert (topic, qos, list(message), message["msg"]) == ("elf/thing_0", 1, ["msg", "ts"], "IoT ELF Hello")
     assert re.fullmatch(r"[0-9]{10}\.[0-9]{3}", message["ts"])
     assert before - 0.01 <= float(message["ts"]) <= time.time() + 0.01
-
-
-def test_subscribe_hears_an_independent_client_with_a_things_files(pair: Pair, service: AwsService) -> None:
-    window = pair.subscribe("--count", 2)
-    client = client_of(pair, service, "thing_1", "thing_1-paho")
-    assert client.connect() == "Success"
-    client.publish("elf/from/paho", "hello, ELF")
-    client.close()
-    result = window.end()
-    assert result.received == [("elf/from/paho", "hello, ELF")] * 2
-    assert result.lines[-1] == "[subscribe] ELF received 2 messages on 2 things"
-
-
-def test_two_windows_with_append_thing_name_hear_each_other(pair: Pair) -> None:
-    window = pair.subscribe("--append-thing-name", "--count", 4)
-    pair("send", *pair.broker, "--append-thing-name", "--duration", "0.1", "--interval", "0.05")
-    received = window.end().received
-    assert Counter(topic for topic, _ in received) == {"elf/thing_0": 2, "elf/thing_1": 2}
-    assert {json.loads(payload)["msg"] for _, payload in received} == {"IoT ELF Hello"}
-
-
-def test_the_default_subscribe_hears_every_default_send(pair: Pair) -> None:
-    window = pair.subscribe("--count", 4)
-    pair("send", *pair.broker, *ONCE)
-    assert Counter(topic for topic, _ in window.end().received) == {"elf/thing_0": 2, "elf/thing_1": 2}
 
 
 @pytest.mark.parametrize(
@@ -236,94 +209,3 @@ def test_a_message_may_have_128_kib_and_no_more(
         assert lengths == []
     else:
         assert lengths == [128 * 1024] * 2
-
-
-def test_subscribe_for_its_duration_succeeds_whatever_comes(main_of_pair: InProcess, pair: Pair) -> None:
-    result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--qos", 0)
-    assert result.lines[-1] == "[subscribe] ELF received 0 messages on 2 things"
-
-
-def test_subscribe_fails_when_fewer_messages_than_its_count_come(main_of_pair: InProcess, pair: Pair) -> None:
-    result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--count", 3, status=1)
-    assert "received 0 messages in 0.1 s, not 3" in result.err
-
-
-def test_what_comes_cannot_play_with_the_terminal(pair: Pair, connect: Callable[[Account], Client]) -> None:
-    window = pair.subscribe("--count", 4)
-    client = connect(pair.account)
-    client.publish("elf/bin", b"\x1b[2J\x07red\r\n2026-11-23 fake log line")
-    client.publish("elf/bin", b"\xff\xfe")
-    result = window.end()
-    assert not set("\x1b\x07\r") & set(result.err)
-    assert [line for line in result.err.splitlines() if line.startswith("2026-11-23 fake")] == []
-    assert {payload for _, payload in result.received} == {
-        r"\x1b[2J\x07red\r\n2026-11-23 fake log line",
-        r"\xff\xfe",
-    }
-
-
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-@pytest.mark.parametrize(
-    ("command", "sign_of_life", "report"),
-    [
-        (
-            "send",
-            "posting message",
-            r"\[send_messages\] ELF sent [0-9]+ messages? from 2 things: .* lost, 1[01][0-9] not sent",
-        ),
-        ("subscribe", "ELF listening on 2 things", r"\[subscribe\] ELF received 0 messages on 2 things"),
-    ],
-)
-def test_send_and_subscribe_that_are_stopped_report_and_disconnect(
-    pair: Pair,
-    connect: Callable[[Account], Client],
-    command: str,
-    sign_of_life: str,
-    report: str,
-    signum: signal.Signals,
-    status: int,
-) -> None:
-    client = connect(pair.account)
-    client.subscribe("$aws/events/presence/disconnected/+")
-    window = pair.start(command, *pair.broker, "--debug", "--duration", "60")
-    window.await_line(sign_of_life)
-    window.signal(signum)
-    result = window.end(status)
-    assert re.search(report, result.err)
-    connected = set(re.findall(r"CONNECT to \S+ as (\S+)", result.err))
-    assert {client_id.rpartition("-")[0] for client_id in connected} == {"thing_0", "thing_1"}
-    while connected:  # other tests' clients may be on their way out as well
-        event = json.loads(client.hear().payload)
-        if event["clientId"] in connected:
-            connected.remove(event["clientId"])
-            assert event["clientInitiatedDisconnect"] is True
-
-
-def test_a_connection_lost_in_the_middle_costs_messages_and_the_status(
-    main: InProcess, elf: Elf, account: Account, limits: Limits
-) -> None:
-    main("create")
-    main("send", *elf.broker, *ONCE)
-    document = json.loads(account.iot.get_policy(policyName="policy-thing_0")["policyDocument"])
-    document["Statement"].append({"Effect": "Deny", "Action": "iot:Publish", "Resource": "*"})
-    account.iot.create_policy_version(
-        policyName="policy-thing_0", policyDocument=json.dumps(document), setAsDefault=True
-    )
-    limits(ACK_GRACE_S=0.5, CONNECT_TIMEOUT_S=2.0)
-    result = main("send", *elf.broker, "--duration", "0.02", "--interval", "0.01", status=1)
-    assert "sent 2 messages from 1 thing: 0 acknowledged, 2 lost" in result.err
-
-
-def test_a_connection_that_is_cut_is_said_to_be_and_comes_back(
-    pair: Pair, ear: Client, service: AwsService, relay: Relay
-) -> None:
-    window = pair.start("send", *relay.broker(service), "--duration", "5", "--interval", "0.1")
-    window.await_line("posting message")
-    relay.cut()
-    for name in pair.things():
-        window.await_line(f"{name} lost its connection to localhost:{relay.port}")
-        window.await_line(f"{name} reconnected to localhost:{relay.port}")
-    result = window.end()
-    assert re.search("ELF sent 100 messages from 2 things: 100 acknowledged, 0 lost", result.err)
-    heard = [message.payload.decode() for message in ear.hear_all()]
-    assert set(re.findall(r"posting message:'(.*)' on topic", result.err)) == set(heard)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import json
 import os
-import pty
+import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -22,7 +20,6 @@ import boto3
 import botocore.exceptions
 import pytest
 from support.aws import SECRET, SESSION_TOKEN, Account, AwsService
-from support.machine import PATIENCE_S
 from support.program import constant
 from support.shell import Elf, InProcess
 
@@ -313,14 +310,12 @@ def test_aws_login_works_and_other_commands_do_without_what_it_needs(
         configure(elf, LOGIN)
         for name in account.credentials:
             del elf.environment[name]
-    command = {**elf._command((), {}), "args": [sys.executable, "-c", program]}
-    command["env"]["PYTHONPATH"] = str(elf.script.parent)
-    done = subprocess.run(**command, capture_output=True, timeout=PATIENCE_S, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{signed_in}\n"
+    command = shlex.join([sys.executable, "-c", program])
+    done = elf.in_shell(command, env={"PYTHONPATH": str(elf.script.parent)})
+    assert done.out == f"{signed_in}\n"
     assert account.things() == ["thing_0"]
     if signed_in:
-        assert f"in region us-west-2, account {account.id}, credentials from login, endpoint http" in done.stderr
+        assert f"in region us-west-2, account {account.id}, credentials from login, endpoint http" in done.err
 
 
 MFA_REFUSED = "MultiFactorAuthentication failed with invalid MFA one time pass code."
@@ -364,20 +359,11 @@ def create_with_mfa(elf: Elf, services: Services, code: str | None) -> tuple[str
     configure(elf, MFA)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         del elf.environment[name]
-    elf.environment |= {"AWS_ENDPOINT_URL_STS": services.url, "TERM": "xterm"}
-    mine, its = pty.openpty()
-    streams = {"stdin": its, "stdout": its, "stderr": its, "start_new_session": True}
-    process = subprocess.Popen(**{**elf._command(("create",), {}), **streams})
-    os.close(its)
-    written, answered = b"", False
-    with contextlib.suppress(OSError):  # EIO: it has ended
-        while chunk := os.read(mine, 65536):
-            written += chunk
-            if not answered and b"Enter MFA code for arn:aws:iam::123456789012:user/elf-mfa" in written:
-                answered = True
-                os.write(mine, code.encode()) if code else process.send_signal(signal.SIGINT)
-    os.close(mine)
-    return written.decode(), process.wait(PATIENCE_S)
+    elf.environment |= {"AWS_ENDPOINT_URL_STS": services.url}
+    asked = "Enter MFA code for arn:aws:iam::123456789012:user/elf-mfa"
+    typed = code.encode() if code else lambda process: process.send_signal(signal.SIGINT)
+    terminal = elf.in_terminal("create", keys={asked: typed})
+    return terminal.written, terminal.status
 
 
 @pytest.mark.parametrize("keeps", [True, False])

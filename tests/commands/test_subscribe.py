@@ -1,17 +1,18 @@
-"""How long `send` and `subscribe` last, who takes part, and what `subscribe` passes on."""
+"""What `subscribe` hears and passes on; how long it and `send` last, and who takes part."""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.aws import Account
+from support.aws import Account, AwsService
 from support.machine import PATIENCE_S
-from support.mqtt import Client
+from support.mqtt import Client, client_of
 from support.shell import Elf, InProcess, Pair
 
 ONCE = ("--duration", "0.01")
@@ -100,10 +101,9 @@ def test_the_first_things_of_a_fleet_can_be_at_work_alone(
 
 def test_payloads_go_to_standard_output_as_they_came(pair: Pair, ear: Client) -> None:
     payloads = [b'{"a": 1.50}', b"\xff\x00\xfe", "Grüße".encode(), b"", b"two\r\nlines"]
-    script = f"{pair.python} {pair.script} subscribe {' '.join(pair.broker)} --things 1 --count 5 --output payload"
-    with subprocess.Popen(
-        [*script.split()], env=pair.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
+    options = ("--things", 1, "--count", 5, "--output", "payload")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with pair.popen("subscribe", *pair.broker, *options, **pipes, text=False, encoding=None, errors=None) as process:
         assert process.stdout
         assert process.stderr
         while b"ELF listening" not in process.stderr.readline():
@@ -143,3 +143,38 @@ def test_payloads_end_with_their_reader(
         assert process.stdout
         assert process.stdout.read() == read
     assert process.returncode == status, (tmp_path / "log").read_text()
+
+
+def test_subscribe_hears_an_independent_client_with_a_things_files(pair: Pair, service: AwsService) -> None:
+    window = pair.subscribe("--count", 2)
+    client = client_of(pair, service, "thing_1", "thing_1-paho")
+    assert client.connect() == "Success"
+    client.publish("elf/from/paho", "hello, ELF")
+    client.close()
+    result = window.end()
+    assert result.received == [("elf/from/paho", "hello, ELF")] * 2
+    assert result.lines[-1] == "[subscribe] ELF received 2 messages on 2 things"
+
+
+def test_two_windows_with_append_thing_name_hear_each_other(pair: Pair) -> None:
+    window = pair.subscribe("--append-thing-name", "--count", 4)
+    pair("send", *pair.broker, "--append-thing-name", "--duration", "0.1", "--interval", "0.05")
+    received = window.end().received
+    assert Counter(topic for topic, _ in received) == {"elf/thing_0": 2, "elf/thing_1": 2}
+    assert {json.loads(payload)["msg"] for _, payload in received} == {"IoT ELF Hello"}
+
+
+def test_the_default_subscribe_hears_every_default_send(pair: Pair) -> None:
+    window = pair.subscribe("--count", 4)
+    pair("send", *pair.broker, *ONCE)
+    assert Counter(topic for topic, _ in window.end().received) == {"elf/thing_0": 2, "elf/thing_1": 2}
+
+
+def test_subscribe_for_its_duration_succeeds_whatever_comes(main_of_pair: InProcess, pair: Pair) -> None:
+    result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--qos", 0)
+    assert result.lines[-1] == "[subscribe] ELF received 0 messages on 2 things"
+
+
+def test_subscribe_fails_when_fewer_messages_than_its_count_come(main_of_pair: InProcess, pair: Pair) -> None:
+    result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--count", 3, status=1)
+    assert "received 0 messages in 0.1 s, not 3" in result.err

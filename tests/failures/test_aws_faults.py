@@ -1,11 +1,13 @@
-"""Every operation that ELF calls meets every fault there is on the way to AWS, and nothing is lost or left behind."""
+"""Every operation that ELF calls meets every fault on the way to AWS; answers never come, or lack something."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import re
-from typing import NamedTuple
+import time
+from typing import Any, NamedTuple
 
 import pytest
 from botocore import xform_name
@@ -19,6 +21,7 @@ from support.http_proxy import (
     OPERATIONS,
     THROTTLED,
     UNAVAILABLE,
+    Answer,
     Fault,
     HttpProxy,
     denied,
@@ -39,6 +42,8 @@ PASSING = {
 # botocore pauses for a random part of a second before it makes a call again: with this seed for a small one.
 SEED = next(seed for seed in itertools.count() if max(random.Random(seed).choices(range(100), k=3)) < 10)
 UNNAMED = ("CreateKeysAndCertificate", "cut-after")  # AWS gives no handle on what this one leaves behind
+
+ONCE = ("--duration", "0.01")
 
 
 class Situation(NamedTuple):
@@ -247,3 +252,87 @@ def test_a_fault_in_asking_why_a_thing_is_refused_costs_the_reason_at_the_most(
     assert "INACTIVE" in user.run("send", status=1).err
     user.run("clean")
     assert account.is_empty()
+
+
+# Answers that never came
+
+
+@pytest.mark.parametrize("fault", [CUT_AFTER, INTERNAL_FAILURE._replace(is_forwarded=True)], ids=["cut", "500"])
+def test_a_certificate_whose_answer_was_lost_is_named_until_it_is_gone(
+    main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, limits: Limits, fault: Fault
+) -> None:
+    def certificate() -> str:
+        return str(account.iot.create_keys_and_certificate(setAsActive=True)["certificateId"])
+
+    earlier = certificate()
+    time.sleep(3)  # AWS counts certificates in seconds
+    proxy.inject("CreateKeysAndCertificate", fault)
+    said = main("create", 2).err
+    named = {account.certificate_of(name) for name in ("thing_0", "thing_1")}
+    (lost,) = set(account.certificates()) - named - {earlier}
+    told = "1 certificate request got no answer: up to 1 certificate without keys may exist"
+    assert re.search(rf"{told}, from 20\d\d-.* UTC to 20\d\d-.* UTC", said)
+    assert re.findall(r"certificate ([0-9a-f]{64}), ACTIVE, made at 20\d\d-\S+ \S+ UTC, is attached to", said) == [lost]
+    assert lost in main("create", 2).err
+    assert lost in main("send", *elf.broker, *ONCE).err
+    assert lost in main("clean").err
+    assert account.snapshot() == ([], {earlier: "ACTIVE", lost: "ACTIVE"}, [])
+    assert lost in main("clean").err
+    account.iot.update_certificate(certificateId=lost, newStatus="INACTIVE")
+    account.iot.delete_certificate(certificateId=lost)
+    limits(CONSISTENCY_S=0.0)
+    assert "none found" in main("clean").err
+    assert "no things to clean up" in main("clean").err
+    assert list(elf.elf_json()) == ["elf_id"]
+
+
+# Answers that lack something
+
+
+def answer(content: dict[str, Any]) -> Fault:
+    return Fault(answer=Answer(200, json.dumps(content).encode(), (("Content-Type", "application/json"),)))
+
+
+@pytest.mark.parametrize(
+    ("operation", "content", "lacking"),
+    [
+        ("DescribeEndpoint", {}, "endpointAddress"),
+        ("CreateKeysAndCertificate", {"certificateArn": "arn"}, "certificateId"),
+        ("ListThings", {"things": [{"thingArn": "arn"}]}, "things.thingName"),
+        ("ListAttachedPolicies", {"policies": [{"policyArn": "arn"}]}, "policies.policyName"),
+    ],
+)
+def test_an_answer_that_lacks_what_elf_needs_is_explained(
+    main: InProcess, elf: Elf, proxy: HttpProxy, operation: str, content: dict[str, Any], lacking: str
+) -> None:
+    if operation in ("ListThings", "ListAttachedPolicies"):
+        main("create")
+        (elf.misc / "things.json").unlink()
+    proxy.inject(operation, answer(content), call=proxy.calls[operation] + 1, onwards=True)
+    said = main("create", status=1).err
+    assert f"the server at {proxy.url} (no {lacking} in its answer to {operation}) is not AWS IoT" in said
+    assert "KeyError" not in said
+
+
+@pytest.mark.parametrize("operation", ["ListThings", "ListThingPrincipals"])
+def test_a_list_that_aws_leaves_out_is_empty(main: InProcess, elf: Elf, proxy: HttpProxy, operation: str) -> None:
+    main("create")
+    (elf.misc / "things.json").unlink()
+    proxy.inject(operation, answer({}), call=proxy.calls[operation] + 1)
+    assert "created 1 thing in region" in main("create").err
+
+
+def test_a_list_of_certificates_without_a_date_is_read(main: InProcess, proxy: HttpProxy) -> None:
+    proxy.inject("CreateKeysAndCertificate", CUT_BEFORE)
+    proxy.inject("ListCertificates", answer({}))
+    assert "none found" in main("create").err
+
+
+def test_an_identity_without_an_account_is_explained(main: InProcess, elf: Elf, proxy: HttpProxy) -> None:
+    main("create")
+    (elf.misc / "elf.json").write_text(json.dumps({"elf_id": elf.elf_json()["elf_id"]}))  # as the original left it
+    name = "GetCallerIdentity"
+    body = f'<{name}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{name}Result/></{name}Response>'
+    proxy.inject("POST /", Fault(answer=Answer(200, body.encode(), (("Content-Type", "text/xml"),))))
+    assert "(no Account in its answer to GetCallerIdentity) is not AWS IoT" in main("clean", status=1).err
+    main("clean")

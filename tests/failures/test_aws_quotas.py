@@ -1,13 +1,15 @@
-"""create, the first send and clean keep to AWS's quotas, which others use as well."""
+"""create, the first send and clean keep to AWS's quotas, which others use as well, and to an account's limits."""
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 from support.aws import Account, AwsService
-from support.http_proxy import HttpProxy
-from support.shell import Elf
+from support.http_proxy import THROTTLED, HttpProxy, aws_error
+from support.shell import Elf, InProcess
 
 THINGS = 40
 FASTER = 8.0  # times AWS's default quotas, for the sake of the suite's time
@@ -75,3 +77,29 @@ def test_create_with_the_same_number_only_lists_the_things(elf: Elf, distant: Ca
     proxy.reset()
     elf("create", 2)
     assert proxy.calls == {"DescribeEndpoint": 1, "ListThings": 1}
+
+
+# Limits
+
+
+def test_a_limit_of_the_account_is_met_once_a_thing_and_stops_the_rest(
+    main: InProcess, account: Account, proxy: HttpProxy
+) -> None:
+    proxy.inject("CreateThing", aws_error(410, "LimitExceededException", "No more things."), onwards=True)
+    began = time.monotonic()
+    said = main("create", 300, status=1).err
+    assert time.monotonic() - began < 10.0
+    assert "the account's limit is reached: No more things." in said
+    assert f"{proxy.calls['CreateThing']} of 300 things failed" in said
+    assert proxy.calls["CreateThing"] < 300
+    assert account.things() == []
+
+
+def test_throttling_is_said_once(main: InProcess, account: Account, proxy: HttpProxy) -> None:
+    for call in range(1, 5):
+        proxy.inject("CreateThing", THROTTLED, call=call)
+        proxy.inject("AttachThingPrincipal", THROTTLED, call=call)
+    said = main("create", 4).err
+    assert len(re.findall("AWS throttles CreateThing: slowing down", said)) == 1
+    assert said.count("throttles") == 1
+    assert len(account.things()) == 4

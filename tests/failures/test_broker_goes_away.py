@@ -1,4 +1,4 @@
-"""The network and the broker come and go, and a thing is refused: nothing that was said to be sent is lost."""
+"""The network and the broker come and go: nothing that was said to be sent is lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -26,10 +25,6 @@ def assert_all_heard(result: Result, ear: Client, messages: int) -> None:
     heard = Counter((message.topic, message.payload.decode()) for message in ear.hear_all())
     assert posted.total() == messages
     assert posted <= heard
-
-
-def deny(action: str, resource: str = "*") -> Callable[[list[dict[str, Any]]], object]:
-    return lambda statements: statements.append({"Effect": "Deny", "Action": action, "Resource": resource})
 
 
 @pytest.mark.parametrize("interval", ["0.1", "0.01"])
@@ -153,63 +148,16 @@ def test_many_reconnections_leak_no_thread_and_no_open_file(pair: Pair, service:
     assert process.num_fds() <= files + 8
 
 
-@pytest.mark.parametrize("qos", ["0", "1"])
-def test_a_publish_that_the_policy_forbids_is_named_by_its_topic_and_others_go_on(
-    main: InProcess, elf: Elf, account: Account, limits: Limits, qos: str
+def test_a_connection_that_is_cut_is_said_to_be_and_comes_back(
+    pair: Pair, ear: Client, service: AwsService, relay: Relay
 ) -> None:
-    limits(PROPAGATION_S=0.0)
-    main("create", 2)
-    main("send", *elf.broker, "--duration", "0.01")
-    account.edit_policy("policy-thing_0", deny("iot:Publish", "*:topic/elf/thing_0"))
-    result = main("send", *elf.broker, "--duration", "3", "--interval", "0.5", "--qos", qos, status=1)
-    assert "thing_0 may not publish to elf/thing_0: no policy of its certificate allows iot:Publish" in result.err
-    posted = [topic for _, topic in POSTED.findall(result.err)]
-    assert posted.count("elf/thing_1") == 6
-    assert posted.count("elf/thing_0") < 6
-    main("send", *elf.broker, "--duration", "0.01", "--topic", "elsewhere")  # which it may
-
-
-def test_a_subscription_that_the_policy_forbids_is_named_by_its_filter_and_others_go_on(
-    main: InProcess, elf: Elf, account: Account, limits: Limits
-) -> None:
-    limits(PROPAGATION_S=0.0)
-    main("create", 2)
-    main("send", *elf.broker, "--duration", "0.01")
-    account.edit_policy("policy-thing_0", deny("iot:Subscribe"))
-    result = main("subscribe", *elf.broker, "--duration", "0.5", status=1)
-    assert "thing_0 may not subscribe to elf/#: no policy of its certificate allows iot:Subscribe" in result.err
-    assert "ELF listening on 1 thing" in result.err
-
-
-@pytest.mark.parametrize(("command", "action"), [("send", "Connect"), ("send", "Publish"), ("subscribe", "Subscribe")])
-def test_what_was_made_seconds_ago_and_is_not_in_force_yet_is_tried_again(
-    elf: Elf, account: Account, command: str, action: str
-) -> None:
-    elf("create")
-    elf("subscribe", *elf.broker, "--duration", "0.01")
-    account.edit_policy("policy-thing_0", deny(f"iot:{action}"))
-    window = elf.start(command, *elf.broker, "--debug", "--duration", "2")
-    window.await_line("lost its connection|trying again")
-    account.edit_policy("policy-thing_0", lambda statements: statements.pop())
+    window = pair.start("send", *relay.broker(service), "--duration", "5", "--interval", "0.1")
+    window.await_line("posting message")
+    relay.cut()
+    for name in pair.things():
+        window.await_line(f"{name} lost its connection to localhost:{relay.port}")
+        window.await_line(f"{name} reconnected to localhost:{relay.port}")
     result = window.end()
-    if command == "send":
-        assert "ELF sent 2 messages from 1 thing: 2 acknowledged, 0 lost" in result.err
-
-
-def test_a_thing_whose_certificate_goes_in_mid_run_is_given_up_and_explained(
-    elf: Elf, account: Account, service: AwsService, relay: Relay, main: InProcess, limits: Limits
-) -> None:
-    limits(PROPAGATION_S=1.0)
-    main("create", 2)
-    main("send", *elf.broker, "--duration", "0.01")
-    certificate = account.certificate_of("thing_1")
-
-    def break_it() -> None:
-        account.iot.update_certificate(certificateId=certificate, newStatus="INACTIVE")
-        relay.cut()
-
-    threading.Timer(1.5, break_it).start()
-    result = main("send", *relay.broker(service), "--duration", "8", "--interval", "0.5", status=1)
-    assert "thing_1 can't connect: its certificate is INACTIVE" in result.err
-    posted = [topic for _, topic in POSTED.findall(result.err)]
-    assert posted.count("elf/thing_0") == 16
+    assert re.search("ELF sent 100 messages from 2 things: 100 acknowledged, 0 lost", result.err)
+    heard = [message.payload.decode() for message in ear.hear_all()]
+    assert set(re.findall(r"posting message:'(.*)' on topic", result.err)) == set(heard)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 
-import psutil  # type: ignore[import-untyped]
 import pytest
 from support.aws import Account
-from support.shell import Elf, Pair
+from support.machine import posix_only
+from support.shell import Elf, Pair, assert_whole
 
 
 def test_sends_and_subscribes_run_together(pair: Pair) -> None:
@@ -74,28 +74,6 @@ def test_who_waits_for_the_journal_says_so_and_ctrl_c_ends_the_wait(elf: Elf) ->
     assert "1 acknowledged, 0 lost" in patient.end().err
 
 
-def test_what_a_killed_command_had_locked_is_free(elf: Elf, account: Account) -> None:
-    window = elf.start("create", 400, "--verbose")
-    window.await_line("Thing:'thing_0' associated")
-    window.kill()
-    assert ".lock" in elf.files()
-    elf("clean")
-    assert account.things() == []
-
-
-@pytest.mark.long
-def test_the_workers_of_a_killed_send_keep_nothing_locked(elf: Elf, account: Account) -> None:
-    elf("create", 60, "--rate", 200)
-    elf("send", *elf.broker, "--duration", "0.01", "--rate", 200)
-    window = elf.start("send", *elf.broker, "--duration", "60", "--verbose")
-    window.await_line("posting message")
-    workers = psutil.Process(window.process.pid).children(recursive=True)
-    window.kill()
-    elf("clean", "--rate", 200)  # whether they have ended by now or not
-    assert account.is_empty()
-    assert psutil.wait_procs(workers, timeout=15)[1] == []
-
-
 def test_two_first_sends_at_once_make_one_policy_a_thing(elf: Elf, account: Account) -> None:
     elf("create", 3)
     windows = [elf.start("send", *elf.broker, "--duration", "0.01") for _ in range(3)]
@@ -115,10 +93,23 @@ def test_two_cleans_at_once_clean_once(elf: Elf, account: Account) -> None:
     assert elf.files() == ["elf.json"]
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
-def test_things_send_from_a_directory_that_can_only_be_read(pair: Pair) -> None:
-    pair.misc.chmod(0o500)
-    try:
-        pair("send", *pair.broker, "--duration", "0.01")
-    finally:
-        pair.misc.chmod(0o700)
+def test_two_creates_at_once_make_one_fleet(elf: Elf, account: Account) -> None:
+    windows = [elf.start("create", 2, "--wait", 30), elf.start("create", 2, "--wait", 30)]
+    for window in windows:
+        window.end()
+    assert account.things() == ["thing_0", "thing_1"]
+    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.things().values()}
+    assert len(account.certificates()) == 2
+
+
+@posix_only
+def test_who_tidies_up_the_lock_lets_nobody_in(elf: Elf, account: Account) -> None:
+    """The lock is on the directory; the files that one can remove are notes."""
+    window = elf.start("create", 30, "--rate", 5, "--verbose")
+    window.await_line("Thing:'thing_0'")
+    for name in (".lock", ".writing"):
+        (elf.misc / name).unlink(missing_ok=True)
+    refused = elf("create", 40, status=1)
+    assert "another ELF is using" in refused.err
+    window.end()
+    assert_whole(elf, account, 30)

@@ -9,13 +9,11 @@ import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import boto3
 import psutil  # type: ignore[import-untyped]
 import pytest
-from botocore.config import Config
-from support.aws import REGION, AwsService
+from support.aws import AwsService
+from support.embedded import boto3_client_of, things_in_embedded_aws
 from support.machine import await_end, kill_servers_of, servers_of
 from support.mqtt import Client
 from support.shell import Elf
@@ -27,23 +25,6 @@ def ports_of(process: psutil.Process) -> dict[int, str]:
     """The address of each listener of a process, by its port."""
     connections = [each for each in process.net_connections("all") if each.status == psutil.CONN_LISTEN]
     return {each.laddr.port: each.laddr.ip for each in connections}
-
-
-def iot_of(elf: Elf, name: str = "iot") -> Any:
-    """The embedded AWS IoT, as boto3 sees it."""
-    address = json.loads((elf.misc / "local" / "address.json").read_text())
-    return boto3.client(
-        name,
-        region_name=REGION,
-        endpoint_url=f"http://127.0.0.1:{address['http']}",
-        aws_access_key_id=address["token"],
-        aws_secret_access_key="test",
-        config=Config(proxies={}),
-    )
-
-
-def names(elf: Elf) -> list[str]:
-    return sorted(thing["thingName"] for thing in iot_of(elf).list_things()["things"])
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +46,7 @@ def started(_started: Elf) -> Iterator[Elf]:
 
 def test_a_fleet_is_made_talks_and_goes_without_any_aws_account(local: Elf) -> None:
     local("--local", "create", 2)
-    assert names(local) == ["thing_0", "thing_1"]
+    assert things_in_embedded_aws(local) == ["thing_0", "thing_1"]
     (server,) = servers_of(local)
     window = local.subscribe("--count", 4)
     local("send", *ONCE)
@@ -107,7 +88,7 @@ def test_it_enforces_policies_as_aws_does(started: Elf) -> None:
 def test_a_shadow_can_be_updated(started: Elf) -> None:
     topic = "$aws/things/{thing_name}/shadow/update"
     started("send", *ONCE, '{"state": {"desired": {"colour": "green"}}}', "--topic", topic)
-    shadow = json.loads(iot_of(started, "iot-data").get_thing_shadow(thingName="thing_1")["payload"].read())
+    shadow = json.loads(boto3_client_of(started, "iot-data").get_thing_shadow(thingName="thing_1")["payload"].read())
     assert shadow["state"]["desired"] == {"colour": "green"}
 
 
@@ -119,7 +100,7 @@ def test_options_of_an_account_contradict_it(started: Elf, options: tuple[str, .
     result = started("send", *options, status=1)
     assert named in result.err
     assert "the embedded AWS IoT" in result.err
-    assert names(started) == ["thing_0", "thing_1"]
+    assert things_in_embedded_aws(started) == ["thing_0", "thing_1"]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
@@ -132,7 +113,7 @@ def test_it_comes_back_with_its_state_after(local: Elf, signum: signal.Signals) 
     local("create", 3)
     (successor,) = servers_of(local)
     assert successor.pid != server.pid
-    assert names(local) == ["thing_0", "thing_1", "thing_2"]
+    assert things_in_embedded_aws(local) == ["thing_0", "thing_1", "thing_2"]
     assert "3 acknowledged" in local("send", *ONCE).err
     local("clean")
     assert servers_of(local) == []
@@ -168,7 +149,7 @@ def test_it_does_not_mind_the_ctrl_c_that_stops_a_command(local: Elf) -> None:
     os.killpg(window.process.pid, signal.SIGINT)
     window.end(130)
     assert servers_of(local) == [server]
-    assert names(local) == ["thing_0"]
+    assert things_in_embedded_aws(local) == ["thing_0"]
 
 
 def test_two_creates_at_once_start_one(local: Elf) -> None:
@@ -176,8 +157,8 @@ def test_two_creates_at_once_start_one(local: Elf) -> None:
     for window in windows:
         window.end()
     assert len(servers_of(local)) == 1
-    assert names(local) == ["thing_0", "thing_1"]
-    assert len(iot_of(local).list_certificates()["certificates"]) == 2
+    assert things_in_embedded_aws(local) == ["thing_0", "thing_1"]
+    assert len(boto3_client_of(local).list_certificates()["certificates"]) == 2
 
 
 def test_no_credential_of_the_user_reaches_it(local: Elf, tmp_path: Path) -> None:

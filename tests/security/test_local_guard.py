@@ -1,4 +1,4 @@
-"""Nobody but its owner gets into the embedded AWS IoT, and nothing but an order or its directory's end ends it."""
+"""Nobody but its owner gets into the embedded AWS IoT, and nothing that others do or leave there is run."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
-import psutil  # type: ignore[import-untyped]
 import pytest
-from botocore.config import Config
 from support.aws import REGION
+from support.embedded import address_of, boto3_client_of, things_in_embedded_aws
 from support.machine import PATIENCE_S, await_end, kill_servers_of, servers_of
 from support.program import ELF, copy_program
 from support.shell import Elf
@@ -31,10 +29,6 @@ from support.shell import Elf
 ONCE = ("--duration", "0.01")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HEADER = "X-ELF-Token"
-
-
-def address_of(elf: Elf) -> dict[str, Any]:
-    return dict(json.loads((elf.misc / "local" / "address.json").read_text()))
 
 
 def ask(elf: Elf, method: str, path: str, headers: dict[str, str] | None = None, body: str = "") -> tuple[int, Any]:
@@ -49,22 +43,6 @@ def ask(elf: Elf, method: str, path: str, headers: dict[str, str] | None = None,
 def signed_for(service: str, key: str = "test") -> str:
     scope = f"{key}/20261125/{REGION}/{service}/aws4_request"
     return f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders=host, Signature=0"
-
-
-def client_of(elf: Elf, service: str, key: str | None = None) -> Any:
-    address = address_of(elf)
-    return boto3.client(
-        service,
-        region_name=REGION,
-        endpoint_url=f"http://127.0.0.1:{address['http']}",
-        aws_access_key_id=key or address["token"],
-        aws_secret_access_key="test",
-        config=Config(proxies={}, retries={"total_max_attempts": 1}),
-    )
-
-
-def things(elf: Elf) -> list[str]:
-    return sorted(thing["thingName"] for thing in client_of(elf, "iot").list_things()["things"])
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +60,7 @@ def _started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elf]:
 def started(_started: Elf) -> Iterator[Elf]:
     """A fleet of two things on an embedded AWS IoT, in which nobody changes anything."""
     yield _started
-    assert things(_started) == ["thing_0", "thing_1"]
+    assert things_in_embedded_aws(_started) == ["thing_0", "thing_1"]
 
 
 @pytest.mark.parametrize(
@@ -235,84 +213,7 @@ def test_a_token_is_worth_nothing_after_a_restart(local: Elf) -> None:
     await_end(server)
     local("create", 2)
     with pytest.raises(Exception, match="AccessDenied"):
-        client_of(local, "iot", old).list_things()
-
-
-# Its life
-
-
-def test_too_many_open_files_do_not_end_it(local: Elf) -> None:
-    local("--local", "create")
-    (server,) = servers_of(local)
-    soft, hard = server.rlimit(psutil.RLIMIT_NOFILE)
-    assert soft == hard  # it has raised what it may
-    server.rlimit(psutil.RLIMIT_NOFILE, (server.num_fds() + 2, hard))
-    flood = [socket.create_connection(("127.0.0.1", address_of(local)["http"])) for _ in range(20)]
-    deadline = time.monotonic() + 3  # it looks five times a second whether it is to go on
-    while time.monotonic() < deadline:
-        assert server.is_running()
-        with contextlib.suppress(psutil.TimeoutExpired):
-            server.wait(0.2)
-            raise AssertionError("it ended")
-    server.rlimit(psutil.RLIMIT_NOFILE, (hard, hard))
-    for connection in flood:
-        connection.close()
-    local("create", 2)
-    assert servers_of(local) == [server]
-
-
-def test_one_that_is_slow_is_waited_for(local: Elf) -> None:
-    local("--local", "create")
-    (server,) = servers_of(local)
-    server.suspend()
-    window = local.start("create", 2)
-    waker = threading.Timer(5, server.resume)
-    waker.start()
-    assert "starting the embedded AWS IoT" not in window.end().err
-    waker.join()
-    assert servers_of(local) == [server]
-    assert things(local) == ["thing_0", "thing_1"]
-
-
-def test_ctrl_c_ends_the_wait_for_one_that_is_slow(local: Elf) -> None:
-    local("--local", "create")
-    (server,) = servers_of(local)
-    server.suspend()
-    window = local.start("create", 2, "--verbose")
-    with pytest.raises(subprocess.TimeoutExpired):
-        window.process.wait(2)
-    began = time.monotonic()
-    window.signal(signal.SIGINT)
-    window.end(130)
-    assert time.monotonic() - began < 2
-    server.resume()
-
-
-def test_one_that_does_not_end_keeps_its_directory_and_is_the_only_one(local: Elf) -> None:
-    local("--local", "create")
-    (server,) = servers_of(local)
-    server.suspend()
-    said = local("clean", "--only-local").err
-    assert f"WARNING - the embedded AWS IoT (`python -m iot_elf.local_aws {local.misc}/local`) does not stop" in said
-    window = local.start("--local", "create", "--verbose")
-    with pytest.raises(subprocess.TimeoutExpired):
-        window.process.wait(2)
-    assert servers_of(local) == [server]
-    server.resume()  # it finds that its address is gone, and ends
-    window.end()
-    await_end(server)
-    assert things(local) == ["thing_0"]
-
-
-def test_a_state_that_may_not_be_saved_is_said(local: Elf) -> None:
-    local("--local", "create")
-    (server,) = servers_of(local)
-    window = local.start("subscribe", "--duration", 2)
-    window.await_line("listening on")
-    server.suspend()
-    said = window.end().err
-    server.resume()
-    assert "WARNING - the embedded AWS IoT did not confirm that it saved its state" in said
+        boto3_client_of(local, "iot", old).list_things()
 
 
 def says_nothing(connection: socket.socket) -> None:
@@ -391,7 +292,7 @@ def test_it_finds_packages_where_the_command_does_and_none_in_its_directory(loca
     local("--local", "create")
     local("send", *ONCE)
     assert not (tmp_path / "poisoned").exists()
-    assert things(local) == ["thing_0"]
+    assert things_in_embedded_aws(local) == ["thing_0"]
 
 
 def test_it_imports_nothing_from_where_a_program_works(local: Elf, tmp_path: Path) -> None:
@@ -418,6 +319,6 @@ def test_it_starts_from_anywhere_and_its_package_hides_no_other(local: Elf, tmp_
     local.script.symlink_to(clone / "elf.py")
     local("--local", "create")
     local("send", *ONCE)
-    assert things(local) == ["thing_0"]
+    assert things_in_embedded_aws(local) == ["thing_0"]
     local("clean")
     assert servers_of(local) == []

@@ -1,27 +1,23 @@
-"""No credential comes out of ELF, nor what moves a terminal's cursor, whatever a library puts in its messages."""
+"""No credential and no key comes out of ELF, whatever a library puts in its messages."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import signal
 import subprocess
 import sys
 import urllib.parse
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from support.aws import SESSION_TOKEN
+from support.aws import SECRET, SESSION_TOKEN, Account, AwsService
 from support.http_proxy import HttpProxy, aws_error
-from support.program import ELF, ROOT
-from support.shell import Elf
-
-from iot_elf.console import LogFormatter
+from support.program import ELF
+from support.shell import Elf, InProcess
 
 TOKEN = "TOKENthatIsASecret0123456789+/="
-PYTHONS = sorted(Path(os.environ.get("PYENV_ROOT", "/nonexistent")).glob("versions/3.[89].*/bin/python"))
+
+ONCE = ("--duration", "0.01")
 
 
 @pytest.mark.parametrize("end", ["\r", "\n", " ", "\t", "é"])
@@ -132,36 +128,69 @@ def test_what_ends_a_thread_of_a_library_is_logged_without_its_secrets(level: st
     assert bool(done.stderr) == is_shown
 
 
-def test_nothing_that_is_logged_moves_the_cursor(module: ModuleType) -> None:
-    """A traceback keeps its lines, and its text can't pretend to be one of them."""
-    try:
-        raise ValueError("\x1b[2Jgone\r\x07")
-    except ValueError as error:
-        facts = (type(error), error, error.__traceback__)
-    record = logging.LogRecord("iot-elf", logging.ERROR, "", 0, "name\n\x1b[31m\u202e: %s", ("\x9b1A",), facts)
-    first, *rest = LogFormatter().format(record).split("\n")
-    assert first.endswith("ERROR - name\\n\\x1b[31m\\u202e: \\x9b1A")
-    assert rest[0].startswith("Traceback")
-    assert rest[-1] == "ValueError: \\x1b[2Jgone\\r\\x07"
-    assert all(line.isprintable() for line in (first, *rest))
+def secrets_of(elf: Elf) -> set[str]:
+    """Every line of the body of every PEM file, and the credentials."""
+    files = [path for path in elf.misc.iterdir() if path.suffix in (".pem", ".pub", ".prv")]
+    bodies = {line for path in files for line in path.read_text().splitlines() if not line.startswith("-----")}
+    return bodies | {SECRET, SESSION_TOKEN, "PRIVATE KEY", "BEGIN CERTIFICATE"}
 
 
-@pytest.mark.skipif(not PYTHONS, reason="there is no Python 3.8 or 3.9 here")
-@pytest.mark.parametrize("python", PYTHONS, ids=lambda python: python.parent.parent.name)
-@pytest.mark.parametrize("program", sorted(path.name for path in ROOT.glob("*.py")))
-def test_an_old_python_is_refused_before_anything_is_done(python: Path, program: str, tmp_path: Path) -> None:
-    command = [str(python), str(ELF.with_name(program)), "create", "--misc-dir", str(tmp_path / "misc")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"{program} needs Python 3.10 or later")
-    assert not list(tmp_path.iterdir())
+def test_debug_shows_each_call_and_never_a_key_or_a_credential(elf: Elf) -> None:
+    elf.environment["AWS_SESSION_TOKEN"] = SESSION_TOKEN
+    options = ("--debug", *elf.broker)
+    said = elf("create", "--debug").err
+    window = elf.start("subscribe", *options, "--duration", "30", "--count", 1)
+    window.await_line("thing_0 subscribed")
+    said += elf("send", *options, *ONCE).err
+    said += window.end().err
+    said += elf("create", "--debug", "--prefix", "lamp", env={"AWS_ACCESS_KEY_ID": "AKIAUNKNOWN"}, status=1).err
+    said += (elf.misc / "things.json").read_text() + (elf.misc / "elf.json").read_text()
+    secrets = secrets_of(elf)
+    said += elf("clean", "--debug").out
+    for call in (
+        *("AWS CreateThing(", "AWS CreateKeysAndCertificate(", "AWS AttachThingPrincipal(", "AWS DescribeEndpoint("),
+        *("AWS CreatePolicy(", "AWS AttachPolicy("),
+        *("MQTT thing_0: CONNECT", "MQTT thing_0: SUBSCRIBE", "MQTT thing_0: PUBLISH", "MQTT thing_0: DISCONNECT"),
+    ):
+        assert call in said
+    assert "Traceback" in said
+    assert len(secrets) > 40
+    assert {secret for secret in secrets if secret in said} == set()
 
 
-def test_nohup_is_heeded(elf: Elf) -> None:
-    """A SIGHUP that whoever started ELF has it ignore ends nothing."""
-    window = elf.start("create", 5, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
-    window.await_line("ELF creating 5 things")
-    window.signal(signal.SIGHUP)
-    window.end(0)
-    assert len(elf.things()) == 5
+def test_debug_shows_each_call_of_clean(main: InProcess, elf: Elf) -> None:
+    main("create")
+    main("send", *elf.broker, *ONCE)
+    calls = [line.partition("AWS ")[2].partition("(")[0] for line in main("clean", "--debug").lines if "(" in line]
+    calls = [call for call in calls if call not in ("", "DescribeEndpoint")]
+    assert {*calls[:2]} == {"DescribeThing", "ListAttachedPolicies"}
+    assert {*calls[2:5]} == {"DetachPolicy", "DetachThingPrincipal", "UpdateCertificate"}
+    assert calls[5:] == ["DeletePolicy", "DeleteCertificate", "DeleteThing"]
+
+
+def test_a_fleet_without_debug_says_nothing_secret_either(main: InProcess, elf: Elf) -> None:
+    said = main("create").err
+    said += main("send", *elf.broker, *ONCE).err
+    assert {secret for secret in secrets_of(elf) if secret in said} == set()
+
+
+def test_no_key_or_credential_is_in_anything_a_whole_run_prints_or_writes(
+    elf: Elf, account: Account, service: AwsService, tmp_path: Path
+) -> None:
+    elf.environment["AWS_SESSION_TOKEN"] = SESSION_TOKEN
+    said = elf("create", 2, "--debug").err
+    secrets = {SECRET, SESSION_TOKEN, "PRIVATE KEY"}
+    for file in elf.misc.glob("*.prv"):
+        secrets |= {line for line in file.read_text().splitlines() if len(line) > 40}
+    said += elf("send", *elf.broker, *ONCE, "--debug").err
+    os.utime(elf.misc / "things.json", (1, 1))  # what is young would be tried again for a while
+    account.iot.update_certificate(certificateId=account.certificate_of("thing_0"), newStatus="INACTIVE")
+    said += elf("subscribe", *elf.broker, "--duration", "0.1", "--debug", status=1).err
+    (elf.misc / "thing_1.prv").write_text((elf.misc / "thing_0.prv").read_text())
+    said += elf("send", *elf.broker, *ONCE, "--debug", status=1).err
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".prv"]
+    said += "".join(path.read_text(errors="replace") for path in written)
+    said += elf("clean", "--debug").err
+    assert len(secrets) > 30
+    assert {secret for secret in secrets if secret in said} == set()
+    assert "do not match: " in said

@@ -1,20 +1,20 @@
-"""Whom a thing connects to, and whom it believes to be AWS IoT."""
+"""Whom a thing connects to, whom it believes to be AWS IoT, and with which TLS."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
 import re
 import ssl
-import sys
-import venv
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import botocore
 import pytest
+from cryptography import x509
 from support.aws import Account, AwsService
-from support.program import ELF, copy_program
+from support.program import Limits, copy_program
 from support.shell import Elf, InProcess, Pair
 
 ONCE = ("--duration", "0.01")
@@ -105,34 +105,72 @@ def test_a_broker_that_is_not_there_is_named(main_of_pair: InProcess, pair: Pair
     assert "can't connect to localhost:1: nothing listens there" in result.err
 
 
-@pytest.fixture
-def bare_python(tmp_path: Path) -> Iterator[str]:
-    """A Python with nothing but what requirements.txt asks for."""
-    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
-    packages = next((tmp_path / "venv").rglob("site-packages"))
-    wanted, linked = ["boto3", "AWSIoTPythonSDK"], set()
-    while wanted:
-        distribution = importlib.metadata.distribution(wanted.pop())
-        for top in {file.parts[0] for file in distribution.files or () if file.parts[0] not in ("..", "__pycache__")}:
-            if top not in linked:
-                linked.add(top)
-                (packages / top).symlink_to(str(distribution.locate_file(top)))
-        for requirement in distribution.requires or ():
-            name = re.match(r"[A-Za-z0-9._-]+", requirement)
-            if name and "extra" not in requirement:
-                wanted.append(name[0])
-    assert not {"ministack", "cryptography", "hypercorn"} & linked
-    yield str(tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python")
+@contextlib.contextmanager
+def server_of(version: ssl.TLSVersion, directory: Path) -> Iterator[tuple[int, list[str]]]:
+    """A server with a certificate of its own for localhost, that speaks one version of TLS; what became of clients."""
+    import socket
+    from datetime import datetime, timedelta, timezone
+
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem, prv = directory / "server.pem", directory / "server.prv"
+    pem.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    prv.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("DEFAULT@SECLEVEL=0")
+    context.minimum_version = context.maximum_version = version
+    context.load_cert_chain(pem, prv)
+    listener = socket.create_server(("127.0.0.1", 0))
+    outcomes: list[str] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                connection.settimeout(10)
+                try:
+                    with context.wrap_socket(connection, server_side=True) as tls:
+                        outcomes.append(f"shook hands: {tls.version()}")
+                except OSError as error:
+                    outcomes.append(f"refused: {error}")
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield listener.getsockname()[1], outcomes
+    listener.close()
 
 
-def test_all_but_local_needs_only_requirements_txt(elf: Elf, account: Account, bare_python: str) -> None:
-    elf.python = bare_python
-    refused = elf("--local", "create", status=1)
-    assert "ministack" in refused.err
-    assert f"uv pip install --python {bare_python} -r {ELF.parent / 'requirements-local.txt'}" in refused.err
-    elf("create")
-    window = elf.subscribe("--count", 1)
-    elf("send", *elf.broker, *ONCE)
-    assert [topic for topic, _ in window.end().received] == ["elf/thing_0"]
-    elf("clean")
-    assert account.is_empty()
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+@pytest.mark.parametrize(("version", "taken"), [("TLSv1_1", False), ("TLSv1_2", True)])
+def test_tls_is_1_2_or_newer(
+    main_of_pair: InProcess, tmp_path: Path, limits: Limits, version: str, taken: bool
+) -> None:
+    limits(PROPAGATION_S=0.0)
+    with server_of(ssl.TLSVersion[version], tmp_path) as (port, outcomes):
+        options = ("--mqtt-endpoint", f"localhost:{port}", "--root-cert", str(tmp_path / "server.pem"), *ONCE)
+        result = main_of_pair("send", *options, status=1)
+        assert "posting message" not in result.err
+        assert outcomes
+        assert all(outcome.startswith("shook hands" if taken else "refused") for outcome in outcomes)
+
+
+def test_no_option_switches_verification_off(main: InProcess) -> None:
+    for command in ((), ("create",), ("send",), ("subscribe",), ("clean",)):
+        assert not re.search("insecure|no-verify|no-check|skip", main(*command, "--help").out)

@@ -196,3 +196,15 @@ class Account:
 
 def _pages(iot: Any, operation: str, key: str) -> list[Any]:
     return [item for page in iot.get_paginator(operation).paginate() for item in page[key]]
+
+
+def delete_certificate_of(account: Account, thing: str) -> str:
+    """Delete a thing's certificate as somebody at the AWS console can; return its ID."""
+    certificate_id = account.certificate_of(thing)
+    arn = f"arn:aws:iot:us-west-2:{account.id}:cert/{certificate_id}"
+    for policy in account.policies_of(thing):
+        account.iot.detach_policy(policyName=policy, target=arn)
+    account.iot.detach_thing_principal(thingName=thing, principal=arn)
+    account.iot.update_certificate(certificateId=certificate_id, newStatus="INACTIVE")
+    account.iot.delete_certificate(certificateId=certificate_id)
+    return certificate_id

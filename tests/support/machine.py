@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil  # type: ignore[import-untyped]
 import pyte
+import pytest
 
 from support.program import TESTS
 
@@ -165,6 +166,26 @@ def hamper(elf: Elf, directory: Path, code: str) -> None:
     elf.python = str(wrapper)
 
 
+SLOW_OR_DEAD = """
+import os, signal, sys, time
+step, left = os.fsync, [int(os.environ["STEPS"])]
+def fsync(descriptor):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(float(os.environ["SLOW"]))
+    step(descriptor)
+os.fsync = fsync
+"""
+
+
+def with_slow_disk(directory: Path, steps: int, slow_s: float) -> dict[str, str]:
+    """Have each fsync() take a while, and the process die at the one of this number."""
+    (directory / "slow").mkdir(exist_ok=True)
+    (directory / "slow" / "sitecustomize.py").write_text(SLOW_OR_DEAD)
+    return {"PYTHONPATH": str(directory / "slow"), "STEPS": str(steps), "SLOW": str(slow_s)}
+
+
 def can_unshare() -> bool:
     """Say whether a user of this machine may make namespaces, in which a disk or the network is another one."""
     try:
@@ -173,3 +194,8 @@ def can_unshare() -> bool:
         ).returncode
     except FileNotFoundError:
         return False
+
+
+posix_only = pytest.mark.skipif(os.name != "posix", reason="links, modes, limits and locks of directories are POSIX's")
+needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount")
+needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="this machine gives a user no namespaces")

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from support.aws import Account, AwsService
-from support.machine import PATIENCE_S, Terminal, clean_environment, run_in_terminal
+from support.machine import PATIENCE_S, KeyPress, Terminal, clean_environment, run_in_terminal
 from support.program import ELF
 
 
@@ -138,26 +139,30 @@ class Elf:
     def __call__(
         self,
         *args: object,
-        status: int = 0,
+        status: int | None = 0,
         env: Mapping[str, str] | None = None,
         umask: int = -1,
         feed: bytes | None = None,
     ) -> Result:
-        """Run a command, with `feed` as its standard input, and make sure of its exit status."""
+        """Run a command, with `feed` as its standard input, and make sure of its exit status; None takes any."""
         command = self._command(args, env or {})
         if feed is not None:
             command["input"] = feed.decode("utf-8", "surrogateescape")
             del command["stdin"]
         done = subprocess.run(**command, capture_output=True, timeout=PATIENCE_S * 2, check=False, umask=umask)
         result = Result(done.returncode, done.stdout, done.stderr)
-        assert result.status == status, f"exit status {result.status}, not {status}:\n{result.out}{result.err}"
+        if status is not None:
+            assert result.status == status, f"exit status {result.status}, not {status}:\n{result.out}{result.err}"
         return result
+
+    def popen(self, *args: object, env: Mapping[str, str] | None = None, **settings: Any) -> subprocess.Popen[str]:
+        """Start a command whose streams are the caller's; `settings` are subprocess.Popen()'s."""
+        return subprocess.Popen(**{**self._command(args, env or {}), **settings})
 
     def start(self, *args: object, env: Mapping[str, str] | None = None, **settings: Any) -> Running:
         """Run a command in another window, a process group of its own; `settings` are subprocess.Popen()'s."""
         kept = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
-        process = subprocess.Popen(**{**self._command(args, env or {}), **kept, **settings})
-        running = Running(process)
+        running = Running(self.popen(*args, env=env, **{**kept, **settings}))
         self._running.append(running)
         return running
 
@@ -167,13 +172,31 @@ class Elf:
         running.await_line("ELF listening on")
         return running
 
+    def in_shell(
+        self,
+        script: str,
+        status: int = 0,
+        env: Mapping[str, str] | None = None,
+        shell: Sequence[str] = ("bash", "-o", "pipefail"),
+    ) -> Result:
+        """Run a script to its end, in which $ELF is ELF and $BROKER its options."""
+        command = self._command((), {**self._in_scripts, **(env or {})})
+        command["args"] = [*shell, "-c", script]
+        done = subprocess.run(**command, capture_output=True, timeout=PATIENCE_S * 2, check=False)
+        assert done.returncode == status, f"exit status {done.returncode}:\n{done.stdout}{done.stderr}"
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    @property
+    def _in_scripts(self) -> dict[str, str]:
+        return {"ELF": shlex.join([self.python, str(self.script)]), "BROKER": " ".join(self.broker)}
+
     def in_terminal(
         self,
         *args: object,
         columns: int = 120,
         env: Mapping[str, str] | None = None,
         script: str = "",
-        keys: Mapping[str, bytes] | None = None,
+        keys: Mapping[str, bytes | KeyPress] | None = None,
     ) -> Terminal:
         """Run a command to its end in a terminal of its own; or a shell's script with jobs, in which $ELF is ELF.
 
@@ -181,7 +204,7 @@ class Elf:
         """
         command = self._command(args, {"TERM": "xterm-256color", **(env or {})})
         if script:
-            command["env"] |= {"ELF": f"{self.python} {self.script}", "BROKER": " ".join(self.broker)}
+            command["env"] |= self._in_scripts
             command["args"] = ["setsid", "--ctty", "--wait", "bash", "-mc", script]
         return run_in_terminal(command, columns, keys)
 
@@ -200,6 +223,19 @@ class Elf:
 
     def files(self) -> list[str]:
         return sorted(path.name for path in self.misc.iterdir())
+
+
+def assert_whole(elf: Elf, account: Account, count: int) -> None:
+    """Ask AWS: each of `count` things has the certificate that ELF has the key of, and there is no other."""
+    recorded = elf.things()
+    assert account.things() == sorted(recorded) == sorted(f"thing_{number}" for number in range(count))
+    assert account.certificates() == {recorded[name]["certificateId"]: "ACTIVE" for name in recorded}
+    assert all(account.certificate_of(name) == recorded[name]["certificateId"] for name in recorded)
+    assert all("elf_stage" not in thing for thing in recorded.values())
+    for name in recorded:
+        for suffix in ("pem", "pub", "prv"):
+            assert (elf.misc / f"{name}.{suffix}").read_text().startswith("-----BEGIN"), (name, suffix)
+    assert not (elf.misc / "things.journal").exists()
 
 
 class Pair(Elf):
