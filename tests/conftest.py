@@ -38,9 +38,9 @@ def account(service: AwsService) -> Account:
 @pytest.fixture
 def elf(account: Account, service: AwsService, tmp_path: Path) -> Iterator[Elf]:
     """A user with credentials of `account`, and no things yet."""
-    user = Elf(tmp_path, account.credentials | {"AWS_ENDPOINT_URL": service.url}, service)
-    yield user
-    user.close_windows()
+    fleet = Elf(tmp_path, account.credentials | {"AWS_ENDPOINT_URL": service.url}, service)
+    yield fleet
+    fleet.close_windows()
 
 
 @pytest.fixture(scope="session")
@@ -50,17 +50,17 @@ def _pair(service: AwsService, tmp_path_factory: pytest.TempPathFactory) -> Pair
     fleet = Pair(tmp_path_factory.mktemp("pair"), environment, service)
     fleet.account = account
     fleet("create", 2)
-    fleet("send", *fleet.broker, "--duration", "0.01")
+    fleet("send", *fleet.to_broker, "--duration", "0.01")
     return fleet
 
 
 @pytest.fixture
 def pair(_pair: Pair) -> Iterator[Pair]:
     """A fleet of two things that have sent already, shared by the tests that leave it as it is."""
-    before = _pair.things()
+    before = _pair.recorded()
     yield _pair
     _pair.close_windows()
-    assert _pair.things() == before
+    assert _pair.recorded() == before
 
 
 @pytest.fixture
@@ -167,9 +167,9 @@ def local(tmp_path: Path) -> Iterator[Elf]:
     """A user whose AWS configuration and proxy are broken; no embedded AWS IoT stays behind."""
     nowhere = "http://127.0.0.1:9"
     environment = {"AWS_PROFILE": "no-such-profile", "AWS_ENDPOINT_URL": nowhere, "HTTP_PROXY": nowhere}
-    user = Elf(tmp_path, environment | dict.fromkeys(("http_proxy", "HTTPS_PROXY", "ALL_PROXY"), nowhere))
-    (user.home / ".aws").mkdir()
-    (user.home / ".aws" / "config").write_text("this is not what a configuration looks like\n")
-    yield user
-    user.close_windows()
-    kill_servers_of(user)
+    fleet = Elf(tmp_path, environment | dict.fromkeys(("http_proxy", "HTTPS_PROXY", "ALL_PROXY"), nowhere))
+    (fleet.home / ".aws").mkdir()
+    (fleet.home / ".aws" / "config").write_text("this is not what a configuration looks like\n")
+    yield fleet
+    fleet.close_windows()
+    kill_servers_of(fleet)

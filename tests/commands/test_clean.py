@@ -27,15 +27,15 @@ def test_clean_without_a_fleet_has_nothing_to_do(main: InProcess, account: Accou
 
 def test_what_is_gone_already_counts_as_cleaned(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", 2)
-    main("send", *elf.broker, "--duration", "0.01")
-    arn = elf.things()["thing_0"]["certificateArn"]
+    main("send", *elf.to_broker, "--duration", "0.01")
+    arn = elf.recorded()["thing_0"]["certificateArn"]
     account.iot.detach_policy(policyName="policy-thing_0", target=arn)
     account.iot.delete_policy(policyName="policy-thing_0")
     account.iot.detach_thing_principal(thingName="thing_0", principal=arn)
     account.iot.update_certificate(certificateId=arn.rpartition("/")[2], newStatus="INACTIVE")
     account.iot.delete_certificate(certificateId=arn.rpartition("/")[2])
     account.iot.delete_thing(thingName="thing_0")
-    account.iot.detach_thing_principal(thingName="thing_1", principal=elf.things()["thing_1"]["certificateArn"])
+    account.iot.detach_thing_principal(thingName="thing_1", principal=elf.recorded()["thing_1"]["certificateArn"])
     main("clean")
     assert account.is_empty()
     assert elf.files() == ["elf.json"]
@@ -45,20 +45,20 @@ def test_errors_that_come_at_once_are_told_apart(
     main: InProcess, elf: Elf, account: Account, eager_threads: None
 ) -> None:
     main("create", 10)
-    for name, thing in elf.things().items():
+    for name, thing in elf.recorded().items():
         account.iot.detach_thing_principal(thingName=name, principal=thing["certificateArn"])
         account.iot.update_certificate(certificateId=thing["certificateId"], newStatus="INACTIVE")
         account.iot.delete_certificate(certificateId=thing["certificateId"])
         account.iot.delete_thing(thingName=name)
     main("clean")
-    assert elf.things() == {}
+    assert elf.recorded() == {}
 
 
 def test_clean_leaves_the_thing_that_fails_and_finishes_it_later(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", 3)
     protected = f"arn:aws:iot:{REGION}:{account.id}:thing/thing_1"
     main.use(
-        account.user(
+        account.iam_user(
             {
                 "Version": "2012-10-17",
                 "Statement": [
@@ -70,7 +70,7 @@ def test_clean_leaves_the_thing_that_fails_and_finishes_it_later(main: InProcess
     )
     failed = main("clean", status=1)
     assert "thing_1: AWS denies iot:DeleteThing to " in failed.err
-    assert list(elf.things()) == ["thing_1"]
+    assert list(elf.recorded()) == ["thing_1"]
     assert account.things() == ["thing_1"]
     assert {"elf.json", "things.json"} <= set(elf.files())
     assert not {"thing_0.prv", "thing_2.prv"} & set(elf.files())
@@ -82,12 +82,14 @@ def test_clean_leaves_the_thing_that_fails_and_finishes_it_later(main: InProcess
 
 def test_a_half_cleaned_thing_is_not_sent_from(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", 2)
-    main("send", *elf.broker, "--duration", "0.01")
+    main("send", *elf.to_broker, "--duration", "0.01")
     deny = {"Effect": "Deny", "Action": "iot:DeleteThing", "Resource": "*"}
-    main.use(account.user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]}))
+    main.use(
+        account.iam_user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]})
+    )
     main("clean", status=1)
     main.use(account.credentials)
-    assert "elf.py clean" in main("send", *elf.broker, status=1).err
+    assert "elf.py clean" in main("send", *elf.to_broker, status=1).err
 
 
 @pytest.mark.parametrize("option", ["--only-local", "--force"])

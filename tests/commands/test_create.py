@@ -12,7 +12,7 @@ from support.shell import Elf, InProcess
 def test_a_fleet_is_made_sends_listens_and_goes(elf: Elf, account: Account) -> None:
     elf("create", 2)
     assert account.things() == ["thing_0", "thing_1"]
-    recorded = elf.things()
+    recorded = elf.recorded()
     assert account.certificates() == {recorded[name]["certificateId"]: "ACTIVE" for name in account.things()}
     for name in account.things():
         assert account.certificate_of(name) == recorded[name]["certificateId"]
@@ -21,7 +21,7 @@ def test_a_fleet_is_made_sends_listens_and_goes(elf: Elf, account: Account) -> N
     window = elf.subscribe("--count", 2)
     assert account.policies() == ["policy-thing_0", "policy-thing_1"]
     assert account.policies_of("thing_1") == ["policy-thing_1"]
-    elf("send", *elf.broker, "--duration", "0.01")
+    elf("send", *elf.to_broker, "--duration", "0.01")
     assert {topic for topic, _ in window.end().received} <= {"elf/thing_0", "elf/thing_1"}
 
     elf("clean")
@@ -32,7 +32,7 @@ def test_a_fleet_is_made_sends_listens_and_goes(elf: Elf, account: Account) -> N
 def test_what_is_printed_is_what_the_original_printed(elf: Elf) -> None:
     lines = elf("create").lines
     elf_id = elf.elf_json()["elf_id"].removeprefix("urn:uuid:")
-    certificate = elf.things()["thing_0"]["certificateArn"]
+    certificate = elf.recorded()["thing_0"]["certificateArn"]
     assert lines == [
         f"Wrote new ELF ID to config: {elf_id}",
         "[create_things] ELF creating 1 thing",
@@ -53,17 +53,17 @@ def test_what_is_printed_is_what_the_original_printed(elf: Elf) -> None:
 
 def test_create_again_changes_nothing(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", 2)
-    before = account.snapshot(), elf.things()
+    before = account.snapshot(), elf.recorded()
     main("create", 2)
-    assert (account.snapshot(), elf.things()) == before
+    assert (account.snapshot(), elf.recorded()) == before
 
 
 def test_create_with_more_adds_what_is_missing(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", 1)
-    first, certificates = elf.things()["thing_0"], account.certificates()
+    first, certificates = elf.recorded()["thing_0"], account.certificates()
     main("create", 3)
     assert account.things() == ["thing_0", "thing_1", "thing_2"]
-    assert elf.things()["thing_0"] == first
+    assert elf.recorded()["thing_0"] == first
     assert certificates.items() < account.certificates().items()
     assert len(account.certificates()) == 3
 
@@ -73,8 +73,8 @@ def test_create_makes_again_what_is_gone_in_aws(
     main: InProcess, elf: Elf, account: Account, certificate_survives: bool
 ) -> None:
     main("create", 2)
-    main("send", *elf.broker, "--duration", "0.01")
-    before, key = elf.things()["thing_0"]["certificateArn"], (elf.misc / "thing_0.prv").read_text()
+    main("send", *elf.to_broker, "--duration", "0.01")
+    before, key = elf.recorded()["thing_0"]["certificateArn"], (elf.misc / "thing_0.prv").read_text()
     account.iot.detach_thing_principal(thingName="thing_0", principal=before)
     account.iot.delete_thing(thingName="thing_0")
     if not certificate_survives:
@@ -87,18 +87,18 @@ def test_create_makes_again_what_is_gone_in_aws(
     if certificate_survives:
         assert (elf.misc / "thing_0.prv").read_text() == key
     assert len(account.certificates()) == 2
-    assert "2 acknowledged" in main("send", *elf.broker, "--duration", "0.01").err
+    assert "2 acknowledged" in main("send", *elf.to_broker, "--duration", "0.01").err
     main("clean")
     assert account.is_empty()
 
 
 def test_create_with_fewer_changes_nothing_and_names_clean(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", 2)
-    before = account.snapshot(), elf.things()
+    before = account.snapshot(), elf.recorded()
     refused = main("create", 1, status=1)
     assert "there are already 2 things" in refused.err
     assert "elf.py clean" in refused.err
-    assert (account.snapshot(), elf.things()) == before
+    assert (account.snapshot(), elf.recorded()) == before
 
 
 def test_a_second_prefix_is_added_to_the_fleet(main: InProcess, account: Account) -> None:
@@ -112,7 +112,7 @@ def test_a_second_prefix_is_added_to_the_fleet(main: InProcess, account: Account
 def test_a_prefix_with_a_colon_works_from_create_to_clean(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", "--prefix", "hall:lamp")
     assert account.things() == ["hall:lamp_0"]
-    main("send", *elf.broker, "--duration", "0.01")
+    main("send", *elf.to_broker, "--duration", "0.01")
     assert len(account.policies_of("hall:lamp_0")) == 1
     main("clean")
     assert account.is_empty()
@@ -123,7 +123,7 @@ def test_prefixes_with_a_colon_and_a_dash_have_policies_of_their_own(
 ) -> None:
     main("create", "--prefix", "a:b")
     main("create", "--prefix", "a-b")
-    main("send", *elf.broker, "--duration", "0.01")
+    main("send", *elf.to_broker, "--duration", "0.01")
     assert account.policies_of("a-b_0") == ["policy-a-b_0"]
     assert len(account.policies()) == 2
     main("clean")
@@ -139,7 +139,7 @@ def test_a_forgotten_thing_that_somebody_gave_more_attributes_is_taken_up(
     account.iot.update_thing(thingName="thing_0", attributePayload=more)
     main("create")
     assert account.iot.describe_thing(thingName="thing_0")["attributes"]["floor"] == "2"
-    assert list(account.certificates()) == [elf.things()["thing_0"]["certificateId"]]
+    assert list(account.certificates()) == [elf.recorded()["thing_0"]["certificateId"]]
     main("clean")
     assert account.is_empty()
 
@@ -162,20 +162,20 @@ def test_the_elf_id_outlives_the_fleet(main: InProcess, elf: Elf) -> None:
 def test_create_goes_on_after_a_failure(main: InProcess, elf: Elf, account: Account, denied: str) -> None:
     allow = {"Effect": "Allow", "Action": "iot:*", "Resource": "*"}
     main.use(
-        account.user(
+        account.iam_user(
             {"Version": "2012-10-17", "Statement": [allow, {"Effect": "Deny", "Action": denied, "Resource": "*"}]}
         )
     )
     assert denied in main("create", 2, status=1).err
-    assert account.things() == list(elf.things()) == ["thing_0", "thing_1"]
-    recorded = [thing["certificateId"] for thing in elf.things().values() if "certificateId" in thing]
+    assert account.things() == list(elf.recorded()) == ["thing_0", "thing_1"]
+    recorded = [thing["certificateId"] for thing in elf.recorded().values() if "certificateId" in thing]
     assert sorted(account.certificates()) == sorted(recorded)
-    assert "skipping incomplete things: " in main("send", *elf.broker, status=1).err
+    assert "skipping incomplete things: " in main("send", *elf.to_broker, status=1).err
     main.use(account.credentials)
     main("create", 2)
     assert account.things() == ["thing_0", "thing_1"]
     for name in account.things():
-        assert account.certificate_of(name) == elf.things()[name]["certificateId"]
+        assert account.certificate_of(name) == elf.recorded()[name]["certificateId"]
     assert len(account.certificates()) == 2
 
 
@@ -198,7 +198,7 @@ def test_without_credentials_the_error_suggests_both_ways_on(main: InProcess, el
     assert "AWS credentials are missing" in result.err
     assert "aws configure" in result.err
     assert "--local" in result.err
-    assert elf.things() == {}
+    assert elf.recorded() == {}
 
 
 @pytest.mark.parametrize(
@@ -219,5 +219,5 @@ def test_a_create_that_cannot_reach_aws_says_why_and_leaves_nothing(
     assert len(causes) == 2
     assert says in causes[0]
     assert " - what to do: " in causes[1]
-    assert elf.things() == {}
+    assert elf.recorded() == {}
     assert account.is_empty()

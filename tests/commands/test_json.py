@@ -42,7 +42,7 @@ def test_create_tells_of_each_thing_what_aws_has(elf: Elf, account: Account) -> 
     for each in created:
         name, certificate_id = each["thingName"], each["certificateId"]
         assert certificate_id == account.certificate_of(name)
-        assert each["certificateArn"] == elf.things()[name]["certificateArn"]
+        assert each["certificateArn"] == elf.recorded()[name]["certificateArn"]
         files = [each[key] for key in ("certificateFile", "publicKeyFile", "privateKeyFile")]
         assert files == [str(elf.misc / f"{name}.{suffix}") for suffix in ("pem", "pub", "prv")]
         assert len(each) == 6
@@ -76,7 +76,7 @@ def test_clean_on_disk_alone_tells_of_each_thing(elf: Elf) -> None:
 
 def test_send_tells_of_each_message_and_its_acknowledgement(pair: Pair, ear: Client) -> None:
     before = time.time()
-    result = pair("send", *pair.broker, "--count", 3, "--interval", "0.05", *JSON)
+    result = pair("send", *pair.to_broker, "--count", 3, "--interval", "0.05", *JSON)
     sent, acknowledged = of_kind("sent", result), of_kind("acknowledged", result)
     heard = [(message.topic, message.payload.decode()) for message in ear.hear_all()]
     assert Counter((each["topic"], each["payload"]) for each in sent) == Counter(heard)
@@ -135,7 +135,7 @@ def test_a_command_that_fails_has_its_cause_and_remedy_in_the_summary(elf: Elf) 
 def test_a_thing_that_fails_is_in_the_summary(elf: Elf) -> None:
     elf("create", 2)
     (elf.misc / "thing_1.prv").unlink()
-    result = elf("send", *elf.broker, "--count", 1, *JSON, status=1)
+    result = elf("send", *elf.to_broker, "--count", 1, *JSON, status=1)
     (summary,) = of_kind("summary", result)
     assert (summary["failed"], summary["things"], summary["sent"]) == (["thing_1"], 1, 1)
 
@@ -148,7 +148,7 @@ def test_ctrl_c_still_brings_the_summary(pair: Pair) -> None:
 
 
 def test_what_the_sdk_prints_stays_out_of_the_json(pair: Pair, service: AwsService, relay: Relay) -> None:
-    window = pair.start("send", *relay.broker(service), "--count", 30, "--interval", "0.1", *JSON)
+    window = pair.start("send", *relay.to_broker(service), "--count", 30, "--interval", "0.1", *JSON)
     window.await_line("posting message")
     relay.cut()
     window.await_count(" reconnected to ", 2)

@@ -15,7 +15,7 @@ from types import ModuleType
 
 import pytest
 from support.aws import REGION, SECRET, Account, AwsService
-from support.mqtt import client_of
+from support.mqtt import mqtt_client_of
 from support.program import ELF, ROOT, copy_program
 from support.shell import Elf, InProcess, Pair
 
@@ -201,7 +201,7 @@ def test_wrong_usage_names_the_help_of_the_command(main: InProcess, line: str, n
 )
 def test_what_is_refused_for_its_form_is_wrong_usage(pair: Pair, wrong: tuple[str, str]) -> None:
     (pair.cwd / "list.json").write_text("[]")
-    result = pair("send", *pair.broker, "-n", 1, *wrong, "--output", "json", status=2)
+    result = pair("send", *pair.to_broker, "-n", 1, *wrong, "--output", "json", status=2)
     assert result.lines[-1].endswith("(see elf.py send --help)")
     summary = json.loads(result.out)
     assert summary["exitStatus"] == 2
@@ -335,8 +335,8 @@ def test_every_command_works_from_another_directory_on_the_misc_beside_elf(
     del elf.environment["ELF_MISC_DIR"]
     elf("create")
     assert {"elf.json", "things.json", "thing_0.pem", "thing_0.pub", "thing_0.prv"} == set(elf.files())
-    elf("subscribe", *elf.broker, "--duration", "0.01")
-    elf("send", *elf.broker, "--duration", "0.01")
+    elf("subscribe", *elf.to_broker, "--duration", "0.01")
+    elf("send", *elf.to_broker, "--duration", "0.01")
     elf("clean")
     assert account.is_empty()
     assert elf.files() == ["elf.json"]
@@ -408,8 +408,8 @@ def test_a_fleet_runs_from_another_directory(elf: Elf, account: Account, service
     elf("create")
     elf.cwd = tmp_path / "yet" / "another"
     elf.cwd.mkdir(parents=True)
-    elf("send", *elf.broker, *ONCE)
-    client = client_of(elf, service, "thing_0", "thing_0-x")
+    elf("send", *elf.to_broker, *ONCE)
+    client = mqtt_client_of(elf, service, "thing_0", "thing_0-x")
     assert client.connect() == "Success"
     client.close()
     elf("clean")

@@ -34,7 +34,7 @@ def test_later_commands_need_no_options(main: InProcess, elf: Elf, account: Acco
     main("--region", "eu-west-1", "create", "--endpoint-url", service.url)
     main.use({"AWS_REGION": "eu-west-2"})
     main("create", 2)
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     assert account.things("eu-west-1") == ["thing_0", "thing_1"]
     main("clean")
     assert account.things("eu-west-1") == []
@@ -69,7 +69,7 @@ def test_an_option_that_contradicts_where_the_fleet_lives_is_an_error_that_says_
     main: InProcess, elf: Elf, account: Account, service: AwsService, options: tuple[str, ...], named: str
 ) -> None:
     main("create")
-    before = account.snapshot(), elf.things()
+    before = account.snapshot(), elf.recorded()
     for command in ("create", "send", "subscribe", "clean"):
         result = main(command, *options, status=1)
         (cause, remedy) = result.err.splitlines()
@@ -77,7 +77,7 @@ def test_an_option_that_contradicts_where_the_fleet_lives_is_an_error_that_says_
         for where in (REGION, account.id, service.url):
             assert where in cause
         assert "what to do: " in remedy
-    assert (account.snapshot(), elf.things()) == before
+    assert (account.snapshot(), elf.recorded()) == before
 
 
 @pytest.mark.parametrize("way", ["options", "environment", "configuration"])
@@ -98,7 +98,7 @@ def test_what_is_lower_case_by_definition_may_be_written_in_capitals(
     assert account.things("eu-west-1") == ["thing_0"]
     assert elf.elf_json()["fleet"]["region"] == "eu-west-1"
     main("create", 2, *options)
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     main("clean")
     assert account.is_empty()
 
@@ -177,12 +177,12 @@ def test_credentials_of_another_account_are_refused_and_nothing_is_lost(
     main("create")
     stranger = Account(service)
     main.use(stranger.credentials)
-    before = account.snapshot(), elf.things(), elf.files()
-    arguments = {"create": (2,), "clean": ()}.get(command, (*elf.broker, *ONCE))
+    before = account.snapshot(), elf.recorded(), elf.files()
+    arguments = {"create": (2,), "clean": ()}.get(command, (*elf.to_broker, *ONCE))
     refused = main(command, *arguments, status=1)
     assert "for another account" in refused.err
     assert account.id in refused.err
-    assert (account.snapshot(), elf.things(), elf.files()) == before
+    assert (account.snapshot(), elf.recorded(), elf.files()) == before
     assert stranger.is_empty()
     main.use(account.credentials)
     main("clean")

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 from support.aws import Account, AwsService
-from support.mqtt import Client, Heard, client_of
+from support.mqtt import Client, Heard, mqtt_client_of
 from support.program import ROOT
 from support.shell import Elf, InProcess, Pair
 
@@ -26,11 +26,11 @@ def payload_of(heard: Heard) -> dict[str, object]:
 
 
 def test_an_independent_client_with_a_things_files_hears_what_send_sends(pair: Pair, service: AwsService) -> None:
-    client = client_of(pair, service, "thing_1", "thing_1-paho")
+    client = mqtt_client_of(pair, service, "thing_1", "thing_1-paho")
     assert client.connect() == "Success"
     client.subscribe("elf/thing_0")
     before = time.time()
-    pair("send", *pair.broker, *ONCE)
+    pair("send", *pair.to_broker, *ONCE)
     topic, payload, qos = client.hear()
     client.close()
     message = json.loads(payload)
@@ -45,7 +45,7 @@ def test_an_independent_client_with_a_things_files_hears_what_send_sends(pair: P
 def test_each_thing_sends_duration_divided_by_interval_messages(
     main_of_pair: InProcess, pair: Pair, ear: Client, duration: str, interval: str, number: int
 ) -> None:
-    result = main_of_pair("send", *pair.broker, "--duration", duration, "--interval", interval)
+    result = main_of_pair("send", *pair.to_broker, "--duration", duration, "--interval", interval)
     assert Counter(heard.topic for heard in ear.hear_all()) == {"elf/thing_0": number, "elf/thing_1": number}
     assert result.lines[-1] == (
         f"[send_messages] ELF sent {2 * number} messages from 2 things: {2 * number} acknowledged, 0 lost"
@@ -53,14 +53,14 @@ def test_each_thing_sends_duration_divided_by_interval_messages(
 
 
 def test_qos_0_is_sent_without_acknowledgement(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
-    result = main_of_pair("send", *pair.broker, *ONCE, "--qos", 0)
+    result = main_of_pair("send", *pair.to_broker, *ONCE, "--qos", 0)
     assert [ear.hear().qos, ear.hear().qos] == [0, 0]
     assert "none acknowledged (QoS 0), 0 lost" in result.lines[-1]
 
 
 def test_every_message_has_the_time_of_its_publishing(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
     before = time.time()
-    main_of_pair("send", *pair.broker, "--duration", "0.6", "--interval", "0.2")
+    main_of_pair("send", *pair.to_broker, "--duration", "0.6", "--interval", "0.2")
     after = time.time()
     stamps = [float(str(payload_of(heard)["ts"])) for heard in ear.hear_all() if heard.topic == "elf/thing_0"]
     assert stamps == sorted(stamps)
@@ -70,7 +70,7 @@ def test_every_message_has_the_time_of_its_publishing(main_of_pair: InProcess, p
 
 @pytest.mark.parametrize("message", ["Hello again", "Grüße \N{ELF}", '{"not": "parsed"}', "", "-"])
 def test_the_message_given_is_the_one_sent(main_of_pair: InProcess, pair: Pair, ear: Client, message: str) -> None:
-    main_of_pair("send", *pair.broker, *ONCE, message)
+    main_of_pair("send", *pair.to_broker, *ONCE, message)
     assert [payload_of(heard)["msg"] for heard in ear.hear_all()] == [message] * 2
 
 
@@ -88,7 +88,7 @@ def test_a_json_message_is_the_object_in_the_file_plus_ts(
 ) -> None:
     file = tmp_path / "message.json"
     file.write_text(text, encoding="utf-8")
-    main_of_pair("send", *pair.broker, *ONCE, "--json-message", file)
+    main_of_pair("send", *pair.to_broker, *ONCE, "--json-message", file)
     message = payload_of(ear.hear())
     assert re.fullmatch(r"[0-9]{10}\.[0-9]{3}", str(message.pop("ts")))
     assert message == sent
@@ -114,7 +114,7 @@ def test_a_bad_json_message_is_refused_before_anything_is_sent(
     file = tmp_path / "message.json"
     if content is not None:
         file.write_bytes(content)
-    result = main_of_pair("send", *pair.broker, *ONCE, "--json-message", file, status=1 if content is None else 2)
+    result = main_of_pair("send", *pair.to_broker, *ONCE, "--json-message", file, status=1 if content is None else 2)
     assert problem in result.err
     assert "what to do: " in result.err
     assert "posting" not in result.err
@@ -156,19 +156,21 @@ def test_raw_bytes_go_out_as_they_are(
     main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "given.bin").write_bytes(content)
-    main_of_pair("send", *pair.broker, *ONCE, "--raw", "--json-message", tmp_path / "given.bin")
+    main_of_pair("send", *pair.to_broker, *ONCE, "--raw", "--json-message", tmp_path / "given.bin")
     assert [heard.payload for heard in ear.hear_all()] == [content] * 2
-    assert json.loads(main_of_pair("send", *pair.broker, "-n", 1, "--raw", "", "--output", "json").out.splitlines()[-1])
+    assert json.loads(
+        main_of_pair("send", *pair.to_broker, "-n", 1, "--raw", "", "--output", "json").out.splitlines()[-1]
+    )
     assert [heard.payload for heard in ear.hear_all()] == [b""] * 2
 
 
 def test_basic_ingest_gets_what_any_topic_gets(main_of_pair: InProcess, pair: Pair) -> None:
     """The broker gives what is published there to nobody who could tell."""
     topic = "$aws/rules/a_rule/{thing_name}"
-    result = main_of_pair("send", *pair.broker, "-n", 1, "--topic", topic, "--output", "json", "hello")
+    result = main_of_pair("send", *pair.to_broker, "-n", 1, "--topic", topic, "--output", "json", "hello")
     sent = [json.loads(line) for line in result.out.splitlines() if '"sent"' in line]
     assert [event["topic"] for event in sent if event["event"] == "sent"] == [
-        f"$aws/rules/a_rule/{name}" for name in pair.things()
+        f"$aws/rules/a_rule/{name}" for name in pair.recorded()
     ]
     assert [list(json.loads(event["payload"])) for event in sent if event["event"] == "sent"] == [["msg", "ts"]] * 2
 
@@ -176,7 +178,7 @@ def test_basic_ingest_gets_what_any_topic_gets(main_of_pair: InProcess, pair: Pa
 def test_the_shadow_example_changes_the_shadow_of_each_thing(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", 2)
     topic = "$aws/things/{thing_name}/shadow/update"
-    main("send", *elf.broker, *ONCE, "--json-message", ROOT / "example-shadow.json", "--topic", topic)
+    main("send", *elf.to_broker, *ONCE, "--json-message", ROOT / "example-shadow.json", "--topic", topic)
     for name in ("thing_0", "thing_1"):
         state = account.shadow(name)["state"]
         assert (state["desired"], state["reported"]) == ({"colour": "green"}, {"colour": "red"})
@@ -191,7 +193,7 @@ def test_a_reserved_topic_gets_the_bytes_of_the_file(
     client.subscribe(topic)
     content = b'\r\n{ "state" : {"reported":{"n": 1.50,\t"\xc3\xbc":"\\u00fc"}} }\n\n'
     (tmp_path / "shadow.json").write_bytes(content)
-    main("send", *elf.broker, *ONCE, "--json-message", tmp_path / "shadow.json", "--topic", topic)
+    main("send", *elf.to_broker, *ONCE, "--json-message", tmp_path / "shadow.json", "--topic", topic)
     assert client.hear().payload == content
 
 
@@ -202,7 +204,7 @@ def test_a_message_may_have_128_kib_and_no_more(
     around = len(json.dumps({"msg": "", "ts": f"{time.time():.3f}"}))
     file = tmp_path / "long.json"
     file.write_text(json.dumps({"msg": "x" * (128 * 1024 - around + extra)}))
-    result = main_of_pair("send", *pair.broker, *ONCE, "--json-message", file, status=status)
+    result = main_of_pair("send", *pair.to_broker, *ONCE, "--json-message", file, status=status)
     lengths = [len(heard.payload) for heard in ear.hear_all()]
     if status:
         assert "128 KiB" in result.err

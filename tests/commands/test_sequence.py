@@ -27,7 +27,7 @@ SOUND = '{"thing": "%s", "seq": %d, "run": "%s"}'
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
+def broker_with(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
     """Make a broker that has these messages for thing_0 once it has subscribed, some of them retained."""
 
     def make(messages: list[str], retained: list[str] | None = None) -> Broker:
@@ -64,9 +64,9 @@ def test_sequence_adds_the_thing_its_number_and_the_run(
     always = ("--sequence", "--count", 3, "--interval", "0.01", "--output", "json")
     runs = []
     for _ in range(2):
-        out = main_of_pair("send", *pair.broker, *always, *options).out
+        out = main_of_pair("send", *pair.to_broker, *always, *options).out
         sent = [event for event in map(json.loads, out.splitlines()) if event["event"] == "sent"]
-        for thing in pair.things():
+        for thing in pair.recorded():
             found = [
                 re.fullmatch(
                     rf'{begins}, "thing": "{thing}", "seq": (\d), "run": "([0-9a-f]{{8}})"\}}\s?', each["payload"]
@@ -94,14 +94,14 @@ def test_a_sequence_that_can_not_be_is_wrong_usage(
     if options[0] == "--json-message":
         (tmp_path / "message.json").write_text(options[1])
         options = "--json-message", str(tmp_path / "message.json")
-    result = main_of_pair("send", *pair.broker, "--sequence", *options, status=2)
+    result = main_of_pair("send", *pair.to_broker, "--sequence", *options, status=2)
     assert why in result.err
     assert "posting" not in result.err
 
 
 def test_lines_are_numbered_as_they_leave(pair: Pair, ear: Client) -> None:
     lines = b'{"n": 1}\n{"seq": 7}\ntext\n'
-    result = pair("send", *pair.broker, "--sequence", "--json-message", "-", feed=lines, status=1)
+    result = pair("send", *pair.to_broker, "--sequence", "--json-message", "-", feed=lines, status=1)
     assert "line 2 is not sent: the message already has 'seq'" in result.err
     heard = [json.loads(message.payload) for message in ear.hear_all() if message.topic == "elf/thing_0"]
     assert [(each.get("n"), each.get("msg"), each["seq"]) for each in heard] == [(1, None, 1), (None, "text", 2)]
@@ -124,10 +124,10 @@ def test_the_figures_are_those_of_a_broker_that_drops_repeats_and_swaps(
 ) -> None:
     with contextlib.closing(MqttProxy(tmp_path, pair, service, seed, RUN, kinds)) as proxy:
         count = 2 * proxy.passed_on()
-        window = pair.start("subscribe", *proxy.options, "--count", count, "--output", "json")
+        window = pair.start("subscribe", *proxy.to_broker, "--count", count, "--output", "json")
         window.await_line("ELF listening on")
         for _ in range(2):
-            main_of_pair("send", *pair.broker, "--sequence", "--count", RUN, "--interval", "0.01")
+            main_of_pair("send", *pair.to_broker, "--sequence", "--count", RUN, "--interval", "0.01")
         result = window.end(1 if DROP in kinds else 0)
     summary = summary_of(result.out)
     done = {
@@ -135,7 +135,7 @@ def test_the_figures_are_those_of_a_broker_that_drops_repeats_and_swaps(
             name: proxy.done[thing, what]
             for name, what in {"missing": DROP, "repeated": REPEAT, "outOfOrder": SWAP}.items()
         }
-        for thing in pair.things()
+        for thing in pair.recorded()
     }
     assert summary["received"] == count
     assert summary["senders"] == {thing: {name: n for name, n in its.items() if n} for thing, its in done.items()}
@@ -161,12 +161,12 @@ FIGURES: dict[str, tuple[list[int], dict[str, int]]] = {
 }
 
 
-def test_a_sender_is_missed_by_number_and_by_run(main_of_pair: InProcess, broker: Callable[..., Broker]) -> None:
+def test_a_sender_is_missed_by_number_and_by_run(main_of_pair: InProcess, broker_with: Callable[..., Broker]) -> None:
     messages = [SOUND % (thing, n, run) for thing, (its, _) in FIGURES.items() for run in "ab" for n in its]
     messages += [json.dumps({"thing": "without_run", "seq": n, "more": [n]}) for n in (1, 2, 4)]
-    between = broker(messages, retained=[SOUND % ("all", 99, "a")])
+    between = broker_with(messages, retained=[SOUND % ("all", 99, "a")])
     options = ("--things", 1, "--count", len(messages) + 1, "--output", "json")
-    result = main_of_pair("subscribe", *between.options, *options, status=1)
+    result = main_of_pair("subscribe", *between.to_broker, *options, status=1)
     summary = summary_of(result.out)
     expected = {thing: {name: 2 * n for name, n in its.items()} for thing, (_, its) in FIGURES.items() if its}
     assert summary["senders"] == {**expected, "without_run": {"missing": 1}}
@@ -185,37 +185,37 @@ ODD = [
 
 
 def test_what_has_no_thing_and_number_is_no_part_of_the_account(
-    main_of_pair: InProcess, broker: Callable[..., Broker]
+    main_of_pair: InProcess, broker_with: Callable[..., Broker]
 ) -> None:
     odd = [f'{{"thing": "sensor", {members}}}' for members in ODD]
     odd += ['{"seq": 3}', "[1]", "3", "", "sensor 3", "[" * 100_000]
     messages = [SOUND % ("sensor", 1, ""), *odd, SOUND % ("\\ud800\\u001b[2J", 1, ""), SOUND % ("sensor", 2, "")]
-    between = broker(messages)
+    between = broker_with(messages)
     options = ("--things", 1, "--count", len(messages), "--output", "json")
-    result = main_of_pair("subscribe", *between.options, *options)
+    result = main_of_pair("subscribe", *between.to_broker, *options)
     summary = summary_of(result.out)
     assert summary["received"] == len(messages)
     assert (summary["missing"], summary["repeated"], summary["outOfOrder"], summary["senders"]) == (0, 0, 0, {})
     assert result.lines[-1].endswith("on 1 thing, 0 missing, 0 repeated, 0 out of order")
 
 
-def test_what_is_under_way_at_the_end_is_no_loss(main_of_pair: InProcess, broker: Callable[..., Broker]) -> None:
-    between = broker([SOUND % ("sensor", number, "") for number in (1, 2, 5, 4, 4, 3, 3, 9)])
+def test_what_is_under_way_at_the_end_is_no_loss(main_of_pair: InProcess, broker_with: Callable[..., Broker]) -> None:
+    between = broker_with([SOUND % ("sensor", number, "") for number in (1, 2, 5, 4, 4, 3, 3, 9)])
     options = ("--things", 1, "--count", 3, "--output", "json")
-    summary = summary_of(main_of_pair("subscribe", *between.options, *options).out)
+    summary = summary_of(main_of_pair("subscribe", *between.to_broker, *options).out)
     assert (summary["received"], summary["senders"]) == (3, {"sensor": {"outOfOrder": 2}})
 
 
-def test_who_hears_a_part_alone_misses_nothing(main_of_pair: InProcess, broker: Callable[..., Broker]) -> None:
-    between = broker([SOUND % ("sensor", number, "") for number in (1, 5)])
+def test_who_hears_a_part_alone_misses_nothing(main_of_pair: InProcess, broker_with: Callable[..., Broker]) -> None:
+    between = broker_with([SOUND % ("sensor", number, "") for number in (1, 5)])
     options = ("--things", 1, "--topic", "$share/some/elf/#", "--count", 2, "--output", "json")
-    summary = summary_of(main_of_pair("subscribe", *between.options, *options).out)
+    summary = summary_of(main_of_pair("subscribe", *between.to_broker, *options).out)
     assert summary.keys().isdisjoint({"missing", "repeated", "outOfOrder", "senders"})
 
 
-def test_what_is_missing_is_seen_at_once_and_told_in_the_end(pair: Pair, broker: Callable[..., Broker]) -> None:
-    between = broker([SOUND % ("sensor", number, "") for number in (1, 3, 3)])
-    terminal = pair.in_terminal("subscribe", *between.options, "--things", 1, "--duration", "0.5", columns=200)
+def test_what_is_missing_is_seen_at_once_and_told_in_the_end(pair: Pair, broker_with: Callable[..., Broker]) -> None:
+    between = broker_with([SOUND % ("sensor", number, "") for number in (1, 3, 3)])
+    terminal = pair.in_terminal("subscribe", *between.to_broker, "--things", 1, "--duration", "0.5", columns=200)
     assert terminal.status == 1
     assert any("received 3, 1 missing, 1 repeated, 0 out of order | " in text for text in terminal.drawn)
     assert any("1 message did not arrive" in line for line in terminal.seen)
@@ -225,7 +225,7 @@ def test_what_is_sent_while_nobody_hears_it_is_missing(
     pair: Pair, service: AwsService, ear: Client, relay: Relay
 ) -> None:
     options = ("--things", 1, "--count", 4, "--output", "json")
-    window = pair.start("subscribe", *relay.broker(service), *options)
+    window = pair.start("subscribe", *relay.to_broker(service), *options)
     window.await_line("ELF listening on")
     for number in range(1, 8):
         if number == 3:

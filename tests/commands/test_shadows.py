@@ -30,7 +30,7 @@ def send(main: InProcess, elf: Elf, tmp_path: Path) -> Callable[..., tuple[dict[
         file = tmp_path / "messages.jsonl"
         file.write_text("".join(json.dumps(message) + "\n" for message in objects))
         how = ("--json-message", file, "--interval", "0.1", "--topic", topic, "--output", "json")
-        result = main("send", *elf.broker, *how, *options, status=status)
+        result = main("send", *elf.to_broker, *how, *options, status=status)
         summary = json.loads(result.out.splitlines()[-1])
         return {key: summary[key] for key in ("sent", "accepted", "rejected", "notAnswered")}, result.lines
 

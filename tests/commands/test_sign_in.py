@@ -93,7 +93,7 @@ def services() -> Iterator[Services]:
 
 
 @pytest.fixture
-def user(main: InProcess, elf: Elf, services: Services, monkeypatch: pytest.MonkeyPatch) -> InProcess:
+def signed_out(main: InProcess, elf: Elf, services: Services, monkeypatch: pytest.MonkeyPatch) -> InProcess:
     """A user without credentials, whose STS, SSO and metadata services are `services`."""
     main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     home = elf.home / ".aws"
@@ -243,7 +243,7 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
     ],
 )
 def test_each_way_to_sign_in_fails_in_its_own_words(
-    user: InProcess,
+    signed_out: InProcess,
     elf: Elf,
     services: Services,
     config: str,
@@ -253,15 +253,15 @@ def test_each_way_to_sign_in_fails_in_its_own_words(
     remedy: str,
 ) -> None:
     configure(elf, config)
-    user.use({name: value.format(url=services.url) for name, value in environment.items()})
+    signed_out.use({name: value.format(url=services.url) for name, value in environment.items()})
     if answer:
         services.refuse(*answer)
-    said = user("create", status=1).err
+    said = signed_out("create", status=1).err
     assert cause in said
     assert remedy in said
     assert "unexpected" not in said
     assert SECRET not in said
-    assert elf.things() == {}
+    assert elf.recorded() == {}
 
 
 @pytest.mark.parametrize(
@@ -272,25 +272,25 @@ def test_each_way_to_sign_in_fails_in_its_own_words(
     ],
 )
 def test_credentials_that_aws_refuses_are_told_apart(
-    user: InProcess, services: Services, code: str, message: str, cause: str
+    signed_out: InProcess, services: Services, code: str, message: str, cause: str
 ) -> None:
     services.refuse(403, code, message)
     keys = {"AWS_ACCESS_KEY_ID": "ASIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET}
-    user.use({**keys, "AWS_SESSION_TOKEN": SESSION_TOKEN, "AWS_ENDPOINT_URL": services.url})
-    assert cause + message in user("create", status=1).err
+    signed_out.use({**keys, "AWS_SESSION_TOKEN": SESSION_TOKEN, "AWS_ENDPOINT_URL": services.url})
+    assert cause + message in signed_out("create", status=1).err
 
 
 def test_an_sso_role_that_one_may_not_take_is_named_by_its_action(
-    user: InProcess, elf: Elf, services: Services, tmp_path: Path
+    signed_out: InProcess, elf: Elf, services: Services, tmp_path: Path
 ) -> None:
     configure(elf, SSO)
     cache = elf.home / ".aws" / "sso" / "cache" / f"{hashlib.sha1(b'elf-test').hexdigest()}.json"
     cache.parent.mkdir(parents=True)
     cache.write_text(json.dumps({"accessToken": "x" * 20, "expiresAt": "2099-01-01T00:00:00Z"}))
     services.refuse(403, "json ForbiddenException", "No access")
-    assert "AWS denies sso:GetRoleCredentials to these credentials: No access" in user("create", status=1).err
+    assert "AWS denies sso:GetRoleCredentials to these credentials: No access" in signed_out("create", status=1).err
     services.refuse(401, "json UnauthorizedException", "Session token not found or invalid")
-    assert "what to do: sign in with `aws sso login`" in user("create", status=1).err
+    assert "what to do: sign in with `aws sso login`" in signed_out("create", status=1).err
 
 
 def login_cache(elf: Elf, **fields: object) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.aws import Account, AwsService
 from support.machine import PATIENCE_S
-from support.mqtt import Client, client_of
+from support.mqtt import Client, mqtt_client_of
 from support.shell import Elf, InProcess, Pair
 
 ONCE = ("--duration", "0.01")
@@ -35,9 +35,9 @@ def test_what_has_no_end_says_so_and_ends_with_ctrl_c(
 ) -> None:
     stdin = subprocess.PIPE if "-" in options else subprocess.DEVNULL
     window = (
-        pair.start(command, *pair.broker, "--interval", "0.01", *options, stdin=stdin)
+        pair.start(command, *pair.to_broker, "--interval", "0.01", *options, stdin=stdin)
         if command == "send"
-        else (pair.start(command, *pair.broker, *options))
+        else (pair.start(command, *pair.to_broker, *options))
     )
     assert window.await_line(f"ELF {first_line}").endswith(f"ELF {first_line}\n")
     if window.process.stdin:
@@ -52,7 +52,7 @@ def test_what_has_no_end_says_so_and_ends_with_ctrl_c(
 
 
 def test_subscribe_waits_for_as_many_messages_as_it_is_to_count(pair: Pair, ear: Client) -> None:
-    window = pair.start("subscribe", *pair.broker, "--count", 3)
+    window = pair.start("subscribe", *pair.to_broker, "--count", 3)
     window.await_line("ELF listening on 2 things until 3 messages have arrived")
     ear.publish("elf/x", "one")
     window.await_count("one from topic", 2)
@@ -77,7 +77,7 @@ def test_subscribe_waits_for_as_many_messages_as_it_is_to_count(pair: Pair, ear:
 def test_that_each_thing_hears_the_same_is_said(
     main_of_pair: InProcess, pair: Pair, options: tuple[object, ...], is_said: bool
 ) -> None:
-    lines = main_of_pair("subscribe", *pair.broker, *ONCE, *options).lines
+    lines = main_of_pair("subscribe", *pair.to_broker, *ONCE, *options).lines
     assert any("all things receive every message" in line for line in lines) is is_said
 
 
@@ -87,13 +87,13 @@ def test_the_first_things_of_a_fleet_can_be_at_work_alone(
     main("create", 11)
     ear = connect(account)
     ear.subscribe("elf/#")
-    lines = main("send", *elf.broker, "--count", 1, "--things", 3).lines
+    lines = main("send", *elf.to_broker, "--count", 1, "--things", 3).lines
     assert sorted(heard.topic for heard in ear.hear_all()) == ["elf/thing_0", "elf/thing_1", "elf/thing_2"]
     assert account.policies() == ["anything", *(f"policy-thing_{number}" for number in range(3))]
     assert not [line for line in lines if "without a policy" in line]
-    assert "ELF listening on 3 things for 0.01 s" in main("subscribe", *elf.broker, *ONCE, "--things", 3).err
+    assert "ELF listening on 3 things for 0.01 s" in main("subscribe", *elf.to_broker, *ONCE, "--things", 3).err
     for command in ("send", "subscribe"):
-        assert main(command, *elf.broker, "--things", 12, status=1).lines == [
+        assert main(command, *elf.to_broker, "--things", 12, status=1).lines == [
             "--things 12 is more than the fleet has: 11",
             "what to do: make more with `elf.py create 12`, or ask for fewer",
         ]
@@ -103,7 +103,7 @@ def test_payloads_go_to_standard_output_as_they_came(pair: Pair, ear: Client) ->
     payloads = [b'{"a": 1.50}', b"\xff\x00\xfe", "Grüße".encode(), b"", b"two\r\nlines"]
     options = ("--things", 1, "--count", 5, "--output", "payload")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with pair.popen("subscribe", *pair.broker, *options, **pipes, text=False, encoding=None, errors=None) as process:
+    with pair.popen("subscribe", *pair.to_broker, *options, **pipes, text=False, encoding=None, errors=None) as process:
         assert process.stdout
         assert process.stderr
         while b"ELF listening" not in process.stderr.readline():
@@ -118,10 +118,10 @@ def test_payloads_go_to_standard_output_as_they_came(pair: Pair, ear: Client) ->
 
 
 def test_payloads_and_the_live_line_share_a_terminal(pair: Pair) -> None:
-    sender = pair.start("send", *pair.broker, "--duration", 0, "--interval", "0.1")
+    sender = pair.start("send", *pair.to_broker, "--duration", 0, "--interval", "0.1")
     sender.await_line("posting message")
     options = ("--things", 1, "--count", 10, "--output", "payload")
-    terminal = pair.in_terminal("subscribe", *pair.broker, *options, columns=300)
+    terminal = pair.in_terminal("subscribe", *pair.to_broker, *options, columns=300)
     assert any(text.startswith("received ") for text in terminal.drawn)
     assert [json.loads(line)["msg"] for line in terminal.seen if "{" in line and "Received" not in line] == (
         ["IoT ELF Hello"] * 10
@@ -132,7 +132,7 @@ def test_payloads_and_the_live_line_share_a_terminal(pair: Pair) -> None:
 def test_payloads_end_with_their_reader(
     pair: Pair, ear: Client, tmp_path: Path, reader: str, status: int, read: str
 ) -> None:
-    command = " ".join([pair.python, str(pair.script), "subscribe", *pair.broker, "--duration 0 --output payload"])
+    command = " ".join([pair.python, str(pair.script), "subscribe", *pair.to_broker, "--duration 0 --output payload"])
     script = f"set -o pipefail; {command} 2> {tmp_path / 'log'} {reader}"
     (tmp_path / "log").touch()
     environment = pair.environment
@@ -147,7 +147,7 @@ def test_payloads_end_with_their_reader(
 
 def test_subscribe_hears_an_independent_client_with_a_things_files(pair: Pair, service: AwsService) -> None:
     window = pair.subscribe("--count", 2)
-    client = client_of(pair, service, "thing_1", "thing_1-paho")
+    client = mqtt_client_of(pair, service, "thing_1", "thing_1-paho")
     assert client.connect() == "Success"
     client.publish("elf/from/paho", "hello, ELF")
     client.close()
@@ -158,7 +158,7 @@ def test_subscribe_hears_an_independent_client_with_a_things_files(pair: Pair, s
 
 def test_two_windows_with_append_thing_name_hear_each_other(pair: Pair) -> None:
     window = pair.subscribe("--append-thing-name", "--count", 4)
-    pair("send", *pair.broker, "--append-thing-name", "--duration", "0.1", "--interval", "0.05")
+    pair("send", *pair.to_broker, "--append-thing-name", "--duration", "0.1", "--interval", "0.05")
     received = window.end().received
     assert Counter(topic for topic, _ in received) == {"elf/thing_0": 2, "elf/thing_1": 2}
     assert {json.loads(payload)["msg"] for _, payload in received} == {"IoT ELF Hello"}
@@ -166,15 +166,15 @@ def test_two_windows_with_append_thing_name_hear_each_other(pair: Pair) -> None:
 
 def test_the_default_subscribe_hears_every_default_send(pair: Pair) -> None:
     window = pair.subscribe("--count", 4)
-    pair("send", *pair.broker, *ONCE)
+    pair("send", *pair.to_broker, *ONCE)
     assert Counter(topic for topic, _ in window.end().received) == {"elf/thing_0": 2, "elf/thing_1": 2}
 
 
 def test_subscribe_for_its_duration_succeeds_whatever_comes(main_of_pair: InProcess, pair: Pair) -> None:
-    result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--qos", 0)
+    result = main_of_pair("subscribe", *pair.to_broker, "--duration", "0.1", "--qos", 0)
     assert result.lines[-1] == "[subscribe] ELF received 0 messages on 2 things"
 
 
 def test_subscribe_fails_when_fewer_messages_than_its_count_come(main_of_pair: InProcess, pair: Pair) -> None:
-    result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--count", 3, status=1)
+    result = main_of_pair("subscribe", *pair.to_broker, "--duration", "0.1", "--count", 3, status=1)
     assert "received 0 messages in 0.1 s, not 3" in result.err

@@ -32,7 +32,7 @@ def messages_of(client: Client, thing: str) -> list[dict[str, Any]]:
 
 
 def test_the_example_is_a_device_whose_temperature_walks(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
-    main_of_pair("send", *pair.broker, *QUICK, "-n", 20, "--json-message", EXAMPLE)
+    main_of_pair("send", *pair.to_broker, *QUICK, "-n", 20, "--json-message", EXAMPLE)
     messages = messages_of(ear, "thing_1")
     assert [message["count"] for message in messages] == list(range(1, 21))
     assert {message["name"] for message in messages} == {"thing_1"}
@@ -52,7 +52,7 @@ EACH = (
 
 
 def test_each_name_has_its_value(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
-    main_of_pair("send", *pair.broker, *QUICK, "-n", 9, EACH)
+    main_of_pair("send", *pair.to_broker, *QUICK, "-n", 9, EACH)
     messages = messages_of(ear, "thing_1")
     assert [message["n"] for message in messages] == [[1, number] for number in range(1, 10)]
     assert [message["ramps"] for message in messages] == [[1 + 2 * step, 5 - step] for step in range(9)]
@@ -73,7 +73,7 @@ def test_a_seed_gives_the_same_data_again_whatever_the_timing(main_of_pair: InPr
     text = EACH.replace('"now": [{{ now }}, {{ now_ms }}],', "").replace("now_ms", "number")
     said = []
     for options in (("--seed", 7), ("--seed", 7, "--qos", 0), ("--seed", 8)):
-        main_of_pair("send", *pair.broker, *QUICK, "-n", 3, *options, text)
+        main_of_pair("send", *pair.to_broker, *QUICK, "-n", 3, *options, text)
         heard = [json.loads(each.payload) for each in ear.hear_all()]
         for message in heard:
             del message["ts"]
@@ -84,13 +84,13 @@ def test_a_seed_gives_the_same_data_again_whatever_the_timing(main_of_pair: InPr
 
 def test_lines_are_templates_whose_values_go_on(pair: Pair, ear: Client) -> None:
     feed = b'{"n": {{ ramp(1, 1) }}}\n\nplain {{ number }}\n{{ oops }}\n{"n": {{ ramp(1, 1) }}}\n'
-    result = pair("send", *pair.broker, "--template", "--json-message", "-", feed=feed, status=1)
+    result = pair("send", *pair.to_broker, "--template", "--json-message", "-", feed=feed, status=1)
     assert messages_of(ear, "thing_0") == [{"n": 1}, {"msg": "plain 2"}, {"n": 2}]
     assert any("line 4 is not sent: the template failed: line 1: unknown name 'oops'" in line for line in result.lines)
 
 
 def test_raw_results_go_out_as_they_are(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
-    main_of_pair("send", *pair.broker, *QUICK, "--raw", "-n", 1, "{{ number }},\n")
+    main_of_pair("send", *pair.to_broker, *QUICK, "--raw", "-n", 1, "{{ number }},\n")
     assert [heard.payload for heard in ear.hear_all()] == [b"1,\n"] * 2
 
 
@@ -115,7 +115,7 @@ def test_raw_results_go_out_as_they_are(main_of_pair: InProcess, pair: Pair, ear
 def test_a_template_that_does_not_work_is_refused_before_anything_connects(
     main_of_pair: InProcess, pair: Pair, text: str, reason: str
 ) -> None:
-    result = main_of_pair("send", *pair.broker, *QUICK, text, status=2)
+    result = main_of_pair("send", *pair.to_broker, *QUICK, text, status=2)
     assert reason in result.lines[0]
     assert result.lines[1].startswith("what to do: ")
     assert len(result.lines) == 2
@@ -127,7 +127,7 @@ ENDLESS = "{% for x in range(99999) %}{% for y in range(99999) %}{% endfor %}{% 
 @pytest.mark.parametrize("text", [ENDLESS, f"{{% if number > 1 %}}{ENDLESS}{{% endif %}}one"])
 def test_two_ctrl_c_end_a_template_that_does_not_end(pair: Pair, text: str) -> None:
     """Before anything connects, and while things send."""
-    window = pair.start("send", *pair.broker, *QUICK, "-n", 2, text)
+    window = pair.start("send", *pair.to_broker, *QUICK, "-n", 2, text)
     while psutil.Process(window.process.pid).cpu_times().user < 2:  # more than ELF takes to begin
         assert window.process.poll() is None
         time.sleep(0.1)
@@ -144,7 +144,7 @@ def test_a_message_whose_template_fails_is_counted_and_the_others_go_out(
     main_of_pair: InProcess, pair: Pair, ear: Client
 ) -> None:
     text = '{"n": {{ 12 // (number - 2) }}}'
-    result = main_of_pair("send", *pair.broker, *QUICK, "-n", 3, "--output", "json", text, status=1)
+    result = main_of_pair("send", *pair.to_broker, *QUICK, "-n", 3, "--output", "json", text, status=1)
     assert messages_of(ear, "thing_0") == [{"n": -12}, {"n": 12}]
     assert [line for line in result.lines if "message 2 of" in line] == [
         f"message 2 of {name} is not sent: the template failed: line 1: integer division or modulo by zero"
@@ -159,7 +159,7 @@ def test_an_object_of_a_template_may_take_several_lines_of_a_file_but_not_of_a_s
 ) -> None:
     for name, status in (("message.json", 0), ("messages.jsonl", 2)):
         (tmp_path / name).write_text('{"n": {{ number }},\n "b": [1]}\n')
-        main_of_pair("send", *pair.broker, *QUICK, "-n", 1, "--json-message", tmp_path / name, status=status)
+        main_of_pair("send", *pair.to_broker, *QUICK, "-n", 1, "--json-message", tmp_path / name, status=status)
     assert messages_of(ear, "thing_0") == [{"n": 1, "b": [1]}]
 
 
@@ -168,10 +168,10 @@ def test_an_object_of_a_template_that_is_broken_is_not_sent_as_text(
 ) -> None:
     file = tmp_path / "message.json"
     file.write_text('{"n": {{ number }}')
-    result = main_of_pair("send", *pair.broker, *QUICK, "--json-message", file, status=2)
+    result = main_of_pair("send", *pair.to_broker, *QUICK, "--json-message", file, status=2)
     assert f"could not read the message file {file}" in result.err
     file.write_text('{"n": {{ "" if number == 2 else number }}}')
-    result = main_of_pair("send", *pair.broker, *QUICK, "-n", 3, "--json-message", file, status=1)
+    result = main_of_pair("send", *pair.to_broker, *QUICK, "-n", 3, "--json-message", file, status=1)
     assert "message 2 of thing_0 is not sent: Expecting value" in result.err
     assert messages_of(ear, "thing_0") == [{"n": 1}, {"n": 3}]
 

@@ -32,7 +32,7 @@ def matches(pattern: re.Pattern[str], terminal: Terminal) -> list[re.Match[str]]
 
 
 def test_more_than_a_few_things_come_and_go_under_a_bar_and_whole_log_lines(elf: Elf, account: Account) -> None:
-    for command, rate in (("create", ()), ("send", (*elf.broker, "--count", 1)), ("clean", ())):
+    for command, rate in (("create", ()), ("send", (*elf.to_broker, "--count", 1)), ("clean", ())):
         count = (8,) if command == "create" else ()
         terminal = elf.in_terminal(command, *count, *rate, "--rate", 100, columns=300)
         assert terminal.status == 0
@@ -46,7 +46,11 @@ def test_a_few_things_need_no_bar(elf: Elf) -> None:
 
 
 def test_no_terminal_no_bar_no_live_line_and_no_colour(elf: Elf) -> None:
-    for command in (("create", 8, "--rate", 100), ("send", *elf.broker, "--count", 2, "--interval", "0.3"), ("clean",)):
+    for command in (
+        ("create", 8, "--rate", 100),
+        ("send", *elf.to_broker, "--count", 2, "--interval", "0.3"),
+        ("clean",),
+    ):
         result = elf(*command)
         assert [line for line in result.err.splitlines() if not LINE.fullmatch(line)] == []
         assert result.out == ""
@@ -54,7 +58,7 @@ def test_no_terminal_no_bar_no_live_line_and_no_colour(elf: Elf) -> None:
 
 
 def test_send_keeps_a_live_line_and_takes_it_away_again(pair: Pair) -> None:
-    terminal = pair.in_terminal("send", *pair.broker, "--duration", "1.5", "--interval", "0.1", columns=300)
+    terminal = pair.in_terminal("send", *pair.to_broker, "--duration", "1.5", "--interval", "0.1", columns=300)
     live = matches(LIVE_SEND, terminal)
     sent, acknowledged = ([int(match[group]) for match in live] for group in (1, 2))
     assert sent == sorted(sent)
@@ -69,9 +73,9 @@ def test_send_keeps_a_live_line_and_takes_it_away_again(pair: Pair) -> None:
 
 
 def test_the_live_line_of_subscribe_counts_and_measures_from_the_senders_ts(pair: Pair) -> None:
-    sender = pair.start("send", *pair.broker, "--duration", "30", "--interval", "0.1")
+    sender = pair.start("send", *pair.to_broker, "--duration", "30", "--interval", "0.1")
     sender.await_line("posting message")
-    terminal = pair.in_terminal("subscribe", *pair.broker, "--duration", "1.5", columns=300)
+    terminal = pair.in_terminal("subscribe", *pair.to_broker, "--duration", "1.5", columns=300)
     live = matches(LIVE_SUBSCRIBE, terminal)
     assert int(live[-1][1]) > 0
     assert live[-1][2]
@@ -91,7 +95,7 @@ def test_a_frozen_broker_shows_at_once_and_so_does_a_lost_connection(
         relay.unsilence()
 
     threading.Thread(target=freeze).start()
-    send = ("send", *relay.broker(service), "--duration", "6", "--interval", "0.1")
+    send = ("send", *relay.to_broker(service), "--duration", "6", "--interval", "0.1")
     terminal = pair.in_terminal(*send, columns=80)
     assert terminal.status == 0
     stalled = matches(
@@ -178,7 +182,7 @@ def test_nothing_is_left_of_the_live_line_and_what_was_typed_over_it(pair: Pair)
 
 @pytest.mark.parametrize("columns", [20, 40])
 def test_the_live_line_fits_into_a_narrow_terminal(pair: Pair, columns: int) -> None:
-    terminal = pair.in_terminal("send", *pair.broker, "--count", 5, "--interval", "0.2", columns=columns)
+    terminal = pair.in_terminal("send", *pair.to_broker, "--count", 5, "--interval", "0.2", columns=columns)
     live = [text for text in terminal.drawn if text.startswith("sent ")]
     assert live
     assert max(map(len, live)) < columns
@@ -258,7 +262,7 @@ def test_quiet_leaves_warnings_errors_and_the_last_report(elf: Elf) -> None:
     assert quiet("create", 8, "--rate", 100) == ["ELF created 8 things in region:'us-west-2'."]
     (elf.misc / "thing_0.prv").unlink()
     (elf.misc / "elf.json").chmod(0o644)
-    sent = quiet("send", *elf.broker, "--count", 2, "--interval", "0.5", status=1)
+    sent = quiet("send", *elf.to_broker, "--count", 2, "--interval", "0.5", status=1)
     assert "could read" in sent[0]
     assert any("thing_0 has no file" in line for line in sent)
     assert any("ELF sent 14 messages from 7 things: 14 acknowledged, 0 lost" in line for line in sent)
@@ -291,14 +295,14 @@ def test_files_are_named_as_they_would_be_typed(elf: Elf) -> None:
 
 
 @pytest.fixture(scope="module")
-def crowd(service: AwsService, tmp_path_factory: pytest.TempPathFactory) -> Elf:
+def large_fleet(service: AwsService, tmp_path_factory: pytest.TempPathFactory) -> Elf:
     """A fleet that is too large for a line a thing."""
     account = Account(service)
     environment = account.credentials | {"AWS_ENDPOINT_URL": service.url}
-    return Elf(tmp_path_factory.mktemp("crowd"), environment, service)
+    return Elf(tmp_path_factory.mktemp("large_fleet"), environment, service)
 
 
-def test_a_large_fleet_has_summaries_and_with_verbose_a_line_a_thing(crowd: Elf) -> None:
+def test_a_large_fleet_has_summaries_and_with_verbose_a_line_a_thing(large_fleet: Elf) -> None:
     def assert_brief(command: str, brief: list[str], verbose: list[str], said: Callable[[int], str], each: int) -> None:
         assert len(brief) <= 12, command
         for number in range(MANY):
@@ -306,10 +310,10 @@ def test_a_large_fleet_has_summaries_and_with_verbose_a_line_a_thing(crowd: Elf)
             assert sum(said(number) in line for line in verbose) >= each
 
     create = ("create", MANY, "--rate", 200)
-    send = ("send", *crowd.broker, "--count", 1, "--rate", 200)
+    send = ("send", *large_fleet.to_broker, "--count", 1, "--rate", 200)
     clean = ("clean", "--rate", 200)
-    brief = {command[0]: crowd(*command).lines for command in (create, send, clean)}
-    verbose = {command[0]: crowd(*command, "--verbose").lines for command in (create, send, clean)}
+    brief = {command[0]: large_fleet(*command).lines for command in (create, send, clean)}
+    verbose = {command[0]: large_fleet(*command, "--verbose").lines for command in (create, send, clean)}
     for command, each, said in (
         ("create", 4, "thing_{}"),
         ("send", 2, "thing_{}"),
@@ -321,21 +325,23 @@ def test_a_large_fleet_has_summaries_and_with_verbose_a_line_a_thing(crowd: Elf)
     assert brief["clean"][-1] == f"[clean_up] ELF cleaned up {MANY} things, 0 left"
 
 
-def test_of_many_things_that_fail_alike_one_is_told_at_once_and_all_are_counted(crowd: Elf) -> None:
-    crowd("create", MANY, "--rate", 200)
-    crowd("send", *crowd.broker, "--count", 1, "--rate", 200)
-    for path in crowd.misc.glob("*.prv"):
+def test_of_many_things_that_fail_alike_one_is_told_at_once_and_all_are_counted(large_fleet: Elf) -> None:
+    large_fleet("create", MANY, "--rate", 200)
+    large_fleet("send", *large_fleet.to_broker, "--count", 1, "--rate", 200)
+    for path in large_fleet.misc.glob("*.prv"):
         path.write_text("")
-    (crowd.misc / "thing_3.prv").unlink()
-    brief, verbose = (crowd("send", *crowd.broker, *more, status=1).lines for more in ((), ("--verbose",)))
-    crowd("clean", "--rate", 200)
+    (large_fleet.misc / "thing_3.prv").unlink()
+    brief, verbose = (
+        large_fleet("send", *large_fleet.to_broker, *more, status=1).lines for more in ((), ("--verbose",))
+    )
+    large_fleet("clean", "--rate", 200)
     assert len(brief) <= 10
     assert [sum(bool(re.search(r"thing_\d+ is empty", line)) for line in lines) for lines in (brief, verbose)] == [
         1,
         24,
     ]
     names = [f"thing_{number}" for number in range(MANY) if number != 3]
-    report = f"24 of {MANY} things failed: the file {crowd.misc}/<thing>.prv of <thing> is empty"
+    report = f"24 of {MANY} things failed: the file {large_fleet.misc}/<thing>.prv of <thing> is empty"
     assert f"{report} ({', '.join(names[:20])}, and 4 more)" in brief
     assert f"{report} ({', '.join(names)})" in verbose
     for lines in (brief, verbose):
@@ -349,5 +355,7 @@ def test_of_many_things_that_are_not_complete_some_are_named(elf: Elf) -> None:
     entries = json.loads((elf.misc / "things.json").read_text())
     entries += [{f"thing_{number}": {"elf_stage": "creating"}} for number in range(1, 30)]
     (elf.misc / "things.json").write_text(json.dumps(entries))
-    (line,) = (line for line in elf("send", *elf.broker, "--count", 1).lines if "skipping incomplete things: " in line)
+    (line,) = (
+        line for line in elf("send", *elf.to_broker, "--count", 1).lines if "skipping incomplete things: " in line
+    )
     assert line.endswith(", thing_20, and 9 more; finish with `elf.py create 30`")

@@ -28,7 +28,7 @@ ONCE = ("--duration", "0.01")
 def test_send_publishes_to(
     main_of_pair: InProcess, pair: Pair, ear: Client, options: tuple[str, ...], topics: list[str]
 ) -> None:
-    main_of_pair("send", *pair.broker, *ONCE, *options)
+    main_of_pair("send", *pair.to_broker, *ONCE, *options)
     assert sorted(heard.topic for heard in ear.hear_all()) == topics
 
 
@@ -46,7 +46,7 @@ def test_send_publishes_to(
 def test_subscribe_listens_on(
     main_of_pair: InProcess, pair: Pair, options: tuple[str, ...], filters: list[str]
 ) -> None:
-    lines = main_of_pair("subscribe", *pair.broker, *ONCE, *options).lines
+    lines = main_of_pair("subscribe", *pair.to_broker, *ONCE, *options).lines
     assert sorted(line for line in lines if " subscribed to " in line) == [
         f"ELF thing_{number} subscribed to topic: {topic_filter}" for number, topic_filter in enumerate(filters)
     ]
@@ -64,7 +64,7 @@ SEVEN_SLASHES = "1/2/3/4/5/6/7/8"
 
 @pytest.mark.parametrize("topic", [SEVEN_SLASHES, "x" * 256, "ü" * 128, "/", "with space/ü"])
 def test_an_unusual_topic_that_aws_takes_is_used(main_of_pair: InProcess, pair: Pair, ear: Client, topic: str) -> None:
-    main_of_pair("send", *pair.broker, *ONCE, "--topic", topic)
+    main_of_pair("send", *pair.to_broker, *ONCE, "--topic", topic)
     assert [heard.topic for heard in ear.hear_all()] == [topic, topic]
 
 
@@ -94,7 +94,7 @@ def test_an_unusual_topic_that_aws_takes_is_used(main_of_pair: InProcess, pair: 
 def test_a_topic_that_aws_does_not_take_is_refused(
     main_of_pair: InProcess, pair: Pair, command: str, topic: str, problem: str
 ) -> None:
-    result = main_of_pair(command, *pair.broker, *ONCE, "--topic", topic, status=2)
+    result = main_of_pair(command, *pair.to_broker, *ONCE, "--topic", topic, status=2)
     wrong, advice = result.lines  # and nothing was done before
     assert problem in wrong
     assert repr(topic.replace("{thing_name}", "thing_0")[:300]) in wrong
@@ -103,11 +103,11 @@ def test_a_topic_that_aws_does_not_take_is_refused(
 
 def test_more_subscriptions_than_a_connection_may_have_are_refused(main_of_pair: InProcess, pair: Pair) -> None:
     filters = [word for number in range(51) for word in ("--topic", str(number))]
-    assert main_of_pair("subscribe", *pair.broker, *ONCE, *filters, status=2).lines == [
+    assert main_of_pair("subscribe", *pair.to_broker, *ONCE, *filters, status=2).lines == [
         "AWS IoT allows 50 subscriptions per connection, not 51",
         "what to do: use fewer --topic options, or a wildcard (see elf.py subscribe --help)",
     ]
-    assert main_of_pair("subscribe", *pair.broker, *ONCE, *filters[2:])
+    assert main_of_pair("subscribe", *pair.to_broker, *ONCE, *filters[2:])
 
 
 # What AWS's page of reserved topics lets a client do with each of them.

@@ -24,7 +24,7 @@ def test_what_counts_as_attached_for_a_while_is_waited_for_and_said_once(
     main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, operation: str
 ) -> None:
     main("create", 2)
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     for call in (1, 2):  # of which each may be another thing's
         proxy.inject(operation, IN_USE[operation], call=call)
     before = proxy.calls[operation]
@@ -39,7 +39,7 @@ def test_things_that_wait_hold_up_no_others(
 ) -> None:
     limits(CALLS_IN_FLIGHT=1)
     main("create", 3)
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     proxy.inject("DeletePolicy", IN_USE["DeletePolicy"])
     said = main("clean", "--verbose").err
     order = re.findall(r"Thing:'(thing_\d)' cleaned up", said)
@@ -55,7 +55,7 @@ def test_a_lost_certificate_that_waits_to_be_deleted_is_not_left_behind(
     main("clean", "--only-local")
     proxy.inject("DeleteCertificate", IN_USE["DeleteCertificate"])
     assert "trying again" in main("create").err
-    assert list(account.certificates()) == [elf.things()["thing_0"]["certificateId"]]
+    assert list(account.certificates()) == [elf.recorded()["thing_0"]["certificateId"]]
     main("clean")
     assert account.is_empty()
 
@@ -65,7 +65,7 @@ def test_a_refusal_that_outlasts_what_aws_says_blames_nobody(
 ) -> None:
     limits(CONSISTENCY_S=0.5)
     main("create")
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     proxy.inject("DeletePolicy", IN_USE["DeletePolicy"], onwards=True)
     said = main("clean", status=1).err
     assert "thing_0: AWS refuses to delete it: The policy is attached to one or more resources." in said
@@ -81,7 +81,7 @@ def test_what_was_just_made_is_waited_for_until_aws_finds_it(
     missing = aws_error(404, "ResourceNotFoundException", "The certificate given in the principal does not exist.")
     proxy.inject("AttachThingPrincipal", missing)
     proxy.inject("AttachPolicy", missing)
-    said = main("create").err + main("send", *elf.broker, *ONCE).err
+    said = main("create").err + main("send", *elf.to_broker, *ONCE).err
     for operation in ("AttachThingPrincipal", "AttachPolicy"):
         assert f"{operation}: not visible in AWS yet: trying again for up to 10 s" in said
     assert len(account.certificates()) == len(account.policies()) == 1

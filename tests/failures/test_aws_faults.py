@@ -91,14 +91,14 @@ CHANGES = [name for method, _, name, _ in OPERATIONS if method != "GET" and not 
 DIAGNOSIS = "DescribeCertificate"
 
 
-class User:
+class Unlucky:
     """A user with two things, whose calls to AWS go through a proxy that makes them fail."""
 
     def __init__(self, main: InProcess, elf: Elf, account: Account, proxy: HttpProxy) -> None:
         self.elf, self.account, self.proxy, self._main = elf, account, proxy, main
         self._arguments = {
             "create": ("create", len(THINGS)),
-            "send": ("send", *elf.broker, "--duration", "0.01"),
+            "send": ("send", *elf.to_broker, "--duration", "0.01"),
             "clean": ("clean",),
         }
 
@@ -164,7 +164,7 @@ class User:
         complete = []
         for name in present:
             principals = self.account.iot.list_thing_principals(thingName=name)["principals"]
-            if principals == [self.elf.things()[name].get("certificateArn")] and (
+            if principals == [self.elf.recorded()[name].get("certificateArn")] and (
                 command == "create" or self.account.policies_of(name) == [f"policy-{name}"]
             ):
                 complete.append(name)
@@ -172,9 +172,9 @@ class User:
 
 
 @pytest.fixture
-def user(main: InProcess, elf: Elf, account: Account, proxy: HttpProxy) -> User:
+def unlucky(main: InProcess, elf: Elf, account: Account, proxy: HttpProxy) -> Unlucky:
     random.seed(SEED)
-    return User(main, elf, account, proxy)
+    return Unlucky(main, elf, account, proxy)
 
 
 def test_every_operation_that_elf_calls_is_here() -> None:
@@ -190,17 +190,17 @@ def test_every_operation_that_elf_calls_is_here() -> None:
     [(operation, fault) for operation in SITUATIONS for fault in PASSING if (operation, fault) != UNNAMED],
 )
 def test_a_passing_fault_is_ridden_out_and_leaves_nothing_behind(
-    user: User, account: Account, operation: str, fault: str
+    unlucky: Unlucky, account: Account, operation: str, fault: str
 ) -> None:
-    user.meet(operation, PASSING[fault])
-    assert user.served(operation) == THINGS
-    user.finish(operation)
+    unlucky.meet(operation, PASSING[fault])
+    assert unlucky.served(operation) == THINGS
+    unlucky.finish(operation)
     assert account.is_empty()
 
 
-def test_a_certificate_whose_answer_is_lost_is_named_and_left_to_the_user(user: User, account: Account) -> None:
+def test_a_certificate_whose_answer_is_lost_is_named_and_left_to_the_user(unlucky: Unlucky, account: Account) -> None:
     operation, fault = UNNAMED
-    printed = user.meet(operation, PASSING[fault]).err + user.finish(operation)
+    printed = unlucky.meet(operation, PASSING[fault]).err + unlucky.finish(operation)
     assert (account.things(), account.policies()) == ([], [])
     (certificate_id,) = account.certificates()
     assert certificate_id in printed
@@ -210,25 +210,27 @@ def test_a_certificate_whose_answer_is_lost_is_named_and_left_to_the_user(user: 
 
 
 @pytest.mark.parametrize("operation", SITUATIONS)
-def test_a_denied_call_is_explained_and_stops_no_other_thing(user: User, account: Account, operation: str) -> None:
+def test_a_denied_call_is_explained_and_stops_no_other_thing(
+    unlucky: Unlucky, account: Account, operation: str
+) -> None:
     stops = SITUATIONS[operation].stops
-    result = user.meet(operation, denied(operation), status=1 if stops else 0)
+    result = unlucky.meet(operation, denied(operation), status=1 if stops else 0)
     assert len([line for line in result.lines if f"AWS denies iot:{operation} to" in line]) == 1
     assert len([line for line in result.lines if line.startswith("what to do: ")]) == 1
     assert "Traceback" not in result.out + result.err
-    assert len(user.served(operation)) == len(THINGS) - stops
-    user.finish(operation)
+    assert len(unlucky.served(operation)) == len(THINGS) - stops
+    unlucky.finish(operation)
     assert account.is_empty()
 
 
 @pytest.mark.parametrize("moment", ["before-aws-acts", "after-aws-acts"])
 @pytest.mark.parametrize("operation", CHANGES)
 def test_clean_empties_the_account_after_a_kill_in_mid_call(
-    user: User, account: Account, operation: str, moment: str
+    unlucky: Unlucky, account: Account, operation: str, moment: str
 ) -> None:
-    user.kill(operation, HANG if moment == "before-aws-acts" else HANG_AFTER)
-    printed = user.run("clean").err
-    assert user.elf.files() == ["elf.json"]
+    unlucky.kill(operation, HANG if moment == "before-aws-acts" else HANG_AFTER)
+    printed = unlucky.run("clean").err
+    assert unlucky.elf.files() == ["elf.json"]
     assert (account.things(), account.policies()) == ([], [])
     unanswered = len(THINGS) if SITUATIONS[operation].command == "create" else 0
     assert len(account.certificates()) <= unanswered
@@ -237,20 +239,20 @@ def test_clean_empties_the_account_after_a_kill_in_mid_call(
 
 @pytest.mark.parametrize("fault", [*PASSING, "403"])
 def test_a_fault_in_asking_why_a_thing_is_refused_costs_the_reason_at_the_most(
-    user: User, account: Account, limits: Limits, main: InProcess, fault: str
+    unlucky: Unlucky, account: Account, limits: Limits, main: InProcess, fault: str
 ) -> None:
     limits(PROPAGATION_S=0.0)
     for command in ("create", "send"):
-        user.run(command)
+        unlucky.run(command)
     account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")
-    result = user.run_into(DIAGNOSIS, PASSING.get(fault) or denied(DIAGNOSIS), "send", status=1)
+    result = unlucky.run_into(DIAGNOSIS, PASSING.get(fault) or denied(DIAGNOSIS), "send", status=1)
     assert "thing_1" in "".join(line for line in result.err.splitlines() if ":ERROR - " in line)
     assert ("INACTIVE" in result.err) is (fault in PASSING)
     assert "what to do: " in result.err
     assert "Traceback" not in result.out + result.err
     assert "sent 1 message from 1 thing: 1 acknowledged, 0 lost" in result.err
-    assert "INACTIVE" in user.run("send", status=1).err
-    user.run("clean")
+    assert "INACTIVE" in unlucky.run("send", status=1).err
+    unlucky.run("clean")
     assert account.is_empty()
 
 
@@ -274,7 +276,7 @@ def test_a_certificate_whose_answer_was_lost_is_named_until_it_is_gone(
     assert re.search(rf"{told}, from 20\d\d-.* UTC to 20\d\d-.* UTC", said)
     assert re.findall(r"certificate ([0-9a-f]{64}), ACTIVE, made at 20\d\d-\S+ \S+ UTC, is attached to", said) == [lost]
     assert lost in main("create", 2).err
-    assert lost in main("send", *elf.broker, *ONCE).err
+    assert lost in main("send", *elf.to_broker, *ONCE).err
     assert lost in main("clean").err
     assert account.snapshot() == ([], {earlier: "ACTIVE", lost: "ACTIVE"}, [])
     assert lost in main("clean").err

@@ -37,7 +37,7 @@ def test_a_fleets_life_takes_the_calls_it_needs_many_at_once_and_is_not_throttle
     rate = ("--rate", 10 * FASTER)
     needed = {
         ("create", THINGS): ["CreateThing", "CreateKeysAndCertificate", "AttachThingPrincipal"],
-        ("send", *elf.broker, "--duration", "0.01"): ["CreatePolicy", "AttachPolicy"],
+        ("send", *elf.to_broker, "--duration", "0.01"): ["CreatePolicy", "AttachPolicy"],
         ("clean",): [
             "DescribeThing",
             "ListAttachedPolicies",

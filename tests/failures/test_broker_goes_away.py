@@ -31,10 +31,10 @@ def assert_all_heard(result: Result, ear: Client, messages: int) -> None:
 def test_what_is_published_while_the_broker_is_away_arrives_later(
     pair: Pair, ear: Client, service: AwsService, relay: Relay, interval: str
 ) -> None:
-    window = pair.start("send", *relay.broker(service), "--duration", "3", "--interval", interval)
+    window = pair.start("send", *relay.to_broker(service), "--duration", "3", "--interval", interval)
     window.await_line("posting message")
     relay.down()
-    for name in pair.things():
+    for name in pair.recorded():
         window.await_line(f"{name} lost its connection to localhost:{relay.port}")
     window.await_line(r"waiting for \d+ acknowledgements")  # all is published, and the broker is still away
     relay.up()
@@ -48,7 +48,7 @@ def test_what_is_published_while_the_broker_is_away_arrives_later(
 def test_a_network_that_swallows_everything_loses_nothing(
     pair: Pair, ear: Client, service: AwsService, relay: Relay
 ) -> None:
-    window = pair.start("send", *relay.broker(service), "--duration", "2", "--interval", "0.1")
+    window = pair.start("send", *relay.to_broker(service), "--duration", "2", "--interval", "0.1")
     window.await_line("posting message")
     relay.silence()
     window.await_line(r"waiting for \d+ acknowledgements")
@@ -72,7 +72,7 @@ def test_an_outage_longer_than_the_grace_is_given_up_and_what_is_lost_is_listed(
         relay.close()
 
     threading.Thread(target=break_it).start()
-    result = main_of_pair("send", *relay.broker(service), "--duration", "3", "--interval", "0.1", status=1)
+    result = main_of_pair("send", *relay.to_broker(service), "--duration", "3", "--interval", "0.1", status=1)
     pattern = r"sent (\d+) .*: (\d+) acknowledged, (\d+) lost(?:, (\d+) not sent)?"
     sent, acknowledged, lost, unsent = (int(number or 0) for number in re.findall(pattern, result.err)[0])
     assert (sent + unsent, acknowledged + lost) == (60, sent)
@@ -88,14 +88,14 @@ def test_subscribe_comes_back_by_itself_and_says_how_long_it_was_offline(
     pair: Pair, connect: Callable[[Account], Client], service: AwsService, relay: Relay
 ) -> None:
     client = connect(pair.account)
-    window = pair.start("subscribe", *relay.broker(service), "--duration", "60", "--count", "2")
+    window = pair.start("subscribe", *relay.to_broker(service), "--duration", "60", "--count", "2")
     window.await_line("ELF listening on 2 things")
     relay.down()
-    for name in pair.things():
+    for name in pair.recorded():
         window.await_line(f"{name} lost its connection")
     client.publish("elf/x", "nobody hears this")
     relay.up()
-    for name in pair.things():
+    for name in pair.recorded():
         window.await_line(rf"{name} reconnected to localhost:{relay.port} after [\d.]+ s")
     client.publish("elf/x", "everybody hears this")
     result = window.end()
@@ -104,7 +104,7 @@ def test_subscribe_comes_back_by_itself_and_says_how_long_it_was_offline(
 
 
 def test_subscribe_that_is_offline_in_the_end_fails(pair: Pair, service: AwsService, relay: Relay) -> None:
-    window = pair.start("subscribe", *relay.broker(service), "--duration", "3")
+    window = pair.start("subscribe", *relay.to_broker(service), "--duration", "3")
     window.await_line("ELF listening on 2 things")
     relay.down()
     assert "ended without a connection" in window.end(1).err
@@ -115,10 +115,10 @@ def test_a_larger_fleet_rides_out_an_outage(
     elf: Elf, account: Account, connect: Callable[[Account], Client], service: AwsService, relay: Relay
 ) -> None:
     elf("create", 60, "--rate", 200)
-    elf("send", *elf.broker, "--duration", "0.01", "--rate", 200)
+    elf("send", *elf.to_broker, "--duration", "0.01", "--rate", 200)
     ear = connect(account)
     ear.subscribe("elf/#")
-    window = elf.start("send", *relay.broker(service), "--duration", "5", "--interval", "0.5", "--verbose")
+    window = elf.start("send", *relay.to_broker(service), "--duration", "5", "--interval", "0.5", "--verbose")
     window.await_line("posting message")
     relay.down()
     window.await_line(r"thing_59 lost its connection")
@@ -131,7 +131,7 @@ def test_a_larger_fleet_rides_out_an_outage(
 
 @pytest.mark.long
 def test_many_reconnections_leak_no_thread_and_no_open_file(pair: Pair, service: AwsService, relay: Relay) -> None:
-    window = pair.start("subscribe", *relay.broker(service), "--duration", "120")
+    window = pair.start("subscribe", *relay.to_broker(service), "--duration", "120")
     window.await_line("ELF listening on 2 things")
 
     def cut(times: int) -> None:
@@ -151,10 +151,10 @@ def test_many_reconnections_leak_no_thread_and_no_open_file(pair: Pair, service:
 def test_a_connection_that_is_cut_is_said_to_be_and_comes_back(
     pair: Pair, ear: Client, service: AwsService, relay: Relay
 ) -> None:
-    window = pair.start("send", *relay.broker(service), "--duration", "5", "--interval", "0.1")
+    window = pair.start("send", *relay.to_broker(service), "--duration", "5", "--interval", "0.1")
     window.await_line("posting message")
     relay.cut()
-    for name in pair.things():
+    for name in pair.recorded():
         window.await_line(f"{name} lost its connection to localhost:{relay.port}")
         window.await_line(f"{name} reconnected to localhost:{relay.port}")
     result = window.end()

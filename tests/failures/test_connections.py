@@ -46,37 +46,37 @@ ENDS = ("FIN", "RST", "TLS")  # of Peer.end()
 
 
 @pytest.fixture(scope="module")
-def crowd(service: AwsService, tmp_path_factory: pytest.TempPathFactory) -> Elf:
+def twenty_things(service: AwsService, tmp_path_factory: pytest.TempPathFactory) -> Elf:
     """Twenty things that have sent already."""
     account = Account(service)
     environment = account.credentials | {"AWS_ENDPOINT_URL": service.url}
-    crowd = Elf(tmp_path_factory.mktemp("crowd"), environment, service)
-    crowd("create", 20, "--rate", 200)
-    crowd("send", *crowd.broker, "--duration", "0.01", "--rate", 200)
-    return crowd
+    twenty_things = Elf(tmp_path_factory.mktemp("twenty_things"), environment, service)
+    twenty_things("create", 20, "--rate", 200)
+    twenty_things("send", *twenty_things.to_broker, "--duration", "0.01", "--rate", 200)
+    return twenty_things
 
 
 @pytest.fixture
-def things(crowd: Elf, service: AwsService, tmp_path: Path) -> Iterator[Callable[[int], Elf]]:
-    """The first things of the crowd, as a fleet of their own."""
+def fleet_of(twenty_things: Elf, service: AwsService, tmp_path: Path) -> Iterator[Callable[[int], Elf]]:
+    """The first of twenty things, as a fleet of their own."""
     fleets = []
 
-    def things(number: int) -> Elf:
-        elf = Elf(tmp_path, {**crowd.environment, "ELF_MISC_DIR": str(tmp_path / "misc")}, service)
-        shutil.copytree(crowd.misc, elf.misc)
+    def fleet_of(number: int) -> Elf:
+        elf = Elf(tmp_path, {**twenty_things.environment, "ELF_MISC_DIR": str(tmp_path / "misc")}, service)
+        shutil.copytree(twenty_things.misc, elf.misc)
         things_json = elf.misc / "things.json"
         things_json.write_text(json.dumps(json.loads(things_json.read_text())[:number]))
         fleets.append(elf)
         return elf
 
-    yield things
+    yield fleet_of
     for fleet in fleets:
         fleet.close_windows()
 
 
 @pytest.fixture
 def main_of(
-    things: Callable[[int], Elf],
+    fleet_of: Callable[[int], Elf],
     module: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -89,7 +89,7 @@ def main_of(
     limits(MAX_RECONNECT_PAUSE_S=0.05, CHECK_INTERVAL_S=0.1, PROPAGATION_S=0.0)
 
     def main_of(number: int, asking: bool = False) -> InProcess:
-        main = InProcess(module, things(number), monkeypatch, capsys)
+        main = InProcess(module, fleet_of(number), monkeypatch, capsys)
         if not asking:
             main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
         return main
@@ -98,7 +98,7 @@ def main_of(
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
+def make_broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
     """Make brokers, by their scripts."""
     with contextlib.ExitStack() as stack:
         yield lambda **scripts: stack.enter_context(contextlib.closing(Broker(tmp_path, scripts)))
@@ -156,12 +156,12 @@ THE_END = deliver(publish(b"elf/x", b"the end") * 2)
 
 @pytest.mark.parametrize("end", ENDS)
 def test_send_loses_nothing_at_whichever_byte_a_connection_ends(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker], tmp_path: Path, end: str
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], tmp_path: Path, end: str
 ) -> None:
     scripts = [cut(kind, after, end) for kind in (CONNACK, PUBACK) for after in range(5)]
-    between = broker(thing_0=scripts)
+    between = make_broker(thing_0=scripts)
     messages = numbered(tmp_path, 8)
-    result = main_of(1)("send", *between.options, "--json-message", messages, "--interval", "0.01")
+    result = main_of(1)("send", *between.to_broker, "--json-message", messages, "--interval", "0.01")
     assert_quiet(result)
     assert "ELF sent 8 messages from 1 thing: 8 acknowledged, 0 lost" in result.err
     assert set(numbers(between.of("thing_0", PUBLISH))) == set(range(8))
@@ -171,7 +171,7 @@ def test_send_loses_nothing_at_whichever_byte_a_connection_ends(
 
 @pytest.mark.parametrize("end", ENDS)
 def test_subscribe_comes_back_at_whichever_byte_a_connection_ends(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker], limits: Limits, end: str
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], limits: Limits, end: str
 ) -> None:
     main = main_of(1)
     limits(KEEP_ALIVE_S=1)
@@ -179,8 +179,8 @@ def test_subscribe_comes_back_at_whichever_byte_a_connection_ends(
     scripts = [cut(kind, after, end) for kind, size in ((CONNACK, 4), (SUBACK, 5)) for after in range(size + 1)]
     scripts += [deliver(message[:after], end) for after in range(len(message) + 1)]
     scripts += [cut(PINGRESP, after, end) for after in range(3)]
-    between = broker(thing_0=[*scripts, THE_END])
-    result = main("subscribe", *between.options, "--count", 3, "--duration", 60)
+    between = make_broker(thing_0=[*scripts, THE_END])
+    result = main("subscribe", *between.to_broker, "--count", 3, "--duration", 60)
     assert_quiet(result)
     assert result.received == [("elf/x", "cut"), *[("elf/x", "the end")] * 2]
     assert len(between.peers) == len(scripts) + 1
@@ -188,7 +188,7 @@ def test_subscribe_comes_back_at_whichever_byte_a_connection_ends(
 
 
 def test_what_comes_together_with_the_end_counts(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker], tmp_path: Path
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], tmp_path: Path
 ) -> None:
     def acknowledge_and_hang_up(peer: Peer) -> None:
         """Let the window fill, with more waiting, and acknowledge half of it, with the end right behind."""
@@ -199,16 +199,16 @@ def test_what_comes_together_with_the_end_counts(
         time.sleep(0.3)  # so that more messages are due: nothing comes of it that could be awaited
         peer.end(b"".join(answer_to(each) for each in peer.of(PUBLISH)[:50]))
 
-    between = broker(thing_0=[acknowledge_and_hang_up] * 2)
+    between = make_broker(thing_0=[acknowledge_and_hang_up] * 2)
     messages = numbered(tmp_path, 250)
-    result = main_of(1)("send", *between.options, "--json-message", messages, "--interval", "0.01")
+    result = main_of(1)("send", *between.to_broker, "--json-message", messages, "--interval", "0.01")
     assert_quiet(result)
     assert "250 acknowledged, 0 lost" in result.err
     once = Counter(range(250))  # what was acknowledged is not repeated
     assert numbers(between.of("thing_0", PUBLISH)) - once == Counter(range(50, 150))
 
 
-def test_half_a_packet_keeps_nobody_busy(main_of: Callable[..., InProcess], broker: Callable[..., Broker]) -> None:
+def test_half_a_packet_keeps_nobody_busy(main_of: Callable[..., InProcess], make_broker: Callable[..., Broker]) -> None:
     halves = [
         (SUBSCRIBE, packet(SUBACK, b"\0\1\1")[:3], b""),
         (SUBSCRIBE, packet(SUBACK, b"\0\1\1"), publish(b"elf/x", b"half")[:1]),
@@ -232,8 +232,8 @@ def test_half_a_packet_keeps_nobody_busy(main_of: Callable[..., InProcess], brok
         return script
 
     scripts = {f"thing_{number}": [half(*each[1:])] for number, each in enumerate(halves)}
-    between = broker(**{thing: [*its, THE_END] for thing, its in scripts.items()})
-    result = main_of(4)("subscribe", *between.options, "--count", 8, "--duration", 60)
+    between = make_broker(**{thing: [*its, THE_END] for thing, its in scripts.items()})
+    result = main_of(4)("subscribe", *between.to_broker, "--count", 8, "--duration", 60)
     assert_quiet(result)
     assert used_s[0] < 0.3
 
@@ -261,7 +261,7 @@ RUBBISH = {
 
 
 def test_rubbish_costs_a_connection_and_no_more(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker]
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker]
 ) -> None:
     waited_for_more = set()
 
@@ -274,8 +274,8 @@ def test_rubbish_costs_a_connection_and_no_more(
 
         return script
 
-    between = broker(thing_0=[*map(then_wait, RUBBISH), THE_END])
-    result = main_of(1)("subscribe", *between.options, "--count", 2, "--duration", 60)
+    between = make_broker(thing_0=[*map(then_wait, RUBBISH), THE_END])
+    result = main_of(1)("subscribe", *between.to_broker, "--count", 2, "--duration", 60)
     assert_quiet(result)
     assert ("elf/x", "the end") in result.received
     assert len(between.peers) == len(RUBBISH) + 1
@@ -317,15 +317,15 @@ def answer_oddly(kind: int, answer: bytes | None) -> Script:
 )
 def test_an_answer_to_another_question_costs_a_connection_and_no_more(
     main_of: Callable[..., InProcess],
-    broker: Callable[..., Broker],
+    make_broker: Callable[..., Broker],
     command: str,
     kind: int,
     answers: dict[str, bytes | None],
 ) -> None:
     scripts = [answer_oddly(kind, answer) for answer in answers.values()]
-    between = broker(thing_0=[*scripts, THE_END if command == "subscribe" else behave])
+    between = make_broker(thing_0=[*scripts, THE_END if command == "subscribe" else behave])
     options = ("--count", 2, "--duration", 60) if command == "subscribe" else ("--count", 10, "--interval", "0.01")
-    result = main_of(1)(command, *between.options, *options)
+    result = main_of(1)(command, *between.to_broker, *options)
     assert_quiet(result)
     assert len(between.peers) == len(scripts) + 1
 
@@ -340,15 +340,15 @@ REFUSALS = {
 
 
 def test_a_refusal_is_told_in_words_and_needs_no_older_mqtt(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker], limits: Limits
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], limits: Limits
 ) -> None:
     def refuse(code: int) -> Script:
         return lambda peer: peer.send(packet(CONNACK, bytes([0, code])))
 
     main = main_of(5)
     limits(POLICY_CHANGE_S=0.3)
-    between = broker(**{f"thing_{code - 1}": [refuse(code)] * 100 for code in REFUSALS})
-    result = main("send", *between.options, "--count", 1, status=1)
+    between = make_broker(**{f"thing_{code - 1}": [refuse(code)] * 100 for code in REFUSALS})
+    result = main("send", *between.to_broker, "--count", 1, status=1)
     assert_quiet(result)
     for code, words in REFUSALS.items():
         told = f"thing_{code - 1} can't connect to localhost:{between.port}, which refuses it: {words} (CONNACK {code})"
@@ -367,15 +367,15 @@ def test_certificates_that_the_broker_does_not_take_are_told_as_a_refusal(
     main = main_of(20)
     limits(POLICY_CHANGE_S=0.5)
     with contextlib.closing(Broker(tmp_path, accepted=tmp_path / "impostor.pem", version=version)) as between:
-        result = main("send", *between.options, "--count", 1, status=1)
+        result = main("send", *between.to_broker, "--count", 1, status=1)
     assert_quiet(result)
     refused = [line for line in result.lines if f"connect to localhost:{between.port}, which refuses it: " in line]
     assert {*re.findall(r"thing_\d+", " ".join(refused))} == {f"thing_{number}" for number in range(20)}
 
 
-def test_connect_has_no_user_name(main_of: Callable[..., InProcess], broker: Callable[..., Broker]) -> None:
-    between = broker()
-    main_of(1)("send", *between.options, "--count", 1)
+def test_connect_has_no_user_name(main_of: Callable[..., InProcess], make_broker: Callable[..., Broker]) -> None:
+    between = make_broker()
+    main_of(1)("send", *between.to_broker, "--count", 1)
     (peer,) = between.peers
     protocol, version, flags, keep_alive = struct.unpack("!6sBBH", peer.packets[0].body[:10])
     assert (protocol, version, flags, keep_alive) == (b"\0\4MQTT", 4, 0x02, 30)  # a clean session, and nothing else
@@ -384,11 +384,11 @@ def test_connect_has_no_user_name(main_of: Callable[..., InProcess], broker: Cal
 
 
 def test_a_round_trip_of_300_ms_delays_no_message_and_repeats_none(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker], tmp_path: Path
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], tmp_path: Path
 ) -> None:
-    between = broker()
+    between = make_broker()
     with contextlib.closing(SlowRelay(between.port, 0.15)) as far:
-        options = ("--mqtt-endpoint", f"localhost:{far.port}", *between.options[2:])
+        options = ("--mqtt-endpoint", f"localhost:{far.port}", *between.to_broker[2:])
         messages = numbered(tmp_path, 200)
         result = main_of(1)("send", *options, "--json-message", messages, "--interval", "0.01")
     assert "200 acknowledged, 0 lost" in result.err
@@ -402,7 +402,7 @@ def test_a_round_trip_of_300_ms_delays_no_message_and_repeats_none(
 
 
 def test_a_window_of_100_is_kept_and_named_where_it_holds_messages_up(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker], tmp_path: Path
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], tmp_path: Path
 ) -> None:
     most: list[int] = []
 
@@ -418,9 +418,9 @@ def test_a_window_of_100_is_kept_and_named_where_it_holds_messages_up(
                 peer.send(answer_to(each))
                 acknowledged += 1
 
-    between = broker(thing_0=[hold])
+    between = make_broker(thing_0=[hold])
     messages = numbered(tmp_path, 300)
-    result = main_of(1)("send", *between.options, "--json-message", messages, "--interval", "0.01")
+    result = main_of(1)("send", *between.to_broker, "--json-message", messages, "--interval", "0.01")
     assert "300 acknowledged, 0 lost" in result.err
     assert max(most) == 100
     assert "AWS allows 100 unacknowledged messages per connection, and each acknowledgement is" in result.err
@@ -428,7 +428,7 @@ def test_a_window_of_100_is_kept_and_named_where_it_holds_messages_up(
 
 
 def test_what_a_stall_has_held_up_leaves_no_faster_than_aws_takes_it(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker], tmp_path: Path
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], tmp_path: Path
 ) -> None:
     def stall(peer: Peer) -> None:
         peer.send(answer_to(peer.packets[0]))
@@ -437,10 +437,10 @@ def test_what_a_stall_has_held_up_leaves_no_faster_than_aws_takes_it(
                 time.sleep(3.0)  # it is what a stall is
             peer.send(answer_to(asked))
 
-    between = broker(thing_0=[stall])
+    between = make_broker(thing_0=[stall])
     messages = numbered(tmp_path, 500)
     main = main_of(1)
-    result = main("send", *between.options, "--json-message", messages, "--interval", "0.01")
+    result = main("send", *between.to_broker, "--json-message", messages, "--interval", "0.01")
     assert "500 acknowledged, 0 lost" in result.err
     left = [float(json.loads(each.payload)["ts"]) for each in between.of("thing_0", PUBLISH)]
     assert len(left) == 500
@@ -450,7 +450,7 @@ def test_what_a_stall_has_held_up_leaves_no_faster_than_aws_takes_it(
 @pytest.mark.parametrize("qos", ["0", "1"])
 def test_two_quick_losses_after_a_first_message_are_not_the_policys(
     main_of: Callable[..., InProcess],
-    broker: Callable[..., Broker],
+    make_broker: Callable[..., Broker],
     tmp_path: Path,
     limits: Limits,
     qos: str,
@@ -462,12 +462,12 @@ def test_two_quick_losses_after_a_first_message_are_not_the_policys(
                 return
 
     main = main_of(2, asking=True)
-    between = broker(thing_0=[hang_up] * 2)
+    between = make_broker(thing_0=[hang_up] * 2)
     messages = numbered(tmp_path, 60)
     limits(REJECTED_WITHIN_S=0.5)
     status = 0 if qos == "1" else 1
     options = ("--json-message", messages, "--interval", "0.03", "--qos", qos)
-    result = main("send", *between.options, *options, status=status)
+    result = main("send", *between.to_broker, *options, status=status)
     assert_quiet(result)
     assert "failed" not in result.err
     assert "may not publish" not in result.err
@@ -486,10 +486,10 @@ def test_two_quick_losses_after_a_first_message_are_not_the_policys(
 
 
 def test_after_an_outage_all_are_back_within_seconds(
-    things: Callable[[int], Elf], relay: Relay, service: AwsService
+    fleet_of: Callable[[int], Elf], relay: Relay, service: AwsService
 ) -> None:
-    elf = things(5)
-    window = elf.start("send", *relay.broker(service), "--interval", "0.01", "--duration", 3)
+    elf = fleet_of(5)
+    window = elf.start("send", *relay.to_broker(service), "--interval", "0.01", "--duration", 3)
     window.await_line("posting message")
     relay.down()
     for number in range(5):
@@ -503,7 +503,7 @@ def test_after_an_outage_all_are_back_within_seconds(
 
 
 def test_a_peer_that_takes_nothing_delays_no_other(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker], tmp_path: Path
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], tmp_path: Path
 ) -> None:
     main = main_of(10)
     others = [f"thing_{number}" for number in range(1, 10)]
@@ -512,10 +512,10 @@ def test_a_peer_that_takes_nothing_delays_no_other(
         peer.send(answer_to(peer.packets[0]))
         between.await_that(lambda: all(len(between.of(other, PUBLISH)) == 10 for other in others))
 
-    between = broker(thing_0=[take_nothing])
+    between = make_broker(thing_0=[take_nothing])
     message = tmp_path / "large.json"
     message.write_text(json.dumps({"large": "x" * 100_000}))
-    result = main("send", *between.options, "--json-message", message, "--interval", "0.2", "--count", 10)
+    result = main("send", *between.to_broker, "--json-message", message, "--interval", "0.2", "--count", 10)
     assert_quiet(result)
     assert "100 acknowledged, 0 lost" in result.err
     first, second = [peer for peer in between.peers if peer.thing == "thing_0"]
@@ -525,7 +525,7 @@ def test_a_peer_that_takes_nothing_delays_no_other(
 
 
 def test_a_flood_on_one_connection_delays_no_other(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker]
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker]
 ) -> None:
     is_flooded, is_answered = threading.Event(), threading.Event()
     message = publish(b"elf/x", b"flood" * 10)
@@ -550,16 +550,16 @@ def test_a_flood_on_one_connection_delays_no_other(
         next(iter(peer), None)  # the PUBACK
         is_answered.set()
 
-    between = broker(thing_0=[drown], thing_1=[ask])
+    between = make_broker(thing_0=[drown], thing_1=[ask])
     main = main_of(2)
-    result = main("subscribe", *between.options, "--duration", 2, "--output", "json")
+    result = main("subscribe", *between.to_broker, "--duration", 2, "--output", "json")
     assert_quiet(result)
     assert "in between" in result.out
     assert len(between.of("thing_1", PUBACK)) == 1
 
 
 def test_a_time_that_is_none_and_a_retained_message_have_no_latency(
-    main_of: Callable[..., InProcess], broker: Callable[..., Broker]
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker]
 ) -> None:
     now = f"{time.time():.2f}".encode()
     long_ago = b'{"ts": "1500000000.00"}'
@@ -578,9 +578,9 @@ def test_a_time_that_is_none_and_a_retained_message_have_no_latency(
     ]
     messages = [publish(b"elf/x", long_ago, retain=True), *(publish(b"elf/x", each) for each in odd)]
     messages.append(publish(b"elf/x", b'{"ts": "%s"}' % now))
-    between = broker(thing_0=[deliver(b"".join(messages))])
+    between = make_broker(thing_0=[deliver(b"".join(messages))])
     options = ("--count", len(messages), "--duration", 30, "--output", "json")
-    result = main_of(1)("subscribe", *between.options, *options)
+    result = main_of(1)("subscribe", *between.to_broker, *options)
     assert_quiet(result)
     *heard, summary = map(json.loads, result.out.splitlines())
     assert summary["received"] == len(heard) == len(messages)

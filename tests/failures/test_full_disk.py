@@ -36,7 +36,7 @@ def test_a_disk_that_is_full_costs_nothing_but_the_command(
     if (elf.misc / "things.json").exists():
         json.loads((elf.misc / "things.json").read_text())
     said = done.err + elf("create", 2).err
-    elf("send", *elf.broker, *ONCE)
+    elf("send", *elf.to_broker, *ONCE)
     said += elf("clean").err
     assert (account.things(), account.policies()) == ([], [])
     assert all(certificate in said for certificate in account.certificates())
@@ -79,11 +79,11 @@ def test_a_full_disk_loses_nothing(
     hamper(elf, tmp_path, limited("RLIMIT_FSIZE", limit))
     explained(elf("create", 3, status=1), "EFBIG", elf.misc)
     elf.python = python
-    recorded = {thing["certificateId"] for thing in elf.things().values() if "certificateId" in thing}
-    assert set(account.things()) <= set(elf.things())
+    recorded = {thing["certificateId"] for thing in elf.recorded().values() if "certificateId" in thing}
+    assert set(account.things()) <= set(elf.recorded())
     assert set(account.certificates()) == recorded
     elf("create", 3)
     assert account.things() == ["thing_0", "thing_1", "thing_2"]
-    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.things().values()}
+    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.recorded().values()}
     elf("clean")
     assert account.is_empty()

@@ -42,7 +42,7 @@ class Victim:
         self._elf, self._main, self._account, self._proxy = elf, main, account, proxy
         self._arguments: dict[str, tuple[object, ...]] = {
             "create": ("create", THINGS),
-            "send": ("send", *elf.broker, "--duration", "0.01"),
+            "send": ("send", *elf.to_broker, "--duration", "0.01"),
             "clean": ("clean",),
         }
         self._in_flight = int(constant("CALLS_IN_FLIGHT"))
@@ -97,7 +97,7 @@ class Victim:
 
     def assert_complete(self) -> None:
         """Ask AWS for the twelve things: each has the one certificate that ELF has the files of."""
-        recorded, statuses = self._elf.things(), self._account.certificates()
+        recorded, statuses = self._elf.recorded(), self._account.certificates()
         assert set(self._account.things()) == set(recorded) == {f"thing_{number}" for number in range(THINGS)}
         for name, thing in recorded.items():
             pem, pub, prv = ((self._elf.misc / f"{name}.{suffix}").read_bytes() for suffix in ("pem", "pub", "prv"))
@@ -163,7 +163,7 @@ def test_create_alone_makes_whole_what_a_killed_clean_left(
     main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, operation: str
 ) -> None:
     main("create", 3)
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     proxy.inject(operation, HANG, call=2, onwards=True)
     window = elf.start("clean")
     proxy.await_hang(PATIENCE_S)
@@ -173,7 +173,7 @@ def test_create_alone_makes_whole_what_a_killed_clean_left(
     proxy.reset()
     assert "finishing an interrupted clean of: " in main("create", 3).err
     assert_whole(elf, account, 3)
-    assert "3 acknowledged, 0 lost" in main("send", *elf.broker, *ONCE).err
+    assert "3 acknowledged, 0 lost" in main("send", *elf.to_broker, *ONCE).err
     main("clean")
     assert account.is_empty()
 
@@ -229,7 +229,7 @@ def test_what_a_crash_left_is_taken_up_in_one_line_and_used(elf: Elf, account: A
     (elf.misc / "things.journal").write_text("".join(lines) + '{"thing_1": {"elf_st')
     (elf.misc / ".thing_0.prv.abcd_123.elf-half").write_text("half a key")
     (elf.misc / ".mine").write_text("not ELF's")
-    result = elf("send", *elf.broker, *ONCE)
+    result = elf("send", *elf.to_broker, *ONCE)
     assert len([line for line in result.lines if "recovered 6 changes from a run that was interrupted" in line]) == 1
     assert "2 acknowledged, 0 lost" in result.err
     assert "keyPair" not in (elf.misc / "things.json").read_text()
@@ -275,8 +275,8 @@ def test_what_a_killed_command_had_locked_is_free(elf: Elf, account: Account) ->
 @pytest.mark.long
 def test_the_workers_of_a_killed_send_keep_nothing_locked(elf: Elf, account: Account) -> None:
     elf("create", 60, "--rate", 200)
-    elf("send", *elf.broker, "--duration", "0.01", "--rate", 200)
-    window = elf.start("send", *elf.broker, "--duration", "60", "--verbose")
+    elf("send", *elf.to_broker, "--duration", "0.01", "--rate", 200)
+    window = elf.start("send", *elf.to_broker, "--duration", "60", "--verbose")
     window.await_line("posting message")
     workers = psutil.Process(window.process.pid).children(recursive=True)
     window.kill()

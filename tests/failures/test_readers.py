@@ -29,7 +29,7 @@ def test_a_reader_that_stalls_does_not_keep_a_signal_from_ending_elf(pair: Pair,
     options = ("--output", "json") if stream == "stdout" else ()
     streams = {stream: subprocess.PIPE, other: subprocess.DEVNULL}
     with pair.popen(
-        "send", *pair.broker, "--interval", "0.01", "--duration", 600, *options, LONG, **streams
+        "send", *pair.to_broker, "--interval", "0.01", "--duration", 600, *options, LONG, **streams
     ) as process:
         for _ in range(40 if options else 80):  # of 100 kB, and in JSON once more: as many as ELF's bound holds
             ear.hear()
@@ -44,7 +44,7 @@ def test_subscribe_reports_to_a_slow_reader_all_that_came_in_time(
     lines = tmp_path / "lines"
     with lines.open("w") as log:
         streams = {"stdout": subprocess.PIPE, "stderr": log.fileno()}
-        process = pair.popen("subscribe", *pair.broker, "--duration", "6", "--output", "json", **streams)
+        process = pair.popen("subscribe", *pair.to_broker, "--duration", "6", "--output", "json", **streams)
     assert process.stdout
     while "ELF listening" not in lines.read_text():
         assert process.poll() is None
@@ -73,7 +73,7 @@ def test_standard_streams_that_are_closed_do_no_harm(elf: Elf, account: Account,
 
 def test_json_wants_a_standard_output(elf: Elf) -> None:
     assert "standard output is closed" in elf.in_shell("$ELF create --output json >&-", status=1).err
-    assert not elf.things()
+    assert not elf.recorded()
 
 
 def test_lines_want_a_standard_input(pair: Pair) -> None:
@@ -93,7 +93,7 @@ def test_a_pipe_that_does_not_block_loses_no_line(pair: Pair) -> None:
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     options = ("--count", 8, "--interval", "0.01", "--output", "json", LONG)
-    process = pair.popen("send", *pair.broker, *options, stdout=theirs, stderr=subprocess.DEVNULL)
+    process = pair.popen("send", *pair.to_broker, *options, stdout=theirs, stderr=subprocess.DEVNULL)
     os.close(theirs)
     with os.fdopen(ours, encoding="utf-8") as reader:
         events = [json.loads(line)["event"] for line in reader]
@@ -102,7 +102,7 @@ def test_a_pipe_that_does_not_block_loses_no_line(pair: Pair) -> None:
 
 
 def test_a_reader_that_has_enough_ends_subscribe_quietly(pair: Pair) -> None:
-    sender = pair.start("send", *pair.broker, "--duration", "30", "--interval", "0.05")
+    sender = pair.start("send", *pair.to_broker, "--duration", "30", "--interval", "0.05")
     sender.await_line("posting message")
     started = time.monotonic()
     result = pair.in_shell("$ELF subscribe $BROKER --duration 600 --output json | head -n 1", status=141)
@@ -119,7 +119,7 @@ def test_a_reader_of_the_log_that_has_enough_ends_send_quietly(pair: Pair) -> No
 
 def test_a_reader_that_has_enough_loses_nothing_of_create(elf: Elf, account: Account) -> None:
     elf.in_shell("$ELF create 40 --output json 2>/dev/null | head -n 1", status=141)
-    ready = {name for name, recorded in elf.things().items() if "elf_stage" not in recorded}
+    ready = {name for name, recorded in elf.recorded().items() if "elf_stage" not in recorded}
     assert 1 <= len(ready) < 40
     assert set(account.things()) >= ready
     elf("clean")
@@ -134,6 +134,6 @@ def test_an_output_that_is_full_is_explained_and_loses_nothing(elf: Elf, account
     lines = window.end(1).lines
     assert [line.partition(":")[0] for line in lines[-2:]] == ["the disk is full", "what to do"]
     assert "standard output" in lines[-2]
-    assert set(account.things()) == set(elf.things())
+    assert set(account.things()) == set(elf.recorded())
     elf("clean")
     assert account.is_empty()

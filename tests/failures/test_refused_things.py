@@ -26,9 +26,9 @@ ONCE = ("--duration", "0.01")
 def test_a_thing_that_cannot_connect_fails_alone(main: InProcess, elf: Elf, account: Account, limits: Limits) -> None:
     limits(PROPAGATION_S=0.0)
     main("create", 2)
-    main("send", *elf.broker, "--duration", "0.01")
+    main("send", *elf.to_broker, "--duration", "0.01")
     account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")
-    result = main("send", *elf.broker, "--duration", "0.01", status=1)
+    result = main("send", *elf.to_broker, "--duration", "0.01", status=1)
     assert "thing_1 can't connect" in result.err
     assert "sent 1 message from 1 thing: 1 acknowledged, 0 lost" in result.err
 
@@ -37,11 +37,11 @@ def test_what_aws_says_at_the_last_moment_is_not_missed(elf: Elf, account: Accou
     with contextlib.closing(HttpProxy(service.url)) as proxy:
         elf.environment["AWS_ENDPOINT_URL"] = proxy.url
         elf("create", 2)
-        elf("send", *elf.broker, "--count", 1)
+        elf("send", *elf.to_broker, "--count", 1)
         account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")
         os.utime(elf.misc / "things.json", (0, 0))  # what was made lately is tried again for a while
         proxy.inject("DescribeCertificate", LATE)
-        window = elf.start("send", *elf.broker, "--count", 1, "--debug")
+        window = elf.start("send", *elf.to_broker, "--count", 1, "--debug")
         window.await_line("PUBACK")
         proxy.await_hang(PATIENCE_S)
         time.sleep(0.5)  # all that was sent is acknowledged, and only the answer is still to come
@@ -61,14 +61,14 @@ def test_a_publish_that_the_policy_forbids_is_named_by_its_topic_and_others_go_o
 ) -> None:
     limits(PROPAGATION_S=0.0)
     main("create", 2)
-    main("send", *elf.broker, "--duration", "0.01")
+    main("send", *elf.to_broker, "--duration", "0.01")
     account.edit_policy("policy-thing_0", deny("iot:Publish", "*:topic/elf/thing_0"))
-    result = main("send", *elf.broker, "--duration", "3", "--interval", "0.5", "--qos", qos, status=1)
+    result = main("send", *elf.to_broker, "--duration", "3", "--interval", "0.5", "--qos", qos, status=1)
     assert "thing_0 may not publish to elf/thing_0: no policy of its certificate allows iot:Publish" in result.err
     posted = [topic for _, topic in POSTED.findall(result.err)]
     assert posted.count("elf/thing_1") == 6
     assert posted.count("elf/thing_0") < 6
-    main("send", *elf.broker, "--duration", "0.01", "--topic", "elsewhere")  # which it may
+    main("send", *elf.to_broker, "--duration", "0.01", "--topic", "elsewhere")  # which it may
 
 
 def test_a_subscription_that_the_policy_forbids_is_named_by_its_filter_and_others_go_on(
@@ -76,9 +76,9 @@ def test_a_subscription_that_the_policy_forbids_is_named_by_its_filter_and_other
 ) -> None:
     limits(PROPAGATION_S=0.0)
     main("create", 2)
-    main("send", *elf.broker, "--duration", "0.01")
+    main("send", *elf.to_broker, "--duration", "0.01")
     account.edit_policy("policy-thing_0", deny("iot:Subscribe"))
-    result = main("subscribe", *elf.broker, "--duration", "0.5", status=1)
+    result = main("subscribe", *elf.to_broker, "--duration", "0.5", status=1)
     assert "thing_0 may not subscribe to elf/#: no policy of its certificate allows iot:Subscribe" in result.err
     assert "ELF listening on 1 thing" in result.err
 
@@ -88,9 +88,9 @@ def test_what_was_made_seconds_ago_and_is_not_in_force_yet_is_tried_again(
     elf: Elf, account: Account, command: str, action: str
 ) -> None:
     elf("create")
-    elf("subscribe", *elf.broker, "--duration", "0.01")
+    elf("subscribe", *elf.to_broker, "--duration", "0.01")
     account.edit_policy("policy-thing_0", deny(f"iot:{action}"))
-    window = elf.start(command, *elf.broker, "--debug", "--duration", "2")
+    window = elf.start(command, *elf.to_broker, "--debug", "--duration", "2")
     window.await_line("lost its connection|trying again")
     account.edit_policy("policy-thing_0", lambda statements: statements.pop())
     result = window.end()
@@ -103,7 +103,7 @@ def test_a_thing_whose_certificate_goes_in_mid_run_is_given_up_and_explained(
 ) -> None:
     limits(PROPAGATION_S=1.0)
     main("create", 2)
-    main("send", *elf.broker, "--duration", "0.01")
+    main("send", *elf.to_broker, "--duration", "0.01")
     certificate = account.certificate_of("thing_1")
 
     def break_it() -> None:
@@ -111,7 +111,7 @@ def test_a_thing_whose_certificate_goes_in_mid_run_is_given_up_and_explained(
         relay.cut()
 
     threading.Timer(1.5, break_it).start()
-    result = main("send", *relay.broker(service), "--duration", "8", "--interval", "0.5", status=1)
+    result = main("send", *relay.to_broker(service), "--duration", "8", "--interval", "0.5", status=1)
     assert "thing_1 can't connect: its certificate is INACTIVE" in result.err
     posted = [topic for _, topic in POSTED.findall(result.err)]
     assert posted.count("elf/thing_0") == 16
@@ -121,12 +121,12 @@ def test_a_connection_lost_in_the_middle_costs_messages_and_the_status(
     main: InProcess, elf: Elf, account: Account, limits: Limits
 ) -> None:
     main("create")
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     document = json.loads(account.iot.get_policy(policyName="policy-thing_0")["policyDocument"])
     document["Statement"].append({"Effect": "Deny", "Action": "iot:Publish", "Resource": "*"})
     account.iot.create_policy_version(
         policyName="policy-thing_0", policyDocument=json.dumps(document), setAsDefault=True
     )
     limits(ACK_GRACE_S=0.5, CONNECT_TIMEOUT_S=2.0)
-    result = main("send", *elf.broker, "--duration", "0.02", "--interval", "0.01", status=1)
+    result = main("send", *elf.to_broker, "--duration", "0.02", "--interval", "0.01", status=1)
     assert "sent 2 messages from 1 thing: 0 acknowledged, 2 lost" in result.err

@@ -13,7 +13,7 @@ from support.shell import Elf, Pair, assert_whole
 
 def test_sends_and_subscribes_run_together(pair: Pair) -> None:
     listening = [pair.subscribe("--count", 4) for _ in range(2)]
-    sending = [pair.start("send", *pair.broker, "--duration", "0.01") for _ in range(2)]
+    sending = [pair.start("send", *pair.to_broker, "--duration", "0.01") for _ in range(2)]
     for window in sending:
         window.end()
     for window in listening:
@@ -22,7 +22,7 @@ def test_sends_and_subscribes_run_together(pair: Pair) -> None:
 
 @pytest.mark.parametrize("command", ["create", "clean"])
 def test_create_and_clean_do_not_run_beside_a_send_and_say_who_is_at_work(pair: Pair, command: str) -> None:
-    window = pair.start("send", *pair.broker, "--duration", "60")
+    window = pair.start("send", *pair.to_broker, "--duration", "60")
     window.await_line("posting message")
     refused = pair(command, status=1)
     assert f"another ELF is using {pair.misc}: `elf.py send` (process {window.process.pid})" in refused.err
@@ -44,7 +44,7 @@ def test_nothing_runs_beside_a_create(elf: Elf, account: Account, command: str) 
 
 
 def test_wait_waits_for_the_other_one(pair: Pair) -> None:
-    first = pair.start("send", *pair.broker, "--duration", "2")
+    first = pair.start("send", *pair.to_broker, "--duration", "2")
     first.await_line("posting message")
     second = pair.start("create", 2, "--wait", 60)
     second.await_line(f"waiting for `elf.py send` \\(process {first.process.pid}\\)")
@@ -53,7 +53,7 @@ def test_wait_waits_for_the_other_one(pair: Pair) -> None:
 
 
 def test_a_wait_that_was_too_short_says_who_is_at_work(pair: Pair) -> None:
-    first = pair.start("send", *pair.broker, "--duration", "60")
+    first = pair.start("send", *pair.to_broker, "--duration", "60")
     first.await_line("posting message")
     refused = pair("create", 2, "--wait", 0.5, status=1)
     assert f"(process {first.process.pid})" in refused.err
@@ -66,7 +66,7 @@ def test_who_waits_for_the_journal_says_so_and_ctrl_c_ends_the_wait(elf: Elf) ->
     elf("create", 1)
     with (elf.misc / "things.journal").open("w") as journal:
         fcntl.flock(journal, fcntl.LOCK_EX)
-        stopped, patient = (elf.start("send", *elf.broker, "--duration", "0.01") for _ in range(2))
+        stopped, patient = (elf.start("send", *elf.to_broker, "--duration", "0.01") for _ in range(2))
         for window in (stopped, patient):
             window.await_line(f"waiting for another elf.py to finish with {elf.misc}")
         stopped.signal(signal.SIGINT)
@@ -76,7 +76,7 @@ def test_who_waits_for_the_journal_says_so_and_ctrl_c_ends_the_wait(elf: Elf) ->
 
 def test_two_first_sends_at_once_make_one_policy_a_thing(elf: Elf, account: Account) -> None:
     elf("create", 3)
-    windows = [elf.start("send", *elf.broker, "--duration", "0.01") for _ in range(3)]
+    windows = [elf.start("send", *elf.to_broker, "--duration", "0.01") for _ in range(3)]
     for window in windows:
         assert "3 acknowledged, 0 lost" in window.end().err
     assert account.policies() == [f"policy-thing_{number}" for number in range(3)]
@@ -98,7 +98,7 @@ def test_two_creates_at_once_make_one_fleet(elf: Elf, account: Account) -> None:
     for window in windows:
         window.end()
     assert account.things() == ["thing_0", "thing_1"]
-    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.things().values()}
+    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.recorded().values()}
     assert len(account.certificates()) == 2
 
 

@@ -93,7 +93,7 @@ def test_a_note_that_is_none_keeps_nobody_from_sending(pair: Pair, tmp_path: Pat
     misc = tmp_path / "misc"
     shutil.copytree(pair.misc, misc)
     in_place_of(misc / ".lock", kind)
-    pair("send", *pair.broker, "--count", 1, "--misc-dir", misc)
+    pair("send", *pair.to_broker, "--count", 1, "--misc-dir", misc)
 
 
 @posix_only
@@ -102,7 +102,7 @@ def test_a_pipe_in_place_of_a_key_is_said(pair: Pair, tmp_path: Path, suffix: st
     misc = tmp_path / "misc"
     shutil.copytree(pair.misc, misc)
     in_place_of(misc / f"thing_0.{suffix}", "fifo")
-    result = pair("send", *pair.broker, "--count", 1, "--misc-dir", misc, status=1)
+    result = pair("send", *pair.to_broker, "--count", 1, "--misc-dir", misc, status=1)
     assert f"thing_0 can't use its file {misc / f'thing_0.{suffix}'}" in result.err
     assert "1 acknowledged" in result.err  # thing_1's
 
@@ -122,7 +122,7 @@ def test_a_mounted_secret_can_be_sent_from(pair: Pair, tmp_path: Path, read_only
             subprocess.run(["mount", "--bind", str(misc), str(misc)], check=True)
             stack.callback(subprocess.run, ["umount", str(misc)], check=True)
             subprocess.run(["mount", "-o", "remount,bind,ro", str(misc)], check=True)
-        result = pair("send", *pair.broker, "--count", 1, "--misc-dir", misc)
+        result = pair("send", *pair.to_broker, "--count", 1, "--misc-dir", misc)
         assert "2 acknowledged" in result.err
     assert sorted((path.name, path.is_symlink()) for path in misc.iterdir()) == before
 
@@ -131,18 +131,18 @@ def test_own_things_are_taken_up_again_when_misc_has_forgotten_them(
     main: InProcess, elf: Elf, account: Account, service: AwsService
 ) -> None:
     main("create", 3)
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     old = set(account.certificates())
     main("clean", "--only-local")
     assert "thing_2" in main("create", 2).err  # which it forgot, and leaves
     assert account.things() == ["thing_0", "thing_1", "thing_2"]
     for name in ("thing_0", "thing_1"):
         assert account.certificate_of(name) not in old
-        assert account.certificate_of(name) == elf.things()[name]["certificateId"]
+        assert account.certificate_of(name) == elf.recorded()[name]["certificateId"]
     assert len(account.certificates()) == 3
     main("create", 3)
     assert not old & set(account.certificates())
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     main("clean")
     assert account.is_empty()
 
@@ -151,7 +151,7 @@ def test_own_things_are_taken_up_again_when_misc_has_forgotten_them(
 def test_things_send_from_a_directory_that_can_only_be_read(pair: Pair) -> None:
     pair.misc.chmod(0o500)
     try:
-        pair("send", *pair.broker, "--duration", "0.01")
+        pair("send", *pair.to_broker, "--duration", "0.01")
     finally:
         pair.misc.chmod(0o700)
 

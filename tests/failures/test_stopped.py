@@ -43,8 +43,8 @@ def test_clean_that_is_stopped_says_what_is_left_and_goes_on_later(
     window.signal(signum)
     result = window.end(status)
     left = int(re.findall(r"cleaned up \d+ things?, (\d+) left", result.err)[0])
-    assert 0 < left == len(elf.things())
-    assert set(account.things()) <= set(elf.things())
+    assert 0 < left == len(elf.recorded())
+    assert set(account.things()) <= set(elf.recorded())
     elf("clean", "--rate", 200)
     assert account.is_empty()
 
@@ -61,7 +61,7 @@ def test_clean_that_is_stopped_says_what_is_left_and_goes_on_later(
 def test_ctrl_c_waits_only_so_long_for_a_call_that_hangs(
     elf: Elf, account: Account, proxy: HttpProxy, command: str, hangs: str, sign: str | None
 ) -> None:
-    arguments = {"create": (2,), "send": (*elf.broker, *ONCE), "clean": ()}[command]
+    arguments = {"create": (2,), "send": (*elf.to_broker, *ONCE), "clean": ()}[command]
     if command != "create":
         elf("create", 2)
     proxy.inject(hangs, HANG, call=1)
@@ -105,8 +105,8 @@ def test_create_that_is_stopped_has_recorded_all_it_made(
     window.signal(signum)
     window.end(status)
     assert 0 < len(account.things()) < 900
-    assert set(account.things()) <= set(elf.things())  # what is not there yet is known to be asked for
-    recorded = {thing["certificateId"] for thing in elf.things().values() if "certificateId" in thing}
+    assert set(account.things()) <= set(elf.recorded())  # what is not there yet is known to be asked for
+    recorded = {thing["certificateId"] for thing in elf.recorded().values() if "certificateId" in thing}
     assert set(account.certificates()) == recorded
     elf("clean")
     assert account.is_empty()
@@ -135,7 +135,7 @@ def test_send_and_subscribe_that_are_stopped_report_and_disconnect(
 ) -> None:
     client = connect(pair.account)
     client.subscribe("$aws/events/presence/disconnected/+")
-    window = pair.start(command, *pair.broker, "--debug", "--duration", "60")
+    window = pair.start(command, *pair.to_broker, "--debug", "--duration", "60")
     window.await_line(sign_of_life)
     window.signal(signum)
     result = window.end(status)
@@ -155,7 +155,7 @@ def test_nohup_is_heeded(elf: Elf) -> None:
     window.await_line("ELF creating 5 things")
     window.signal(signal.SIGHUP)
     window.end(0)
-    assert len(elf.things()) == 5
+    assert len(elf.recorded()) == 5
 
 
 @posix_only
@@ -169,7 +169,7 @@ def test_ctrl_c_twice_on_a_slow_disk_loses_no_key(elf: Elf, account: Account, tm
     window.signal(signal.SIGINT)
     window.end(130)
     elf("create", 4)
-    things = elf.things()
+    things = elf.recorded()
     assert len(things) == 4
     assert {thing["certificateId"] for thing in things.values()} == {
         account.certificate_of(f"thing_{number}") for number in range(4)
@@ -188,7 +188,7 @@ def test_a_signal_ends_the_wait_for_a_turn_and_no_call_counts_as_sent_that_was_n
     result = window.end(143)
     assert time.monotonic() - signalled < ENDED_WITHIN_S
     assert "got no answer" not in result.err
-    recorded = elf.things()
+    recorded = elf.recorded()
     assert {thing["certificateId"] for thing in recorded.values() if "certificateId" in thing} == set(
         account.certificates()
     )
@@ -216,7 +216,7 @@ def test_a_signal_ends_the_pause_after_a_throttled_call_for_a_certificate(
 
 def test_a_signal_ends_the_wait_for_what_aws_has_not_done_yet(elf: Elf, account: Account, proxy: HttpProxy) -> None:
     elf("create")
-    elf("send", *elf.broker, *ONCE)
+    elf("send", *elf.to_broker, *ONCE)
     proxy.inject("DeletePolicy", IN_USE["DeletePolicy"], onwards=True)
     window = elf.start("clean")
     window.await_line("trying again for up to 300 s")

@@ -100,7 +100,7 @@ def test_an_aws_configuration_is_explained(
     main.use(environment)
     explained(main("create", *options, status=1), failure, fact)
     assert account.is_empty()
-    assert elf.things() == {}
+    assert elf.recorded() == {}
 
 
 def test_an_sso_session_that_is_over_is_explained(elf: Elf, explained: Explained) -> None:
@@ -114,7 +114,7 @@ def test_an_sso_session_that_is_over_is_explained(elf: Elf, explained: Explained
 
 
 def test_the_secret_of_another_key_is_explained(main: InProcess, account: Account, explained: Explained) -> None:
-    mine, yours = (account.user(ANYTHING) for _ in range(2))
+    mine, yours = (account.iam_user(ANYTHING) for _ in range(2))
     main.use(mine | {"AWS_SECRET_ACCESS_KEY": yours["AWS_SECRET_ACCESS_KEY"]})
     result = main("create", status=1)
     explained(result, "InvalidSignatureException")
@@ -123,7 +123,7 @@ def test_the_secret_of_another_key_is_explained(main: InProcess, account: Accoun
 
 def test_a_user_who_lacks_an_action_is_named_with_it(main: InProcess, account: Account, explained: Explained) -> None:
     others = {"Effect": "Allow", "NotAction": "iot:CreateThing", "Resource": "*"}
-    main.use(account.user({"Version": "2012-10-17", "Statement": [others]}))
+    main.use(account.iam_user({"Version": "2012-10-17", "Statement": [others]}))
     explained(main("create", status=1), "AccessDenied", "iot:CreateThing", f"arn:aws:iam::{account.id}:user/user-")
     assert account.is_empty()
 
@@ -192,7 +192,7 @@ def test_a_control_plane_that_is_not_there_is_explained(
     url = url.format(mqtt_port=service.mqtt_port)
     result = main("create", "--endpoint-url", url, status=1)
     explained(result, failure, urlsplit(url).hostname, "--endpoint-url")
-    assert elf.things() == {}
+    assert elf.recorded() == {}
 
 
 @pytest.mark.parametrize("port", [silent_port, deaf_port])
@@ -248,7 +248,7 @@ def test_what_is_in_the_way_is_explained(
     result = main("create", status=1)
     explained(result, failure)
     assert "Hotel" not in result.err
-    assert elf.things() == {}
+    assert elf.recorded() == {}
 
 
 def test_a_login_page_in_the_way_of_sts_is_explained(
@@ -282,7 +282,7 @@ def test_a_certificate_that_is_gone_before_the_first_send_is_explained(
 ) -> None:
     main("create")
     delete_certificate_of(account, "thing_0")
-    result = main("send", *elf.broker, *ONCE, status=1)
+    result = main("send", *elf.to_broker, *ONCE, status=1)
     explained(result, "ResourceNotFoundException", "elf.py clean", "elf.py create")
     explained(result, "NoneAuthorised")
 
@@ -364,7 +364,7 @@ def test_the_elf_id_that_is_put_back_as_told_takes_the_things_up_again(
     assert len(told) == 1
     (elf.misc / "elf.json").write_text(told[0])
     main("create", 2)
-    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.things().values()}
+    assert set(account.certificates()) == {thing["certificateId"] for thing in elf.recorded().values()}
     main("clean")
     assert account.is_empty()
 
@@ -374,7 +374,7 @@ def test_a_policy_of_somebody_else_is_explained(
 ) -> None:
     main("create")
     account.iot.create_policy(policyName="policy-thing_0", policyDocument=json.dumps(DENY_ALL))
-    result = main("send", *elf.broker, *ONCE, status=1)
+    result = main("send", *elf.to_broker, *ONCE, status=1)
     failure = (
         "policy policy-thing_0 already exists, and ELF did not make it",
         "detach it from its targets and delete it (`aws iot delete-policy --policy-name policy-thing_0`), "
@@ -383,7 +383,7 @@ def test_a_policy_of_somebody_else_is_explained(
     explained(result, failure)
     explained(result, "NoneAuthorised")
     account.iot.delete_policy(policyName="policy-thing_0")
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
 
 
 DENY_ALL = {"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "iot:*", "Resource": "*"}]}

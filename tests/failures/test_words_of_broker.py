@@ -14,7 +14,7 @@ import botocore
 import pytest
 from support.aws import Account, AwsService, delete_certificate_of
 from support.http_proxy import HttpProxy, aws_error, denied
-from support.mqtt import client_of
+from support.mqtt import mqtt_client_of
 from support.networks import CLOSED_PORT, Impostor, Relay, deaf_port, silent_port
 from support.program import Limits
 from support.shell import Elf, InProcess, Pair, Result
@@ -117,10 +117,10 @@ class Fleet:
         self.send()
 
     def send(self, *options: object, status: int = 0) -> Result:
-        return self.main("send", *self.elf.broker, *ONCE, *options, status=status)
+        return self.main("send", *self.elf.to_broker, *ONCE, *options, status=status)
 
     def subscribe(self, *options: object, status: int = 0) -> Result:
-        return self.main("subscribe", *self.elf.broker, *ONCE, *options, status=status)
+        return self.main("subscribe", *self.elf.to_broker, *ONCE, *options, status=status)
 
     @property
     def certificate(self) -> str:
@@ -174,9 +174,9 @@ def test_a_certificate_that_is_revoked_is_named_and_goes(
 ) -> None:
     limits(PROPAGATION_S=0.0)
     main("create")
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     account.iot.update_certificate(certificateId=account.certificate_of("thing_0"), newStatus="REVOKED")
-    explained(main("send", *elf.broker, *ONCE, status=1), "CertificateRevoked", "thing_0")
+    explained(main("send", *elf.to_broker, *ONCE, status=1), "CertificateRevoked", "thing_0")
     refusal = aws_error(406, "CertificateStateException", "The certificate is revoked.")  # AWS lets none come back
     proxy.inject("UpdateCertificate", refusal)
     main("clean")
@@ -185,7 +185,7 @@ def test_a_certificate_that_is_revoked_is_named_and_goes(
 
 
 def test_a_certificate_without_a_policy_is_named(fleet: Fleet, explained: Explained) -> None:
-    arn = fleet.elf.things()["thing_0"]["certificateArn"]
+    arn = fleet.elf.recorded()["thing_0"]["certificateArn"]
     fleet.account.iot.detach_policy(policyName="policy-thing_0", target=arn)
     result = fleet.send(status=1)
     command = f"aws iot attach-policy --policy-name policy-thing_0 --target {arn}"
@@ -232,10 +232,10 @@ def test_a_refusal_that_aws_does_not_explain_is_told_as_it_is(
 
 
 def test_a_client_id_that_is_taken_over_is_named(pair: Pair, service: AwsService, explained: Explained) -> None:
-    window = pair.start("subscribe", "--debug", *pair.broker, "--duration", "60")
+    window = pair.start("subscribe", "--debug", *pair.to_broker, "--duration", "60")
     window.await_line("ELF listening on 2 things")
     client_id = window.await_line("thing_0: CONNECT to ").split()[-1]
-    thief = client_of(pair, service, "thing_0", client_id)
+    thief = mqtt_client_of(pair, service, "thing_0", client_id)
     assert thief.connect() == "Success"
     window.await_line("thing_0 lost its connection to ")
     window.await_line("thing_0 reconnected to ")
@@ -247,7 +247,7 @@ def test_a_client_id_that_is_taken_over_is_named(pair: Pair, service: AwsService
 def test_a_subscription_that_is_offline_in_the_end_is_explained(
     pair: Pair, relay: Relay, service: AwsService, explained: Explained
 ) -> None:
-    window = pair.start("subscribe", *relay.broker(service), "--duration", "4")
+    window = pair.start("subscribe", *relay.to_broker(service), "--duration", "4")
     window.await_line("ELF listening on 2 things")
     relay.down()
     result = window.end(1)

@@ -53,7 +53,7 @@ def test_a_system_without_amazons_roots_is_explained(pair: Pair, tmp_path: Path,
         if path.name != "cacert.pem":
             (tmp_path / "botocore" / path.name).symlink_to(path)
     environment = {"PYTHONPATH": str(tmp_path), "SSL_CERT_FILE": os.devnull, "SSL_CERT_DIR": str(tmp_path / "none")}
-    endpoint = pair.broker[:2]
+    endpoint = pair.to_broker[:2]
     shutil.copytree(pair.misc, tmp_path / "misc", ignore=shutil.ignore_patterns("amazon-root-ca.pem"))
     result = pair("send", *endpoint, *ONCE, status=1, env=environment | {"ELF_MISC_DIR": str(tmp_path / "misc")})
     failure = (
@@ -98,7 +98,7 @@ def test_a_system_that_allows_few_open_files_is_explained(
 ) -> None:
     shutil.copytree(pair.misc, elf.misc)
     hamper(elf, tmp_path, limited("RLIMIT_NOFILE", 100))
-    result = elf("send", *elf.broker, *ONCE, status=1)
+    result = elf("send", *elf.to_broker, *ONCE, status=1)
     explained(result, "TooFewDescriptors", "2 things need 102 open files", "allows 100", "ulimit -Hn")
 
 

@@ -56,7 +56,7 @@ def test_a_file_that_the_user_names_is_explained(
     file = tmp_path / "given"
     if content is not None:
         file.write_bytes(content)
-    result = main_of_pair("send", *pair.broker, *ONCE, option, file, status=1 if content is None else 2)
+    result = main_of_pair("send", *pair.to_broker, *ONCE, option, file, status=1 if content is None else 2)
     explained(result, failure, file, reason)
     assert "posting" not in result.err
 
@@ -66,13 +66,13 @@ def test_a_file_of_messages_that_has_none_is_explained(
 ) -> None:
     file = tmp_path / "empty.jsonl"
     file.write_text("\n \n")
-    result = main_of_pair("send", *pair.broker, "--json-message", file, status=2)
+    result = main_of_pair("send", *pair.to_broker, "--json-message", file, status=2)
     explained(result, MESSAGE_INVALID, file, "it contains no message")
     assert len(result.lines) == 2
 
 
 def test_lines_of_the_input_that_can_not_be_sent_are_explained(pair: Pair, explained: Explained) -> None:
-    result = pair("send", *pair.broker, "--json-message", "-", feed=b"one\n\xff\n", status=1)
+    result = pair("send", *pair.to_broker, "--json-message", "-", feed=b"one\n\xff\n", status=1)
     explained(result, "LinesRefused", "1 line of the input")
 
 

@@ -62,7 +62,7 @@ def test_a_command_that_does_not_fit_the_fleet_is_explained(
 def test_a_subscription_that_hears_too_little_is_explained(
     main_of_pair: InProcess, pair: Pair, explained: Explained
 ) -> None:
-    result = main_of_pair("subscribe", *pair.broker, "--duration", "0.1", "--count", 3, status=1)
+    result = main_of_pair("subscribe", *pair.to_broker, "--duration", "0.1", "--count", 3, status=1)
     explained(result, "TooFewMessages", "received 0 messages in 0.1 s, not 3")
 
 
@@ -224,7 +224,7 @@ def test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone(
         (misc / file).unlink()
     else:
         (misc / file).write_text((misc / content).read_text() if content == ANOTHERS_KEY else content)
-    result = main_of_pair("send", *pair.broker, *ONCE, status=1)
+    result = main_of_pair("send", *pair.to_broker, *ONCE, status=1)
     explained(result, failure, "thing_0", misc / named)
     assert "1 acknowledged, 0 lost" in result.err
 
@@ -235,4 +235,6 @@ def test_a_key_that_may_not_be_read_is_explained(elf: Elf, pair: Pair, tmp_path:
     (elf.misc / "thing_0.prv").chmod(0)
     hamper(elf, tmp_path, NOT_AS_ROOT)
     elf.environment |= pair.account.credentials
-    explained(elf("send", *elf.broker, *ONCE, status=1), "KeyUnreadable", elf.misc / "thing_0.prv", "Permission denied")
+    explained(
+        elf("send", *elf.to_broker, *ONCE, status=1), "KeyUnreadable", elf.misc / "thing_0.prv", "Permission denied"
+    )

@@ -104,14 +104,14 @@ def clone(tmp_path: Path) -> Iterator[Elf]:
     for name in names.stdout.splitlines():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, directory / name)
-    user = Elf(tmp_path, {})
-    user.script, user.cwd, user.misc = directory / "elf.py", directory, directory / "misc"
+    elf = Elf(tmp_path, {})
+    elf.script, elf.cwd, elf.misc = directory / "elf.py", directory, directory / "misc"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    user.environment = clean_environment(user.home) | {"PATH": path}
-    user("--local", "create", 3)
-    yield user
-    user.close_windows()
-    kill_servers_of(user)
+    elf.environment = clean_environment(elf.home) | {"PATH": path}
+    elf("--local", "create", 3)
+    yield elf
+    elf.close_windows()
+    kill_servers_of(elf)
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_all_but_local_needs_only_requirements_txt(elf: Elf, account: Account, b
     assert f"uv pip install --python {bare_python} -r {ELF.parent / 'requirements-local.txt'}" in refused.err
     elf("create")
     window = elf.subscribe("--count", 1)
-    elf("send", *elf.broker, *ONCE)
+    elf("send", *elf.to_broker, *ONCE)
     assert [topic for topic, _ in window.end().received] == ["elf/thing_0"]
     elf("clean")
     assert account.is_empty()

@@ -117,7 +117,7 @@ def test_its_package_is_compiled_in_the_image_since_it_is_not_later(container: E
 def test_a_fleet_is_made_sends_and_goes_in_the_container(container: Elf, account: Account) -> None:
     container("create", 2)
     assert {path.suffix for path in container.misc.iterdir()} >= {".pem", ".prv", ".json"}
-    container("send", *container.broker, "--count", 1)
+    container("send", *container.to_broker, "--count", 1)
     container("clean")
     assert account.is_empty()
 

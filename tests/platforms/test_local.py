@@ -29,12 +29,12 @@ def ports_of(process: psutil.Process) -> dict[int, str]:
 
 @pytest.fixture(scope="module")
 def _started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elf]:
-    user = Elf(tmp_path_factory.mktemp("local"), {})
+    elf = Elf(tmp_path_factory.mktemp("local"), {})
     try:
-        user("--local", "create", 2, umask=0)
-        yield user
+        elf("--local", "create", 2, umask=0)
+        yield elf
     finally:
-        kill_servers_of(user)
+        kill_servers_of(elf)
 
 
 @pytest.fixture

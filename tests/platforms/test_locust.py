@@ -46,7 +46,7 @@ class Locusts:
         self.elf = elf
         self.file = ROOT / "locustfile.py"
         self.report = elf.cwd / "report"
-        self.broker: tuple[object, ...] = ("--host", f"localhost:{service.mqtt_port}")
+        self.to_broker: tuple[object, ...] = ("--host", f"localhost:{service.mqtt_port}")
         reports = ("--csv", self.report, "--html", f"{self.report}.html", "--json-file", self.report)
         self.options = ("--root-cert", service.root_cert, *reports)
         self.web_port = free_port()
@@ -67,7 +67,7 @@ class Locusts:
         return self.windows[-1]
 
     def headless(self, *args: object) -> Running:
-        return self.start("--headless", *self.broker, *self.options, *args)
+        return self.start("--headless", *self.to_broker, *self.options, *args)
 
     def master(self, workers: int, *args: object) -> Running:
         port = ("--master-bind-host", "127.0.0.1", "--master-bind-port", self._port)
@@ -81,7 +81,7 @@ class Locusts:
 
     def page(self, *args: object, **environment: str) -> Running:
         where = ("--web-host", "127.0.0.1", "--web-port", self.web_port)
-        window = self.start(*where, *self.broker, *self.options, *args, **environment)
+        window = self.start(*where, *self.to_broker, *self.options, *args, **environment)
         await_listener(self.web_port)
         return window
 
@@ -167,7 +167,7 @@ def test_two_workers_share_the_fleet_and_every_message_is_accounted_for(
         worker.end()
     counts, heard = locusts.counts(), ear.hear_all()
     listeners = {"thing_0", "thing_20", "thing_40"}
-    assert {message.topic for message in heard} == {f"elf/{name}" for name in {*locusts.elf.things()} - listeners}
+    assert {message.topic for message in heard} == {f"elf/{name}" for name in {*locusts.elf.recorded()} - listeners}
     assert_one_at_a_time(heard, interval_s=1.0)
     assert counts["CONNECT"] == (THINGS, 0)
     assert counts["PUBLISH"] == (len(heard), 0)
@@ -179,7 +179,7 @@ def test_two_workers_share_the_fleet_and_every_message_is_accounted_for(
     assert requests[f"elf/{{thing_name}} {load}"] == len(heard)
     assert requests[f"elf/+ {load}"] == counts["RECEIVE"][0]
     assert requests["Aggregated"] == len(heard) + counts["RECEIVE"][0]  # without the connects
-    assert all(account.policies_of(name) == [f"policy-{name}"] for name in locusts.elf.things())
+    assert all(account.policies_of(name) == [f"policy-{name}"] for name in locusts.elf.recorded())
 
 
 @pytest.mark.long
@@ -204,7 +204,7 @@ def test_a_worker_is_killed_and_the_others_go_on(locusts: Locusts, ear: Client) 
 @pytest.mark.long
 def test_a_worker_that_joins_has_things_of_the_others(locusts: Locusts, relay: Relay, ear: Client) -> None:
     locusts.elf("create", 6)
-    locusts.broker = ("--host", f"localhost:{relay.port}")
+    locusts.to_broker = ("--host", f"localhost:{relay.port}")
     workers = [locusts.worker()]
     master = locusts.master(1, "--interval", "0.2")
     heard = hear_from(ear, 6)
@@ -216,7 +216,7 @@ def test_a_worker_that_joins_has_things_of_the_others(locusts: Locusts, relay: R
 @pytest.mark.long
 def test_the_others_have_the_things_of_a_worker_that_leaves(locusts: Locusts, relay: Relay, ear: Client) -> None:
     locusts.elf("create", 6)
-    locusts.broker = ("--host", f"localhost:{relay.port}")
+    locusts.to_broker = ("--host", f"localhost:{relay.port}")
     leaver, stayer = locusts.worker(), locusts.worker()
     master = locusts.master(2, "--interval", "0.2")
     heard = hear_from(ear, 6)
@@ -246,7 +246,7 @@ def test_all_workers_together_connect_at_one_pace(locusts: Locusts, relay: Relay
     locusts.elf("create", 20)
     locusts.file = locusts.elf.cwd / "slow.py"
     locusts.file.write_text(SLOW)
-    locusts.broker = ("--host", f"localhost:{relay.port}")
+    locusts.to_broker = ("--host", f"localhost:{relay.port}")
     workers = [locusts.worker(), locusts.worker()]
     locusts.master(2, "--run-time", "8s").end()
     for worker in workers:
@@ -257,7 +257,7 @@ def test_all_workers_together_connect_at_one_pace(locusts: Locusts, relay: Relay
 
 def test_an_outage_is_counted_and_no_message_lost(locusts: Locusts, relay: Relay, ear: Client) -> None:
     locusts.elf("create", 3)
-    locusts.broker = ("--host", f"localhost:{relay.port}")
+    locusts.to_broker = ("--host", f"localhost:{relay.port}")
     window = locusts.page()
     assert locusts.swarm(user_count=3, spawn_rate=3, interval="0.1")["success"]
     hear_from(ear, 3)
@@ -326,7 +326,7 @@ def test_a_secret_in_aws_answer_is_shown_nowhere(locusts: Locusts, service: AwsS
 
 def test_a_failure_is_explained_as_aws_explains_it(locusts: Locusts, account: Account) -> None:
     locusts.elf("create", 2)
-    locusts.elf("send", *locusts.elf.broker, "--count", 1)
+    locusts.elf("send", *locusts.elf.to_broker, "--count", 1)
     account.iot.update_certificate(certificateId=account.certificate_of("thing_1"), newStatus="INACTIVE")
     os.utime(locusts.elf.misc / "things.json", (1, 1))  # what is young would be tried again for a while
     worker = locusts.worker()
@@ -423,8 +423,8 @@ def test_the_page_sets_no_file_and_no_host(locusts: Locusts, ear: Client) -> Non
 
 def test_the_page_asks_for_the_password(locusts: Locusts, ear: Client) -> None:
     locusts.elf("create", 1)
-    locusts.start("--web-port", free_port(), *locusts.broker).await_line("anyone on the network can use this page")
-    result = locusts.start("--web-login", "--web-port", locusts.web_port, *locusts.broker).end(status=1)
+    locusts.start("--web-port", free_port(), *locusts.to_broker).await_line("anyone on the network can use this page")
+    result = locusts.start("--web-login", "--web-port", locusts.web_port, *locusts.to_broker).end(status=1)
     assert "--web-login has no password to ask for" in result.err and "ELF_WEB_PASSWORD" in result.err
     window = locusts.page("--web-login", "-L", "DEBUG", ELF_WEB_PASSWORD=PASSWORD)
     own = f"http://127.0.0.1:{locusts.web_port}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.aws import ANYTHING, Account, AwsService
-from support.mqtt import client_of
+from support.mqtt import mqtt_client_of
 from support.shell import Elf, InProcess
 
 ONCE = ("--duration", "0.01")
@@ -44,10 +44,10 @@ def original(elf: Elf, account: Account) -> Elf:
 
 def test_it_sends_and_listens_and_is_cleaned(original: Elf, account: Account, service: AwsService) -> None:
     window = original.subscribe("--count", 4)
-    original("send", *original.broker, *ONCE)
+    original("send", *original.to_broker, *ONCE)
     assert {topic for topic, _ in window.end().received} == {"elf/thing_0", "elf/thing_1"}
     assert account.policies() == ["policy-thing_0", "policy-thing_1"]
-    client = client_of(original, service, "thing_1", "thing_1-paho")
+    client = mqtt_client_of(original, service, "thing_1", "thing_1-paho")
     assert client.connect() == "Success"
     client.close()
     original("clean")
@@ -58,12 +58,12 @@ def test_it_sends_and_listens_and_is_cleaned(original: Elf, account: Account, se
 
 @pytest.mark.parametrize("command", ["send", "subscribe", "create"])
 def test_its_keys_leave_things_json_and_all_is_shut_to_others(main: InProcess, original: Elf, command: str) -> None:
-    before = original.things()
-    main(command, *((2,) if command == "create" else (*original.broker, *ONCE)))
+    before = original.recorded()
+    main(command, *((2,) if command == "create" else (*original.to_broker, *ONCE)))
     text = (original.misc / "things.json").read_text()
     for secret in ("PRIVATE KEY", "BEGIN", "keyPair", "certificatePem", "ResponseMetadata"):
         assert secret not in text
-    for name, recorded in original.things().items():
+    for name, recorded in original.recorded().items():
         assert {key: before[name][key] for key in ("certificateArn", "certificateId")}.items() <= recorded.items()
         assert (original.misc / f"{name}.prv").read_text() == before[name]["keyPair"]["PrivateKey"]
     assert {stat.S_IMODE(path.stat().st_mode) for path in original.misc.glob("*.prv")} == {0o600}
@@ -72,10 +72,10 @@ def test_its_keys_leave_things_json_and_all_is_shut_to_others(main: InProcess, o
 
 
 def test_keys_that_are_in_things_json_alone_are_saved(main: InProcess, original: Elf) -> None:
-    before = original.things()["thing_1"]
+    before = original.recorded()["thing_1"]
     for suffix in ("pem", "pub", "prv"):
         (original.misc / f"thing_1.{suffix}").unlink()
-    assert "2 acknowledged" in main("send", *original.broker, *ONCE).err
+    assert "2 acknowledged" in main("send", *original.to_broker, *ONCE).err
     assert (original.misc / "thing_1.prv").read_text() == before["keyPair"]["PrivateKey"]
     assert (original.misc / "thing_1.pub").read_text() == before["keyPair"]["PublicKey"]
     assert (original.misc / "thing_1.pem").read_text() == before["certificatePem"]
@@ -100,11 +100,11 @@ def test_it_lives_in_the_region_of_its_certificates(main: InProcess, original: E
 def test_it_is_safe_from_credentials_of_another_account(
     main: InProcess, original: Elf, account: Account, service: AwsService, command: str
 ) -> None:
-    before = account.snapshot(), set(original.things()), original.files()
+    before = account.snapshot(), set(original.recorded()), original.files()
     stranger = Account(service)
     main.use(stranger.credentials)
-    main(command, *(() if command == "clean" else (*original.broker, *ONCE)), status=1)
-    assert (account.snapshot(), set(original.things()), original.files()) == before
+    main(command, *(() if command == "clean" else (*original.to_broker, *ONCE)), status=1)
+    assert (account.snapshot(), set(original.recorded()), original.files()) == before
     assert stranger.is_empty()
     main.use(account.credentials)
     main("clean")
@@ -114,11 +114,11 @@ def test_it_is_safe_from_credentials_of_another_account(
 def test_a_clean_that_fails_keeps_the_keys_that_only_things_json_has(
     original: Elf, service: AwsService, account: Account
 ) -> None:
-    key = original.things()["thing_1"]["keyPair"]["PrivateKey"]
+    key = original.recorded()["thing_1"]["keyPair"]["PrivateKey"]
     (original.misc / "thing_1.prv").unlink()
     original("clean", status=1, env=Account(service).credentials)
     assert (original.misc / "thing_1.prv").read_text() == key
-    original("send", *original.broker, *ONCE)
+    original("send", *original.to_broker, *ONCE)
     assert (original.misc / "thing_1.prv").read_text() == key
     original("clean")
     assert account.is_empty()
@@ -128,9 +128,11 @@ def test_a_clean_that_fails_at_the_last_step_is_finished_by_the_next(
     main: InProcess, original: Elf, account: Account
 ) -> None:
     deny = {"Effect": "Deny", "Action": "iot:DeleteThing", "Resource": "*"}
-    main.use(account.user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]}))
+    main.use(
+        account.iam_user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]})
+    )
     main("clean", status=1)
-    assert account.things() == list(original.things()) == ["thing_0", "thing_1"]
+    assert account.things() == list(original.recorded()) == ["thing_0", "thing_1"]
     main.use(account.credentials)
     main("clean")
     assert account.is_empty()

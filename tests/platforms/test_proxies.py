@@ -295,7 +295,7 @@ def test_who_goes_around_the_proxy_is_told_of_it_where_that_fails(
     main_of_pair: InProcess, pair: Pair, environment: dict[str, str], options: tuple[str, ...], hint: str
 ) -> None:
     main_of_pair.use(environment)
-    main_of_pair("send", *options, *pair.broker, *ONCE)
+    main_of_pair("send", *options, *pair.to_broker, *ONCE)
     nowhere = ("--mqtt-endpoint", f"localhost:{CLOSED_PORT}", "--things", 1)
     result = main_of_pair("send", *options, *nowhere, *ONCE, status=1)
     assert f"can't connect to localhost:{CLOSED_PORT}: nothing listens there" in result.err
@@ -305,7 +305,7 @@ def test_who_goes_around_the_proxy_is_told_of_it_where_that_fails(
 
 def test_the_library_of_tunnels_is_imported_where_there_is_a_proxy_alone(pair: Pair, proxies: Proxies) -> None:
     for way, is_imported in (("none", False), (f"socks5h://127.0.0.1:{proxies.socks}", True)):
-        result = pair("send", *pair.broker, "--proxy", way, *ONCE, env={"PYTHONPROFILEIMPORTTIME": "1"})
+        result = pair("send", *pair.to_broker, "--proxy", way, *ONCE, env={"PYTHONPROFILEIMPORTTIME": "1"})
         assert ("python_socks" in result.err) == is_imported
 
 
@@ -371,7 +371,7 @@ def test_a_proxy_that_can_not_be_meant_is_refused(main: InProcess, options: tupl
 
 def test_a_variable_that_holds_no_proxy_is_named(main_of_pair: InProcess, pair: Pair) -> None:
     main_of_pair.use({"HTTPS_PROXY": "gopher://jane:s3cret@127.0.0.1"})
-    result = main_of_pair("send", *pair.broker, *ONCE, status=1)
+    result = main_of_pair("send", *pair.to_broker, *ONCE, status=1)
     assert "HTTPS_PROXY is not a valid proxy URL" in result.err
     assert "s3cret" not in result.err
 
@@ -379,9 +379,9 @@ def test_a_variable_that_holds_no_proxy_is_named(main_of_pair: InProcess, pair: 
 def test_locusts_users_go_through_the_proxy(elf: Elf, proxies: Proxies) -> None:
     elf("create", 2)
     url = f"socks5h://{LOGIN}127.0.0.1:{proxies.socks_login}"
-    command = [sys.executable, "-m", "locust", "-f", ROOT / "locustfile.py", "--headless", "--host", elf.broker[1]]
+    command = [sys.executable, "-m", "locust", "-f", ROOT / "locustfile.py", "--headless", "--host", elf.to_broker[1]]
     done = subprocess.run(
-        [*command, "--root-cert", elf.broker[3], "--interval", "0.1", "--run-time", "1s"],
+        [*command, "--root-cert", elf.to_broker[3], "--interval", "0.1", "--run-time", "1s"],
         cwd=elf.cwd,
         env={**elf.environment, "PYTHONPATH": str(ROOT), "ALL_PROXY": url},
         capture_output=True,

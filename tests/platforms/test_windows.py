@@ -36,7 +36,7 @@ def test_the_imitation_lacks_what_windows_lacks(windows: Elf) -> None:
 def test_a_fleet_is_made_sends_listens_and_goes_on_windows(windows: Elf, account: Account) -> None:
     windows("create", 2)
     window = windows.subscribe("--count", 4)
-    windows("send", *windows.broker, *ONCE)
+    windows("send", *windows.to_broker, *ONCE)
     assert len(window.end().received) == 4
     result = windows("clean")
     assert account.is_empty()
@@ -45,14 +45,19 @@ def test_a_fleet_is_made_sends_listens_and_goes_on_windows(windows: Elf, account
 
 
 def test_no_command_leaves_work_for_the_next_on_windows(windows: Elf) -> None:
-    for command in (("create", 2), ("create", 3), ("send", *windows.broker, *ONCE), ("send", *windows.broker, *ONCE)):
+    for command in (
+        ("create", 2),
+        ("create", 3),
+        ("send", *windows.to_broker, *ONCE),
+        ("send", *windows.to_broker, *ONCE),
+    ):
         assert "WARNING" not in windows(*command).err
         assert not (windows.misc / "things.journal").exists()
 
 
 def test_who_is_at_work_is_named_and_nobody_who_has_gone_on_windows(windows: Elf) -> None:
     windows("create", 1)
-    windows("send", *windows.broker, *ONCE)
+    windows("send", *windows.to_broker, *ONCE)
     first = windows.subscribe()
     second = windows.subscribe()
     named = windows("create", 2, status=1).lines[0].partition(": ")[2]
@@ -63,7 +68,7 @@ def test_who_is_at_work_is_named_and_nobody_who_has_gone_on_windows(windows: Elf
         window.signal(signal.SIGINT)
         window.end(130)
     waiting.end()
-    assert set(windows.things()) == {"thing_0", "thing_1"}
+    assert set(windows.recorded()) == {"thing_0", "thing_1"}
 
 
 def test_a_lock_goes_with_the_process_that_is_killed_on_windows(windows: Elf, account: Account) -> None:
@@ -71,7 +76,7 @@ def test_a_lock_goes_with_the_process_that_is_killed_on_windows(windows: Elf, ac
     window.await_line("Thing:'thing_[0-9]+' associated")
     window.kill()
     assert "from a run that was interrupted" in windows("create", 100, "--rate", 200).err
-    assert len(account.things()) == len(windows.things()) == 100
+    assert len(account.things()) == len(windows.recorded()) == 100
 
 
 def test_ctrl_c_ends_a_command_on_windows(windows: Elf) -> None:

@@ -106,7 +106,7 @@ def test_what_came_into_a_fleets_directory_later_is_left_as_it_is(main: InProces
     refused = main("create", 2, status=1).err
     assert "is not only ELF's" in refused
     assert all(path.name in refused for path in others)
-    assert f"other users could read {elf.misc / 'thing_0.prv'}: made private" in main("send", *elf.broker, *ONCE).err
+    assert f"other users could read {elf.misc / 'thing_0.prv'}: made private" in main("send", *elf.to_broker, *ONCE).err
     main("clean")
     assert account.is_empty()
     assert [(path.read_text(), stat.S_IMODE(path.stat().st_mode)) for path in others] == [("precious", 0o644)] * 2

@@ -84,18 +84,18 @@ def test_the_policy_names_single_actions_and_only_allows() -> None:
 
 
 def test_the_policy_is_enough_for_every_command(elf: Elf, account: Account) -> None:
-    elf.environment |= account.user(policy_of_the_page())
+    elf.environment |= account.iam_user(policy_of_the_page())
     elf("create", 2)
     window = elf.subscribe("--count", 2)
-    elf("send", *elf.broker, "--append-thing-name", *ONCE)
+    elf("send", *elf.to_broker, "--append-thing-name", *ONCE)
     window.end()
     elf("create", 3)
-    elf("send", *elf.broker, *ONCE)
+    elf("send", *elf.to_broker, *ONCE)
     elf("clean")
     assert account.is_empty()
 
 
-class User:
+class LimitedUser:
     """A user who has the policy of the page, or less."""
 
     def __init__(self, main: InProcess, elf: Elf, account: Account) -> None:
@@ -104,10 +104,10 @@ class User:
         self.may(self.policy)
 
     def may(self, policy: dict[str, Any]) -> None:
-        self._main.use(self._account.user(policy))
+        self._main.use(self._account.iam_user(policy))
 
     def run(self, command: str, status: int = 0) -> Result:
-        arguments = (*self.elf.broker, *ONCE) if command == "send" else ()
+        arguments = (*self.elf.to_broker, *ONCE) if command == "send" else ()
         return self._main(*command.split(), *arguments, status=status)
 
     def prepare(self, step: str) -> None:
@@ -130,48 +130,48 @@ class User:
 
 
 @pytest.fixture
-def user(main: InProcess, elf: Elf, account: Account) -> User:
-    return User(main, elf, account)
+def limited_user(main: InProcess, elf: Elf, account: Account) -> LimitedUser:
+    return LimitedUser(main, elf, account)
 
 
 @pytest.mark.parametrize("action", NEEDED_BY)
-def test_the_policy_is_not_larger_than_needed(user: User, account: Account, action: str) -> None:
+def test_the_policy_is_not_larger_than_needed(limited_user: LimitedUser, account: Account, action: str) -> None:
     need = NEEDED_BY[action]
     for step in need.after:
-        user.prepare(step)
-    user.may(without(user.policy, action))
-    denied = user.run(need.command, status=need.status)
+        limited_user.prepare(step)
+    limited_user.may(without(limited_user.policy, action))
+    denied = limited_user.run(need.command, status=need.status)
     assert re.search(rf"AWS denies {action} to arn:aws:iam::{account.id}:user/user-[0-9]+: ", denied.err)
     assert "Traceback" not in denied.err
 
-    user.may(user.policy)
-    assert "denies" not in user.run(need.command).err
-    user.run("clean")
+    limited_user.may(limited_user.policy)
+    assert "denies" not in limited_user.run(need.command).err
+    limited_user.run("clean")
     assert account.is_empty()
 
 
-def test_without_describe_thing_the_owner_of_a_name_is_not_known(user: User, account: Account) -> None:
+def test_without_describe_thing_the_owner_of_a_name_is_not_known(limited_user: LimitedUser, account: Account) -> None:
     account.iot.create_thing(thingName="thing_0")
-    user.may(without(user.policy, "iot:DescribeThing"))
-    assert "AWS denies iot:DescribeThing to " in user.run("create", status=1).err
-    user.may(user.policy)
-    assert "thing thing_0 already exists, and this ELF did not make it" in user.run("create", status=1).err
+    limited_user.may(without(limited_user.policy, "iot:DescribeThing"))
+    assert "AWS denies iot:DescribeThing to " in limited_user.run("create", status=1).err
+    limited_user.may(limited_user.policy)
+    assert "thing thing_0 already exists, and this ELF did not make it" in limited_user.run("create", status=1).err
     assert account.snapshot() == (["thing_0"], {}, [])
 
 
 def test_without_describe_certificate_a_refusal_is_told_less_exactly(
-    user: User, account: Account, limits: Limits
+    limited_user: LimitedUser, account: Account, limits: Limits
 ) -> None:
     limits(POLICY_CHANGE_S=2.0)
     for command in ("create", "send"):
-        user.run(command)
+        limited_user.run(command)
     account.iot.update_certificate(certificateId=account.certificate_of("thing_0"), newStatus="INACTIVE")
-    os.utime(user.elf.misc / "things.json", (0, 0))  # what was made lately is tried again for a while
-    user.may(without(user.policy, DIAGNOSIS))
-    denied = user.run("send", status=1)
+    os.utime(limited_user.elf.misc / "things.json", (0, 0))  # what was made lately is tried again for a while
+    limited_user.may(without(limited_user.policy, DIAGNOSIS))
+    denied = limited_user.run("send", status=1)
     assert "thing_0 can't connect to localhost:" in denied.err
     assert "which refuses it" in denied.err
     assert "thing_0: the broker refuses iot:Connect, and AWS gives no reason; trying again for up to" in denied.err
     assert "INACTIVE" not in denied.err
-    user.may(user.policy)
-    assert "thing_0 can't connect: its certificate is INACTIVE" in user.run("send", status=1).err
+    limited_user.may(limited_user.policy)
+    assert "thing_0 can't connect: its certificate is INACTIVE" in limited_user.run("send", status=1).err

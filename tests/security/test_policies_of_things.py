@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 import pytest
 from support.aws import Account, AwsService
-from support.mqtt import Client, client_of
+from support.mqtt import Client, mqtt_client_of
 from support.shell import Elf, InProcess, Pair
 
 
 def test_the_policy_names_the_things_own_account_and_region(main: InProcess, elf: Elf, account: Account) -> None:
     region = "eu-central-1"
     main("--region", region, "create")
-    main("send", *elf.broker, "--duration", "0.01")
+    main("send", *elf.to_broker, "--duration", "0.01")
     iot = account.client("iot", region)
     arn = f"arn:aws:iot:{region}:{account.id}"
     assert json.loads(iot.get_policy(policyName="policy-thing_0")["policyDocument"])["Statement"] == [
@@ -42,7 +42,7 @@ def test_things_use_their_own_certificates(
     main("create", 2)
     client = connect(account)
     client.subscribe("$aws/events/presence/connected/+")
-    main("send", *elf.broker, "--duration", "0.01")
+    main("send", *elf.to_broker, "--duration", "0.01")
     connected: dict[str, str] = {}
     while len(connected) < 2:
         event = json.loads(client.hear().payload)
@@ -58,6 +58,6 @@ def test_things_use_their_own_certificates(
 def test_the_policy_refuses_the_client_id_of_another_thing(
     pair: Pair, service: AwsService, client_id: str, accepted: bool
 ) -> None:
-    client = client_of(pair, service, "thing_0", client_id)
+    client = mqtt_client_of(pair, service, "thing_0", client_id)
     assert (client.connect() == "Success") is accepted
     client.close()

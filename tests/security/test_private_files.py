@@ -25,7 +25,7 @@ def modes(directory: Path) -> dict[str, int]:
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX's")
 def test_no_file_is_ever_open_to_others_whatever_the_umask(elf: Elf, witness: Callable[[str], list[str]]) -> None:
-    options = ("--mqtt-endpoint", elf.broker[1])
+    options = ("--mqtt-endpoint", elf.to_broker[1])
     elf("create", umask=0)
     elf("send", *options, *ONCE, status=1, umask=0)  # with Amazon's roots, which makes that file too
     assert modes(elf.misc) == {".": 0o700} | dict.fromkeys(elf.files(), 0o600)
@@ -59,10 +59,11 @@ def test_things_json_has_the_shape_of_the_original_without_keys(main: InProcess,
             "certificateArn": f"arn:aws:iot:{REGION}:{account.id}:cert/{certificate_id}",
             "certificateId": certificate_id,
         }
-    main("send", *elf.broker, *ONCE)
-    assert elf.things()["thing_1"]["elf_policy"] == "policy-thing_1"
+    main("send", *elf.to_broker, *ONCE)
+    assert elf.recorded()["thing_1"]["elf_policy"] == "policy-thing_1"
     assert (
-        elf.things()["thing_1"]["elf_policy_arn"] == (account.iot.get_policy(policyName="policy-thing_1")["policyArn"])
+        elf.recorded()["thing_1"]["elf_policy_arn"]
+        == (account.iot.get_policy(policyName="policy-thing_1")["policyArn"])
     )
 
 
@@ -84,7 +85,7 @@ def test_a_colon_is_in_the_name_of_a_thing_and_not_of_a_file(main: InProcess, el
     assert {name for name in elf.files() if name.startswith("a")} == {"a+b_0.pem", "a+b_0.pub", "a+b_0.prv"} | (
         {"amazon-root-ca.pem"} & set(elf.files())
     )
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     main("clean")
     assert account.is_empty()
     assert elf.files() == ["elf.json"]

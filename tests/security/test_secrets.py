@@ -35,7 +35,7 @@ def test_a_credential_with_a_line_end_is_named_and_not_shown(elf: Elf, variable:
     assert f"the AWS {name} (from env) contains a line end" in result.err
     assert "what to do: set it again" in result.err
     assert TOKEN.rstrip("=") not in result.err + result.out
-    assert not elf.things()
+    assert not elf.recorded()
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_credential_by_which_a_role_is_assumed_is_named_and_not_shown(elf: Elf
     assert "the AWS session token (from a role's source_profile) contains a line end" in result.err
     assert "what to do: set it again" in result.err
     assert TOKEN not in result.err + result.out
-    assert not elf.things()
+    assert not elf.recorded()
 
 
 def test_a_containers_token_with_a_line_end_is_named_and_not_shown(elf: Elf) -> None:
@@ -137,7 +137,7 @@ def secrets_of(elf: Elf) -> set[str]:
 
 def test_debug_shows_each_call_and_never_a_key_or_a_credential(elf: Elf) -> None:
     elf.environment["AWS_SESSION_TOKEN"] = SESSION_TOKEN
-    options = ("--debug", *elf.broker)
+    options = ("--debug", *elf.to_broker)
     said = elf("create", "--debug").err
     window = elf.start("subscribe", *options, "--duration", "30", "--count", 1)
     window.await_line("thing_0 subscribed")
@@ -160,7 +160,7 @@ def test_debug_shows_each_call_and_never_a_key_or_a_credential(elf: Elf) -> None
 
 def test_debug_shows_each_call_of_clean(main: InProcess, elf: Elf) -> None:
     main("create")
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     calls = [line.partition("AWS ")[2].partition("(")[0] for line in main("clean", "--debug").lines if "(" in line]
     calls = [call for call in calls if call not in ("", "DescribeEndpoint")]
     assert {*calls[:2]} == {"DescribeThing", "ListAttachedPolicies"}
@@ -170,7 +170,7 @@ def test_debug_shows_each_call_of_clean(main: InProcess, elf: Elf) -> None:
 
 def test_a_fleet_without_debug_says_nothing_secret_either(main: InProcess, elf: Elf) -> None:
     said = main("create").err
-    said += main("send", *elf.broker, *ONCE).err
+    said += main("send", *elf.to_broker, *ONCE).err
     assert {secret for secret in secrets_of(elf) if secret in said} == set()
 
 
@@ -182,12 +182,12 @@ def test_no_key_or_credential_is_in_anything_a_whole_run_prints_or_writes(
     secrets = {SECRET, SESSION_TOKEN, "PRIVATE KEY"}
     for file in elf.misc.glob("*.prv"):
         secrets |= {line for line in file.read_text().splitlines() if len(line) > 40}
-    said += elf("send", *elf.broker, *ONCE, "--debug").err
+    said += elf("send", *elf.to_broker, *ONCE, "--debug").err
     os.utime(elf.misc / "things.json", (1, 1))  # what is young would be tried again for a while
     account.iot.update_certificate(certificateId=account.certificate_of("thing_0"), newStatus="INACTIVE")
-    said += elf("subscribe", *elf.broker, "--duration", "0.1", "--debug", status=1).err
+    said += elf("subscribe", *elf.to_broker, "--duration", "0.1", "--debug", status=1).err
     (elf.misc / "thing_1.prv").write_text((elf.misc / "thing_0.prv").read_text())
-    said += elf("send", *elf.broker, *ONCE, "--debug", status=1).err
+    said += elf("send", *elf.to_broker, *ONCE, "--debug", status=1).err
     written = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".prv"]
     said += "".join(path.read_text(errors="replace") for path in written)
     said += elf("clean", "--debug").err

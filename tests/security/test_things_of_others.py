@@ -34,7 +34,7 @@ def test_a_policy_of_somebody_else_is_not_taken_over(main: InProcess, elf: Elf, 
     main("create")
     document = '{"Version":"2012-10-17","Statement":[{"Effect":"Deny","Action":"iot:*","Resource":"*"}]}'
     account.iot.create_policy(policyName="policy-thing_0", policyDocument=document)
-    refused = main("send", *elf.broker, "--duration", "0.01", status=1)
+    refused = main("send", *elf.to_broker, "--duration", "0.01", status=1)
     assert "policy policy-thing_0 already exists" in refused.err
     main("clean")
     assert account.snapshot() == ([], {}, ["policy-thing_0"])
@@ -45,11 +45,11 @@ def test_clean_leaves_a_thing_whose_certificate_somebody_else_uses(
 ) -> None:
     limits(CONSISTENCY_S=0.3)
     main("create", 2)
-    arn = elf.things()["thing_0"]["certificateArn"]
+    arn = elf.recorded()["thing_0"]["certificateArn"]
     account.iot.create_thing(thingName="theirs")
     account.iot.attach_thing_principal(thingName="theirs", principal=arn)
     assert "thing_0: " in main("clean", status=1).err
-    assert list(elf.things()) == ["thing_0"]
+    assert list(elf.recorded()) == ["thing_0"]
     assert account.things() == ["theirs", "thing_0"]
     account.iot.detach_thing_principal(thingName="theirs", principal=arn)
     main("clean")
@@ -61,8 +61,8 @@ class Stranger:
 
     def __init__(self, main: InProcess, elf: Elf, account: Account) -> None:
         main("create")
-        main("send", *elf.broker, "--duration", "0.01")
-        self.iot, self.certificate = account.iot, elf.things()["thing_0"]["certificateArn"]
+        main("send", *elf.to_broker, "--duration", "0.01")
+        self.iot, self.certificate = account.iot, elf.recorded()["thing_0"]["certificateArn"]
         self.theirs = account.iot.create_keys_and_certificate(setAsActive=True)
 
     def make_thing(self, **attributes: str) -> None:
@@ -112,7 +112,9 @@ def test_a_second_clean_does_not_take_somebody_elses_thing_for_a_half_cleaned_on
     stranger.make_thing()
     account.iot.detach_thing_principal(thingName="thing_0", principal=stranger.theirs["certificateArn"])
     deny = {"Effect": "Deny", "Action": "iot:DeleteCertificate", "Resource": "*"}
-    main.use(account.user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]}))
+    main.use(
+        account.iam_user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]})
+    )
     main("clean", status=1)
     main.use(account.credentials)
     assert "thing thing_0 was made by someone else: left alone" in main("clean").err
@@ -158,7 +160,7 @@ def test_what_was_only_asked_for_and_is_somebody_elses_is_left_alone(
     main: InProcess, elf: Elf, account: Account
 ) -> None:
     main("create")
-    recorded = elf.things()["thing_0"]
+    recorded = elf.recorded()["thing_0"]
     account.iot.create_thing(thingName="thing_1")
     document = json.dumps(ANYTHING)
     account.iot.create_policy(policyName="policy-thing_0", policyDocument=document)
@@ -180,9 +182,9 @@ def test_somebody_else_whom_aws_names_is_named_at_once(
     main: InProcess, elf: Elf, account: Account, attached: str
 ) -> None:
     main("create", 2)
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     iot = account.iot
-    arn = elf.things()["thing_0"]["certificateArn"]
+    arn = elf.recorded()["thing_0"]["certificateArn"]
     theirs = iot.create_keys_and_certificate(setAsActive=False)["certificateArn"]
     iot.create_thing(thingName="theirs")
     user, detach = {
@@ -209,7 +211,7 @@ def test_somebody_else_whom_aws_names_is_named_at_once(
     assert re.search(rf"thing_0: AWS refuses to delete \S+: it is attached to {user}$", said, re.MULTILINE)
     assert "trying again" not in said
     assert "what to do: detach it there if nobody needs it, then run the same command again" in said
-    assert list(elf.things()) == ["thing_0"]
+    assert list(elf.recorded()) == ["thing_0"]
     detach()
     main("clean")
     assert account.things() == ["theirs"]
@@ -218,7 +220,7 @@ def test_somebody_else_whom_aws_names_is_named_at_once(
 
 def test_an_edited_policy_that_others_use_keeps_its_versions(main: InProcess, elf: Elf, account: Account) -> None:
     main("create")
-    main("send", *elf.broker, *ONCE)
+    main("send", *elf.to_broker, *ONCE)
     account.edit_policy("policy-thing_0", lambda statements: statements.pop())
     theirs = account.iot.create_keys_and_certificate(setAsActive=False)["certificateArn"]
     account.iot.attach_policy(policyName="policy-thing_0", target=theirs)

@@ -40,7 +40,7 @@ def test_amazons_roots_come_from_botocore_and_nobody_else_is_believed(pair: Pair
 
 
 def test_a_root_certificate_that_did_not_sign_the_broker_is_refused(main_of_pair: InProcess, pair: Pair) -> None:
-    result = main_of_pair("subscribe", *pair.broker[:2], "--root-cert", BUNDLE, *ONCE, status=1)
+    result = main_of_pair("subscribe", *pair.to_broker[:2], "--root-cert", BUNDLE, *ONCE, status=1)
     assert "its certificate is not trusted" in result.err
 
 
@@ -51,7 +51,7 @@ def test_a_root_cert_that_is_none_is_refused(
     file = tmp_path / "root.pem"
     if content is not None:
         file.write_text(content)
-    result = main_of_pair("send", *pair.broker[:2], "--root-cert", file, *ONCE, status=1 if content is None else 2)
+    result = main_of_pair("send", *pair.to_broker[:2], "--root-cert", file, *ONCE, status=1 if content is None else 2)
     assert f"{file} is not a root certificate" in result.err
 
 
@@ -101,7 +101,7 @@ def test_the_port_is(
 
 @pytest.mark.parametrize("command", ["send", "subscribe"])
 def test_a_broker_that_is_not_there_is_named(main_of_pair: InProcess, pair: Pair, command: str) -> None:
-    result = main_of_pair(command, "--mqtt-endpoint", "localhost:1", *pair.broker[2:], *ONCE, status=1)
+    result = main_of_pair(command, "--mqtt-endpoint", "localhost:1", *pair.to_broker[2:], *ONCE, status=1)
     assert "can't connect to localhost:1: nothing listens there" in result.err
 
 

@@ -148,7 +148,7 @@ class Account:
     def credentials(self) -> dict[str, str]:
         return {"AWS_ACCESS_KEY_ID": self.id, "AWS_SECRET_ACCESS_KEY": SECRET}
 
-    def user(self, policy: Mapping[str, Any]) -> dict[str, str]:
+    def iam_user(self, policy: Mapping[str, Any]) -> dict[str, str]:
         """Make an IAM user who has just this policy; return the user's credentials."""
         iam = self.client("iam")
         name = f"user-{time.monotonic_ns()}"

@@ -81,7 +81,7 @@ class Client:
         self._mqtt.loop_stop()
 
 
-def client_of(elf: Elf, service: AwsService, thing: str, client_id: str) -> Client:
+def mqtt_client_of(elf: Elf, service: AwsService, thing: str, client_id: str) -> Client:
     """Make an MQTT client that uses the files of a thing."""
     return Client(service, elf.misc / f"{thing}.pem", elf.misc / f"{thing}.prv", client_id)
 
@@ -220,7 +220,7 @@ class Broker(Impostor):
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
 
     @property
-    def options(self) -> tuple[str, ...]:
+    def to_broker(self) -> tuple[str, ...]:
         """The options by which ELF connects to it."""
         return "--mqtt-endpoint", f"localhost:{self.port}", "--root-cert", str(self.root_cert)
 

@@ -52,7 +52,7 @@ class MqttProxy(Broker):
         self._seed, self._messages, self._kinds = seed, messages, kinds
         self._plans: dict[tuple[str, str, str], dict[int, tuple[str, list[int]]]] = {}
         self._kept: dict[tuple[str, str, str], dict[int, bytes]] = defaultdict(dict)
-        super().__init__(directory, {thing: [self._relay] * 9 for thing in elf.things()})
+        super().__init__(directory, {thing: [self._relay] * 9 for thing in elf.recorded()})
 
     def plan(self, hearer: str, thing: str) -> dict[int, tuple[str, list[int]]]:
         """Say what to do with each number of a run, and which of them to pass on when it comes."""
@@ -76,7 +76,7 @@ class MqttProxy(Broker):
 
     def passed_on(self) -> int:
         """How many messages it passes on in all of one run of all things to all of them."""
-        things = list(self._elf.things())
+        things = list(self._elf.recorded())
         return sum(len(out) for hearer in things for thing in things for _, out in self.plan(hearer, thing).values())
 
     def _fate(self, hearer: str, message: Packet) -> list[bytes]:

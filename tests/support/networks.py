@@ -147,7 +147,7 @@ class Relay:
             with contextlib.suppress(OSError):
                 sink.shutdown(socket.SHUT_RDWR)
 
-    def broker(self, service: AwsService) -> tuple[str, ...]:
+    def to_broker(self, service: AwsService) -> tuple[str, ...]:
         """The options by which ELF connects through it."""
         return "--mqtt-endpoint", f"localhost:{self.port}", "--root-cert", str(service.root_cert)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -120,9 +119,14 @@ class Elf:
         for each in (self.home, self.cwd):
             each.mkdir(exist_ok=True)
         self.environment = clean_environment(self.home) | {"ELF_MISC_DIR": str(self.misc)} | dict(environment)
-        self.broker: tuple[str, ...] = ()
+        self.to_broker: tuple[str, ...] = ()
         if service:
-            self.broker = ("--mqtt-endpoint", f"localhost:{service.mqtt_port}", "--root-cert", str(service.root_cert))
+            self.to_broker = (
+                "--mqtt-endpoint",
+                f"localhost:{service.mqtt_port}",
+                "--root-cert",
+                str(service.root_cert),
+            )
         self._running: list[Running] = []
 
     def _command(self, args: tuple[object, ...], environment: Mapping[str, str]) -> dict[str, Any]:
@@ -155,9 +159,10 @@ class Elf:
             assert result.status == status, f"exit status {result.status}, not {status}:\n{result.out}{result.err}"
         return result
 
-    def popen(self, *args: object, env: Mapping[str, str] | None = None, **settings: Any) -> subprocess.Popen[str]:
-        """Start a command whose streams are the caller's; `settings` are subprocess.Popen()'s."""
-        return subprocess.Popen(**{**self._command(args, env or {}), **settings})
+    def popen(self, *args: object, **settings: Any) -> subprocess.Popen[Any]:
+        """Start a command whose streams are the caller's; `settings` are subprocess.Popen()'s, `env` what is added."""
+        command = self._command(args, settings.pop("env", None) or {})
+        return subprocess.Popen(**{**command, **settings})
 
     def start(self, *args: object, env: Mapping[str, str] | None = None, **settings: Any) -> Running:
         """Run a command in another window, a process group of its own; `settings` are subprocess.Popen()'s."""
@@ -168,7 +173,7 @@ class Elf:
 
     def subscribe(self, *args: object) -> Running:
         """Run `subscribe` in another window, and wait until every thing has subscribed."""
-        running = self.start("subscribe", *self.broker, "--duration", "30", *args)
+        running = self.start("subscribe", *self.to_broker, "--duration", "30", *args)
         running.await_line("ELF listening on")
         return running
 
@@ -188,7 +193,7 @@ class Elf:
 
     @property
     def _in_scripts(self) -> dict[str, str]:
-        return {"ELF": shlex.join([self.python, str(self.script)]), "BROKER": " ".join(self.broker)}
+        return {"ELF": f"{self.python} {self.script}", "BROKER": " ".join(self.to_broker)}
 
     def in_terminal(
         self,
@@ -212,7 +217,7 @@ class Elf:
         for running in self._running:
             running.kill()
 
-    def things(self) -> dict[str, dict[str, Any]]:
+    def recorded(self) -> dict[str, dict[str, Any]]:
         """What things.json says of each thing."""
         path = self.misc / "things.json"
         entries = json.loads(path.read_text()) if path.exists() else []
@@ -227,7 +232,7 @@ class Elf:
 
 def assert_whole(elf: Elf, account: Account, count: int) -> None:
     """Ask AWS: each of `count` things has the certificate that ELF has the key of, and there is no other."""
-    recorded = elf.things()
+    recorded = elf.recorded()
     assert account.things() == sorted(recorded) == sorted(f"thing_{number}" for number in range(count))
     assert account.certificates() == {recorded[name]["certificateId"]: "ACTIVE" for name in recorded}
     assert all(account.certificate_of(name) == recorded[name]["certificateId"] for name in recorded)
