@@ -156,7 +156,7 @@ def endless(pair: Pair) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize(("options", "number"), [(("--count", 5), 10), (("--duration", 0.5), None)])
-def test_count_and_duration_end_what_would_not_end(
+def test_count_and_duration_end_an_endless_input(
     pair: Pair, endless: subprocess.Popen[str], options: tuple[object, ...], number: int | None
 ) -> None:
     window = pair.start(*LINES, *pair.to_broker, *options, "--output", "json", stdin=endless.stdout)
@@ -204,7 +204,7 @@ def test_piped_input_that_nothing_reads_is_wrong_usage(pair: Pair) -> None:
     os.close(writer)
 
 
-def test_no_standard_input_is_an_end_of_it(pair: Pair) -> None:
+def test_without_a_standard_input_there_are_no_lines_to_send(pair: Pair) -> None:
     assert pair(*LINES, *pair.to_broker).lines[-1].endswith("ELF sent 0 messages from 2 things: 0 acknowledged, 0 lost")
 
 
@@ -354,7 +354,7 @@ def put(path: Path, kind: str) -> None:
         ("--json-message", "20 GiB", "it is larger than 64 MiB"),
     ],
 )
-def test_what_is_no_file_of_a_user_is_explained(
+def test_a_pipe_or_a_directory_in_place_of_a_users_file_is_explained(
     main_of_pair: InProcess, pair: Pair, tmp_path: Path, option: str, kind: str, cause: str
 ) -> None:
     put(tmp_path / "given", kind)

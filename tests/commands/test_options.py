@@ -234,11 +234,11 @@ def test_wrong_usage_is_in_the_summary_where_json_was_asked_for(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_wrong_usage_has_its_status_even_if_nobody_can_be_told(elf: Elf) -> None:
+def test_wrong_usage_exits_2_even_if_its_message_can_not_be_written(elf: Elf) -> None:
     elf.in_shell("$ELF destroy --output json > /dev/full 2>&1", status=2)
 
 
-def test_a_word_like_none_that_is_known_gets_no_suggestion(main: InProcess) -> None:
+def test_a_word_that_resembles_no_command_gets_no_suggestion(main: InProcess) -> None:
     assert "did you mean" not in main("explode", status=2).err
 
 
@@ -309,7 +309,7 @@ print(*(callable(getattr(elf, name)) for name in ("create_things", "send_message
 
 
 @pytest.mark.parametrize("command", ["send", "subscribe"])
-def test_without_things_there_is_nobody_to_talk(main: InProcess, command: str) -> None:
+def test_send_and_subscribe_without_things_name_create(main: InProcess, command: str) -> None:
     result = main(command, status=1)
     assert "no things yet" in result.err
     assert "elf.py create" in result.err

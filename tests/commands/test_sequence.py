@@ -161,7 +161,9 @@ FIGURES: dict[str, tuple[list[int], dict[str, int]]] = {
 }
 
 
-def test_a_sender_is_missed_by_number_and_by_run(main_of_pair: InProcess, broker_with: Callable[..., Broker]) -> None:
+def test_missing_messages_are_counted_by_sender_number_and_run(
+    main_of_pair: InProcess, broker_with: Callable[..., Broker]
+) -> None:
     messages = [SOUND % (thing, n, run) for thing, (its, _) in FIGURES.items() for run in "ab" for n in its]
     messages += [json.dumps({"thing": "without_run", "seq": n, "more": [n]}) for n in (1, 2, 4)]
     between = broker_with(messages, retained=[SOUND % ("all", 99, "a")])
@@ -184,7 +186,7 @@ ODD = [
 ]
 
 
-def test_what_has_no_thing_and_number_is_no_part_of_the_account(
+def test_messages_without_a_thing_and_a_number_are_not_counted(
     main_of_pair: InProcess, broker_with: Callable[..., Broker]
 ) -> None:
     odd = [f'{{"thing": "sensor", {members}}}' for members in ODD]
@@ -199,21 +201,27 @@ def test_what_has_no_thing_and_number_is_no_part_of_the_account(
     assert result.lines[-1].endswith("on 1 thing, 0 missing, 0 repeated, 0 out of order")
 
 
-def test_what_is_under_way_at_the_end_is_no_loss(main_of_pair: InProcess, broker_with: Callable[..., Broker]) -> None:
+def test_messages_under_way_at_the_end_are_not_missing(
+    main_of_pair: InProcess, broker_with: Callable[..., Broker]
+) -> None:
     between = broker_with([SOUND % ("sensor", number, "") for number in (1, 2, 5, 4, 4, 3, 3, 9)])
     options = ("--things", 1, "--count", 3, "--output", "json")
     summary = summary_of(main_of_pair("subscribe", *between.to_broker, *options).out)
     assert (summary["received"], summary["senders"]) == (3, {"sensor": {"outOfOrder": 2}})
 
 
-def test_who_hears_a_part_alone_misses_nothing(main_of_pair: InProcess, broker_with: Callable[..., Broker]) -> None:
+def test_a_shared_subscription_counts_no_missing_messages(
+    main_of_pair: InProcess, broker_with: Callable[..., Broker]
+) -> None:
     between = broker_with([SOUND % ("sensor", number, "") for number in (1, 5)])
     options = ("--things", 1, "--topic", "$share/some/elf/#", "--count", 2, "--output", "json")
     summary = summary_of(main_of_pair("subscribe", *between.to_broker, *options).out)
     assert summary.keys().isdisjoint({"missing", "repeated", "outOfOrder", "senders"})
 
 
-def test_what_is_missing_is_seen_at_once_and_told_in_the_end(pair: Pair, broker_with: Callable[..., Broker]) -> None:
+def test_missing_messages_show_in_the_live_line_and_in_the_report(
+    pair: Pair, broker_with: Callable[..., Broker]
+) -> None:
     between = broker_with([SOUND % ("sensor", number, "") for number in (1, 3, 3)])
     terminal = pair.in_terminal("subscribe", *between.to_broker, "--things", 1, "--duration", "0.5", columns=200)
     assert terminal.status == 1

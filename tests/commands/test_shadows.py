@@ -90,7 +90,7 @@ def test_answers_to_other_clients_and_rubbish_count_for_nothing(
     assert counts == {"sent": 3, "accepted": 3, "rejected": 0, "notAnswered": 0}
 
 
-def test_what_is_not_answered_is_said_after_a_while(
+def test_shadow_requests_without_an_answer_are_reported_after_a_while(
     send: Callable[..., tuple[dict[str, int], list[str]]],
     main: InProcess,
     account: Account,

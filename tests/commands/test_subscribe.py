@@ -30,7 +30,7 @@ ONCE = ("--duration", "0.01")
         ),
     ],
 )
-def test_what_has_no_end_says_so_and_ends_with_ctrl_c(
+def test_an_endless_send_or_subscribe_says_so_and_ends_with_ctrl_c(
     pair: Pair, command: str, options: tuple[object, ...], first_line: str, last_line: str
 ) -> None:
     stdin = subprocess.PIPE if "-" in options else subprocess.DEVNULL

@@ -113,7 +113,7 @@ def test_a_frozen_broker_shows_at_once_and_so_does_a_lost_connection(
     assert left[0] in (5, 6)
 
 
-def test_of_two_in_one_terminal_the_one_in_the_background_draws_none(pair: Pair) -> None:
+def test_of_two_commands_in_one_terminal_the_one_in_the_background_draws_no_live_line(pair: Pair) -> None:
     talk = "$ELF send $BROKER --duration 2 --interval 0.1"
     script = f"$ELF subscribe $BROKER --duration 30 --count 80 & read -s; {talk}; wait"
     terminal = pair.in_terminal(script=script, columns=300, keys={"listening on": b"\n"})
@@ -124,7 +124,7 @@ def test_of_two_in_one_terminal_the_one_in_the_background_draws_none(pair: Pair)
     assert sum("Received message" in line for line in terminal.seen) == 80
 
 
-def test_of_two_in_the_foreground_each_writes_whole_lines_above_what_the_other_draws(pair: Pair) -> None:
+def test_of_two_commands_in_the_foreground_each_writes_whole_lines_above_what_the_other_draws(pair: Pair) -> None:
     talk = "$ELF send $BROKER --duration 2 --interval 0.1"
     script = f"set +m; $ELF subscribe $BROKER --duration 30 --count 80 & read -s; {talk}; wait"
     terminal = pair.in_terminal(script=script, columns=300, keys={"received 0": b"\n"})
@@ -136,7 +136,7 @@ def test_of_two_in_the_foreground_each_writes_whole_lines_above_what_the_other_d
     assert sum("Received message" in line for line in terminal.seen) == 80
 
 
-def test_one_that_draws_nothing_clears_what_another_drew(pair: Pair) -> None:
+def test_a_quiet_command_clears_the_live_line_of_another(pair: Pair) -> None:
     """As `send --debug` does in the foreground of a shell's script."""
     script = "set +m; $ELF subscribe $BROKER --count 4 & read -s; $ELF send $BROKER -n 2 --debug; wait"
     terminal = pair.in_terminal(script=script, columns=300, keys={"received 0": b"\n"})
@@ -144,7 +144,7 @@ def test_one_that_draws_nothing_clears_what_another_drew(pair: Pair) -> None:
     assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
 
 
-def test_one_that_comes_to_the_foreground_begins_to_draw(pair: Pair) -> None:
+def test_a_command_that_comes_to_the_foreground_begins_to_draw(pair: Pair) -> None:
     script = "$ELF subscribe $BROKER --duration 3 & read -s; echo now; fg"
     terminal = pair.in_terminal(script=script, columns=300, keys={"listening on": b"\n"})
     before, _, after = terminal.written.partition("now")

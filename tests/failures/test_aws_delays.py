@@ -20,7 +20,7 @@ IN_USE = {
 
 
 @pytest.mark.parametrize("operation", IN_USE)
-def test_what_counts_as_attached_for_a_while_is_waited_for_and_said_once(
+def test_clean_waits_for_what_aws_still_counts_as_attached_and_says_so_once(
     main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, operation: str
 ) -> None:
     main("create", 2)
@@ -60,7 +60,7 @@ def test_a_lost_certificate_that_waits_to_be_deleted_is_not_left_behind(
     assert account.is_empty()
 
 
-def test_a_refusal_that_outlasts_what_aws_says_blames_nobody(
+def test_a_refusal_to_delete_what_nothing_uses_asks_to_try_later(
     main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, limits: Limits
 ) -> None:
     limits(CONSISTENCY_S=0.5)

@@ -187,7 +187,7 @@ def test_subscribe_comes_back_at_whichever_byte_a_connection_ends(
     assert result.err.count(" reconnected to ") == result.err.count("lost its connection") >= len(message) + 3
 
 
-def test_what_comes_together_with_the_end_counts(
+def test_acknowledgements_that_come_with_the_end_of_a_connection_count(
     main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], tmp_path: Path
 ) -> None:
     def acknowledge_and_hang_up(peer: Peer) -> None:
@@ -208,7 +208,9 @@ def test_what_comes_together_with_the_end_counts(
     assert numbers(between.of("thing_0", PUBLISH)) - once == Counter(range(50, 150))
 
 
-def test_half_a_packet_keeps_nobody_busy(main_of: Callable[..., InProcess], make_broker: Callable[..., Broker]) -> None:
+def test_half_a_packet_uses_no_processor_time(
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker]
+) -> None:
     halves = [
         (SUBSCRIBE, packet(SUBACK, b"\0\1\1")[:3], b""),
         (SUBSCRIBE, packet(SUBACK, b"\0\1\1"), publish(b"elf/x", b"half")[:1]),
@@ -260,7 +262,7 @@ RUBBISH = {
 }
 
 
-def test_rubbish_costs_a_connection_and_no_more(
+def test_bytes_that_are_no_mqtt_cost_a_connection_and_no_more(
     main_of: Callable[..., InProcess], make_broker: Callable[..., Broker]
 ) -> None:
     waited_for_more = set()
@@ -315,7 +317,7 @@ def answer_oddly(kind: int, answer: bytes | None) -> Script:
     ("command", "kind", "answers"),
     [("subscribe", SUBSCRIBE, ANSWERS_TO_SUBSCRIBE), ("send", PUBLISH, ANSWERS_TO_PUBLISH)],
 )
-def test_an_answer_to_another_question_costs_a_connection_and_no_more(
+def test_an_answer_that_does_not_fit_costs_a_connection_and_no_more(
     main_of: Callable[..., InProcess],
     make_broker: Callable[..., Broker],
     command: str,
@@ -427,7 +429,7 @@ def test_a_window_of_100_is_kept_and_named_where_it_holds_messages_up(
     assert numbers(between.of("thing_0", PUBLISH)) == Counter(range(300))
 
 
-def test_what_a_stall_has_held_up_leaves_no_faster_than_aws_takes_it(
+def test_messages_held_up_by_a_stall_leave_no_faster_than_aws_takes_them(
     main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], tmp_path: Path
 ) -> None:
     def stall(peer: Peer) -> None:
@@ -448,7 +450,7 @@ def test_what_a_stall_has_held_up_leaves_no_faster_than_aws_takes_it(
 
 
 @pytest.mark.parametrize("qos", ["0", "1"])
-def test_two_quick_losses_after_a_first_message_are_not_the_policys(
+def test_two_quick_losses_of_a_connection_are_not_blamed_on_the_policy(
     main_of: Callable[..., InProcess],
     make_broker: Callable[..., Broker],
     tmp_path: Path,
@@ -502,7 +504,7 @@ def test_after_an_outage_all_are_back_within_seconds(
     assert 2.0 <= float(longest_s) < 10.0
 
 
-def test_a_peer_that_takes_nothing_delays_no_other(
+def test_a_connection_that_takes_no_data_delays_no_other(
     main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], tmp_path: Path
 ) -> None:
     main = main_of(10)
@@ -558,7 +560,7 @@ def test_a_flood_on_one_connection_delays_no_other(
     assert len(between.of("thing_1", PUBACK)) == 1
 
 
-def test_a_time_that_is_none_and_a_retained_message_have_no_latency(
+def test_a_wrong_ts_and_a_retained_message_have_no_latency(
     main_of: Callable[..., InProcess], make_broker: Callable[..., Broker]
 ) -> None:
     now = f"{time.time():.2f}".encode()

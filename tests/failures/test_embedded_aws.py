@@ -22,7 +22,7 @@ from support.shell import Elf
 ONCE = ("--duration", "0.01")
 
 
-def test_too_many_open_files_do_not_end_it(local: Elf) -> None:
+def test_too_many_open_files_do_not_end_the_embedded_aws(local: Elf) -> None:
     local("--local", "create")
     (server,) = servers_of(local)
     soft, hard = server.rlimit(psutil.RLIMIT_NOFILE)
@@ -42,7 +42,7 @@ def test_too_many_open_files_do_not_end_it(local: Elf) -> None:
     assert servers_of(local) == [server]
 
 
-def test_one_that_is_slow_is_waited_for(local: Elf) -> None:
+def test_a_slow_embedded_aws_is_waited_for(local: Elf) -> None:
     local("--local", "create")
     (server,) = servers_of(local)
     server.suspend()
@@ -55,7 +55,7 @@ def test_one_that_is_slow_is_waited_for(local: Elf) -> None:
     assert things_in_embedded_aws(local) == ["thing_0", "thing_1"]
 
 
-def test_ctrl_c_ends_the_wait_for_one_that_is_slow(local: Elf) -> None:
+def test_ctrl_c_ends_the_wait_for_a_slow_embedded_aws(local: Elf) -> None:
     local("--local", "create")
     (server,) = servers_of(local)
     server.suspend()
@@ -69,7 +69,7 @@ def test_ctrl_c_ends_the_wait_for_one_that_is_slow(local: Elf) -> None:
     server.resume()
 
 
-def test_one_that_does_not_end_keeps_its_directory_and_is_the_only_one(local: Elf) -> None:
+def test_an_embedded_aws_that_does_not_end_keeps_its_directory_and_is_the_only_one(local: Elf) -> None:
     local("--local", "create")
     (server,) = servers_of(local)
     server.suspend()
@@ -85,7 +85,7 @@ def test_one_that_does_not_end_keeps_its_directory_and_is_the_only_one(local: El
     assert things_in_embedded_aws(local) == ["thing_0"]
 
 
-def test_a_state_that_may_not_be_saved_is_said(local: Elf) -> None:
+def test_an_embedded_aws_that_may_not_save_its_state_says_so(local: Elf) -> None:
     local("--local", "create")
     (server,) = servers_of(local)
     window = local.start("subscribe", "--duration", 2)

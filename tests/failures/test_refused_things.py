@@ -33,7 +33,9 @@ def test_a_thing_that_cannot_connect_fails_alone(main: InProcess, elf: Elf, acco
     assert "sent 1 message from 1 thing: 1 acknowledged, 0 lost" in result.err
 
 
-def test_what_aws_says_at_the_last_moment_is_not_missed(elf: Elf, account: Account, service: AwsService) -> None:
+def test_a_reason_for_a_refusal_that_aws_gives_at_the_last_moment_is_reported(
+    elf: Elf, account: Account, service: AwsService
+) -> None:
     with contextlib.closing(HttpProxy(service.url)) as proxy:
         elf.environment["AWS_ENDPOINT_URL"] = proxy.url
         elf("create", 2)

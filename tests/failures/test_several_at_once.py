@@ -60,7 +60,7 @@ def test_a_wait_that_was_too_short_says_who_is_at_work(pair: Pair) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows locks another file")
-def test_who_waits_for_the_journal_says_so_and_ctrl_c_ends_the_wait(elf: Elf) -> None:
+def test_a_wait_for_the_journal_is_said_and_ctrl_c_ends_it(elf: Elf) -> None:
     import fcntl
 
     elf("create", 1)
@@ -103,7 +103,7 @@ def test_two_creates_at_once_make_one_fleet(elf: Elf, account: Account) -> None:
 
 
 @posix_only
-def test_who_tidies_up_the_lock_lets_nobody_in(elf: Elf, account: Account) -> None:
+def test_removing_the_lock_file_lets_no_second_command_in(elf: Elf, account: Account) -> None:
     """The lock is on the directory; the files that one can remove are notes."""
     window = elf.start("create", 30, "--rate", 5, "--verbose")
     window.await_line("Thing:'thing_0'")

@@ -42,7 +42,7 @@ def test_a_key_that_can_not_be_written_is_kept_until_it_can(elf: Elf, account: A
 
 
 @posix_only
-def test_who_removes_the_journal_stops_create_and_loses_nothing(elf: Elf, account: Account) -> None:
+def test_removing_the_journal_stops_create_and_loses_nothing(elf: Elf, account: Account) -> None:
     window = elf.start("create", 30, "--rate", 5, "--verbose")
     window.await_line("Thing:'thing_0'")
     (elf.misc / "things.journal").unlink()
@@ -53,7 +53,9 @@ def test_who_removes_the_journal_stops_create_and_loses_nothing(elf: Elf, accoun
 
 @pytest.mark.parametrize("tail", [b"\xff\xfe\x00", b'{"thing_1": {"elf_st\xc3', b"\x00" * 5000])
 @pytest.mark.parametrize("file", ["things.journal", ".lock"])
-def test_a_tail_of_any_bytes_stops_no_command(elf: Elf, account: Account, file: str, tail: bytes) -> None:
+def test_a_journal_or_lock_file_that_ends_in_any_bytes_stops_no_command(
+    elf: Elf, account: Account, file: str, tail: bytes
+) -> None:
     elf("create", 1)
     (elf.misc / file).write_bytes(tail)
     elf("create", 2)
@@ -77,7 +79,9 @@ def in_place_of(path: Path, kind: str) -> None:
 @posix_only
 @pytest.mark.parametrize("kind", ["fifo", "directory", "20 GiB"])
 @pytest.mark.parametrize("file", ["things.json", "elf.json", "things.journal"])
-def test_what_is_no_file_of_elfs_is_said_and_waited_for_by_nobody(elf: Elf, file: str, kind: str) -> None:
+def test_a_pipe_or_a_directory_in_place_of_a_state_file_is_named_and_not_waited_for(
+    elf: Elf, file: str, kind: str
+) -> None:
     elf("create", 1)
     in_place_of(elf.misc / file, kind)
     for command in ("send", "clean"):
@@ -89,7 +93,7 @@ def test_what_is_no_file_of_elfs_is_said_and_waited_for_by_nobody(elf: Elf, file
 
 @posix_only
 @pytest.mark.parametrize("kind", ["fifo", "directory", "20 GiB"])
-def test_a_note_that_is_none_keeps_nobody_from_sending(pair: Pair, tmp_path: Path, kind: str) -> None:
+def test_send_works_whatever_is_in_place_of_the_lock_file(pair: Pair, tmp_path: Path, kind: str) -> None:
     misc = tmp_path / "misc"
     shutil.copytree(pair.misc, misc)
     in_place_of(misc / ".lock", kind)
@@ -98,7 +102,7 @@ def test_a_note_that_is_none_keeps_nobody_from_sending(pair: Pair, tmp_path: Pat
 
 @posix_only
 @pytest.mark.parametrize("suffix", ["pem", "prv"])
-def test_a_pipe_in_place_of_a_key_is_said(pair: Pair, tmp_path: Path, suffix: str) -> None:
+def test_a_pipe_in_place_of_a_key_is_named_and_not_waited_for(pair: Pair, tmp_path: Path, suffix: str) -> None:
     misc = tmp_path / "misc"
     shutil.copytree(pair.misc, misc)
     in_place_of(misc / f"thing_0.{suffix}", "fifo")

@@ -25,7 +25,6 @@ ONCE = ("--duration", "0.01")
 STOPPED_WITHIN_S = 10.0  # a user is told that ELF waits for calls under way, and a machine may be busy
 ENDED_WITHIN_S = 3.0  # less than ELF waits for calls under way at Ctrl-C
 
-
 IN_USE = {
     "DeletePolicy": aws_error(409, "DeleteConflictException", "The policy is attached to one or more resources."),
     "DeleteCertificate": aws_error(409, "DeleteConflictException", "Things must be detached before deletion."),

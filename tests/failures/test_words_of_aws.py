@@ -219,10 +219,7 @@ def test_a_proxy_that_is_not_there_is_explained(
 
 
 LOGIN = "<html><title>Hotel ELF</title><form>Your room number: <input></form></html>"
-
-
 JSON = (("Content-Type", "application/json"),)
-
 
 NO_ENDPOINT = (
     "the server at {} (no endpointAddress in its answer to DescribeEndpoint) is not AWS IoT",
@@ -241,7 +238,7 @@ NO_ENDPOINT = (
         pytest.param(page(LOGIN, 502), "InternalFailure", id="a gateway that fails"),
     ],
 )
-def test_what_is_in_the_way_is_explained(
+def test_a_page_or_a_proxy_that_answers_in_place_of_aws_is_explained(
     main: InProcess, proxy: HttpProxy, elf: Elf, explained: Explained, fault: Fault, failure: str | Words
 ) -> None:
     proxy.inject("DescribeEndpoint", fault, onwards=True)

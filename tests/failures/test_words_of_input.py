@@ -17,12 +17,10 @@ pytestmark = [
 
 ONCE = ("--duration", "0.01")
 
-
 ROOT_INVALID = (
     "{} is not a root certificate: {}",
     "use a PEM file, or leave --root-cert out: ELF then uses Amazon's",
 )
-
 
 MESSAGE_INVALID = (
     "could not read the message file {}: {}",

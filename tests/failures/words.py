@@ -7,11 +7,7 @@ import string
 from collections.abc import Callable
 
 RECREATE = "`elf.py clean` and `elf.py create` recreate the fleet"
-
-
 RESTORE_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {RECREATE}"
-
-
 SEE_ABOVE = "see the lines above"
 
 
@@ -116,10 +112,7 @@ TOLD = {
 
 # Where each failure of elf.py's table, by the first of its names, is provoked: a test, with its row if it has some.
 WAY = "test_each_way_to_sign_in_fails_in_its_own_words"
-
-
 MFA = "test_an_mfa_code_is_asked_for_on_the_terminal"
-
 
 PROVOKED_BY = {
     # botocore: credentials and configuration
@@ -145,7 +138,7 @@ PROVOKED_BY = {
     "EndpointConnectionError": ("test_a_control_plane_that_is_not_there_is_explained[a closed port]"),
     "SSLError": "test_a_control_plane_that_is_not_there_is_explained[a certificate that nobody trusts]",
     "ProxyConnectionError": "test_a_proxy_that_is_not_there_is_explained[HTTPS_PROXY]",
-    "NotAwsError": "test_what_is_in_the_way_is_explained[a page that forbids]",
+    "NotAwsError": "test_a_page_or_a_proxy_that_answers_in_place_of_aws_is_explained[a page that forbids]",
     # AWS
     "RequestTimeTooSkewed": "test_what_aws_answers_is_explained[a clock that is slow]",
     "AccessDeniedException": ("test_a_user_who_lacks_an_action_is_named_with_it"),
@@ -173,6 +166,4 @@ def pattern_of(template: str) -> str:
 
 
 Words = tuple[str, str]  # cause and remedy, where {} stands for some text
-
-
 Explained = Callable[..., None]

@@ -81,7 +81,7 @@ def test_keys_that_are_in_things_json_alone_are_saved(main: InProcess, original:
     assert (original.misc / "thing_1.pem").read_text() == before["certificatePem"]
 
 
-def test_it_grows(main: InProcess, original: Elf, account: Account) -> None:
+def test_create_adds_things_to_it(main: InProcess, original: Elf, account: Account) -> None:
     main("create", 3)
     assert account.things() == ["thing_0", "thing_1", "thing_2"]
     assert account.iot.describe_thing(thingName="thing_2")["attributes"] == {"elf_id": ELF_ID}

@@ -291,7 +291,7 @@ def test_a_proxy_that_opens_tls_is_named_though_the_system_trusts_it(
         ({"HTTPS_PROXY": "http://127.0.0.1:9"}, ("--proxy", "none"), "keeps ELF from HTTPS_PROXY"),
     ],
 )
-def test_who_goes_around_the_proxy_is_told_of_it_where_that_fails(
+def test_a_failure_without_the_proxy_names_what_keeps_elf_from_it(
     main_of_pair: InProcess, pair: Pair, environment: dict[str, str], options: tuple[str, ...], hint: str
 ) -> None:
     main_of_pair.use(environment)
@@ -323,9 +323,7 @@ def test_a_tunnel_that_is_cut_is_opened_again(
     relay.close()
 
 
-def test_who_can_not_resolve_the_brokers_name_is_told_that_the_proxy_may(
-    main_of_pair: InProcess, proxies: Proxies
-) -> None:
+def test_a_broker_name_that_only_the_proxy_may_resolve_is_explained(main_of_pair: InProcess, proxies: Proxies) -> None:
     endpoint = ("--mqtt-endpoint", "nobody.invalid", "--things", 1)
     result = main_of_pair("send", "--proxy", f"socks5://127.0.0.1:{proxies.socks}", *endpoint, *ONCE, status=1)
     assert "could not resolve its host name" in result.err

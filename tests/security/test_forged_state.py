@@ -15,7 +15,6 @@ CERTIFICATE = "a" * 64
 ARN = f"arn:aws:iot:us-west-2:123456789012:cert/{CERTIFICATE}"
 GOOD = {"certificateArn": ARN, "certificateId": CERTIFICATE}
 
-
 HOSTILE_THINGS: list[Any] = [
     {"thing_0": {}},
     {"thing_0": {"elf_policy": "policy-thing_0"}},

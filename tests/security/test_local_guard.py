@@ -235,7 +235,7 @@ def floods(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("behaves", [says_nothing, drips, floods])
 @pytest.mark.parametrize("locked", [False, True], ids=["dead", "alive"])
-def test_whoever_has_its_port_learns_nothing_and_holds_nobody_up(
+def test_another_program_on_its_port_learns_no_token_and_holds_no_command_up(
     local: Elf, behaves: Callable[[socket.socket], None], locked: bool
 ) -> None:
     """`alive`: as if it had got the port in the moment before the server wrote where it listens now."""

@@ -156,7 +156,7 @@ def test_a_certificate_that_elf_did_not_make_stays_with_its_thing(main: InProces
     assert account.snapshot() == ([], {theirs.rpartition("/")[2]: "ACTIVE"}, ["theirs"])
 
 
-def test_what_was_only_asked_for_and_is_somebody_elses_is_left_alone(
+def test_clean_leaves_what_create_only_asked_for_and_somebody_else_made(
     main: InProcess, elf: Elf, account: Account
 ) -> None:
     main("create")
@@ -178,7 +178,7 @@ def test_what_was_only_asked_for_and_is_somebody_elses_is_left_alone(
 @pytest.mark.parametrize(
     "attached", ["a certificate to the policy", "a thing to the certificate", "a certificate to the thing"]
 )
-def test_somebody_else_whom_aws_names_is_named_at_once(
+def test_clean_names_at_once_who_else_uses_a_thing_a_certificate_or_a_policy(
     main: InProcess, elf: Elf, account: Account, attached: str
 ) -> None:
     main("create", 2)
@@ -218,7 +218,9 @@ def test_somebody_else_whom_aws_names_is_named_at_once(
     assert list(account.certificates()) == [theirs.rpartition("/")[2]]
 
 
-def test_an_edited_policy_that_others_use_keeps_its_versions(main: InProcess, elf: Elf, account: Account) -> None:
+def test_clean_leaves_the_versions_of_an_edited_policy_that_others_use(
+    main: InProcess, elf: Elf, account: Account
+) -> None:
     main("create")
     main("send", *elf.to_broker, *ONCE)
     account.edit_policy("policy-thing_0", lambda statements: statements.pop())

@@ -45,7 +45,7 @@ def test_a_root_certificate_that_did_not_sign_the_broker_is_refused(main_of_pair
 
 
 @pytest.mark.parametrize("content", [None, "", "not a certificate"])
-def test_a_root_cert_that_is_none_is_refused(
+def test_a_root_cert_without_a_certificate_is_refused(
     main_of_pair: InProcess, pair: Pair, tmp_path: Path, content: str | None
 ) -> None:
     file = tmp_path / "root.pem"
