@@ -16,9 +16,10 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from support.aws import AwsService
 from support.embedded import address_of, things_in_embedded_aws
-from support.machine import WITH_ONE_FREE_PORT, await_end, hamper, needs_namespaces, servers_of
+from support.machine import WITH_ONE_FREE_PORT, await_end, can_unshare, hamper, servers_of
 from support.shell import Elf
 
+needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="this machine gives a user no namespaces")
 ONCE = ("--duration", "0.01")
 
 

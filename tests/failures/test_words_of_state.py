@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.aws import Account
 from support.http_proxy import HttpProxy, denied
-from support.machine import NOT_AS_ROOT, hamper, needs_namespaces, posix_only, read_only
+from support.machine import NOT_AS_ROOT, can_unshare, hamper, posix_only, read_only
 from support.shell import Elf, InProcess, Pair
 
 from .words import Explained
@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.usefixtures("impatient"),
 ]
 
+needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="this machine gives a user no namespaces")
 ONCE = ("--duration", "0.01")
 
 

@@ -198,4 +198,3 @@ def can_unshare() -> bool:
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="links, modes, limits and locks of directories are POSIX's")
 needs_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount")
-needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="this machine gives a user no namespaces")
