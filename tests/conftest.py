@@ -10,22 +10,13 @@ from types import ModuleType
 
 import botocore.loaders
 import pytest
-from harness import (
-    ANYTHING,
-    END,
-    WITNESS,
-    Account,
-    AwsService,
-    Client,
-    Elf,
-    InProcess,
-    Limits,
-    Pair,
-    Relay,
-    aws_service,
-    kill_servers_of,
-)
-from program import set_limits
+from support.aws import ANYTHING, Account, AwsService, aws_service
+from support.http_proxy import HttpProxy
+from support.machine import WITNESS, kill_servers_of
+from support.mqtt import END, Client
+from support.networks import Relay
+from support.program import Limits, set_limits
+from support.shell import Elf, InProcess, Pair
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,9 +38,9 @@ def account(service: AwsService) -> Account:
 @pytest.fixture
 def elf(account: Account, service: AwsService, tmp_path: Path) -> Iterator[Elf]:
     """A user with credentials of `account`, and no things yet."""
-    user = Elf(tmp_path, account.credentials | {"AWS_ENDPOINT_URL": service.url}, service)
-    yield user
-    user.close_windows()
+    fleet = Elf(tmp_path, account.credentials | {"AWS_ENDPOINT_URL": service.url}, service)
+    yield fleet
+    fleet.close_windows()
 
 
 @pytest.fixture(scope="session")
@@ -59,17 +50,17 @@ def _pair(service: AwsService, tmp_path_factory: pytest.TempPathFactory) -> Pair
     fleet = Pair(tmp_path_factory.mktemp("pair"), environment, service)
     fleet.account = account
     fleet("create", 2)
-    fleet("send", *fleet.broker, "--duration", "0.01")
+    fleet("send", *fleet.to_broker, "--duration", "0.01")
     return fleet
 
 
 @pytest.fixture
 def pair(_pair: Pair) -> Iterator[Pair]:
     """A fleet of two things that have sent already, shared by the tests that leave it as it is."""
-    before = _pair.things()
+    before = _pair.recorded()
     yield _pair
     _pair.close_windows()
-    assert _pair.things() == before
+    assert _pair.recorded() == before
 
 
 @pytest.fixture
@@ -114,14 +105,15 @@ def relay(service: AwsService) -> Iterator[Relay]:
 
 
 @pytest.fixture(scope="session")
-def module() -> ModuleType:
+def module() -> Iterator[ModuleType]:
     """elf.py, imported."""
-    # Each boto3 session parses megabytes of service descriptions, the same ones each time; a user has one a process.
-    parse_once = functools.cache(botocore.loaders.JSONFileLoader().load_file)
-    botocore.loaders.JSONFileLoader.load_file = staticmethod(parse_once)
     import elf
 
-    return elf
+    # Each boto3 session parses megabytes of service descriptions, the same ones each time; a user has one a process.
+    parse_once = functools.cache(botocore.loaders.JSONFileLoader().load_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.loaders.JSONFileLoader, "load_file", staticmethod(parse_once))
+        yield elf
 
 
 @pytest.fixture
@@ -136,6 +128,16 @@ def main(
 ) -> InProcess:
     """elf.main(), as `elf` the user would call it."""
     return InProcess(module, elf, monkeypatch, capsys)
+
+
+@pytest.fixture
+def proxy(service: AwsService, elf: Elf, main: InProcess) -> Iterator[HttpProxy]:
+    """What sits between AWS and both `elf` and `main`: it can delay, throttle and break their calls."""
+    proxy = HttpProxy(service.url)
+    elf.environment["AWS_ENDPOINT_URL"] = proxy.url
+    main.use({"AWS_ENDPOINT_URL": proxy.url})
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture
@@ -165,9 +167,9 @@ def local(tmp_path: Path) -> Iterator[Elf]:
     """A user whose AWS configuration and proxy are broken; no embedded AWS IoT stays behind."""
     nowhere = "http://127.0.0.1:9"
     environment = {"AWS_PROFILE": "no-such-profile", "AWS_ENDPOINT_URL": nowhere, "HTTP_PROXY": nowhere}
-    user = Elf(tmp_path, environment | dict.fromkeys(("http_proxy", "HTTPS_PROXY", "ALL_PROXY"), nowhere))
-    (user.home / ".aws").mkdir()
-    (user.home / ".aws" / "config").write_text("this is not what a configuration looks like\n")
-    yield user
-    user.close_windows()
-    kill_servers_of(user)
+    fleet = Elf(tmp_path, environment | dict.fromkeys(("http_proxy", "HTTPS_PROXY", "ALL_PROXY"), nowhere))
+    (fleet.home / ".aws").mkdir()
+    (fleet.home / ".aws" / "config").write_text("this is not what a configuration looks like\n")
+    yield fleet
+    fleet.close_windows()
+    kill_servers_of(fleet)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from program import ELF, PACKAGE, ROOT, program_files
+from support.program import ELF, PACKAGE, ROOT, program_files
 
 
 def limits_of(root: Path) -> dict[str, int]:

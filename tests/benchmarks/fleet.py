@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import broker
+import mosquitto
 import psutil  # type: ignore[import-untyped]
 import table
 
@@ -93,7 +93,7 @@ class Sent(NamedTuple):
     late_ms: str
 
 
-def run_elf(site: broker.Site, duration_s: int, rate: float = 1.0) -> tuple[Sent, Usage]:
+def run_elf(site: mosquitto.Site, duration_s: int, rate: float = 1.0) -> tuple[Sent, Usage]:
     """Have all things send `rate` messages a second for `duration_s`."""
     output, usage = measure(elf(site, "send", duration_s, "--interval", f"{1 / rate:g}"), "ELF sending", duration_s)
     counts = re.search(r"sent (\d+) messages? .* (\d+) lost(?:, (\d+) not sent)?", output)
@@ -105,7 +105,7 @@ def run_elf(site: broker.Site, duration_s: int, rate: float = 1.0) -> tuple[Sent
     return Sent(messages, sum(lost), *times.groups(), late[1]), usage
 
 
-def run_crt(site: broker.Site, things: int, duration_s: int, rate: float) -> tuple[list[object], Usage]:
+def run_crt(site: mosquitto.Site, things: int, duration_s: int, rate: float) -> tuple[list[object], Usage]:
     """Do the same with the AWS CRT client; return what was lost, and the times."""
     crt = [sys.executable, str(HERE / "crt_fleet.py"), str(site.misc), str(site.port), str(site.root_cert)]
     output, usage = measure([*crt, str(things), str(duration_s), f"{rate:g}"], "connected", duration_s)
@@ -113,7 +113,7 @@ def run_crt(site: broker.Site, things: int, duration_s: int, rate: float) -> tup
     return [result["lost"], *(f"{result[key]:.1f}" for key in ("p50_ms", "p99_ms", "late_ms"))], usage
 
 
-def elf(site: broker.Site, command: str, duration_s: int, *options: str) -> list[str]:
+def elf(site: mosquitto.Site, command: str, duration_s: int, *options: str) -> list[str]:
     """Return the call of a command of elf.py's at Mosquitto."""
     call = [sys.executable, str(ELF), "--misc-dir", str(site.misc), command, "--duration", str(duration_s), *options]
     return [*call, "--root-cert", str(site.root_cert), "--mqtt-endpoint", f"localhost:{site.port}"]
@@ -125,7 +125,7 @@ def used(usage: Usage, things: int) -> list[str]:
 
 def rows_of(load: Load, duration_s: int) -> Iterator[list[object]]:
     """Put a load on a Mosquitto of its own."""
-    with broker.site(load.things) as site:
+    with mosquitto.site(load.things) as site:
         if not load.rate:
             _, usage = measure(elf(site, "subscribe", duration_s), "ELF listening", duration_s)
             yield [load, "elf.py subscribe", *"----", *used(usage, load.things), usage.threads, "-"]

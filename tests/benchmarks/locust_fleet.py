@@ -15,17 +15,17 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import broker
 import fleet
+import mosquitto
 import table
 
 ROOT = Path(__file__).resolve().parents[2]
 PACE = 100  # things a second that Locust starts
 
 
-def run_locust(site: broker.Site, things: int, duration_s: int) -> list[str]:
+def run_locust(site: mosquitto.Site, things: int, duration_s: int) -> list[str]:
     """Run one Locust process, which is one core; measure it for `duration_s` once all things are connected."""
-    port, log = broker.free_port(), site.misc.parent / "locust.log"
+    port, log = mosquitto.free_port(), site.misc.parent / "locust.log"
     command = [sys.executable, "-m", "locust", "-f", str(ROOT / "locustfile.py"), "--autostart"]
     command += ["--host", f"localhost:{site.port}", "--root-cert", str(site.root_cert)]
     command += ["--web-host", "127.0.0.1", "--web-port", str(port), "--spawn-rate", str(PACE)]
@@ -72,7 +72,7 @@ def run_locust(site: broker.Site, things: int, duration_s: int) -> list[str]:
 
 def main() -> None:
     options = fleet.build_parser(__doc__, things=1000, duration_s=20).parse_args()
-    with broker.site(options.things) as site:
+    with mosquitto.site(options.things) as site:
         rows: list[list[object]] = [["Locust, 1 process", *run_locust(site, options.things, options.duration)]]
         sent, usage = fleet.run_elf(site, options.duration)
         rate = f"{sent.messages / options.duration:.0f}"

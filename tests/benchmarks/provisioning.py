@@ -26,7 +26,7 @@ import table
 HERE = Path(__file__).resolve().parent
 ELF = HERE.parents[1] / "elf.py"
 sys.path.insert(0, str(HERE.parent))
-from quota_proxy import QuotaProxy  # noqa: E402
+from support.http_proxy import HttpProxy  # noqa: E402
 
 QUOTA = 10.0
 ONE_BY_ONE = 20  # things; more would only take longer
@@ -81,7 +81,7 @@ def ministack(directory: Path) -> Iterator[tuple[int, int]]:
         process.wait()
 
 
-def one_by_one(proxy: QuotaProxy) -> Iterator[tuple[str, float]]:
+def one_by_one(proxy: HttpProxy) -> Iterator[tuple[str, float]]:
     """Make the same calls one after the other; yield each stage's name and things a second."""
     iot = boto3.client(
         "iot", "us-west-2", endpoint_url=proxy.url, aws_access_key_id="test", aws_secret_access_key="test"
@@ -120,7 +120,7 @@ def main() -> None:
         root_cert = Path(name, "ca.pem")
         with urllib.request.urlopen(f"http://127.0.0.1:{http_port}/_ministack/iot/ca.pem") as answer:
             root_cert.write_bytes(answer.read())
-        proxy = QuotaProxy(http_port)
+        proxy = HttpProxy(f"http://127.0.0.1:{http_port}", round_trip_s=0.06, quota_factor=1.0)
         plain = dict(one_by_one(proxy))
         environment = os.environ | {
             "AWS_ENDPOINT_URL": proxy.url,

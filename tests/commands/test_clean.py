@@ -1,0 +1,131 @@
+"""What `clean` deletes, in AWS and on disk, and what it leaves."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.aws import REGION, Account
+from support.http_proxy import HttpProxy, denied
+from support.shell import Elf, InProcess, assert_whole
+
+
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Switch between threads so often that a race which can be lost is lost."""
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval_s)
+
+
+def test_clean_without_a_fleet_has_nothing_to_do(main: InProcess, account: Account) -> None:
+    assert "no things" in main("clean").err
+    assert account.is_empty()
+
+
+def test_what_is_gone_already_counts_as_cleaned(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", 2)
+    main("send", *elf.to_broker, "--duration", "0.01")
+    arn = elf.recorded()["thing_0"]["certificateArn"]
+    account.iot.detach_policy(policyName="policy-thing_0", target=arn)
+    account.iot.delete_policy(policyName="policy-thing_0")
+    account.iot.detach_thing_principal(thingName="thing_0", principal=arn)
+    account.iot.update_certificate(certificateId=arn.rpartition("/")[2], newStatus="INACTIVE")
+    account.iot.delete_certificate(certificateId=arn.rpartition("/")[2])
+    account.iot.delete_thing(thingName="thing_0")
+    account.iot.detach_thing_principal(thingName="thing_1", principal=elf.recorded()["thing_1"]["certificateArn"])
+    main("clean")
+    assert account.is_empty()
+    assert elf.files() == ["elf.json"]
+
+
+def test_errors_that_come_at_once_are_told_apart(
+    main: InProcess, elf: Elf, account: Account, eager_threads: None
+) -> None:
+    main("create", 10)
+    for name, thing in elf.recorded().items():
+        account.iot.detach_thing_principal(thingName=name, principal=thing["certificateArn"])
+        account.iot.update_certificate(certificateId=thing["certificateId"], newStatus="INACTIVE")
+        account.iot.delete_certificate(certificateId=thing["certificateId"])
+        account.iot.delete_thing(thingName=name)
+    main("clean")
+    assert elf.recorded() == {}
+
+
+def test_clean_leaves_the_thing_that_fails_and_finishes_it_later(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", 3)
+    protected = f"arn:aws:iot:{REGION}:{account.id}:thing/thing_1"
+    main.use(
+        account.iam_user(
+            {
+                "Version": "2012-10-17",
+                "Statement": [
+                    {"Effect": "Allow", "Action": "iot:*", "Resource": "*"},
+                    {"Effect": "Deny", "Action": "iot:DeleteThing", "Resource": protected},
+                ],
+            }
+        )
+    )
+    failed = main("clean", status=1)
+    assert "thing_1: AWS denies iot:DeleteThing to " in failed.err
+    assert list(elf.recorded()) == ["thing_1"]
+    assert account.things() == ["thing_1"]
+    assert {"elf.json", "things.json"} <= set(elf.files())
+    assert not {"thing_0.prv", "thing_2.prv"} & set(elf.files())
+    main.use(account.credentials)
+    main("clean")
+    assert account.is_empty()
+    assert elf.files() == ["elf.json"]
+
+
+def test_a_half_cleaned_thing_is_not_sent_from(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create", 2)
+    main("send", *elf.to_broker, "--duration", "0.01")
+    deny = {"Effect": "Deny", "Action": "iot:DeleteThing", "Resource": "*"}
+    main.use(
+        account.iam_user({"Version": "2012-10-17", "Statement": [{**deny, "Effect": "Allow", "Action": "*"}, deny]})
+    )
+    main("clean", status=1)
+    main.use(account.credentials)
+    assert "elf.py clean" in main("send", *elf.to_broker, status=1).err
+
+
+@pytest.mark.parametrize("option", ["--only-local", "--force"])
+def test_only_local_makes_no_aws_call_and_says_what_it_leaves(
+    elf: Elf, account: Account, witness: Callable[[str], list[str]], option: str
+) -> None:
+    elf("create")
+    before, connections = account.snapshot(), witness("connect")
+    assert connections  # the witness sees what there is to see
+    lines = elf("clean", option).lines
+    assert witness("connect") == connections
+    assert any("left in AWS IoT" in line and "thing_0" in line and REGION in line for line in lines)
+    assert account.snapshot() == before
+    assert elf.files() == ["elf.json"]
+
+
+def test_clean_deletes_no_file_that_is_not_elfs(main: InProcess, elf: Elf) -> None:
+    main("create")
+    for name in ("notes.txt", "other.pem", "thing_00.prv", "thing_1.pem"):
+        (elf.misc / name).write_text("mine")
+    main("clean")
+    assert elf.files() == ["elf.json", "notes.txt", "other.pem", "thing_00.prv", "thing_1.pem"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_what_is_half_cleaned_does_not_count_against_the_things_asked_for(
+    main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, count: int
+) -> None:
+    main("create", 3)
+    old = account.certificates()
+    proxy.inject("DeleteThing", denied("DeleteThing"), onwards=True)
+    main("clean", status=1)
+    assert "AWS denies iot:DeleteThing" in main("create", count, status=1).err
+    proxy.reset()
+    main("create", count)
+    assert_whole(elf, account, count)
+    assert not old.keys() & account.certificates().keys()
+    main("clean")
+    assert account.is_empty()

@@ -1,0 +1,463 @@
+"""Each way to sign in to AWS that botocore knows: it works, or the user reads why not, in words of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+
+import boto3
+import botocore.exceptions
+import pytest
+from support.aws import SECRET, SESSION_TOKEN, Account, AwsService
+from support.program import constant
+from support.shell import Elf, InProcess
+
+from iot_elf.errors import cause_and_remedy
+
+ROLE = "arn:aws:iam::123456789012:role/elf"
+USER = "arn:aws:iam::123456789012:user/elf"
+KEYS = f"aws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = {SECRET}\n"
+MFA = f"[default]\nrole_arn = {ROLE}\nsource_profile = base\nmfa_serial = {USER}-mfa\n[profile base]\n{KEYS}"
+ASSUME = f"[default]\nrole_arn = {ROLE}\nsource_profile = base\n[profile base]\n{KEYS}"
+SSO = """[default]
+sso_session = elf-test
+sso_account_id = 123456789012
+sso_role_name = elf
+[sso-session elf-test]
+sso_start_url = https://example.awsapps.com/start
+sso_region = us-west-2
+"""
+LOGIN = f"[default]\nlogin_session = {USER}\n"
+TOKEN = {
+    "accessToken": {"accountId": "123456789012", "expiresAt": "2020-01-01T00:00:00Z"},
+    "refreshToken": "old",
+    "clientId": "arn:aws:signin:::devtools/same-device",
+    "dpopKey": "-----BEGIN EC PRIVATE KEY-----\nbm8ga2V5\n-----END EC PRIVATE KEY-----\n",
+    "tokenType": "urn:aws:params:oauth:token-type:access_token_sigv4",
+}
+
+
+class Services(ThreadingHTTPServer):
+    """STS, SSO, the container's and the instance's endpoint: all answer the same, whatever is asked."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.status, self.body, self.headers = 200, b"", {}  # type: int, bytes, dict[str, str]
+        self.asked: list[str] = []
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+    def refuse(self, status: int, code: str, message: str) -> None:
+        """Refuse as a service does that speaks XML, or JSON."""
+        xml = f"<ErrorResponse><Error><Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"
+        text = xml if not code.startswith("json ") else json.dumps({"message": message})
+        self.status, self.body, self.headers = status, text.encode(), {"x-amzn-ErrorType": code.removeprefix("json ")}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Services
+
+    def do_POST(self) -> None:
+        self.server.asked.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode())
+        self.send_response(self.server.status)
+        for name, value in {**self.server.headers, "Content-Length": str(len(self.server.body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(self.server.body)
+
+    do_GET = do_PUT = do_POST  # noqa: N815 - http.server's names
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def services() -> Iterator[Services]:
+    server = Services()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def signed_out(main: InProcess, elf: Elf, services: Services, monkeypatch: pytest.MonkeyPatch) -> InProcess:
+    """A user without credentials, whose STS, SSO and metadata services are `services`."""
+    main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    home = elf.home / ".aws"
+    home.mkdir()
+    monkeypatch.setattr("botocore.tokens.SSOTokenProvider._SSO_TOKEN_CACHE_DIR", str(home / "sso" / "cache"))
+    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
+    names = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL_SSO", "AWS_ENDPOINT_URL_SIGNIN")
+    main.use(dict.fromkeys(names, services.url) | {"AWS_EC2_METADATA_SERVICE_ENDPOINT": services.url})
+    return main
+
+
+def configure(elf: Elf, config: str) -> None:
+    (elf.home / ".aws" / "config").write_text(config)
+
+
+def say(command: str) -> str:
+    return f'[default]\ncredential_process = {sys.executable} -c "{command}"\n'
+
+
+WEB = {"AWS_ROLE_ARN": ROLE, "AWS_WEB_IDENTITY_TOKEN_FILE": __file__}
+CONTAINER = {"AWS_CONTAINER_CREDENTIALS_FULL_URI": "{url}/credentials"}
+DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource: {ROLE}"
+
+
+@pytest.mark.parametrize(
+    ("config", "environment", "answer", "cause", "remedy"),
+    [
+        pytest.param("", {}, None, "AWS credentials are missing or incomplete", "aws configure", id="nothing"),
+        pytest.param(SSO, {}, None, "not signed in to SSO: ", "aws sso login", id="SSO"),
+        pytest.param(LOGIN, {}, None, "not signed in with `aws login`: ", "aws login", id="login"),
+        pytest.param(
+            ASSUME, {}, (403, "AccessDenied", DENIED), f"AWS denies sts:AssumeRole to {USER}", "trust policy", id="role"
+        ),
+        pytest.param(
+            ASSUME,
+            {},
+            (400, "ValidationError", "no such role"),
+            "the AWS configuration is not valid: ",
+            "",
+            id="no role",
+        ),
+        pytest.param(
+            *(ASSUME, {}, (403, "SignatureDoesNotMatch", "Signature expired: 20261123T120000Z is now earlier than")),
+            *("this machine's clock is wrong", "timedatectl"),
+            id="a clock that is slow",
+        ),
+        pytest.param(
+            *(ASSUME, {}, (403, "RegionDisabledException", "STS is not activated in this region")),
+            *("the account has not enabled this region", "choose another --region"),
+            id="a region that is not enabled",
+        ),
+        pytest.param(
+            ASSUME,
+            {},
+            (403, "InvalidClientTokenId", "is invalid"),
+            "AWS does not know these credentials",
+            "",
+            id="keys",
+        ),
+        pytest.param(
+            ASSUME.replace("source_profile = base", "source_profile = gone"),
+            *(
+                {},
+                None,
+                'The source_profile "gone" referenced in the profile "default" does not exist',
+                "~/.aws/config",
+            ),
+            id="no source profile",
+        ),
+        pytest.param(
+            ASSUME.replace(KEYS, f"role_arn = {ROLE}\nsource_profile = default\n"),
+            *({}, None, "profiles form a loop: ", "source_profile"),
+            id="a circle",
+        ),
+        pytest.param(MFA, {}, None, "could not ask for an MFA code: this is not a terminal", "export", id="MFA"),
+        pytest.param(
+            *("", WEB, (400, "InvalidIdentityToken", "Incorrect token audience")),
+            *("AWS does not accept the web identity token: Incorrect token audience", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+            id="web identity",
+        ),
+        pytest.param(
+            *("", WEB, (400, "ExpiredTokenException", "Token expired")),
+            *("AWS does not accept the web identity token: Token expired", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+            id="an old web identity",
+        ),
+        pytest.param(
+            *("", WEB, (403, "AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity")),
+            *("AWS denies sts:AssumeRoleWithWebIdentity to ", "trust policy"),
+            id="a web identity that may not",
+        ),
+        pytest.param(
+            *("", {**WEB, "AWS_WEB_IDENTITY_TOKEN_FILE": "/nowhere/token"}, None),
+            *("could not get AWS credentials: FileNotFoundError: [Errno 2] No such file or directory: '/nowhere",),
+            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            id="no web identity file",
+        ),
+        pytest.param(
+            *("", {**WEB, "AWS_WEB_IDENTITY_TOKEN_FILE": os.devnull}, None),
+            *("could not get AWS credentials: ParamValidationError: ", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+            id="an empty web identity file",
+        ),
+        pytest.param(
+            *(say("exit('insert the card')"), {}, None),
+            *("the credential_process command failed: ", "run it by hand"),
+            id="a command that fails",
+        ),
+        pytest.param(
+            *(say("print('Hello')"), {}, None, "could not get AWS credentials: JSONDecodeError", "credential_process"),
+            id="a command that says something else",
+        ),
+        pytest.param(
+            *("[default]\ncredential_process = /nowhere/card\n", {}, None),
+            *("could not get AWS credentials: FileNotFoundError", "credential_process /nowhere/card"),
+            id="no such command",
+        ),
+        pytest.param(
+            *("", CONTAINER, (403, "AccessDenied", "no role")),
+            *("the container provides no credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+            id="container",
+        ),
+        pytest.param(
+            f"[default]\nrole_arn = {ROLE}\ncredential_source = Ec2InstanceMetadata\n",
+            *({"AWS_EC2_METADATA_DISABLED": "false"}, (404, "NotFound", "")),
+            *("the EC2 instance provides no AWS credentials: ", "attach a role to it"),
+            id="instance",
+        ),
+        pytest.param(
+            f"[default]\nrole_arn = {ROLE}\ncredential_source = Environment\n",
+            *({}, None, "could not get AWS credentials: ", "aws sts get-caller-identity"),
+            id="a source without credentials",
+        ),
+        pytest.param(
+            "[default]\ndefaults_mode = no\nservices = x\n" + KEYS,
+            *({}, None, "the AWS configuration is not valid: ", "~/.aws/config"),
+            id="a mode that is none",
+        ),
+        pytest.param(
+            f"[default]\nregion = eu-isoe-west-1\nuse_dualstack_endpoint = true\n{KEYS}",
+            *(
+                {"AWS_ENDPOINT_URL": ""},
+                None,
+                "no endpoint for this region and configuration: ",
+                "AWS_USE_DUALSTACK_ENDPOINT",
+            ),
+            id="no endpoint",
+        ),
+    ],
+)
+def test_each_way_to_sign_in_fails_in_its_own_words(
+    signed_out: InProcess,
+    elf: Elf,
+    services: Services,
+    config: str,
+    environment: dict[str, str],
+    answer: tuple[int, str, str] | None,
+    cause: str,
+    remedy: str,
+) -> None:
+    configure(elf, config)
+    signed_out.use({name: value.format(url=services.url) for name, value in environment.items()})
+    if answer:
+        services.refuse(*answer)
+    said = signed_out("create", status=1).err
+    assert cause in said
+    assert remedy in said
+    assert "unexpected" not in said
+    assert SECRET not in said
+    assert elf.recorded() == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "cause"),
+    [
+        ("json ExpiredTokenException", "The security token is expired", "the AWS credentials have expired: "),
+        ("json UnrecognizedClientException", "is invalid", "AWS does not know these credentials: "),
+    ],
+)
+def test_credentials_that_aws_refuses_are_told_apart(
+    signed_out: InProcess, services: Services, code: str, message: str, cause: str
+) -> None:
+    services.refuse(403, code, message)
+    keys = {"AWS_ACCESS_KEY_ID": "ASIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET}
+    signed_out.use({**keys, "AWS_SESSION_TOKEN": SESSION_TOKEN, "AWS_ENDPOINT_URL": services.url})
+    assert cause + message in signed_out("create", status=1).err
+
+
+def test_an_sso_role_that_one_may_not_take_is_named_by_its_action(
+    signed_out: InProcess, elf: Elf, services: Services, tmp_path: Path
+) -> None:
+    configure(elf, SSO)
+    cache = elf.home / ".aws" / "sso" / "cache" / f"{hashlib.sha1(b'elf-test').hexdigest()}.json"
+    cache.parent.mkdir(parents=True)
+    cache.write_text(json.dumps({"accessToken": "x" * 20, "expiresAt": "2099-01-01T00:00:00Z"}))
+    services.refuse(403, "json ForbiddenException", "No access")
+    assert "AWS denies sso:GetRoleCredentials to these credentials: No access" in signed_out("create", status=1).err
+    services.refuse(401, "json UnauthorizedException", "Session token not found or invalid")
+    assert "what to do: sign in with `aws sso login`" in signed_out("create", status=1).err
+
+
+def login_cache(elf: Elf, **fields: object) -> None:
+    path = elf.home / ".aws" / "login" / "cache" / f"{hashlib.sha256(USER.encode()).hexdigest()}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({**TOKEN, **fields}))
+
+
+@pytest.mark.parametrize("signed_in", [True, False])
+def test_aws_login_works_and_other_commands_do_without_what_it_needs(
+    elf: Elf, account: Account, signed_in: bool
+) -> None:
+    program = "import elf, sys; status = elf.main(['create']); print('_awscrt' in sys.modules); sys.exit(status)"
+    if signed_in:
+        keys = {"accessKeyId": account.id, "secretAccessKey": SECRET, "sessionToken": SESSION_TOKEN}
+        login_cache(elf, accessToken={**keys, "accountId": account.id, "expiresAt": "2099-01-01T00:00:00Z"})
+        configure(elf, LOGIN)
+        for name in account.credentials:
+            del elf.environment[name]
+    command = shlex.join([sys.executable, "-c", program])
+    done = elf.in_shell(command, env={"PYTHONPATH": str(elf.script.parent)})
+    assert done.out == f"{signed_in}\n"
+    assert account.things() == ["thing_0"]
+    if signed_in:
+        assert f"in region us-west-2, account {account.id}, credentials from login, endpoint http" in done.err
+
+
+MFA_REFUSED = "MultiFactorAuthentication failed with invalid MFA one time pass code."
+
+
+def a_session(minutes: float, key: str = "ASIAIOSFODNN7EXAMPLE") -> bytes:
+    """What AssumeRole answers."""
+    expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60 * minutes))
+    keys = {"AccessKeyId": key, "SecretAccessKey": SECRET, "SessionToken": SESSION_TOKEN}
+    fields = "".join(f"<{name}>{value}</{name}>" for name, value in {**keys, "Expiration": expires}.items())
+    user = f"<AssumedRoleUser><Arn>{ROLE}/elf</Arn><AssumedRoleId>elf</AssumedRoleId></AssumedRoleUser>"
+    result = f"<AssumeRoleResult><Credentials>{fields}</Credentials>{user}</AssumeRoleResult>"
+    return f"<AssumeRoleResponse>{result}</AssumeRoleResponse>".encode()
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        pytest.param("123456\n", f"AWS refuses the MFA code: {MFA_REFUSED[:-1]}", id="a wrong code"),
+        pytest.param("12\n", "an MFA code has six digits", id="no code"),
+        pytest.param("654321\n", "the role's session has ended: ", id="a session that ends"),
+        pytest.param(None, "interrupted (Ctrl-C)", id="Ctrl-C"),
+    ],
+)
+def test_an_mfa_code_is_asked_for_on_the_terminal(
+    elf: Elf, services: Services, code: str | None, expected: str
+) -> None:
+    services.refuse(403, "AccessDenied", MFA_REFUSED)
+    if code == "654321\n":
+        services.status, services.body = 200, a_session(minutes=5)
+    said, status = create_with_mfa(elf, services, code)
+    assert expected in said
+    assert [f"TokenCode={code.strip()}" in asked for asked in services.asked if code] in ([True], [])
+    assert status == (1 if code else 130)
+    assert "Traceback" not in said
+
+
+def create_with_mfa(elf: Elf, services: Services, code: str | None) -> tuple[str, int]:
+    """Create with a profile that wants a code, and type it, or else Ctrl-C; return what ELF says and its status."""
+    (elf.home / ".aws").mkdir(exist_ok=True)
+    configure(elf, MFA)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del elf.environment[name]
+    elf.environment |= {"AWS_ENDPOINT_URL_STS": services.url}
+    asked = "Enter MFA code for arn:aws:iam::123456789012:user/elf-mfa"
+    typed = code.encode() if code else lambda process: process.send_signal(signal.SIGINT)
+    terminal = elf.in_terminal("create", keys={asked: typed})
+    return terminal.written, terminal.status
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_one_mfa_code_lasts_as_long_as_the_roles_session(
+    elf: Elf, account: Account, services: Services, keeps: bool
+) -> None:
+    cache = elf.home / ".aws" / "cli"
+    services.body = a_session(60, account.id)
+    (elf.home / ".aws").mkdir()
+    if not keeps:
+        cache.touch()  # no directory can be made there
+    said, status = create_with_mfa(elf, services, "123456\n")
+    assert (status, len(services.asked)) == (0, 1), said
+    again = elf("create", 2, status=0 if keeps else 1)
+    assert ("could not ask for an MFA code" in again.err) == (not keeps)
+    if keeps:
+        (file,) = (cache / "cache").iterdir()
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert SESSION_TOKEN in file.read_text()
+
+
+# What no configuration and no network makes of a call of ELF's: an error of ELF's own, if it ever comes.
+OWN_BUGS = {
+    "a base class that nothing is raised as": "BotoCoreError ConnectionError UndefinedModelAttributeError",
+    "a call or a parameter that botocore's model does not have": (
+        "AliasConflictParameterError MissingParametersError MissingServiceIdError OperationNotPageableError "
+        "PaginationError ParamValidationError RangeError UnknownClientMethodError UnknownKeyError "
+        "UnknownParameterError UnknownServiceStyle UnknownSignatureVersionError UnsupportedServiceProtocolsError "
+        "ValidationError InvalidExpressionError InvalidMaxRetryAttemptsError"
+    ),
+    "S3, streams, waiters, endpoint discovery and stubs, which ELF does not use": (
+        "AwsChunkedWrapperError ChecksumError FlexibleChecksumError InvalidChecksumConfigError InvalidDNSNameError "
+        "InvalidEndpointDiscoveryConfigurationError InvalidS3AddressingStyleError MD5UnavailableError "
+        "InvalidS3UsEast1RegionalEndpointConfigError StubAssertionError StubResponseError UnStubbedResponseError "
+        "UnseekableStreamError UnsupportedOutpostResourceError UnsupportedS3AccesspointConfigurationError "
+        "UnsupportedS3ArnError UnsupportedS3ConfigurationError UnsupportedS3ControlArnError "
+        "UnsupportedS3ControlConfigurationError WaiterConfigError WaiterError CapacityNotAvailableError "
+        "UnknownTokenProviderError"
+    ),
+}
+
+
+def test_every_exception_of_botocore_is_explained_or_a_bug_of_elfs() -> None:
+    def is_explained(kind: type) -> bool:
+        return next(each.__name__ for each in kind.__mro__ if each.__name__ in constant("FAILURE_OF")) != "Exception"
+
+    kinds = [kind for _, kind in inspect.getmembers(botocore.exceptions, inspect.isclass)]
+    kinds = [kind for kind in kinds if issubclass(kind, Exception) and not issubclass(kind, Warning)]
+    own = " ".join(OWN_BUGS.values()).split()
+    own.remove("InvalidMaxRetryAttemptsError")  # a subclass of one that a configuration makes
+    assert sorted({kind.__name__ for kind in kinds if not is_explained(kind)}) == sorted(own)
+
+
+# https://docs.aws.amazon.com/iot/latest/apireference/CommonErrors.html, with what its earlier editions had.
+COMMON = (
+    "AccessDeniedException ExpiredTokenException IncompleteSignature InternalFailure NotAuthorized OptInRequired "
+    "RequestAbortedException RequestExpired RequestTimeoutException ServiceUnavailable ThrottlingException "
+    "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken"
+).split()
+MALFORMED = (  # requests: an error of ELF's, which its words ask to be reported
+    "MalformedHttpRequestException RequestEntityTooLargeException UnknownOperationException ValidationError "
+    "InvalidAction InvalidParameterCombination InvalidParameterValue InvalidQueryParameter MalformedQueryString "
+    "MissingAction MissingParameter MalformedPolicyException"
+).split()
+ELSEWHERE = ("ResourceAlreadyExistsException",)  # is explained where it is caught
+
+
+def test_every_error_of_aws_iot_is_explained(module: ModuleType) -> None:
+    model = boto3.client("iot", region_name="us-west-2").meta.service_model
+    declared = {shape.name for name in constant("QUOTAS") for shape in model.operation_model(name).error_shapes}
+    for code in {*COMMON, *MALFORMED, *declared}:
+        error = botocore.exceptions.ClientError({"Error": {"Code": code, "Message": "No."}}, "CreateThing")
+        cause, remedy = cause_and_remedy(error)
+        assert "unexpected" not in cause
+        assert remedy
+        assert (code in constant("FAILURE_OF")) == (code not in (*MALFORMED, *ELSEWHERE)), code
+
+
+# Where
+
+
+def test_create_says_where_before_anything_is_made(main: InProcess, account: Account, service: AwsService) -> None:
+    lines = main("create").lines
+    where = f"in region us-west-2, credentials from env, endpoint {service.url}"
+    assert lines.index(where) < next(number for number, line in enumerate(lines) if line.startswith("Thing:'thing_0'"))
+    assert f"in region us-west-2, account {account.id}, credentials from env" in main("create", 2).err
+    assert "credentials from" not in main("list").out
+
+
+def test_create_after_a_local_fleet_says_that_it_goes_to_aws(main: InProcess, elf: Elf) -> None:
+    (elf.misc).mkdir(mode=0o700)
+    (elf.misc / "elf.json").write_text(json.dumps({"fleet": {"region": "us-west-2", "local": True}}))
+    main("clean")
+    warning = "the last fleet was local (--local); this one is on AWS"
+    assert warning in main("create").err
+    main("clean")
+    assert warning not in main("create").err

@@ -1,0 +1,277 @@
+"""Every command of the pages is run, every call of elf.py that they mention is one, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import importlib.util
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+from support.machine import PATIENCE_S, await_listener, clean_environment, free_port, kill_servers_of
+from support.program import ROOT
+from support.shell import Elf
+
+REPOSITORY = "https://github.com/awslabs/aws-iot-elf.git"
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in (*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *ROOT.glob("docs/*.md"))
+}
+BY_CI = {"Quick start": "README.md 'Quick start'", "Tests": "CONTRIBUTING.md Tests"}  # they make virtual environments
+SMALLER = {
+    "provisioning.py": "--things 12",
+    "fleet.py": "--things 20 --duration 2",
+    "templates.py": "--things 20 --duration 2",
+}
+
+Shell = Callable[[str], "subprocess.Popen[str]"]
+
+
+class Block(NamedTuple):
+    page: str
+    heading: str
+    language: str
+    text: str
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page, text in PAGES.items():
+        heading = ""
+        for title, language, block in re.findall(
+            r"^#+ ([^\n]*)$|^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+        ):
+            heading = title or heading
+            if not title:
+                found.append(Block(page, heading, language, block))
+    return found
+
+
+def in_language(language: str) -> list[Block]:
+    return [block for block in blocks() if block.language == language]
+
+
+def in_shell(language: str) -> list[object]:
+    return [
+        pytest.param(block, id=f"{block.page} {block.heading} {number}")
+        for number, block in enumerate(in_language(language))
+    ]
+
+
+def anchors(page: str) -> set[str]:
+    """Name the headings of a page as GitHub does."""
+    text = re.sub(r"^```.*?^```$", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    return {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+
+
+def links(page: str) -> list[tuple[str, str]]:
+    """List the path and the anchor of each link of a page to a file of the repository."""
+    found = []
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if "://" not in target:
+            path, _, anchor = target.partition("#")
+            place = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+            found.append((str(place.relative_to(ROOT)), anchor))
+    return found
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Iterator[Elf]:
+    """A user in a clone of the repository, with three things on the embedded AWS IoT."""
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    directory = tmp_path / "clone"
+    for name in names.stdout.splitlines():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, directory / name)
+    elf = Elf(tmp_path, {})
+    elf.script, elf.cwd, elf.misc = directory / "elf.py", directory, directory / "misc"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    elf.environment = clean_environment(elf.home) | {"PATH": path}
+    elf("--local", "create", 3)
+    yield elf
+    elf.close_windows()
+    kill_servers_of(elf)
+
+
+@pytest.fixture
+def shell(clone: Elf) -> Iterator[Shell]:
+    """Start a script in a shell of its own in the clone."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(script: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=clone.cwd,
+            env=clone.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_the_picture_shows_the_quick_start() -> None:
+    picture = html.unescape((ROOT / "docs" / "elf.svg").read_text(encoding="utf-8"))
+    quick_start = [block.text for block in in_language("sh") if block.heading == "Quick start"]
+    assert len(quick_start) == 5
+    for text in quick_start:
+        assert f">$ {text[text.index('python elf.py') :].strip()}<" in picture
+
+
+@pytest.mark.parametrize("block", in_shell("sh"))
+def test_a_block_of_commands_does_what_it_says(block: Block, shell: Shell) -> None:
+    if block.heading in BY_CI and BY_CI[block.heading].startswith(block.page):
+        assert f"blocks {BY_CI[block.heading]}" in (ROOT / ".ci" / "run").read_text()
+        pytest.skip(".ci/run runs this one")
+    if "docker" in block.text and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
+        pytest.skip("no Docker daemon runs here")
+    if "docker run" in block.text:
+        pytest.skip("it needs AWS: test_container runs such commands on MiniStack")
+    if "jq" in block.text and not shutil.which("jq"):
+        pytest.skip("jq is not installed")
+    if "fleet.py" in block.text and not shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin"):
+        pytest.skip("Mosquitto is not installed")
+    if "/fleet.py" in block.text and not importlib.util.find_spec("awscrt"):
+        pytest.skip("the AWS CRT client is not built for this processor")
+    if "tail -f" in block.text or "locust --processes" in block.text:
+        pytest.skip("it has no end: a test below runs it")
+    script = block.text.replace("git clone", f"git -c url.'{ROOT}'.insteadOf={REPOSITORY} clone")
+    for benchmark, options in SMALLER.items():
+        script = script.replace(benchmark, f"{benchmark} {options}")
+    process = shell(script)
+    out, _ = process.communicate(timeout=4 * PATIENCE_S)
+    assert process.returncode == 0, out
+    assert "Traceback" not in out
+
+
+def test_a_file_that_grows_is_followed_until_ctrl_c(clone: Elf, shell: Shell) -> None:
+    (block,) = (block for block in blocks() if "tail -f" in block.text)
+    readings = clone.cwd / "readings.jsonl"
+    readings.write_text('{"reading": 1}\n')
+    process = shell(block.text)
+    assert process.stdout
+    is_interrupted = False
+    for line in process.stdout:
+        if "posting message" in line and '"reading": 1' in line:
+            with readings.open("a") as file:
+                file.write('{"reading": 2}\n')
+        if "posting message" in line and '"reading": 2' in line and not is_interrupted:
+            is_interrupted = True  # a second Ctrl-C would stop at once, acknowledged or not
+            os.killpg(process.pid, signal.SIGINT)
+        if "ELF sent" in line:
+            assert line.endswith("ELF sent 6 messages from 3 things: 6 acknowledged, 0 lost\n") or " 0 lost" in line
+    assert process.wait(PATIENCE_S) in (130, -signal.SIGINT)
+
+
+def test_locusts_page_is_there_until_ctrl_c(shell: Shell) -> None:
+    (block,) = (block for block in in_language("sh") if "locust --processes" in block.text)
+    process = shell(block.text)
+    assert process.stdout
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if f"{os.cpu_count()} workers connected" in line:  # all have started
+            await_listener(8089)
+            with urllib.request.urlopen("http://localhost:8089", timeout=PATIENCE_S) as page:
+                assert b"Locust" in page.read()
+            os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(PATIENCE_S) in (0, 130, -signal.SIGINT), "".join(lines)
+    assert "Traceback" not in "".join(lines)
+
+
+@pytest.mark.long
+def test_the_commands_for_three_machines_share_a_fleet(shell: Shell) -> None:
+    commands = re.findall(r"^\S+\$ (.*)$", "".join(block.text for block in in_language("console")), re.MULTILINE)
+    assert len(commands) == 3
+    port = free_port()
+    for ours, theirs in (
+        ("--master ", f"--master --master-bind-port {port} --headless --run-time 4s "),
+        ("--master-host master", f"--master-host 127.0.0.1 --master-port {port}"),
+    ):
+        commands = [command.replace(ours, theirs) for command in commands]
+    machines = [shell(command) for command in commands]
+    outputs = [machine.communicate(timeout=4 * PATIENCE_S)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0, 0], outputs
+    assert "to 4 ready workers" in outputs[0]
+    assert re.search(r"CONNECT +\S+ +3 +0\(0.00%\)", outputs[0]), outputs[0]
+
+
+@pytest.mark.skipif(not shutil.which("pwsh"), reason="PowerShell is not installed")
+@pytest.mark.parametrize("block", in_shell("powershell"))
+def test_a_block_for_windows_does_what_it_says(block: Block, clone: Elf) -> None:
+    commands = [line for line in block.text.splitlines() if "Activate" not in line]
+    subprocess.run(
+        ["pwsh", "-c", "\n".join(commands)], cwd=clone.cwd, env=clone.environment, check=True, timeout=4 * PATIENCE_S
+    )
+
+
+def test_each_call_of_elf_that_is_mentioned_is_one(module: ModuleType) -> None:
+    mentioned = re.findall(r"`(?:python |uv run |pipx run )?elf\.py ([^`]+)`", "".join(PAGES.values()))
+    assert len(mentioned) > 20
+    for arguments in mentioned:
+        if not set("<…").isdisjoint(arguments):
+            continue
+        words = shlex.split(arguments)
+        if words[-1] not in ("--help", "-h", "--version"):
+            assert module.build_parser().parse_args(words).command, arguments
+
+
+def test_each_option_is_among_the_commands(module: ModuleType) -> None:
+    page = PAGES["docs/commands.md"]
+    for command in ("create", "send", "subscribe", "list", "env", "clean"):
+        with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+            module.build_parser().parse_args([command, "--help"])
+        for name in re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.getvalue()):
+            assert f"`{name}" in page or f" {name}" in page, name
+
+
+def test_the_exit_statuses_are_those_of_main(module: ModuleType) -> None:
+    section = PAGES["docs/scripting.md"].split("## Exit status")[1].split("##")[0]
+    documented = {
+        int(status) for row in re.findall(r"^\| ([\d, ]+) \|", section, re.MULTILINE) for status in row.split(",")
+    }
+    assert documented == {int(status) for status in re.findall(r"\b\d+\b", module.main.__doc__)}
+
+
+def test_each_block_says_its_language() -> None:
+    assert all(block.language for block in blocks())  # else a fence is missing, and text is taken for commands
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_link_leads_somewhere(page: str) -> None:
+    for path, anchor in links(page):
+        assert (ROOT / path).exists(), path
+        assert not anchor or anchor in anchors(path), f"{path}#{anchor}"
+
+
+def test_the_readme_leads_to_each_page() -> None:
+    assert {path for path, _ in links("README.md")} >= set(PAGES) - {"README.md"}

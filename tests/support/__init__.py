@@ -1,0 +1,13 @@
+"""What the tests stand on. Each module uses only those above it.
+
+program      the program's files, and its constants wherever they are
+machine      ports, processes, terminals; what a system can deny to a user's Python
+aws          a MiniStack that ELF did not start, and accounts in it
+shell        a user of elf.py: in another process (Elf) and in this one (InProcess)
+embedded     the embedded AWS IoT of a fleet, asked without ELF
+networks     TCP relays that break, ports that lead nowhere, servers of somebody else
+mqtt         a client that is not ELF's, and a broker that does what a script says
+http_proxy   between ELF and MiniStack: AWS's distance, its quotas, its faults
+mqtt_proxy   between things and MiniStack: messages are lost, repeated, swapped
+witness/, as_on_windows/   what the Python of an elf.py under test loads first
+"""
