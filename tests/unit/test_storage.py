@@ -33,8 +33,9 @@ JOURNAL, THINGS = "things.journal", "things.json"
 
 
 @pytest.fixture(autouse=True)
-def _open_umask() -> Iterator[None]:
-    """Modes are what ELF asks for, and no umask hides that it asks for too much."""
+def _open_umask_and_quick_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modes are what ELF asks for, and no umask hides that it asks for too much. Nothing waits for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     before = os.umask(0)
     yield
     os.umask(before)
@@ -44,12 +45,10 @@ def _open_umask() -> Iterator[None]:
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, str | None]]:
     """What is synced from now on, in order: its path, and if it is a file, its content at that time."""
     found: list[tuple[Path, str | None]] = []
-    fsync = os.fsync
 
     def witness(descriptor: int) -> None:
         path = path_of(descriptor)
         found.append((path, path.read_text() if path.is_file() else None))
-        fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", witness)
     return found
@@ -593,6 +592,7 @@ def test_on_windows_a_stand_in_is_locked(
     assert lock
     with lock:
         assert {path for path, taken in WindowsLock.taken.items() if taken} == {place[1]}
+        assert not place[0].exists()
         assert in_use(*place, shared=True) is not shared
         assert in_use(*place)
     assert not in_use(*place)
