@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import collections
-import queue
+import concurrent.futures
+import math
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +29,7 @@ from iot_elf.state import Place
 
 from .stand_ins import Clock, logged, refusal
 
-PATIENCE_S = 5.0
+PATIENCE_S = 10.0
 ARN = "arn:aws:iot:us-west-2:123456789012:cert/abc"
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html, calls per second
 PUBLISHED = {
@@ -503,47 +504,44 @@ def test_a_step_to_repeat_says_which_call_and_why() -> None:
 
 
 class Impatient(EventQueue):
-    """Events whose waits for a deadline are over as soon as no step is at work: the clock is then there."""
+    """Events of some steps; once none of these is under way, what is due later is due now, and the clock is there."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, under_way: float) -> None:
         super().__init__()
-        self.clock, self.working, self.at_get = clock, 0, lambda: None
+        self.clock, self.under_way = clock, under_way
+        self.at_get: Callable[[], object] = lambda: None
 
     def get(self, deadline: float) -> Any:
-        give_up = time.monotonic() + PATIENCE_S
         self.at_get()
         while True:
             self.check()
-            try:
-                return self._events.get(timeout=0.002)
-            except queue.Empty:
-                assert time.monotonic() < give_up, "nothing comes, and nothing is due"
-            if not self.working and deadline < 1e9:
+            if not self.under_way:
+                assert deadline < math.inf, "nothing is under way, and nothing is due"
                 self.clock.now = max(self.clock.now, deadline)
+                self.under_way = 1
                 return None
+            if (event := self._events.get(timeout=PATIENCE_S)) is not None:
+                self.under_way -= 1
+                return event
 
 
 class Steps:
     """A step, which answers what `results` has for a thing, one after the other; the calls are written down."""
 
     def __init__(self, clock: Clock, results: Mapping[str, Iterable[Any]]) -> None:
-        self.events = Impatient(clock)
         self.calls: list[tuple[float, str]] = []
-        self._results = {thing: iter(answers) for thing, answers in results.items()}
+        self._clock, self._results = clock, {thing: iter(answers) for thing, answers in results.items()}
 
     def __call__(self, thing: str) -> Any:
-        self.events.working += 1
-        try:
-            self.calls.append((round(self.events.clock.now - 1000.0, 3), thing))
-            result = next(self._results[thing])
-            if isinstance(result, BaseException):
-                raise result
-            return result
-        finally:
-            self.events.working -= 1
+        self.calls.append((round(self._clock.now - 1000.0, 3), thing))
+        result = next(self._results[thing])
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
-    def run(self, things: Sequence[str] | None = None) -> list[tuple[str, Any]]:
-        return list(aws.run_parallel(self.events, list(self._results) if things is None else things, self))
+    def run(self) -> list[tuple[str, Any]]:
+        events = Impatient(self._clock, len(self._results))
+        return list(aws.run_parallel(events, list(self._results), self))
 
 
 @pytest.fixture
@@ -647,7 +645,7 @@ def test_as_many_calls_are_made_at_the_same_time_as_allowed_and_no_more(clock: C
             now -= 1
         return thing
 
-    events = Impatient(clock)
+    events = Impatient(clock, 9)
     assert sorted(aws.run_parallel(events, range(9), step)) == [(n, n) for n in range(9)]
     assert most == 3
 
@@ -676,8 +674,7 @@ def test_after_an_error_that_all_would_get_no_more_are_started(clock: Clock, lim
         assert told.wait(PATIENCE_S)
         return "done"
 
-    events = Impatient(clock)
-    events.working = 1  # so that nothing is due
+    events = Impatient(clock, math.inf)  # so that nothing is due
     found: list[tuple[str, Any]] = []
     things = ["pausing", "failing", "running", "waiting", "waiting too"]
     for thing, result in aws.run_parallel(events, things, step):
@@ -694,23 +691,27 @@ def test_after_an_error_of_one_thing_the_others_go_on(clock: Clock, error: BaseE
     assert Steps(clock, {"a": [error], "b": [2]}).run() == [("a", error), ("b", 2)]
 
 
-def test_after_ctrl_c_the_running_calls_finish_and_no_other_begins(clock: Clock, limits: Limits) -> None:
+def test_after_ctrl_c_the_running_calls_finish_and_no_other_begins(
+    clock: Clock, limits: Limits, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limits(CALLS_IN_FLIGHT=2)
-    events, both = Impatient(clock), threading.Barrier(2)
+    events, both, cancelled = Impatient(clock, 5), threading.Barrier(2), threading.Event()
     finished: list[int] = []
+    wait = concurrent.futures.wait
+
+    def witness(*arguments: Any) -> Any:
+        cancelled.set()  # what has not begun by now
+        return wait(*arguments)
 
     def step(thing: int) -> None:
-        if thing == 1:
-            both.wait(PATIENCE_S)
+        both.wait(PATIENCE_S)
+        if thing == 0:
             events.interrupt(2, None)
-            time.sleep(0.05)  # the main thread has seen it
-        elif thing == 0:
-            both.wait(PATIENCE_S)
-            while not events.stopping.is_set():
-                time.sleep(0.001)
-            time.sleep(0.05)
+        assert cancelled.wait(PATIENCE_S)
+        time.sleep(0.01)
         finished.append(thing)
 
+    monkeypatch.setattr(concurrent.futures, "wait", witness)
     with logged() as lines, pytest.raises(Interrupted):
         list(aws.run_parallel(events, range(5), step))
     assert sorted(finished) == [0, 1]
@@ -722,7 +723,7 @@ def test_a_call_that_does_not_finish_holds_up_ctrl_c_for_some_seconds_only(
 ) -> None:
     assert defaults.STOP_S == 4.0
     monkeypatch.setattr(defaults, "STOP_S", 0.05)
-    events, answer = Impatient(clock), threading.Event()
+    events, answer = Impatient(clock, 1), threading.Event()
 
     def step(thing: int) -> None:
         events.interrupt(2, None)
@@ -745,7 +746,7 @@ def test_whoever_loses_interest_waits_for_the_running_calls_too(clock: Clock) ->
             time.sleep(0.02)
         finished.append(thing)
 
-    results = aws.run_parallel(Impatient(clock), [0, 1], step)
+    results = aws.run_parallel(Impatient(clock, 2), [0, 1], step)
     assert next(results) == (0, None)
     answer.set()
     results.close()  # type: ignore[attr-defined]
@@ -759,7 +760,7 @@ def test_a_call_in_a_thread_returns_what_it_does(clock: Clock) -> None:
         threads.append(threading.current_thread())
         return 7
 
-    assert aws.run_in_thread(Impatient(clock), call) == 7
+    assert aws.run_in_thread(Impatient(clock, 1), call) == 7
     assert threads != [threading.current_thread()]
 
 
@@ -769,7 +770,7 @@ def test_a_call_in_a_thread_raises_what_it_does(clock: Clock, error: BaseExcepti
         raise error
 
     with pytest.raises(type(error)) as raised:
-        aws.run_in_thread(Impatient(clock), call)
+        aws.run_in_thread(Impatient(clock, 1), call)
     assert raised.value is error
 
 
