@@ -180,7 +180,17 @@ class Session:
         self.made = {"service": service, "region_name": region_name, "endpoint_url": endpoint_url}
         meta = SimpleNamespace(region_name=region_name, endpoint_url=endpoint_url or "https://iot.example.com")
         answer = {"endpointAddress": "ABC-ats.iot.example.com"}
-        return SimpleNamespace(meta=meta, exceptions=None, describe_endpoint=lambda **_: answer)
+        return Client(meta=meta, describe_endpoint=lambda **_: answer)
+
+
+class Client(SimpleNamespace):
+    """boto3's client, which makes its classes of exceptions when they are first used, for each thread that is first."""
+
+    made_by: threading.Thread | None = None
+
+    @property
+    def exceptions(self) -> None:
+        self.made_by = threading.current_thread()
 
 
 def connect(
@@ -191,7 +201,8 @@ def connect(
         return session, place
 
     monkeypatch.setattr(aws, "open_session", open_session)
-    _, place = aws.connect_control_plane(place, events, headers, 10.0, {"https": "proxy"}, str)
+    iot, place = aws.connect_control_plane(place, events, headers, 10.0, {"https": "proxy"}, str)
+    assert iot.made_by is threading.current_thread()
     return place
 
 
@@ -508,11 +519,12 @@ class Impatient(EventQueue):
 
     def __init__(self, clock: Clock, under_way: float) -> None:
         super().__init__()
-        self.clock, self.under_way = clock, under_way
+        self.clock, self.under_way, self.deadline = clock, under_way, math.inf
         self.at_get: Callable[[], object] = lambda: None
 
     def get(self, deadline: float) -> Any:
         self.at_get()
+        self.deadline = deadline
         while True:
             self.check()
             if not self.under_way:
@@ -682,6 +694,7 @@ def test_after_an_error_that_all_would_get_no_more_are_started(clock: Clock, lim
         events.at_get = told.set  # at the next wait those that wait are dropped
     assert found[0] == ("failing", error)
     assert {thing for thing, _ in found} == {*started} - {"pausing"}
+    assert events.deadline == math.inf  # nothing pauses any more
     assert "waiting too" not in started  # the thread of the first may have begun with "waiting" meanwhile
 
 

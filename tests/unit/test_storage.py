@@ -606,23 +606,22 @@ def test_on_windows_a_stand_in_is_locked(
     [
         (None, "a command that just started"),
         ("", "a command that just started"),
-        (f"{os.getpid()} elf.py send\n", f"`elf.py send` (process {os.getpid()})"),
-        (f"{NO_PROCESS} elf.py send\n", "a command that just started"),
+        ("{me} elf.py send\n", "`elf.py send` (process {me})"),
+        ("{nobody} elf.py send\n", "a command that just started"),
         (
-            f"{NO_PROCESS} elf.py clean\n{os.getppid()} elf.py send\n{os.getpid()} elf.py subscribe\n",
-            f"`elf.py send` (process {os.getppid()}), `elf.py subscribe` (process {os.getpid()})",
+            "{nobody} elf.py clean\n{parent} elf.py send\n{me} elf.py subscribe\n",
+            "`elf.py send` (process {parent}), `elf.py subscribe` (process {me})",
         ),
-        (f"{os.getpid()} elf.py send\n" * 2, f"`elf.py send` (process {os.getpid()})"),
-        (f"nobody elf.py send\n{2**70} elf.py send\n\n{os.getpid()} ü\n", f"`ü` (process {os.getpid()})"),
-        (b"%d \xff\n" % os.getpid(), f"`\N{REPLACEMENT CHARACTER}` (process {os.getpid()})"),
+        ("{me} elf.py send\n" * 2, "`elf.py send` (process {me})"),
+        (f"nobody elf.py send\n{2**70} elf.py send\n\n{{me}} ü\n", "`ü` (process {me})"),
+        ("{me} \udcff\n", "`\N{REPLACEMENT CHARACTER}` (process {me})"),  # which is no text
     ],
 )
-def test_only_living_commands_are_said_to_use_a_directory(
-    tmp_path: Path, note: str | bytes | None, holders: str
-) -> None:
+def test_only_living_commands_are_said_to_use_a_directory(tmp_path: Path, note: str | None, holders: str) -> None:
+    processes = {"me": os.getpid(), "parent": os.getppid(), "nobody": NO_PROCESS}
     if note is not None:
-        (tmp_path / ".lock").write_bytes(note if isinstance(note, bytes) else note.encode())
-    assert storage._holders(tmp_path / ".lock") == holders
+        (tmp_path / ".lock").write_bytes(note.format(**processes).encode(errors="surrogateescape"))
+    assert storage._holders(tmp_path / ".lock") == holders.format(**processes)
 
 
 def test_a_command_of_another_user_is_named_too_and_none_is_sent_a_signal(
