@@ -1,0 +1,448 @@
+"""What elf.py decides: what is its own, how long it waits, how many there are, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from program import constant
+
+import elf
+from elf import Cli
+from iot_elf import defaults, messages
+from iot_elf.console import EventWriter, OutputWriter
+from iot_elf.errors import ElfError, UsageError
+from iot_elf.events import EventQueue
+from iot_elf.messages import Line
+from iot_elf.network import Endpoint
+from iot_elf.state import CLEANING, CREATING, READY, Place, Thing
+
+from .stand_ins import Clock, logged, refusal
+
+HERE = "arn:aws:iot:us-west-2:123456789012"
+ARN, OTHER = f"{HERE}:cert/c0", f"{HERE}:cert/other"
+
+
+# Whose a thing is
+
+
+class Iot:
+    """What AWS answers about a thing and its policy."""
+
+    def __init__(self, principals: tuple[str, ...] = (), document: Any = None) -> None:
+        self._principals, self._document = principals, document
+        self.asked = 0
+
+    def list_thing_principals(self, **_: str) -> Any:
+        self.asked += 1
+        return {"principals": list(self._principals)}
+
+    def get_policy(self, **_: str) -> Any:
+        if self._document is None:
+            raise refusal("ResourceNotFoundException", 404)
+        return {"policyDocument": json.dumps(self._document)}
+
+
+@pytest.mark.parametrize(
+    ("stage", "attributes", "principals", "elf_id", "is_own"),
+    [
+        (READY, {"elf_id": "mine"}, (), "mine", True),
+        (READY, {"elf_id": "mine"}, (OTHER,), "mine", True),
+        (READY, {"elf_id": "yours"}, (), "mine", False),
+        (READY, {"elf_id": "yours"}, (ARN,), "mine", True),
+        (READY, {}, (), "mine", False),
+        (READY, {}, (), None, False),
+        (READY, {}, (ARN, OTHER), None, True),
+        (READY, {}, (OTHER,), None, False),
+        # an earlier clean detached what the original program made
+        (CLEANING, {}, (), "mine", True),
+        (CLEANING, {}, (), None, True),
+        (CLEANING, {}, (OTHER,), "mine", False),
+        (CLEANING, {"owner": "you"}, (), "mine", False),
+        (CLEANING, {"elf_id": "yours"}, (), "mine", False),
+        (CLEANING, {"owner": "you"}, (ARN,), "mine", True),
+        (CREATING, {}, (), "mine", False),
+    ],
+)
+def test_clean_takes_a_thing_for_its_own_only_by_its_id_or_certificate_or_if_nothing_was_added_to_it(
+    stage: str, attributes: dict[str, str], principals: tuple[str, ...], elf_id: str | None, is_own: bool
+) -> None:
+    thing = Thing("thing_0", ARN, "c0", stage=stage)
+    assert elf._is_own_thing(Iot(principals), thing, attributes, elf_id) is is_own
+
+
+def test_a_thing_without_a_recorded_certificate_is_not_taken_for_one_that_has_others() -> None:
+    thing = Thing("thing_0", stage=CLEANING)
+    assert not elf._is_own_thing(Iot((OTHER,)), thing, {}, "mine")
+    assert not elf._is_own_thing(Iot(), thing, {"elf_id": ""}, None)
+
+
+@pytest.mark.parametrize(
+    ("stage", "policy_arn", "document", "is_own"),
+    [
+        (READY, "arn", elf.policy_document("thing_0", ARN), True),
+        (READY, "arn", elf.policy_document("thing_1", ARN), False),
+        (READY, "arn", None, False),
+        (CLEANING, "arn", {"edited": 1}, True),
+        (CLEANING, None, {"edited": 1}, False),
+        (CLEANING, None, elf.policy_document("thing_0", ARN), True),
+        (CLEANING, "arn", None, False),
+    ],
+)
+def test_clean_takes_a_policy_for_its_own_by_its_document_or_if_it_was_the_things(
+    stage: str, policy_arn: str | None, document: Any, is_own: bool
+) -> None:
+    thing = Thing("thing_0", ARN, "c0", "policy-thing_0" if policy_arn else None, policy_arn, stage)
+    with logged() as lines:
+        assert elf._is_own_policy(Iot(document=document), thing, ARN) is is_own
+    assert len(lines) == (stage == READY and document is not None and not is_own)
+
+
+def test_a_thing_may_connect_under_its_name_and_use_the_topics_of_its_account() -> None:
+    assert elf.policy_document("thing_0", ARN) == {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Effect": "Allow", "Action": "iot:Connect", "Resource": f"{HERE}:client/thing_0-*"},
+            {"Effect": "Allow", "Action": ["iot:Publish", "iot:Receive"], "Resource": f"{HERE}:topic/*"},
+            {"Effect": "Allow", "Action": "iot:Subscribe", "Resource": f"{HERE}:topicfilter/*"},
+        ],
+    }
+
+
+# How many, and how long
+
+
+def cli(**options: Any) -> Cli:
+    it = Cli()
+    its = {"count": None, "duration": None, "interval": 1.0, "region": None, "profile": None, "endpoint_url": None}
+    for name, value in {**its, "local": False, "proxy": None, **options}.items():
+        setattr(it, name, value)
+    return it
+
+
+@pytest.mark.parametrize(
+    ("count", "duration", "interval", "messages_each"),
+    [
+        (None, None, 1.0, 10),
+        (7, None, 1.0, 7),
+        (None, 3.0, 1.0, 3),
+        (None, 3.1, 1.0, 4),
+        (None, 0.14, 0.02, 7),  # 7.000000000000001 in floating point
+        (None, 0.3, 0.1, 3),
+        (None, 0.01, 1.0, 1),
+        (None, 5.0, 0.0, 5),  # without an interval: the usual one
+        (None, 0, 1.0, None),
+    ],
+)
+def test_as_many_messages_are_sent_as_fit_in_the_time(
+    count: int | None, duration: float | None, interval: float, messages_each: int | None
+) -> None:
+    assert elf.messages_per_thing(cli(count=count, duration=duration, interval=interval)) == messages_each
+
+
+class Backlog:
+    """The things of a send that has ended, whose acknowledgements arrive at some times after it."""
+
+    def __init__(self, clock: Clock, *arrivals: float) -> None:
+        self._clock, self._arrivals, self._ended = clock, list(arrivals), clock.now
+        self.record = SimpleNamespace(acknowledged_at=0.0)
+
+    @property
+    def backlog(self) -> int:
+        return len(self._arrivals)
+
+    def wait(self, is_over: Callable[[], object], deadline: float, look_s: float) -> bool:
+        assert look_s == defaults.MIN_INTERVAL_S
+        while self._arrivals and self._ended + self._arrivals[0] < deadline:
+            self._clock.now = self.record.acknowledged_at = self._ended + self._arrivals.pop(0)
+            if is_over():
+                return True
+        if not is_over():
+            self._clock.now = max(self._clock.now, deadline)
+        return bool(is_over())
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "waited_s", "left", "is_said"),
+    [
+        ((), 0.0, 0, False),
+        ((1.0,), 1.0, 0, False),
+        ((3.0,), 3.0, 0, True),
+        ((74.0,), 74.0, 0, True),
+        ((76.0,), 75.0, 1, True),  # an outage of more than a minute
+        ((70.0, 84.0), 84.0, 0, True),  # they still arrive
+        ((70.0, 86.0), 85.0, 1, True),
+        ((70.0, 84.0, 98.0, 112.0), 112.0, 0, True),
+        ((70.0, 84.0, 98.0, 114.0), 113.0, 1, True),
+        ((10.0, 74.0), 74.0, 0, True),
+    ],
+)
+def test_send_waits_for_acknowledgements_and_longer_while_they_arrive(
+    monkeypatch: pytest.MonkeyPatch, arrivals: tuple[float, ...], waited_s: float, left: int, is_said: bool
+) -> None:
+    assert [constant(name) for name in ("ACK_GRACE_S", "ACK_PAUSE_S")] == [75.0, 15.0]
+    clock = Clock(monkeypatch, elf)
+    runner: Any = Backlog(clock, *arrivals)
+    with logged() as lines:
+        elf.await_acknowledgements(runner)
+    assert (clock.now - 1000.0, runner.backlog) == (waited_s, left)
+    acknowledgements = f"{len(arrivals)} acknowledgement{'s' if len(arrivals) > 1 else ''}"
+    assert lines == [f"INFO [send_messages] waiting for {acknowledgements}, up to 73 s"] * is_said
+
+
+class Lines:
+    """A runner that gets lines at times, and publishes; `late_s` after each it has room for the next."""
+
+    def __init__(self, clock: Clock, lines: Iterator[Line], late_s: float = 0.0) -> None:
+        self.clock, self.lines, self.late_s, self.published = clock, lines, late_s, list[tuple[float, float]]()
+        self.has_room = True
+
+    def next_line(self, deadline: float) -> Line | None:
+        if (line := next(self.lines, None)) is None:
+            return Line(None)
+        self.clock.now = max(self.clock.now, line.at)
+        return line if self.clock.now < deadline else None
+
+    def publish_on_schedule(self, message: object, due: float, interval_s: float) -> None:
+        self.published.append((round(due - 1000.0, 6), interval_s))
+
+    def wait(self, is_over: Callable[[], object], look_s: float) -> None:
+        assert is_over()
+        self.clock.now += self.late_s
+
+
+def line(number: int, at: float = 0.0, error: Exception | None = None) -> Line:
+    return Line(None if error else messages.PayloadBuilder(b"x"), error, number, at)
+
+
+REFUSED = ElfError("it is not JSON", "mend it")
+
+
+@pytest.mark.parametrize(
+    ("options", "lines", "due", "counts"),
+    [
+        ({"interval": 1.0}, [line(1), line(2), line(3)], [0, 1, 2], (3, 0)),
+        ({"interval": 1.0}, [line(1, 1000.0), line(2, 1005.0), line(3)], [0, 5, 6], (3, 0)),
+        ({"interval": 0.0}, [line(1, 1000.5), line(2, 1005.0)], [0.5, 5], (2, 0)),
+        ({"interval": 1.0, "count": 2}, [line(1), line(2), line(3)], [0, 1], (2, 0)),
+        ({"interval": 1.0, "duration": 2.0}, [line(1), line(2), line(3)], [0, 1], (2, 0)),
+        ({"interval": 1.0, "duration": 2.1}, [line(1), line(2), line(3)], [0, 1, 2], (3, 0)),
+        ({"interval": 0.1, "duration": 0.3}, [line(n) for n in range(9)], [0, 0.1, 0.2], (3, 0)),
+        ({"interval": 1.0}, [line(1), line(2, error=REFUSED), line(3)], [0, 1], (2, 1)),
+        ({"interval": 1.0}, [], [], (0, 0)),
+    ],
+)
+def test_lines_are_sent_an_interval_apart_or_as_they_arrive(
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    lines: list[Line],
+    due: list[float],
+    counts: tuple[int, int],
+) -> None:
+    clock = Clock(monkeypatch, elf)
+    monkeypatch.setattr(messages, "read_ahead", lambda *_: None)
+    runner: Any = Lines(clock, iter(lines))
+    with logged():
+        assert elf.publish_lines(cli(events=EventQueue(), **options), runner, iter(())) == counts
+    assert runner.published == [(at, options["interval"]) for at in due]
+
+
+def test_a_line_that_is_refused_is_an_error_if_it_is_the_first_and_said_once_for_an_object(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch, elf)
+    monkeypatch.setattr(messages, "read_ahead", lambda *_: None)
+    bad, again = line(2, error=REFUSED), line(3, error=REFUSED)
+    with pytest.raises(UsageError, match="line 2 of the input"):
+        elf.publish_lines(cli(events=EventQueue()), Lines(clock, iter([bad])), iter(()))  # type: ignore[arg-type]
+    runner: Any = Lines(clock, iter([line(1), bad, again, line(4, error=ElfError("a", "b"))]))
+    with logged() as said:
+        assert elf.publish_lines(cli(events=EventQueue()), runner, iter(())) == (1, 3)
+    assert [text.partition(":")[0] for text in said] == ["ERROR line 2 is not sent", "ERROR line 4 is not sent"]
+    with pytest.raises(OSError, match="gone"):
+        elf.publish_lines(
+            cli(events=EventQueue()),
+            Lines(clock, iter([line(1), line(2, error=OSError("gone"))])),  # type: ignore[arg-type]
+            iter(()),
+        )
+
+
+@pytest.mark.parametrize(("filters", "connects_per_s"), [(0, 400.0), (1, 400.0), (2, 225.0), (9, 50.0)])
+def test_things_connect_no_faster_than_the_account_may_connect_and_subscribe(
+    monkeypatch: pytest.MonkeyPatch, filters: int, connects_per_s: float
+) -> None:
+    assert [constant(name) for name in ("CONNECTS_PER_S", "SUBSCRIPTIONS_PER_S")] == [400.0, 450.0]
+    rates = []
+    monkeypatch.setattr(elf, "prepare_devices", lambda cli, things: ([], Endpoint("host"), {}))
+    monkeypatch.setattr(elf, "EventLoop", lambda put, rate: rates.append(rate))
+    runner: Any = SimpleNamespace(devices={}, record=SimpleNamespace(failed=set()))
+    things = [Thing("a"), Thing("b")]
+    elf.make_devices(cli(events=EventQueue()), things, runner, Path("root"), {}, {"a": ["f"] * filters, "b": []})
+    assert rates == [connects_per_s]
+    assert runner.record.failed == {"a", "b"}
+
+
+# Which things
+
+
+def fleet_of(*stages: str) -> Any:
+    things = {f"thing_{number}": Thing(f"thing_{number}", stage=stage) for number, stage in enumerate(stages)}
+    return SimpleNamespace(things=things, ready=[it for it in things.values() if it.stage == READY])
+
+
+@pytest.mark.parametrize(
+    ("stages", "count", "missing"),
+    [
+        ([], 2, ["thing_0", "thing_1"]),
+        ([READY], 2, ["thing_1"]),
+        ([READY, READY], 2, []),
+        ([CREATING, READY], 2, ["thing_0"]),
+        ([CLEANING, READY], 2, ["thing_0"]),
+        ([READY, READY, CLEANING], 2, []),
+        ([READY, READY, READY], 2, None),
+        ([READY, READY, CREATING], 2, None),
+    ],
+)
+def test_create_makes_what_is_missing_and_refuses_to_have_fewer(
+    stages: list[str], count: int, missing: list[str] | None
+) -> None:
+    names = [f"thing_{number}" for number in range(count)]
+    if missing is not None:
+        assert elf.missing_things(fleet_of(*stages), "thing", names) == missing
+    else:
+        with pytest.raises(ElfError, match="there are already 3 things, more than the 2 requested"):
+            elf.missing_things(fleet_of(*stages), "thing", names)
+
+
+def test_things_of_another_prefix_are_not_counted() -> None:
+    assert elf.missing_things(fleet_of(READY, READY), "other", ["other_0"]) == ["other_0"]
+    assert elf.missing_things(fleet_of(READY, READY), "thin.", ["thin._0"]) == ["thin._0"]
+
+
+@pytest.mark.parametrize(
+    ("stages", "first", "names", "remedy"),
+    [
+        ([READY, READY], None, ["thing_0", "thing_1"], None),
+        ([READY, READY], 1, ["thing_0"], None),
+        ([READY, READY], 2, ["thing_0", "thing_1"], None),
+        ([READY, READY], 3, None, "create 3"),
+        ([READY, CREATING], None, ["thing_0"], None),
+        ([CLEANING, CREATING], None, None, "create 2"),
+        ([], None, None, "elf.py create"),
+    ],
+)
+def test_the_things_that_are_complete_are_used_or_the_first_of_them(
+    stages: list[str], first: int | None, names: list[str] | None, remedy: str | None
+) -> None:
+    with logged() as lines:
+        if names is not None:
+            assert [it.name for it in elf.ready_things(fleet_of(*stages), first)] == names
+        else:
+            with pytest.raises(ElfError) as raised:
+                elf.ready_things(fleet_of(*stages), first)
+            assert remedy in raised.value.remedy  # type: ignore[operator]
+    assert len(lines) == (CREATING in stages) + (CLEANING in stages)
+
+
+# Where the fleet is
+
+
+LOCAL = Place(region="us-west-2", local=True)
+ON_AWS = Place(region="us-west-2", endpoint_url="https://iot/")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "options", "place"),
+    [
+        (None, {}, Place()),
+        (None, {"region": "r", "local": True}, Place("r", local=True)),
+        (ON_AWS, {}, ON_AWS),
+        (ON_AWS, {"region": "us-west-2", "endpoint_url": "https://iot"}, ON_AWS),
+        (ON_AWS, {"profile": "p"}, ON_AWS._replace(profile="p")),
+        (ON_AWS._replace(profile="p"), {"profile": "p"}, ON_AWS._replace(profile="p")),
+        (ON_AWS._replace(profile="p"), {"profile": "q"}, "--profile q"),
+        (ON_AWS, {"region": "r"}, "--region r"),
+        (ON_AWS, {"region": "r", "endpoint_url": "https://other"}, "--region r --endpoint-url https://other"),
+        (ON_AWS, {"local": True}, "--local"),
+        (ON_AWS, {"proxy": "http://p"}, ON_AWS),
+        (LOCAL, {"local": True}, LOCAL),
+        (LOCAL, {"region": "us-west-2"}, LOCAL),
+        (LOCAL, {"proxy": "http://p"}, "--proxy"),
+        (LOCAL, {"profile": "p"}, "--profile p"),
+        (LOCAL, {"endpoint_url": "https://iot"}, "--endpoint-url https://iot"),
+    ],
+)
+def test_options_may_say_what_is_recorded_and_nothing_else(
+    recorded: Place | None, options: dict[str, Any], place: Place | str
+) -> None:
+    if isinstance(place, Place):
+        assert elf.find_place(cli(**options), recorded) == place
+    else:
+        with pytest.raises(ElfError) as raised:
+            elf.find_place(cli(**options), recorded)
+        assert raised.value.cause.partition(" does not match")[0] == place
+
+
+# How it ends
+
+
+class Stream:
+    """Standard output on a disk that is full, from some write on."""
+
+    def __init__(self, fails_at: float) -> None:
+        self._writes, self._fails_at = itertools.count(1), fails_at
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+    def flush(self) -> None:
+        if next(self._writes) >= self._fails_at:
+            raise OSError(errno.ENOSPC, "full")
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        raise ValueError("it has no descriptor")
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "status", "ended"),
+    [(math.inf, 0, 0), (math.inf, 1, 1), (2, 0, 1), (2, 1, 1), (2, 130, 130), (1, 0, 1), (1, 2, 2)],
+)
+def test_a_command_whose_last_output_is_lost_has_not_succeeded(
+    monkeypatch: pytest.MonkeyPatch, fails_at: float, status: int, ended: int
+) -> None:
+    """The first write is an event, the second the summary, which nothing follows that could notice."""
+    stream, events = Stream(fails_at), EventQueue()
+    monkeypatch.setattr("sys.stdout", stream)
+    writer = OutputWriter(events)
+    it = cli(command="send", events=events, summary={"things": 2}, output_writer=writer)
+    it.event_writer = EventWriter("json", writer)
+    it.event_writer.put("created")
+    writer.flush()
+    with logged() as lines:
+        assert elf.report_end(it, status) == ended
+    summary = {"event": "summary", "command": "send", "exitStatus": status, "things": 2}
+    written = [json.loads(text) for text in stream.text.splitlines()]
+    assert written == [{"event": "created"}, *([summary] if fails_at > 1 else [])]
+    is_said = fails_at < math.inf and (not status or fails_at == 1)
+    assert ["the disk is full" in text for text in lines[:1]] == [True] * is_said
+
+
+def test_a_command_whose_reader_is_too_slow_after_ctrl_c_ends_as_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = EventQueue()
+    writer = OutputWriter(events)
+    it = cli(command="send", events=events, summary={}, output_writer=writer, event_writer=EventWriter(None, writer))
+    events.interrupt(2, None)
+    monkeypatch.setattr(writer, "flush", lambda: False)
+    assert elf.report_end(it, 0) == 130
+    assert elf.report_end(it, 1) == 1
