@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import constant
+from support.program import constant
 
 from iot_elf import arguments, text
 from iot_elf.arguments import Parser

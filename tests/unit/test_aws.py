@@ -18,8 +18,7 @@ import botocore
 import pytest
 from botocore import exceptions
 from botocore.hooks import HierarchicalEmitter
-from harness import Limits
-from program import constant
+from support.program import Limits, constant
 
 from iot_elf import aws, defaults, state, text
 from iot_elf.aws import RetryLater

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import Limits
-from program import constant
+from support.program import Limits, constant
 
 from iot_elf import console, defaults, text
 from iot_elf.console import EventWriter, LogFormatter, OutputWriter

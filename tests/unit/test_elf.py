@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from program import constant
+from support.program import constant
 
 import elf
 from elf import Cli

@@ -6,7 +6,7 @@ import queue
 import signal
 
 import pytest
-from program import constant
+from support.program import constant
 
 from iot_elf import events as module
 from iot_elf.events import EventQueue, Interrupted, signals_to

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from harness import Limits
-from program import constant
+from support.program import Limits, constant
 
 from iot_elf import network, text
 from iot_elf.errors import ElfError

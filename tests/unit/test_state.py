@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from program import constant
+from support.program import constant
 
 from iot_elf import state, storage
 from iot_elf.errors import ElfError

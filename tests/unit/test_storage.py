@@ -18,8 +18,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from harness import Limits
-from program import constant
+from support.program import Limits, constant
 
 from iot_elf import storage
 from iot_elf.errors import ElfError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from program import constant
+from support.program import constant
 
 from iot_elf import defaults, text
 
