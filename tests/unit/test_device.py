@@ -587,6 +587,7 @@ def test_a_connection_sends_100_messages_a_second(bench: Callable[..., Bench]) -
         sent.append(len(connection.published))
         if len(sent) == 1:
             assert its.device.blocked_by == outbox.RATE_LIMIT
+            assert len(its.loop.waiting) == 3  # to look whether CONNACK came, whether it survived, and for the rate
         its.pass_time(1.0)
     assert sent == [11, 111, 211]  # after a burst
     assert its.device.blocked_by == ""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from harness import Limits
 from program import constant
 
 from iot_elf import mqtt
@@ -138,6 +139,59 @@ def test_a_socket_that_is_ready_is_served_before_the_calls(failures: list[Except
         run(loop, loop.close)
         loop.join(PATIENCE_S)
         assert called == ["served x", "called"]
+
+
+class Waits(selectors.DefaultSelector):
+    """A selector that keeps how long it was to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits_s: list[float | None] = []
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.waits_s.append(timeout)
+        return super().select(timeout)
+
+
+def test_the_loop_sleeps_until_something_is_due_or_handed_over(failures: list[Exception]) -> None:
+    selector = Waits()
+    loop = EventLoop(failures.append, selector=selector)
+    run(loop, lambda: None)
+    run(loop, selector.waits_s.clear)
+    run(loop, lambda: loop.call_at(time.monotonic() + 100.0, lambda: None))
+    time.sleep(0.05)
+    run(loop, lambda: loop.call_soon_threadsafe(lambda: None))
+    run(loop, loop.close)
+    loop.join(PATIENCE_S)
+    idle = [wait_s for wait_s in selector.waits_s if wait_s != 0.0]
+    assert len(selector.waits_s) < 20  # it does not look again and again
+    assert idle[0] is None  # until a thread hands something over
+    assert all(wait_s is None or 90.0 < wait_s <= 100.0 for wait_s in idle)
+    assert 0.0 in selector.waits_s  # while there are calls
+
+
+def test_the_end_neither_waits_for_a_connect_nor_begins_another(failures: list[Exception], limits: Limits) -> None:
+    limits(CONNECTS_AT_ONCE=1)
+    loop = EventLoop(failures.append)
+    arrived, go_on = threading.Semaphore(0), threading.Event()
+
+    def connect() -> None:
+        arrived.release()
+        go_on.wait(3 * PATIENCE_S)
+
+    for _ in range(3):
+        run(loop, lambda: loop.connect_in_turn(connect, 0.0))
+    assert arrived.acquire(timeout=PATIENCE_S)
+    until = time.monotonic() + PATIENCE_S
+    while loop._due and time.monotonic() < until:
+        time.sleep(0.001)
+    run(loop, loop.close)
+    loop.join(PATIENCE_S / 2)
+    assert not loop._thread.is_alive()
+    go_on.set()
+    loop.pool.shutdown()
+    assert not arrived.acquire(blocking=False)
+    assert (loop._waking.fileno(), loop._waker.fileno()) == (-1, -1)
 
 
 def test_an_error_in_a_call_ends_the_loop_and_is_told(loop: EventLoop, failures: list[Exception]) -> None:

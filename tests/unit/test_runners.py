@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -62,10 +63,10 @@ class WaitingLoop(Loop):
         def get(deadline: float) -> Any:
             events.check()
             while not (found := next(events.drain(), None)):
-                if not self._due or self._due[0][0] > deadline:
+                if not self.waiting or self.waiting[0][0] > deadline:
                     self.clock.now = max(self.clock.now, deadline)
                     return None
-                self.run(max(0.0, self._due[0][0] - self.clock.now))
+                self.run(max(0.0, self.waiting[0][0] - self.clock.now))
             return found
 
         events.get = get  # type: ignore[method-assign]
@@ -286,6 +287,41 @@ def test_a_thing_that_may_take_minutes_is_awaited_only_while_no_other_is_there(b
     assert its.diagnosed == ["thing_0"]
 
 
+def test_things_begin_to_connect_in_their_order(bench: Callable[..., Bench]) -> None:
+    its = bench(things=3)
+    begun: list[str] = []
+    for device in its.devices:
+
+        def connect(device: Any = device) -> None:
+            begun.append(device.thing)
+            its.runner.on_connected(device)
+
+        device.on_connect = connect  # type: ignore[method-assign]
+    its.runner.connect_all()
+    assert begun == ["thing_0", "thing_1", "thing_2"]
+
+
+def test_the_end_does_not_wait_for_what_aws_is_asked_and_asks_no_more(bench: Callable[..., Bench]) -> None:
+    asked, answers = threading.Semaphore(0), threading.Event()
+
+    def diagnose(thing: str, refusal: Refusal) -> ElfError:
+        asked.release()
+        answers.wait(10.0)
+        return refusal
+
+    its = bench(things=9, diagnose=diagnose)
+    for device in its.devices:
+        its.runner.on_refused(device, Refusal(device.thing, "broker", "iot:Connect", "x"))
+    for _ in range(4):  # at a time
+        assert asked.acquire(timeout=10.0)
+    began = time.monotonic()
+    its.runner.stop()
+    assert time.monotonic() < began + 5.0
+    answers.set()
+    its.runner._diagnosing.shutdown()
+    assert not asked.acquire(blocking=False)
+
+
 def test_a_run_without_any_connection_fails(bench: Callable[..., Bench]) -> None:
     its = bench(things=1)
     error = ElfError("it is broken", "mend it")
@@ -338,6 +374,7 @@ def test_after_ctrl_c_what_was_sent_may_be_acknowledged_for_two_seconds(
     assert its.record.in_flight == len(its.record.unacknowledged)
     its.runner.stop()
     assert len(ended) == 1
+    assert its.loop.joins_s == [4.0 if is_hurried else 10.0]
 
 
 def test_what_was_not_acknowledged_is_listed_by_thing_and_in_order(bench: Callable[..., Bench]) -> None:
