@@ -170,6 +170,17 @@ def test_the_loop_sleeps_until_something_is_due_or_handed_over(failures: list[Ex
     assert 0.0 in selector.waits_s  # while there are calls
 
 
+def test_the_loop_does_not_oversleep(failures: list[Exception]) -> None:
+    selector = Waits()
+    loop = EventLoop(failures.append, selector=selector)
+    ended = threading.Event()
+    run(loop, lambda: loop.call_at(time.monotonic() + 0.2, ended.set))
+    assert ended.wait(PATIENCE_S)
+    run(loop, loop.close)
+    loop.join(PATIENCE_S)
+    assert all(wait_s is None or wait_s <= 0.2 for wait_s in selector.waits_s)
+
+
 def test_the_end_neither_waits_for_a_connect_nor_begins_another(failures: list[Exception], limits: Limits) -> None:
     limits(CONNECTS_AT_ONCE=1)
     loop = EventLoop(failures.append)

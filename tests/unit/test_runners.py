@@ -287,6 +287,52 @@ def test_a_thing_that_may_take_minutes_is_awaited_only_while_no_other_is_there(b
     assert its.diagnosed == ["thing_0"]
 
 
+@pytest.mark.parametrize("what", ["connected", "failed", "refused"])
+def test_whatever_becomes_of_a_thing_ends_the_wait_for_it(bench: Callable[..., Bench], what: str) -> None:
+    its = bench(things=1)
+    runner: Any = its.runner
+    device = its.devices[0]
+    rest = {"failed": (ElfError("it is broken", "mend it"),), "refused": (Refusal("thing_0", "b", "iot:Connect", "x"),)}
+    getattr(runner, f"on_{what}")(device, *rest.get(what, ()))
+    runner._diagnosing.shutdown()
+    assert len([*its.events.drain()]) == (2 if what == "refused" else 1)  # it is refused, and AWS has answered
+
+
+def test_what_aws_is_being_asked_about_is_known(bench: Callable[..., Bench]) -> None:
+    answers = threading.Event()
+
+    def diagnose(thing: str, refusal: Refusal) -> ElfError:
+        answers.wait(10.0)
+        return refusal
+
+    its = bench(things=1, diagnose=diagnose)
+    with logged() as lines:
+        its.runner.on_refused(its.devices[0], Refusal("thing_0", "broker", "iot:Connect", "x"))
+        its.runner.await_diagnoses()
+        assert its.clock.now == 1040.0
+        answers.set()
+        its.runner._diagnosing.shutdown()
+    its.runner.await_diagnoses()
+    assert its.clock.now == 1040.0
+    words = "thing_0: the broker refuses iot:Connect, and AWS gives no reason; trying again for up to 8 minutes"
+    assert lines == [f"WARNING {words}"]
+
+
+def test_what_happens_to_a_thing_is_said(bench: Callable[..., Bench]) -> None:
+    its = bench(things=1)
+    its.devices[0].topic_filters = ("a", "b")
+    with logged() as lines:
+        its.runner.on_connected(its.devices[0])
+        its.runner.on_connection_resumed(its.devices[0], 2.25)
+        its.runner.on_invalid_message(its.devices[0], 3, ElfError("it is odd", "mend it"))
+    assert lines == [
+        "INFO ELF thing_0 subscribed to topic: a",
+        "INFO ELF thing_0 subscribed to topic: b",
+        "WARNING thing_0 reconnected to broker after 2.2 s",
+        "ERROR message 3 of thing_0 is not sent: it is odd",
+    ]
+
+
 def test_things_begin_to_connect_in_their_order(bench: Callable[..., Bench]) -> None:
     its = bench(things=3)
     begun: list[str] = []
