@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from harness import Limits
-from program import constant
+from support.program import Limits, constant
 
 from iot_elf import device, outbox
 from iot_elf.device import Device, DeviceListener, RefusalTracker, refuse_blocking_files

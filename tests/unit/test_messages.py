@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Limits
+from support.program import Limits
 
 from iot_elf import messages
 from iot_elf.errors import ElfError, UsageError

@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 import pytest
-from harness import Limits
+from support.program import Limits
 
 from iot_elf import metrics
 from iot_elf.metrics import LatencyHistogram, RunRecord, SequenceChecker, object_in, time_of_sending

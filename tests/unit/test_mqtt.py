@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from harness import Limits
-from program import constant
+from support.program import Limits, constant
 
 from iot_elf import mqtt
 from iot_elf.mqtt import EventLoop

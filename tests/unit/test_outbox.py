@@ -6,8 +6,7 @@ import itertools
 from typing import NamedTuple
 
 import pytest
-from harness import Limits
-from program import constant
+from support.program import Limits, constant
 
 from iot_elf.errors import UsageError
 from iot_elf.outbox import Outbox, OutgoingMessage

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness import Limits
+from support.program import Limits
 
 from iot_elf import results
 from iot_elf.metrics import RunRecord
@@ -45,7 +45,7 @@ def run(clock: Clock) -> Make:
 
 def report(kind: type[RunReport], record: RunRecord) -> list[str]:
     with logged() as lines:
-        kind(record, "[it]").log()
+        kind(record, "[it]").log_report()
     return lines
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness import Limits
+from support.program import Limits
 
 from iot_elf import outbox, runners
 from iot_elf.errors import ElfError, Refusal
@@ -97,7 +97,7 @@ class Bench:
         self.loop = WaitingLoop(clock)
         self.loop.attend(self.events)
         self.diagnosed: list[str] = []
-        options = {"interval_s": 1.0} | options if kind is PublishRunner else options
+        options = {"qos": 1, "interval_s": 1.0} | options if kind is PublishRunner else options
         self.runner: Any = kind(self.events, **{"diagnose": self.diagnose, "observer": self.observer} | options)
         self.runner.loop = self.loop
         self.devices = [FakeDevice(clock, f"thing_{number}") for number in range(things)]

@@ -9,7 +9,7 @@ import uuid
 from typing import Any
 
 import pytest
-from harness import Limits
+from support.program import Limits
 
 from iot_elf import templates
 from iot_elf.errors import UsageError
