@@ -185,8 +185,8 @@ class ConnectAttempt:
 
     def _on_connack(self, mid: object, data: int) -> None:
         log.debug("MQTT %s: CONNACK %s", self._device.thing, data)
-        if self._awaited != "CONNACK":
-            return  # a second one says nothing
+        if self._is_over or self._awaited != "CONNACK":
+            return  # nobody wants it any more, or it is a second one
         if data:
             self._fail(self._refused(f"{_CONNACK.get(data, 'unknown')} (CONNACK {data})"))
         else:

@@ -250,7 +250,7 @@ def test_all_workers_together_connect_at_one_pace(locusts: Locusts, relay: Relay
     locusts.file.write_text(SLOW)
     locusts.to_broker = ("--host", f"localhost:{relay.port}")
     workers = [locusts.worker(), locusts.worker()]
-    locusts.master(2, "--run-time", "8s").end()
+    locusts.master(2, "--run-time", "16s").end()
     for worker in workers:
         worker.end()
     assert len(relay.arrivals) == 20
