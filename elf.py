@@ -582,11 +582,10 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
     compose = message_factory(cli, run, things[0].name, topics[things[0].name][0])
     if path is None:
         return things, iter([Line(compose(os.fsencode(cli.message)))]), topics
-    lines = (
-        messages.parse_lines(messages.read_lines(path), compose, raw)
-        if messages.is_line_file(path)
-        else messages.read_message_file(path, compose)
-    )
+    if messages.is_line_file(path):
+        lines = messages.parse_lines(messages.read_lines(path), compose, raw)
+    else:
+        lines = messages.read_message_file(path, compose)
     if str(path) == "-":
         if sys.stdin is None:
             raise ElfError("standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`")
@@ -604,11 +603,8 @@ def message_factory(cli: Cli, run: str, thing: str, topic: str) -> Callable[[byt
         if cli.template and not cli.json_message:
             message = PayloadBuilder.of_any(content)
         else:
-            is_object = (
-                messages.begins_object(content)
-                if cli.template or messages.is_line_file(cli.json_message)
-                else cli.json_message
-            )
+            is_whole_file = not (cli.template or messages.is_line_file(cli.json_message))
+            is_object = cli.json_message if is_whole_file else messages.begins_object(content)
             message = PayloadBuilder.of_object(content) if is_object else PayloadBuilder.of_text(content)
         if run and (taken := message.has - {"ts"}):
             raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
@@ -680,10 +676,8 @@ def await_acknowledgements(runner: PublishRunner) -> None:
     """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
     if not runner.wait(lambda: not runner.backlog, ended + 2.0, defaults.MIN_INTERVAL_S):
-        acknowledgements, left_s = (
-            text.plural(runner.backlog, "acknowledgement"),
-            ended + ACK_GRACE_S - time.monotonic(),
-        )
+        acknowledgements = text.plural(runner.backlog, "acknowledgement")
+        left_s = ended + ACK_GRACE_S - time.monotonic()
         log.info("[send_messages] waiting for %s, up to %.0f s", acknowledgements, left_s)
     while (deadline := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S)) > time.monotonic():
         if runner.wait(lambda: not runner.backlog, deadline, defaults.MIN_INTERVAL_S):
@@ -774,7 +768,7 @@ def list_things(cli: Cli) -> int:
     """Show what misc/ has of the fleet, even while other commands use it, without locking, writing or asking AWS."""
     fleet = RecordedFleet(cli.misc_dir)
     if fleet.changed_s_ago() < 1.0:
-        fleet.reload()  # another command may have folded its journal while this one read
+        fleet.reload()  # another command may have merged its journal while this one read
     place = find_place(cli, fleet.place)
     rows = [("NAME", "CERTIFICATE", "POLICY", "SINCE (UTC)")]
     for thing in fleet.things.values():
@@ -804,8 +798,6 @@ def print_environment(cli: Cli) -> int:
     """Print, for a shell, what points the AWS CLI and boto3 at the fleet, without locking, writing or asking AWS."""
     import shlex
 
-    from iot_elf import local_aws
-
     fleet = RecordedFleet(cli.misc_dir)
     if not fleet.place:
         raise ElfError(*NO_THINGS)
@@ -813,11 +805,13 @@ def print_environment(cli: Cli) -> int:
     variables: dict[str, str | None] = {"AWS_REGION": place.region, "AWS_DEFAULT_REGION": place.region}
     if not place.local:
         variables |= sign_in.environment_of(place)
-    elif local := local_aws.find(fleet.local_directory, cli.events.check):
-        variables |= local.environment
     else:
-        start = "send" if fleet.ready else "--local create"
-        raise ElfError(f"no embedded AWS IoT is running in {fleet.local_directory}", f"`elf.py {start}` starts it")
+        from iot_elf import local_aws
+
+        if not (local := local_aws.find(fleet.local_directory, cli.events.check)):
+            start = "send" if fleet.ready else "--local create"
+            raise ElfError(f"no embedded AWS IoT is running in {fleet.local_directory}", f"`elf.py {start}` starts it")
+        variables |= local.environment
     if cli.event_writer.is_on:
         output = json.dumps({"event": "environment", "variables": variables})  # not redacted: it would be of no use
     else:
@@ -882,7 +876,10 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
 
 
 def runner_callbacks(cli: Cli, things: Sequence[Thing]) -> dict[str, Any]:
-    """Return what a runner calls: to ask AWS about a refusal, when a connection is lost, and with each message."""
+    """Return what a runner calls: to ask AWS about a refusal, when a connection is lost, and with each message.
+
+    Lines about each message are hidden first if there are many things: what shows messages looks at that once.
+    """
     console.hide_details_above(len(things))
     return {
         "diagnose": functools.partial(find_cause, cli),

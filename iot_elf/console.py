@@ -129,9 +129,8 @@ class OutputWriter:
     def _show(self, stream: Any, text: Any) -> None:
         is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
         status_line = self._status_line if is_seen and not is_in_background() else ""
-        clear = (
-            CLEAR_LINE if self._has_drawn or (is_seen and text) else ""
-        )  # what this or another ELF drew there, and ^C
+        # What this or another ELF drew there, and ^C.
+        clear = CLEAR_LINE if self._has_drawn or (is_seen and text) else ""
         self._has_drawn = bool(status_line)
         if stream is sys.stderr:  # in one write, or another ELF's live line could get in between
             clear, text, status_line = "", clear + text + status_line, ""

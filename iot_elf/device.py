@@ -396,9 +396,7 @@ class Device:
         """Send again what a lost connection left, then what is due, until something prevents it."""
         while self.outbox.has_due:
             if reason := self._blocked_reason():
-                if (
-                    reason != outbox.RATE_LIMIT or not self.blocked_by
-                ):  # which only keeps late what something else delayed
+                if reason != outbox.RATE_LIMIT or not self.blocked_by:  # which keeps late what another delayed
                     self.blocked_by = reason
                 return
             if message := self._unless_invalid(lambda: self.outbox.take(time.monotonic())):

@@ -34,12 +34,10 @@ def unclaimed_certificates(iot: Any, fleet: Fleet) -> Iterator[Mapping[str, Any]
         ahead = ahead if abs(ahead) >= 3 else 0.0
         for certificate in page["certificates"]:
             made = certificate["creationDate"].timestamp() - ahead
+            if certificate["certificateId"] in mine:
+                continue
             in_time = any(call.since - 1 <= made <= call.until + 1 for call in fleet.unanswered)
-            if (
-                in_time
-                and certificate["certificateId"] not in mine
-                and not users_of(iot, certificate["certificateArn"])
-            ):
+            if in_time and not users_of(iot, certificate["certificateArn"]):
                 yield certificate
         if made < first - 1:
             return  # the newest pages come first

@@ -213,9 +213,8 @@ def first_message(path: Path, lines: Iterator[Line]) -> Line:
     if first.message:
         return first
     reason: object = first.error or "it contains no message"
-    remedy = (
-        f"use a UTF-8 file with a JSON object (see example.json), or a {JSONL_SUFFIX} file with one message per line"
-    )
+    kinds = f"with a JSON object (see example.json), or a {JSONL_SUFFIX} file with one message per line"
+    remedy = f"use a UTF-8 file {kinds}"
     if isinstance(reason, ElfError):
         remedy, reason = reason.remedy, f"line {first.number} is not a message: {reason.cause}"
     raise (ElfError if isinstance(reason, OSError) else UsageError)(

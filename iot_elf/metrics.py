@@ -87,11 +87,9 @@ class SequenceChecker:
         thing, number, run = content.get("thing"), content.get("seq"), content.get("run", "")
         if type(number) is not int or not 0 < number < 2**53:  # a whole number for every program
             return
-        if (
-            not isinstance(thing, str)
-            or not isinstance(run, str)
-            or max(len(thing), len(run)) > defaults.MAX_CLIENT_ID_BYTES
-        ):
+        if not isinstance(thing, str) or not isinstance(run, str):
+            return
+        if max(len(thing), len(run)) > defaults.MAX_CLIENT_ID_BYTES:
             return
         key = hearer, thing, run
         gaps = self._gaps.setdefault(key, [(0, number), (number, math.inf)])

@@ -75,9 +75,7 @@ class Thing(NamedTuple):
     policy_name: str | None = None  # this and the next are set after AttachPolicy
     policy_arn: str | None = None
     stage: str = CREATING
-    certificate_requested_at: float | None = (
-        None  # time.time() when its certificate was requested, until the answer arrives
-    )
+    certificate_requested_at: float | None = None  # time.time(), until the answer arrives
 
 
 class Place(NamedTuple):
@@ -222,11 +220,7 @@ class Fleet(RecordedFleet):
             self.reload()
             if is_writable:
                 self._make_private()
-                if (
-                    self._changes
-                    or self._key_material
-                    or any(it.certificate_requested_at for it in self.things.values())
-                ):
+                if self._needs_repair:
                     with self.locked(events):
                         pass  # which repairs
             yield
@@ -276,8 +270,15 @@ class Fleet(RecordedFleet):
         if exposed and self.elf_id:  # not a new fleet's directory
             log.warning("other users could read %s: made private", ", ".join(map(str, exposed)))
 
+    @property
+    def _needs_repair(self) -> bool:
+        """Whether a run left behind changes in the journal, keys outside their files, or an unanswered request."""
+        is_open = any(thing.certificate_requested_at for thing in self.things.values())
+        return bool(self._changes or self._key_material or is_open)
+
     def _repair(self, journal: Journal) -> None:
         """Recover what a run left behind that was killed, or could not write."""
+        needs_repair = self._needs_repair
         if self._changes:
             log.warning("recovered %s from a run that was interrupted", plural(len(self._changes), "change"))
         self._storage.remove_unfinished(self._file_names() - {ROOTS_FILE})  # which `send` writes without a lock
@@ -288,7 +289,7 @@ class Fleet(RecordedFleet):
             self.unanswered += [call for call in ended if call.since not in known]
             self._save_elf()
             self.things = {name: it._replace(certificate_requested_at=None) for name, it in self.things.items()}
-        if asked or self._changes or self._key_material:
+        if needs_repair:
             self._save_things()
         journal.clear()
 
@@ -409,9 +410,8 @@ def recorded_place(recorded: Any) -> Place | None:
     if recorded is None:
         return None
     with contextlib.suppress(ElfError):
-        place = Place(
-            **{key: value for key, value in {**recorded}.items() if key in (*PLACE_PATTERNS, "local")}
-        ).checked()
+        known = {key: value for key, value in {**recorded}.items() if key in (*PLACE_PATTERNS, "local")}
+        place = Place(**known).checked()
         if isinstance(place.local, bool):
             return place
     raise ValueError("fleet is not valid")

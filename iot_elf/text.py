@@ -79,13 +79,10 @@ def by_number(thing: str) -> tuple[str, int]:
 
 def listed(things: Iterable[str]) -> str:
     """Return things' names in order, only the first MAX_LISTED if there are more."""
-    names = sorted(things, key=by_number)
-    more = (
-        f", and {len(names) - defaults.MAX_LISTED} more"
-        if len(names) > defaults.MAX_LISTED and not detail_log.isEnabledFor(defaults.VERBOSE)
-        else ""
-    )
-    return ", ".join(names[: defaults.MAX_LISTED] if more else names) + more
+    names, most = sorted(things, key=by_number), defaults.MAX_LISTED
+    if len(names) <= most or detail_log.isEnabledFor(defaults.VERBOSE):
+        return ", ".join(names)
+    return f"{', '.join(names[:most])}, and {len(names) - most} more"
 
 
 def utc_time(time_s: float) -> str:
