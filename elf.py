@@ -78,7 +78,7 @@ ANSWER_GRACE_S = 10.0  # how long it then waits for the last answers of shadows
 PROPAGATION_S = 20.0  # until AWS IoT knows what was just made
 SUBSCRIPTIONS_PER_S = 450.0  # AWS allows 500 per account
 LATE_ARRIVALS_S = 2.0  # how long missing messages have to arrive when `subscribe` ends
-NO_THINGS = "there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)"
+NO_THINGS = "NoThings", "there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)"
 
 
 class Cli:
@@ -185,7 +185,9 @@ def _taking_its_name(iot: Any, fleet: Fleet, thing: Thing) -> Iterator[None]:
             remedy = "choose another prefix with `elf.py create --prefix NAME`"
             if owner:
                 remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
-            raise ElfError(f"thing {thing.name} already exists, and this ELF did not make it", remedy) from error
+            raise ElfError(
+                "ThingOfOthers", f"thing {thing.name} already exists, and this ELF did not make it", remedy
+            ) from error
     except iot.exceptions.ClientError as error:
         answer = error.response["ResponseMetadata"]
         is_refused = answer["HTTPStatusCode"] < 500 and not answer["RetryAttempts"]  # no earlier attempt had an effect
@@ -266,6 +268,7 @@ def _unless_made_already(iot: Any, name: str, document: Mapping[str, Any]) -> It
     except iot.exceptions.ResourceAlreadyExistsException as error:
         if json.loads(iot.get_policy(policyName=name)["policyDocument"]) != document:
             raise ElfError(
+                "PolicyOfOthers",
                 f"policy {name} already exists, and ELF did not make it",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
                 "or choose another --prefix",
@@ -390,6 +393,7 @@ def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
         others = functools.partial(aws.other_users, iot, name, {arn})
         if not state.ARN.fullmatch(arn) or others(certificateId=certificate_id):
             raise ElfError(
+                "CertificateOfOthers",
                 f"{name} has a certificate that ELF did not make: {arn}",
                 f"detach it (`aws iot detach-thing-principal --thing-name {name} --principal {arn}`)",
             )
@@ -492,6 +496,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
     ]
     if set(existing) - set(names):
         raise ElfError(
+            "MoreThings",
             f"there are already {text.plural(len(existing), 'thing')}, more than the {len(names)} requested",
             "remove them all with `elf.py clean`, then run `elf.py create` again",
         )
@@ -545,13 +550,17 @@ def send_messages(cli: Cli) -> int:
             raise
     if lost := record.lost + record.totals["not_sent"]:
         raise ElfError(
+            "MessagesLost",
             f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent",
             "see the lines above, check the network, and send again",
         )
     if refused:
-        raise ElfError(f"{text.plural(refused, 'line')} of the input could not be sent", errors.SEE_ABOVE)
+        raise ElfError(
+            "LinesRefused", f"{text.plural(refused, 'line')} of the input could not be sent", errors.SEE_ABOVE
+        )
     if (rejected := record.totals["rejected"]) or record.unanswered:
         raise ElfError(
+            "ShadowsRejected",
             f"messages to shadows: {rejected} rejected, {record.unanswered} not answered",
             "see AWS's reasons above; if no answer came, check that the policy allows iot:Receive",
         )
@@ -577,7 +586,9 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
     }
     messages.refuse_bad_topics(topics)
     if cli.sequence and (raw or any(messages.is_reserved_topic(topic) for (topic,) in topics.values())):
-        raise UsageError("--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out")
+        raise UsageError(
+            "SequenceUseless", "--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out"
+        )
     run = secrets.token_hex(4) if cli.sequence else ""
     compose = message_factory(cli, run, things[0].name, topics[things[0].name][0])
     if path is None:
@@ -588,7 +599,9 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
         lines = messages.read_message_file(path, compose)
     if str(path) == "-":
         if sys.stdin is None:
-            raise ElfError("standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`")
+            raise ElfError(
+                "InputClosed", "standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`"
+            )
         return things, lines, topics
     first = aws.run_in_thread(cli.events, lambda: messages.first_message(path, lines))  # a pipe may have no writer yet
     return things, itertools.chain([first], lines), topics
@@ -607,7 +620,11 @@ def message_factory(cli: Cli, run: str, thing: str, topic: str) -> Callable[[byt
             is_object = cli.json_message if is_whole_file else messages.begins_object(content)
             message = PayloadBuilder.of_object(content) if is_object else PayloadBuilder.of_text(content)
         if run and (taken := message.has - {"ts"}):
-            raise UsageError(f"the message already has {min(taken)!r}, which --sequence adds", "leave --sequence out")
+            raise UsageError(
+                "SequenceTaken",
+                f"the message already has {min(taken)!r}, which --sequence adds",
+                "leave --sequence out",
+            )
         return message._replace(run=run)
 
     def tried(message: PayloadBuilder) -> PayloadBuilder:
@@ -653,7 +670,7 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
         if isinstance(line.error, ElfError):
             if not sent and not refused:
                 cause = f"line {line.number} of the input is not a message: {line.error.cause}"
-                raise UsageError(cause, line.error.remedy)
+                raise UsageError(line.error.name, cause, line.error.remedy)
             if line.error is not reported:  # once for an object and what is refused with it
                 detail_log.error("line %d is not sent: %s; %s", line.number, line.error.cause, line.error.remedy)
             reported = line.error
@@ -715,15 +732,18 @@ def subscribe(cli: Cli) -> int:
     received = record.totals["received"]
     if missing := record.sequence.counts["missing"]:
         remedy = "see above which senders, and whether a thing was offline; use --qos 1 in send and subscribe"
-        raise ElfError(f"{text.plural(missing, 'message')} did not arrive", remedy)
+        raise ElfError("MessagesMissing", f"{text.plural(missing, 'message')} did not arrive", remedy)
     if cli.count and received < cli.count and duration_s < math.inf:
         raise ElfError(
+            "TooFewMessages",
             f"received {text.plural(received, 'message')} in {duration_s:g} s, not {cli.count}",
             "check that something sends to that topic, or use a longer --duration",
         )
     if offline:
         raise ElfError(
-            f"{text.listed(offline)} ended without a connection, and may have missed messages", "check the network"
+            "StillOffline",
+            f"{text.listed(offline)} ended without a connection, and may have missed messages",
+            "check the network",
         )
     return 1 if record.failed else 0
 
@@ -810,7 +830,11 @@ def print_environment(cli: Cli) -> int:
 
         if not (local := local_aws.find(fleet.local_directory, cli.events.check)):
             start = "send" if fleet.ready else "--local create"
-            raise ElfError(f"no embedded AWS IoT is running in {fleet.local_directory}", f"`elf.py {start}` starts it")
+            raise ElfError(
+                "LocalNotRunning",
+                f"no embedded AWS IoT is running in {fleet.local_directory}",
+                f"`elf.py {start}` starts it",
+            )
         variables |= local.environment
     if cli.event_writer.is_on:
         output = json.dumps({"event": "environment", "variables": variables})  # not redacted: it would be of no use
@@ -866,9 +890,12 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
     if not fleet.things:
         raise ElfError(*NO_THINGS)
     if not fleet.ready:
-        raise ElfError("none of the things is complete", f"finish with `elf.py {create}`, or `elf.py clean`")
+        raise ElfError(
+            "NoneComplete", "none of the things is complete", f"finish with `elf.py {create}`, or `elf.py clean`"
+        )
     if first and first > len(fleet.ready):
         raise ElfError(
+            "TooFewThings",
             f"--things {first} is more than the fleet has: {len(fleet.ready)}",
             f"make more with `elf.py create {first}`, or ask for fewer",
         )
@@ -1002,7 +1029,7 @@ def attach_missing_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
                 log.info("%s without a policy yet: run the command again to continue", text.plural(left, "thing"))
             failures.report(of=len(without))
     if not things:
-        raise ElfError("none of the things has a policy", errors.SEE_ABOVE)
+        raise ElfError("NoneAuthorised", "none of the things has a policy", errors.SEE_ABOVE)
     return things
 
 
@@ -1020,6 +1047,7 @@ def root_certificate(cli: Cli) -> Path:
     except OSError as error:
         kind = UsageError if isinstance(error, ssl.SSLError) and cli.root_cert else ElfError
         raise kind(
+            "NotARootCertificate",
             f"{path} is not a root certificate: {error.strerror or error}",
             "use a PEM file, or leave --root-cert out: ELF then uses Amazon's",
         ) from error
@@ -1253,6 +1281,7 @@ def find_place(cli: Cli, remembered: Place | None) -> Place:
         options.append("--proxy")
     if options:
         raise ElfError(
+            "PlaceDiffers",
             f"{' '.join(options)} does not match: this fleet is in {remembered}",
             "leave the option out, clean this fleet first, or use another directory with --misc-dir",
         )
@@ -1294,7 +1323,9 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
     try:
         local = local_aws.find_or_start(directory, cli.events.check, log.info)
     except local_aws.LocalAwsError as error:
-        raise ElfError(error.cause, error.remedy or errors.how_to_install("requirements-local.txt")) from error
+        raise ElfError(
+            error.name, error.cause, error.remedy or errors.how_to_install("requirements-local.txt")
+        ) from error
     cli.headers = local.headers
     cli.place = cli.place._replace(endpoint_url=local.url)
     cli.mqtt_endpoint = cli.mqtt_endpoint or Endpoint("localhost", local.mqtt_port)
@@ -1303,6 +1334,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
     def refuse_dead_local() -> None:
         if local_aws.has_ended(directory):
             raise ElfError(
+                "LocalStopped",
                 "the embedded AWS IoT stopped during the run",
                 f"see why in {directory / local_aws.LOG}; the next command starts it again",
             )
@@ -1376,7 +1408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as usage:
         is_json = sys.stdout and "=--output=json=" in f"={'='.join(parser.typed)}="
         cli.event_writer = EventWriter("json" if is_json else None, cli.output_writer)
-        cli.summary["error"] = {"cause": usage.cause, "remedy": usage.remedy}
+        cli.summary["error"] = usage.facts
         return report_end(cli, 2)
     cli.event_writer = EventWriter(cli.output if sys.stdout else None, cli.output_writer)
     level = logging.WARNING if cli.quiet else logging.INFO
@@ -1408,7 +1440,9 @@ def run_to_the_end(cli: Cli) -> int:
     """Run the command, explain its failure, and return the exit status."""
     try:
         if sys.stdout is None and (cli.output in ("json", "payload") or cli.run in (list_things, print_environment)):
-            raise ElfError("standard output is closed, and `list`, `env` and --output need it", "open it")
+            raise ElfError(
+                "OutputClosed", "standard output is closed, and `list`, `env` and --output need it", "open it"
+            )
         return run_command(cli)
     except Interrupted as interrupted:
         if interrupted.signum != console.SIGPIPE:
@@ -1420,8 +1454,7 @@ def run_to_the_end(cli: Cli) -> int:
     except Exception as error:
         if is_usage := isinstance(error, UsageError):
             error.remedy += f" (see elf.py {cli.command} --help)"
-        cause, remedy = errors.log_failure(error)
-        cli.summary["error"] = {"cause": cause, "remedy": remedy}
+        cli.summary["error"] = errors.log_failure(error).facts
         return 2 if is_usage else 1
 
 

@@ -49,7 +49,7 @@ from iot_elf import defaults, messages
 from iot_elf.arguments import broker_endpoint, directory_path, interval_s, number_between, place_part, proxy_url
 from iot_elf.console import OutputWriter
 from iot_elf.device import Device, DeviceListener
-from iot_elf.errors import ElfError, Refusal, cause_and_remedy, log_failure
+from iot_elf.errors import ElfError, Refusal, explained, log_failure
 from iot_elf.events import EventQueue
 from iot_elf.messages import Message
 from iot_elf.metrics import object_in, time_of_sending
@@ -124,11 +124,15 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
                 setattr(cli, dest, parse(str(value)))  # Locust's page has not checked it
         cli.mqtt_endpoint = broker_endpoint(options.host) if options.host else None
     except argparse.ArgumentTypeError as error:
-        raise ElfError(str(error), "see `python locustfile.py`") from error
+        raise ElfError("BadOption", str(error), "see `python locustfile.py`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
     cli.profile, cli.template, cli.events = options.aws_profile, options.template, EventQueue()
     if cli.template and not cli.json_message:
-        raise ElfError("--template does nothing without --json-message", "name a file, as example-template.json is")
+        raise ElfError(
+            "TemplateUseless",
+            "--template does nothing without --json-message",
+            "name a file, as example-template.json is",
+        )
     cli.output_writer = OutputWriter(cli.events)
     with elf.held_fleet(cli, "locust", exclusive=False), elf.embedded_aws(cli, is_needed=True):
         yield cli
@@ -137,7 +141,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
 def admit(cli: Cli, users: int) -> dict[str, dict[str, Any]]:
     """Give the things their policies; return what the user of each has to know. Raises ElfError; botocore's errors."""
     if str(cli.json_message) == "-":
-        raise ElfError("workers share no standard input", "name a file with --json-message")
+        raise ElfError("InputNotShared", "workers share no standard input", "name a file with --json-message")
     things, _, topics = elf.load_messages(cli)
     refuse_too_many(users, len(things))
     admitted, endpoint, patience_s = elf.prepare_devices(cli, things)
@@ -160,7 +164,9 @@ def admit(cli: Cli, users: int) -> dict[str, dict[str, Any]]:
 def all_messages(cli: elf.Cli) -> list[Message]:
     """Return what each thing says, over and over. Raises ElfError, and the OSError of a file that can't be read."""
     if not cli.fleet.things:
-        raise ElfError(f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it with --misc-dir")
+        raise ElfError(
+            "NoThings", f"{cli.misc_dir} has no things on this worker", "copy misc/ there, or name it with --misc-dir"
+        )
     found = []
     for line in elf.load_messages(cli)[1]:
         if line.error:
@@ -172,13 +178,15 @@ def all_messages(cli: elf.Cli) -> list[Message]:
 def refuse_too_many(users: int, count: int) -> None:
     if users > count:
         raise ElfError(
+            "TooFewThings",
             f"{users} users requested, but only {plural(count, 'thing')} exist (one user per thing)",
             f"request at most {count} users, or make more things: `elf.py create {users}`",
         )
 
 
 def in_a_line(error: BaseException) -> str:
-    return redacted("; what to do: ".join(map(printable, cause_and_remedy(error))))
+    failure = explained(error)
+    return redacted(printable(failure.cause) + "; what to do: " + printable(failure.remedy))
 
 
 def take_out_secrets(record: logging.LogRecord) -> bool:
@@ -196,7 +204,9 @@ def guard(web_ui: Any, options: argparse.Namespace) -> None:
     web_ui.app.after_request(unframed)
     if web_ui.web_login:
         if not (password := os.environ.get("ELF_WEB_PASSWORD")):  # Locust would send an option to the workers
-            log_failure(ElfError("--web-login has no password to ask for", "set one in ELF_WEB_PASSWORD"))
+            log_failure(
+                ElfError("PasswordMissing", "--web-login has no password to ask for", "set one in ELF_WEB_PASSWORD")
+            )
             sys.exit(1)
         # Locust leaves the sessions behind its form to the locustfile; its pages still ask flask-login who the user is.
         web_ui.login_manager.request_loader(lambda _: None)
@@ -379,7 +389,9 @@ class Desk(Run):
         with self.asking:
             verdict = elf.find_cause(self.cli, refusal.thing, refusal)
         if verdict is not refusal:
-            self.runner.send_message("elf-verdict", (user, *cause_and_remedy(verdict)), client_id=msg.node_id)
+            known = explained(verdict)
+            words = known.name, known.cause, known.remedy
+            self.runner.send_message("elf-verdict", (user, *words), client_id=msg.node_id)
 
     def watch_workers(self) -> None:
         """Report workers that are gone. Their things are free once Locust gives up on them, a minute later."""
@@ -391,6 +403,7 @@ class Desk(Run):
             for worker in things.keys() & missing - self.gone:
                 lost = plural(things[worker], "thing")
                 error = ElfError(
+                    "WorkerGone",
                     f"worker {worker} is gone with {lost}; the other workers take them over in a minute",
                     "see its log; its last seconds are missing from the report",
                 )
@@ -437,9 +450,9 @@ class Worker(Run):
 
     def end(self, msg: Any, **_: object) -> None:
         """Stop a thing, since AWS has said why it is refused."""
-        user, cause, remedy = msg.data
+        user, *verdict = msg.data
         if user in self.users and (device := self.users[user].device):
-            self.loop.call_soon_threadsafe(device.end, ElfError(cause, remedy))
+            self.loop.call_soon_threadsafe(device.end, ElfError(*verdict))
 
     def finish(self, **_: object) -> None:
         """Stop the users, and report what they have done since Locust's last report."""
@@ -516,7 +529,9 @@ class Thing(User, DeviceListener):
         self.is_ready.set()
 
     def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
-        error = ElfError(f"{device.thing} lost its connection to {self.endpoint}", "check the network")
+        error = ElfError(
+            "ConnectionLost", f"{device.thing} lost its connection to {self.endpoint}", "check the network"
+        )
         self.worker.count("DISCONNECT", self.endpoint, None, error=error)
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
@@ -556,7 +571,7 @@ class Thing(User, DeviceListener):
         self.worker.count("RECEIVE", self.heard, None, error=error)
 
     def count_published(self, number: int, took_s: float | None, lost: bool = False) -> None:
-        error = ElfError("1 message lost", "check the network") if lost else None
+        error = ElfError("MessagesLost", "1 message lost", "check the network") if lost else None
         self.worker.count("PUBLISH", self.published, took_s, self.sizes.pop(number, 0), error)
 
     def fail(self, kind: str, name: object, error: Exception) -> None:

@@ -324,6 +324,7 @@ def unless_gone(
             raise
         if users := others(**parameters):
             raise ElfError(
+                "StillAttached",
                 f"AWS refuses to delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
                 "detach it there if nobody needs it, then run the same command again",
             ) from error
@@ -353,6 +354,7 @@ def write_amazon_roots(directory: Path) -> Path:
             text += ssl.DER_cert_to_PEM_cert(der)
     if not text:
         raise ElfError(
+            "RootsMissing",
             "neither botocore nor this system has the Amazon root certificates",
             "download https://www.amazontrust.com/repository/AmazonRootCA1.pem and use it with --root-cert",
         )

@@ -315,6 +315,7 @@ def ask_for_code(events: EventQueue, prompt: str) -> str:
     """Ask for an MFA code on the terminal; any thread may. Raises ElfError without a terminal; Interrupted."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()) or is_in_background():
         raise ElfError(
+            "NoTerminal",
             f"could not ask for an MFA code: this is not a terminal ({prompt.strip(': ')})",
             "run the command in a terminal, or set credentials that need no code: `aws configure export-credentials`",
         )
@@ -325,7 +326,7 @@ def ask_for_code(events: EventQueue, prompt: str) -> str:
         events.check()
         events.stopping.wait(defaults.REDRAW_INTERVAL_S)
     if not re.fullmatch("[0-9]{6}", code := answers.get()):
-        raise ElfError("an MFA code has six digits", "run the command again")
+        raise ElfError("BadMfaCode", "an MFA code has six digits", "run the command again")
     return code
 
 

@@ -64,30 +64,41 @@ def _matches(patterns: Any, text: str) -> bool:
     return any(re.fullmatch(p.replace(r"\*", ".*").replace(r"\?", "."), text, re.DOTALL) for p in plain)
 
 
-def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
-    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal` if AWS gives no reason.
-
-    Raises botocore's errors.
-    """
-    arn = thing.certificate_arn or ""
+def _certificate_problem(iot: Any, place: Place, thing: Thing) -> ElfError | None:
     if not (certificate := unless_missing(iot.describe_certificate, certificateId=thing.certificate_id)):
         return ElfError(
+            "CertificateUnknown",
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
             "if the fleet is elsewhere, use that region and account; if the certificate was deleted, "
             + errors.RECREATE,
         )
     if (status := certificate["certificateDescription"]["status"]) == "REVOKED":
         return ElfError(
-            f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated", errors.RECREATE
+            "CertificateRevoked",
+            f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated",
+            errors.RECREATE,
         )
     if status != "ACTIVE":
         return ElfError(
+            "CertificateNotActive",
             f"{thing.name} can't connect: its certificate is {status}",
             f"`aws iot update-certificate --new-status ACTIVE --certificate-id {thing.certificate_id}`",
         )
+    return None
+
+
+def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
+    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal` if AWS gives no reason.
+
+    Raises botocore's errors.
+    """
+    arn = thing.certificate_arn or ""
+    if problem := _certificate_problem(iot, place, thing):
+        return problem
     if not (names := policies_of(iot, arn)):
         name = policy_name(thing.name)
         return ElfError(
+            "NoPolicy",
             f"{thing.name} can't connect: its certificate has no policy",
             f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, "
             f"{errors.RECREATE}",
@@ -97,6 +108,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     kind, verb = kinds.get(refusal.action, ("topicfilter", "subscribe to"))
     if not allows(documents, refusal.action, f"{arn.rpartition(':')[0]}:{kind}/{refusal.subject}"):
         return ElfError(
+            "PolicyForbids",
             f"{thing.name} may not {verb} {refusal.subject}: no policy of its certificate allows {refusal.action} "
             f"({', '.join(names)})",
             f"allow it in that policy (AWS IoT console, Security, Policies); {errors.RECREATE}, with ELF's own policy",
@@ -104,6 +116,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     host = refusal.endpoint.rpartition(":")[0]
     if not place.local and refusal.action == "iot:Connect" and host != place.data_endpoint:
         return ElfError(
+            "EndpointElsewhere",
             f"{thing.name} can't connect to {refusal.endpoint}: its certificate is valid, but the endpoint of {place} "
             f"is {place.data_endpoint}",
             "leave --mqtt-endpoint out",
@@ -144,22 +157,25 @@ def connect_failure(error: Exception, thing: str, endpoint: Endpoint, files: Thi
     if isinstance(error, ssl.SSLCertVerificationError):
         # X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH, OpenSSL's x509_vfy.h
         if error.verify_code in (62, 64):
-            problem = f"its certificate is for another host: {error}"
+            name, problem = "OtherHost", f"its certificate is for another host: {error}"
             remedy = "check the name in --mqtt-endpoint, or leave it out: ELF then asks AWS"
         else:
-            problem = f"its certificate is not trusted: {error}"
+            name, problem = "NotTrusted", f"its certificate is not trusted: {error}"
             remedy = "check --root-cert and --mqtt-endpoint; a proxy must not intercept TLS to AWS IoT"
     elif isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
-        problem = f"TLS failed: {error}"
+        name, problem = "TlsFails", f"TLS failed: {error}"
         remedy = "check --mqtt-endpoint, and any proxy or firewall in between"
     elif isinstance(error, TimeoutError):
-        problem, remedy = "it does not answer", "if a firewall blocks port 8883, try --mqtt-endpoint :443"
+        name, problem = "PortUnanswered", "it does not answer"
+        remedy = "if a firewall blocks port 8883, try --mqtt-endpoint :443"
     elif isinstance(error, ConnectionRefusedError):
-        problem, remedy = "nothing listens there", here
+        name, problem, remedy = "NothingListens", "nothing listens there", here
     elif isinstance(error, socket.gaierror):
-        problem, remedy = "could not resolve its host name", "check the network's DNS, and --mqtt-endpoint"
+        name, problem = "HostUnknown", "could not resolve its host name"
+        remedy = "check the network's DNS, and --mqtt-endpoint"
     elif isinstance(error, OSError):
-        problem, remedy = f"network error: {error}", "check the network, and --mqtt-endpoint"
+        name, problem = "HostUnreachable", f"network error: {error}"
+        remedy = "check the network, and --mqtt-endpoint"
     else:
         return error
     if not endpoint.proxy and not isinstance(error, ssl.SSLError):
@@ -169,7 +185,7 @@ def connect_failure(error: Exception, thing: str, endpoint: Endpoint, files: Thi
     elif isinstance(error, socket.gaierror):
         remedy = "use socks5h:// instead of socks5://: the proxy resolves the name then"
     by = f" through the proxy {endpoint.proxy}" if endpoint.proxy else ""
-    return ElfError(f"{thing} can't connect to {endpoint}{by}: {problem}", remedy)
+    return ElfError(name, f"{thing} can't connect to {endpoint}{by}: {problem}", remedy)
 
 
 def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
@@ -179,12 +195,14 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
     for file in (files.certificate, files.private_key):
         try:
             if not file.read_bytes().strip():
-                return ElfError(f"the file {file} of {thing} is empty", errors.RESTORE_KEYS)
+                return ElfError("KeyEmpty", f"the file {file} of {thing} is empty", errors.RESTORE_KEYS)
         except FileNotFoundError:
-            return ElfError(f"{thing} has no file {file}", errors.RESTORE_KEYS)
+            return ElfError("KeyMissing", f"{thing} has no file {file}", errors.RESTORE_KEYS)
         except OSError as error:
             return ElfError(
-                f"{thing} can't use its file {file}: {error.strerror}", f"make it readable, or {errors.RESTORE_KEYS}"
+                "KeyUnreadable",
+                f"{thing} can't use its file {file}: {error.strerror}",
+                f"make it readable, or {errors.RESTORE_KEYS}",
             )
     context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files.certificate
     try:
@@ -194,8 +212,11 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             return ElfError(
+                "NotAPair",
                 f"the certificate and the key of {thing} do not match: {error}",
                 f"restore {file} and its .pem from one backup; without one, {errors.RECREATE}",
             )
-        return ElfError(f"the file {file} of {thing} has no key or certificate: {error}", errors.RESTORE_KEYS)
+        return ElfError(
+            "KeyInvalid", f"the file {file} of {thing} has no key or certificate: {error}", errors.RESTORE_KEYS
+        )
     return None

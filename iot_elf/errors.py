@@ -156,11 +156,16 @@ ERROR_MEANINGS = (
 
 
 class ElfError(Exception):
-    """A failure that ELF finds: one line says what is wrong, another what to do."""
+    """A failure: a name, which stays when the words change; a line says what is wrong, another what to do."""
 
-    def __init__(self, cause: str, remedy: str) -> None:
-        super().__init__(cause, remedy)
-        self.cause, self.remedy = cause, remedy
+    def __init__(self, name: str, cause: str, remedy: str) -> None:
+        super().__init__(name, cause, remedy)
+        self.name, self.cause, self.remedy = name, cause, remedy
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the JSON summary has of it."""
+        return {"name": self.name, "cause": self.cause, "remedy": self.remedy}
 
 
 class UsageError(ElfError):
@@ -171,7 +176,7 @@ class NotAwsError(ElfError):
     """The answer did not come from AWS IoT."""
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__(f"the server at {endpoint} is not AWS IoT", _LOGIN_PAGE)
+        super().__init__("NotAwsError", f"the server at {endpoint} is not AWS IoT", _LOGIN_PAGE)
 
 
 def error_names(error: BaseException) -> list[str]:
@@ -189,11 +194,11 @@ def error_names(error: BaseException) -> list[str]:
     return names
 
 
-def cause_and_remedy(error: BaseException) -> tuple[str, str]:
-    """Turn any failure into two lines: the cause and the remedy."""
+def explained(error: BaseException) -> ElfError:
+    """Turn any failure into one that has a name, a cause and a remedy."""
     error = bad_endpoint(error) or error
     if isinstance(error, ElfError):
-        return error.cause, error.remedy
+        return error
     message = _message(error)
     who = re.search(r"User: (\S+)", message)
     action = re.search(r"to perform:? ([\w-]+:\w+)", message)
@@ -204,10 +209,11 @@ def cause_and_remedy(error: BaseException) -> tuple[str, str]:
         "action": action[1] if action else f"{SIGN_IN_OPERATIONS.get(operation, 'iot')}:{operation}",
         "who": who[1] if who else "these credentials",
     }
-    cause, remedy = next(FAILURE_OF[name] for name in error_names(error) if name in FAILURE_OF)
+    name = next(name for name in error_names(error) if name in FAILURE_OF)
+    cause, remedy = FAILURE_OF[name]
     if "{install}" in remedy:  # which looks for packages on the disk
         facts["install"] = how_to_install("requirements.txt")
-    return cause.format(**facts), remedy.format(**facts)
+    return ElfError(name, cause.format(**facts), remedy.format(**facts))
 
 
 def bad_endpoint(error: BaseException) -> ElfError | None:
@@ -217,7 +223,9 @@ def bad_endpoint(error: BaseException) -> ElfError | None:
     cause = "is not valid" if found[1] else "does not start with http:// or https://"
     if found[1] and "_" in found[2]:
         cause = "has an underscore (_) in its host name, which botocore does not allow"
-    return ElfError(f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration")
+    return ElfError(
+        "BadEndpointUrl", f"the endpoint URL {cause}", "check --endpoint-url, AWS_ENDPOINT_URL and AWS's configuration"
+    )
 
 
 def how_to_install(requirements: str) -> str:
@@ -245,13 +253,13 @@ def _message(error: BaseException) -> str:
     return _answer(error).get("Message") or str(error).rstrip(": ") + (f": {cause}" if cause else "")
 
 
-def log_failure(error: BaseException) -> tuple[str, str]:
-    """Log the cause and the remedy in a line each, with --debug the traceback too; return both."""
-    cause, remedy = cause_and_remedy(error)
-    log.error("%s", cause)
-    log.error("what to do: %s", remedy)
-    log.debug("traceback:", exc_info=error)
-    return cause, remedy
+def log_failure(error: BaseException) -> ElfError:
+    """Log the cause and the remedy in a line each, with --debug its name and the traceback too; return the failure."""
+    failure = explained(error)
+    log.error("%s", failure.cause)
+    log.error("what to do: %s", failure.remedy)
+    log.debug("%s, traceback:", failure.name, exc_info=error)
+    return failure
 
 
 class FailureReport:
@@ -262,14 +270,15 @@ class FailureReport:
         self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without the thing's name
 
     def add(self, thing: str, error: BaseException) -> None:
-        cause, remedy = cause_and_remedy(error)
+        failure = explained(error)
+        cause = failure.cause
         ids = "[0-9a-f]{64}|(?<=<thing>-)[0-9a-f]{8}"  # of certificates and clients
-        shared = tuple(re.sub(ids, "…", text.replace(thing, "<thing>")) for text in (cause, remedy))
-        self.things[thing] = remedy, shared
+        shared = tuple(re.sub(ids, "…", text.replace(thing, "<thing>")) for text in (cause, failure.remedy))
+        self.things[thing] = failure.remedy, shared
         self._alike[shared] += 1
         if self._alike[shared] == 1 or detail_log.isEnabledFor(defaults.VERBOSE):
             detail_log.error("%s", cause if cause.startswith(thing) else f"{thing}: {cause}")
-        log.debug("traceback:", exc_info=error)
+        log.debug("%s, traceback:", failure.name, exc_info=error)
 
     def report(self, of: int) -> None:
         """Log how many of the `of` things failed, which, and what to do."""
@@ -292,16 +301,19 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
         self.thing, self.endpoint, self.action, self.subject = thing, endpoint, action, subject
         words = {
             "iot:Connect": (
+                "Refused",
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
                 "check its certificate and policy in the AWS IoT console (Security), or run the command again: "
                 "a recent change may not have taken effect yet",
             ),
             "iot:Publish": (
+                "PublishRefused",
                 f"{thing} can't publish to {subject}: the broker closes the connection at each message, and "
                 "acknowledges none",
                 "check that its policy allows iot:Publish to that topic",
             ),
             "iot:Subscribe": (
+                "SubscribeRefused",
                 f"{thing} can't subscribe to {subject}: the broker refuses it",
                 "check that its policy allows iot:Subscribe to that topic filter",
             ),

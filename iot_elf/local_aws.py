@@ -59,11 +59,12 @@ MAX_ANSWER_BYTES = 4096  # of the server's answers below, and of address.json
 
 
 class LocalAwsError(Exception):
-    """A failure: a cause and a remedy, of a line each."""
+    """A failure: its name, and a cause and a remedy, of a line each."""
 
-    def __init__(self, cause: str, remedy: str = "") -> None:
+    def __init__(self, name: str, cause: str, remedy: str = "") -> None:
         """Without a remedy, the remedy is to install requirements-local.txt."""
-        super().__init__(cause, remedy)
+        super().__init__(name, cause, remedy)
+        self.name = name
         self.cause = cause
         self.remedy = remedy
 
@@ -132,11 +133,13 @@ def find_or_start(directory: Path, check: Callable[[], object], say: Callable[[s
                 started = _start(directory)
             elif (status := started.poll()) is not None:
                 raise LocalAwsError(
+                    "LocalNotStarted",
                     f"the embedded AWS IoT did not start: {_last_line(directory)} (exit status {status})",
                     f"see why in {directory / LOG}",
                 )
             if time.monotonic() > deadline:
                 raise LocalAwsError(
+                    "LocalSilent",
                     f"the embedded AWS IoT did not answer within {START_S:g} s",
                     f"see why in {directory / LOG}, and kill its process if it is still running",
                 )
@@ -197,7 +200,9 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
 
     missing = [name for name in PACKAGES if not importlib.util.find_spec(name)]
     if missing:
-        raise LocalAwsError(f"--local needs MiniStack; missing Python packages: {', '.join(missing)}")
+        raise LocalAwsError(
+            "LocalPackagesMissing", f"--local needs MiniStack; missing Python packages: {', '.join(missing)}"
+        )
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open(directory / LOG, "w", opener=_open_private) as logfile:
         return subprocess.Popen(

@@ -52,7 +52,7 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UsageError("the message or topic is not UTF-8", "use UTF-8, which MQTT requires") from error
+        raise UsageError("NotUtf8", "the message or topic is not UTF-8", "use UTF-8, which MQTT requires") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -68,7 +68,9 @@ def parse_json(text: str) -> Any:
     try:
         return _JSON_DECODER.decode(text)
     except RecursionError:
-        raise UsageError("the JSON object nests too deep", "send it as is with --raw, or a flatter one") from None
+        raise UsageError(
+            "JsonTooDeep", "the JSON object nests too deep", "send it as is with --raw, or a flatter one"
+        ) from None
 
 
 def is_reserved_topic(topic: str) -> bool:
@@ -130,7 +132,7 @@ class PayloadBuilder(NamedTuple):
             payload = self.before + ", ".join(members).encode() + self.after
         if len(payload) > defaults.MAX_PAYLOAD_BYTES:
             cause = f"the message is too long: {len(payload)} bytes, and AWS IoT allows 128 KiB"
-            raise UsageError(cause, "send a shorter one")
+            raise UsageError("MessageTooLong", cause, "send a shorter one")
         return payload
 
 
@@ -188,7 +190,9 @@ def parse_lines(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
                 continue
             try:
                 if len(text) > defaults.MAX_PAYLOAD_BYTES:
-                    raise UsageError("the line is too long: AWS IoT allows 128 KiB", "send shorter ones")
+                    raise UsageError(
+                        "MessageTooLong", "the line is too long: AWS IoT allows 128 KiB", "send shorter ones"
+                    )
                 message = None if broken and not begins_object(text) else compose(text)
             except UsageError as error:
                 yield Line(None, error, number)
@@ -198,7 +202,7 @@ def parse_lines(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
                 where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
                 cause = f"it begins a JSON object and is not one ({getattr(error, 'msg', error)}{where})"
                 remedy = "write each message on one line (`jq -c`): what follows is refused up to the next object"
-                broken = broken or UsageError(cause, remedy)
+                broken = broken or UsageError("NotAnObject", cause, remedy)
             broken = None if message else broken
             yield Line(message, broken, number, time.monotonic())
     except OSError as error:
@@ -214,11 +218,11 @@ def first_message(path: Path, lines: Iterator[Line]) -> Line:
         return first
     reason: object = first.error or "it contains no message"
     kinds = f"with a JSON object (see example.json), or a {JSONL_SUFFIX} file with one message per line"
-    remedy = f"use a UTF-8 file {kinds}"
+    name, remedy = "MessageFileInvalid", f"use a UTF-8 file {kinds}"
     if isinstance(reason, ElfError):
-        remedy, reason = reason.remedy, f"line {first.number} is not a message: {reason.cause}"
+        name, remedy, reason = reason.name, reason.remedy, f"line {first.number} is not a message: {reason.cause}"
     raise (ElfError if isinstance(reason, OSError) else UsageError)(
-        f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}", remedy
+        name, f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}", remedy
     )
 
 
@@ -234,12 +238,13 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
     for each_of_thing in topics.values():
         if len(each_of_thing) > MAX_SUBSCRIPTIONS:
             raise UsageError(
+                "TooManySubscriptions",
                 f"AWS IoT allows {MAX_SUBSCRIPTIONS} subscriptions per connection, not {len(each_of_thing)}",
                 "use fewer --topic options, or a wildcard",
             )
         for topic in each_of_thing:
             if problem := topic_problem(topic, wildcards):
-                raise UsageError(f"{problem}: {topic[:300]!r}", "choose another with --topic")
+                raise UsageError("BadTopic", f"{problem}: {topic[:300]!r}", "choose another with --topic")
 
 
 def topic_problem(topic: str, wildcards: bool) -> str | None:

@@ -40,6 +40,7 @@ class Proxy(NamedTuple):
             if parts.hostname and (usual_port := PROXY_PORTS.get(parts.scheme)):
                 return cls(parts.scheme, parts.hostname, parts.port or usual_port, user, password)
         raise ElfError(
+            "BadProxyUrl",
             f"{source} is not a valid proxy URL",
             f"use {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for @ in the password",
         )
@@ -103,35 +104,38 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
 
     kind = ProxyType.HTTP if proxy.scheme.startswith("http") else ProxyType.SOCKS5
     tls = ssl.create_default_context() if proxy.scheme == "https" else None
-    problem, remedy = f"the proxy {proxy} does not answer", "check HTTPS_PROXY, ALL_PROXY, NO_PROXY and --proxy"
+    name, problem = "ProxyUnanswered", f"the proxy {proxy} does not answer"
+    remedy = "check HTTPS_PROXY, ALL_PROXY, NO_PROXY and --proxy"
     Stream.read = read_http_head  # type: ignore  # its own takes what one recv() has for the whole
     try:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
         return way.connect(endpoint.host, endpoint.port, timeout=defaults.CONNECT_TIMEOUT_S).socket
     except ProxyConnectionError as error:
-        problem = f"could not reach the proxy {proxy}: {error.__cause__}"
+        name, problem = "ProxyUnreachable", f"could not reach the proxy {proxy}: {error.__cause__}"
         if isinstance(error.__cause__, socket.gaierror):
-            problem = f"could not resolve the host name of the proxy {proxy}"
+            name, problem = "ProxyUnknown", f"could not resolve the host name of the proxy {proxy}"
     except ssl.SSLError as error:
-        problem = f"TLS to the proxy {proxy} failed: {error}"
+        name, problem = "ProxyTlsFails", f"TLS to the proxy {proxy} failed: {error}"
     except (ProxyTimeoutError, ConnectionError):
         pass
     except ValueError:  # HTTP allows no colon in a user, SOCKS only ASCII
-        problem = f"this user and password are not valid for the proxy {proxy}"
+        name, problem = "ProxyLoginInvalid", f"this user and password are not valid for the proxy {proxy}"
     except ProxyError as error:
         code, said = error.error_code, str(error)  # an HTTP status, or a code of SOCKS 5 (RFC 1928, 6)
         if code in (401, 407) or (not code and "uthentication" in said):
+            name = "ProxyLoginRefused"
             it = "refuses this user and password" if proxy.user else "requires a user and a password"
             remedy = f"put them in its URL: {proxy.scheme}://USER:PASSWORD@{Endpoint(proxy.host, proxy.port)}"
         elif code in (2, 403, 405):
-            it = "forbids it"
+            name, it = "ProxyForbids", "forbids it"
             remedy = "ask its administrator to allow that host and port, or try --mqtt-endpoint :443 or :8883"
         elif code and code // 100 != 3:  # a redirect, probably to a login page
-            it, remedy = "can't reach it", "check --mqtt-endpoint, and that the proxy can reach AWS IoT"
+            name, it = "ProxyCantReach", "can't reach it"
+            remedy = "check --mqtt-endpoint, and that the proxy can reach AWS IoT"
         else:
-            it = "does not answer as a proxy"
+            name, it = "NotAProxy", "does not answer as a proxy"
         problem = f"the proxy {proxy} {it}: {said}"
-    raise ElfError(f"can't connect to {endpoint}: {problem}", remedy)
+    raise ElfError(name, f"can't connect to {endpoint}: {problem}", remedy)
 
 
 def read_http_head(stream: Any, _: int = 0) -> bytes:
@@ -181,6 +185,7 @@ def raise_descriptor_limit(devices: int) -> None:
     if not hasattr(select, "poll") and devices > MAX_SELECT_SOCKETS:
         things, most = plural(devices, "thing"), MAX_SELECT_SOCKETS
         raise ElfError(
+            "TooManySockets",
             f"{things} are more than the {most} connections that a program can have here",
             "use fewer things, or another system (Linux, macOS, WSL)",
         )
@@ -195,6 +200,7 @@ def raise_descriptor_limit(devices: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
         except (ValueError, OSError) as error:
             raise ElfError(
+                "TooFewDescriptors",
                 f"{plural(devices, 'thing')} need {needed} open files, and this system allows {hard}",
                 "raise the limit (`ulimit -Hn`, or nofile in /etc/security/limits.conf), or use fewer things",
             ) from error

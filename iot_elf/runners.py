@@ -95,7 +95,7 @@ class Runner(DeviceListener):
             )
         )
         if not record.connected:
-            raise ElfError("none of the things could connect", errors.SEE_ABOVE)
+            raise ElfError("NoneConnected", "none of the things could connect", errors.SEE_ABOVE)
         record.began_at = time.monotonic()
         self.loop.call_soon_threadsafe(self._take_snapshots)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iot_elf import defaults
-from iot_elf.errors import ElfError, bad_endpoint, cause_and_remedy
+from iot_elf.errors import ElfError, bad_endpoint, explained
 from iot_elf.events import Interrupted
 from iot_elf.state import Place
 from iot_elf.text import add_secret
@@ -99,12 +99,14 @@ def fetch_credentials(session: Any) -> Any:
         raise
     except Exception as error:
         cause, remedy = f"could not get AWS credentials: {type(error).__name__}: {error}", "check where they come from"
-        explained = isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError)
-        if explained or bad_endpoint(error):
-            cause, remedy = cause_and_remedy(error)
+        failure = ElfError("CredentialsUnavailable", cause, remedy)
+        is_known = isinstance(error, BotoCoreError | ClientError) and not isinstance(error, ParamValidationError)
+        if is_known or bad_endpoint(error):
+            failure = explained(error)
         elif "Auth token" in str(error):  # of a container
-            remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
-        raise ElfError(cause.rstrip(".") + _credential_sources(session), remedy) from error
+            failure.remedy = "remove the line end from AWS_CONTAINER_AUTHORIZATION_TOKEN, or from its _FILE"
+        failure.cause = failure.cause.rstrip(".") + _credential_sources(session)
+        raise failure from error
 
 
 def _credential_sources(session: Any) -> str:
@@ -135,6 +137,7 @@ def find_data_endpoint(session: Any, iot: Any, place: Place) -> str:
         is_same = sts.get_caller_identity()["Account"] == place.account
     if not is_same and (place.data_endpoint or place.account):
         raise ElfError(
+            "OtherAccount",
             f"these credentials are for another account: this fleet is in {place}",
             "use the credentials that created it, or another directory with --misc-dir",
         )
@@ -153,6 +156,7 @@ def _check_credentials(request_signer: Any, **_: object) -> None:
         if value and not re.fullmatch("[!-~]+", value):
             source = "a role's source_profile" if credentials.method == "explicit" else credentials.method
             raise ElfError(
+                "BadCredentials",
                 f"the AWS {name} (from {source}) contains a line end, a space or another character that is not valid "
                 "in it",
                 "set it again without that character, then check it with `aws sts get-caller-identity`",

@@ -101,6 +101,7 @@ class Place(NamedTuple):
         """Return it in lower case where AWS uses lower case. Raises ElfError for a value that is not valid."""
         if "@" in (self.endpoint_url or ""):
             raise ElfError(
+                "BadEndpointUrl",
                 "the endpoint URL contains a user name or password, which AWS does not use and ELF does not record",
                 "remove what is before the @ in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
             )
@@ -111,6 +112,7 @@ class Place(NamedTuple):
                 lower[key] = re.sub(rf"\A{case}", lambda found: found[0].lower(), value)
                 if not re.fullmatch(pattern, lower[key]):
                     raise ElfError(
+                        "BadPlace",
                         f"{value!r:.140} is not a valid {key.replace('_url', ' URL').replace('_', ' ')}",
                         "check --region (one is us-west-2), --profile and --endpoint-url, and AWS's configuration",
                     )
@@ -248,6 +250,7 @@ class Fleet(RecordedFleet):
         self.reload()  # after that: another create may be at work
         if foreign := self._foreign(paths):
             raise ElfError(
+                "DirectoryOfOthers",
                 f"{self.directory} is not only ELF's: {listed(foreign)}",
                 "use a new or empty directory with --misc-dir, or move what is not ELF's out of this one",
             )

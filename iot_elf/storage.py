@@ -50,7 +50,9 @@ class Journal:
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add a change. Raises OSError, and ElfError if the file was removed; it is then as it was before."""
         if defaults.POSIX and not os.fstat(self._file.fileno()).st_nlink:
-            raise ElfError(f"{self.path} was removed while ELF was writing to it", "run the same command again")
+            raise ElfError(
+                "JournalRemoved", f"{self.path} was removed while ELF was writing to it", "run the same command again"
+            )
         line, end = (json.dumps(entry) + "\n").encode(), self._file.seek(0, os.SEEK_END)
         with naming_file(self.path):
             try:
@@ -160,6 +162,7 @@ class StateDirectory:
             waited_s = time.monotonic() - began
             if waited_s >= max(wait_s, BRIEF_WAIT_S):
                 raise ElfError(
+                    "DirectoryInUse",
                     f"another ELF is using {self.path}: {who()}",
                     "wait until it ends (--wait 60), or use another directory with --misc-dir",
                 )
@@ -214,6 +217,7 @@ def reading_json(path: Path, kind: type[T]) -> Iterator[T]:
         yield content
     except (ValueError, TypeError, RecursionError) as error:
         raise ElfError(
+            "StateUnreadable",
             f"could not read {path}: {error}",
             f"use a newer ELF if one wrote it (this is {defaults.VERSION}), restore it from a backup, or move all of "
             f"{path.parent} away: ELF then starts empty",
@@ -224,7 +228,9 @@ def read_file(path: Path) -> bytes:
     """Read a file of ELF's. Raises OSError; ElfError for a pipe or the like, which could block reading for ever."""
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
-        raise ElfError(f"{path} is not a regular file, or is too large", "move it away, or restore it from a backup")
+        raise ElfError(
+            "NotAFile", f"{path} is not a regular file, or is too large", "move it away, or restore it from a backup"
+        )
     return path.read_bytes()
 
 

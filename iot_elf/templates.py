@@ -92,6 +92,7 @@ class Template:
             if unknown := meta.find_undeclared_variables(tree) - known:
                 first = next(name for name in tree.find_all(nodes.Name) if name.name in unknown)
                 raise UsageError(
+                    "TemplateFails",
                     f"the template failed: line {first.lineno}: unknown name {first.name!r}",
                     f"use one of {', '.join(sorted(known))}",
                 )
@@ -122,4 +123,4 @@ class Template:
             line = getattr(error, "lineno", None) or (frames or [1])[-1]
             reason = getattr(error, "message", None) or str(error) or type(error).__name__
             cause = f"the template failed: line {line}: {reason}"
-            raise UsageError(cause, "see docs/messages.md for what templates can use") from error
+            raise UsageError("TemplateFails", cause, "see docs/messages.md for what templates can use") from error

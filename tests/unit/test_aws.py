@@ -464,7 +464,7 @@ def test_an_error_says_how_often_a_call_was_repeated(attempts: int) -> None:
         (exceptions.ConnectTimeoutError(endpoint_url="https://iot"), False),
         (UNREACHED, False),
         (NotAwsError("https://iot"), True),
-        (ElfError("a", "b"), False),
+        (ElfError("Name", "a", "b"), False),
         (OSError("any"), False),
     ],
 )
@@ -500,7 +500,7 @@ def test_an_answer_that_can_not_be_read_means_that_the_call_arrived() -> None:
 def test_each_pause_is_as_long_as_all_before_it_but_no_longer_than_30_s_or_the_rest(
     waited_s: float, limit_s: float, pause_s: float
 ) -> None:
-    assert RetryLater(ElfError("a", "b"), limit_s, "busy").pause_s(waited_s) == pytest.approx(pause_s)
+    assert RetryLater(ElfError("Name", "a", "b"), limit_s, "busy").pause_s(waited_s) == pytest.approx(pause_s)
 
 
 def test_a_step_to_repeat_says_which_call_and_why() -> None:
@@ -567,7 +567,7 @@ def one_at_a_time(limits: Limits) -> None:
 
 @pytest.mark.usefixtures("one_at_a_time")
 def test_each_thing_gets_its_result_or_its_error(clock: Clock) -> None:
-    error, end = ElfError("a", "b"), SystemExit(3)
+    error, end = ElfError("Name", "a", "b"), SystemExit(3)
     assert Steps(clock, {"a": [1], "b": [error], "c": [None], "d": [end], "e": [2]}).run() == [
         ("a", 1),
         ("b", error),
@@ -605,7 +605,7 @@ def test_before_a_step_is_repeated_what_it_waits_for_is_done_again(clock: Clock)
 
 
 def test_a_step_is_not_repeated_while_what_it_waits_for_fails(clock: Clock) -> None:
-    error = ElfError("still", "not")
+    error = ElfError("Name", "still", "not")
 
     def fail() -> None:
         raise error
@@ -698,7 +698,7 @@ def test_after_an_error_that_all_would_get_no_more_are_started(clock: Clock, lim
 
 
 @pytest.mark.usefixtures("one_at_a_time")
-@pytest.mark.parametrize("error", [refusal("ResourceNotFoundException"), ElfError("a", "b"), SystemExit(1)])
+@pytest.mark.parametrize("error", [refusal("ResourceNotFoundException"), ElfError("Name", "a", "b"), SystemExit(1)])
 def test_after_an_error_of_one_thing_the_others_go_on(clock: Clock, error: BaseException) -> None:
     assert Steps(clock, {"a": [error], "b": [2]}).run() == [("a", error), ("b", 2)]
 
@@ -776,7 +776,7 @@ def test_a_call_in_a_thread_returns_what_it_does(clock: Clock) -> None:
     assert threads != [threading.current_thread()]
 
 
-@pytest.mark.parametrize("error", [ElfError("a", "b"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [ElfError("Name", "a", "b"), KeyboardInterrupt()])
 def test_a_call_in_a_thread_raises_what_it_does(clock: Clock, error: BaseException) -> None:
     def call() -> None:
         raise error
@@ -804,7 +804,7 @@ def test_of_independent_calls_all_are_made_and_the_first_error_counts() -> None:
         time.sleep(0.01 * (3 - number))
         made.append(number)
         if number:
-            raise ElfError(str(number), "")
+            raise ElfError("Name", str(number), "")
 
     with pytest.raises(ElfError) as raised:
         aws.concurrently(lambda: call(0), lambda: call(1), lambda: call(2))

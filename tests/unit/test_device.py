@@ -107,7 +107,7 @@ class Text(NamedTuple):
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         if self.text == "bad":
-            raise UsageError("it can't be sent", "send another")
+            raise UsageError("Name", "it can't be sent", "send another")
         return self.text.encode()
 
 
@@ -645,7 +645,7 @@ def test_in_an_outage_the_oldest_messages_are_given_up_and_counted(bench: Callab
     assert its.online().published == ["c", "d"]
 
 
-@pytest.mark.parametrize("failure", [None, UsageError("it is over", "begin anew")])
+@pytest.mark.parametrize("failure", [None, UsageError("Name", "it is over", "begin anew")])
 def test_what_is_due_at_the_end_is_not_sent(bench: Callable[..., Bench], failure: Exception | None) -> None:
     its = bench()
     connection = its.online()

@@ -277,7 +277,7 @@ def test_why_a_thing_can_not_connect_is_said(
 
 
 def test_what_is_known_already_and_what_is_not_known_stay_as_they_are(no_broken_files: ThingFiles) -> None:
-    for error in (ElfError("a", "b"), KeyError("any")):
+    for error in (ElfError("Name", "a", "b"), KeyError("any")):
         assert diagnosis.connect_failure(error, "thing_0", Endpoint("host"), no_broken_files) is error
 
 

@@ -222,7 +222,7 @@ def line(number: int, at: float = 0.0, error: Exception | None = None) -> Line:
     return Line(None if error else messages.PayloadBuilder(b"x"), error, number, at)
 
 
-REFUSED = ElfError("it is not JSON", "mend it")
+REFUSED = ElfError("Name", "it is not JSON", "mend it")
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_a_line_that_is_refused_is_an_error_if_it_is_the_first_and_said_once_for
     bad, again = line(2, error=REFUSED), line(3, error=REFUSED)
     with pytest.raises(UsageError, match="line 2 of the input"):
         elf.publish_lines(cli(events=EventQueue()), Lines(clock, iter([bad])), iter(()))  # type: ignore[arg-type]
-    runner: Any = Lines(clock, iter([line(1), bad, again, line(4, error=ElfError("a", "b"))]))
+    runner: Any = Lines(clock, iter([line(1), bad, again, line(4, error=ElfError("Name", "a", "b"))]))
     with logged() as said:
         assert elf.publish_lines(cli(events=EventQueue()), runner, iter(())) == (1, 3)
     assert [text.partition(":")[0] for text in said] == ["ERROR line 2 is not sent", "ERROR line 4 is not sent"]

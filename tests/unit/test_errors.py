@@ -58,7 +58,7 @@ DENIED = f"User: {ME} is not authorized to perform: iot:CreateThing on resource:
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (ElfError("a", "b"), "a"),
+        (ElfError("Name", "a", "b"), "a"),
         (refusal("AccessDeniedException", message=DENIED), f"AWS denies iot:CreateThing to {ME}: {DENIED}"),
         (refusal("AccessDeniedException"), "AWS denies iot:DeleteThing to these credentials: no"),
         (refusal("AccessDenied", operation="AssumeRole"), "AWS denies sts:AssumeRole to these credentials: no"),
@@ -80,7 +80,7 @@ DENIED = f"User: {ME} is not authorized to perform: iot:CreateThing on resource:
     ],
 )
 def test_a_failure_says_what_is_wrong(error: Exception, cause: str) -> None:
-    assert errors.cause_and_remedy(error)[0] == cause
+    assert errors.explained(error).cause == cause
     assert errors.cause_and_remedy(error)[1]
 
 
@@ -148,7 +148,7 @@ def test_a_refusal_of_the_broker_says_what_it_was_of(action: str) -> None:
 
 
 def test_a_failure_is_logged_with_what_to_do_and_with_debug_where_it_comes_from() -> None:
-    error: Any = ElfError("a", "b")
+    error: Any = ElfError("Name", "a", "b")
     with logged(logging.INFO) as lines:
         assert errors.log_failure(error) == ("a", "b")
     assert lines == ["ERROR a", "ERROR what to do: b"]

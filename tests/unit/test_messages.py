@@ -372,7 +372,7 @@ def test_a_line_has_the_time_at_which_it_came(clock: Clock) -> None:
         (Line(error=OSError(errno.ENOENT, "No such file")), ElfError, "No such file", "use a UTF-8 file"),
         (Line(error=ValueError("odd")), UsageError, ": odd", "use a UTF-8 file"),
         (
-            Line(None, UsageError("it is wrong", "mend it"), 7),
+            Line(None, UsageError("Name", "it is wrong", "mend it"), 7),
             UsageError,
             "line 7 is not a message: it is wrong",
             "mend it",

@@ -19,7 +19,7 @@ class Text(NamedTuple):
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         if self.text == "bad":
-            raise UsageError("it can't be sent", "send another")
+            raise UsageError("Name", "it can't be sent", "send another")
         return f"{topic} {thing} {number} {self.text}".encode()
 
 

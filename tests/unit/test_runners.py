@@ -266,7 +266,7 @@ def test_a_run_begins_when_each_thing_is_connected_or_has_failed(bench: Callable
     runner: Any = its.runner
     for after_s, device in enumerate(its.devices, 1):
         act = runner.on_failed if device.thing == "thing_1" else runner.on_connected
-        rest = (ElfError("it is broken", "mend it"),) if device.thing == "thing_1" else ()
+        rest = (ElfError("Name", "it is broken", "mend it"),) if device.thing == "thing_1" else ()
         device.on_connect = lambda call=(act, device, *rest), at=after_s: its.loop.call_at(1000.0 + at, *call)  # type: ignore
     runner.connect_all()
     assert (its.clock.now, its.record.began_at, its.record.things) == (1003.0, 1003.0, 3)
@@ -292,7 +292,10 @@ def test_whatever_becomes_of_a_thing_ends_the_wait_for_it(bench: Callable[..., B
     its = bench(things=1)
     runner: Any = its.runner
     device = its.devices[0]
-    rest = {"failed": (ElfError("it is broken", "mend it"),), "refused": (Refusal("thing_0", "b", "iot:Connect", "x"),)}
+    rest = {
+        "failed": (ElfError("Name", "it is broken", "mend it"),),
+        "refused": (Refusal("thing_0", "b", "iot:Connect", "x"),),
+    }
     getattr(runner, f"on_{what}")(device, *rest.get(what, ()))
     runner._diagnosing.shutdown()
     assert len([*its.events.drain()]) == (2 if what == "refused" else 1)  # it is refused, and AWS has answered
@@ -324,7 +327,7 @@ def test_what_happens_to_a_thing_is_said(bench: Callable[..., Bench]) -> None:
     with logged() as lines:
         its.runner.on_connected(its.devices[0])
         its.runner.on_connection_resumed(its.devices[0], 2.25)
-        its.runner.on_invalid_message(its.devices[0], 3, ElfError("it is odd", "mend it"))
+        its.runner.on_invalid_message(its.devices[0], 3, ElfError("Name", "it is odd", "mend it"))
     assert lines == [
         "INFO ELF thing_0 subscribed to topic: a",
         "INFO ELF thing_0 subscribed to topic: b",
@@ -370,7 +373,7 @@ def test_the_end_does_not_wait_for_what_aws_is_asked_and_asks_no_more(bench: Cal
 
 def test_a_run_without_any_connection_fails(bench: Callable[..., Bench]) -> None:
     its = bench(things=1)
-    error = ElfError("it is broken", "mend it")
+    error = ElfError("Name", "it is broken", "mend it")
     its.devices[0].on_connect = lambda: its.runner.on_failed(its.devices[0], error)  # type: ignore[method-assign]
     with pytest.raises(ElfError, match="none of the things could connect"):
         its.runner.connect_all()
@@ -379,7 +382,7 @@ def test_a_run_without_any_connection_fails(bench: Callable[..., Bench]) -> None
 
 @pytest.mark.parametrize("has_reason", [True, False])
 def test_a_refused_thing_ends_if_aws_has_a_reason(bench: Callable[..., Bench], has_reason: bool) -> None:
-    reason = ElfError("the policy forbids it", "change it")
+    reason = ElfError("Name", "the policy forbids it", "change it")
     its = bench(things=1, diagnose=lambda thing, refusal: reason if has_reason else refusal)
     its.runner.on_refused(its.devices[0], Refusal("thing_0", "broker", "iot:Connect", "thing_0-*"))
     until = time.monotonic() + 10.0
