@@ -21,7 +21,7 @@ from iot_elf.events import EventQueue, Interrupted
 from iot_elf.sign_in import fetch_credentials, find_data_endpoint, open_session
 from iot_elf.state import Place, policy_name
 from iot_elf.storage import write_private
-from iot_elf.text import add_secret, listed, log
+from iot_elf.text import add_secret, listed, log, plural
 
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html, control-plane API: calls per second, account and region.
 QUOTAS: Mapping[str, float] = {
@@ -231,6 +231,8 @@ def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], An
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         running = wait([future for future in under_way if not future.cancelled()], defaults.STOP_S).not_done
+        if running:
+            log.warning("%s: no answer within %g s", plural(len(running), "call"), defaults.STOP_S)
         pool.shutdown(wait=not running)
 
 

@@ -15,6 +15,8 @@ from support.aws import REGION, SECRET, Account
 from support.machine import await_end, kill_servers_of, servers_of
 from support.shell import Elf, Result
 
+pytestmark = pytest.mark.xdist_group("env")  # they share a fleet
+
 NOWHERE = "http://127.0.0.1:9"
 BOTO3 = f"""{shlex.quote(sys.executable)} -c '
 import boto3; print(*sorted(thing["thingName"] for thing in boto3.client("iot").list_things()["things"]))'"""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from support.aws import REGION, Account
-from support.machine import kill_servers_of
+from support.machine import PATIENCE_S, kill_servers_of
 from support.shell import Elf, InProcess, Pair
 
 JSON = ("--output", "json")
@@ -98,7 +98,7 @@ def test_list_says_whether_the_embedded_aws_iot_runs(local: Elf) -> None:
     local("--local", "create")
     assert local("list").out.endswith("1 thing in the embedded AWS IoT (--local), region us-west-2, running\n")
     kill_servers_of(local)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while "not running" not in (out := local("list").out):
         assert time.monotonic() < deadline, out
     assert json.loads(local("list", *JSON).out.splitlines()[-1])["localRuns"] is False

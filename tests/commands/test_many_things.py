@@ -12,6 +12,8 @@ import pytest
 from support.aws import Account, AwsService
 from support.shell import Elf
 
+pytestmark = pytest.mark.xdist_group("many things")  # they share a fleet
+
 THINGS = 60
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}:iot-elf:[A-Z]+ - .+")
 

@@ -137,7 +137,7 @@ def test_two_ctrl_c_end_a_template_that_does_not_end(pair: Pair, text: str) -> N
     window.signal(signal.SIGINT)
     began = time.monotonic()
     assert window.end(130).lines[-1] == "stopped"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 6
 
 
 def test_a_message_whose_template_fails_is_counted_and_the_others_go_out(

@@ -103,7 +103,7 @@ def test_a_frozen_broker_shows_at_once_and_so_does_a_lost_connection(
     )
     sent, acknowledged, waiting = (int(stalled[0][group]) for group in (1, 2, 3))
     assert abs(sent - acknowledged - waiting) <= 2
-    assert 1.0 <= float(stalled[0][4]) <= 1.5
+    assert 1.0 <= float(stalled[0][4]) <= 2.5
     assert stalled[0][5] == "2"
     assert max(float(match[4]) for match in stalled) > 2.5
     assert any("0/2 up" in text for text in terminal.drawn)

@@ -11,7 +11,6 @@ from support.program import Limits
 from support.shell import Elf, InProcess
 
 ONCE = ("--duration", "0.01")
-STOPPED_WITHIN_S = 3.0  # less than ELF waits for calls under way at Ctrl-C
 IN_USE = {
     "DeletePolicy": aws_error(409, "DeleteConflictException", "The policy is attached to one or more resources."),
     "DeleteCertificate": aws_error(409, "DeleteConflictException", "Things must be detached before deletion."),

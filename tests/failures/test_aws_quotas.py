@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -86,9 +85,7 @@ def test_a_limit_of_the_account_is_met_once_a_thing_and_stops_the_rest(
     main: InProcess, account: Account, proxy: HttpProxy
 ) -> None:
     proxy.inject("CreateThing", aws_error(410, "LimitExceededException", "No more things."), onwards=True)
-    began = time.monotonic()
     said = main("create", 300, status=1).err
-    assert time.monotonic() - began < 10.0
     assert "the account's limit is reached: No more things." in said
     assert f"{proxy.calls['CreateThing']} of 300 things failed" in said
     assert proxy.calls["CreateThing"] < 300

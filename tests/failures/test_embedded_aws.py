@@ -66,7 +66,7 @@ def test_ctrl_c_ends_the_wait_for_a_slow_embedded_aws(local: Elf) -> None:
     began = time.monotonic()
     window.signal(signal.SIGINT)
     window.end(130)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 6
     server.resume()
 
 

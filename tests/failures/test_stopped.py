@@ -22,8 +22,7 @@ from iot_elf.aws import run_parallel
 from iot_elf.events import EventQueue
 
 ONCE = ("--duration", "0.01")
-STOPPED_WITHIN_S = 10.0  # a user is told that ELF waits for calls under way, and a machine may be busy
-ENDED_WITHIN_S = 3.0  # less than ELF waits for calls under way at Ctrl-C
+GIVEN_UP = "no answer within"  # said of calls that outlast the wait for them at Ctrl-C
 
 IN_USE = {
     "DeletePolicy": aws_error(409, "DeleteConflictException", "The policy is attached to one or more resources."),
@@ -70,9 +69,8 @@ def test_ctrl_c_waits_only_so_long_for_a_call_that_hangs(
         assert time.monotonic() < deadline
         time.sleep(0.05)  # there is no event to wait for
     window.signal(signal.SIGINT)
-    stopped = time.monotonic()
     result = window.end(130)
-    assert time.monotonic() - stopped < STOPPED_WITHIN_S
+    assert f"1 call: {GIVEN_UP} 4 s" in result.err
     assert "interrupted (Ctrl-C)" in result.lines[-1]
     assert not sign or re.search(sign, result.err)
     proxy.reset()
@@ -183,9 +181,8 @@ def test_a_signal_ends_the_wait_for_a_turn_and_no_call_counts_as_sent_that_was_n
     window = elf.start("create", 60, "--rate", "0.1", "--verbose")
     window.await_line("Thing:'thing_[0-9]+' associated")
     window.signal(signal.SIGTERM)
-    signalled = time.monotonic()
     result = window.end(143)
-    assert time.monotonic() - signalled < ENDED_WITHIN_S
+    assert GIVEN_UP not in result.err
     assert "got no answer" not in result.err
     recorded = elf.recorded()
     assert {thing["certificateId"] for thing in recorded.values() if "certificateId" in thing} == set(
@@ -205,9 +202,7 @@ def test_a_signal_ends_the_pause_after_a_throttled_call_for_a_certificate(
     window = elf.start("create", 3)
     window.await_line("CreateKeysAndCertificate: AWS is busy: trying again")
     window.signal(signal.SIGTERM)
-    signalled = time.monotonic()
-    window.end(143)
-    assert time.monotonic() - signalled < ENDED_WITHIN_S
+    assert GIVEN_UP not in window.end(143).err
     proxy.reset()
     assert "got no answer" not in elf("clean").err
     assert account.is_empty()
@@ -220,9 +215,7 @@ def test_a_signal_ends_the_wait_for_what_aws_has_not_done_yet(elf: Elf, account:
     window = elf.start("clean")
     window.await_line("trying again for up to 300 s")
     window.signal(signal.SIGINT)
-    signalled = time.monotonic()
-    window.end(130)
-    assert time.monotonic() - signalled < ENDED_WITHIN_S
+    assert GIVEN_UP not in window.end(130).err
     proxy.reset()
     elf("clean")
     assert account.is_empty()

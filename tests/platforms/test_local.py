@@ -18,6 +18,8 @@ from support.machine import await_end, kill_servers_of, servers_of
 from support.mqtt import Client
 from support.shell import Elf
 
+pytestmark = pytest.mark.xdist_group("local")  # they share a fleet
+
 ONCE = ("--duration", "0.01")
 
 

@@ -68,7 +68,7 @@ def needs(program: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not shutil.which(program), reason=f"{program} is not installed")
 
 
-pytestmark = [needs("tinyproxy"), needs("microsocks")]
+pytestmark = [needs("tinyproxy"), needs("microsocks"), pytest.mark.xdist_group("proxies")]
 
 
 class TlsFront(Impostor):

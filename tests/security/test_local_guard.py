@@ -26,6 +26,8 @@ from support.machine import PATIENCE_S, await_end, kill_servers_of, servers_of
 from support.program import ELF, copy_program
 from support.shell import Elf
 
+pytestmark = pytest.mark.xdist_group("guard")  # they share a fleet
+
 ONCE = ("--duration", "0.01")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HEADER = "X-ELF-Token"
