@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_log_that_is_too_large_begins_anew(tmp_path: Path, limits: Limits) -> 
 def test_an_address_that_is_no_file_of_the_servers_is_none(tmp_path: Path, kind: str) -> None:
     path, target = tmp_path / local_aws.ADDRESS, tmp_path / "target"
     target.write_text('{"http": 1, "mqtt": 2, "token": "t"}')
-    make = {
+    make: dict[str, Callable[[], object]] = {
         "a pipe": lambda: os.mkfifo(path),
         "a directory": path.mkdir,
         "a symbolic link": lambda: path.symlink_to(target),
