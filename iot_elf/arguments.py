@@ -18,11 +18,20 @@ from iot_elf.network import Endpoint, Proxy
 from iot_elf.state import Place
 from iot_elf.text import printable, redacted
 
+MAX_THINGS = 100_000  # of `create`: more is a typing error
+
 
 def positive_int(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")
     return int(text)
+
+
+def thing_count(text: str) -> int:
+    if (count := positive_int(text)) > MAX_THINGS:
+        hours = f"{MAX_THINGS / defaults.THINGS_PER_S / 3600:.1f} hours at AWS's quotas"
+        raise argparse.ArgumentTypeError(f"{count:,} is more than {MAX_THINGS:,} things, which take {hours}")
+    return count
 
 
 def number_between(what: str, least: float, most: float = sys.float_info.max) -> Callable[[str], float]:

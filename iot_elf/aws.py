@@ -20,7 +20,7 @@ from iot_elf.errors import ElfError, NotAwsError, error_names
 from iot_elf.events import EventQueue, Interrupted
 from iot_elf.sign_in import fetch_credentials, find_data_endpoint, open_session
 from iot_elf.state import Place, policy_name
-from iot_elf.storage import write_private
+from iot_elf.storage import read_file, write_private
 from iot_elf.text import add_secret, listed, log, plural
 
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html, control-plane API: calls per second, account and region.
@@ -202,28 +202,28 @@ def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], An
         except BaseException as error:
             events.put((number, error))
 
-    under_way: list[Future[None]] = [pool.submit(run, number) for number in range(len(things))]
+    waiting = iter(range(len(things)))  # submitted as others end: memory does not grow with their number
+    under_way: set[Future[None]] = set()
+    _submit(pool, run, itertools.islice(waiting, 2 * defaults.CALLS_IN_FLIGHT), under_way)
     left = len(things)
     try:
         while left:
             event = events.get(deadline=resting[0][0] if resting else math.inf)
             if event is None:
-                under_way.append(pool.submit(run, *heapq.heappop(resting)[1:]))
+                under_way.add(pool.submit(run, *heapq.heappop(resting)[1:]))
                 continue
+            _submit(pool, run, itertools.islice(waiting, 1), under_way)
             number, result = event
             if isinstance(result, RetryLater):
-                if all(reason != result.reason for reason, _ in since):
-                    log.info("%s: trying again for up to %g s", result.reason, result.limit_s)
-                now = time.monotonic()
-                waited_s = now - since.setdefault((result.reason, number), now)
-                if (pause_s := result.pause_s(waited_s)) > 0:
-                    heapq.heappush(resting, (now + pause_s, number, result.again))
+                if (pause_s := _rest_s(result, number, since)) > 0:
+                    heapq.heappush(resting, (time.monotonic() + pause_s, number, result.again))
                     continue
                 result = result.error
             left -= 1
             yield things[number], result
             if isinstance(result, Exception) and not errors.FATAL_FOR_ALL.isdisjoint(error_names(result)):
-                left -= len(resting) + sum(not future.cancelled() and future.cancel() for future in under_way)
+                cancelled = sum(not future.cancelled() and future.cancel() for future in under_way)
+                left -= len(resting) + cancelled + sum(1 for _ in waiting)
                 resting.clear()
     except Interrupted:
         log.warning("stopping (up to %g s); press Ctrl-C again to stop now", defaults.STOP_S)
@@ -234,6 +234,19 @@ def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], An
         if running:
             log.warning("%s: no answer within %g s", plural(len(running), "call"), defaults.STOP_S)
         pool.shutdown(wait=not running)
+
+
+def _submit(pool: Any, run: Callable[[int], None], numbers: Iterator[int], under_way: set[Any]) -> None:
+    under_way.difference_update([future for future in under_way if future.done()])
+    under_way.update(pool.submit(run, number) for number in numbers)
+
+
+def _rest_s(refusal: RetryLater, number: int, since: dict[tuple[str, int], float]) -> float:
+    """Return how long to pause before a step is repeated (0 or less: not at all), and log the reason if it is new."""
+    if all(reason != refusal.reason for reason, _ in since):
+        log.info("%s: trying again for up to %g s", refusal.reason, refusal.limit_s)
+    now = time.monotonic()
+    return refusal.pause_s(now - since.setdefault((refusal.reason, number), now))
 
 
 def run_in_thread(events: EventQueue, call: Callable[[], T]) -> T:
@@ -361,6 +374,6 @@ def write_amazon_roots(directory: Path) -> Path:
             "download https://www.amazontrust.com/repository/AmazonRootCA1.pem and use it with --root-cert",
         )
     path = directory / state.ROOTS_FILE
-    if not path.exists() or path.read_text(encoding="ascii") != text:
+    if not path.exists() or read_file(path) != text.encode("ascii"):
         write_private(path, text)
     return path

@@ -27,6 +27,7 @@ import secrets
 import shutil
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import tempfile
@@ -34,7 +35,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qs
 
 ROOT = Path(__file__).resolve().parent.parent  # which has iot_elf/
@@ -56,6 +57,7 @@ SERVER_STOP_S = 5.0
 ENDING_S = 1.0
 LOOK_S = 0.05
 MAX_ANSWER_BYTES = 4096  # of the server's answers below, and of address.json
+MAX_LOG_BYTES = 10 * 1024 * 1024
 
 
 class LocalAwsError(Exception):
@@ -122,33 +124,28 @@ def find_or_start(directory: Path, check: Callable[[], object], say: Callable[[s
     is alive but slow is waited for, never replaced.
     Raises LocalAwsError when MiniStack is not installed, or the server does not start or does not answer.
     """
-    started: subprocess.Popen[bytes] | None = None
+    started: subprocess.Popen[bytes] | None = None  # it stays, whatever ends this: another command may use it already
     deadline = time.monotonic() + START_S
-    try:
-        while not (local := find(directory, check)):
-            if is_alive(directory):
-                pass
-            elif not started:
-                say("starting the embedded AWS IoT in %s", directory)
-                started = _start(directory)
-            elif (status := started.poll()) is not None:
-                raise LocalAwsError(
-                    "LocalNotStarted",
-                    f"the embedded AWS IoT did not start: {_last_line(directory)} (exit status {status})",
-                    f"see why in {directory / LOG}",
-                )
-            if time.monotonic() > deadline:
-                raise LocalAwsError(
-                    "LocalSilent",
-                    f"the embedded AWS IoT did not answer within {START_S:g} s",
-                    f"see why in {directory / LOG}, and kill its process if it is still running",
-                )
-            check()
-            time.sleep(LOOK_S)
-    except BaseException:
-        if started:
-            started.kill()
-        raise
+    while not (local := find(directory, check)):
+        if is_alive(directory):
+            pass
+        elif not started:
+            say("starting the embedded AWS IoT in %s", directory)
+            started = _start(directory)
+        elif (status := started.poll()) is not None:
+            raise LocalAwsError(
+                "LocalNotStarted",
+                f"the embedded AWS IoT did not start: {_last_line(directory)} (exit status {status})",
+                f"see why in {directory / LOG}",
+            )
+        if time.monotonic() > deadline:
+            raise LocalAwsError(
+                "LocalSilent",
+                f"the embedded AWS IoT did not answer within {START_S:g} s",
+                f"see why in {directory / LOG}, and kill its process if it is still running",
+            )
+        check()
+        time.sleep(LOOK_S)
     return local
 
 
@@ -156,7 +153,7 @@ def is_alive(directory: Path) -> bool:
     """Return whether a server is running for `directory`, ready or not."""
     try:
         with open(directory / LOCK, "r+b", opener=_open_private) as file:
-            return not _lock(file.fileno())
+            return not _lock(file)
     except (FileNotFoundError, NotADirectoryError):
         return False
 
@@ -182,9 +179,11 @@ def stop(directory: Path, say: Callable[[str, Path], object]) -> None:
 
     Then (if it is suspended, for example) the directory stays: without its lock, the next command would start a second.
     """
-    (directory / ADDRESS).unlink(missing_ok=True)  # which tells it to end
     deadline = time.monotonic() + SERVER_STOP_S
-    while is_alive(directory):
+    while True:
+        (directory / ADDRESS).unlink(missing_ok=True)  # which tells it to end; one that has just started writes it late
+        if not is_alive(directory):
+            break
         if time.monotonic() > deadline:
             say(
                 "the embedded AWS IoT (`python -m iot_elf.local_aws %s`) does not stop: kill it, then clean again",
@@ -204,7 +203,9 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
             "LocalPackagesMissing", f"--local needs MiniStack; missing Python packages: {', '.join(missing)}"
         )
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(directory / LOG, "w", opener=_open_private) as logfile:
+    _refuse_owner(directory.parent)
+    with open(directory / LOG, "ab", opener=_open_private) as logfile:
+        logfile.truncate(0)
         return subprocess.Popen(
             [sys.executable, "-m", "iot_elf.local_aws", str(directory)],
             stdin=subprocess.DEVNULL,
@@ -214,6 +215,17 @@ def _start(directory: Path) -> subprocess.Popen[bytes]:
             env=_environment(directory),
             start_new_session=True,  # the terminal's Ctrl-C is not for it
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+
+
+def _refuse_owner(directory: Path) -> None:
+    """Raise LocalAwsError if root would run the server where another user could replace what it reads and writes."""
+    owner = directory.stat().st_uid
+    if hasattr(os, "geteuid") and os.geteuid() == 0 != owner:
+        raise LocalAwsError(
+            "DirectoryOfOthers",
+            f"{directory} belongs to user {owner}, who can change it while root uses it",
+            "run the command as that user, or use another directory with --misc-dir",
         )
 
 
@@ -278,8 +290,7 @@ def _proof(local: LocalAws, who: str, nonce: str) -> str:
 
 def _read_address(directory: Path) -> LocalAws | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        with open(directory / ADDRESS, encoding="ascii", opener=_open_private) as file:
-            address = json.loads(file.read(MAX_ANSWER_BYTES))
+        address = json.loads(_read(directory / ADDRESS, MAX_ANSWER_BYTES))
         ports = int(address["http"]), int(address["mqtt"])
         if all(0 < port < 2**16 for port in ports):
             return LocalAws(*ports, str(address["token"]), directory / "ca.pem")
@@ -287,17 +298,33 @@ def _read_address(directory: Path) -> LocalAws | None:
 
 
 def _last_line(directory: Path) -> str:
-    lines = (directory / LOG).read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = _read(directory / LOG, 2 * MAX_LOG_BYTES).decode(errors="replace").split("\n")
     return next((line for line in reversed(lines) if line.strip()), "its log is empty")
 
 
+def _read(path: Path, most: int) -> bytes:
+    """Read the first `most` bytes of a file. Raises OSError, also if it is not a regular file."""
+    with open(path, "rb", opener=_open_private) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read(most)
+
+
 def _open_private(path: str, flags: int) -> int:
-    """Open a file only for its owner, without following a symbolic link or waiting for a pipe's other end."""
-    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o600)
+    """Open a file only for its owner, without following a symbolic link or waiting for a pipe's other end.
+
+    A file with another name (a hard link) could be anybody's: OSError.
+    """
+    descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o600)
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.EMLINK, "the file has another name too (a hard link)", str(path))
+    return descriptor
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(file: BinaryIO) -> bool:
     """Lock a file until it is closed or the process ends; return False if another process has locked it."""
+    descriptor = file.fileno()
     try:
         if sys.platform == "win32":
             import msvcrt
@@ -309,6 +336,9 @@ def _lock(descriptor: int) -> bool:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:  # a disk without locks, for example
+        error.filename = file.name
+        raise
     return True
 
 
@@ -327,7 +357,7 @@ def serve(directory: Path) -> None:
     _raise_limits()
     with open(LOCK, "a+b", opener=_open_private) as file:
         deadline = time.monotonic() + ANSWER_S
-        while not _lock(file.fileno()):  # a command that checks whether this is alive has it for a moment
+        while not _lock(file):  # a command that checks whether this is alive has it for a moment
             if time.monotonic() > deadline:
                 sys.exit("another server is running here")
             time.sleep(LOOK_S)
@@ -401,15 +431,24 @@ async def _save_after_work(save_now: Callable[[], None]) -> None:
 
 
 async def _end_with_address(mine: str) -> None:
-    """End the process at once when its address file is gone or another server's: its state is not needed any more."""
+    """End the process when its address file is gone or another server's: its state is not needed. Limit its log."""
     while True:
         await asyncio.sleep(0.2)
+        limit_log(1)
         try:
-            if Path(ADDRESS).read_bytes() != mine.encode("ascii"):
+            if _read(Path(ADDRESS), MAX_ANSWER_BYTES) != mine.encode("ascii"):
                 os._exit(0)
         except OSError as error:  # others, such as too many open files, are no reason to end
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
                 os._exit(0)
+
+
+def limit_log(descriptor: int) -> None:
+    """Begin a log anew, which is written to by appending, if it has become too large."""
+    with contextlib.suppress(OSError):
+        if os.fstat(descriptor).st_size > MAX_LOG_BYTES:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, b"the log was too large: what came before is gone\n")
 
 
 def _write_private(name: str, text: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
 import threading
 import time
@@ -58,6 +59,7 @@ _THING_KEYS = {
     "certificate_requested_at": "elf_asked",
 }
 ROOTS_FILE = "amazon-root-ca.pem"
+READ_ATTEMPTS = 10  # if others replace what is being read
 _KEY_FILE = re.compile(r"[\w:+-]+_[0-9]+\.(pem|pub|prv)")
 
 
@@ -144,13 +146,25 @@ class RecordedFleet:
         self.reload()
 
     def reload(self) -> None:
-        """Read what other commands have recorded."""
+        """Read what other commands have recorded, again if they merge the journal meanwhile. Raises ElfError."""
+        for attempt in reversed(range(READ_ATTEMPTS)):
+            version = self._storage.version()
+            try:
+                self._read()
+            except ElfError:
+                if not attempt or self._storage.version() == version:
+                    raise
+            if self._storage.version() == version:
+                return
+
+    def _read(self) -> None:
         with reading_json(self._storage.elf_file, dict) as elf:
             self.elf_id: str | None = elf.get("elf_id")
             if self.elf_id is not None and not (isinstance(self.elf_id, str) and ELF_ID.fullmatch(self.elf_id)):
                 raise ValueError("elf_id is not a URN of a UUID")
             self.place = recorded_place(elf.get("fleet"))
             self.was_local = elf.get("was_local") is True  # the last fleet, which is gone
+            self.is_exposed = elf.get("exposed") is True  # to other users, on a disk that can't keep them out
             self.unanswered = [UnansweredRequest(*map(recorded_time, call)) for call in elf.get("unanswered", [])]
         self.things: dict[str, Thing] = {}
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
@@ -182,7 +196,7 @@ class RecordedFleet:
 
     def files(self, name: str) -> ThingFiles:
         """Return a thing's files, with + for a colon, which Windows does not allow."""
-        return ThingFiles(*(self.directory / f"{name.replace(':', '+')}.{suffix}" for suffix in ("pem", "pub", "prv")))
+        return ThingFiles(*(self.directory / f"{file_stem(name)}.{suffix}" for suffix in ("pem", "pub", "prv")))
 
     def changed_s_ago(self) -> float:
         """Return how many seconds ago the things last changed; infinity if that is unknown."""
@@ -194,6 +208,31 @@ class RecordedFleet:
     def has_local(self) -> bool:
         """Return whether local/ belongs to an embedded AWS IoT."""
         return any((self.local_directory / name).exists() for name in ("ministack.log", "address.json"))
+
+    def _file_names(self) -> set[str]:
+        """Return the names of the fleet's files that are not its state."""
+        return {path.name for name in self.things for path in self.files(name)} | {ROOTS_FILE if self.elf_id else ""}
+
+    def _foreign(self, paths: Sequence[Path]) -> list[str]:
+        """Return what of `paths` is not ELF's. Keys of things that ELF has forgotten do not count."""
+        known = _KEY_FILE if self.elf_id else None
+        names = self._storage.foreign(paths, self._file_names() | ({"local"} if self.has_local() else set()))
+        return [name for name in names if not (known and known.fullmatch(name))]
+
+    def _refuse_files_of_others(self, name: str) -> None:
+        """Raise ElfError if a thing's files are those of another thing, on a disk that ignores the case of names."""
+        there = [path for path in self.files(name) if os.path.lexists(path)]
+        spelt = name.casefold()
+        alike = [it for it in self.things if it != name and it.casefold() == spelt] if there else []
+        for other in alike:
+            if self.things[other].certificate_id and any(
+                _is_same_file(path, self.directory / f"{file_stem(other)}{path.suffix}") for path in there
+            ):
+                raise ElfError(
+                    "KeyFileTaken",
+                    f"{name} would have the key files of {other}: this disk ignores the case of file names",
+                    "choose another --prefix, or use another directory with --misc-dir",
+                )
 
 
 class Fleet(RecordedFleet):
@@ -221,10 +260,10 @@ class Fleet(RecordedFleet):
         with self._storage.lock(command, exclusive, wait_s, events) as is_writable:
             self.reload()
             if is_writable:
-                self._make_private()
-                if self._needs_repair:
-                    with self.locked(events):
-                        pass  # which repairs
+                is_exposed = self._make_private()
+                if self._needs_repair or is_exposed != self.is_exposed:
+                    with self.locked(events):  # which repairs
+                        self._record_exposure(is_exposed)
             yield
 
     @contextlib.contextmanager
@@ -256,22 +295,22 @@ class Fleet(RecordedFleet):
             )
         self._storage.is_claimed = True
 
-    def _file_names(self) -> set[str]:
-        """Return the names of the fleet's files that are not its state."""
-        return {path.name for name in self.things for path in self.files(name)} | {ROOTS_FILE if self.elf_id else ""}
-
-    def _foreign(self, paths: Sequence[Path]) -> list[str]:
-        """Return what of `paths` is not ELF's. Keys of things that ELF has forgotten do not count."""
-        known = _KEY_FILE if self.elf_id else None
-        names = self._storage.foreign(paths, self._file_names() | ({"local"} if self.has_local() else set()))
-        return [name for name in names if not (known and known.fullmatch(name))]
-
-    def _make_private(self) -> None:
+    def _make_private(self) -> bool:
+        """Make ELF's files, and a directory that is only ELF's, private; return whether the disk can't."""
         paths = list(self.directory.iterdir())
         whole = () if self._foreign(paths) else (self.directory,)
-        exposed = make_private((*own_paths(paths, self._file_names()), *whole))
-        if exposed and self.elf_id:  # not a new fleet's directory
-            log.warning("other users could read %s: made private", ", ".join(map(str, exposed)))
+        shut, exposed = make_private((*own_paths(paths, self._file_names()), *whole))
+        if shut and self.elf_id:  # not a new fleet's directory
+            log.warning("other users could read %s: made private", ", ".join(map(str, shut)))
+        return bool(exposed)
+
+    def _record_exposure(self, is_exposed: bool) -> None:
+        """Say once, not in every command, that the disk does not keep the keys private."""
+        if is_exposed != self.is_exposed:
+            self.is_exposed = is_exposed
+            self._save_elf()
+            if is_exposed:
+                log.warning("this disk can't keep other users from reading the keys in %s", self.directory)
 
     @property
     def _needs_repair(self) -> bool:
@@ -322,10 +361,12 @@ class Fleet(RecordedFleet):
         """Record `thing` in place of what was known of it. Any thread may call this.
 
         `key_material` is CreateKeysAndCertificate's answer. The journal has it, in the same line as its certificate,
-        until the thing's files have it.
+        until the thing's files have it. Raises OSError; ElfError if another thing has these files.
         """
         keys = {key: key_material[key] for key in ("certificatePem", "keyPair")} if key_material else {}
         with self._writing:
+            if keys or thing.name not in self.things:
+                self._refuse_files_of_others(thing.name)
             self._append({thing.name: {**thing_entry(thing), **keys}})
             self.things[thing.name] = thing
             if keys:
@@ -393,6 +434,7 @@ class Fleet(RecordedFleet):
         sync_directory(self.directory)
 
     def _write_key_files(self, name: str, recorded: Mapping[str, Any], missing_only: bool = False) -> None:
+        self._refuse_files_of_others(name)
         pair = recorded.get("keyPair") or {}
         material = (recorded.get("certificatePem"), pair.get("PublicKey"), pair.get("PrivateKey"))
         for path, text in zip(self.files(name), material, strict=True):
@@ -404,8 +446,19 @@ class Fleet(RecordedFleet):
     def _save_elf(self) -> None:
         place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
         parts = {"elf_id": self.elf_id, "fleet": place, "was_local": self.was_local, "unanswered": self.unanswered}
+        parts["exposed"] = self.is_exposed
         write_private(self._storage.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
         sync_directory(self.directory)
+
+
+def file_stem(thing_name: str) -> str:
+    return thing_name.replace(":", "+")
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return path.samefile(other)
+    return False
 
 
 def recorded_place(recorded: Any) -> Place | None:
@@ -431,7 +484,7 @@ def recorded_thing(name: str, recorded: Any) -> Thing:
     has_certificate = arn or certificate_id or stage == READY
     own_policy_arn = f"{match[1]}:policy/{policy}" if match else None
     for is_valid, what in (
-        (not unknown, repr(unknown[:1])[1:140]),
+        (not unknown, f"{unknown[:1]!r:.140}".strip("[]")),
         (isinstance(recorded.get("keyPair", {}), dict), "keyPair"),
         (stage in (CREATING, READY, CLEANING), "the stage"),
         (not has_certificate or (match and match[2] == certificate_id), "the certificate"),
@@ -452,6 +505,17 @@ def recorded_time(value: Any) -> float:
 def thing_entry(thing: Thing) -> dict[str, Any]:
     recorded = {key: getattr(thing, field) for field, key in _THING_KEYS.items()}
     return {key: value for key, value in recorded.items() if value and value != READY}
+
+
+def earlier_policy_document(thing_name: str, arn: str) -> dict[str, Any]:
+    """Return the document of policies that ELF made until it was widened; they stay as they are."""
+    here = arn.rpartition(":")[0]
+    actions = ("iot:Connect", f"client/{thing_name}-*"), (["iot:Publish", "iot:Receive"], "topic/*")
+    statements = [*actions, ("iot:Subscribe", "topicfilter/*")]
+    return {
+        "Version": "2012-10-17",
+        "Statement": [{"Effect": "Allow", "Action": do, "Resource": f"{here}:{what}"} for do, what in statements],
+    }
 
 
 def policy_name(thing_name: str) -> str:

@@ -30,9 +30,9 @@ STATE_FILES = (THINGS_FILE, ELF_FILE, JOURNAL_FILE, ".lock", ".held", ".writing"
 _UNFINISHED = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.elf-half")  # a file that write_private() did not finish
 # Files that systems put into any directory, such as Kubernetes' links, and git's file in misc/ of ELF's repository.
 _SYSTEM_FILES = re.compile(r"\.gitignore|lost\+found|\.DS_Store|Thumbs\.db|desktop\.ini|\.\..+")
-# No system has all of the last three flags.
-_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
-_APPEND |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+# No system has all of these flags.
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe has no say in when open() returns
+_APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | _AT_ONCE
 
 
 class Journal:
@@ -44,7 +44,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         """Open `path`, or make it, readable only by its owner. Raises OSError."""
         self.path = path
-        self._file = FileIO(os.open(path, _APPEND, 0o600), "ab")
+        self._file = FileIO(_open_own(path), "ab")
         sync_directory(path.parent)  # or a power failure could delete it, with keys in it
 
     def append(self, entry: Mapping[str, Any]) -> None:
@@ -68,7 +68,8 @@ class Journal:
         return not os.fstat(self._file.fileno()).st_size
 
     def clear(self) -> None:
-        self._file.truncate(0)
+        with naming_file(self.path):
+            self._file.truncate(0)
 
     def close(self) -> None:
         self._file.close()
@@ -88,6 +89,15 @@ class StateDirectory:
             path / name for name in (THINGS_FILE, ELF_FILE, JOURNAL_FILE)
         )
         self.is_claimed = False  # by this process, which will write there
+
+    def version(self) -> list[tuple[int, ...]]:
+        """Return what differs once another command has replaced elf.json or things.json."""
+        found: list[tuple[int, ...]] = []
+        for path in (self.elf_file, self.things_file):
+            with contextlib.suppress(OSError):
+                about = path.stat()
+                found.append((about.st_ino, about.st_mtime_ns, about.st_size))
+        return found
 
     @property
     def is_elfs(self) -> bool:
@@ -116,10 +126,9 @@ class StateDirectory:
         is_writable = False
         try:
             try:
-                with (
-                    naming_file(note),
-                    FileIO(os.open(note, _APPEND | (os.O_TRUNC if exclusive else 0), 0o600), "ab") as file,
-                ):
+                with naming_file(note), FileIO(_open_own(note), "ab") as file:
+                    if exclusive:
+                        file.truncate(0)
                     file.write(f"{os.getpid()} {command}\n".encode())
                 is_writable = True
             except OSError:
@@ -173,8 +182,11 @@ class StateDirectory:
 
     def foreign(self, paths: Iterable[Path], names: Collection[str]) -> list[str]:
         """Return what of `paths` is neither ELF's state, nor one of its other files `names`, nor a system's."""
-        if self.path.stat().st_mode & stat.S_ISVTX:
+        about = self.path.stat()
+        if about.st_mode & stat.S_ISVTX:
             return ["its sticky bit is set, as in a shared directory like /tmp"]
+        if owner := other_owner(about):
+            return [f"it belongs to user {owner}, who can change it while root uses it"]
         others = {path.name for path in paths} - {path.name for path in own_paths(paths, names)}
         return sorted(name for name in others if not _SYSTEM_FILES.fullmatch(name))
 
@@ -191,15 +203,29 @@ def own_paths(paths: Iterable[Path], names: Collection[str]) -> list[Path]:
     return [path for path in paths if path.name in known or _UNFINISHED.sub(r"\1", path.name) in known]
 
 
-def make_private(paths: Iterable[Path]) -> list[Path]:
-    """Take away others' access to files and directories, where the system knows it; return those that had any."""
-    exposed = []
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):  # another command's, that has just ended
-            if defaults.POSIX and not path.is_symlink() and path.stat().st_mode & 0o077:
-                path.chmod(0o700 if path.is_dir() else 0o600)
-                exposed.append(path)
-    return exposed
+def make_private(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Take away others' access to files and directories; return those that had any: made private, and not.
+
+    A disk without file modes, such as Windows' under WSL or exFAT, ignores that, or refuses it.
+    """
+    exposed = [path for path in paths if _is_exposed(path)]
+    for path in exposed:
+        with contextlib.suppress(OSError):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+    open_still = {path for path in exposed if _is_exposed(path)}
+    return [path for path in exposed if path not in open_still], sorted(open_still)
+
+
+def _is_exposed(path: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # another command's, that has just ended
+        mode = path.lstat().st_mode
+        return defaults.POSIX and not stat.S_ISLNK(mode) and bool(mode & 0o077)
+    return False
+
+
+def other_owner(about: os.stat_result) -> int | None:
+    """Return whose a directory is that root uses, and that its owner could replace meanwhile; None if that is root."""
+    return about.st_uid if defaults.POSIX and os.geteuid() == 0 != about.st_uid else None
 
 
 @contextlib.contextmanager
@@ -226,12 +252,31 @@ def reading_json(path: Path, kind: type[T]) -> Iterator[T]:
 
 def read_file(path: Path) -> bytes:
     """Read a file of ELF's. Raises OSError; ElfError for a pipe or the like, which could block reading for ever."""
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
-        raise ElfError(
-            "NotAFile", f"{path} is not a regular file, or is too large", "move it away, or restore it from a backup"
-        )
-    return path.read_bytes()
+    descriptor = os.open(path, os.O_RDONLY | _AT_ONCE)
+    try:
+        about = os.fstat(descriptor)  # of what is open: what has this name may be replaced at any time
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_STATE_BYTES:
+            raise ElfError(
+                "NotAFile",
+                f"{path} is not a regular file, or is too large",
+                "move it away, or restore it from a backup",
+            )
+        with naming_file(path), FileIO(descriptor, closefd=False) as file:
+            return file.readall()
+    finally:
+        os.close(descriptor)
+
+
+def _open_own(path: Path) -> int:
+    """Open a file of ELF's to append to it, or make it, readable only by its owner. Raises OSError.
+
+    A file with another name (a hard link) could be anybody's, as a symbolic link could.
+    """
+    descriptor = os.open(path, _APPEND, 0o600)
+    if os.fstat(descriptor).st_nlink > 1:
+        os.close(descriptor)
+        raise OSError(errno.EMLINK, "the file has another name too (a hard link)", str(path))
+    return descriptor
 
 
 def try_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.ExitStack | None:
@@ -260,7 +305,8 @@ def try_lock(path: Path, stand_in: Path, shared: bool = False) -> contextlib.Exi
             pass
         except OSError:
             if path == stand_in:
-                raise
+                with naming_file(path):
+                    raise
             return try_lock(stand_in, stand_in, shared)
     return None
 
@@ -311,6 +357,7 @@ def sync_directory(directory: Path) -> None:
     if defaults.POSIX:
         descriptor = os.open(directory, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            with naming_file(directory):
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)

@@ -51,6 +51,12 @@ def test_what_is_printed_is_what_the_original_printed(elf: Elf) -> None:
     ]
 
 
+def test_a_fleet_that_would_take_all_day_is_a_typing_error(main: InProcess, elf: Elf) -> None:
+    result = main("create", 60_000_000, status=2)
+    assert "60,000,000 is more than 100,000 things" in result.err
+    assert not elf.misc.exists()
+
+
 def test_create_again_changes_nothing(main: InProcess, elf: Elf, account: Account) -> None:
     main("create", 2)
     before = account.snapshot(), elf.recorded()

@@ -16,7 +16,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from support.aws import AwsService
 from support.embedded import address_of, things_in_embedded_aws
-from support.machine import WITH_ONE_FREE_PORT, await_end, can_unshare, hamper, servers_of
+from support.machine import WITH_ONE_FREE_PORT, await_end, can_unshare, hamper, kill_servers_of, servers_of
 from support.shell import Elf
 
 needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="this machine gives a user no namespaces")
@@ -68,6 +68,30 @@ def test_ctrl_c_ends_the_wait_for_a_slow_embedded_aws(local: Elf) -> None:
     window.end(130)
     assert time.monotonic() - began < 6
     server.resume()
+
+
+def test_a_command_that_is_interrupted_leaves_the_embedded_aws_that_it_started_to_others(local: Elf) -> None:
+    local("--local", "create")
+    local("send", *ONCE)
+    kill_servers_of(local)
+    first = local.start("send", "--count", 1)
+    first.await_line("starting the embedded AWS IoT")
+    first.signal(signal.SIGINT)
+    second = local.start("send", "--count", 1)
+    first.end(130)
+    assert "1 acknowledged, 0 lost" in second.end().err
+    assert len(servers_of(local)) == 1
+
+
+def test_clean_ends_an_embedded_aws_that_has_just_been_started(local: Elf) -> None:
+    window = local.start("--local", "create")
+    window.await_line("starting the embedded AWS IoT")
+    window.signal(signal.SIGINT)
+    window.end(130)
+    assert "does not stop" not in local("clean").err
+    for server in servers_of(local):
+        await_end(server)
+    assert not (local.misc / "local").exists()
 
 
 def test_an_embedded_aws_that_does_not_end_keeps_its_directory_and_is_the_only_one(local: Elf) -> None:

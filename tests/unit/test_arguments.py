@@ -40,6 +40,11 @@ def test_a_whole_number_is_from_1_to_999999999(typed: str, value: int | None) ->
     check(arguments.positive_int, typed, value)
 
 
+@pytest.mark.parametrize(("typed", "value"), [("1", 1), ("100000", 100_000), ("100001", None), ("0", None)])
+def test_a_fleet_has_at_most_as_many_things_as_aws_makes_in_three_hours(typed: str, value: int | None) -> None:
+    check(arguments.thing_count, typed, value)
+
+
 LARGEST = sys.float_info.max
 
 

@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -659,6 +660,23 @@ def test_as_many_calls_are_made_at_the_same_time_as_allowed_and_no_more(clock: C
     events = Impatient(clock, 9)
     assert sorted(aws.run_parallel(events, range(9), step)) == [(n, n) for n in range(9)]
     assert most == 3
+
+
+def test_memory_does_not_grow_with_the_number_of_things_that_wait(clock: Clock, limits: Limits) -> None:
+    limits(CALLS_IN_FLIGHT=3)
+    submitted, submit = [], ThreadPoolExecutor.submit
+
+    def witness(pool: ThreadPoolExecutor, call: Any, number: int) -> Any:
+        submitted.append(number)
+        return submit(pool, call, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ThreadPoolExecutor, "submit", witness)
+        results = aws.run_parallel(Impatient(clock, 100), range(100), lambda thing: thing)
+        for ended, (thing, result) in enumerate(results, 1):
+            assert (thing, result) == (result, thing)
+            assert len(submitted) <= ended + 6
+    assert submitted == list(range(100))
 
 
 FATAL = (

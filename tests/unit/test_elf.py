@@ -84,11 +84,23 @@ def test_a_thing_without_a_recorded_certificate_is_not_taken_for_one_that_has_ot
     assert not elf._is_own_thing(Iot(), thing, {"elf_id": ""}, None)
 
 
+EARLIER_DOCUMENT: dict[str, Any] = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {"Effect": "Allow", "Action": "iot:Connect", "Resource": f"{HERE}:client/thing_0-*"},
+        {"Effect": "Allow", "Action": ["iot:Publish", "iot:Receive"], "Resource": f"{HERE}:topic/*"},
+        {"Effect": "Allow", "Action": "iot:Subscribe", "Resource": f"{HERE}:topicfilter/*"},
+    ],
+}
+
+
 @pytest.mark.parametrize(
     ("stage", "policy_arn", "document", "is_own"),
     [
         (READY, "arn", elf.policy_document("thing_0", ARN), True),
         (READY, "arn", elf.policy_document("thing_1", ARN), False),
+        (READY, "arn", EARLIER_DOCUMENT, True),
+        (READY, "arn", {**EARLIER_DOCUMENT, "Statement": EARLIER_DOCUMENT["Statement"][:2]}, False),
         (READY, "arn", None, False),
         (CLEANING, "arn", {"edited": 1}, True),
         (CLEANING, None, {"edited": 1}, False),
@@ -109,8 +121,19 @@ def test_a_thing_may_connect_under_its_name_and_use_the_topics_of_its_account() 
     assert elf.policy_document("thing_0", ARN) == {
         "Version": "2012-10-17",
         "Statement": [
-            {"Effect": "Allow", "Action": "iot:Connect", "Resource": f"{HERE}:client/thing_0-*"},
-            {"Effect": "Allow", "Action": ["iot:Publish", "iot:Receive"], "Resource": f"{HERE}:topic/*"},
+            {
+                "Effect": "Allow",
+                "Action": "iot:Connect",
+                "Resource": [f"{HERE}:client/thing_0", f"{HERE}:client/thing_0-*"],
+                "Condition": {
+                    "ForAllValues:StringEquals": {"iot:ConnectAttributes": ["PersistentConnect", "LastWill"]}
+                },
+            },
+            {
+                "Effect": "Allow",
+                "Action": ["iot:Publish", "iot:RetainPublish", "iot:Receive"],
+                "Resource": f"{HERE}:topic/*",
+            },
             {"Effect": "Allow", "Action": "iot:Subscribe", "Resource": f"{HERE}:topicfilter/*"},
         ],
     }

@@ -18,6 +18,7 @@ from iot_elf import state, storage
 from iot_elf.errors import ElfError
 from iot_elf.events import EventQueue
 from iot_elf.state import CLEANING, CREATING, READY, Fleet, Place, RecordedFleet, Thing, UnansweredRequest
+from iot_elf.storage import StateDirectory
 
 from .stand_ins import Clock, logged
 
@@ -475,6 +476,12 @@ def test_a_thing_that_elf_did_not_record_so_is_refused(value: Any) -> None:
         state.recorded_thing("thing_0", value)
 
 
+def test_what_a_newer_elf_recorded_is_named_and_cut() -> None:
+    for key, shown in (("elf_colour", "'elf_colour'"), ("elf_" + "x" * 200, "'elf_" + "x" * 134)):
+        with pytest.raises(ValueError, match=f"^{shown} of thing_0 is not valid$"):
+            state.recorded_thing("thing_0", recorded(0, **{key: 1, "elf_too": 2}))
+
+
 @pytest.mark.parametrize(("name", "is_valid"), [("a" * 128, True), ("a" * 129, False), ("", False), ("a b", False)])
 def test_a_thing_has_a_name_that_aws_allows(name: str, is_valid: bool) -> None:
     if is_valid:
@@ -561,6 +568,79 @@ def test_what_elf_json_says_is_checked(tmp_path: Path, elf: Any, is_valid: bool)
     else:
         with pytest.raises(ElfError, match=r"elf\.json"):
             RecordedFleet(tmp_path)
+
+
+@pytest.mark.parametrize("journal", [json.dumps({"thing_1": recorded(1)}) + "\n", "{"])
+def test_what_another_command_merges_while_it_is_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: str
+) -> None:
+    """Between things.json and the journal, which is empty then, or half written again."""
+    write(tmp_path, [{"thing_0": recorded(0)}], {}, json.dumps({"thing_1": recorded(1)}) + "\n")
+    merged, read_file = [{"thing_0": recorded(0)}, {"thing_1": recorded(1)}], storage.read_file
+
+    def merge_before(path: Path) -> bytes:
+        if path.name == "things.journal" and path.stat().st_size:
+            storage.write_private(tmp_path / "things.json", json.dumps(merged))
+            path.write_text("")
+            return b"half\n" if journal == "{" else b""
+        return read_file(path)
+
+    monkeypatch.setattr(storage, "read_file", merge_before)
+    assert list(RecordedFleet(tmp_path).things) == ["thing_0", "thing_1"]
+
+
+def test_reading_ends_though_another_command_never_stops_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, [{"thing_0": recorded(0)}], {})
+    versions = iter(range(100))
+    monkeypatch.setattr(StateDirectory, "version", lambda its: next(versions))
+    assert list(RecordedFleet(tmp_path).things) == ["thing_0"]
+    (tmp_path / "things.json").write_text("{")
+    with pytest.raises(ElfError, match="StateUnreadable"):
+        RecordedFleet(tmp_path)
+
+
+def test_a_things_files_are_not_those_of_another_whose_name_is_spelt_otherwise(tmp_path: Path) -> None:
+    """macOS and Windows ignore the case of file names: one file has both names, as here."""
+    write(tmp_path, [], {"elf_id": ELF_ID})
+    fleet = Fleet(tmp_path)
+    with fleet.locked(EventQueue()):
+        fleet.record(Thing("lamp_0"))
+        fleet.record(Thing("Lamp_0"))  # none has files yet
+        fleet.record(thing()._replace(name="lamp_0"), KEYS)
+        for suffix in ("pem", "pub", "prv"):
+            (tmp_path / f"LAMP_0.{suffix}").hardlink_to(tmp_path / f"lamp_0.{suffix}")
+        (tmp_path / "Lamp_0.prv").symlink_to("lamp_0.prv")
+        before = private_files(tmp_path)
+        for name, keys in (("LAMP_0", None), ("LAMP_0", KEYS), ("Lamp_0", KEYS)):
+            with pytest.raises(ElfError, match="KeyFileTaken"):
+                fleet.record(thing(1)._replace(name=name), keys)
+        fleet.record(thing(2)._replace(name="lamp_0"), KEYS)  # its own may be replaced
+    assert private_files(tmp_path) == before
+    assert list(RecordedFleet(tmp_path).things) == ["Lamp_0", "lamp_0"]
+
+
+def test_that_a_disk_keeps_nothing_private_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def commands() -> list[str]:
+        with logged() as lines:
+            for _ in range(2):
+                fleet = Fleet(tmp_path)
+                fleet.claim()
+                with fleet.held("elf.py create", True, 0, EventQueue()), fleet.locked(EventQueue()):
+                    fleet.open()
+        return [line for line in lines if line.startswith("WARNING")]
+
+    tmp_path.chmod(0o777)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "chmod", lambda path, mode, **_: None)
+        (said,) = commands()
+        assert "can't keep other users from reading the keys" in said
+        assert read(tmp_path / "elf.json")["exposed"] is True
+        assert commands() == []
+    (said,) = commands()  # on another disk
+    assert "made private" in said
+    assert "exposed" not in read(tmp_path / "elf.json")
 
 
 def test_a_colon_in_a_things_name_is_a_plus_in_its_files(tmp_path: Path) -> None:

@@ -131,6 +131,24 @@ def test_a_change_is_on_disk_before_append_returns(tmp_path: Path, synced: list[
         assert synced[1:] == [(journal.path, '{"thing_0": null}\n{"thing_1": {"elf_stage": "creating"}}\n')]
 
 
+@pytest.mark.parametrize("name", [JOURNAL, ".lock"])
+def test_a_file_that_has_another_name_is_not_written_to(tmp_path: Path, name: str) -> None:
+    """Where fs.protected_hardlinks is 0, anyone may give a file of another's a name in a directory that is open."""
+    precious, misc, before = tmp_path / "precious", StateDirectory(tmp_path / "misc"), open_descriptors()
+    precious.write_text("precious")
+    misc.make()
+    (misc.path / name).hardlink_to(precious)
+    with (
+        pytest.raises(OSError, match="hard link") as raised,
+        misc.lock("elf.py create", True, 0, EventQueue()),
+        misc.open_journal(EventQueue()),
+    ):
+        pass
+    assert raised.value.filename == str(misc.path / name)
+    assert precious.read_text() == "precious"
+    assert open_descriptors() == before
+
+
 def test_a_journal_that_is_opened_again_keeps_what_it_has(tmp_path: Path) -> None:
     for number in range(2):
         with contextlib.closing(Journal(tmp_path / JOURNAL)) as journal:
@@ -265,6 +283,16 @@ def test_what_is_neither_elfs_nor_the_systems_is_foreign(tmp_path: Path) -> None
     assert foreign == sorted(others)
 
 
+@pytest.mark.parametrize(("user", "owner", "is_foreign"), [(0, 1000, True), (0, 0, False), (1000, 1000, False)])
+def test_a_directory_of_another_user_is_not_roots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: int, owner: int, is_foreign: bool
+) -> None:
+    os.chown(tmp_path, owner, -1) if os.geteuid() == 0 else pytest.skip("only root gives files away")
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    expected = ["it belongs to user 1000, who can change it while root uses it"] if is_foreign else []
+    assert StateDirectory(tmp_path).foreign([], []) == expected
+
+
 def test_a_directory_that_all_users_share_is_never_elfs(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
     assert directory.foreign([], ()) == []
@@ -297,7 +325,7 @@ def test_others_lose_their_access_to_a_file(tmp_path: Path, kind: str, before: i
     path = tmp_path / "it"
     path.mkdir() if kind == "directory" else path.touch()
     path.chmod(before)
-    assert storage.make_private([path]) == ([path] if before != after else [])
+    assert storage.make_private([path]) == ([path] if before != after else [], [])
     assert mode(path) == after
 
 
@@ -306,15 +334,31 @@ def test_what_is_behind_a_link_keeps_its_mode_and_what_is_missing_is_passed_over
     for path in (target, last):
         path.touch(0o644)
     link.symlink_to(target)
-    assert storage.make_private([link, gone, last]) == [last]
+    assert storage.make_private([link, gone, last]) == ([last], [])
     assert mode(target) == 0o644
+
+
+@pytest.mark.parametrize("error", [None, errno.EPERM, errno.EOPNOTSUPP])
+def test_what_a_disk_does_not_keep_private_is_told_from_what_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int | None
+) -> None:
+    paths = [tmp_path / name for name in ("b", "a", "private")]
+    for path in paths:
+        path.touch(0o600 if path.name == "private" else 0o777)
+
+    def chmod(path: Path, mode: int, **_: object) -> None:
+        if error:
+            raise OSError(error, os.strerror(error), str(path))
+
+    monkeypatch.setattr(os, "chmod", chmod)
+    assert storage.make_private(paths) == ([], sorted(paths[:2]))
 
 
 def test_where_the_system_has_no_modes_none_is_changed(tmp_path: Path, limits: Limits) -> None:
     limits(POSIX=False)
     path = tmp_path / "it"
     path.touch(0o644)
-    assert storage.make_private([path]) == []
+    assert storage.make_private([path]) == ([], [])
     assert mode(path) == 0o644
 
 
@@ -370,11 +414,14 @@ def test_a_directory_is_synced_and_closed_again(tmp_path: Path, synced: list[tup
     assert open_descriptors() == before
 
 
-def test_a_directory_that_can_not_be_synced_is_closed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_can_not_be_synced_is_named_and_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = open_descriptors()
     refuse_sync(monkeypatch)
-    with pytest.raises(OSError, match="does not answer"):
+    with pytest.raises(OSError, match="does not answer") as raised:
         storage.sync_directory(tmp_path)
+    assert raised.value.filename == str(tmp_path)
     assert open_descriptors() == before
 
 
@@ -457,8 +504,26 @@ def test_a_file_is_read_up_to_a_limit(tmp_path: Path, limits: Limits) -> None:
 
 def test_a_pipe_in_place_of_a_file_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / THINGS)
+    before = open_descriptors()
     with pytest.raises(ElfError, match="not a regular file"):
         storage.read_file(tmp_path / THINGS)
+    assert open_descriptors() == before
+
+
+def test_a_file_that_is_replaced_by_a_pipe_in_time_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, os_open = tmp_path / THINGS, os.open
+    path.touch()
+
+    def late(opened: Any, flags: int, mode: int = 0o777) -> int:
+        path.unlink()
+        os.mkfifo(path)
+        return os_open(opened, flags, mode)
+
+    monkeypatch.setattr(os, "open", late)
+    with pytest.raises(ElfError, match="not a regular file"):
+        storage.read_file(path)
 
 
 # Locks
@@ -555,8 +620,9 @@ def test_a_disk_without_any_locks_is_an_error(tmp_path: Path, monkeypatch: pytes
         raise OSError(errno.ENOLCK, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(OSError, match="no locks"):
+    with pytest.raises(OSError, match="no locks") as raised:
         storage.try_lock(tmp_path, tmp_path / ".held")
+    assert raised.value.filename == str(tmp_path / ".held")
     assert open_descriptors() == before
 
 
