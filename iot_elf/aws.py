@@ -189,7 +189,7 @@ def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], An
     that all others would get too, no more are started. Raises Interrupted on Ctrl-C, once the running calls have
     finished and are recorded, or STOP_S seconds later.
     """
-    from concurrent.futures import Future, ThreadPoolExecutor, wait
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     pool = ThreadPoolExecutor(defaults.CALLS_IN_FLIGHT)
     resting: list[tuple[float, int, Callable[[], Any]]] = []  # a heap, by time.monotonic()
@@ -229,16 +229,23 @@ def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], An
         log.warning("stopping (up to %g s); press Ctrl-C again to stop now", defaults.STOP_S)
         raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        running = wait([future for future in under_way if not future.cancelled()], defaults.STOP_S).not_done
-        if running:
-            log.warning("%s: no answer within %g s", plural(len(running), "call"), defaults.STOP_S)
-        pool.shutdown(wait=not running)
+        _shut_down(pool, under_way)
 
 
 def _submit(pool: Any, run: Callable[[int], None], numbers: Iterator[int], under_way: set[Any]) -> None:
     under_way.difference_update([future for future in under_way if future.done()])
     under_way.update(pool.submit(run, number) for number in numbers)
+
+
+def _shut_down(pool: Any, under_way: set[Any]) -> None:
+    """Wait for the running calls, for STOP_S at most."""
+    from concurrent.futures import wait
+
+    pool.shutdown(wait=False, cancel_futures=True)
+    running = wait([future for future in under_way if not future.cancelled()], defaults.STOP_S).not_done
+    if running:
+        log.warning("%s: no answer within %g s", plural(len(running), "call"), defaults.STOP_S)
+    pool.shutdown(wait=not running)
 
 
 def _rest_s(refusal: RetryLater, number: int, since: dict[tuple[str, int], float]) -> float:
