@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from pathlib import Path
 
 import pytest
@@ -160,16 +159,10 @@ def test_a_misc_that_is_no_directory_is_explained(
 def test_a_misc_that_disappears_in_mid_run_is_explained(
     main: InProcess, proxy: HttpProxy, elf: Elf, account: Account, tmp_path: Path, explained: Explained
 ) -> None:
-    def remove() -> None:
-        proxy.await_hang(PATIENCE_S)
-        elf.misc.rename(tmp_path / "trash")
-        proxy.release()
-
     proxy.inject("CreateKeysAndCertificate", LATE)
-    other = threading.Thread(target=remove)
-    other.start()
-    explained(main("create", status=1), "FileMissing", elf.misc)
-    other.join()
+    with proxy.while_hanging(lambda: elf.misc.rename(tmp_path / "trash"), PATIENCE_S):
+        result = main("create", status=1)
+    explained(result, "FileMissing", elf.misc)
     (tmp_path / "trash").rename(elf.misc)
     main("clean")
     assert account.is_empty()
