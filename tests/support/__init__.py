@@ -12,3 +12,5 @@ http_proxy   between ELF and MiniStack: AWS's distance, its quotas, its faults
 mqtt_proxy   between things and MiniStack: messages are lost, repeated, swapped
 witness/, as_on_windows/   what the Python of an elf.py under test loads first
 """
+
+from support import program as program  # which lets Python find iot_elf
