@@ -501,7 +501,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
     ]
     if set(existing) - set(names):
         raise ElfError(
-            "MoreThings",
+            "TooManyThings",
             f"there are already {text.plural(len(existing), 'thing')}, more than the {len(names)} requested",
             "remove them all with `elf.py clean`, then run `elf.py create` again",
         )

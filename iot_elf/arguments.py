@@ -141,4 +141,4 @@ class Parser(argparse.ArgumentParser):
         cause, remedy = f"{message}{suggestion}", f"see {self.prog} --help"
         with contextlib.suppress(OSError):
             sys.stderr.write(redacted(printable(f"{self.prog}: error: {cause} ({remedy})")) + "\n")
-        raise UsageError("Usage", cause, remedy)
+        raise UsageError("WrongUsage", cause, remedy)

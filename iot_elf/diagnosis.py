@@ -179,8 +179,8 @@ def connect_failure(error: Exception, thing: str, endpoint: Endpoint, files: Thi
     else:
         return error
     if not endpoint.proxy and not isinstance(error, ssl.SSLError):
-        name, _ = proxy_in_environment()
-        hint = f"NO_PROXY or --proxy keeps ELF from {name}" if name else "if you need a proxy, set --proxy"
+        variable, _ = proxy_in_environment()
+        hint = f"NO_PROXY or --proxy keeps ELF from {variable}" if variable else "if you need a proxy, set --proxy"
         remedy = f"{remedy}; {hint}"
     elif isinstance(error, socket.gaierror):
         remedy = "use socks5h:// instead of socks5://: the proxy resolves the name then"
@@ -212,7 +212,7 @@ def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             return ElfError(
-                "NotAPair",
+                "KeyMismatch",
                 f"the certificate and the key of {thing} do not match: {error}",
                 f"restore {file} and its .pem from one backup; without one, {errors.RECREATE}",
             )

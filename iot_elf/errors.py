@@ -19,116 +19,149 @@ RECREATE = "`elf.py clean` and `elf.py create` recreate the fleet"
 RESTORE_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {RECREATE}"
 SEE_ABOVE = "see the lines above"
 _CHECK_CREDENTIALS = "check the credentials with `aws sts get-caller-identity`"
-# What libraries raise, by AWS error code, class or errno (the most specific counts): what is wrong, and what to do.
-# {error} is its message. docs/troubleshooting.md has all of them.
+# What libraries raise: the failure's name, then AWS error codes, classes and errnos that mean it (the most specific
+# counts); what is wrong, and what to do. {error} is the library's message. docs/troubleshooting.md has all of them.
 FAILURES: Mapping[str, tuple[str, str]] = {
     # botocore: credentials and configuration
-    "NoCredentialsError PartialCredentialsError": (
+    "CredentialsMissing NoCredentialsError PartialCredentialsError": (
         "AWS credentials are missing or incomplete: {error}",
         "run `aws configure` (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY), "
         "or try ELF without an AWS account: `elf.py --local create`",
     ),
-    "ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InvalidDefaultsMode "
+    "BadAwsConfiguration ProfileNotFound ConfigParseError ConfigNotFound InvalidConfigError InvalidDefaultsMode "
     "InvalidRetryConfigurationError InvalidProxiesConfigError InvalidIMDSEndpointError InvalidIMDSEndpointModeError "
     "InvalidSTSRegionalEndpointsConfigError UnknownCredentialError UnsupportedSignatureVersionError": (
         "the AWS configuration is not valid: {error}",
         "choose one of `aws configure list-profiles` with --profile, or fix ~/.aws/config",
     ),
-    "InfiniteLoopConfigError": ("profiles form a loop: {error}", "set a source_profile that has credentials"),
-    "BaseEndpointResolverError EndpointProviderError InvalidRegionError UnknownRegionError ServiceNotInRegionError "
-    "InvalidEndpointConfigurationError InvalidHostLabelError": (
+    "ProfileLoop InfiniteLoopConfigError": (
+        "profiles form a loop: {error}",
+        "set a source_profile that has credentials",
+    ),
+    "NoSuchEndpoint BaseEndpointResolverError EndpointProviderError InvalidRegionError UnknownRegionError "
+    "ServiceNotInRegionError InvalidEndpointConfigurationError InvalidHostLabelError": (
         "no endpoint for this region and configuration: {error}",
         "check --region, and AWS_USE_FIPS_ENDPOINT and AWS_USE_DUALSTACK_ENDPOINT",
     ),
     # Ways to sign in: botocore's classes and names of its providers, and what STS answers
-    "SSOError TokenRetrievalError NoAuthTokenError": ("not signed in to SSO: {error}", "sign in with `aws sso login`"),
-    "LoginError": ("not signed in with `aws login`: {error}", "sign in again: aws login"),
-    "RefreshWithMFAUnsupportedError": (
+    "NotSignedInToSso SSOError TokenRetrievalError NoAuthTokenError": (
+        "not signed in to SSO: {error}",
+        "sign in with `aws sso login`",
+    ),
+    "NotSignedIn LoginError": ("not signed in with `aws login`: {error}", "sign in again: aws login"),
+    "RoleSessionEnded RefreshWithMFAUnsupportedError": (
         "the role's session has ended: {error}",
         "run the same command again: it asks for a new MFA code",
     ),
     "WrongMfaCode": ("AWS refuses the MFA code: {error}", "use the next code, as each works once, or check mfa_serial"),
-    "InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
+    "WebIdentityRefused InvalidIdentityToken IDPRejectedClaim IDPCommunicationError": (
         "AWS does not accept the web identity token: {error}",
         "renew the file in AWS_WEB_IDENTITY_TOKEN_FILE or web_identity_token_file; check the role's trust policy",
     ),
-    "custom-process": ("the credential_process command failed: {error}", "run it by hand; it is in ~/.aws/config"),
-    "container-role EcsContainer": ("the container provides no credentials: {error}", "check its task's or pod's role"),
-    "Ec2InstanceMetadata iam-role": ("the EC2 instance provides no AWS credentials: {error}", "attach a role to it"),
-    "CredentialRetrievalError MetadataRetrievalError": ("could not get AWS credentials: {error}", _CHECK_CREDENTIALS),
-    "ExpiredTokenException ExpiredToken": ("the AWS credentials have expired: {error}", "set new ones, or sign in"),
-    "UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
+    "CredentialProcessFailed custom-process": (
+        "the credential_process command failed: {error}",
+        "run it by hand; it is in ~/.aws/config",
+    ),
+    "NoContainerCredentials container-role EcsContainer": (
+        "the container provides no credentials: {error}",
+        "check its task's or pod's role",
+    ),
+    "NoInstanceCredentials Ec2InstanceMetadata iam-role": (
+        "the EC2 instance provides no AWS credentials: {error}",
+        "attach a role to it",
+    ),
+    "CredentialsUnavailable CredentialRetrievalError MetadataRetrievalError": (
+        "could not get AWS credentials: {error}",
+        _CHECK_CREDENTIALS,
+    ),
+    "CredentialsExpired ExpiredTokenException ExpiredToken": (
+        "the AWS credentials have expired: {error}",
+        "set new ones, or sign in",
+    ),
+    "CredentialsUnknown UnrecognizedClientException InvalidClientTokenId MissingAuthenticationToken": (
         "AWS does not know these credentials: {error}",
         f"{_CHECK_CREDENTIALS}; if they work there, the account has not enabled this region: choose another --region",
     ),
-    "InvalidSignatureException SignatureDoesNotMatch IncompleteSignature": (
+    "WrongSecretKey InvalidSignatureException SignatureDoesNotMatch IncompleteSignature": (
         "the AWS secret access key does not match the access key: {error}",
         "set the access key and its secret again, with `aws configure` or in the environment",
     ),
-    "OptInRequired RegionDisabledException": (
+    "RegionNotEnabled OptInRequired RegionDisabledException": (
         "the account has not enabled this region or service: {error}",
         "enable it (AWS console, Account, AWS Regions), or choose another --region",
     ),
     # botocore: the way to AWS
-    "NameResolutionError": ("could not resolve the control plane's host name: {error}", _CHECK_NETWORK),
-    "EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError HTTPClientError "
-    "IncompleteReadError": ("could not reach the control plane: {error}", _CHECK_NETWORK),
-    "SSLError": (
+    "ControlPlaneUnknown NameResolutionError": (
+        "could not resolve the control plane's host name: {error}",
+        _CHECK_NETWORK,
+    ),
+    "ControlPlaneUnreachable EndpointConnectionError ConnectTimeoutError ReadTimeoutError ConnectionClosedError "
+    "HTTPClientError IncompleteReadError": ("could not reach the control plane: {error}", _CHECK_NETWORK),
+    "ControlPlaneTlsFails SSLError": (
         "TLS to the control plane failed: {error}",
         "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
     ),
-    "ProxyConnectionError": (
+    "ControlPlaneProxyFails ProxyConnectionError": (
         "could not get through the proxy: {error}",
         "check HTTPS_PROXY, its user and password, or bypass it with NO_PROXY=.amazonaws.com",
     ),
-    "NotAwsError ResponseParserError": ("the server at the control plane's endpoint is not AWS IoT", _LOGIN_PAGE),
+    "NotAws NotAwsError ResponseParserError": (
+        "the server at the control plane's endpoint is not AWS IoT",
+        _LOGIN_PAGE,
+    ),
     # AWS
-    "RequestTimeTooSkewed RequestExpired": (
+    "ClockWrong RequestTimeTooSkewed RequestExpired": (
         "this machine's clock is wrong: {error}",
         "set it (`timedatectl set-ntp true`, or the system's settings), and run the command again",
     ),
-    "AccessDeniedException AccessDenied UnauthorizedException ForbiddenException NotAuthorized": (
+    "AccessDenied AccessDeniedException UnauthorizedException ForbiddenException NotAuthorized": (
         "AWS denies {action} to {who}: {error}",
         "allow that user or role the action (IAM policy: docs/aws.md; to assume a role, check its trust policy)",
     ),
-    "ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CONTINUE),
-    "InternalFailureException InternalServerException ServiceUnavailableException InternalFailure ServiceUnavailable "
-    "InternalException RequestAbortedException RequestTimeoutException": (
+    "Throttled ThrottlingException TooManyRequestsException": ("AWS throttles this account: {error}", _CONTINUE),
+    "AwsInternalError InternalFailureException InternalServerException ServiceUnavailableException InternalFailure "
+    "ServiceUnavailable InternalException RequestAbortedException RequestTimeoutException": (
         "AWS IoT had an internal error: {error}",
         _CONTINUE,
     ),
-    "LimitExceededException VersionsLimitExceededException ServiceQuotaExceededException": (
+    "LimitReached LimitExceededException VersionsLimitExceededException ServiceQuotaExceededException": (
         "the account's limit is reached: {error}",
         "request an increase under Service Quotas in the AWS console, or delete what is not needed",
     ),
-    "ResourceNotFoundException": (
+    "NotFoundInAws ResourceNotFoundException": (
         "not found in AWS: {error}",
         f"it was deleted by someone else, or this is another region or account; {RECREATE}",
     ),
-    "InvalidRequestException ClientError": (
+    "RequestRejected InvalidRequestException ClientError": (
         "AWS rejected the request ({name}): {error}",
         "run the command again with --debug, and report what it shows",
     ),
-    "DeleteConflictException CertificateStateException VersionConflictException": (
+    "DeletionRefused DeleteConflictException CertificateStateException VersionConflictException": (
         "AWS refuses to delete it: {error}",
         "run the same command again later: AWS lists nothing else that uses it",
     ),
     # The system
-    "ELOOP": ("found a symbolic link in place of ELF's own file: {error}", "remove it, or use another --misc-dir"),
-    "ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space, then run the same command again"),
-    "FileNotFoundError": ("a file is missing: {error}", "restore it, or fix the setting that names it"),
-    "OSError": (
+    "SymbolicLink ELOOP": (
+        "found a symbolic link in place of ELF's own file: {error}",
+        "remove it, or use another --misc-dir",
+    ),
+    "DiskFull ENOSPC EDQUOT EFBIG": ("the disk is full: {error}", "free some space, then run the same command again"),
+    "FileMissing FileNotFoundError": ("a file is missing: {error}", "restore it, or fix the setting that names it"),
+    "OperatingSystemError OSError": (
         "operating system error: {error}",
         "check the file, its owner and the disk, or choose another directory with --misc-dir",
     ),
     # Python
-    "ModuleNotFoundError MissingDependencyException DataNotFoundError ApiVersionNotFoundError": (
+    "PackageMissing ModuleNotFoundError MissingDependencyException DataNotFoundError ApiVersionNotFoundError": (
         "a Python package is missing or incomplete: {error}",
         "{install}, or run ELF with `uv run elf.py`",
     ),
-    "Exception": ("unexpected {name}: {error}", "run the command again with --debug to see where it comes from"),
+    "Unexpected Exception": (
+        "unexpected {name}: {error}",
+        "run the command again with --debug to see where it comes from",
+    ),
 }
-FAILURE_OF = {name: failure for names, failure in FAILURES.items() for name in names.split()}
+FAILURE_OF = {each: (names.split()[0], *words) for names, words in FAILURES.items() for each in names.split()}
 # After one of these, AWS has not acted on the call, and it may succeed if repeated.
 BUSY_ERRORS = frozenset(
     "ThrottlingException TooManyRequestsException ServiceUnavailableException ServiceUnavailable InternalFailure "
@@ -176,7 +209,7 @@ class NotAwsError(ElfError):
     """The answer did not come from AWS IoT."""
 
     def __init__(self, endpoint: str) -> None:
-        super().__init__("NotAwsError", f"the server at {endpoint} is not AWS IoT", _LOGIN_PAGE)
+        super().__init__("NotAws", f"the server at {endpoint} is not AWS IoT", _LOGIN_PAGE)
 
 
 def error_names(error: BaseException) -> list[str]:
@@ -209,8 +242,7 @@ def explained(error: BaseException) -> ElfError:
         "action": action[1] if action else f"{SIGN_IN_OPERATIONS.get(operation, 'iot')}:{operation}",
         "who": who[1] if who else "these credentials",
     }
-    name = next(name for name in error_names(error) if name in FAILURE_OF)
-    cause, remedy = FAILURE_OF[name]
+    name, cause, remedy = next(FAILURE_OF[name] for name in error_names(error) if name in FAILURE_OF)
     if "{install}" in remedy:  # which looks for packages on the disk
         facts["install"] = how_to_install("requirements.txt")
     return ElfError(name, cause.format(**facts), remedy.format(**facts))
@@ -301,7 +333,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
         self.thing, self.endpoint, self.action, self.subject = thing, endpoint, action, subject
         words = {
             "iot:Connect": (
-                "Refused",
+                "ConnectRefused",
                 f"{thing} can't connect to {endpoint}, which refuses it: {reason}",
                 "check its certificate and policy in the AWS IoT console (Security), or run the command again: "
                 "a recent change may not have taken effect yet",

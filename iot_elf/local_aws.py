@@ -140,7 +140,7 @@ def find_or_start(directory: Path, check: Callable[[], object], say: Callable[[s
             )
         if time.monotonic() > deadline:
             raise LocalAwsError(
-                "LocalSilent",
+                "LocalUnanswered",
                 f"the embedded AWS IoT did not answer within {START_S:g} s",
                 f"see why in {directory / LOG}, and kill its process if it is still running",
             )

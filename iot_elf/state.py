@@ -103,7 +103,7 @@ class Place(NamedTuple):
         """Return it in lower case where AWS uses lower case. Raises ElfError for a value that is not valid."""
         if "@" in (self.endpoint_url or ""):
             raise ElfError(
-                "BadEndpointUrl",
+                "LoginInEndpointUrl",
                 "the endpoint URL contains a user name or password, which AWS does not use and ELF does not record",
                 "remove what is before the @ in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
             )

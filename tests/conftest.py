@@ -4,23 +4,65 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import botocore.loaders
 import pytest
 from support.aws import ANYTHING, Account, AwsService, aws_service
+from support.failures import SEEN, UNSEEN, Explained, assert_explained, failure_names
 from support.http_proxy import HttpProxy
 from support.machine import WITNESS, kill_servers_of
 from support.mqtt import END, Client
 from support.networks import Relay
 from support.program import Limits, set_limits
-from support.shell import Elf, InProcess, Pair
+from support.shell import Elf, InProcess, Pair, Result
+
+UNSEEN_FAILURES = pytest.StashKey[list[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:ssl.PROTOCOL_TLS is deprecated:DeprecationWarning")  # the SDK's
+    config.stash[SEEN] = set()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A worker of pytest-xdist has ended."""
+    node.config.stash[SEEN].update(getattr(node, "workeroutput", {}).get("failures", ()))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """After a run of all tests that has succeeded: let it fail if a failure of ELF's was seen in none."""
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["failures"] = sorted(config.stash[SEEN])
+        return
+    options = vars(config.option)
+    is_part = any(options.get(name) for name in ("keyword", "markexpr", "lf", "deselect", "ignore", "collectonly"))
+    if os.name == "posix" and not exitstatus and not is_part and config.args == config.getini("testpaths"):
+        config.stash[UNSEEN_FAILURES] = sorted(failure_names() - config.stash[SEEN] - UNSEEN.keys())
+        if config.stash[UNSEEN_FAILURES]:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    for name in config.stash.get(UNSEEN_FAILURES, ()):
+        terminalreporter.write_line(f"no test provokes this failure, or looks at its name: {name}", red=True)
+
+
+@pytest.fixture
+def explained(request: pytest.FixtureRequest) -> Explained:
+    """Make sure that a failure of some name was explained, with these facts; note that a test has seen it."""
+
+    def explained(result: Result, name: str, *facts: object) -> None:
+        assert_explained(result, name, *facts)
+        request.config.stash[SEEN].add(name)
+
+    return explained
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

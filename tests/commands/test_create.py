@@ -6,6 +6,7 @@ import re
 
 import pytest
 from support.aws import REGION, Account
+from support.failures import Explained
 from support.shell import Elf, InProcess
 
 
@@ -98,12 +99,13 @@ def test_create_makes_again_what_is_gone_in_aws(
     assert account.is_empty()
 
 
-def test_create_with_fewer_changes_nothing_and_names_clean(main: InProcess, elf: Elf, account: Account) -> None:
+def test_create_with_fewer_changes_nothing_and_names_clean(
+    main: InProcess, elf: Elf, account: Account, explained: Explained
+) -> None:
     main("create", 2)
     before = account.snapshot(), elf.recorded()
     refused = main("create", 1, status=1)
-    assert "there are already 2 things" in refused.err
-    assert "elf.py clean" in refused.err
+    explained(refused, "TooManyThings", "2 things", "`elf.py clean`")
     assert (account.snapshot(), elf.recorded()) == before
 
 
@@ -198,32 +200,34 @@ def test_create_says_last_what_comes_next(elf: Elf) -> None:
     assert "now:" not in elf("create", 0, status=2).err
 
 
-def test_without_credentials_the_error_suggests_both_ways_on(main: InProcess, elf: Elf) -> None:
+def test_without_credentials_the_error_suggests_both_ways_on(main: InProcess, elf: Elf, explained: Explained) -> None:
     main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    result = main("create", status=1)
-    assert "AWS credentials are missing" in result.err
-    assert "aws configure" in result.err
-    assert "--local" in result.err
+    explained(main("create", status=1), "CredentialsMissing", "`aws configure`", "`elf.py --local create`")
     assert elf.recorded() == {}
 
 
 @pytest.mark.parametrize(
-    ("environment", "options", "says"),
+    ("environment", "options", "failure", "fact"),
     [
-        ({"AWS_PROFILE": "nobody"}, (), "nobody"),
-        ({}, ("--profile", "nobody"), "nobody"),
-        ({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, (), "AWS does not know these credentials"),
-        ({"AWS_REGION": "not a region"}, (), "not a region"),
+        ({"AWS_PROFILE": "nobody"}, (), "BadAwsConfiguration", "nobody"),
+        ({}, ("--profile", "nobody"), "BadAwsConfiguration", "nobody"),
+        ({"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE"}, (), "CredentialsUnknown", ""),
+        ({"AWS_REGION": "not a region"}, (), "BadPlace", "not a region"),
     ],
 )
 def test_a_create_that_cannot_reach_aws_says_why_and_leaves_nothing(
-    main: InProcess, elf: Elf, account: Account, environment: dict[str, str], options: tuple[str, ...], says: str
+    main: InProcess,
+    elf: Elf,
+    account: Account,
+    environment: dict[str, str],
+    options: tuple[str, ...],
+    failure: str,
+    fact: str,
+    explained: Explained,
 ) -> None:
     main.use(environment)
     result = main("create", *options, status=1)
-    causes = [line for line in result.err.splitlines() if ":ERROR - " in line]
-    assert len(causes) == 2
-    assert says in causes[0]
-    assert " - what to do: " in causes[1]
+    explained(result, failure, fact)
+    assert result.err.count(":ERROR - ") == 2
     assert elf.recorded() == {}
     assert account.is_empty()

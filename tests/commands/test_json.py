@@ -122,13 +122,13 @@ def test_subscribe_tells_of_each_message_that_comes(pair: Pair, connect: Callabl
     assert objects(out)[-1]["received"] == 4
 
 
-def test_a_command_that_fails_has_its_cause_and_remedy_in_the_summary(elf: Elf) -> None:
+def test_a_command_that_fails_has_its_name_cause_and_remedy_in_the_summary(elf: Elf) -> None:
     result = elf("send", *JSON, status=1)
     (summary,) = objects(result.out)
     cause, remedy = (line for line in result.lines if line)
     assert summary == {
         **{"event": "summary", "command": "send", "exitStatus": 1},
-        "error": {"cause": cause, "remedy": remedy.removeprefix("what to do: ")},
+        "error": {"name": "NoThings", "cause": cause, "remedy": remedy.removeprefix("what to do: ")},
     }
 
 

@@ -227,6 +227,7 @@ def test_wrong_usage_is_in_the_summary_where_json_was_asked_for(
     (summary,) = map(json.loads, result.out.splitlines())
     error = summary.pop("error")
     assert summary == {"event": "summary", "command": command, "exitStatus": 2}
+    assert error["name"] == "WrongUsage"
     assert cause in error["cause"]
     named = f"elf.py {command}" if command else "elf.py"
     assert error["remedy"] == f"see {named} --help"

@@ -6,6 +6,7 @@ import json
 
 import pytest
 from support.aws import REGION, SECRET, Account, AwsService
+from support.failures import Explained
 from support.shell import Elf, InProcess
 
 ONCE = ("--duration", "0.01")
@@ -40,7 +41,7 @@ def test_later_commands_need_no_options(main: InProcess, elf: Elf, account: Acco
     assert account.things("eu-west-1") == []
 
 
-def test_a_profile_is_remembered_and_used(main: InProcess, elf: Elf, account: Account) -> None:
+def test_a_profile_is_remembered_and_used(main: InProcess, elf: Elf, account: Account, explained: Explained) -> None:
     (elf.home / ".aws").mkdir()
     (elf.home / ".aws" / "config").write_text("[profile lamp]\nregion = eu-central-1\n")
     (elf.home / ".aws" / "credentials").write_text(
@@ -50,8 +51,7 @@ def test_a_profile_is_remembered_and_used(main: InProcess, elf: Elf, account: Ac
     main("--profile", "lamp", "create")
     assert account.things("eu-central-1") == ["thing_0"]
     refused = main("--profile", "other", "clean", status=1)
-    assert "--profile other does not match" in refused.err
-    assert "profile lamp" in refused.err
+    explained(refused, "PlaceDiffers", "--profile other ", "profile lamp")
     main("create", 2)
     main("clean")
     assert account.things("eu-central-1") == []
@@ -104,20 +104,20 @@ def test_what_is_lower_case_by_definition_may_be_written_in_capitals(
 
 
 @pytest.mark.parametrize(
-    ("options", "environment", "status", "cause"),
+    ("options", "environment", "status", "failure", "fact"),
     [
-        (("--region", "US West"), {}, 2, "'US West' is not a valid region"),
-        (("--region", "-"), {}, 2, "'-' is not a valid region"),
-        ((), {"AWS_REGION": "US West"}, 1, "'US West' is not a valid region"),
-        (("--profile", "a\nb"), {}, 2, "is not a valid profile"),
-        (("--endpoint-url", "localhost:4566"), {}, 2, "'localhost:4566' is not a valid endpoint URL"),
-        (("--endpoint-url", "http://elf:hunter2@localhost:9"), {}, 2, "contains a user name or password"),
-        (("--endpoint-url", "elf:hunter2@localhost"), {}, 2, "contains a user name or password"),
-        ((), {"AWS_ENDPOINT_URL": "http://elf:hunter2@localhost:9"}, 1, "contains a user name or password"),
-        ((), {"AWS_ENDPOINT_URL": "elf:hunter2@local_host"}, 1, "does not start with http:// or https://"),
-        ((), {"AWS_ENDPOINT_URL": "localhost:4566"}, 1, "does not start with http:// or https://"),
-        (("--endpoint-url", "http://localstack_main:9"), {}, 1, "has an underscore (_) in its host name"),
-        ((), {"AWS_ENDPOINT_URL": "http://-"}, 1, "the endpoint URL is not valid"),
+        (("--region", "US West"), {}, 2, None, "'US West'"),
+        (("--region", "-"), {}, 2, None, "'-'"),
+        ((), {"AWS_REGION": "US West"}, 1, "BadPlace", "'US West'"),
+        (("--profile", "a\nb"), {}, 2, None, r"'a\nb'"),
+        (("--endpoint-url", "localhost:4566"), {}, 2, None, "'localhost:4566'"),
+        (("--endpoint-url", "http://elf:hunter2@localhost:9"), {}, 2, None, "user name or password"),
+        (("--endpoint-url", "elf:hunter2@localhost"), {}, 2, None, "user name or password"),
+        ((), {"AWS_ENDPOINT_URL": "http://elf:hunter2@localhost:9"}, 1, "LoginInEndpointUrl", "user name or password"),
+        ((), {"AWS_ENDPOINT_URL": "elf:hunter2@local_host"}, 1, "BadEndpointUrl", "http:// or https://"),
+        ((), {"AWS_ENDPOINT_URL": "localhost:4566"}, 1, "BadEndpointUrl", "http:// or https://"),
+        (("--endpoint-url", "http://localstack_main:9"), {}, 1, "BadEndpointUrl", "an underscore (_)"),
+        ((), {"AWS_ENDPOINT_URL": "http://-"}, 1, "BadEndpointUrl", "AWS_ENDPOINT_URL"),
     ],
 )
 def test_a_place_that_could_not_be_recorded_is_refused_before_anything_is_made(
@@ -127,13 +127,16 @@ def test_a_place_that_could_not_be_recorded_is_refused_before_anything_is_made(
     options: tuple[str, ...],
     environment: dict[str, str],
     status: int,
-    cause: str,
+    failure: str | None,
+    fact: str,
+    explained: Explained,
 ) -> None:
     main.use(environment)
-    said = main("create", *options, status=status).err
-    assert cause in said
-    assert "unexpected" not in said
-    assert "hunter2" not in said
+    result = main("create", *options, status=status)
+    if failure:
+        explained(result, failure, fact)
+    assert fact in result.err
+    assert "hunter2" not in result.err
     assert "fleet" not in (elf.elf_json() if (elf.misc / "elf.json").exists() else {})
     assert account.is_empty()
 
@@ -172,7 +175,7 @@ def test_after_clean_the_next_fleet_may_live_elsewhere(main: InProcess, account:
 
 @pytest.mark.parametrize("command", ["create", "send", "subscribe", "clean"])
 def test_credentials_of_another_account_are_refused_and_nothing_is_lost(
-    main: InProcess, elf: Elf, account: Account, service: AwsService, command: str
+    main: InProcess, elf: Elf, account: Account, service: AwsService, command: str, explained: Explained
 ) -> None:
     main("create")
     stranger = Account(service)
@@ -180,8 +183,7 @@ def test_credentials_of_another_account_are_refused_and_nothing_is_lost(
     before = account.snapshot(), elf.recorded(), elf.files()
     arguments = {"create": (2,), "clean": ()}.get(command, (*elf.to_broker, *ONCE))
     refused = main(command, *arguments, status=1)
-    assert "for another account" in refused.err
-    assert account.id in refused.err
+    explained(refused, "OtherAccount", account.id)
     assert (account.snapshot(), elf.recorded(), elf.files()) == before
     assert stranger.is_empty()
     main.use(account.credentials)

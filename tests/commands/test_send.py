@@ -12,6 +12,7 @@ from types import ModuleType
 
 import pytest
 from support.aws import Account, AwsService
+from support.failures import Explained
 from support.mqtt import Client, Heard, mqtt_client_of
 from support.program import ROOT
 from support.shell import Elf, InProcess, Pair
@@ -94,29 +95,37 @@ def test_a_json_message_is_the_object_in_the_file_plus_ts(
     assert message == sent
 
 
+INVALID = "MessageFileInvalid"
+
+
 @pytest.mark.parametrize(
-    ("content", "problem"),
+    ("content", "failure", "fact"),
     [
-        (None, "could not read"),
-        (b"", "message.json: Expecting value"),
-        (b"{'python': 1}", "message.json: Expecting property name"),
-        (b"\xff\xfe\x00", "message.json: 'utf-8' codec"),
-        (b'{"number": NaN}', "message.json: NaN is not JSON"),
-        (b"[" * 100_000, "the JSON object nests too deep"),
-        (b"[1, 2]", "not a JSON object"),
-        (b'"text"', "not a JSON object"),
-        (b'{"a": 1,]', "message.json: Expecting property name"),
+        (None, INVALID, "No such file"),
+        (b"", INVALID, "message.json: Expecting value"),
+        (b"{'python': 1}", INVALID, "message.json: Expecting property name"),
+        (b"\xff\xfe\x00", INVALID, "message.json: 'utf-8' codec"),
+        (b'{"number": NaN}', INVALID, "message.json: NaN is not JSON"),
+        (b"[" * 100_000, "JsonTooDeep", "--raw"),
+        (b"[1, 2]", INVALID, "not a JSON object"),
+        (b'"text"', INVALID, "not a JSON object"),
+        (b'{"a": 1,]', INVALID, "message.json: Expecting property name"),
     ],
 )
 def test_a_bad_json_message_is_refused_before_anything_is_sent(
-    main_of_pair: InProcess, pair: Pair, tmp_path: Path, content: bytes | None, problem: str
+    main_of_pair: InProcess,
+    pair: Pair,
+    tmp_path: Path,
+    content: bytes | None,
+    failure: str,
+    fact: str,
+    explained: Explained,
 ) -> None:
     file = tmp_path / "message.json"
     if content is not None:
         file.write_bytes(content)
     result = main_of_pair("send", *pair.to_broker, *ONCE, "--json-message", file, status=1 if content is None else 2)
-    assert problem in result.err
-    assert "what to do: " in result.err
+    explained(result, failure, fact)
     assert "posting" not in result.err
 
 
@@ -199,7 +208,7 @@ def test_a_reserved_topic_gets_the_bytes_of_the_file(
 
 @pytest.mark.parametrize(("extra", "status"), [(0, 0), (1, 2)])
 def test_a_message_may_have_128_kib_and_no_more(
-    main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path, extra: int, status: int
+    main_of_pair: InProcess, pair: Pair, ear: Client, tmp_path: Path, extra: int, status: int, explained: Explained
 ) -> None:
     around = len(json.dumps({"msg": "", "ts": f"{time.time():.3f}"}))
     file = tmp_path / "long.json"
@@ -207,7 +216,7 @@ def test_a_message_may_have_128_kib_and_no_more(
     result = main_of_pair("send", *pair.to_broker, *ONCE, "--json-message", file, status=status)
     lengths = [len(heard.payload) for heard in ear.hear_all()]
     if status:
-        assert "128 KiB" in result.err
+        explained(result, "MessageTooLong", "128 KiB")
         assert lengths == []
     else:
         assert lengths == [128 * 1024] * 2

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from support.aws import AwsService
+from support.failures import Explained
 from support.mqtt import SUBSCRIBE, Broker, Client, Peer, answer_to, publish
 from support.mqtt_proxy import DROP, REPEAT, REPEAT_LATER, SWAP, MqttProxy
 from support.networks import Relay
@@ -81,21 +82,27 @@ def test_sequence_adds_the_thing_its_number_and_the_run(
 
 
 @pytest.mark.parametrize(
-    ("options", "why"),
+    ("options", "failure", "fact"),
     [
-        *((("--json-message", f'{{"{name}": 1}}'), f"already has '{name}'") for name in ("thing", "seq", "run")),
-        (("--raw",), "no effect with --raw"),
-        (("--topic", "$aws/things/{thing_name}/shadow/get"), "or on AWS IoT's own topics"),
+        *((("--json-message", f'{{"{name}": 1}}'), "SequenceTaken", f"'{name}'") for name in ("thing", "seq", "run")),
+        (("--raw",), "SequenceUseless", "--raw"),
+        (("--topic", "$aws/things/{thing_name}/shadow/get"), "SequenceUseless", "AWS IoT's own topics"),
     ],
 )
 def test_a_sequence_that_can_not_be_is_wrong_usage(
-    main_of_pair: InProcess, pair: Pair, tmp_path: Path, options: tuple[str, ...], why: str
+    main_of_pair: InProcess,
+    pair: Pair,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    failure: str,
+    fact: str,
+    explained: Explained,
 ) -> None:
     if options[0] == "--json-message":
         (tmp_path / "message.json").write_text(options[1])
         options = "--json-message", str(tmp_path / "message.json")
     result = main_of_pair("send", *pair.to_broker, "--sequence", *options, status=2)
-    assert why in result.err
+    explained(result, failure, fact, "--sequence")
     assert "posting" not in result.err
 
 
@@ -162,7 +169,7 @@ FIGURES: dict[str, tuple[list[int], dict[str, int]]] = {
 
 
 def test_missing_messages_are_counted_by_sender_number_and_run(
-    main_of_pair: InProcess, broker_with: Callable[..., Broker]
+    main_of_pair: InProcess, broker_with: Callable[..., Broker], explained: Explained
 ) -> None:
     messages = [SOUND % (thing, n, run) for thing, (its, _) in FIGURES.items() for run in "ab" for n in its]
     messages += [json.dumps({"thing": "without_run", "seq": n, "more": [n]}) for n in (1, 2, 4)]
@@ -170,6 +177,7 @@ def test_missing_messages_are_counted_by_sender_number_and_run(
     options = ("--things", 1, "--count", len(messages) + 1, "--output", "json")
     result = main_of_pair("subscribe", *between.to_broker, *options, status=1)
     summary = summary_of(result.out)
+    explained(result, "MessagesMissing", f"{summary['missing']} messages")
     expected = {thing: {name: 2 * n for name, n in its.items()} for thing, (_, its) in FIGURES.items() if its}
     assert summary["senders"] == {**expected, "without_run": {"missing": 1}}
     for name in ("missing", "repeated", "outOfOrder"):

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -20,10 +21,11 @@ import boto3
 import botocore.exceptions
 import pytest
 from support.aws import SECRET, SESSION_TOKEN, Account, AwsService
+from support.failures import Explained
 from support.program import constant
-from support.shell import Elf, InProcess
+from support.shell import Elf, InProcess, Result
 
-from iot_elf.errors import cause_and_remedy
+from iot_elf import errors
 
 ROLE = "arn:aws:iam::123456789012:role/elf"
 USER = "arn:aws:iam::123456789012:user/elf"
@@ -119,125 +121,100 @@ DENIED = f"User: {USER} is not authorized to perform: sts:AssumeRole on resource
 
 
 @pytest.mark.parametrize(
-    ("config", "environment", "answer", "cause", "remedy"),
+    ("config", "environment", "answer", "failure", "facts"),
     [
-        pytest.param("", {}, None, "AWS credentials are missing or incomplete", "aws configure", id="nothing"),
-        pytest.param(SSO, {}, None, "not signed in to SSO: ", "aws sso login", id="SSO"),
-        pytest.param(LOGIN, {}, None, "not signed in with `aws login`: ", "aws login", id="login"),
+        pytest.param("", {}, None, "CredentialsMissing", "aws configure", id="nothing"),
+        pytest.param(SSO, {}, None, "NotSignedInToSso", "aws sso login", id="SSO"),
+        pytest.param(LOGIN, {}, None, "NotSignedIn", "aws login", id="login"),
         pytest.param(
-            ASSUME, {}, (403, "AccessDenied", DENIED), f"AWS denies sts:AssumeRole to {USER}", "trust policy", id="role"
+            *(ASSUME, {}, (403, "AccessDenied", DENIED), "AccessDenied", f"sts:AssumeRole to {USER}|trust policy"),
+            id="role",
         ),
-        pytest.param(
-            ASSUME,
-            {},
-            (400, "ValidationError", "no such role"),
-            "the AWS configuration is not valid: ",
-            "",
-            id="no role",
-        ),
+        pytest.param(ASSUME, {}, (400, "ValidationError", "no such role"), "BadAwsConfiguration", "", id="no role"),
         pytest.param(
             *(ASSUME, {}, (403, "SignatureDoesNotMatch", "Signature expired: 20261123T120000Z is now earlier than")),
-            *("this machine's clock is wrong", "timedatectl"),
+            *("ClockWrong", "timedatectl"),
             id="a clock that is slow",
         ),
         pytest.param(
             *(ASSUME, {}, (403, "RegionDisabledException", "STS is not activated in this region")),
-            *("the account has not enabled this region", "choose another --region"),
+            *("RegionNotEnabled", "--region"),
             id="a region that is not enabled",
         ),
-        pytest.param(
-            ASSUME,
-            {},
-            (403, "InvalidClientTokenId", "is invalid"),
-            "AWS does not know these credentials",
-            "",
-            id="keys",
-        ),
+        pytest.param(ASSUME, {}, (403, "InvalidClientTokenId", "is invalid"), "CredentialsUnknown", "", id="keys"),
         pytest.param(
             ASSUME.replace("source_profile = base", "source_profile = gone"),
-            *(
-                {},
-                None,
-                'The source_profile "gone" referenced in the profile "default" does not exist',
-                "~/.aws/config",
-            ),
+            *({}, None, "BadAwsConfiguration", 'The source_profile "gone" referenced in|"default"|~/.aws/config'),
             id="no source profile",
         ),
         pytest.param(
             ASSUME.replace(KEYS, f"role_arn = {ROLE}\nsource_profile = default\n"),
-            *({}, None, "profiles form a loop: ", "source_profile"),
+            *({}, None, "ProfileLoop", "source_profile"),
             id="a circle",
         ),
-        pytest.param(MFA, {}, None, "could not ask for an MFA code: this is not a terminal", "export", id="MFA"),
+        pytest.param(MFA, {}, None, "NoTerminal", "aws configure export-credentials", id="MFA"),
         pytest.param(
             *("", WEB, (400, "InvalidIdentityToken", "Incorrect token audience")),
-            *("AWS does not accept the web identity token: Incorrect token audience", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+            *("WebIdentityRefused", "Incorrect token audience|AWS_WEB_IDENTITY_TOKEN_FILE"),
             id="web identity",
         ),
         pytest.param(
             *("", WEB, (400, "ExpiredTokenException", "Token expired")),
-            *("AWS does not accept the web identity token: Token expired", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+            *("WebIdentityRefused", "Token expired|AWS_WEB_IDENTITY_TOKEN_FILE"),
             id="an old web identity",
         ),
         pytest.param(
             *("", WEB, (403, "AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity")),
-            *("AWS denies sts:AssumeRoleWithWebIdentity to ", "trust policy"),
+            *("AccessDenied", "sts:AssumeRoleWithWebIdentity|trust policy"),
             id="a web identity that may not",
         ),
         pytest.param(
             *("", {**WEB, "AWS_WEB_IDENTITY_TOKEN_FILE": "/nowhere/token"}, None),
-            *("could not get AWS credentials: FileNotFoundError: [Errno 2] No such file or directory: '/nowhere",),
-            "AWS_WEB_IDENTITY_TOKEN_FILE",
+            *("CredentialsUnavailable", "FileNotFoundError|/nowhere/token|AWS_WEB_IDENTITY_TOKEN_FILE"),
             id="no web identity file",
         ),
         pytest.param(
             *("", {**WEB, "AWS_WEB_IDENTITY_TOKEN_FILE": os.devnull}, None),
-            *("could not get AWS credentials: ParamValidationError: ", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+            *("CredentialsUnavailable", "ParamValidationError|AWS_WEB_IDENTITY_TOKEN_FILE"),
             id="an empty web identity file",
         ),
         pytest.param(
-            *(say("exit('insert the card')"), {}, None),
-            *("the credential_process command failed: ", "run it by hand"),
+            *(say("exit('insert the card')"), {}, None, "CredentialProcessFailed", "insert the card|~/.aws/config"),
             id="a command that fails",
         ),
         pytest.param(
-            *(say("print('Hello')"), {}, None, "could not get AWS credentials: JSONDecodeError", "credential_process"),
+            *(say("print('Hello')"), {}, None, "CredentialsUnavailable", "JSONDecodeError|credential_process"),
             id="a command that says something else",
         ),
         pytest.param(
             *("[default]\ncredential_process = /nowhere/card\n", {}, None),
-            *("could not get AWS credentials: FileNotFoundError", "credential_process /nowhere/card"),
+            *("CredentialsUnavailable", "FileNotFoundError|credential_process /nowhere/card"),
             id="no such command",
         ),
         pytest.param(
             *("", CONTAINER, (403, "AccessDenied", "no role")),
-            *("the container provides no credentials: ", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+            *("NoContainerCredentials", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
             id="container",
         ),
         pytest.param(
             f"[default]\nrole_arn = {ROLE}\ncredential_source = Ec2InstanceMetadata\n",
             *({"AWS_EC2_METADATA_DISABLED": "false"}, (404, "NotFound", "")),
-            *("the EC2 instance provides no AWS credentials: ", "attach a role to it"),
+            *("NoInstanceCredentials", "attach a role"),
             id="instance",
         ),
         pytest.param(
             f"[default]\nrole_arn = {ROLE}\ncredential_source = Environment\n",
-            *({}, None, "could not get AWS credentials: ", "aws sts get-caller-identity"),
+            *({}, None, "CredentialsUnavailable", "aws sts get-caller-identity"),
             id="a source without credentials",
         ),
         pytest.param(
             "[default]\ndefaults_mode = no\nservices = x\n" + KEYS,
-            *({}, None, "the AWS configuration is not valid: ", "~/.aws/config"),
+            *({}, None, "BadAwsConfiguration", "~/.aws/config"),
             id="a mode that is none",
         ),
         pytest.param(
             f"[default]\nregion = eu-isoe-west-1\nuse_dualstack_endpoint = true\n{KEYS}",
-            *(
-                {"AWS_ENDPOINT_URL": ""},
-                None,
-                "no endpoint for this region and configuration: ",
-                "AWS_USE_DUALSTACK_ENDPOINT",
-            ),
+            *({"AWS_ENDPOINT_URL": ""}, None, "NoSuchEndpoint", "AWS_USE_DUALSTACK_ENDPOINT"),
             id="no endpoint",
         ),
     ],
@@ -249,48 +226,47 @@ def test_each_way_to_sign_in_fails_in_its_own_words(
     config: str,
     environment: dict[str, str],
     answer: tuple[int, str, str] | None,
-    cause: str,
-    remedy: str,
+    failure: str,
+    facts: str,
+    explained: Explained,
 ) -> None:
     configure(elf, config)
     signed_out.use({name: value.format(url=services.url) for name, value in environment.items()})
     if answer:
         services.refuse(*answer)
-    said = signed_out("create", status=1).err
-    assert cause in said
-    assert remedy in said
-    assert "unexpected" not in said
-    assert SECRET not in said
+    result = signed_out("create", status=1)
+    explained(result, failure, *facts.split("|"))
+    assert SECRET not in result.err
     assert elf.recorded() == {}
 
 
 @pytest.mark.parametrize(
-    ("code", "message", "cause"),
+    ("code", "message", "failure"),
     [
-        ("json ExpiredTokenException", "The security token is expired", "the AWS credentials have expired: "),
-        ("json UnrecognizedClientException", "is invalid", "AWS does not know these credentials: "),
+        ("json ExpiredTokenException", "The security token is expired", "CredentialsExpired"),
+        ("json UnrecognizedClientException", "is invalid", "CredentialsUnknown"),
     ],
 )
 def test_credentials_that_aws_refuses_are_told_apart(
-    signed_out: InProcess, services: Services, code: str, message: str, cause: str
+    signed_out: InProcess, services: Services, code: str, message: str, failure: str, explained: Explained
 ) -> None:
     services.refuse(403, code, message)
     keys = {"AWS_ACCESS_KEY_ID": "ASIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET}
     signed_out.use({**keys, "AWS_SESSION_TOKEN": SESSION_TOKEN, "AWS_ENDPOINT_URL": services.url})
-    assert cause + message in signed_out("create", status=1).err
+    explained(signed_out("create", status=1), failure, message)
 
 
 def test_an_sso_role_that_one_may_not_take_is_named_by_its_action(
-    signed_out: InProcess, elf: Elf, services: Services, tmp_path: Path
+    signed_out: InProcess, elf: Elf, services: Services, tmp_path: Path, explained: Explained
 ) -> None:
     configure(elf, SSO)
     cache = elf.home / ".aws" / "sso" / "cache" / f"{hashlib.sha1(b'elf-test').hexdigest()}.json"
     cache.parent.mkdir(parents=True)
     cache.write_text(json.dumps({"accessToken": "x" * 20, "expiresAt": "2099-01-01T00:00:00Z"}))
     services.refuse(403, "json ForbiddenException", "No access")
-    assert "AWS denies sso:GetRoleCredentials to these credentials: No access" in signed_out("create", status=1).err
+    explained(signed_out("create", status=1), "AccessDenied", "sso:GetRoleCredentials", "No access")
     services.refuse(401, "json UnauthorizedException", "Session token not found or invalid")
-    assert "what to do: sign in with `aws sso login`" in signed_out("create", status=1).err
+    explained(signed_out("create", status=1), "NotSignedInToSso", "`aws sso login`")
 
 
 def login_cache(elf: Elf, **fields: object) -> None:
@@ -332,29 +308,32 @@ def a_session(minutes: float, key: str = "ASIAIOSFODNN7EXAMPLE") -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("code", "expected"),
+    ("code", "failure"),
     [
-        pytest.param("123456\n", f"AWS refuses the MFA code: {MFA_REFUSED[:-1]}", id="a wrong code"),
-        pytest.param("12\n", "an MFA code has six digits", id="no code"),
-        pytest.param("654321\n", "the role's session has ended: ", id="a session that ends"),
-        pytest.param(None, "interrupted (Ctrl-C)", id="Ctrl-C"),
+        pytest.param("123456\n", "WrongMfaCode", id="a wrong code"),
+        pytest.param("12\n", "BadMfaCode", id="no code"),
+        pytest.param("654321\n", "RoleSessionEnded", id="a session that ends"),
+        pytest.param(None, None, id="Ctrl-C"),
     ],
 )
 def test_an_mfa_code_is_asked_for_on_the_terminal(
-    elf: Elf, services: Services, code: str | None, expected: str
+    elf: Elf, services: Services, code: str | None, failure: str | None, explained: Explained
 ) -> None:
     services.refuse(403, "AccessDenied", MFA_REFUSED)
     if code == "654321\n":
         services.status, services.body = 200, a_session(minutes=5)
-    said, status = create_with_mfa(elf, services, code)
-    assert expected in said
+    result = create_with_mfa(elf, services, code)
+    if failure:
+        explained(result, failure, MFA_REFUSED[:-1] if failure == "WrongMfaCode" else "")
+    else:
+        assert "interrupted (Ctrl-C)" in result.err
     assert [f"TokenCode={code.strip()}" in asked for asked in services.asked if code] in ([True], [])
-    assert status == (1 if code else 130)
-    assert "Traceback" not in said
+    assert result.status == (1 if code else 130)
+    assert "Traceback" not in result.err
 
 
-def create_with_mfa(elf: Elf, services: Services, code: str | None) -> tuple[str, int]:
-    """Create with a profile that wants a code, and type it, or else Ctrl-C; return what ELF says and its status."""
+def create_with_mfa(elf: Elf, services: Services, code: str | None) -> Result:
+    """Create with a profile that wants a code, and type it, or else Ctrl-C; return what is on the terminal."""
     (elf.home / ".aws").mkdir(exist_ok=True)
     configure(elf, MFA)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -362,8 +341,9 @@ def create_with_mfa(elf: Elf, services: Services, code: str | None) -> tuple[str
     elf.environment |= {"AWS_ENDPOINT_URL_STS": services.url}
     asked = "Enter MFA code for arn:aws:iam::123456789012:user/elf-mfa"
     typed = code.encode() if code else lambda process: process.send_signal(signal.SIGINT)
-    terminal = elf.in_terminal("create", keys={asked: typed})
-    return terminal.written, terminal.status
+    terminal = elf.in_terminal("create", "--output", "json", keys={asked: typed})
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", terminal.written)
+    return Result(terminal.status, plain, plain)
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -375,10 +355,10 @@ def test_one_mfa_code_lasts_as_long_as_the_roles_session(
     (elf.home / ".aws").mkdir()
     if not keeps:
         cache.touch()  # no directory can be made there
-    said, status = create_with_mfa(elf, services, "123456\n")
-    assert (status, len(services.asked)) == (0, 1), said
-    again = elf("create", 2, status=0 if keeps else 1)
-    assert ("could not ask for an MFA code" in again.err) == (not keeps)
+    first = create_with_mfa(elf, services, "123456\n")
+    assert (first.status, len(services.asked)) == (0, 1), first.err
+    again = elf("create", 2, "--output", "json", status=0 if keeps else 1)
+    assert [failure.name for failure in again.failures] == ["NoTerminal"] * (not keeps)
     if keeps:
         (file,) = (cache / "cache").iterdir()
         assert file.stat().st_mode & 0o777 == 0o600
@@ -436,9 +416,7 @@ def test_every_error_of_aws_iot_is_explained(module: ModuleType) -> None:
     declared = {shape.name for name in constant("QUOTAS") for shape in model.operation_model(name).error_shapes}
     for code in {*COMMON, *MALFORMED, *declared}:
         error = botocore.exceptions.ClientError({"Error": {"Code": code, "Message": "No."}}, "CreateThing")
-        cause, remedy = cause_and_remedy(error)
-        assert "unexpected" not in cause
-        assert remedy
+        assert errors.explained(error).name != "Unexpected"
         assert (code in constant("FAILURE_OF")) == (code not in (*MALFORMED, *ELSEWHERE)), code
 
 

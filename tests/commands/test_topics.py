@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import pytest
+from support.failures import Explained
 from support.mqtt import Client
 from support.shell import InProcess, Pair
 
@@ -92,21 +93,21 @@ def test_an_unusual_topic_that_aws_takes_is_used(main_of_pair: InProcess, pair: 
     ],
 )
 def test_a_topic_that_aws_does_not_take_is_refused(
-    main_of_pair: InProcess, pair: Pair, command: str, topic: str, problem: str
+    main_of_pair: InProcess, pair: Pair, command: str, topic: str, problem: str, explained: Explained
 ) -> None:
     result = main_of_pair(command, *pair.to_broker, *ONCE, "--topic", topic, status=2)
-    wrong, advice = result.lines  # and nothing was done before
-    assert problem in wrong
-    assert repr(topic.replace("{thing_name}", "thing_0")[:300]) in wrong
-    assert advice == f"what to do: choose another with --topic (see elf.py {command} --help)"
+    shown = repr(topic.replace("{thing_name}", "thing_0")[:300])
+    explained(result, "BadTopic", problem, shown, f"--topic (see elf.py {command} --help)")
+    assert len(result.lines) == 2  # nothing was done before
 
 
-def test_more_subscriptions_than_a_connection_may_have_are_refused(main_of_pair: InProcess, pair: Pair) -> None:
+def test_more_subscriptions_than_a_connection_may_have_are_refused(
+    main_of_pair: InProcess, pair: Pair, explained: Explained
+) -> None:
     filters = [word for number in range(51) for word in ("--topic", str(number))]
-    assert main_of_pair("subscribe", *pair.to_broker, *ONCE, *filters, status=2).lines == [
-        "AWS IoT allows 50 subscriptions per connection, not 51",
-        "what to do: use fewer --topic options, or a wildcard (see elf.py subscribe --help)",
-    ]
+    result = main_of_pair("subscribe", *pair.to_broker, *ONCE, *filters, status=2)
+    explained(result, "TooManySubscriptions", "50", "51", "--topic", "(see elf.py subscribe --help)")
+    assert len(result.lines) == 2
     assert main_of_pair("subscribe", *pair.to_broker, *ONCE, *filters[2:])
 
 

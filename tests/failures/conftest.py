@@ -1,49 +1,17 @@
-"""What tests of failures use: `explained` finds the words of a failure in what a command has said."""
+"""What tests of failures use."""
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.networks import Impostor
-from support.program import Limits, constant
-from support.shell import InProcess, Pair, Result
-
-from .words import PROVOKED_BY, TOLD, Explained, Words, pattern_of
+from support.program import Limits
+from support.shell import InProcess, Pair
 
 SHORT_S = 0.5  # a time-out of ELF's, where nothing could answer in time
-
-
-@pytest.fixture(autouse=True)
-def explained(request: pytest.FixtureRequest) -> Iterator[Explained]:
-    """Make sure that a command has told a failure in two lines, which mention these facts, and shown no code.
-
-    The failure is the words of these lines, or the name of its entry in ELF's table or in TOLD.
-    A test to which PROVOKED_BY points has to do so.
-    """
-    seen, failures = set(), {**constant("FAILURES"), **TOLD}
-
-    def explained(result: Result, failure: str | Words, *facts: object) -> None:
-        if isinstance(failure, str):
-            key = next(names for names in failures if failure in names.split())
-            seen.add(key.split()[0])
-            failure = failures[key]
-        cause, remedy = map(pattern_of, failure)
-        said = [found for line in result.lines if (found := re.fullmatch(rf"([\w:-]+: )?{cause}", line))]
-        helped = r"( \(see elf\.py \w+ --help\))?"
-        advised = [line for line in result.lines if re.fullmatch(f"what to do: {remedy}{helped}", line)]
-        assert said and len(advised) == 1, f"{cause}\n{remedy}\n{result.err}"
-        assert len({line[0] for line in said}) == len(said)  # one for each thing
-        for fact in facts:
-            assert str(fact) in said[0][0] + advised[0]
-        assert "None" not in said[0][0] + advised[0]
-        assert "Traceback" not in result.out + result.err
-
-    yield explained
-    assert {key for key, test in PROVOKED_BY.items() if test == request.node.name} <= seen
 
 
 @pytest.fixture

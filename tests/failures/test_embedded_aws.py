@@ -16,6 +16,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 from support.aws import AwsService
 from support.embedded import address_of, things_in_embedded_aws
+from support.failures import Explained
 from support.machine import WITH_ONE_FREE_PORT, await_end, can_unshare, hamper, kill_servers_of, servers_of
 from support.shell import Elf
 
@@ -121,12 +122,11 @@ def test_an_embedded_aws_that_may_not_save_its_state_says_so(local: Elf) -> None
     assert "WARNING - the embedded AWS IoT did not confirm that it saved its state" in said
 
 
-def test_an_embedded_aws_that_does_not_start_is_explained(local: Elf) -> None:
+def test_an_embedded_aws_that_does_not_start_is_explained(local: Elf, explained: Explained) -> None:
     (local.misc / "local" / "address.json").mkdir(parents=True)
     log = local.misc / "local" / "ministack.log"
-    *_, cause, remedy = local("--local", "create", status=1).lines
-    assert cause.startswith("the embedded AWS IoT did not start: IsADirectoryError: ")
-    assert remedy == f"what to do: see why in {log}"
+    result = local("--local", "create", "--output", "json", status=1)
+    explained(result, "LocalNotStarted", "IsADirectoryError", log)
     assert "Traceback" in log.read_text()
 
 
@@ -143,20 +143,18 @@ def test_an_embedded_aws_whose_ports_were_taken_takes_others(local: Elf, service
     assert "2 acknowledged, 0 lost" in local("send", *ONCE).err
 
 
-def test_an_embedded_aws_that_dies_in_mid_run_is_explained(local: Elf) -> None:
+def test_an_embedded_aws_that_dies_in_mid_run_is_explained(local: Elf, explained: Explained) -> None:
     local("--local", "create")
     local("send", *ONCE)
-    window = local.start("send", "--duration", "60", "--interval", "0.1")
+    window = local.start("send", "--duration", "60", "--interval", "0.1", "--output", "json")
     window.await_line("posting message")
     (server,) = servers_of(local)
     server.kill()
-    said = window.end(1).lines
-    assert "the embedded AWS IoT stopped during the run" in said
-    assert any(str(local.misc / "local" / "ministack.log") in line for line in said if line.startswith("what to do: "))
+    explained(window.end(1), "LocalStopped", local.misc / "local" / "ministack.log")
     local("send", *ONCE)
 
 
 @needs_namespaces
-def test_a_machine_without_a_free_port_is_explained(local: Elf, tmp_path: Path) -> None:
+def test_a_machine_without_a_free_port_is_explained(local: Elf, tmp_path: Path, explained: Explained) -> None:
     hamper(local, tmp_path, WITH_ONE_FREE_PORT)
-    assert "did not start: there is no free port on 127.0.0.1" in local("--local", "create", status=1).err
+    explained(local("--local", "create", "--output", "json", status=1), "LocalNotStarted", "free port on 127.0.0.1")

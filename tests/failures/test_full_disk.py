@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.aws import Account
+from support.failures import Explained
 from support.machine import hamper, limited, needs_root, posix_only
-from support.shell import Elf, assert_whole
-
-from .words import Explained
+from support.shell import Elf, InProcess, assert_whole
 
 ONCE = ("--duration", "0.01")
 
@@ -70,20 +70,30 @@ def test_a_disk_that_fills_and_empties_loses_no_key(elf: Elf, account: Account, 
         assert_whole(elf, account, 4)
 
 
+@contextlib.contextmanager
+def small_files(limit: int) -> Iterator[None]:
+    """Let this process write no file larger than `limit` bytes."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, usual[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+
+
 @posix_only
 @pytest.mark.parametrize("limit", [10, 1000, 6000])
 def test_a_full_disk_loses_nothing(
-    elf: Elf, account: Account, tmp_path: Path, explained: Explained, limit: int
+    main: InProcess, elf: Elf, account: Account, explained: Explained, limit: int
 ) -> None:
-    python = elf.python
-    hamper(elf, tmp_path, limited("RLIMIT_FSIZE", limit))
-    explained(elf("create", 3, status=1), "EFBIG", elf.misc)
-    elf.python = python
+    with small_files(limit):
+        result = main("create", 3, status=1)
+    explained(result, "DiskFull", elf.misc)
     recorded = {thing["certificateId"] for thing in elf.recorded().values() if "certificateId" in thing}
     assert set(account.things()) <= set(elf.recorded())
     assert set(account.certificates()) == recorded
-    elf("create", 3)
+    main("create", 3)
     assert account.things() == ["thing_0", "thing_1", "thing_2"]
     assert set(account.certificates()) == {thing["certificateId"] for thing in elf.recorded().values()}
-    elf("clean")
+    main("clean")
     assert account.is_empty()

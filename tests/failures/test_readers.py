@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.aws import Account
+from support.failures import Explained
 from support.machine import PATIENCE_S
 from support.mqtt import Client
 from support.shell import Elf, Pair
@@ -76,8 +77,9 @@ def test_json_wants_a_standard_output(elf: Elf) -> None:
     assert not elf.recorded()
 
 
-def test_lines_want_a_standard_input(pair: Pair) -> None:
-    assert "standard input is closed" in pair.in_shell("$ELF send $BROKER --json-message - <&-", status=1).err
+def test_lines_want_a_standard_input(pair: Pair, explained: Explained) -> None:
+    script = "$ELF send $BROKER --json-message - --output json <&-"
+    explained(pair.in_shell(script, status=1), "InputClosed", "elf.py send --json-message -")
 
 
 @pytest.mark.parametrize("where", ["> /dev/full", "2> /dev/full"])

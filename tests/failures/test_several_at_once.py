@@ -7,6 +7,7 @@ import signal
 
 import pytest
 from support.aws import Account
+from support.failures import Explained
 from support.machine import posix_only
 from support.shell import Elf, Pair, assert_whole
 
@@ -21,11 +22,13 @@ def test_sends_and_subscribes_run_together(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("command", ["create", "clean"])
-def test_create_and_clean_do_not_run_beside_a_send_and_say_who_is_at_work(pair: Pair, command: str) -> None:
+def test_create_and_clean_do_not_run_beside_a_send_and_say_who_is_at_work(
+    pair: Pair, command: str, explained: Explained
+) -> None:
     window = pair.start("send", *pair.to_broker, "--duration", "60")
     window.await_line("posting message")
-    refused = pair(command, status=1)
-    assert f"another ELF is using {pair.misc}: `elf.py send` (process {window.process.pid})" in refused.err
+    refused = pair(command, "--output", "json", status=1)
+    explained(refused, "DirectoryInUse", pair.misc, f"`elf.py send` (process {window.process.pid})")
     assert "--wait" in refused.lines[-1]
     window.signal(signal.SIGTERM)
     window.end(143)
@@ -109,7 +112,7 @@ def test_removing_the_lock_file_lets_no_second_command_in(elf: Elf, account: Acc
     window.await_line("Thing:'thing_0'")
     for name in (".lock", ".writing"):
         (elf.misc / name).unlink(missing_ok=True)
-    refused = elf("create", 40, status=1)
-    assert "another ELF is using" in refused.err
+    refused = elf("create", 40, "--output", "json", status=1)
+    assert [failure.name for failure in refused.failures] == ["DirectoryInUse"]
     window.end()
     assert_whole(elf, account, 30)

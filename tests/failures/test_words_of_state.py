@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from support.aws import Account
-from support.http_proxy import HttpProxy, denied
-from support.machine import NOT_AS_ROOT, can_unshare, hamper, posix_only, read_only
+from support.failures import Explained
+from support.http_proxy import LATE, HttpProxy, denied
+from support.machine import NOT_AS_ROOT, PATIENCE_S, can_unshare, hamper, posix_only, read_only
 from support.shell import Elf, InProcess, Pair
-
-from .words import Explained
 
 # A thread's traceback on the terminal is no explanation either.
 pytestmark = [
@@ -22,74 +21,50 @@ pytestmark = [
 
 needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="this machine gives a user no namespaces")
 ONCE = ("--duration", "0.01")
+JSON = ("--output", "json")
 
 
 def test_a_command_before_create_is_explained(main: InProcess, explained: Explained) -> None:
-    make_some = "make some with `elf.py create` (or `elf.py --local create`)"
-    explained(main("send", status=1), ("there are no things yet", make_some))
-
-
-LEAVE_IT_OUT = "leave the option out, clean this fleet first, or use another directory with --misc-dir"
+    explained(main("send", status=1), "NoThings", "elf.py create", "elf.py --local create")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "cause", "remedy"),
+    ("arguments", "failure", "facts"),
     [
-        pytest.param(
-            ("create", 1),
-            "there are already 2 things, more than the 1 requested",
-            "remove them all with `elf.py clean`, then run `elf.py create` again",
-            id="fewer things",
-        ),
+        pytest.param(("create", 1), "TooManyThings", ("2 things", "1 requested", "`elf.py clean`"), id="fewer things"),
         pytest.param(
             ("send", "--region", "eu-west-1"),
-            "--region eu-west-1 does not match: this fleet is in region us-west-2, {}",
-            LEAVE_IT_OUT,
+            *("PlaceDiffers", ("--region eu-west-1 ", "region us-west-2, ", "--misc-dir")),
             id="another region",
         ),
-        pytest.param(
-            ("clean", "--local"),
-            *("--local does not match: this fleet is in {}", LEAVE_IT_OUT),
-            id="another kind of place",
-        ),
+        pytest.param(("clean", "--local"), "PlaceDiffers", ("--local ", "--misc-dir"), id="another kind of place"),
     ],
 )
 def test_a_command_that_does_not_fit_the_fleet_is_explained(
-    main_of_pair: InProcess, explained: Explained, arguments: tuple[object, ...], cause: str, remedy: str
+    main_of_pair: InProcess, explained: Explained, arguments: tuple[object, ...], failure: str, facts: tuple[str, ...]
 ) -> None:
-    explained(main_of_pair(*arguments, status=1), (cause, remedy))
+    explained(main_of_pair(*arguments, status=1), failure, *facts)
 
 
 def test_a_subscription_that_hears_too_little_is_explained(
     main_of_pair: InProcess, pair: Pair, explained: Explained
 ) -> None:
     result = main_of_pair("subscribe", *pair.to_broker, "--duration", "0.1", "--count", 3, status=1)
-    explained(result, "TooFewMessages", "received 0 messages in 0.1 s, not 3")
+    explained(result, "TooFewMessages", "0 messages in 0.1 s, not 3")
 
 
 def test_a_fleet_that_is_half_made_is_explained(main: InProcess, proxy: HttpProxy, explained: Explained) -> None:
     proxy.inject("CreateKeysAndCertificate", denied("CreateKeysAndCertificate"), onwards=True)
     main("create", status=1)
-    half_made = ("none of the things is complete", "finish with `elf.py create 1`, or `elf.py clean`")
-    explained(main("send", status=1), half_made)
+    explained(main("send", status=1), "NoneComplete", "`elf.py create 1`", "`elf.py clean`")
 
 
 def test_another_elf_at_work_is_named_with_its_process(
     main_of_pair: InProcess, pair: Pair, explained: Explained
 ) -> None:
     window = pair.subscribe()
-    failure = (
-        f"another ELF is using {pair.misc}: `elf.py subscribe` (process {window.process.pid})",
-        "wait until it ends (--wait 60), or use another directory with --misc-dir",
-    )
-    explained(main_of_pair("clean", status=1), failure)
-
-
-NOT_ELFS = (
-    "could not read {}: {}",
-    "use a newer ELF if one wrote it (this is {}), restore it from a backup, or move all of {} away: "
-    "ELF then starts empty",
-)
+    facts = (pair.misc, "`elf.py subscribe`", window.process.pid, "--wait 60", "--misc-dir")
+    explained(main_of_pair("clean", status=1), "DirectoryInUse", *facts)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +97,7 @@ def test_a_state_that_elf_cannot_use_is_explained(
 ) -> None:
     data = content if isinstance(content, bytes) else content.encode()
     (misc / file).write_bytes(data)
-    explained(main_of_pair("clean", status=1), NOT_ELFS, misc / file, fact)
+    explained(main_of_pair("clean", status=1), "StateUnreadable", misc / file, fact)
     assert (misc / file).read_bytes() == data
 
 
@@ -139,7 +114,7 @@ def test_a_symbolic_link_is_not_written_through(
     elsewhere.write_text(content)
     (misc / file).unlink(missing_ok=True)
     (misc / file).symlink_to(elsewhere)
-    explained(main_of_pair("create", 3, status=1), "ELOOP", misc / file)
+    explained(main_of_pair("create", 3, status=1), "SymbolicLink", misc / file)
     assert elsewhere.read_text() == content
 
 
@@ -149,7 +124,7 @@ def test_a_disk_that_is_read_only_is_explained(
 ) -> None:
     elf.misc.mkdir()
     hamper(elf, tmp_path, read_only(elf.misc))
-    explained(elf("create", status=1), "OSError", elf.misc)
+    explained(elf("create", *JSON, status=1), "OperatingSystemError", elf.misc)
     assert account.is_empty()
 
 
@@ -159,7 +134,7 @@ def test_a_directory_that_may_not_be_written_is_explained(
 ) -> None:
     elf.misc.mkdir(mode=0o500)
     hamper(elf, tmp_path, NOT_AS_ROOT)
-    explained(elf("create", status=1), "OSError", elf.misc)
+    explained(elf("create", *JSON, status=1), "OperatingSystemError", elf.misc)
     assert account.is_empty()
 
 
@@ -177,19 +152,19 @@ def test_a_misc_that_is_no_directory_is_explained(
     directory = tmp_path / "deep"
     (directory / at).parent.mkdir(parents=True, exist_ok=True)
     (directory / at).touch()
-    explained(main("create", "--misc-dir", directory / "misc", status=1), "OSError", reason, directory)
+    explained(main("create", "--misc-dir", directory / "misc", status=1), "OperatingSystemError", reason, directory)
     assert account.is_empty()
 
 
 def test_a_misc_that_disappears_in_mid_run_is_explained(
-    elf: Elf, account: Account, tmp_path: Path, explained: Explained
+    main: InProcess, proxy: HttpProxy, elf: Elf, account: Account, tmp_path: Path, explained: Explained
 ) -> None:
-    window = elf.start("create", 20)
-    window.await_line("Thing:'thing_0' associated")
-    elf.misc.rename(tmp_path / "trash")
-    explained(window.end(1), "FileNotFoundError", elf.misc)
+    proxy.inject("CreateKeysAndCertificate", LATE)
+    with proxy.while_hanging(lambda: elf.misc.rename(tmp_path / "trash"), PATIENCE_S):
+        result = main("create", status=1)
+    explained(result, "FileMissing", elf.misc)
     (tmp_path / "trash").rename(elf.misc)
-    elf("clean")
+    main("clean")
     assert account.is_empty()
 
 
@@ -208,7 +183,7 @@ ANOTHERS_KEY = "thing_1.prv"
         ),
         pytest.param("thing_0.prv", "0123", "KeyInvalid", "thing_0.prv", id="no key in it"),
         pytest.param("thing_0.pem", "true", "KeyInvalid", "thing_0.pem", id="no certificate in it"),
-        pytest.param("thing_0.prv", ANOTHERS_KEY, "NotAPair", "thing_0.prv", id="another thing's key"),
+        pytest.param("thing_0.prv", ANOTHERS_KEY, "KeyMismatch", "thing_0.prv", id="another thing's key"),
     ],
 )
 def test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone(
@@ -236,6 +211,6 @@ def test_a_key_that_may_not_be_read_is_explained(elf: Elf, pair: Pair, tmp_path:
     (elf.misc / "thing_0.prv").chmod(0)
     hamper(elf, tmp_path, NOT_AS_ROOT)
     elf.environment |= pair.account.credentials
-    explained(
-        elf("send", *elf.to_broker, *ONCE, status=1), "KeyUnreadable", elf.misc / "thing_0.prv", "Permission denied"
-    )
+    result = elf("send", *elf.to_broker, *ONCE, *JSON, "--things", 1, status=1)
+    assert any(f"{elf.misc / 'thing_0.prv'}: Permission denied" in line for line in result.lines)
+    explained(result, "NoneConnected")

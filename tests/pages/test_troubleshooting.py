@@ -66,7 +66,3 @@ def test_the_page_names_the_same_commands_and_options(causes: dict[str, str], ro
         if named.strip("`") not in rows.get(cause, "")
     ]
     assert lacking == []
-
-
-def test_the_page_goes_through_the_failures_in_their_order(causes: dict[str, str], rows: dict[str, str]) -> None:
-    assert [cause for cause in rows if cause in causes] == [cause for cause in causes if cause in rows]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from support.aws import Account
+from support.failures import Explained
 from support.program import ROOT, Limits
 from support.shell import Elf, InProcess, Result
 
@@ -150,17 +151,19 @@ def test_the_policy_is_not_larger_than_needed(limited_user: LimitedUser, account
     assert account.is_empty()
 
 
-def test_without_describe_thing_the_owner_of_a_name_is_not_known(limited_user: LimitedUser, account: Account) -> None:
+def test_without_describe_thing_the_owner_of_a_name_is_not_known(
+    limited_user: LimitedUser, account: Account, explained: Explained
+) -> None:
     account.iot.create_thing(thingName="thing_0")
     limited_user.may(without(limited_user.policy, "iot:DescribeThing"))
-    assert "AWS denies iot:DescribeThing to " in limited_user.run("create", status=1).err
+    explained(limited_user.run("create", status=1), "AccessDenied", "iot:DescribeThing")
     limited_user.may(limited_user.policy)
-    assert "thing thing_0 already exists, and this ELF did not make it" in limited_user.run("create", status=1).err
+    explained(limited_user.run("create", status=1), "ThingOfOthers", "thing_0")
     assert account.snapshot() == (["thing_0"], {}, [])
 
 
 def test_without_describe_certificate_a_refusal_is_told_less_exactly(
-    limited_user: LimitedUser, account: Account, limits: Limits
+    limited_user: LimitedUser, account: Account, limits: Limits, explained: Explained
 ) -> None:
     limits(POLICY_CHANGE_S=2.0)
     for command in ("create", "send"):
@@ -169,9 +172,8 @@ def test_without_describe_certificate_a_refusal_is_told_less_exactly(
     os.utime(limited_user.elf.misc / "things.json", (0, 0))  # what was made lately is tried again for a while
     limited_user.may(without(limited_user.policy, DIAGNOSIS))
     denied = limited_user.run("send", status=1)
-    assert "thing_0 can't connect to localhost:" in denied.err
-    assert "which refuses it" in denied.err
+    explained(denied, "ConnectRefused", "thing_0", "localhost:")
     assert "thing_0: the broker refuses iot:Connect, and AWS gives no reason; trying again for up to" in denied.err
     assert "INACTIVE" not in denied.err
     limited_user.may(limited_user.policy)
-    assert "thing_0 can't connect: its certificate is INACTIVE" in limited_user.run("send", status=1).err
+    explained(limited_user.run("send", status=1), "CertificateNotActive", "thing_0", "INACTIVE")

@@ -4,6 +4,7 @@ program      the program's files, and its constants wherever they are
 machine      ports, processes, terminals; what a system can deny to a user's Python
 aws          a MiniStack that ELF did not start, and accounts in it
 shell        a user of elf.py: in another process (Elf) and in this one (InProcess)
+failures     what ELF says of a failure, by its name; the names that no test has seen
 embedded     the embedded AWS IoT of a fleet, asked without ELF
 networks     TCP relays that break, ports that lead nowhere, servers of somebody else
 mqtt         a client that is not ELF's, and a broker that does what a script says
@@ -11,3 +12,5 @@ http_proxy   between ELF and MiniStack: AWS's distance, its quotas, its faults
 mqtt_proxy   between things and MiniStack: messages are lost, repeated, swapped
 witness/, as_on_windows/   what the Python of an elf.py under test loads first
 """
+
+from support import program as program  # which lets Python find iot_elf

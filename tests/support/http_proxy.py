@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -193,6 +194,20 @@ class HttpProxy(ThreadingHTTPServer):
         """Wait until a call hangs, which MiniStack has dealt with by then if it is forwarded."""
         with self._news:
             assert self._news.wait_for(lambda: self._hanging, patience_s), "no call hangs"
+
+    @contextlib.contextmanager
+    def while_hanging(self, act: Callable[[], object], patience_s: float) -> Iterator[None]:
+        """Do something once a call hangs, in another thread, and release it."""
+
+        def run() -> None:
+            self.await_hang(patience_s)
+            act()
+            self.release()
+
+        other = threading.Thread(target=run)
+        other.start()
+        yield
+        other.join()
 
     def await_quiet(self, patience_s: float) -> None:
         """Wait until MiniStack has dealt with every call, those of a client that is dead by now included."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from iot_elf.errors import ElfError
 from support.aws import Account, AwsService
 from support.machine import PATIENCE_S, KeyPress, Terminal, clean_environment, run_in_terminal
 from support.program import ELF
@@ -23,6 +24,13 @@ class Result(NamedTuple):
     status: int
     out: str
     err: str
+    made: Sequence[ElfError] = ()  # the failures that came about, if ELF ran in this process
+
+    @property
+    def failures(self) -> list[ElfError]:
+        """What ELF itself says that failed: in this process, and in the summary of --output json."""
+        summaries = (json.loads(line) for line in self.out.splitlines() if line.startswith('{"event": "summary"'))
+        return [*self.made, *(ElfError(**each["error"]) for each in summaries if "error" in each)]
 
     @property
     def lines(self) -> list[str]:
@@ -260,6 +268,14 @@ class InProcess:
             if key.startswith("AWS_"):
                 monkeypatch.delenv(key)
         self.use(elf.environment)
+        self._failures: list[ElfError] = []
+        make = ElfError.__init__
+
+        def note(failure: ElfError, *args: Any, **kwargs: Any) -> None:
+            make(failure, *args, **kwargs)
+            self._failures.append(failure)
+
+        monkeypatch.setattr(ElfError, "__init__", note)
 
     def use(self, environment: Mapping[str, str]) -> None:
         for key, value in environment.items():
@@ -271,6 +287,7 @@ class InProcess:
 
     def __call__(self, *args: object, status: int = 0) -> Result:
         self._capsys.readouterr()
-        result = Result(self.module.main([str(arg) for arg in args]), *self._capsys.readouterr())
+        self._failures.clear()
+        result = Result(self.module.main([str(arg) for arg in args]), *self._capsys.readouterr(), [*self._failures])
         assert result.status == status, f"exit status {result.status}, not {status}:\n{result.out}{result.err}"
         return result

@@ -81,7 +81,7 @@ DENIED = f"User: {ME} is not authorized to perform: iot:CreateThing on resource:
 )
 def test_a_failure_says_what_is_wrong(error: Exception, cause: str) -> None:
     assert errors.explained(error).cause == cause
-    assert errors.cause_and_remedy(error)[1]
+    assert errors.explained(error).remedy
 
 
 def test_after_an_answer_that_means_busy_a_call_may_be_repeated_and_after_a_lost_one_it_may_not() -> None:
@@ -98,7 +98,7 @@ def failing(*causes: tuple[str, str], of: int = 9, level: int = logging.INFO) ->
     report = FailureReport()
     with logged(level) as lines:
         for number, (cause, remedy) in enumerate(causes):
-            report.add(f"t_{number}", ElfError(cause, remedy))
+            report.add(f"t_{number}", ElfError("Name", cause, remedy))
         early = lines[:]
         lines.clear()
         report.report(of)
@@ -150,8 +150,8 @@ def test_a_refusal_of_the_broker_says_what_it_was_of(action: str) -> None:
 def test_a_failure_is_logged_with_what_to_do_and_with_debug_where_it_comes_from() -> None:
     error: Any = ElfError("Name", "a", "b")
     with logged(logging.INFO) as lines:
-        assert errors.log_failure(error) == ("a", "b")
+        assert errors.log_failure(error) is error
     assert lines == ["ERROR a", "ERROR what to do: b"]
     with logged(logging.DEBUG) as lines:
         errors.log_failure(error)
-    assert lines[2] == "DEBUG traceback:"
+    assert lines[2] == "DEBUG Name, traceback:"
