@@ -19,6 +19,10 @@ from support.program import Limits, set_limits
 from support.shell import Elf, InProcess, Pair
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", action="store_true", help="run all of failures/test_matrix.py, not a sample")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:ssl.PROTOCOL_TLS is deprecated:DeprecationWarning")  # the SDK's
 
