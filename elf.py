@@ -46,7 +46,20 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent))  # where Python does not look with -P, nor Locust after its start
 try:
-    from iot_elf import arguments, aws, console, defaults, errors, events, messages, network, sign_in, state, text
+    from iot_elf import (
+        arguments,
+        aws,
+        console,
+        defaults,
+        errors,
+        events,
+        messages,
+        network,
+        ownership,
+        sign_in,
+        state,
+        text,
+    )
 except ImportError as error:
     sys.exit(f"elf.py needs the folder iot_elf/ of the same version beside it: clone the whole repository ({error})")
 from iot_elf.arguments import Parser
@@ -137,12 +150,6 @@ class Cli:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def list_own_things(iot: Any, elf_id: str) -> set[str]:
-    """Ask AWS for the names of this ELF's things, by the attribute that make_thing() sets."""
-    pages = iot.get_paginator("list_things").paginate(attributeName="elf_id", attributeValue=elf_id)
-    return {thing["thingName"] for page in pages for thing in page["things"]}
-
-
 def make_thing(iot: Any, fleet: Fleet, names_in_aws: set[str], name: str) -> Thing:
     """Make a thing with its own active certificate, and record each step. Safe to repeat.
 
@@ -150,13 +157,14 @@ def make_thing(iot: Any, fleet: Fleet, names_in_aws: set[str], name: str) -> Thi
     thing in `names_in_aws` is this ELF's, and may have certificates whose keys are lost: they are deleted.
     Raises: ElfError when a thing of that name is not this ELF's; RetryLater; botocore's errors.
     """
-    thing = _resume(iot, fleet, name)
-    with _taking_its_name(iot, fleet, thing):
+    with _taking_its_name(iot, fleet, name):
         # The attribute makes AWS refuse a name that someone else's thing has, instead of handing it over.
         iot.create_thing(thingName=name, attributePayload={"attributes": {"elf_id": fleet.elf_id}})
+    thing = ownership.resume(iot, fleet, name)
     if not thing.certificate_arn:
-        if name in names_in_aws:
-            _retire_lost_certificates(iot, name)
+        if name in names_in_aws or thing.lost:
+            thing = ownership.record_lost_certificates(iot, fleet, name)
+            _retire_lost_certificates(iot, fleet, thing)
         with _asking_for_certificate(fleet, thing):
             keys = iot.create_keys_and_certificate(setAsActive=True)
         thing = _keep_certificate(iot, fleet, thing, keys)
@@ -164,34 +172,26 @@ def make_thing(iot: Any, fleet: Fleet, names_in_aws: set[str], name: str) -> Thi
     return fleet.record(thing._replace(stage=state.READY))
 
 
-def _resume(iot: Any, fleet: Fleet, name: str) -> Thing:
-    """Return a thing as an earlier attempt left it, without its certificate if that is missing in AWS."""
-    thing = fleet.things.get(name) or fleet.record(Thing(name))
-    if thing.certificate_id and not aws.unless_missing(iot.describe_certificate, certificateId=thing.certificate_id):
-        thing = fleet.record(thing._replace(certificate_arn=None, certificate_id=None, policy_arn=None))
-    return thing
-
-
 @contextlib.contextmanager
-def _taking_its_name(iot: Any, fleet: Fleet, thing: Thing) -> Iterator[None]:
-    """Let CreateThing succeed if the thing exists and is this ELF's; forget the thing if it is not made."""
+def _taking_its_name(iot: Any, fleet: Fleet, name: str) -> Iterator[None]:
+    """Record a thing; let CreateThing succeed if it exists and is this ELF's; forget the thing if it is not made."""
+    is_new = name not in fleet.things
+    thing = fleet.record(Thing(name)) if is_new else fleet.things[name]
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
-        owner = iot.describe_thing(thingName=thing.name).get("attributes", {}).get("elf_id")
+        owner = once_visible(iot.describe_thing, thingName=name).get("attributes", {}).get("elf_id")
         if owner != fleet.elf_id:  # else someone added attributes to a thing of this ELF's
-            if not thing.certificate_arn:
+            if thing == Thing(name):
                 fleet.forget(thing)
             remedy = "choose another prefix with `elf.py create --prefix NAME`"
             if owner:
                 remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
             raise ElfError(
-                "ThingOfOthers", f"thing {thing.name} already exists, and this ELF did not make it", remedy
+                "ThingOfOthers", f"thing {name} already exists, and this ELF did not make it", remedy
             ) from error
-    except iot.exceptions.ClientError as error:
-        answer = error.response["ResponseMetadata"]
-        is_refused = answer["HTTPStatusCode"] < 500 and not answer["RetryAttempts"]  # no earlier attempt had an effect
-        if is_refused and not thing.certificate_arn:
+    except Exception as error:
+        if is_new and not aws.may_have_arrived(error):
             fleet.forget(thing)
         raise
 
@@ -215,17 +215,19 @@ def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
 def _keep_certificate(iot: Any, fleet: Fleet, thing: Thing, keys: Mapping[str, Any]) -> Thing:
     """Record a certificate and its keys; if that fails, delete it, because it is useless without its key."""
     asked = fleet.things[thing.name]
-    arn, certificate_id = keys["certificateArn"], keys["certificateId"]
-    certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, certificate_requested_at=None)
     try:
+        arn, certificate_id = keys["certificateArn"], keys["certificateId"]
+        _ = keys["certificatePem"], keys["keyPair"]["PublicKey"], keys["keyPair"]["PrivateKey"]
+        certified = asked._replace(certificate_arn=arn, certificate_id=certificate_id, certificate_requested_at=None)
         state.recorded_thing(thing.name, state.thing_entry(certified))
-    except ValueError as error:
+    except (ValueError, NotAwsError) as error:
         fleet.record_unanswered(asked)
-        raise NotAwsError(iot.meta.endpoint_url) from error
+        raise NotAwsError(iot.meta.endpoint_url) if isinstance(error, ValueError) else error from error
     try:
         return fleet.record(certified, keys)
     except (OSError, ElfError):
         if fleet.things[thing.name] != certified:  # else the journal has the keys: the next command writes their files
+            log.warning("%s: deleting certificate %s, whose key can't be written", thing.name, certificate_id)
             unless_gone(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
             iot.delete_certificate(certificateId=certificate_id)
             fleet.record(asked._replace(certificate_requested_at=None))
@@ -257,7 +259,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     thing = fleet.things[thing.name]  # as an earlier attempt left it
     name, arn = policy_name(thing.name), thing.certificate_arn or ""
     document = policy_document(thing.name, arn)
-    with _unless_made_already(iot, name, document, state.earlier_policy_document(thing.name, arn)):
+    with _unless_made_already(iot, fleet, thing, name, document):
         iot.create_policy(policyName=name, policyDocument=json.dumps(document))
     once_visible(iot.attach_policy, policyName=name, target=arn)
     policy_arn = f"{arn.rpartition(':')[0]}:policy/{name}"
@@ -265,18 +267,27 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
 
 
 @contextlib.contextmanager
-def _unless_made_already(iot: Any, name: str, *documents: Mapping[str, Any]) -> Iterator[None]:
-    """Let CreatePolicy succeed if the policy exists with one of ELF's documents. Raises ElfError if it has another."""
+def _unless_made_already(
+    iot: Any, fleet: Fleet, thing: Thing, name: str, document: Mapping[str, Any]
+) -> Iterator[None]:
+    """Record that a policy is requested; let CreatePolicy succeed if it exists and is ELF's, else ElfError."""
+    fleet.record(thing._replace(policy_name=name))
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:
-        if json.loads(iot.get_policy(policyName=name)["policyDocument"]) not in documents:
+        own = document, state.earlier_policy_document(thing.name, thing.certificate_arn or "")
+        if json.loads(once_visible(iot.get_policy, policyName=name)["policyDocument"]) not in own:
+            fleet.record(thing._replace(policy_name=None))
             raise ElfError(
                 "PolicyOfOthers",
                 f"policy {name} already exists, and ELF did not make it",
                 f"detach it from its targets and delete it (`aws iot delete-policy --policy-name {name}`), "
                 "or choose another --prefix",
             ) from error
+    except Exception as error:
+        if not aws.may_have_arrived(error):
+            fleet.record(thing)
+        raise
 
 
 def open_client(
@@ -304,17 +315,18 @@ def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     What is already gone counts as done, and what is not this ELF's is left alone.
     Raises ElfError, RetryLater and botocore's errors; what is left then stays recorded.
     """
-    thing, is_own, others = _plan_deletion(iot, fleet, fleet.things[thing.name])
+    thing, version = ownership.plan_deletion(iot, fleet, thing.name, policy_document)
+    _retire_lost_certificates(iot, fleet, thing)
     concurrently(
         lambda: unless_gone(iot.detach_policy, policyName=thing.policy_name, target=thing.certificate_arn),
         lambda: unless_gone(iot.detach_thing_principal, thingName=thing.name, principal=thing.certificate_arn),
         lambda: unless_gone(iot.update_certificate, certificateId=thing.certificate_id, newStatus="INACTIVE"),
     )
-    unless_gone(iot.delete_policy, others, policyName=thing.policy_name)
-    thing = fleet.record(thing._replace(policy_name=None, policy_arn=None))
-    unless_gone(iot.delete_certificate, others, certificateId=thing.certificate_id)
-    if is_own:
-        unless_gone(iot.delete_thing, others, thingName=thing.name)
+    delete = functools.partial(ownership.delete, iot, fleet, thing)
+    delete(iot.delete_policy, policyName=thing.policy_name)
+    fleet.record(thing._replace(policy_name=None, policy_arn=None, lost=()))
+    delete(iot.delete_certificate, certificateId=thing.certificate_id)
+    delete(iot.delete_thing, thingName=thing.name, expectedVersion=version)
     fleet.forget(thing)
 
 
@@ -329,85 +341,17 @@ def reconcile(iot: Any, fleet: Fleet, names_in_aws: set[str], wanted: Container[
     return make_thing(iot, fleet, names_in_aws, name) if name in wanted else None
 
 
-def _plan_deletion(iot: Any, fleet: Fleet, thing: Thing) -> tuple[Thing, bool, Callable[..., set[str] | None]]:
-    """Ask AWS what there is to delete, and record that this has begun.
-
-    A thing or policy of the same name that someone else made is logged, and left alone. Certificates of this ELF's
-    thing whose keys are lost are deleted at once.
-    Returns the thing with only what is this ELF's, whether the thing itself is, and a function that finds other users.
-    """
-    described, policies = concurrently(
-        lambda: aws.unless_missing(iot.describe_thing, thingName=thing.name),
-        lambda: aws.policies_of(iot, thing.certificate_arn),
-    )
-    is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id)
-    if described and not is_own:
-        log.warning("thing %s was made by someone else: left alone", thing.name)
-    own_arn: str = thing.certificate_arn or (described["thingArn"] if is_own else "")
-    name = policy_name(thing.name)  # which it may have without its being recorded yet
-    if name in policies or (own_arn and _is_own_policy(iot, thing, own_arn)):
-        thing = thing._replace(policy_name=name)
-    else:
-        thing = thing._replace(policy_name=None, policy_arn=None)
-    if own_arn and (is_own or not described):  # the next clean takes what is CLEANING for this ELF's
-        thing = thing._replace(stage=state.CLEANING)
-    fleet.record(thing)
-    certificates = {thing.certificate_arn or ""}
-    if is_own and not thing.certificate_arn:
-        certificates = _retire_lost_certificates(iot, thing.name)
-    return thing, is_own, functools.partial(aws.other_users, iot, thing.name, certificates)
-
-
-def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id: str | None) -> bool:
-    """Return whether a thing that AWS describes is the one that the fleet has recorded.
-
-    It has this elf_id, or the recorded certificate (the original program set no elf_id). A thing of the original's that
-    an earlier attempt detached has neither; it is ELF's if nothing was added to it since.
-    """
-    if elf_id and attributes.get("elf_id") == elf_id:
-        return True
-    principals = iot.list_thing_principals(thingName=thing.name)["principals"]
-    return thing.certificate_arn in principals or (thing.stage == state.CLEANING and not attributes and not principals)
-
-
-def _is_own_policy(iot: Any, thing: Thing, arn: str) -> bool:
-    """Return whether there is a policy that ELF made for a thing and its certificate does not have (any more).
-
-    It has ELF's document, for the account and region of `arn`; or an earlier attempt detached it. Another is logged.
-    """
-    name = policy_name(thing.name)
-    if not (policy := aws.unless_missing(iot.get_policy, policyName=name)):
-        return False
-    is_detached = thing.stage == state.CLEANING and bool(thing.policy_arn)
-    own_documents = policy_document(thing.name, arn), state.earlier_policy_document(thing.name, arn)
-    if is_detached or json.loads(policy["policyDocument"]) in own_documents:
-        return True
-    if thing.policy_name:
-        log.warning("policy %s was made by someone else: left alone", name)
-    return False
-
-
-def _retire_lost_certificates(iot: Any, name: str) -> set[str]:
-    """Delete the certificates that this ELF made for its thing and has lost; return their ARNs.
-
-    They are attached only to that thing, and have its policy or none. Raises ElfError for any other certificate.
-    """
-    lost = {*iot.list_thing_principals(thingName=name)["principals"]}
-    for arn in lost:
+def _retire_lost_certificates(iot: Any, fleet: Fleet, thing: Thing) -> None:
+    """Delete the certificates of a thing whose keys are lost, which are recorded until all of it is confirmed."""
+    for arn in thing.lost:
         certificate_id = arn.rpartition("/")[2]
-        others = functools.partial(aws.other_users, iot, name, {arn})
-        if not state.ARN.fullmatch(arn) or others(certificateId=certificate_id):
-            raise ElfError(
-                "CertificateOfOthers",
-                f"{name} has a certificate that ELF did not make: {arn}",
-                f"detach it (`aws iot detach-thing-principal --thing-name {name} --principal {arn}`)",
-            )
-        unless_gone(iot.detach_policy, policyName=policy_name(name), target=arn)
+        unless_gone(iot.detach_policy, policyName=policy_name(thing.name), target=arn)
         unless_gone(iot.update_certificate, certificateId=certificate_id, newStatus="INACTIVE")
-        unless_gone(iot.detach_thing_principal, thingName=name, principal=arn)
-        unless_gone(iot.delete_certificate, others, certificateId=certificate_id)
-        log.info("%s: deleted certificate %s, whose key is lost", name, arn)
-    return lost
+        unless_gone(iot.detach_thing_principal, thingName=thing.name, principal=arn)
+        ownership.delete(iot, fleet, thing, iot.delete_certificate, certificateId=certificate_id)
+        kept = fleet.things[thing.name]
+        fleet.record(kept._replace(lost=tuple(lost for lost in kept.lost if lost != arn)))
+        log.info("%s: deleted certificate %s, whose key is lost", thing.name, arn)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -428,7 +372,7 @@ def create_things(cli: Cli) -> int:
         if fleet.was_local and not cli.place.local:
             log.warning("the last fleet was local (--local); this one is on AWS")
         iot, place = control_plane(cli)
-        ask = functools.partial(list_own_things, iot, fleet.elf_id or "")
+        ask = functools.partial(ownership.list_own_things, iot, fleet.elf_id or "")
         names_in_aws = set() if is_new else aws.run_in_thread(cli.events, ask)
         missing.update(things_missing_in_aws(cli, iot, {*wanted} - names_in_aws))
         if half_cleaned:
@@ -511,9 +455,8 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
 def things_missing_in_aws(cli: Cli, iot: Any, names: set[str]) -> list[str]:
     """Return which of the fleet's `names`, which AWS did not list, are missing in AWS, and record it."""
     unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
-    answers = dict(
-        aws.run_parallel(cli.events, unlisted, lambda name: aws.unless_missing(iot.describe_thing, thingName=name))
-    )
+    find = functools.partial(ownership.find_thing, iot, cli.fleet)
+    answers = dict(aws.run_parallel(cli.events, unlisted, find))
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
         raise failed[0]
     if gone := [name for name, described in answers.items() if not described]:

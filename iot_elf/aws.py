@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
+import json
 import math
 import re
 import threading
@@ -19,9 +20,9 @@ from iot_elf.defaults import T
 from iot_elf.errors import ElfError, NotAwsError, error_names
 from iot_elf.events import EventQueue, Interrupted
 from iot_elf.sign_in import fetch_credentials, find_data_endpoint, open_session
-from iot_elf.state import Place, policy_name
+from iot_elf.state import Place
 from iot_elf.storage import read_file, write_private
-from iot_elf.text import add_secret, listed, log, plural
+from iot_elf.text import add_secret, log, plural
 
 # https://docs.aws.amazon.com/general/latest/gr/iot-core.html, control-plane API: calls per second, account and region.
 QUOTAS: Mapping[str, float] = {
@@ -36,18 +37,6 @@ QUOTAS: Mapping[str, float] = {
 }
 VISIBLE_S = 10.0  # until all of AWS finds what was just made
 MAX_RETRY_PAUSE_S = 30.0  # pause of a thing that AWS is not ready for: 300 of them make 10 calls a second, a quota
-_REQUIRED_FIELDS = {  # what ELF reads of answers; botocore's model marks no field of them as required
-    "GetCallerIdentity": "Account",
-    "DescribeEndpoint": "endpointAddress",
-    "CreateKeysAndCertificate": "certificateArn certificateId certificatePem keyPair",
-    "DescribeThing": "thingArn",
-    "DescribeCertificate": "certificateDescription.status",
-    "GetPolicy": "policyDocument",
-    "ListThings": "things.thingName",
-    "ListCertificates": "certificates.certificateId certificates.certificateArn certificates.creationDate",
-    "ListAttachedPolicies": "policies.policyName",
-    "ListPolicyVersions": "policyVersions.versionId",
-}
 
 
 def limit_rate(hooks: Any, things_per_s: float, stopping: threading.Event) -> None:
@@ -99,9 +88,11 @@ def connect_control_plane(
     """
     session, place = open_session(place, proxies, ask_for_code)
     hooks = session.events
-    hooks.register("after-call", _check_answer)
+    hooks.register("after-call", _log_answer)
     hooks.register("provide-client-params.iot", _log_call)
     hooks.register_first("needs-retry", _raise_instead_of_retry)
+    for service in ("iot", "sts"):
+        hooks.register(f"creating-client-class.{service}", _add_to_client)
     if not place.local:
         limit_rate(hooks, things_per_s, events.stopping)
     credentials = fetch_credentials(session)
@@ -109,6 +100,7 @@ def connect_control_plane(
     hooks.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     hooks.register_last("before-send.iot", events.check)
     iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
+    iot.meta.events.register("before-parse.iot", functools.partial(_refuse_others, iot.meta.endpoint_url))
     _ = iot.exceptions  # two threads that make these at the same time get different classes, and catch only their own
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
     place = place._replace(data_endpoint=find_data_endpoint(session, iot, place)).checked()
@@ -119,18 +111,53 @@ def connect_control_plane(
     return iot, place
 
 
-def _check_answer(http_response: Any, parsed: dict[str, Any], model: Any, **_: object) -> None:
+class Answer(dict[str, Any]):
+    """An answer of AWS's, or a part of it: when a field is read that it lacks, NotAwsError says so."""
+
+    def __init__(self, content: Mapping[str, Any], server: str, operation: str, path: str = "") -> None:
+        self._server, self._operation, self._path = server, operation, path
+        known = {key: value for key, value in content.items() if value not in (None, "")}
+        super().__init__({key: _answered(value, server, operation, f"{path}{key}.") for key, value in known.items()})
+
+    def __missing__(self, field: str) -> Any:
+        raise NotAwsError(f"{self._server} (no {self._path}{field} in its answer to {self._operation})")
+
+
+def _answered(value: Any, *where: str) -> Any:
+    if isinstance(value, list):
+        return [_answered(each, *where) for each in value]
+    return Answer(value, *where) if isinstance(value, dict) else value
+
+
+def _add_to_client(base_classes: list[type], **_: object) -> None:
+    base_classes.insert(0, _Client)
+
+
+class _Client:
+    """What ELF adds to a boto3 client: its answers are an Answer, in which a list that is left out is empty."""
+
+    meta: Any
+
+    def _make_api_call(self, operation: str, parameters: Any) -> Answer:
+        answer = super()._make_api_call(operation, parameters)  # type: ignore[misc]
+        shape = self.meta.service_model.operation_model(operation).output_shape
+        lists = [name for name, field in shape.members.items() if field.type_name == "list"] if shape else []
+        return Answer({**answer, **{name: answer.get(name) or [] for name in lists}}, self.meta.endpoint_url, operation)
+
+
+def _refuse_others(endpoint_url: str, response_dict: Mapping[str, Any], **_: object) -> None:
+    """Raise NotAwsError for an answer that AWS IoT did not give: a login page may have any HTTP status."""
+    is_error = response_dict["status_code"] >= 300  # which may come from something on the way, and says so by its code
+    try:
+        content = json.loads(response_dict["body"] or b"{}")
+    except ValueError:
+        content = {} if is_error else None
+    if not isinstance(content, dict) or not (is_error or response_dict["headers"].get("x-amzn-RequestId")):
+        raise NotAwsError(endpoint_url)
+
+
+def _log_answer(http_response: Any, parsed: Mapping[str, Any], model: Any, **_: object) -> None:
     log.debug("AWS %s: HTTP %s %s", model.name, http_response.status_code, parsed.get("Error", {}).get("Code", ""))
-    # A list that is left out is empty; the other fields that ELF reads are required.
-    if http_response.status_code < 300 and model.output_shape:
-        lists = [name for name, shape in model.output_shape.members.items() if shape.type_name == "list"]
-        parsed.update({name: [] for name in lists if not parsed.get(name)})
-        for path in _REQUIRED_FIELDS.get(model.name, "").split():
-            field, dot, member = path.partition(".")
-            for found in parsed[field] if field in lists else [parsed.get(field)]:
-                if not (found.get(member) if found and dot else found):
-                    host = "/".join(http_response.url.split("/")[:3])
-                    raise NotAwsError(f"{host} (no {path} in its answer to {model.name})")
 
 
 def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
@@ -139,15 +166,27 @@ def _log_call(params: Mapping[str, Any], model: Any, **_: object) -> None:
 
 
 def _raise_instead_of_retry(
-    response: tuple[Any, Any] | None, caught_exception: Exception | None, attempts: int, operation: Any, **_: object
+    response: tuple[Any, Any] | None,
+    caught_exception: Any,
+    attempts: int,
+    operation: Any,
+    request_dict: Mapping[str, Any],
+    **_: object,
 ) -> None:
-    """Raise an error at once that botocore would retry, where ELF must not."""
+    """Raise an error at once that botocore would retry, where ELF must not; remember whether AWS may have acted."""
     from botocore.exceptions import ClientError
 
     error = caught_exception
     if response and response[0].status_code >= 300:
         response[1]["ResponseMetadata"]["RetryAttempts"] = attempts - 1
         error = ClientError(response[1], operation.name)
+    if error:
+        context = request_dict["context"]
+        context["may_have_arrived"] = context.get("may_have_arrived") or may_have_arrived(error)
+        if response:
+            response[1]["ResponseMetadata"]["MayHaveArrived"] = context["may_have_arrived"]
+        else:
+            error.may_have_arrived = context["may_have_arrived"]
     if error and (
         # Each call that AWS may have acted on may have made a certificate, so ELF has to know of each; and one that
         # waits in botocore, where Ctrl-C can't stop it, would count as sent.
@@ -160,8 +199,11 @@ def _raise_instead_of_retry(
 
 
 def may_have_arrived(error: Exception) -> bool:
-    """Return whether AWS may have acted on a call that ended with `error`."""
-    if status := (getattr(error, "response", None) or {}).get("ResponseMetadata", {}).get("HTTPStatusCode"):
+    """Return whether AWS may have acted on a call, or an earlier attempt at it, that ended with `error`."""
+    about = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})
+    if about.get("MayHaveArrived") or getattr(error, "may_have_arrived", False):
+        return True
+    if status := about.get("HTTPStatusCode"):
         return status in (500, 502, 504)  # 503 is an answer: not now
     return not {"HTTPClientError", "ResponseParserError", "NotAwsError"}.isdisjoint(error_names(error))
 
@@ -169,17 +211,24 @@ def may_have_arrived(error: Exception) -> bool:
 class RetryLater(Exception):  # noqa: N818 - it passes
     """Ends a step that AWS is not ready for: run_parallel() calls `again`, then the step, for up to `limit_s` in all.
 
-    After that time the step fails with AWS's answer, `error`.
+    It does so after `least_s` at the earliest. After `limit_s` the step fails with AWS's answer, `error`.
     """
 
-    def __init__(self, error: Exception, limit_s: float, reason: str, again: Callable[[], Any] = lambda: None) -> None:
+    def __init__(
+        self,
+        error: Exception,
+        limit_s: float,
+        reason: str,
+        again: Callable[[], Any] = lambda: None,
+        least_s: float = 1.0,
+    ) -> None:
         super().__init__(error)
-        self.error, self.limit_s, self.again = error, limit_s, again
+        self.error, self.limit_s, self.again, self.least_s = error, limit_s, again, least_s
         self.reason = f"{getattr(error, 'operation_name', 'AWS')}: {reason}"
 
     def pause_s(self, waited_s: float) -> float:
         """Return how long to pause after `waited_s` seconds since AWS said so first; 0 or less: that is the end."""
-        return min(max(waited_s, 1.0), MAX_RETRY_PAUSE_S, self.limit_s - waited_s)
+        return min(max(waited_s, self.least_s), MAX_RETRY_PAUSE_S, self.limit_s - waited_s)
 
 
 def run_parallel(events: EventQueue, things: Sequence[T], step: Callable[[T], Any]) -> Iterator[tuple[T, Any]]:
@@ -273,87 +322,65 @@ def concurrently(*calls: Callable[[], Any]) -> list[Any]:
     return [answer.result() for answer in answers]
 
 
+def is_not_found(error: BaseException) -> bool:
+    """Return whether AWS IoT answered that there is no such thing, certificate or policy."""
+    return error_names(error)[0] == "ResourceNotFoundException"
+
+
 def unless_missing(call: Callable[..., Any], **parameters: Any) -> Any:
     """Return the answer to a call, or None if AWS answers ResourceNotFoundException."""
     try:
         return call(**parameters)
     except Exception as error:
-        if error_names(error)[0] != "ResourceNotFoundException":
+        if not is_not_found(error):
             raise
         return None
 
 
-def other_users(iot: Any, name: str, certificates: set[str], **what: str) -> set[str] | None:
-    """Ask AWS what else uses a thing, its policy or its certificate, which may still count as attached to each other.
-
-    Returns None if edits of a policy had made more versions of it, which AWS requires to be deleted first: they are.
-    """
-    if "thingName" in what:
-        return {*iot.list_thing_principals(**what)["principals"]} - certificates
-    if "policyName" in what:
-        targets = {*iot.list_targets_for_policy(**what)["targets"]} - certificates
-        versions = [] if targets else iot.list_policy_versions(**what)["policyVersions"]
-        edits = [version["versionId"] for version in versions if not version["isDefaultVersion"]]
-        for version in edits:
-            unless_gone(iot.delete_policy_version, policyName=what["policyName"], policyVersionId=version)
-        return None if edits else targets
-    (arn,) = certificates
-    return users_of(iot, arn) - {f"thing {name}", f"policy {policy_name(name)}"}
+def all_pages(paginator: Any, field: str, **parameters: Any) -> list[Any]:
+    """Return what all pages of a list have in a field."""
+    return [item for page in paginator.paginate(**parameters) for item in page[field]]
 
 
 def users_of(iot: Any, arn: str) -> set[str]:
     """Ask AWS for the things and policies that a certificate is attached to."""
-    things = {f"thing {name}" for name in iot.list_principal_things(principal=arn)["things"]}
-    return things | {f"policy {name}" for name in policies_of(iot, arn)}
+    things = all_pages(iot.get_paginator("list_principal_things"), "things", principal=arn)
+    return {f"thing {name}" for name in things} | {f"policy {name}" for name in policies_of(iot, arn)}
 
 
 def policies_of(iot: Any, arn: str | None) -> list[str]:
     """Ask AWS for the names of a certificate's policies: none if there is no such certificate (any more)."""
-    answer = unless_missing(iot.list_attached_policies, target=arn) if arn else None
-    return [policy["policyName"] for policy in answer["policies"]] if answer else []
+    pages = functools.partial(all_pages, iot.get_paginator("list_attached_policies"), "policies")
+    return [policy["policyName"] for policy in (unless_missing(pages, target=arn) if arn else None) or ()]
 
 
-def once_visible(call: Callable[..., Any], **parameters: Any) -> None:
-    """Make a call that needs what was just made. Raises RetryLater if AWS does not find it yet; botocore's errors."""
+def once_visible(call: Callable[..., T], **parameters: Any) -> T:
+    """Return the answer to a call that needs what there is, or what was just made.
+
+    Raises RetryLater if AWS does not find it yet; botocore's errors.
+    """
     try:
-        call(**parameters)
+        return call(**parameters)
     except Exception as error:
-        if error_names(error)[0] != "ResourceNotFoundException":
+        if not is_not_found(error):
             raise
         again = functools.partial(once_visible, call, **parameters)
         raise RetryLater(error, VISIBLE_S, "not visible in AWS yet", again) from error
 
 
-def unless_gone(
-    call: Callable[..., Any], others: Callable[..., set[str] | None] | None = None, **parameters: Any
-) -> None:
-    """Make a call that deletes or detaches something; what is not there, or not known (None), counts as done.
+def unless_gone(call: Callable[..., Any], **parameters: Any) -> None:
+    """Make a call that detaches or deactivates something; what is not there, or not known (None), counts as done.
 
-    AWS is distributed: "it can take up to five minutes after a policy is detached before it's ready to be deleted"
-    (DetachPolicy, AWS IoT API reference); of a certificate, DetachThingPrincipal says "several seconds".
-    Raises ElfError if `others`, which asks AWS, finds another user of it, else RetryLater; botocore's errors.
+    "Not found" is believed: if it is not so, AWS refuses the deletion that follows. Raises botocore's errors.
     """
     if None in parameters.values():
         return
     try:
         call(**parameters)
     except Exception as error:
-        name = error_names(error)[0]
         # UpdateCertificate's CertificateStateException: it is REVOKED, and stays so.
-        if name == "ResourceNotFoundException" or (name == "CertificateStateException" and not others):
-            return
-        if name not in ("DeleteConflictException", "CertificateStateException") or not others:
+        if not is_not_found(error) and error_names(error)[0] != "CertificateStateException":
             raise
-        if users := others(**parameters):
-            raise ElfError(
-                "StillAttached",
-                f"AWS refuses to delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
-                "detach it there if nobody needs it, then run the same command again",
-            ) from error
-        again = functools.partial(unless_gone, call, others, **parameters)
-        if users is not None:
-            raise RetryLater(error, defaults.CONSISTENCY_S, "still attached according to AWS", again) from error
-        again()
 
 
 def write_amazon_roots(directory: Path) -> Path:

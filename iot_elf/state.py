@@ -57,6 +57,7 @@ _THING_KEYS = {
     "policy_arn": "elf_policy_arn",
     "stage": "elf_stage",
     "certificate_requested_at": "elf_asked",
+    "lost": "elf_lost",
 }
 ROOTS_FILE = "amazon-root-ca.pem"
 READ_ATTEMPTS = 10  # if others replace what is being read
@@ -74,10 +75,11 @@ class Thing(NamedTuple):
     name: str
     certificate_arn: str | None = None
     certificate_id: str | None = None
-    policy_name: str | None = None  # this and the next are set after AttachPolicy
-    policy_arn: str | None = None
+    policy_name: str | None = None  # before CreatePolicy
+    policy_arn: str | None = None  # after AttachPolicy
     stage: str = CREATING
     certificate_requested_at: float | None = None  # time.time(), until the answer arrives
+    lost: tuple[str, ...] = ()  # ARNs of certificates whose keys are lost, until they are deleted
 
 
 class Place(NamedTuple):
@@ -248,6 +250,7 @@ class Fleet(RecordedFleet):
         super().__init__(directory)
         self._writing = threading.RLock()
         self._journal: Journal | None = None  # while this fleet is being written
+        self.missing_since: dict[tuple[str, str], float] = {}  # what AWS did not find: see ownership
 
     # Locking
 
@@ -479,7 +482,7 @@ def recorded_thing(name: str, recorded: Any) -> Thing:
         raise ValueError(f"{name[:140]!r} is not a valid thing")
     thing = Thing(name, **{"stage": READY, **{field: recorded[k] for field, k in _THING_KEYS.items() if k in recorded}})
     unknown = [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]
-    arn, certificate_id, policy, policy_arn, stage, asked = thing[1:]
+    arn, certificate_id, policy, policy_arn, stage, asked, lost = thing[1:]
     match = ARN.fullmatch(arn) if isinstance(arn, str) else None
     has_certificate = arn or certificate_id or stage == READY
     own_policy_arn = f"{match[1]}:policy/{policy}" if match else None
@@ -490,10 +493,11 @@ def recorded_thing(name: str, recorded: Any) -> Thing:
         (not has_certificate or (match and match[2] == certificate_id), "the certificate"),
         (policy in (None, policy_name(name)) and policy_arn in (None, own_policy_arn), "the policy"),
         (asked is None or recorded_time(asked), "the time"),
+        (isinstance(lost, list | tuple) and all(isinstance(it, str) and ARN.fullmatch(it) for it in lost), "elf_lost"),
     ):
         if not is_valid:
             raise ValueError(f"{what} of {name} is not valid")
-    return thing
+    return thing._replace(lost=tuple(lost))
 
 
 def recorded_time(value: Any) -> float:

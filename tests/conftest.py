@@ -24,6 +24,10 @@ from support.shell import Elf, InProcess, Pair, Result
 UNSEEN_FAILURES = pytest.StashKey[list[str]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", action="store_true", help="run all of failures/test_matrix.py, not a sample")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:ssl.PROTOCOL_TLS is deprecated:DeprecationWarning")  # the SDK's
     config.stash[SEEN] = set()

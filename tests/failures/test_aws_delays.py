@@ -86,3 +86,14 @@ def test_what_was_just_made_is_waited_for_until_aws_finds_it(
     assert len(account.certificates()) == len(account.policies()) == 1
     main("clean")
     assert account.is_empty()
+
+
+def test_a_thing_that_somebody_changes_while_it_is_deleted_is_looked_at_again(
+    main: InProcess, account: Account, proxy: HttpProxy
+) -> None:
+    main("create")
+    account.iot.update_thing(thingName="thing_0", attributePayload={"attributes": {"color": "red"}, "merge": True})
+    proxy.inject("DeleteThing", aws_error(409, "VersionConflictException", "The version does not match."))
+    assert "DeleteThing: changed meanwhile: trying again" in main("clean").err
+    assert proxy.calls["DescribeThing"] == 2
+    assert account.is_empty()

@@ -180,7 +180,10 @@ def unlucky(main: InProcess, elf: Elf, account: Account, proxy: HttpProxy) -> Un
 
 def test_every_operation_that_elf_calls_is_here() -> None:
     called = set(
-        re.findall(r'\biot\.(?:get_paginator\(")?([a-z_]+)[",(]', program_text("elf", "aws", "sign_in", "diagnosis"))
+        re.findall(
+            r'\biot\.(?:get_paginator\(")?([a-z_]+)[",(]',
+            program_text("elf", "aws", "ownership", "sign_in", "diagnosis"),
+        )
     )
     assert called == {xform_name(operation) for operation in (*SITUATIONS, DIAGNOSIS)}
     assert {operation for _, _, operation, _ in OPERATIONS} == {*SITUATIONS, DIAGNOSIS}
@@ -293,7 +296,8 @@ def test_a_certificate_whose_answer_was_lost_is_named_until_it_is_gone(
 
 
 def answer(content: dict[str, Any]) -> Fault:
-    return Fault(answer=Answer(200, json.dumps(content).encode(), (("Content-Type", "application/json"),)))
+    headers = (("Content-Type", "application/json"), ("x-amzn-RequestId", "0"))
+    return Fault(answer=Answer(200, json.dumps(content).encode(), headers))
 
 
 @pytest.mark.parametrize(

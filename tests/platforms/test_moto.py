@@ -42,3 +42,17 @@ def test_a_fleet_lives_on_moto_from_create_to_clean(moto: str, tmp_path: Path) -
     assert not iot.list_things()["things"]
     assert not iot.list_certificates()["certificates"]
     assert not iot.list_policies()["policies"]
+
+
+def test_a_field_that_moto_leaves_out_is_named(moto: str, tmp_path: Path) -> None:
+    iot = boto3.client("iot", REGION, endpoint_url=moto, aws_access_key_id="testing", aws_secret_access_key="testing")
+    elf = Elf(tmp_path, CREDENTIALS | {"AWS_ENDPOINT_URL": moto})
+    elf("create", "--prefix", "edited")
+    elf("send", "--mqtt-endpoint", f"localhost:{free_port()}", "--duration", "0.01", status=1)
+    document = iot.get_policy(policyName="policy-edited_0")["policyDocument"]
+    version = iot.create_policy_version(policyName="policy-edited_0", policyDocument=document)["policyVersionId"]
+    said = elf("clean", status=1).err
+    assert "no policyVersions.isDefaultVersion in its answer to ListPolicyVersions" in said
+    iot.delete_policy_version(policyName="policy-edited_0", policyVersionId=version)
+    elf("clean")
+    assert not iot.list_policies()["policies"]

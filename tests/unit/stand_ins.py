@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,3 +74,10 @@ def refusal(code: str, status: int = 400, operation: str = "DeleteThing", messag
         },
         operation,
     )
+
+
+class Pages:
+    """A client of boto3's whose lists have one page, which the method of the operation returns."""
+
+    def get_paginator(self, operation: str) -> Any:
+        return SimpleNamespace(paginate=lambda **parameters: iter([getattr(self, operation)(**parameters)]))

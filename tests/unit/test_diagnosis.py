@@ -20,7 +20,7 @@ from iot_elf.errors import ElfError, Refusal
 from iot_elf.network import Endpoint, Proxy
 from iot_elf.state import Place, Thing, ThingFiles, UnansweredRequest
 
-from .stand_ins import Clock, refusal
+from .stand_ins import Clock, Pages, refusal
 
 HERE = "arn:aws:iot:us-west-2:123456789012"
 NOW = 1_700_000_000.0
@@ -85,16 +85,15 @@ def test_a_line_end_in_a_topic_is_a_character() -> None:
 # Certificates that nobody claims
 
 
-class Certificates:
+class Certificates(Pages):
     """AWS's list of certificates, the newest first, as many a page as asked, and what they are attached to."""
 
     def __init__(self, *pages: list[float], ahead_s: float | None = None, attached: tuple[float, ...] = ()) -> None:
         self._pages, self._ahead_s, self._attached = pages, ahead_s, attached
         self.pages_read = 0
 
-    def get_paginator(self, operation: str) -> Certificates:
-        assert operation == "list_certificates"
-        return self
+    def get_paginator(self, operation: str) -> Any:
+        return self if operation == "list_certificates" else super().get_paginator(operation)
 
     def paginate(self, *, ascendingOrder: bool, **_: int) -> Iterator[Any]:  # noqa: N803 - AWS's name
         assert not ascendingOrder
@@ -174,7 +173,7 @@ def test_a_page_that_ends_at_the_beginning_of_the_oldest_request_is_not_the_last
 # What AWS knows of a thing that the broker refuses
 
 
-class Iot:
+class Iot(Pages):
     def __init__(self, status: str | None, names: list[str], document: Any = None) -> None:
         self._status, self._names, self._document = status, names, document
 

@@ -24,97 +24,13 @@ from iot_elf.messages import Line
 from iot_elf.network import Endpoint
 from iot_elf.state import CLEANING, CREATING, READY, Place, Thing
 
-from .stand_ins import Clock, logged, refusal
+from .stand_ins import Clock, logged
 
 HERE = "arn:aws:iot:us-west-2:123456789012"
 ARN, OTHER = f"{HERE}:cert/c0", f"{HERE}:cert/other"
 
 
-# Whose a thing is
-
-
-class Iot:
-    """What AWS answers about a thing and its policy."""
-
-    def __init__(self, principals: tuple[str, ...] = (), document: Any = None) -> None:
-        self._principals, self._document = principals, document
-        self.asked = 0
-
-    def list_thing_principals(self, **_: str) -> Any:
-        self.asked += 1
-        return {"principals": list(self._principals)}
-
-    def get_policy(self, **_: str) -> Any:
-        if self._document is None:
-            raise refusal("ResourceNotFoundException", 404)
-        return {"policyDocument": json.dumps(self._document)}
-
-
-@pytest.mark.parametrize(
-    ("stage", "attributes", "principals", "elf_id", "is_own"),
-    [
-        (READY, {"elf_id": "mine"}, (), "mine", True),
-        (READY, {"elf_id": "mine"}, (OTHER,), "mine", True),
-        (READY, {"elf_id": "yours"}, (), "mine", False),
-        (READY, {"elf_id": "yours"}, (ARN,), "mine", True),
-        (READY, {}, (), "mine", False),
-        (READY, {}, (), None, False),
-        (READY, {}, (ARN, OTHER), None, True),
-        (READY, {}, (OTHER,), None, False),
-        # an earlier clean detached what the original program made
-        (CLEANING, {}, (), "mine", True),
-        (CLEANING, {}, (), None, True),
-        (CLEANING, {}, (OTHER,), "mine", False),
-        (CLEANING, {"owner": "you"}, (), "mine", False),
-        (CLEANING, {"elf_id": "yours"}, (), "mine", False),
-        (CLEANING, {"owner": "you"}, (ARN,), "mine", True),
-        (CREATING, {}, (), "mine", False),
-    ],
-)
-def test_clean_takes_a_thing_for_its_own_only_by_its_id_or_certificate_or_if_nothing_was_added_to_it(
-    stage: str, attributes: dict[str, str], principals: tuple[str, ...], elf_id: str | None, is_own: bool
-) -> None:
-    thing = Thing("thing_0", ARN, "c0", stage=stage)
-    assert elf._is_own_thing(Iot(principals), thing, attributes, elf_id) is is_own
-
-
-def test_a_thing_without_a_recorded_certificate_is_not_taken_for_one_that_has_others() -> None:
-    thing = Thing("thing_0", stage=CLEANING)
-    assert not elf._is_own_thing(Iot((OTHER,)), thing, {}, "mine")
-    assert not elf._is_own_thing(Iot(), thing, {"elf_id": ""}, None)
-
-
-EARLIER_DOCUMENT: dict[str, Any] = {
-    "Version": "2012-10-17",
-    "Statement": [
-        {"Effect": "Allow", "Action": "iot:Connect", "Resource": f"{HERE}:client/thing_0-*"},
-        {"Effect": "Allow", "Action": ["iot:Publish", "iot:Receive"], "Resource": f"{HERE}:topic/*"},
-        {"Effect": "Allow", "Action": "iot:Subscribe", "Resource": f"{HERE}:topicfilter/*"},
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ("stage", "policy_arn", "document", "is_own"),
-    [
-        (READY, "arn", elf.policy_document("thing_0", ARN), True),
-        (READY, "arn", elf.policy_document("thing_1", ARN), False),
-        (READY, "arn", EARLIER_DOCUMENT, True),
-        (READY, "arn", {**EARLIER_DOCUMENT, "Statement": EARLIER_DOCUMENT["Statement"][:2]}, False),
-        (READY, "arn", None, False),
-        (CLEANING, "arn", {"edited": 1}, True),
-        (CLEANING, None, {"edited": 1}, False),
-        (CLEANING, None, elf.policy_document("thing_0", ARN), True),
-        (CLEANING, "arn", None, False),
-    ],
-)
-def test_clean_takes_a_policy_for_its_own_by_its_document_or_if_it_was_the_things(
-    stage: str, policy_arn: str | None, document: Any, is_own: bool
-) -> None:
-    thing = Thing("thing_0", ARN, "c0", "policy-thing_0" if policy_arn else None, policy_arn, stage)
-    with logged() as lines:
-        assert elf._is_own_policy(Iot(document=document), thing, ARN) is is_own
-    assert len(lines) == (stage == READY and document is not None and not is_own)
+# A thing's policy
 
 
 def test_a_thing_may_connect_under_its_name_and_use_the_topics_of_its_account() -> None:

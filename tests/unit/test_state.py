@@ -443,6 +443,7 @@ POLICY = {"elf_policy": "policy-thing_0", "elf_policy_arn": f"{HERE}:policy/poli
         ({"elf_stage": CREATING, "elf_asked": 5}, Thing("thing_0", certificate_requested_at=5)),
         (recorded(0, **KEYS), thing(0)),
         ({"elf_stage": CREATING, "elf_policy": "policy-thing_0"}, Thing("thing_0", policy_name="policy-thing_0")),
+        ({"elf_stage": CREATING, "elf_lost": [f"{HERE}:cert/c1"]}, Thing("thing_0", lost=(f"{HERE}:cert/c1",))),
     ],
 )
 def test_a_recorded_thing_is_read(value: dict[str, Any], it: Thing) -> None:
@@ -469,6 +470,10 @@ def test_a_recorded_thing_is_read(value: dict[str, Any], it: Thing) -> None:
         recorded(0, elf_policy="policy-thing_0", elf_policy_arn="arn:aws:iot:us-east-1:123456789012:policy/p"),
         recorded(0, elf_asked="yesterday"),
         recorded(0, elf_asked=0),
+        recorded(0, elf_lost=f"{HERE}:cert/c1"),
+        recorded(0, elf_lost=["c1"]),
+        recorded(0, elf_lost=[1]),
+        recorded(0, elf_lost=None),
     ],
 )
 def test_a_thing_that_elf_did_not_record_so_is_refused(value: Any) -> None:
