@@ -9,10 +9,6 @@ import os
 import shlex
 import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
@@ -22,10 +18,10 @@ import pytest
 from support.aws import SECRET, SESSION_TOKEN, Account, AwsService
 from support.program import constant
 from support.shell import Elf, InProcess
+from support.sign_in import ROLE, Services, a_session
 
-from iot_elf.errors import cause_and_remedy
+from iot_elf.errors import explained
 
-ROLE = "arn:aws:iam::123456789012:role/elf"
 USER = "arn:aws:iam::123456789012:user/elf"
 KEYS = f"aws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = {SECRET}\n"
 MFA = f"[default]\nrole_arn = {ROLE}\nsource_profile = base\nmfa_serial = {USER}-mfa\n[profile base]\n{KEYS}"
@@ -46,63 +42,6 @@ TOKEN = {
     "dpopKey": "-----BEGIN EC PRIVATE KEY-----\nbm8ga2V5\n-----END EC PRIVATE KEY-----\n",
     "tokenType": "urn:aws:params:oauth:token-type:access_token_sigv4",
 }
-
-
-class Services(ThreadingHTTPServer):
-    """STS, SSO, the container's and the instance's endpoint: all answer the same, whatever is asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.status, self.body, self.headers = 200, b"", {}  # type: int, bytes, dict[str, str]
-        self.asked: list[str] = []
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-
-    def refuse(self, status: int, code: str, message: str) -> None:
-        """Refuse as a service does that speaks XML, or JSON."""
-        xml = f"<ErrorResponse><Error><Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"
-        text = xml if not code.startswith("json ") else json.dumps({"message": message})
-        self.status, self.body, self.headers = status, text.encode(), {"x-amzn-ErrorType": code.removeprefix("json ")}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Services
-
-    def do_POST(self) -> None:
-        self.server.asked.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode())
-        self.send_response(self.server.status)
-        for name, value in {**self.server.headers, "Content-Length": str(len(self.server.body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(self.server.body)
-
-    do_GET = do_PUT = do_POST  # noqa: N815 - http.server's names
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def services() -> Iterator[Services]:
-    server = Services()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def signed_out(main: InProcess, elf: Elf, services: Services, monkeypatch: pytest.MonkeyPatch) -> InProcess:
-    """A user without credentials, whose STS, SSO and metadata services are `services`."""
-    main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    home = elf.home / ".aws"
-    home.mkdir()
-    monkeypatch.setattr("botocore.tokens.SSOTokenProvider._SSO_TOKEN_CACHE_DIR", str(home / "sso" / "cache"))
-    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
-    names = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL_SSO", "AWS_ENDPOINT_URL_SIGNIN")
-    main.use(dict.fromkeys(names, services.url) | {"AWS_EC2_METADATA_SERVICE_ENDPOINT": services.url})
-    return main
 
 
 def configure(elf: Elf, config: str) -> None:
@@ -321,16 +260,6 @@ def test_aws_login_works_and_other_commands_do_without_what_it_needs(
 MFA_REFUSED = "MultiFactorAuthentication failed with invalid MFA one time pass code."
 
 
-def a_session(minutes: float, key: str = "ASIAIOSFODNN7EXAMPLE") -> bytes:
-    """What AssumeRole answers."""
-    expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60 * minutes))
-    keys = {"AccessKeyId": key, "SecretAccessKey": SECRET, "SessionToken": SESSION_TOKEN}
-    fields = "".join(f"<{name}>{value}</{name}>" for name, value in {**keys, "Expiration": expires}.items())
-    user = f"<AssumedRoleUser><Arn>{ROLE}/elf</Arn><AssumedRoleId>elf</AssumedRoleId></AssumedRoleUser>"
-    result = f"<AssumeRoleResult><Credentials>{fields}</Credentials>{user}</AssumeRoleResult>"
-    return f"<AssumeRoleResponse>{result}</AssumeRoleResponse>".encode()
-
-
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
@@ -341,19 +270,19 @@ def a_session(minutes: float, key: str = "ASIAIOSFODNN7EXAMPLE") -> bytes:
     ],
 )
 def test_an_mfa_code_is_asked_for_on_the_terminal(
-    elf: Elf, services: Services, code: str | None, expected: str
+    elf: Elf, account: Account, services: Services, code: str | None, expected: str
 ) -> None:
     services.refuse(403, "AccessDenied", MFA_REFUSED)
     if code == "654321\n":
-        services.status, services.body = 200, a_session(minutes=5)
-    said, status = create_with_mfa(elf, services, code)
+        services.status, services.body = 200, a_session(0.04, account.id)
+    said, status = create_with_mfa(elf, services, code, 60)
     assert expected in said
     assert [f"TokenCode={code.strip()}" in asked for asked in services.asked if code] in ([True], [])
     assert status == (1 if code else 130)
     assert "Traceback" not in said
 
 
-def create_with_mfa(elf: Elf, services: Services, code: str | None) -> tuple[str, int]:
+def create_with_mfa(elf: Elf, services: Services, code: str | None, count: int = 1) -> tuple[str, int]:
     """Create with a profile that wants a code, and type it, or else Ctrl-C; return what ELF says and its status."""
     (elf.home / ".aws").mkdir(exist_ok=True)
     configure(elf, MFA)
@@ -362,7 +291,7 @@ def create_with_mfa(elf: Elf, services: Services, code: str | None) -> tuple[str
     elf.environment |= {"AWS_ENDPOINT_URL_STS": services.url}
     asked = "Enter MFA code for arn:aws:iam::123456789012:user/elf-mfa"
     typed = code.encode() if code else lambda process: process.send_signal(signal.SIGINT)
-    terminal = elf.in_terminal("create", keys={asked: typed})
+    terminal = elf.in_terminal("create", count, keys={asked: typed})
     return terminal.written, terminal.status
 
 
@@ -436,7 +365,7 @@ def test_every_error_of_aws_iot_is_explained(module: ModuleType) -> None:
     declared = {shape.name for name in constant("QUOTAS") for shape in model.operation_model(name).error_shapes}
     for code in {*COMMON, *MALFORMED, *declared}:
         error = botocore.exceptions.ClientError({"Error": {"Code": code, "Message": "No."}}, "CreateThing")
-        cause, remedy = cause_and_remedy(error)
+        _, cause, remedy = explained(error).args
         assert "unexpected" not in cause
         assert remedy
         assert (code in constant("FAILURE_OF")) == (code not in (*MALFORMED, *ELSEWHERE)), code
