@@ -13,6 +13,10 @@ SEE_ABOVE = "see the lines above"
 
 # What devices, and the commands that use them, say of a failure, where {} stands for some text.
 TOLD = {
+    "UnknownRegion": (
+        "there is no AWS region {region}: botocore does not know it, and no endpoint answers there",
+        "did you mean {region}? Check --region, AWS_REGION, AWS_DEFAULT_REGION and ~/.aws/config",
+    ),
     "PortUnanswered": (
         "{thing} can't connect to {endpoint}: it does not answer",
         "if a firewall blocks port 8883, try --mqtt-endpoint :443; if you need a proxy, set --proxy",
