@@ -770,7 +770,7 @@ def print_environment(cli: Cli) -> int:
     place = find_place(cli, fleet.place)
     variables: dict[str, str | None] = {"AWS_REGION": place.region, "AWS_DEFAULT_REGION": place.region}
     if not place.local:
-        variables |= sign_in.environment_of(place)
+        variables |= sign_in.environment_of(place._replace(profile=cli.profile or place.profile))
     else:
         from iot_elf import local_aws
 
@@ -806,7 +806,10 @@ def open_control_plane(cli: Cli) -> tuple[Any, Place]:
             if re.match(f"{defaults.NO_PROXY}$|socks5h?://", url):  # botocore knows no SOCKS
                 proxies = {}
             ask = functools.partial(console.ask_for_code, cli.events)
-            cli.control_plane = aws.connect_control_plane(cli.place, cli.events, cli.headers, cli.rate, proxies, ask)
+            given = Place(profile=cli.profile, endpoint_url=cli.endpoint_url)
+            cli.control_plane = aws.connect_control_plane(
+                cli.place, given, cli.events, cli.headers, cli.rate, proxies, ask
+            )
         return cli.control_plane
 
 
@@ -1231,13 +1234,15 @@ def find_place(cli: Cli, remembered: Place | None) -> Place:
             f"{' '.join(options)} does not match: this fleet is in {remembered}",
             "leave the option out, clean this fleet first, or use another directory with --misc-dir",
         )
-    return remembered._replace(profile=remembered.profile or cli.profile)
+    return remembered
 
 
 def _contradicts(place: Place, key: str, value: str) -> bool:
     known = getattr(place, key)
     if key != "region" and place.local:
         return True
+    if key == "profile" or (key == "endpoint_url" and sign_in.is_own_endpoint(known, place.region)):
+        return False  # both are only defaults: the account is checked
     return known is not None and known.rstrip("/") != value.rstrip("/")
 
 

@@ -19,7 +19,14 @@ from iot_elf import defaults, errors, state
 from iot_elf.defaults import T
 from iot_elf.errors import ElfError, NotAwsError, error_names
 from iot_elf.events import EventQueue, Interrupted
-from iot_elf.sign_in import fetch_credentials, find_data_endpoint, open_session
+from iot_elf.sign_in import (
+    explaining_region,
+    fetch_credentials,
+    find_data_endpoint,
+    is_own_endpoint,
+    open_session,
+    reading_configuration,
+)
 from iot_elf.state import Place
 from iot_elf.storage import read_file, write_private
 from iot_elf.text import add_secret, log, plural
@@ -73,6 +80,7 @@ def limit_rate(hooks: Any, things_per_s: float, stopping: threading.Event) -> No
 
 def connect_control_plane(
     place: Place,
+    given: Place,
     events: EventQueue,
     headers: Mapping[str, str],
     things_per_s: float,
@@ -81,12 +89,14 @@ def connect_control_plane(
 ) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
+    `given` has the options' profile and endpoint, which count for more than those of the place.
     Every request has `headers` (the embedded AWS IoT requires them) and goes through `proxies`, as open_session() has
     them. After Ctrl-C, calls raise Interrupted before they are sent.
     Returns the client, and the place completed from AWS's configuration and DescribeEndpoint.
     Raises: ElfError when these credentials are for another account than the fleet's; botocore's errors; Interrupted.
     """
-    session, place = open_session(place, proxies, ask_for_code)
+    recorded = place
+    session, place = open_session(place, given, proxies, ask_for_code)
     hooks = session.events
     hooks.register("after-call", _log_answer)
     hooks.register("provide-client-params.iot", _log_call)
@@ -95,15 +105,24 @@ def connect_control_plane(
         hooks.register(f"creating-client-class.{service}", _add_to_client)
     if not place.local:
         limit_rate(hooks, things_per_s, events.stopping)
-    credentials = fetch_credentials(session)
+    if not place.local and is_own_endpoint(place.endpoint_url, place.region):
+        place = place._replace(endpoint_url=None)  # an earlier ELF recorded these, too
+    place = place._replace(endpoint_url=given.endpoint_url or place.endpoint_url)
+    with explaining_region(place):
+        credentials = fetch_credentials(session)
     add_secret(*headers.values())
     hooks.register("before-send.iot", lambda request, **_: request.headers.update(headers))
     hooks.register_last("before-send.iot", events.check)
-    iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
+    with reading_configuration():
+        iot = session.client("iot", region_name=place.region, endpoint_url=place.endpoint_url)
     iot.meta.events.register("before-parse.iot", functools.partial(_refuse_others, iot.meta.endpoint_url))
     _ = iot.exceptions  # two threads that make these at the same time get different classes, and catch only their own
     place = place._replace(region=iot.meta.region_name, endpoint_url=iot.meta.endpoint_url).checked()
-    place = place._replace(data_endpoint=find_data_endpoint(session, iot, place)).checked()
+    if is_own_endpoint(place.endpoint_url, place.region):
+        place = place._replace(endpoint_url=None)
+    with explaining_region(place):
+        host = find_data_endpoint(session, iot, place._replace(profile=recorded.profile))
+    place = place._replace(data_endpoint=host).checked()
     if credentials and not place.local:
         known = credentials.get_frozen_credentials().account_id or ""  # AWS_ACCOUNT_ID may be anything
         account = place.account or (known if re.fullmatch(state.PLACE_PATTERNS["account"], known) else None)

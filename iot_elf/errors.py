@@ -32,7 +32,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "InvalidRetryConfigurationError InvalidProxiesConfigError InvalidIMDSEndpointError InvalidIMDSEndpointModeError "
     "InvalidSTSRegionalEndpointsConfigError UnknownCredentialError UnsupportedSignatureVersionError": (
         "the AWS configuration is not valid: {error}",
-        "choose one of `aws configure list-profiles` with --profile, or fix ~/.aws/config",
+        "choose one of `aws configure list-profiles` with --profile, or fix ~/.aws/config or the variable (AWS_…)",
     ),
     "ProfileLoop InfiniteLoopConfigError": (
         "profiles form a loop: {error}",
@@ -165,14 +165,16 @@ FAILURE_OF = {each: (names.split()[0], *words) for names, words in FAILURES.item
 # After one of these, AWS has not acted on the call, and it may succeed if repeated.
 BUSY_ERRORS = frozenset(
     "ThrottlingException TooManyRequestsException ServiceUnavailableException ServiceUnavailable InternalFailure "
-    "EndpointConnectionError ConnectTimeoutError".split()
+    "EndpointConnectionError ConnectTimeoutError ProxyConnectionError".split()
 )
 # After one of these, the same call for another thing would fail too.
 FATAL_FOR_ALL = frozenset(
     "ExpiredTokenException ExpiredToken UnrecognizedClientException InvalidClientTokenId InvalidSignatureException "
-    "RequestTimeTooSkewed NoCredentialsError CredentialRetrievalError TokenRetrievalError SSOError LoginError "
-    "RefreshWithMFAUnsupportedError EndpointConnectionError LimitExceededException OSError".split()
+    "RequestTimeTooSkewed NoCredentialsError SignInError EndpointConnectionError ConnectTimeoutError "
+    "ProxyConnectionError LimitExceededException OSError".split()
 )
+# After one of these, nothing has answered, or not AWS.
+UNREACHABLE = frozenset("HTTPClientError ConnectionError NotAwsError ResponseParserError".split())
 # The services of the calls by which botocore gets credentials, and of the one that says whose they are.
 SIGN_IN_OPERATIONS = dict.fromkeys(("AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity"), "sts")
 SIGN_IN_OPERATIONS["GetRoleCredentials"] = "sso"
@@ -212,9 +214,18 @@ class NotAwsError(ElfError):
         super().__init__("NotAws", f"the server at {endpoint} is not AWS IoT", _LOGIN_PAGE)
 
 
+class SignInError(ElfError):
+    """There are no credentials, or no longer: no call can succeed."""
+
+
 def error_names(error: BaseException) -> list[str]:
-    """Return the names that FAILURES may have for an error: AWS code, errno, cause, class; the most specific first."""
+    """Return the names that FAILURES may have for an error: AWS code, errno, cause, class; the most specific first.
+
+    Some of botocore's are OSErrors, too, as those of the requests library were: that says nothing about a disk.
+    """
     names = [kind.__name__ for kind in type(error).__mro__]
+    if "BotoCoreError" in names and "OSError" in names:
+        names.remove("OSError")
     if isinstance(error, OSError) and error.errno:
         names.insert(0, errno.errorcode.get(error.errno, ""))
     if isinstance(cause := getattr(error, "kwargs", {}).get("error"), Exception):  # botocore's, from urllib3
@@ -246,6 +257,12 @@ def explained(error: BaseException) -> ElfError:
     if "{install}" in remedy:  # which looks for packages on the disk
         facts["install"] = how_to_install("requirements.txt")
     return ElfError(name, cause.format(**facts), remedy.format(**facts))
+
+
+def failure(name: str, error: str) -> ElfError:
+    """Return the failure that FAILURES has under a name, with what a library could not say."""
+    name, cause, remedy = FAILURE_OF[name]
+    return ElfError(name, cause.format(error=error), remedy)
 
 
 def bad_endpoint(error: BaseException) -> ElfError | None:

@@ -354,7 +354,8 @@ class Fleet(RecordedFleet):
         """Record where the fleet is, until forget_place()."""
         if place.local:
             place = place._replace(endpoint_url=None)  # it may listen elsewhere after a restart
-        place = place._replace(source=None).checked()
+        profile = place.profile or (self.place.profile if self.place else None)  # keys of the environment replace none
+        place = place._replace(source=None, profile=profile).checked()
         with self._writing:
             if place != self.place:
                 self.place, self.was_local = place, False

@@ -10,10 +10,6 @@ import re
 import shlex
 import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
@@ -24,10 +20,10 @@ from support.aws import SECRET, SESSION_TOKEN, Account, AwsService
 from support.failures import Explained
 from support.program import constant
 from support.shell import Elf, InProcess, Result
+from support.sign_in import ROLE, Services, a_session
 
 from iot_elf import errors
 
-ROLE = "arn:aws:iam::123456789012:role/elf"
 USER = "arn:aws:iam::123456789012:user/elf"
 KEYS = f"aws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = {SECRET}\n"
 MFA = f"[default]\nrole_arn = {ROLE}\nsource_profile = base\nmfa_serial = {USER}-mfa\n[profile base]\n{KEYS}"
@@ -48,63 +44,6 @@ TOKEN = {
     "dpopKey": "-----BEGIN EC PRIVATE KEY-----\nbm8ga2V5\n-----END EC PRIVATE KEY-----\n",
     "tokenType": "urn:aws:params:oauth:token-type:access_token_sigv4",
 }
-
-
-class Services(ThreadingHTTPServer):
-    """STS, SSO, the container's and the instance's endpoint: all answer the same, whatever is asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-        self.status, self.body, self.headers = 200, b"", {}  # type: int, bytes, dict[str, str]
-        self.asked: list[str] = []
-        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
-
-    def refuse(self, status: int, code: str, message: str) -> None:
-        """Refuse as a service does that speaks XML, or JSON."""
-        xml = f"<ErrorResponse><Error><Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"
-        text = xml if not code.startswith("json ") else json.dumps({"message": message})
-        self.status, self.body, self.headers = status, text.encode(), {"x-amzn-ErrorType": code.removeprefix("json ")}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Services
-
-    def do_POST(self) -> None:
-        self.server.asked.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode())
-        self.send_response(self.server.status)
-        for name, value in {**self.server.headers, "Content-Length": str(len(self.server.body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(self.server.body)
-
-    do_GET = do_PUT = do_POST  # noqa: N815 - http.server's names
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def services() -> Iterator[Services]:
-    server = Services()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def signed_out(main: InProcess, elf: Elf, services: Services, monkeypatch: pytest.MonkeyPatch) -> InProcess:
-    """A user without credentials, whose STS, SSO and metadata services are `services`."""
-    main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    home = elf.home / ".aws"
-    home.mkdir()
-    monkeypatch.setattr("botocore.tokens.SSOTokenProvider._SSO_TOKEN_CACHE_DIR", str(home / "sso" / "cache"))
-    monkeypatch.setattr("botocore.utils.ContainerMetadataFetcher.SLEEP_TIME", 0)
-    names = ("AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL_SSO", "AWS_ENDPOINT_URL_SIGNIN")
-    main.use(dict.fromkeys(names, services.url) | {"AWS_EC2_METADATA_SERVICE_ENDPOINT": services.url})
-    return main
 
 
 def configure(elf: Elf, config: str) -> None:
@@ -297,16 +236,6 @@ def test_aws_login_works_and_other_commands_do_without_what_it_needs(
 MFA_REFUSED = "MultiFactorAuthentication failed with invalid MFA one time pass code."
 
 
-def a_session(minutes: float, key: str = "ASIAIOSFODNN7EXAMPLE") -> bytes:
-    """What AssumeRole answers."""
-    expires = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60 * minutes))
-    keys = {"AccessKeyId": key, "SecretAccessKey": SECRET, "SessionToken": SESSION_TOKEN}
-    fields = "".join(f"<{name}>{value}</{name}>" for name, value in {**keys, "Expiration": expires}.items())
-    user = f"<AssumedRoleUser><Arn>{ROLE}/elf</Arn><AssumedRoleId>elf</AssumedRoleId></AssumedRoleUser>"
-    result = f"<AssumeRoleResult><Credentials>{fields}</Credentials>{user}</AssumeRoleResult>"
-    return f"<AssumeRoleResponse>{result}</AssumeRoleResponse>".encode()
-
-
 @pytest.mark.parametrize(
     ("code", "failure"),
     [
@@ -317,12 +246,12 @@ def a_session(minutes: float, key: str = "ASIAIOSFODNN7EXAMPLE") -> bytes:
     ],
 )
 def test_an_mfa_code_is_asked_for_on_the_terminal(
-    elf: Elf, services: Services, code: str | None, failure: str | None, explained: Explained
+    elf: Elf, account: Account, services: Services, code: str | None, failure: str | None, explained: Explained
 ) -> None:
     services.refuse(403, "AccessDenied", MFA_REFUSED)
     if code == "654321\n":
-        services.status, services.body = 200, a_session(minutes=5)
-    result = create_with_mfa(elf, services, code)
+        services.status, services.body = 200, a_session(0.04, account.id)
+    result = create_with_mfa(elf, services, code, 60)
     if failure:
         explained(result, failure, MFA_REFUSED[:-1] if failure == "WrongMfaCode" else "")
     else:
@@ -332,7 +261,7 @@ def test_an_mfa_code_is_asked_for_on_the_terminal(
     assert "Traceback" not in result.err
 
 
-def create_with_mfa(elf: Elf, services: Services, code: str | None) -> Result:
+def create_with_mfa(elf: Elf, services: Services, code: str | None, count: int = 1) -> Result:
     """Create with a profile that wants a code, and type it, or else Ctrl-C; return what is on the terminal."""
     (elf.home / ".aws").mkdir(exist_ok=True)
     configure(elf, MFA)
@@ -341,7 +270,7 @@ def create_with_mfa(elf: Elf, services: Services, code: str | None) -> Result:
     elf.environment |= {"AWS_ENDPOINT_URL_STS": services.url}
     asked = "Enter MFA code for arn:aws:iam::123456789012:user/elf-mfa"
     typed = code.encode() if code else lambda process: process.send_signal(signal.SIGINT)
-    terminal = elf.in_terminal("create", "--output", "json", keys={asked: typed})
+    terminal = elf.in_terminal("create", count, "--output", "json", keys={asked: typed})
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", terminal.written)
     return Result(terminal.status, plain, plain)
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 from support.aws import Account
+from support.failures import Explained
 from support.machine import needs_root, posix_only
 from support.shell import Elf, InProcess, assert_whole
-
-from .words import Explained
 
 pytestmark = posix_only
 ONCE = ("--duration", "0.01")
@@ -65,7 +64,7 @@ def test_what_a_disk_does_not_do_is_explained_with_the_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(library, name, refuse)
-        explained(main("create", status=1), "OSError", elf.misc / file, os.strerror(code))
+        explained(main("create", status=1), "OperatingSystemError", elf.misc / file, os.strerror(code))
     assert account.is_empty()
 
 
@@ -108,7 +107,7 @@ def test_a_file_that_has_another_name_is_not_written_to(
     precious = tmp_path / "precious"
     precious.write_text("precious")
     (elf.misc / ".lock").hardlink_to(precious)
-    explained(main("create", 2, status=1), "OSError", elf.misc / ".lock", "hard link")
+    explained(main("create", 2, status=1), "OperatingSystemError", elf.misc / ".lock", "hard link")
     assert precious.read_text() == "precious"
     main("create", 2)
     assert_whole(elf, account, 2)

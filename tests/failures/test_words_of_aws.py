@@ -73,8 +73,14 @@ sso_region = us-west-2
         pytest.param(
             {},
             {"AWS_ENDPOINT_URL": "", "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": SECRET},
-            *(("--region", "us-wets-2"), "ControlPlaneUnknown", "https://iot.us-wets-2.amazonaws.com"),
+            *(("--region", "us-wets-2"), "UnknownRegion", "did you mean us-west-2?"),
             id="an unknown region",
+        ),
+        pytest.param(
+            {},
+            {"AWS_ENDPOINT_URL": "https://iot.invalid", "AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": SECRET},
+            *((), "ControlPlaneUnknown", "https://iot.invalid"),
+            id="an unknown host",
         ),
         pytest.param(
             {"credentials": f"[default]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = {SECRET}"},

@@ -6,7 +6,9 @@ aws          a MiniStack that ELF did not start, and accounts in it
 shell        a user of elf.py: in another process (Elf) and in this one (InProcess)
 failures     what ELF says of a failure, by its name; the names that no test has seen
 embedded     the embedded AWS IoT of a fleet, asked without ELF
+sign_in      STS, SSO, and the metadata services of containers and instances
 networks     TCP relays that break, ports that lead nowhere, servers of somebody else
+aws_hosts    the host names of AWS, over TLS, behind a proxy
 mqtt         a client that is not ELF's, and a broker that does what a script says
 http_proxy   between ELF and MiniStack: AWS's distance, its quotas, its faults
 mqtt_proxy   between things and MiniStack: messages are lost, repeated, swapped

@@ -197,12 +197,12 @@ class Client(SimpleNamespace):
 def connect(
     monkeypatch: pytest.MonkeyPatch, place: Place, session: Session, events: EventQueue, **headers: str
 ) -> Place:
-    def open_session(place: Place, proxies: object, ask_for_code: object) -> tuple[Any, Place]:
-        assert (proxies, ask_for_code) == ({"https": "proxy"}, str)
+    def open_session(place: Place, given: Place, proxies: object, ask_for_code: object) -> tuple[Any, Place]:
+        assert (given, proxies, ask_for_code) == (Place(), {"https": "proxy"}, str)
         return session, place
 
     monkeypatch.setattr(aws, "open_session", open_session)
-    iot, place = aws.connect_control_plane(place, events, headers, 10.0, {"https": "proxy"}, str)
+    iot, place = aws.connect_control_plane(place, Place(), events, headers, 10.0, {"https": "proxy"}, str)
     assert iot.made_by is threading.current_thread()
     return place
 

@@ -90,6 +90,36 @@ def test_after_an_answer_that_means_busy_a_call_may_be_repeated_and_after_a_lost
     assert errors.BUSY_ERRORS.isdisjoint({"ReadTimeoutError", "ConnectionClosedError", "HTTPClientError"})
 
 
+LOST = exceptions.ReadTimeoutError(endpoint_url="u")
+ALSO_OSERRORS = [
+    LOST,
+    exceptions.SSLError(endpoint_url="u", error="e"),
+    exceptions.ConnectTimeoutError(endpoint_url="u"),
+    exceptions.ProxyConnectionError(proxy_url="u"),
+]
+
+
+@pytest.mark.parametrize("error", ALSO_OSERRORS)
+def test_an_error_of_the_network_is_none_of_the_disk(error: Exception) -> None:
+    assert isinstance(error, OSError)
+    assert "OSError" not in errors.error_names(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_fatal"),
+    [
+        *zip(ALSO_OSERRORS, (False, False, True, True), strict=True),  # the last two after all attempts
+        (exceptions.ConnectionClosedError(endpoint_url="u"), False),
+        (refusal("AccessDenied", operation="AttachPolicy"), False),
+        (errors.SignInError("AccessDenied", "c", "r"), True),
+        (OSError(errno.ENOSPC, "full"), True),
+        (PermissionError(errno.EACCES, "denied"), True),
+    ],
+)
+def test_an_error_ends_all_if_each_would_get_it(error: Exception, is_fatal: bool) -> None:
+    assert is_fatal != errors.FATAL_FOR_ALL.isdisjoint(errors.error_names(error))
+
+
 # Things that failed
 
 
