@@ -326,7 +326,8 @@ def unless_gone(
             raise ElfError(
                 "StillAttached",
                 f"AWS refuses to delete {next(iter(parameters.values()))}: it is attached to {listed(users)}",
-                "detach it there if nobody needs it, then run the same command again",
+                "detach it there if nobody needs it, then run the same command again; if this misc/ is an old copy, "
+                "`elf.py clean --adopt` deletes it too",
             ) from error
         again = functools.partial(unless_gone, call, others, **parameters)
         if users is not None:

@@ -330,7 +330,7 @@ ANOTHER_ELF = "urn:uuid:00000000-0000-0000-0000-000000000000"
         pytest.param({}, "", id="nobody's"),
         pytest.param(
             {"elf_id": ANOTHER_ELF},
-            f'; if it is yours, put {{{{"elf_id": "{ANOTHER_ELF}"}}}} in misc/elf.json and create again',
+            f"; if it is yours, `elf.py create --adopt {ANOTHER_ELF}` takes it over",
             id="another ELF's",
         ),
     ],
@@ -352,15 +352,14 @@ def test_a_thing_of_somebody_else_is_explained(
     assert account.things() == ["thing_1"]
 
 
-def test_the_elf_id_that_is_put_back_as_told_takes_the_things_up_again(
+def test_things_of_an_elf_id_that_is_lost_are_adopted_as_told(
     main: InProcess, elf: Elf, account: Account, explained: Explained
 ) -> None:
     main("create", 2)
     shutil.rmtree(elf.misc)
-    told = re.findall(r'put (\{"elf_id": "\S+"\}) in misc/elf.json', main("create", 2, status=1).err)
+    told = re.findall(r"`elf.py create (--adopt \S+)`", main("create", 2, status=1).err)
     assert len(told) == 1
-    (elf.misc / "elf.json").write_text(told[0])
-    main("create", 2)
+    main("create", 2, *told[0].split())
     assert set(account.certificates()) == {thing["certificateId"] for thing in elf.recorded().values()}
     main("clean")
     assert account.is_empty()
@@ -399,9 +398,9 @@ def test_a_certificate_of_others_on_a_stray_thing_is_explained_and_left_alone(
         f"thing_0 has a certificate that ELF did not make: {others}",
         f"detach it (`aws iot detach-thing-principal --thing-name thing_0 --principal {others}`)",
     )
-    explained(main("create", status=1), failure)
+    explained(main("create", "--adopt", status=1), failure)
     assert account.certificates()[others.rpartition("/")[2]] == "ACTIVE"
     account.iot.detach_thing_principal(thingName="thing_0", principal=others)
-    main("create")
+    main("create", "--adopt")
     main("clean")
     assert list(account.certificates()) == [others.rpartition("/")[2]]
