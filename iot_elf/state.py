@@ -163,6 +163,11 @@ class UnansweredRequest(NamedTuple):
         latest = at + MAX_CALL_S
         return cls(at, min(now, latest), place) if at <= now else cls(2 * now - latest, latest, place)
 
+    def at(self, place: Place) -> UnansweredRequest:
+        """Return it with `place` if that is its own, of which the account is known now."""
+        knows_more = self.place and not self.place.account and self.place.is_same(place)
+        return self._replace(place=place) if knows_more else self
+
     def is_in(self, place: Place) -> bool:
         return self.place is None or self.place.is_same(place)
 
@@ -353,7 +358,7 @@ class Fleet(RecordedFleet):
 
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
         """Return what of `paths` is not ELF's. Keys of things that ELF has forgotten do not count."""
-        known = _KEY_FILE if self.elf_id else None
+        known = _KEY_FILE if self._storage.elf_file.exists() else None
         names = self._storage.foreign(paths, self._file_names() | ({"local"} if self.has_local() else set()))
         return [name for name in names if not (known and known.fullmatch(name))]
 
@@ -410,6 +415,7 @@ class Fleet(RecordedFleet):
         with self._writing:
             if place != self.place:
                 self.place, self.was_local = place, False
+                self.unanswered = [call.at(place) for call in self.unanswered]
                 self._save_elf()
 
     def record(self, thing: Thing, key_material: Mapping[str, Any] | None = None) -> Thing:
