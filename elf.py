@@ -47,6 +47,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent))  # where Python does not look with -P, nor Locust after its start
 try:
     from iot_elf import (
+        adoption,
         arguments,
         aws,
         console,
@@ -132,6 +133,7 @@ class Cli:
     root_cert: Path | None = None
     mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
     only_local: bool = False
+    adopt: str | None = None  # an ELF ID; "" is the fleet's
     # What the commands find out
     events: EventQueue
     output_writer: OutputWriter
@@ -154,7 +156,7 @@ def make_thing(iot: Any, fleet: Fleet, names_in_aws: set[str], name: str) -> Thi
     """Make a thing with its own active certificate, and record each step. Safe to repeat.
 
     The thing comes first: its name may be taken, and a certificate, which has no name, would then be left behind. A
-    thing in `names_in_aws` is this ELF's, and may have certificates whose keys are lost: they are deleted.
+    thing in `names_in_aws` is adopted, and may have certificates whose keys are lost: they are deleted.
     Raises: ElfError when a thing of that name is not this ELF's; RetryLater; botocore's errors.
     """
     with _taking_its_name(iot, fleet, name):
@@ -184,12 +186,7 @@ def _taking_its_name(iot: Any, fleet: Fleet, name: str) -> Iterator[None]:
         if owner != fleet.elf_id:  # else someone added attributes to a thing of this ELF's
             if thing == Thing(name):
                 fleet.forget(thing)
-            remedy = "choose another prefix with `elf.py create --prefix NAME`"
-            if owner:
-                remedy += f'; if it is yours, put {{"elf_id": "{owner}"}} in misc/elf.json and create again'
-            raise ElfError(
-                "ThingOfOthers", f"thing {name} already exists, and this ELF did not make it", remedy
-            ) from error
+            raise adoption.thing_of_others(name, owner) from error
     except Exception as error:
         if is_new and not aws.may_have_arrived(error):
             fleet.forget(thing)
@@ -199,7 +196,7 @@ def _taking_its_name(iot: Any, fleet: Fleet, name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _asking_for_certificate(fleet: Fleet, thing: Thing) -> Iterator[None]:
     """Record that a certificate is being requested, and the outcome. Raises RetryLater to request it again."""
-    asked = fleet.record(fleet.things[thing.name]._replace(certificate_requested_at=time.time()))
+    asked = fleet.record(fleet.things[thing.name]._replace(certificate_requested_at=fleet.clock.now()))
     try:
         yield
     except Exception as error:
@@ -330,6 +327,14 @@ def retire(iot: Any, fleet: Fleet, thing: Thing) -> None:
     fleet.forget(thing)
 
 
+def retire_by_name(iot: Any, fleet: Fleet, adopted: Container[str], name: str) -> None:
+    """Do the same for a thing that misc/ may lack, or of which it has an old copy. Safe to repeat."""
+    thing = fleet.things.get(name) or fleet.record(Thing(name, stage=state.CLEANING))
+    if name in adopted and {*(adoption.principals_of(iot, name) or ())} - {thing.certificate_arn}:
+        ownership.record_lost_certificates(iot, fleet, name)
+    retire(iot, fleet, thing)
+
+
 def reconcile(iot: Any, fleet: Fleet, names_in_aws: set[str], wanted: Container[str], name: str) -> Thing | None:
     """Finish an interrupted clean of a thing, and make it if it is `wanted`. Safe to repeat.
 
@@ -363,17 +368,15 @@ def create_things(cli: Cli) -> int:
     """Make the fleet `cli.count` things, named `cli.prefix`_0 and so on: add what is missing, finish a half clean."""
     fleet = cli.fleet
     with fleet.locked(cli.events):
-        is_new = fleet.elf_id is None
-        fleet.open()
         wanted = [f"{cli.prefix}_{number}" for number in range(cli.count or 1)]
-        missing = {*missing_things(fleet, cli.prefix, wanted)}
-        half_cleaned = {thing.name for thing in fleet.things.values() if thing.stage == state.CLEANING}
+        missing_things(fleet, cli.prefix, wanted)  # raises if there are more
         cli.summary.update(things=len(fleet.things), created=0)
         if fleet.was_local and not cli.place.local:
             log.warning("the last fleet was local (--local); this one is on AWS")
         iot, place = control_plane(cli)
-        ask = functools.partial(ownership.list_own_things, iot, fleet.elf_id or "")
-        names_in_aws = set() if is_new else aws.run_in_thread(cli.events, ask)
+        names_in_aws, adopted = adoption.claim_things(cli.events, iot, fleet, cli.adopt, place, wanted)
+        missing = {*missing_things(fleet, cli.prefix, wanted)} | adopted
+        half_cleaned = {thing.name for thing in fleet.things.values() if thing.stage == state.CLEANING}
         missing.update(things_missing_in_aws(cli, iot, {*wanted} - names_in_aws))
         if half_cleaned:
             log.warning("finishing an interrupted clean of: %s", text.listed(half_cleaned))
@@ -387,13 +390,10 @@ def create_things(cli: Cli) -> int:
         fleet.record_place(place)
         failures = FailureReport()
         try:
-            if lost := names_in_aws - fleet.things.keys() - missing:
-                names = text.listed(lost)
-                log.warning("AWS has things of this ELF that misc/ lacks; a larger COUNT adopts them: %s", names)
-            step = functools.partial(reconcile, iot, fleet, names_in_aws - half_cleaned, missing)
+            step = functools.partial(reconcile, iot, fleet, adopted, missing)
             for name, thing in run_steps(cli, "create", to_do, step, failures):
                 if thing:
-                    fleet.record_place(place := place._replace(account=thing.certificate_arn.split(":")[4]))
+                    fleet.record_place(place := place.at(thing.certificate_arn))
                     report_created(cli.event_writer, thing, fleet.files(name))
                 else:
                     report_cleaned(cli.event_writer, name)
@@ -700,42 +700,72 @@ def clean_up(cli: Cli) -> int:
     """Delete every thing of the fleet in AWS IoT, then on disk; with `cli.only_local`, only on disk."""
     fleet = cli.fleet
     with fleet.locked(cli.events):
-        things = list(fleet.things.values())
-        failures = FailureReport()
+        names, failures = list(fleet.things), FailureReport()
         try:
-            if not things and not fleet.unanswered:
-                report_log.info("[clean_up] ELF has no things to clean up")
-            elif cli.only_local:
-                if not cli.place.local:
-                    where = "left in AWS IoT, with their certificates and policies"
-                    log.warning("%s: %s (%s)", where, text.listed(fleet.things), cli.place)
-                for thing in things:
-                    fleet.forget(thing)
-                    cli.event_writer.put("cleaned", thingName=thing.name)
-                fleet.forget_unanswered()
-            else:
-                log.info("[clean_up] ELF cleaning up %s", text.plural(len(things), "thing"))
-                iot, _ = control_plane(cli)  # in another account everything would seem to be gone
-                for thing, _ in run_steps(cli, "clean", things, functools.partial(retire, iot, fleet), failures):
-                    report_cleaned(cli.event_writer, thing.name)
-                report_unanswered(cli)
+            if cli.only_local:
+                forget_things(cli)
+            elif needs_aws(cli):
+                clean_in_aws(cli, names, failures)
             if not fleet.things:
-                if cli.place.local:
-                    fleet.forget_unanswered()  # clean removes all of it
-                fleet.forget_place()
+                forget_fleet(cli, names)
+            if not names:
+                report_log.info("[clean_up] ELF has no things to clean up")
         finally:
             left = len(fleet.things)
-            if things:
-                report_log.info("[clean_up] ELF cleaned up %s, %d left", text.plural(len(things) - left, "thing"), left)
-            failures.report(of=len(things))
-            cli.summary.update(cleaned=len(things) - left, left=left, failed=list(failures.things))
+            if names:
+                report_log.info("[clean_up] ELF cleaned up %s, %d left", text.plural(len(names) - left, "thing"), left)
+            failures.report(of=len(names))
+            cli.summary.update(cleaned=len(names) - left, left=left, failed=list(failures.things))
     return 1 if fleet.things else 0
+
+
+def clean_in_aws(cli: Cli, names: list[str], failures: FailureReport) -> None:
+    """Delete the things `names` in AWS IoT, to which those are added that AWS has of the ELF ID `cli.adopt`."""
+    fleet = cli.fleet
+    adoption.refuse_unknown_place(fleet, cli.place, cli.adopt)
+    iot, place = control_plane(cli)  # in another account everything would seem to be gone
+    adopted = adoption.claim_for_clean(cli.events, iot, fleet, cli.adopt, place)
+    names += sorted(adopted - {*names}, key=text.by_number)
+    if names:
+        log.info("[clean_up] ELF cleaning up %s", text.plural(len(names), "thing"))
+    step = functools.partial(retire_by_name, iot, fleet, adopted)
+    for name, _ in run_steps(cli, "clean", names, step, failures):
+        report_cleaned(cli.event_writer, name)
+    report_unanswered(cli)
+
+
+def forget_things(cli: Cli) -> None:
+    """Delete what misc/ has of the things, and say what that leaves in AWS IoT."""
+    fleet = cli.fleet
+    if fleet.things and not cli.place.local:
+        where = fleet.disagreement.cause if fleet.disagreement else cli.place
+        log.warning("left in AWS IoT, with their certificates and policies: %s (%s)", text.listed(fleet.things), where)
+    for thing in list(fleet.things.values()):
+        fleet.forget(thing)
+        cli.event_writer.put("cleaned", thingName=thing.name)
+    if fleet.unanswered:
+        from iot_elf import diagnosis
+
+        diagnosis.forget_unanswered(fleet)
+
+
+def forget_fleet(cli: Cli, cleaned: Container[str]) -> None:
+    """Forget where the fleet was, and its ELF ID once AWS confirms that it has nothing of it. Raises ElfError."""
+    fleet, connected = cli.fleet, cli.control_plane
+    if cli.place.local:  # all of it goes with the embedded AWS IoT
+        fleet.forget_unanswered([call for call in fleet.unanswered if call.is_in(cli.place)])
+    left = adoption.find_left(cli.events, *connected, fleet, cleaned) if connected and not cli.place.local else None
+    fleet.forget_place(and_id=not (cli.only_local or left) and bool(cli.place.local or connected))
+    if left:
+        raise left
 
 
 def list_things(cli: Cli) -> int:
     """Show what misc/ has of the fleet, even while other commands use it, without locking, writing or asking AWS."""
     fleet = RecordedFleet(cli.misc_dir)
     place = find_place(cli, fleet.place)
+    if fleet.disagreement:
+        log.warning("%s", fleet.disagreement.cause)
     rows = [("NAME", "CERTIFICATE", "POLICY", "SINCE (UTC)")]
     for thing in fleet.things.values():
         since = None
@@ -767,6 +797,8 @@ def print_environment(cli: Cli) -> int:
     fleet = RecordedFleet(cli.misc_dir)
     if not fleet.place:
         raise ElfError(*NO_THINGS)
+    if fleet.disagreement:
+        raise fleet.disagreement
     place = find_place(cli, fleet.place)
     variables: dict[str, str | None] = {"AWS_REGION": place.region, "AWS_DEFAULT_REGION": place.region}
     if not place.local:
@@ -810,6 +842,7 @@ def open_control_plane(cli: Cli) -> tuple[Any, Place]:
             cli.control_plane = aws.connect_control_plane(
                 cli.place, given, cli.events, cli.headers, cli.rate, proxies, ask
             )
+            cli.control_plane[0].meta.events.register("after-call.iot", cli.fleet.clock.note)
         return cli.control_plane
 
 
@@ -968,6 +1001,7 @@ def attach_missing_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
     with fleet.locked(cli.events):
         # Another send or subscribe may have been faster.
         without = [thing for thing in fleet.ready if thing.name in newcomers and not thing.policy_arn]
+        adoption.refuse_replaced(cli.events, iot, without)
         try:
             authorise_one = functools.partial(authorise, iot, fleet)
             for thing, authorised in run_steps(cli, "policies", without, authorise_one, failures):
@@ -1019,35 +1053,10 @@ def run_steps(
 
 def report_unanswered(cli: Cli) -> None:
     """Log which certificates may have been made in requests without an answer, for the user to decide."""
-    fleet = cli.fleet
-    if not fleet.unanswered:
-        return
-    from iot_elf.diagnosis import unclaimed_certificates
+    if cli.fleet.unanswered:
+        from iot_elf import diagnosis
 
-    calls = text.plural(len(fleet.unanswered), "certificate request")
-    since, until = min(call.since for call in fleet.unanswered), max(call.until for call in fleet.unanswered)
-    what = f"up to {text.plural(len(fleet.unanswered), 'certificate')} without keys may exist"
-    log.warning("%s got no answer: %s, from %s to %s", calls, what, text.utc_time(since), text.utc_time(until))
-    try:
-        iot, _ = control_plane(cli)
-        found = aws.run_in_thread(cli.events, lambda: list(unclaimed_certificates(iot, fleet)))
-    except Interrupted:
-        raise
-    except Exception as error:
-        errors.log_failure(error)
-        return
-    for certificate in found:
-        name, made = certificate["certificateId"], text.utc_time(certificate["creationDate"].timestamp())
-        status = certificate.get("status", "of unknown status")
-        log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
-    if found:
-        log.warning(
-            "what to do: if no one else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
-            "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
-        )
-    else:
-        log.info("none found")
-        fleet.forget_unanswered(until=time.time() - defaults.CONSISTENCY_S)
+        diagnosis.report_unanswered(cli.fleet, cli.events, functools.partial(control_plane, cli))
 
 
 def is_local_running(fleet: RecordedFleet) -> bool | None:
@@ -1159,9 +1168,13 @@ def build_parser() -> Parser:
     parser.set_defaults(misc_dir=misc_dir, wait=0.0, rate=defaults.THINGS_PER_S)
     # Without SUPPRESS, the default of an option after the command would override the option before it.
     common = add_common_options(Parser(argument_default=argparse.SUPPRESS))
-    messaging = add_messaging_options(Parser())
+    messaging, adopting = add_messaging_options(Parser()), Parser()
+    adopt = "take over, or clean, also what AWS has of this ELF ID and misc/ lacks (default: of the fleet's ID)"
+    adopting.add_argument("--adopt", metavar="ID", nargs="?", const="", type=arguments.elf_id, help=adopt)
 
-    command = parser.add_command("create 3", "make things in AWS IoT, each with a certificate and keys", common)
+    command = parser.add_command(
+        "create 3", "make things in AWS IoT, each with a certificate and keys", adopting, common
+    )
     command.set_defaults(run=create_things, exclusive=True)
     count, prefix = "how many (default: %(default)s)", "makes NAME_0 and so on (default: %(default)s)"
     command.add_argument("count", metavar="COUNT", type=arguments.thing_count, nargs="?", default=1, help=count)
@@ -1183,7 +1196,7 @@ def build_parser() -> Parser:
     command = parser.add_command("env", "print the variables that point the AWS CLI and boto3 at the fleet", common)
     command.set_defaults(run=print_environment, exclusive=True)
 
-    command = parser.add_command("clean", "delete all that ELF made, in AWS IoT and on disk", common)
+    command = parser.add_command("clean", "delete all that ELF made, in AWS IoT and on disk", adopting, common)
     command.set_defaults(run=clean_up, exclusive=True)
     only = "local files only (default: AWS IoT as well)"
     command.add_argument("--only-local", "--force", action="store_true", help=only)
@@ -1200,6 +1213,7 @@ def usage_problem(cli: Cli) -> str:
         (cli.quiet and (cli.verbose or cli.debug), "--quiet does not work with --verbose or --debug"),
         (run and run is not subscribe and cli.output == "payload", "--output payload works only with subscribe"),
         (not run and cli.output == "json", "no command given"),
+        (cli.only_local and cli.adopt is not None, "--adopt does not work with --only-local"),
         (sends and cli.seed is not None and not cli.template, "--seed needs --template"),
         (
             sends and cli.template and not cli.json_message and cli.message == MESSAGE,
@@ -1257,7 +1271,9 @@ def held_fleet(cli: Cli, name: str, exclusive: bool, creates: bool = False) -> I
         fleet.claim()
     cli.control_plane, cli.connecting = None, threading.Lock()
     with fleet.held(name, exclusive, cli.wait, cli.events):
-        cli.place = find_place(cli, fleet.place)
+        if fleet.disagreement and not cli.only_local:
+            raise fleet.disagreement
+        cli.place = find_place(cli, fleet.place or (None if creates else fleet.place_of_unanswered))
         yield fleet
 
 
@@ -1305,10 +1321,9 @@ def run_command(cli: Cli) -> int:
     if cli.run in (list_things, print_environment):
         return cli.run(cli)
     creates = cli.run is create_things
-    with held_fleet(cli, f"elf.py {cli.command}", cli.exclusive, creates) as fleet:
+    with held_fleet(cli, f"elf.py {cli.command}", cli.exclusive, creates or cli.adopt is not None) as fleet:
         cleaning = cli.run is clean_up
-        has_work = fleet.things or fleet.unanswered or creates
-        with embedded_aws(cli, is_needed=bool(has_work) and not (cleaning and cli.only_local)):
+        with embedded_aws(cli, is_needed=creates or needs_aws(cli)):
             status = cli.run(cli)
         if status:
             cli.refuse_dead_local()
@@ -1321,13 +1336,17 @@ def run_command(cli: Cli) -> int:
     return int(status)
 
 
+def needs_aws(cli: Cli) -> bool:
+    """Return whether the fleet may have something in AWS: things, or of a clean that was interrupted only its ID."""
+    fleet = cli.fleet
+    is_to_confirm = cli.run is clean_up and fleet.elf_id and fleet.place and not fleet.place.local
+    return not cli.only_local and bool(fleet.things or fleet.unanswered or cli.adopt is not None or is_to_confirm)
+
+
 def next_step(misc_dir: Path) -> str:
     """Return a line with the next command to type."""
-    import shlex
-
-    is_usual = misc_dir == Path(os.environ.get("ELF_MISC_DIR", defaults.HERE / "misc")).absolute()
-    where = "" if is_usual else f"--misc-dir {shlex.quote(str(misc_dir))} "
-    return f"now: python elf.py {where}{'send' if os.access(misc_dir / 'things.json', os.F_OK) else '--local create 3'}"
+    is_made = os.access(misc_dir / "things.json", os.F_OK)
+    return f"now: python elf.py {state.misc_option(misc_dir)}{'send' if is_made else '--local create 3'}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ state         the fleet in misc/: its things, and where they are
 sign_in       boto3's session: credentials, STS, MFA
 aws           boto3's client for AWS IoT: quotas, repetitions, many calls at a time
 ownership     which things, certificates and policies of AWS are this ELF's, and whether they are really gone
+adoption      what AWS has of an ELF and misc/ lacks
 messages      payloads, files of messages, topics
 metrics       the record of a run: totals, per thing, per second; latencies, missing numbers
 network       the broker's address, and proxies on the way there

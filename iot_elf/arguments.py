@@ -61,6 +61,16 @@ def thing_prefix(text: str) -> str:
     return text
 
 
+def elf_id(text: str) -> str:
+    # "" is what the option has without a value.
+    urn = text if not text or text.startswith("urn:uuid:") else f"urn:uuid:{text}"
+    if urn and not state.ELF_ID.fullmatch(urn):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an ELF ID, as elf.json and a thing's attribute elf_id have it"
+        )
+    return urn
+
+
 def broker_endpoint(text: str) -> Endpoint:
     match = re.fullmatch(r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9._-]*))(?::(?P<port>[0-9]{1,5}))?", text)
     port = int(match["port"] or defaults.MQTT_PORT) if match else 0

@@ -8,38 +8,91 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from iot_elf import errors
-from iot_elf.aws import policies_of, unless_missing, users_of
+from iot_elf import adoption, defaults, errors
+from iot_elf.aws import policies_of, run_in_thread, unless_missing, users_of
 from iot_elf.errors import ElfError, Refusal
+from iot_elf.events import EventQueue, Interrupted
 from iot_elf.network import Endpoint, open_socket, proxy_in_environment
-from iot_elf.state import Fleet, Place, Thing, ThingFiles, policy_name
+from iot_elf.state import Fleet, Place, Thing, ThingFiles, UnansweredRequest, policy_name
+from iot_elf.text import log, plural, utc_time
 
 
-def unclaimed_certificates(iot: Any, fleet: Fleet) -> Iterator[Mapping[str, Any]]:
-    """Find what the requests without an answer may have made: certificates of those times, attached to nothing.
+def warn_of_unanswered(calls: Sequence[UnansweredRequest], place: Place | None) -> None:
+    """Log how many certificates may have been made in requests without an answer, when, and where."""
+    since, until = min(call.since for call in calls), max(call.until for call in calls)
+    what = f"up to {plural(len(calls), 'certificate')} without keys may exist"
+    where = f", in {place}" if place else ""
+    got = f"{plural(len(calls), 'certificate request')} got no answer: {what}"
+    log.warning("%s, from %s to %s%s", got, utc_time(since), utc_time(until), where)
+
+
+def forget_unanswered(fleet: Fleet) -> None:
+    """Forget the requests without an answer, and say so."""
+    warn_of_unanswered(fleet.unanswered, fleet.place_of_unanswered or fleet.place)
+    log.warning("these requests are forgotten now: without --only-local, `elf.py clean` looks for what they made")
+    fleet.forget_unanswered(fleet.unanswered)
+
+
+def report_unanswered(fleet: Fleet, events: EventQueue, control_plane: Callable[[], tuple[Any, Place]]) -> None:
+    """Log which certificates requests without an answer may have made, for the user to decide.
+
+    Those of another place than the control plane's are kept until a command is there.
+    """
+    try:
+        iot, place = control_plane()
+        here = [call for call in fleet.unanswered if call.is_in(place)]
+        if elsewhere := [call for call in fleet.unanswered if call not in here]:
+            warn_of_unanswered(elsewhere, elsewhere[0].place)
+            log.info("this fleet is elsewhere; once it is cleaned, `elf.py clean` looks there")
+        if not here:
+            return
+        warn_of_unanswered(here, None)
+        found = run_in_thread(events, lambda: list(unclaimed_certificates(iot, fleet, here)))
+    except Interrupted:
+        raise
+    except Exception as error:
+        errors.log_failure(error)
+        return
+    for certificate in found:
+        name, made = certificate["certificateId"], utc_time(certificate["creationDate"].timestamp())
+        status = certificate.get("status", "of unknown status")
+        log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
+    if found:
+        log.warning(
+            "what to do: if no one else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
+            "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
+        )
+    else:
+        log.info("none found")
+        shown = fleet.clock.now() - defaults.CONSISTENCY_S  # what was made until then, AWS would list by now
+        fleet.forget_unanswered([call for call in here if call.until < shown])
+
+
+def unclaimed_certificates(iot: Any, fleet: Fleet, calls: Sequence[UnansweredRequest]) -> Iterator[Mapping[str, Any]]:
+    """Find what requests without an answer may have made: certificates of those times, attached to nothing.
 
     AWS has no other way to find them, so a certificate of someone else's may be among them.
     """
     from email.utils import parsedate_to_datetime
 
     mine = {thing.certificate_id for thing in fleet.things.values()}
-    first, made = min(call.since for call in fleet.unanswered), math.inf
+    first, made = min(call.since for call in calls), math.inf
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
-        # AWS's clock (in seconds) and this machine's may differ.
+        # AWS's clock (in seconds) and this machine's may differ: an earlier ELF took the time from this one.
         date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
         ahead = parsedate_to_datetime(date).timestamp() - time.time() if date else 0.0
         ahead = ahead if abs(ahead) >= 3 else 0.0
         for certificate in page["certificates"]:
-            made = certificate["creationDate"].timestamp() - ahead
+            made = certificate["creationDate"].timestamp()
             if certificate["certificateId"] in mine:
                 continue
-            in_time = any(call.since - 1 <= made <= call.until + 1 for call in fleet.unanswered)
+            in_time = any(call.since - 1 <= made - (0 if call.place else ahead) <= call.until + 1 for call in calls)
             if in_time and not users_of(iot, certificate["certificateArn"]):
                 yield certificate
-        if made < first - 1:
+        if max(made, made - ahead) < first - 1:
             return  # the newest pages come first
 
 
@@ -66,6 +119,8 @@ def _matches(patterns: Any, text: str) -> bool:
 
 def _certificate_problem(iot: Any, place: Place, thing: Thing) -> ElfError | None:
     if not (certificate := unless_missing(iot.describe_certificate, certificateId=thing.certificate_id)):
+        if owner := adoption.owner_instead(iot, thing):
+            return adoption.things_replaced([thing.name], owner)
         return ElfError(
             "CertificateUnknown",
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",

@@ -125,7 +125,8 @@ def delete(iot: Any, fleet: Fleet, thing: Thing, call: Callable[..., Any], **par
                 raise ElfError(
                     "StillAttached",
                     f"AWS refuses to delete {what[1]}: it is attached to {listed(users)}",
-                    "detach it there if nobody needs it, then run the same command again",
+                    "detach it there if nobody needs it, then run the same command again; if this misc/ is an old "
+                    "copy, `elf.py clean --adopt` deletes it too",
                 ) from error
             raise RetryLater(error, defaults.CONSISTENCY_S, "still attached according to AWS") from error
         else:
@@ -162,9 +163,10 @@ def _others(fleet: Fleet, thing: Thing, principals: list[str]) -> set[str]:
 
 
 def list_own_things(iot: Any, elf_id: str) -> set[str]:
-    """Ask AWS for the names of this ELF's things, by the attribute that make_thing() sets."""
+    """Ask AWS for the names of an ELF's things, by the attribute that make_thing() sets."""
     pages = iot.get_paginator("list_things")
-    things = all_pages(pages, "things", attributeName="elf_id", attributeValue=elf_id)
+    query = {"attributeName": "elf_id", "attributeValue": elf_id, "PaginationConfig": {"PageSize": 250}}
+    things = all_pages(pages, "things", **query)
     return {thing["thingName"] for thing in things}
 
 
@@ -187,7 +189,8 @@ def plan_deletion(
             lambda: reading.find(("thingName", name), iot.describe_thing, thingName=name),
             lambda: reading.find(certificate, list_policies, target=arn) if arn else None,
         )
-        is_own = bool(described) and _is_own_thing(iot, thing, described.get("attributes", {}), fleet.elf_id, reading)
+        attributes = (described or {}).get("attributes", {})
+        is_own = bool(described) and _is_own_thing(iot, thing, attributes, owner_of(fleet, attributes), reading)
         is_attached = any(each["policyName"] == policy for each in attached or ())
         found = None
         if not is_attached and thing.policy_name:
@@ -197,7 +200,7 @@ def plan_deletion(
         if reading.missing and arn and not attached:  # then the certificate may be gone, too
             reading.find(certificate, iot.describe_certificate, certificateId=thing.certificate_id)
     if described and not is_own:
-        log.warning("thing %s was made by someone else: left alone", name)
+        log.warning("thing %s was made by someone else: left alone%s", name, hint(described))
     if is_attached or (found and _is_own_policy(thing, found, document_of)):
         thing = thing._replace(policy_name=policy)
     else:
@@ -208,6 +211,19 @@ def plan_deletion(
     if is_own and not arn:
         thing = record_lost_certificates(iot, fleet, name)
     return thing, described["version"] if is_own else None
+
+
+def owner_of(fleet: Fleet, attributes: Mapping[str, str]) -> str | None:
+    """Return the ELF ID in a thing's attributes if this command takes it for its own, else the fleet's."""
+    owner = attributes.get("elf_id")
+    return owner if owner and owner == fleet.adopted else fleet.elf_id
+
+
+def hint(described: Mapping[str, Any]) -> str:
+    """Return how to delete a thing of another ELF ID, if AWS's description of it says so."""
+    owner, region = described.get("attributes", {}).get("elf_id", ""), described["thingArn"].split(":")[3:4]
+    command = f"`elf.py clean --adopt {owner} --region {''.join(region)}`"
+    return f"; if it is yours, {command} deletes it" if state.ELF_ID.fullmatch(owner) else ""
 
 
 def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id: str | None, reading: Reading) -> bool:

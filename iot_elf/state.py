@@ -47,6 +47,15 @@ PLACE_PATTERNS = {
     ),
     "account": r"[0-9]{12}",
     "data_endpoint": r"[a-z0-9._-]{1,253}",
+    "partition": r"[a-z0-9-]{1,40}",
+}
+# https://docs.aws.amazon.com/general/latest/gr/rande.html: how the names of a partition's regions begin
+_REGIONS_OF = {
+    "aws-cn": "cn-",
+    "aws-us-gov": "us-gov-",
+    "aws-eusc": "eusc-",
+    "aws-iso": "us-iso-",
+    "aws-iso-b": "us-isob-",
 }
 CREATING, READY, CLEANING = "creating", "ready", "cleaning"
 # things.json keeps the original program's names; its key material is in the .pem, .pub and .prv files.
@@ -92,6 +101,7 @@ class Place(NamedTuple):
     data_endpoint: str | None = None  # describe_endpoint's answer, which differs for every account and region
     local: bool = False
     source: str | None = None  # of the credentials, as botocore names it; not recorded
+    partition: str | None = None  # of its ARNs: aws, aws-cn
 
     def __str__(self) -> str:
         if self.local:
@@ -100,6 +110,23 @@ class Place(NamedTuple):
         parts["credentials from"] = None if self.profile else self.source
         parts["endpoint"] = None if ".amazonaws." in (self.endpoint_url or "") else self.endpoint_url
         return ", ".join(f"{what} {value}" for what, value in parts.items() if value)
+
+    def at(self, arn: str | None) -> Place:
+        """Return it with the partition and the account of one of its ARNs."""
+        _, partition, _, _, account = (arn or "").split(":")[:5]
+        return self._replace(partition=partition, account=account)
+
+    def has(self, arn: str) -> bool:
+        """Return whether an ARN is of this place, as far as both are known."""
+        _, partition, _, region, account = arn.split(":")[:5]
+        known = (self.partition, partition), (self.region, region), (self.account, account)
+        return all(mine is None or mine == its for mine, its in known)
+
+    def is_same(self, other: Place) -> bool:
+        """Return whether it is the same region of the same account, as far as both are known."""
+        keys = ("region", "account") if self.account and other.account else ("region", "data_endpoint")
+        pairs = [(getattr(self, key), getattr(other, key)) for key in keys]
+        return self.local == other.local and all(mine == its or not (mine and its) for mine, its in pairs)
 
     def checked(self) -> Place:
         """Return it in lower case where AWS uses lower case. Raises ElfError for a value that is not valid."""
@@ -124,10 +151,45 @@ class Place(NamedTuple):
 
 
 class UnansweredRequest(NamedTuple):
-    """A request for a certificate that got no answer: AWS may have made one between these times."""
+    """A request for a certificate that got no answer: AWS may have made one there, between these times."""
 
-    since: float  # time.time()
+    since: float  # AwsClock.now()
     until: float
+    place: Place | None = None  # None: recorded by an earlier ELF, by this machine's clock
+
+    @classmethod
+    def asked(cls, at: float, now: float, place: Place | None) -> UnansweredRequest:
+        """Make one of the time `at` which it was recorded that it would be asked, now that it has ended.
+
+        If that is yet to come, a clock was wrong: it was asked before now, probably not longer ago than that is ahead.
+        """
+        latest = at + MAX_CALL_S
+        return cls(at, min(now, latest), place) if at <= now else cls(2 * now - latest, latest, place)
+
+    def at(self, place: Place) -> UnansweredRequest:
+        """Return it with `place` if that is its own, of which the account is known now."""
+        knows_more = self.place and not self.place.account and self.place.is_same(place)
+        return self._replace(place=place) if knows_more else self
+
+    def is_in(self, place: Place) -> bool:
+        return self.place is None or self.place.is_same(place)
+
+
+class AwsClock:
+    """AWS's time, which it tells with each answer. This machine's clock may be wrong, and be set meanwhile."""
+
+    ahead_s = 0.0  # of this machine's
+
+    def note(self, http_response: Any, **_: object) -> None:
+        """Take the time from an answer: botocore's after-call event."""
+        from email.utils import parsedate_to_datetime
+
+        with contextlib.suppress(ValueError, TypeError):  # no date, or none that can be read
+            ahead_s = parsedate_to_datetime(http_response.headers.get("date")).timestamp() - time.time()
+            self.ahead_s = ahead_s if abs(ahead_s) >= 3 else 0.0  # AWS tells it in seconds
+
+    def now(self) -> float:
+        return time.time() + self.ahead_s
 
 
 class ThingFiles(NamedTuple):
@@ -167,17 +229,22 @@ class RecordedFleet:
             self.place = recorded_place(elf.get("fleet"))
             self.was_local = elf.get("was_local") is True  # the last fleet, which is gone
             self.is_exposed = elf.get("exposed") is True  # to other users, on a disk that can't keep them out
-            self.unanswered = [UnansweredRequest(*map(recorded_time, call)) for call in elf.get("unanswered", [])]
+            self.unanswered = [recorded_request(call) for call in elf.get("unanswered", [])]
         self.things: dict[str, Thing] = {}
+        self._arns: dict[str, set[str]] = {}  # by thing: every certificate's that a file has
         self._key_material: dict[str, Mapping[str, Any]] = {}  # of things whose key files may not be written yet
         with reading_json(self.things_file, list) as entries:
             self._replay(entries)
+            if twice := next(
+                (name for name, arns in self._arns.items() if len({*map(_prefix, arns)}) < len(arns)), None
+            ):
+                raise ValueError(f"{twice} is there twice, with two certificates")
         with reading_json(self._storage.journal_file, list) as self._changes:
             self._replay(self._changes)
         self.things = {name: self.things[name] for name in sorted(self.things, key=by_number)}
-        if not self.place and (first := next(iter(self.things.values()), None)) and first.certificate_arn:
-            region, account = first.certificate_arn.split(":")[3:5]
-            self.place = Place(region=region, account=account)
+        self._said_place = self.place
+        if not self.place and (arn := next((arn for arns in self._arns.values() for arn in arns), None)):
+            self.place = Place(region=arn.split(":")[3]).at(arn)
 
     def _replay(self, entries: Iterable[Any]) -> None:
         for entry in entries:
@@ -185,12 +252,38 @@ class RecordedFleet:
                 raise ValueError("an entry is not an object with one thing's name")
             ((name, recorded),) = entry.items()
             if recorded is None:  # forgotten
-                self.things.pop(name, None)
-                self._key_material.pop(name, None)
+                for known in (self.things, self._arns, self._key_material):
+                    known.pop(name, None)
                 continue
-            self.things[name] = recorded_thing(name, recorded)
+            self.things[name] = thing = recorded_thing(name, recorded)
+            if thing.certificate_arn:
+                self._arns.setdefault(name, set()).add(thing.certificate_arn)
             if "keyPair" in recorded or "certificatePem" in recorded:
                 self._key_material[name] = recorded
+
+    @property
+    def disagreement(self) -> ElfError | None:
+        """What is wrong if the things are not all in one place, and there where elf.json says; else None."""
+        names: dict[str, set[str]] = {}
+        for name, arns in self._arns.items():
+            for arn in arns:
+                names.setdefault(_prefix(arn), set()).add(name)
+        if len(names) < 2 and all((self._said_place or Place()).has(arn) and _is_possible(arn) for arn in names):
+            return None
+        where = [f"{listed(things)} of {_place_of(arn)}" for arn, things in names.items()]
+        said = [f"but elf.json says {self._said_place}"] if self._said_place else []
+        return ElfError(
+            "PlacesDiffer",
+            f"the things in {self.directory} are not all in one place: {'; '.join(where + said)}",
+            "nothing was changed: restore things.json and elf.json from one backup; or delete the things where they "
+            "are: `elf.py clean --adopt ID --region R --misc-dir NEW`, for each region and ELF ID (an attribute of "
+            "the things, elf_id)",
+        )
+
+    @property
+    def place_of_unanswered(self) -> Place | None:
+        """Where a certificate may have been made that got no answer, if that is known."""
+        return next((call.place for call in self.unanswered if call.place), None)
 
     @property
     def ready(self) -> list[Thing]:
@@ -217,7 +310,7 @@ class RecordedFleet:
 
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
         """Return what of `paths` is not ELF's. Keys of things that ELF has forgotten do not count."""
-        known = _KEY_FILE if self.elf_id else None
+        known = _KEY_FILE if self._storage.elf_file.exists() else None
         names = self._storage.foreign(paths, self._file_names() | ({"local"} if self.has_local() else set()))
         return [name for name in names if not (known and known.fullmatch(name))]
 
@@ -251,6 +344,8 @@ class Fleet(RecordedFleet):
         self._writing = threading.RLock()
         self._journal: Journal | None = None  # while this fleet is being written
         self.missing_since: dict[tuple[str, str], float] = {}  # what AWS did not find: see ownership
+        self.clock = AwsClock()
+        self.adopted: str | None = None  # another ELF ID, whose things this command takes for its own
 
     # Locking
 
@@ -329,22 +424,25 @@ class Fleet(RecordedFleet):
         self._storage.remove_unfinished(self._file_names() - {ROOTS_FILE})  # which `send` writes without a lock
         asked = [at for thing in self.things.values() if (at := thing.certificate_requested_at)]
         if asked:
-            known = {call.since for call in self.unanswered}
-            ended = [UnansweredRequest(since, min(time.time(), since + MAX_CALL_S)) for since in asked]
-            self.unanswered += [call for call in ended if call.since not in known]
+            known = {at for call in self.unanswered for at in (call.since, call.until - MAX_CALL_S)}
+            ended = [UnansweredRequest.asked(at, time.time(), self.place) for at in asked if at not in known]
+            self.unanswered += ended
             self._save_elf()
             self.things = {name: it._replace(certificate_requested_at=None) for name, it in self.things.items()}
         if needs_repair:
             self._save_things()
         journal.clear()
 
-    def open(self) -> None:
-        """Make an ELF ID if there is none."""
+    def open(self, elf_id: str | None = None) -> None:
+        """Record an ELF ID: another one if `elf_id` is given, a new one if there is none."""
         import uuid
 
         verb = "Read ELF ID from"
-        if self.elf_id is None:
-            self.elf_id, verb = uuid.uuid4().urn, "Wrote new ELF ID to"
+        if self.elf_id is None or (elf_id and elf_id != self.elf_id):
+            self.elf_id, verb = (
+                elf_id or uuid.uuid4().urn,
+                "Wrote adopted ELF ID to" if elf_id else "Wrote new ELF ID to",
+            )
             self._save_elf()
         log.info("%s config: %s", verb, self.elf_id.removeprefix("urn:uuid:"))
 
@@ -359,6 +457,7 @@ class Fleet(RecordedFleet):
         with self._writing:
             if place != self.place:
                 self.place, self.was_local = place, False
+                self.unanswered = [call.at(place) for call in self.unanswered]
                 self._save_elf()
 
     def record(self, thing: Thing, key_material: Mapping[str, Any] | None = None) -> Thing:
@@ -382,14 +481,15 @@ class Fleet(RecordedFleet):
     def record_unanswered(self, thing: Thing) -> Thing:
         """Record that the request for a thing's certificate got no answer."""
         with self._writing:
-            self.unanswered.append(UnansweredRequest(thing.certificate_requested_at or time.time(), time.time()))
+            now = self.clock.now()
+            self.unanswered.append(UnansweredRequest.asked(thing.certificate_requested_at or now, now, self.place))
             self._save_elf()
         return self.record(thing._replace(certificate_requested_at=None))
 
-    def forget_unanswered(self, until: float = math.inf) -> None:
-        """Forget the requests without an answer that ended before `until`, a time.time()."""
-        if self.unanswered:
-            self.unanswered = [call for call in self.unanswered if call.until >= until]
+    def forget_unanswered(self, calls: Sequence[UnansweredRequest]) -> None:
+        """Forget these requests without an answer."""
+        if calls:
+            self.unanswered = [call for call in self.unanswered if call not in calls]
             self._save_elf()
 
     def forget(self, thing: Thing) -> None:
@@ -418,12 +518,13 @@ class Fleet(RecordedFleet):
                     return False
         return True
 
-    def forget_place(self) -> None:
-        """Forget where the fleet was, now that it is empty."""
+    def forget_place(self, and_id: bool = False) -> None:
+        """Forget where the fleet was, now that it is empty; and its ELF ID, if AWS has nothing of it any more."""
         if self.elf_id:
             (self.directory / ROOTS_FILE).unlink(missing_ok=True)
-        if self.place:
-            self.was_local, self.place = self.place.local, None
+        if self.place or (and_id and self.elf_id):
+            self.was_local = self.place.local if self.place else self.was_local
+            self.place, self.elf_id = None, None if and_id else self.elf_id
             self._save_elf()
 
     def _save_things(self) -> None:
@@ -448,8 +549,8 @@ class Fleet(RecordedFleet):
         self._key_material.pop(name, None)  # only now: until then the journal, or the original's things.json, keeps it
 
     def _save_elf(self) -> None:
-        place = {k: v for k, v in self.place._asdict().items() if v} if self.place else None
-        parts = {"elf_id": self.elf_id, "fleet": place, "was_local": self.was_local, "unanswered": self.unanswered}
+        place, calls = place_entry(self.place), [request_entry(call) for call in self.unanswered]
+        parts = {"elf_id": self.elf_id, "fleet": place, "was_local": self.was_local, "unanswered": calls}
         parts["exposed"] = self.is_exposed
         write_private(self._storage.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
         sync_directory(self.directory)
@@ -465,6 +566,14 @@ def _is_same_file(path: Path, other: Path) -> bool:
     return False
 
 
+def misc_option(directory: Path) -> str:
+    """Return the option, and a space, with which a command uses a directory; "" for the usual one."""
+    import shlex
+
+    usual = Path(os.environ.get("ELF_MISC_DIR", defaults.HERE / "misc")).absolute()
+    return "" if directory == usual else f"--misc-dir {shlex.quote(str(directory))} "
+
+
 def recorded_place(recorded: Any) -> Place | None:
     """Read where the fleet is. Raises ValueError and TypeError."""
     if recorded is None:
@@ -475,6 +584,40 @@ def recorded_place(recorded: Any) -> Place | None:
         if isinstance(place.local, bool):
             return place
     raise ValueError("fleet is not valid")
+
+
+def place_entry(place: Place | None) -> dict[str, Any] | None:
+    return {key: value for key, value in place._replace(source=None)._asdict().items() if value} if place else None
+
+
+def recorded_request(recorded: Any) -> UnansweredRequest:
+    """Read a request without an answer. Raises ValueError and TypeError."""
+    if isinstance(recorded, dict):
+        since, until, place = (recorded.get(key) for key in UnansweredRequest._fields)
+        return UnansweredRequest(recorded_time(since), recorded_time(until), recorded_place(place))
+    since, until = map(recorded_time, recorded)  # an earlier ELF's
+    return UnansweredRequest(since, until)
+
+
+def request_entry(call: UnansweredRequest) -> Any:
+    # An earlier ELF, which would look for it elsewhere, does not read an entry that has a place.
+    return call._asdict() | {"place": place_entry(call.place)} if call.place else call[:2]
+
+
+def _prefix(arn: str) -> str:
+    """Return an ARN as far as the account."""
+    return arn.rpartition(":")[0]
+
+
+def _place_of(arn: str) -> str:
+    _, partition, _, region, account = arn.split(":")[:5]
+    return f"region {region}, account {account}" + (f", partition {partition}" if partition != "aws" else "")
+
+
+def _is_possible(arn: str) -> bool:
+    """Return whether an ARN's partition can have its region. That of emulators is aws, whatever the region is."""
+    _, partition, _, region, _ = arn.split(":")[:5]
+    return region.startswith(_REGIONS_OF.get(partition, ""))
 
 
 def recorded_thing(name: str, recorded: Any) -> Thing:

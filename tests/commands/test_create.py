@@ -159,11 +159,13 @@ def test_each_thing_carries_the_elf_id(main: InProcess, elf: Elf, account: Accou
     assert account.iot.describe_thing(thingName="thing_0")["attributes"] == {"elf_id": elf_id}
 
 
-def test_the_elf_id_outlives_the_fleet(main: InProcess, elf: Elf) -> None:
+def test_the_elf_id_goes_with_the_fleet_and_the_next_one_has_another(main: InProcess, elf: Elf) -> None:
     main("create")
     elf_id = elf.elf_json()["elf_id"]
     main("clean")
-    assert elf.elf_json() == {"elf_id": elf_id}
+    assert elf.elf_json() == {}
+    main("create")
+    assert elf.elf_json()["elf_id"] != elf_id
 
 
 @pytest.mark.parametrize("denied", ["iot:CreateKeysAndCertificate", "iot:AttachThingPrincipal"])

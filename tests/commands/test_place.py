@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from support.aws import REGION, SECRET, Account, AwsService
 from support.failures import Explained
-from support.shell import Elf, InProcess
+from support.shell import Elf, InProcess, Result
 
 ONCE = ("--duration", "0.01")
 
@@ -205,3 +206,74 @@ def test_a_run_asks_for_the_endpoint_once(main: InProcess, elf: Elf) -> None:
         assert [line for line in lines if "DescribeEndpoint(" in line] == [
             "AWS DescribeEndpoint(endpointType=iot:Data-ATS)"
         ]
+
+
+# The places of all that misc/ has agree
+
+
+def set_things(elf: Elf, *entries: dict[str, Any]) -> None:
+    (elf.misc / "things.json").write_text(json.dumps(entries))
+
+
+def failure(result: Result) -> str:
+    return str(json.loads(result.out.splitlines()[-1]).get("error", {}).get("name", ""))
+
+
+@pytest.mark.parametrize("has_elf_json", [True, False], ids=["", "without elf.json"])
+@pytest.mark.parametrize("differs", ["region", "account", "partition"])
+def test_things_of_two_places_are_refused_before_anything_is_done(
+    main: InProcess, elf: Elf, account: Account, differs: str, has_elf_json: bool
+) -> None:
+    main("create")
+    mine = elf.recorded()["thing_0"]
+    its = {"region": (REGION, "eu-west-1"), "account": (account.id, "1" * 12), "partition": ("arn:aws:", "arn:aws-cn:")}
+    lamp = {**mine, "certificateArn": mine["certificateArn"].replace(*its[differs])}
+    set_things(elf, {"lamp_0": lamp}, {"thing_0": mine})
+    if not has_elf_json:
+        (elf.misc / "elf.json").unlink()
+    before, files = account.snapshot(), elf.files()
+    commands = (("create", 2), ("send", *elf.to_broker, *ONCE), ("subscribe", *ONCE), ("clean",), ("clean", "--adopt"))
+    for command in commands:
+        refused = main(*command, "--output", "json", status=1)
+        assert failure(refused) == "PlacesDiffer"
+        assert all(fact in refused.err for fact in ("lamp_0", "thing_0", its[differs][1].strip("arn:")))
+        assert (account.snapshot(), elf.files()) == (before, files)
+    assert "export" not in main("env", status=1).out
+    assert "lamp_0" in main("list").out
+    said = main("clean", "--only-local").err
+    assert all(fact in said for fact in ("lamp_0", "thing_0", REGION))
+
+
+def test_things_without_a_certificate_do_not_hide_where_the_others_are(
+    main: InProcess, elf: Elf, account: Account
+) -> None:
+    main("create", 2, "--region", "eu-west-1")
+    set_things(elf, {"a_0": {"elf_stage": "creating"}}, *({name: it} for name, it in elf.recorded().items()))
+    (elf.misc / "elf.json").unlink()
+    main.use({"AWS_REGION": REGION})
+    main("clean")
+    assert account.things("eu-west-1") == []
+    assert not list(elf.misc.glob("*.prv"))
+
+
+@pytest.mark.parametrize("given", ["AWS_REGION", "--region", "--adopt"])
+def test_clean_does_not_guess_a_region_that_nothing_tells(
+    main: InProcess, elf: Elf, account: Account, given: str
+) -> None:
+    main("create")
+    set_things(elf, {"thing_0": {"elf_stage": "creating"}})
+    for path in (elf.misc / "elf.json", *elf.misc.glob("thing_0.*")):
+        path.unlink()
+    before = account.snapshot(), elf.files()
+    main.use({"AWS_REGION": REGION})
+    adopt = ["--adopt", account.iot.describe_thing(thingName="thing_0")["attributes"]["elf_id"]]
+    options = adopt if given == "--adopt" else []
+    refused = main("clean", *options, "--output", "json", status=1)
+    assert failure(refused) == "PlaceUnknown"
+    assert f"elf.py clean {' '.join([*options, '--region'])} R" in refused.err
+    assert (account.snapshot(), elf.files()) == before
+    if given != "AWS_REGION":
+        said = main("clean", *options, "--region", REGION).err
+        assert ("clean --adopt" in said) is (given == "--region")
+        main("clean", *adopt, "--region", REGION)
+        assert account.is_empty()

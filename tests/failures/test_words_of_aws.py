@@ -319,7 +319,7 @@ ANOTHER_ELF = "urn:uuid:00000000-0000-0000-0000-000000000000"
     ("attributes", "facts"),
     [
         pytest.param({}, (), id="nobody's"),
-        pytest.param({"elf_id": ANOTHER_ELF}, (f'{{"elf_id": "{ANOTHER_ELF}"}}', "misc/elf.json"), id="another ELF's"),
+        pytest.param({"elf_id": ANOTHER_ELF}, (f"`elf.py create --adopt {ANOTHER_ELF}`",), id="another ELF's"),
     ],
 )
 def test_a_thing_of_somebody_else_is_explained(
@@ -337,15 +337,14 @@ def test_a_thing_of_somebody_else_is_explained(
     assert account.things() == ["thing_1"]
 
 
-def test_the_elf_id_that_is_put_back_as_told_takes_the_things_up_again(
+def test_things_of_an_elf_id_that_is_lost_are_adopted_as_told(
     main: InProcess, elf: Elf, account: Account, explained: Explained
 ) -> None:
     main("create", 2)
     shutil.rmtree(elf.misc)
-    told = re.findall(r'put (\{"elf_id": "\S+"\}) in misc/elf.json', main("create", 2, status=1).err)
+    told = re.findall(r"`elf.py create (--adopt \S+)`", main("create", 2, status=1).err)
     assert len(told) == 1
-    (elf.misc / "elf.json").write_text(told[0])
-    main("create", 2)
+    main("create", 2, *told[0].split())
     assert set(account.certificates()) == {thing["certificateId"] for thing in elf.recorded().values()}
     main("clean")
     assert account.is_empty()
@@ -377,9 +376,9 @@ def test_a_certificate_of_others_on_a_stray_thing_is_explained_and_left_alone(
     account.iot.attach_policy(policyName="others", target=others)
     account.iot.attach_thing_principal(thingName="thing_0", principal=others)
     command = f"`aws iot detach-thing-principal --thing-name thing_0 --principal {others}`"
-    explained(main("create", status=1), "CertificateOfOthers", "thing_0", command)
+    explained(main("create", "--adopt", status=1), "CertificateOfOthers", "thing_0", command)
     assert account.certificates()[others.rpartition("/")[2]] == "ACTIVE"
     account.iot.detach_thing_principal(thingName="thing_0", principal=others)
-    main("create")
+    main("create", "--adopt")
     main("clean")
     assert list(account.certificates()) == [others.rpartition("/")[2]]

@@ -53,7 +53,7 @@ def test_it_sends_and_listens_and_is_cleaned(original: Elf, account: Account, se
     original("clean")
     assert account.is_empty()
     assert original.files() == ["elf.json"]
-    assert original.elf_json() == {"elf_id": ELF_ID}
+    assert original.elf_json() == {}
 
 
 @pytest.mark.parametrize("command", ["send", "subscribe", "create"])

@@ -121,7 +121,7 @@ def test_a_second_clean_does_not_take_somebody_elses_thing_for_a_half_cleaned_on
     assert account.snapshot() == (["thing_0"], {stranger.theirs["certificateId"]: "ACTIVE"}, [])
 
 
-def test_things_of_an_elf_whose_id_is_lost_are_anothers_until_it_is_put_back(
+def test_things_of_an_elf_whose_id_is_lost_are_anothers_until_they_are_adopted(
     main: InProcess, elf: Elf, account: Account, explained: Explained
 ) -> None:
     main("create", 2)
@@ -130,11 +130,10 @@ def test_things_of_an_elf_whose_id_is_lost_are_anothers_until_it_is_put_back(
     for path in elf.misc.iterdir():
         path.unlink()
     refused = main("create", 2, status=1)
-    explained(refused, "ThingOfOthers", f'{{"elf_id": "{elf_id}"}}', "misc/elf.json")
+    explained(refused, "ThingOfOthers", f"`elf.py create --adopt {elf_id}`")
     assert account.snapshot() == before
     assert elf.elf_json()["elf_id"] != elf_id
-    (elf.misc / "elf.json").write_text(json.dumps({"elf_id": elf_id}))
-    main("create", 2)
+    main("create", 2, "--adopt", elf_id)
     main("clean")
     assert account.is_empty()
 
@@ -148,12 +147,12 @@ def test_a_certificate_that_elf_did_not_make_stays_with_its_thing(
     account.iot.create_policy(policyName="theirs", policyDocument=json.dumps(ANYTHING))
     account.iot.attach_policy(policyName="theirs", target=theirs)
     account.iot.attach_thing_principal(thingName="thing_0", principal=theirs)
-    refused = main("create", status=1)
+    refused = main("create", "--adopt", status=1)
     explained(refused, "CertificateOfOthers", "thing_0", theirs)
     assert account.certificates()[theirs.rpartition("/")[2]] == "ACTIVE"
     assert theirs in account.iot.list_thing_principals(thingName="thing_0")["principals"]
     account.iot.detach_thing_principal(thingName="thing_0", principal=theirs)
-    main("create")
+    main("create", "--adopt")
     main("clean")
     assert account.snapshot() == ([], {theirs.rpartition("/")[2]: "ACTIVE"}, ["theirs"])
 

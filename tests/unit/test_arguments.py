@@ -195,3 +195,19 @@ def test_an_option_of_a_command_is_an_error_of_this_command(parser: Parser, caps
         parser.parse_args(["send", "--interval", "0"])
     assert raised.value.remedy == "see elf.py send --help"
     assert capsys.readouterr().err.startswith("elf.py send: error: ")
+
+
+UUID = "01234567-89ab-CDEF-0123-456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("", ""),  # --adopt alone
+        (UUID, f"urn:uuid:{UUID}"),
+        (f"urn:uuid:{UUID}", f"urn:uuid:{UUID}"),
+        *[(typed, None) for typed in ("3", UUID[:-1], f"{UUID}0", f"{UUID}\n", "urn:uuid:", f"urn:{UUID}")],
+    ],
+)
+def test_an_elf_id_may_be_typed_without_what_all_begin_with(typed: str, value: str | None) -> None:
+    check(arguments.elf_id, typed, value)

@@ -23,6 +23,7 @@ from iot_elf.state import Place, Thing, ThingFiles, UnansweredRequest
 from .stand_ins import Clock, Pages, refusal
 
 HERE = "arn:aws:iot:us-west-2:123456789012"
+ELF_ID = "urn:uuid:01234567-89ab-cdef-0123-456789abcdef"
 NOW = 1_700_000_000.0
 
 
@@ -118,14 +119,18 @@ class Certificates(Pages):
 
 
 def unclaimed(
-    monkeypatch: pytest.MonkeyPatch, certificates: Certificates, *requests: tuple[float, float], mine: float = 9999
+    monkeypatch: pytest.MonkeyPatch,
+    certificates: Certificates,
+    *requests: tuple[float, float],
+    mine: float = 9999,
+    place: Place | None = None,
 ) -> list[float]:
     """When, from NOW on, the certificates were made that may be those of these requests."""
     Clock(monkeypatch, diagnosis, now=NOW)
-    unanswered = [UnansweredRequest(NOW + since, NOW + until) for since, until in requests]
+    calls = [UnansweredRequest(NOW + since, NOW + until, place) for since, until in requests]
     things = {"thing_0": Thing("thing_0", certificate_id=f"made at {mine:g}")}
-    fleet: Any = SimpleNamespace(things=things, unanswered=unanswered)
-    found = diagnosis.unclaimed_certificates(certificates, fleet)
+    fleet: Any = SimpleNamespace(things=things)
+    found = diagnosis.unclaimed_certificates(certificates, fleet, calls)
     return [float(certificate["certificateArn"]) for certificate in found]
 
 
@@ -147,6 +152,14 @@ def test_certificates_of_a_request_without_an_answer_are_found_whatever_aws_says
     monkeypatch: pytest.MonkeyPatch, ahead_s: float | None, made_at: list[float], found: list[float]
 ) -> None:
     assert unclaimed(monkeypatch, Certificates(made_at, ahead_s=ahead_s), (-100, -80)) == found
+
+
+@pytest.mark.parametrize("ahead_s", [0, None, 3600, -3600])
+def test_a_request_that_was_recorded_with_its_place_has_aws_s_time(
+    monkeypatch: pytest.MonkeyPatch, ahead_s: float | None
+) -> None:
+    certificates = Certificates([3510, -78, -79, -101, -102, -3690], ahead_s=ahead_s)
+    assert unclaimed(monkeypatch, certificates, (-100, -80), place=Place(region="us-west-2")) == [-79, -101]
 
 
 def test_only_certificates_that_belong_to_nothing_are_unclaimed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,13 +187,19 @@ def test_a_page_that_ends_at_the_beginning_of_the_oldest_request_is_not_the_last
 
 
 class Iot(Pages):
-    def __init__(self, status: str | None, names: list[str], document: Any = None) -> None:
-        self._status, self._names, self._document = status, names, document
+    def __init__(self, status: str | None, names: list[str], document: Any = None, instead: str = "") -> None:
+        self._status, self._names, self._document, self._instead = status, names, document, instead
 
     def describe_certificate(self, **_: str) -> Any:
         if self._status is None:
             raise refusal("ResourceNotFoundException", 404)
         return {"certificateDescription": {"status": self._status}}
+
+    def list_thing_principals(self, **_: str) -> Any:
+        return {"principals": [f"{HERE}:cert/c1"] if self._instead else []}
+
+    def describe_thing(self, **_: str) -> Any:
+        return {"attributes": {"elf_id": self._instead}}
 
     def list_attached_policies(self, **_: str) -> Any:
         return {"policies": [{"policyName": name} for name in self._names]}
@@ -200,6 +219,8 @@ CONNECT, PUBLISH, SUBSCRIBE = "iot:Connect", "iot:Publish", "iot:Subscribe"
     ("iot", "action", "endpoint", "local", "said"),
     [
         (Iot(None, []), CONNECT, "mine:8883", False, "does not exist"),
+        (Iot(None, [], instead="somebody's"), CONNECT, "mine:8883", False, "does not exist"),
+        (Iot(None, [], instead=ELF_ID), CONNECT, "mine:8883", False, f"made with ELF ID {ELF_ID}"),
         (Iot("REVOKED", []), CONNECT, "mine:8883", False, "is revoked"),
         (Iot("INACTIVE", []), CONNECT, "mine:8883", False, "is INACTIVE"),
         (Iot("ACTIVE", []), CONNECT, "mine:8883", False, "has no policy"),

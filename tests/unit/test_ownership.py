@@ -20,6 +20,8 @@ from .stand_ins import Clock, Pages, logged, refusal
 
 HERE = "arn:aws:iot:us-west-2:123456789012"
 ARN, OTHER = f"{HERE}:cert/c0", f"{HERE}:cert/other"
+ID = "urn:uuid:01234567-89ab-cdef-0123-456789abcdef"
+OTHER_ID = ID.replace("0", "f")
 GONE = refusal("ResourceNotFoundException", 404)
 LATE = refusal("ResourceNotFoundException", 404, MayHaveArrived=True)  # after an attempt that got no answer
 CONFLICT = refusal("DeleteConflictException", 409)
@@ -346,3 +348,44 @@ def test_a_thing_of_which_nothing_is_left_is_read_twice(clock: Clock) -> None:
     (thing, version), calls = read_by(plan)
     assert (thing.policy_name, thing.stage, version) == (None, CLEANING, None)
     assert calls == {"describe_thing": 2, "get_policy": 2, "describe_certificate": 2}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "told"),
+    [
+        ({}, ""),
+        ({"elf_id": "`reboot`"}, ""),
+        ({"elf_id": ID}, f"; if it is yours, `elf.py clean --adopt {ID} --region eu-west-1` deletes it"),
+    ],
+)
+def test_how_to_delete_a_thing_of_another_elf_is_told_with_its_region(attributes: dict[str, str], told: str) -> None:
+    arn = "arn:aws:iot:eu-west-1:123456789012:thing/lamp_0"
+    assert ownership.hint({"thingArn": arn, "attributes": attributes}) == told
+        ownership.hint({"thingArn": "arn:aws:iot:eu-west-1:123456789012:thing/lamp_0", "attributes": attributes})
+        == told
+    )
+    assert ownership.hint({"thingArn": arn}) == ""
+
+
+@pytest.mark.parametrize(
+    ("attributes", "adopted", "owner"),
+    [({"elf_id": OTHER_ID}, OTHER_ID, OTHER_ID), ({"elf_id": OTHER_ID}, None, ID), ({}, OTHER_ID, ID), ({}, None, ID)],
+)
+def test_a_command_takes_what_it_adopts_for_its_own(
+    attributes: dict[str, str], adopted: str | None, owner: str
+) -> None:
+    fleet: Any = Fleet()
+    fleet.elf_id, fleet.adopted = ID, adopted
+    assert ownership.owner_of(fleet, attributes) == owner
+
+
+def test_a_list_of_things_is_read_in_large_pages() -> None:
+    asked: dict[str, Any] = {}
+
+    def paginate(**options: Any) -> Any:
+        asked.update(options)
+        return [{"things": [{"thingName": "a"}]}, {"things": [{"thingName": "b"}]}]
+
+    iot = SimpleNamespace(get_paginator=lambda operation: SimpleNamespace(paginate=paginate))
+    assert ownership.list_own_things(iot, ID) == {"a", "b"}
+    assert asked["PaginationConfig"] == {"PageSize": 250}  # ListThings: its most, at 10 calls a second

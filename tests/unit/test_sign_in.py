@@ -258,7 +258,7 @@ def test_credentials_are_renewed_once_when_little_of_their_time_is_left(life_s: 
     ("failure", "name"),
     [
         (ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "AssumeRole"), "AccessDenied"),
-        (CredentialRetrievalError(provider="custom-process", error_msg="no"), "custom-process"),
+        (CredentialRetrievalError(provider="custom-process", error_msg="no"), "CredentialProcessFailed"),
         (FileNotFoundError("no"), "CredentialsUnavailable"),
         (RefreshWithMFAUnsupportedError(), "RoleSessionEnded"),
     ],

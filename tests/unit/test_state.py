@@ -6,9 +6,13 @@ import errno
 import json
 import math
 import os
+import re
 import stat
+import time
 from collections.abc import Callable, Mapping
+from email.utils import formatdate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,6 +154,8 @@ def test_a_fleet_that_can_not_be_written_is_read_and_not_repaired(tmp_path: Path
         (569.0, [], [(569.0, 999.0)]),  # no call takes longer
         (990.0, [(1.0, 2.0)], [(1.0, 2.0), (990.0, 1000.0)]),
         (990.0, [(990.0, 995.0)], [(990.0, 995.0)]),  # an earlier repair was interrupted
+        (4600.0, [], [(-3030.0, 5030.0)]),  # an hour ahead of the clock, which was set back
+        (4600.0, [(1.0, 5030.0)], [(1.0, 5030.0)]),
     ],
 )
 def test_a_request_without_an_answer_ended_when_its_call_must_have_ended(
@@ -284,7 +290,7 @@ def test_the_files_of_a_thing_go_with_it_if_they_are_its_own(tmp_path: Path, it:
     assert not (tmp_path / "things.json").exists()
 
 
-def test_requests_without_an_answer_are_remembered_until_aws_would_show_what_they_made(
+def test_requests_without_an_answer_are_remembered_until_they_are_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, state)
@@ -295,13 +301,13 @@ def test_requests_without_an_answer_are_remembered_until_aws_would_show_what_the
         assert fleet.record_unanswered(asked).certificate_requested_at is None
         clock.now = 1010.0
         fleet.record_unanswered(fleet.things["thing_0"])
-        assert fleet.unanswered == [(990.0, 1000.0), (1010.0, 1010.0)]
+        assert [call[:2] for call in fleet.unanswered] == [(990.0, 1000.0), (1010.0, 1010.0)]
         assert read(tmp_path / "elf.json") == {"unanswered": [[990.0, 1000.0], [1010.0, 1010.0]]}
-        fleet.forget_unanswered(until=1000.0)
+        fleet.forget_unanswered([])
         assert len(fleet.unanswered) == 2
-        fleet.forget_unanswered(until=1000.5)
-        assert RecordedFleet(tmp_path).unanswered == [(1010.0, 1010.0)]
-        fleet.forget_unanswered()
+        fleet.forget_unanswered(fleet.unanswered[:1])
+        assert RecordedFleet(tmp_path).unanswered == [UnansweredRequest(1010.0, 1010.0)]
+        fleet.forget_unanswered(fleet.unanswered)
         assert RecordedFleet(tmp_path).unanswered == []
 
 
@@ -322,6 +328,8 @@ def test_a_place_is_recorded_once_and_forgotten_with_the_roots(tmp_path: Path) -
     assert RecordedFleet(tmp_path).place == place._replace(endpoint_url="https://iot", source=None)
     fleet.forget_place()
     assert read(tmp_path / "elf.json") == {"elf_id": ELF_ID}
+    fleet.forget_place(and_id=True)
+    assert read(tmp_path / "elf.json") == {}
     assert not (tmp_path / "amazon-root-ca.pem").exists()
 
 
@@ -334,12 +342,106 @@ def test_a_local_fleet_is_remembered_as_the_last_one_and_its_address_is_not(tmp_
     assert RecordedFleet(tmp_path).was_local
 
 
-def test_without_a_recorded_place_the_first_certificate_tells_it(tmp_path: Path) -> None:
+def test_without_a_recorded_place_any_certificate_tells_it(tmp_path: Path) -> None:
     assert RecordedFleet(tmp_path).place is None
-    write(tmp_path, [{"thing_0": recorded(0)}])
-    assert RecordedFleet(tmp_path).place == Place(region="us-west-2", account="123456789012")
+    write(tmp_path, [{"a_0": {"elf_stage": CREATING}}, {"thing_0": recorded(0)}])
+    assert RecordedFleet(tmp_path).place == Place(region="us-west-2", account="123456789012", partition="aws")
     write(tmp_path, [{"thing_0": {"elf_stage": CREATING}}])
     assert RecordedFleet(tmp_path).place is None
+
+
+def in_place(number: int, old: str, new: str) -> dict[str, Any]:
+    """What things.json has of a thing of another partition, region or account."""
+    return {"certificateArn": f"{HERE}:cert/c{number}".replace(old, new), "certificateId": f"c{number}"}
+
+
+ELSEWHERE = ("us-west-2", "eu-west-1")
+OTHERS = ("123456789012", "210987654321")
+
+
+@pytest.mark.parametrize(
+    ("entries", "place", "journal", "names"),
+    [
+        ([], {}, [], ""),
+        ([{"thing_0": recorded(0)}, {"thing_1": {"elf_stage": CREATING}}], {}, [], ""),
+        ([{"thing_0": recorded(0)}], {"region": "us-west-2", "account": "123456789012"}, [], ""),
+        ([{"thing_0": recorded(0)}], {"region": "us-west-2", "local": True}, [], ""),
+        ([{"thing_0": recorded(0)}], {"region": "eu-west-1"}, [], "thing_0 of region us-west-2, eu-west-1"),
+        ([{"thing_0": recorded(0)}], {"region": "us-west-2", "account": "210987654321"}, [], "thing_0 210987654321"),
+        ([{"thing_0": recorded(0)}], {"region": "us-west-2", "partition": "aws-cn"}, [], "thing_0"),
+        ([{"thing_0": in_place(0, "arn:aws:", "arn:aws-cn:")}], {}, [], "thing_0, partition aws-cn"),
+        ([{"thing_0": in_place(0, "arn:aws:iot:us-west-2", "arn:aws-cn:iot:cn-north-1")}], {}, [], ""),
+        ([{"thing_0": in_place(0, "us-west-2", "cn-north-1")}], {}, [], ""),  # an emulator's
+        ([{"a_0": in_place(0, *ELSEWHERE)}, {"b_0": recorded(1)}], {}, [], "a_0 b_0 eu-west-1 us-west-2"),
+        ([{"a_0": in_place(0, *OTHERS)}, {"b_0": recorded(1)}], {}, [], "a_0 b_0 123456789012 210987654321"),
+        ([{"a_0": in_place(0, *ELSEWHERE)}, {"a_0": recorded(1)}], {}, [], "a_0 eu-west-1 us-west-2"),
+        ([{"a_0": recorded(0)}], {}, [{"b_0": in_place(1, *ELSEWHERE)}], "a_0 b_0 eu-west-1 us-west-2"),
+        ([{"a_0": recorded(0)}], {}, [{"a_0": in_place(1, *ELSEWHERE)}], "a_0 eu-west-1 us-west-2"),
+        ([{"a_0": recorded(0)}], {}, [{"b_0": in_place(1, *ELSEWHERE)}, {"b_0": None}], ""),
+    ],
+)
+def test_things_of_several_places_are_named_with_them(
+    tmp_path: Path, entries: list[Any], place: dict[str, Any], journal: list[Any], names: str
+) -> None:
+    lines = "".join(json.dumps(entry) + "\n" for entry in journal)
+    write(tmp_path, entries, {"fleet": place} if place else None, lines)
+    found = RecordedFleet(tmp_path).disagreement
+    assert bool(found) is bool(names)
+    assert {*names.replace(",", "").split()} <= {*re.findall(r"[\w-]+", found.cause if found else "")}
+
+
+def test_a_thing_that_is_in_things_json_twice_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, [{"thing_0": recorded(0)}, {"thing_0": recorded(0)}])
+    assert len(RecordedFleet(tmp_path).things) == 1
+    write(tmp_path, [{"thing_0": recorded(0)}, {"thing_0": recorded(1)}])
+    with pytest.raises(ElfError, match="thing_0 is there twice"):
+        RecordedFleet(tmp_path)
+
+
+def test_a_request_is_recorded_with_its_place_which_an_earlier_elf_does_not_misread(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path)
+    fleet.record_place(place := Place("us-west-2", account="123456789012", data_endpoint="a1"))
+    fleet.claim()
+    with fleet.locked(EventQueue()):
+        asked = fleet.record(Thing("thing_0", certificate_requested_at=time.time()))
+        fleet.record_unanswered(asked)
+        fleet.forget(fleet.things["thing_0"])
+        fleet.forget_place(and_id=True)
+    assert isinstance(read(tmp_path / "elf.json")["unanswered"][0], dict)  # [since, until] is what it reads
+    again = RecordedFleet(tmp_path)
+    assert (again.place, again.place_of_unanswered) == (None, place)
+    assert again.unanswered == fleet.unanswered
+
+
+@pytest.mark.parametrize(
+    ("mine", "its", "same"),
+    [
+        (Place("r", account="1"), Place("r", account="1", profile="p"), True),
+        (Place("r", account="1"), Place("r", account="2", data_endpoint="a"), False),
+        (Place("r", account="1"), Place("s", account="1"), False),
+        (Place("r", data_endpoint="a"), Place("r", data_endpoint="a", account="1"), True),
+        (Place("r", data_endpoint="a"), Place("r", data_endpoint="b", account="1"), False),
+        (Place("r", local=True), Place("r"), False),
+        (Place("r", local=True), Place("r", local=True, account="1"), True),
+    ],
+)
+def test_two_places_are_the_same_if_nothing_known_differs(mine: Place, its: Place, same: bool) -> None:
+    assert mine.is_same(its) is its.is_same(mine) is same
+    assert UnansweredRequest(1.0, 2.0, mine).is_in(its) is same
+    assert UnansweredRequest(1.0, 2.0).is_in(its)
+
+
+@pytest.mark.parametrize(
+    ("date", "ahead_s"),
+    [(-3600, -3600.0), (3600, 3600.0), (2, 0.0), (-2, 0.0), (None, 7.0), ("soon", 7.0)],
+)
+def test_aws_s_answers_tell_its_time(monkeypatch: pytest.MonkeyPatch, date: Any, ahead_s: float) -> None:
+    now = Clock(monkeypatch, state).now
+    clock = state.AwsClock()
+    clock.ahead_s = 7.0
+    headers = {} if date is None else {"date": date if isinstance(date, str) else formatdate(now + date, usegmt=True)}
+    clock.note(SimpleNamespace(headers=headers), model="ignored")
+    assert clock.now() == now + ahead_s
 
 
 @pytest.mark.parametrize(
