@@ -361,9 +361,6 @@ def test_a_thing_of_which_nothing_is_left_is_read_twice(clock: Clock) -> None:
 def test_how_to_delete_a_thing_of_another_elf_is_told_with_its_region(attributes: dict[str, str], told: str) -> None:
     arn = "arn:aws:iot:eu-west-1:123456789012:thing/lamp_0"
     assert ownership.hint({"thingArn": arn, "attributes": attributes}) == told
-        ownership.hint({"thingArn": "arn:aws:iot:eu-west-1:123456789012:thing/lamp_0", "attributes": attributes})
-        == told
-    )
     assert ownership.hint({"thingArn": arn}) == ""
 
 
