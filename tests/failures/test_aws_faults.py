@@ -56,8 +56,7 @@ class Situation(NamedTuple):
 
 
 CREATE = Situation("create")
-CREATE_ANEW = Situation("create", after=("create", "clean"))
-CREATE_AFTER_LOSS = Situation("create", after=("create", "lose things.json"))
+ADOPT = Situation("adopt", after=("create", "lose keys"))
 FIRST_SEND = Situation("send", after=("create",))
 CLEAN = Situation("clean", after=("create", "send"))
 CLEAN_EDITED = Situation("clean", after=("create", "send", "edit a policy"))
@@ -68,10 +67,10 @@ SITUATIONS = {
     "CreateThing": CREATE,
     "CreateKeysAndCertificate": CREATE,
     "AttachThingPrincipal": CREATE,
-    "ListThings": CREATE_ANEW._replace(stops=2),
-    "ListThingPrincipals": CREATE_AFTER_LOSS,
-    "ListPrincipalThings": CREATE_AFTER_LOSS,
-    "ListAttachedPolicies": CREATE_AFTER_LOSS,
+    "ListThings": ADOPT._replace(stops=2),
+    "ListThingPrincipals": ADOPT._replace(stops=2),
+    "ListPrincipalThings": ADOPT,
+    "ListAttachedPolicies": ADOPT,
     "ListCertificates": CREATE._replace(provoked_by=(("CreateKeysAndCertificate", CUT_BEFORE),), stops=0),
     "CreatePolicy": FIRST_SEND,
     "GetPolicy": FIRST_SEND._replace(provoked_by=(("CreatePolicy", CUT_AFTER),)),  # made again, it exists already
@@ -91,6 +90,11 @@ CHANGES = [name for method, _, name, _ in OPERATIONS if method != "GET" and not 
 DIAGNOSIS = "DescribeCertificate"
 
 
+def lose_keys(elf: Elf) -> None:
+    for path in (elf.misc / "things.json", *elf.misc.glob("thing_*")):
+        path.unlink()
+
+
 class Unlucky:
     """A user with two things, whose calls to AWS go through a proxy that makes them fail."""
 
@@ -98,6 +102,7 @@ class Unlucky:
         self.elf, self.account, self.proxy, self._main = elf, account, proxy, main
         self._arguments = {
             "create": ("create", len(THINGS)),
+            "adopt": ("create", len(THINGS), "--adopt"),
             "send": ("send", *elf.to_broker, "--duration", "0.01"),
             "clean": ("clean",),
         }
@@ -106,8 +111,8 @@ class Unlucky:
         return self._main(*self._arguments[command], status=status)
 
     def prepare(self, step: str) -> None:
-        if step == "lose things.json":
-            (self.elf.misc / "things.json").unlink()
+        if step == "lose keys":
+            lose_keys(self.elf)
         elif step == "edit a policy":
             self.account.edit_policy("policy-thing_0", lambda statements: statements.pop())
         elif step == "create without certificates":
@@ -164,8 +169,8 @@ class Unlucky:
         complete = []
         for name in present:
             principals = self.account.iot.list_thing_principals(thingName=name)["principals"]
-            if principals == [self.elf.recorded()[name].get("certificateArn")] and (
-                command == "create" or self.account.policies_of(name) == [f"policy-{name}"]
+            if principals == [self.elf.recorded().get(name, {}).get("certificateArn")] and (
+                command in ("create", "adopt") or self.account.policies_of(name) == [f"policy-{name}"]
             ):
                 complete.append(name)
         return complete
@@ -179,7 +184,10 @@ def unlucky(main: InProcess, elf: Elf, account: Account, proxy: HttpProxy) -> Un
 
 def test_every_operation_that_elf_calls_is_here() -> None:
     called = set(
-        re.findall(r'\biot\.(?:get_paginator\(")?([a-z_]+)[",(]', program_text("elf", "aws", "sign_in", "diagnosis"))
+        re.findall(
+            r'\biot\.(?:get_paginator\(")?([a-z_]+)[",(]',
+            program_text("elf", "aws", "sign_in", "adoption", "diagnosis"),
+        )
     )
     assert called == {xform_name(operation) for operation in (*SITUATIONS, DIAGNOSIS)}
     assert {operation for _, _, operation, _ in OPERATIONS} == {*SITUATIONS, DIAGNOSIS}
@@ -309,9 +317,9 @@ def test_an_answer_that_lacks_what_elf_needs_is_explained(
 ) -> None:
     if operation in ("ListThings", "ListAttachedPolicies"):
         main("create")
-        (elf.misc / "things.json").unlink()
+        lose_keys(elf)
     proxy.inject(operation, answer(content), call=proxy.calls[operation] + 1, onwards=True)
-    said = main("create", status=1).err
+    said = main("create", "--adopt", status=1).err
     assert f"the server at {proxy.url} (no {lacking} in its answer to {operation}) is not AWS IoT" in said
     assert "KeyError" not in said
 
@@ -319,9 +327,9 @@ def test_an_answer_that_lacks_what_elf_needs_is_explained(
 @pytest.mark.parametrize("operation", ["ListThings", "ListThingPrincipals"])
 def test_a_list_that_aws_leaves_out_is_empty(main: InProcess, elf: Elf, proxy: HttpProxy, operation: str) -> None:
     main("create")
-    (elf.misc / "things.json").unlink()
+    lose_keys(elf)
     proxy.inject(operation, answer({}), call=proxy.calls[operation] + 1)
-    assert "created 1 thing in region" in main("create").err
+    assert "created 1 thing in region" in main("create", "--adopt").err
 
 
 def test_a_list_of_certificates_without_a_date_is_read(main: InProcess, proxy: HttpProxy) -> None:
