@@ -105,6 +105,8 @@ def claim_things(
     in_aws = find_own_things(events, iot, elf_id)
     if adopt and adopt != fleet.elf_id and not in_aws:
         raise ElfError("NothingToAdopt", f"AWS has no things of ELF ID {adopt} here", "check the ID, and --region")
+    owners = find_owners(events, iot, [name for name in wanted if name not in fleet.things and name not in in_aws])
+    in_aws |= {name for name, owner in owners.items() if owner == elf_id}  # a list may be older than an answer
     lacking, known = find_lacking(events, iot, fleet, in_aws)
     prefix = wanted[0].rpartition("_")[0]
     over = {name for name in lacking if name.rpartition("_")[0] == prefix} - {
@@ -114,7 +116,8 @@ def claim_things(
         raise things_unknown(lacking, fleet, adopt or "", place, {*wanted})
     refuse_replaced(events, iot, [thing for thing in fleet.ready if thing.name in wanted])
     fleet.open(adopt)
-    refuse_taken(events, iot, [name for name in wanted if name not in fleet.things and name not in in_aws])
+    if taken := min(owners.keys() - in_aws, default=None):
+        raise thing_of_others(taken, owners[taken])
     for thing in known:
         fleet.record(thing)
     if known:
@@ -215,13 +218,12 @@ def _spread(things: Sequence[T]) -> Sequence[T]:
     return [things[number * len(things) // SAMPLE] for number in range(SAMPLE)] if len(things) > SAMPLE else things
 
 
-def refuse_taken(events: EventQueue, iot: Any, names: Sequence[str]) -> None:
-    """Look at some names that are to be made. Raises ElfError if another ELF has one; CreateThing tells of others."""
+def find_owners(events: EventQueue, iot: Any, names: Sequence[str]) -> dict[str, str]:
+    """Look at some names that are to be made; return the ELF IDs of those that exist. CreateThing tells of others."""
     look = functools.partial(unless_missing, iot.describe_thing)
-    for name, described in run_parallel(events, _spread(names), lambda name: look(thingName=name)):
-        owner = described.get("attributes", {}).get("elf_id", "") if isinstance(described, dict) else ""
-        if state.ELF_ID.fullmatch(owner):
-            raise thing_of_others(name, owner)
+    answers = dict(run_parallel(events, _spread(names), lambda name: look(thingName=name)))
+    found = {name: it.get("attributes", {}).get("elf_id", "") for name, it in answers.items() if isinstance(it, dict)}
+    return {name: owner for name, owner in found.items() if state.ELF_ID.fullmatch(owner)}
 
 
 def refuse_replaced(events: EventQueue, iot: Any, things: Sequence[Thing]) -> None:

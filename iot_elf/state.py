@@ -33,6 +33,7 @@ MAX_CALL_S = (
     defaults.CALL_ATTEMPTS * (defaults.CONNECT_TIMEOUT_S + defaults.CALL_TIMEOUT_S)
     + (defaults.CALL_ATTEMPTS - 1) * 20.0
 )
+MAX_TIME_S = 1e11  # of a time.time() that is valid
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
 ARN = re.compile(r"(arn:[a-z0-9-]+:iot:[a-z0-9-]+:[0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
@@ -163,8 +164,8 @@ class UnansweredRequest(NamedTuple):
 
         If that is yet to come, a clock was wrong: it was asked before now, probably not longer ago than that is ahead.
         """
-        latest = at + MAX_CALL_S
-        return cls(at, min(now, latest), place) if at <= now else cls(2 * now - latest, latest, place)
+        latest = min(at + MAX_CALL_S, MAX_TIME_S - 1)
+        return cls(at, min(now, latest), place) if at <= now else cls(max(1.0, 2 * now - latest), latest, place)
 
     def at(self, place: Place) -> UnansweredRequest:
         """Return it with `place` if that is its own, of which the account is known now."""
@@ -645,7 +646,7 @@ def recorded_thing(name: str, recorded: Any) -> Thing:
 
 
 def recorded_time(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 < value < 1e11:
+    if type(value) not in (int, float) or not 0 < value < MAX_TIME_S:
         raise ValueError("a time is not valid")
     return float(value)
 

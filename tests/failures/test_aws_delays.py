@@ -53,7 +53,7 @@ def test_a_lost_certificate_that_waits_to_be_deleted_is_not_left_behind(
     main("create")
     main("clean", "--only-local")
     proxy.inject("DeleteCertificate", IN_USE["DeleteCertificate"])
-    assert "trying again" in main("create").err
+    assert "trying again" in main("create", "--adopt").err
     assert list(account.certificates()) == [elf.recorded()["thing_0"]["certificateId"]]
     main("clean")
     assert account.is_empty()

@@ -57,8 +57,7 @@ class Situation(NamedTuple):
 
 
 CREATE = Situation("create")
-CREATE_ANEW = Situation("create", after=("create", "clean"))
-CREATE_AFTER_LOSS = Situation("create", after=("create", "lose things.json"))
+ADOPT = Situation("adopt", after=("create", "lose keys"))
 FIRST_SEND = Situation("send", after=("create",))
 CLEAN = Situation("clean", after=("create", "send"))
 CLEAN_EDITED = Situation("clean", after=("create", "send", "edit a policy"))
@@ -69,10 +68,10 @@ SITUATIONS = {
     "CreateThing": CREATE,
     "CreateKeysAndCertificate": CREATE,
     "AttachThingPrincipal": CREATE,
-    "ListThings": CREATE_ANEW._replace(stops=2),
-    "ListThingPrincipals": CREATE_AFTER_LOSS,
-    "ListPrincipalThings": CREATE_AFTER_LOSS,
-    "ListAttachedPolicies": CREATE_AFTER_LOSS,
+    "ListThings": ADOPT._replace(stops=2),
+    "ListThingPrincipals": ADOPT._replace(stops=2),
+    "ListPrincipalThings": ADOPT,
+    "ListAttachedPolicies": ADOPT,
     "ListCertificates": CREATE._replace(provoked_by=(("CreateKeysAndCertificate", CUT_BEFORE),), stops=0),
     "CreatePolicy": FIRST_SEND,
     "GetPolicy": FIRST_SEND._replace(provoked_by=(("CreatePolicy", CUT_AFTER),)),  # made again, it exists already
@@ -92,6 +91,11 @@ CHANGES = [name for method, _, name, _ in OPERATIONS if method != "GET" and not 
 DIAGNOSIS = "DescribeCertificate"
 
 
+def lose_keys(elf: Elf) -> None:
+    for path in (elf.misc / "things.json", *elf.misc.glob("thing_*")):
+        path.unlink()
+
+
 class Unlucky:
     """A user with two things, whose calls to AWS go through a proxy that makes them fail."""
 
@@ -99,6 +103,7 @@ class Unlucky:
         self.elf, self.account, self.proxy, self._main = elf, account, proxy, main
         self._arguments = {
             "create": ("create", len(THINGS)),
+            "adopt": ("create", len(THINGS), "--adopt"),
             "send": ("send", *elf.to_broker, "--duration", "0.01"),
             "clean": ("clean",),
         }
@@ -107,8 +112,8 @@ class Unlucky:
         return self._main(*self._arguments[command], status=status)
 
     def prepare(self, step: str) -> None:
-        if step == "lose things.json":
-            (self.elf.misc / "things.json").unlink()
+        if step == "lose keys":
+            lose_keys(self.elf)
         elif step == "edit a policy":
             self.account.edit_policy("policy-thing_0", lambda statements: statements.pop())
         elif step == "create without certificates":
@@ -165,8 +170,8 @@ class Unlucky:
         complete = []
         for name in present:
             principals = self.account.iot.list_thing_principals(thingName=name)["principals"]
-            if principals == [self.elf.recorded()[name].get("certificateArn")] and (
-                command == "create" or self.account.policies_of(name) == [f"policy-{name}"]
+            if principals == [self.elf.recorded().get(name, {}).get("certificateArn")] and (
+                command in ("create", "adopt") or self.account.policies_of(name) == [f"policy-{name}"]
             ):
                 complete.append(name)
         return complete
@@ -182,7 +187,7 @@ def test_every_operation_that_elf_calls_is_here() -> None:
     called = set(
         re.findall(
             r'\biot\.(?:get_paginator\(")?([a-z_]+)[",(]',
-            program_text("elf", "aws", "ownership", "sign_in", "diagnosis"),
+            program_text("elf", "aws", "ownership", "adoption", "sign_in", "diagnosis"),
         )
     )
     assert called == {xform_name(operation) for operation in (*SITUATIONS, DIAGNOSIS)}
@@ -289,7 +294,7 @@ def test_a_certificate_whose_answer_was_lost_is_named_until_it_is_gone(
     limits(CONSISTENCY_S=0.0)
     assert "none found" in main("clean").err
     assert "no things to clean up" in main("clean").err
-    assert list(elf.elf_json()) == ["elf_id"]
+    assert elf.elf_json() == {}
 
 
 # Answers that lack something
@@ -320,18 +325,18 @@ def test_an_answer_that_lacks_what_elf_needs_is_explained(
 ) -> None:
     if operation in ("ListThings", "ListAttachedPolicies"):
         main("create")
-        (elf.misc / "things.json").unlink()
+        lose_keys(elf)
     proxy.inject(operation, answer(content), call=proxy.calls[operation] + 1, onwards=True)
-    result = main("create", status=1)
+    result = main("create", "--adopt", status=1)
     explained(result, "NotAws", proxy.url, f"no {lacking} in its answer to {operation}")
 
 
 @pytest.mark.parametrize("operation", ["ListThings", "ListThingPrincipals"])
 def test_a_list_that_aws_leaves_out_is_empty(main: InProcess, elf: Elf, proxy: HttpProxy, operation: str) -> None:
     main("create")
-    (elf.misc / "things.json").unlink()
+    lose_keys(elf)
     proxy.inject(operation, answer({}), call=proxy.calls[operation] + 1)
-    assert "created 1 thing in region" in main("create").err
+    assert "created 1 thing in region" in main("create", "--adopt").err
 
 
 def test_a_list_of_certificates_without_a_date_is_read(main: InProcess, proxy: HttpProxy) -> None:

@@ -25,8 +25,7 @@ class Need(NamedTuple):
     status: int = 1
 
 
-CREATE_AGAIN = Need("create", after=("create", "clean"))
-CREATE_AFTER_LOSS = Need("create", after=("create", "clean --only-local"))
+ADOPT = Need("create --adopt", after=("create", "clean --only-local"))
 SEND = Need("send", after=("create",))
 CLEAN = Need("clean", after=("create", "send"))
 CLEAN_EDITED = Need("clean", after=("create", "send", "edit a policy"))
@@ -36,10 +35,10 @@ NEEDED_BY = {
     "iot:CreateThing": Need("create"),
     "iot:CreateKeysAndCertificate": Need("create"),
     "iot:AttachThingPrincipal": Need("create"),
-    "iot:ListThings": CREATE_AGAIN,  # which asks for things of the same ELF ID
-    "iot:ListThingPrincipals": CREATE_AFTER_LOSS,
-    "iot:ListPrincipalThings": CREATE_AFTER_LOSS,
-    "iot:ListAttachedPolicies": CREATE_AFTER_LOSS,
+    "iot:ListThings": Need("clean", after=("create",)),  # which asks for things of the same ELF ID
+    "iot:ListThingPrincipals": ADOPT,
+    "iot:ListPrincipalThings": ADOPT,
+    "iot:ListAttachedPolicies": ADOPT,
     "iot:ListCertificates": Need("create", after=("create", "lose an answer"), status=0),
     "iot:CreatePolicy": SEND,
     "iot:AttachPolicy": SEND,

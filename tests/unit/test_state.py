@@ -154,7 +154,8 @@ def test_a_fleet_that_can_not_be_written_is_read_and_not_repaired(tmp_path: Path
         (569.0, [], [(569.0, 999.0)]),  # no call takes longer
         (990.0, [(1.0, 2.0)], [(1.0, 2.0), (990.0, 1000.0)]),
         (990.0, [(990.0, 995.0)], [(990.0, 995.0)]),  # an earlier repair was interrupted
-        (4600.0, [], [(-3030.0, 5030.0)]),  # an hour ahead of the clock, which was set back
+        (1100.0, [], [(470.0, 1530.0)]),  # set back by less than that
+        (4600.0, [], [(1.0, 5030.0)]),  # an hour ahead of the clock, which was set back
         (4600.0, [(1.0, 5030.0)], [(1.0, 5030.0)]),
     ],
 )
