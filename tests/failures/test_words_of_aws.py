@@ -221,8 +221,8 @@ def test_a_proxy_that_is_not_there_is_explained(
 LOGIN = "<html><title>Hotel ELF</title><form>Your room number: <input></form></html>"
 JSON = (("Content-Type", "application/json"),)
 
-NO_ENDPOINT = (
-    "the server at {} (no endpointAddress in its answer to DescribeEndpoint) is not AWS IoT",
+NO_REQUEST_ID = (
+    "the server at {} (no request ID in its answer to DescribeEndpoint) is not AWS IoT",
     "probably the login page of a network or proxy: sign in there, or check --endpoint-url",
 )
 
@@ -231,10 +231,10 @@ NO_ENDPOINT = (
     ("fault", "failure"),
     [
         pytest.param(CUT_BEFORE, "ConnectionClosedError", id="a cut connection"),
-        pytest.param(page(LOGIN), NO_ENDPOINT, id="a login page"),
+        pytest.param(page(LOGIN), NO_REQUEST_ID, id="a login page"),
         pytest.param(page(LOGIN, 403), "NotAwsError", id="a page that forbids"),
         pytest.param(page(LOGIN, 407), "NotAwsError", id="a proxy that wants a password"),
-        pytest.param(Fault(answer=Answer(200, b"{}", JSON)), NO_ENDPOINT, id="another service"),
+        pytest.param(Fault(answer=Answer(200, b"{}", JSON)), NO_REQUEST_ID, id="another service"),
         pytest.param(page(LOGIN, 502), "InternalFailure", id="a gateway that fails"),
     ],
 )
