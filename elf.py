@@ -159,7 +159,7 @@ def make_thing(iot: Any, fleet: Fleet, names_in_aws: set[str], name: str) -> Thi
     thing in `names_in_aws` is adopted, and may have certificates whose keys are lost: they are deleted.
     Raises: ElfError when a thing of that name is not this ELF's; RetryLater; botocore's errors.
     """
-    with _taking_its_name(iot, fleet, name):
+    with _taking_its_name(iot, fleet, names_in_aws, name):
         # The attribute makes AWS refuse a name that someone else's thing has, instead of handing it over.
         iot.create_thing(thingName=name, attributePayload={"attributes": {"elf_id": fleet.elf_id}})
     thing = ownership.resume(iot, fleet, name)
@@ -175,10 +175,10 @@ def make_thing(iot: Any, fleet: Fleet, names_in_aws: set[str], name: str) -> Thi
 
 
 @contextlib.contextmanager
-def _taking_its_name(iot: Any, fleet: Fleet, name: str) -> Iterator[None]:
+def _taking_its_name(iot: Any, fleet: Fleet, names_in_aws: set[str], name: str) -> Iterator[None]:
     """Record a thing; let CreateThing succeed if it exists and is this ELF's; forget the thing if it is not made."""
-    is_new = name not in fleet.things
-    thing = fleet.record(Thing(name)) if is_new else fleet.things[name]
+    is_new = name not in fleet.things and name not in names_in_aws
+    thing = fleet.things.get(name) or fleet.record(Thing(name))
     try:
         yield
     except iot.exceptions.ResourceAlreadyExistsException as error:

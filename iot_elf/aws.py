@@ -164,15 +164,16 @@ class _Client:
         return Answer({**answer, **{name: answer.get(name) or [] for name in lists}}, self.meta.endpoint_url, operation)
 
 
-def _refuse_others(endpoint_url: str, response_dict: Mapping[str, Any], **_: object) -> None:
+def _refuse_others(server: str, response_dict: Mapping[str, Any], operation_model: Any, **_: object) -> None:
     """Raise NotAwsError for an answer that AWS IoT did not give: a login page may have any HTTP status."""
     is_error = response_dict["status_code"] >= 300  # which may come from something on the way, and says so by its code
+    lacking = "" if is_error or response_dict["headers"].get("x-amzn-RequestId") else "request ID"
     try:
         content = json.loads(response_dict["body"] or b"{}")
     except ValueError:
         content = {} if is_error else None
-    if not isinstance(content, dict) or not (is_error or response_dict["headers"].get("x-amzn-RequestId")):
-        raise NotAwsError(endpoint_url)
+    if lacking or not isinstance(content, dict):
+        raise NotAwsError(f"{server} (no {lacking or 'JSON object'} in its answer to {operation_model.name})")
 
 
 def _log_answer(http_response: Any, parsed: Mapping[str, Any], model: Any, **_: object) -> None:

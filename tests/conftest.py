@@ -177,7 +177,8 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> Limits:
 def main(
     module: ModuleType, elf: Elf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> InProcess:
-    """elf.main(), as `elf` the user would call it."""
+    """elf.main(), as `elf` the user would call it, but for the pause before it believes that something is gone."""
+    set_limits(monkeypatch.setattr, ABSENCE_S=0.2)
     return InProcess(module, elf, monkeypatch, capsys)
 
 

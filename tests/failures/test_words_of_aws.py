@@ -219,17 +219,17 @@ def test_a_proxy_that_is_not_there_is_explained(
 
 LOGIN = "<html><title>Hotel ELF</title><form>Your room number: <input></form></html>"
 JSON = (("Content-Type", "application/json"),)
-NO_ENDPOINT = ("NotAws", "no endpointAddress in its answer to DescribeEndpoint")
+NO_REQUEST_ID = ("NotAws", "no request ID in its answer to DescribeEndpoint")
 
 
 @pytest.mark.parametrize(
     ("fault", "failure", "fact"),
     [
         pytest.param(CUT_BEFORE, "ControlPlaneUnreachable", "", id="a cut connection"),
-        pytest.param(page(LOGIN), *NO_ENDPOINT, id="a login page"),
+        pytest.param(page(LOGIN), *NO_REQUEST_ID, id="a login page"),
         pytest.param(page(LOGIN, 403), "NotAws", "", id="a page that forbids"),
         pytest.param(page(LOGIN, 407), "NotAws", "", id="a proxy that wants a password"),
-        pytest.param(Fault(answer=Answer(200, b"{}", JSON)), *NO_ENDPOINT, id="another service"),
+        pytest.param(Fault(answer=Answer(200, b"{}", JSON)), *NO_REQUEST_ID, id="another service"),
         pytest.param(page(LOGIN, 502), "AwsInternalError", "", id="a gateway that fails"),
     ],
 )
