@@ -73,9 +73,10 @@ from iot_elf.events import EventQueue, Interrupted
 from iot_elf.messages import Line, Message, PayloadBuilder
 from iot_elf.mqtt import EventLoop, load_sdk, without_threads
 from iot_elf.network import Endpoint, open_socket
+from iot_elf.places import Place
 from iot_elf.results import MessageWriter, PublishReport, RunReport, SubscribeReport
 from iot_elf.runners import PublishRunner, Runner, SubscribeRunner
-from iot_elf.state import Fleet, Place, RecordedFleet, Thing, ThingFiles, policy_name
+from iot_elf.state import Fleet, RecordedFleet, Thing, ThingFiles, policy_name
 from iot_elf.text import detail_log, log, report_log
 
 # What only some commands need (boto3, the SDK) is imported where they need it, so that `--help` is quick.

@@ -6,7 +6,8 @@ text          words and numbers for people; the loggers; what may be printed, an
 errors        what a failure is called, what is wrong, and what to do
 events        what a command waits for: its things, Ctrl-C, a deadline
 storage       a directory that is claimed, locked, kept private and written without loss; its journal
-state         the fleet in misc/: its things, and where they are
+places        where a fleet is: its region and account, and what an ARN says of them
+state         the fleet in misc/: its things, and requests without an answer
 sign_in       boto3's session: credentials, STS, MFA
 aws           boto3's client for AWS IoT: quotas, repetitions, many calls at a time
 ownership     which things, certificates and policies of AWS are this ELF's, and whether they are really gone

@@ -12,7 +12,8 @@ from iot_elf.aws import all_pages, run_in_thread, run_parallel, unless_missing
 from iot_elf.defaults import T
 from iot_elf.errors import ElfError
 from iot_elf.events import EventQueue
-from iot_elf.state import Fleet, Place, Thing, misc_option
+from iot_elf.places import Place
+from iot_elf.state import Fleet, Thing, misc_option
 from iot_elf.storage import read_file
 from iot_elf.text import by_number, listed, log
 
@@ -30,10 +31,8 @@ def find_lacking(events: EventQueue, iot: Any, fleet: Fleet, names: set[str]) ->
     Returns the names of those; and those whose certificate and key are still in misc/, as they are to be recorded.
     Raises botocore's errors; Interrupted.
     """
-    known = fleet.things
-    doubtful = [
-        name for name in names if name not in known or (known[name].stage, known[name][1]) == (state.CREATING, None)
-    ]
+    bare = Thing("", stage=state.CREATING)  # but for its name; with lost certificates, it is being adopted already
+    doubtful = [name for name in names if fleet.things.get(name, bare)._replace(name="", policy_name=None) == bare]
     answers = dict(run_parallel(events, sorted(doubtful), functools.partial(_look_up, iot, fleet)))
     if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
         raise failed[0]

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from iot_elf import defaults, state
 from iot_elf.errors import ElfError, UsageError
 from iot_elf.network import Endpoint, Proxy
-from iot_elf.state import Place
+from iot_elf.places import Place
 from iot_elf.text import printable, redacted
 
 MAX_THINGS = 100_000  # of `create`: more is a typing error

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iot_elf import defaults, errors, state
+from iot_elf import defaults, errors, places, state
 from iot_elf.defaults import T
 from iot_elf.errors import ElfError, NotAwsError, error_names
 from iot_elf.events import EventQueue, Interrupted
+from iot_elf.places import Place
 from iot_elf.sign_in import (
     explaining_region,
     fetch_credentials,
@@ -27,7 +28,6 @@ from iot_elf.sign_in import (
     open_session,
     reading_configuration,
 )
-from iot_elf.state import Place
 from iot_elf.storage import read_file, write_private
 from iot_elf.text import add_secret, log, plural
 
@@ -125,7 +125,7 @@ def connect_control_plane(
     place = place._replace(data_endpoint=host).checked()
     if credentials and not place.local:
         known = credentials.get_frozen_credentials().account_id or ""  # AWS_ACCOUNT_ID may be anything
-        account = place.account or (known if re.fullmatch(state.PLACE_PATTERNS["account"], known) else None)
+        account = place.account or (known if re.fullmatch(places.PLACE_PATTERNS["account"], known) else None)
         place = place._replace(account=account, source=credentials.method)
     return iot, place
 

@@ -16,7 +16,8 @@ from iot_elf.aws import policies_of, run_in_thread, unless_missing, users_of
 from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue, Interrupted
 from iot_elf.network import Endpoint, open_socket, proxy_in_environment
-from iot_elf.state import Fleet, Place, Thing, ThingFiles, UnansweredRequest, policy_name
+from iot_elf.places import Place
+from iot_elf.state import Fleet, Thing, ThingFiles, UnansweredRequest, policy_name
 from iot_elf.text import log, plural, utc_time
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from iot_elf import defaults, errors
 from iot_elf.errors import ElfError, SignInError, bad_endpoint, error_names, explained
 from iot_elf.events import Interrupted
-from iot_elf.state import Place
+from iot_elf.places import Place
 from iot_elf.text import add_secret, log
 
 RENEWAL_PAUSE_S = 60.0  # after AWS has refused to renew credentials

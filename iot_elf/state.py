@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet in misc/: its things, and where they are."""
+"""The fleet in misc/: its things, and requests without an answer."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from iot_elf import defaults
 from iot_elf.errors import ElfError
 from iot_elf.events import EventQueue
+from iot_elf.places import Place, account_part, is_possible, place_entry, place_of, recorded_place
 from iot_elf.storage import (
     Journal,
     StateDirectory,
@@ -37,27 +38,6 @@ MAX_TIME_S = 1e11  # of a time.time() that is valid
 THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API reference
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
 ARN = re.compile(r"(arn:[a-z0-9-]+:iot:[a-z0-9-]+:[0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
-# The valid values of a place in elf.json: they are sent to AWS, connected to and printed. Not compiled for --help.
-PLACE_PATTERNS = {
-    "region": r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
-    "profile": r"[^\x00-\x1f\x7f]{1,256}",
-    "endpoint_url": (
-        r"https?://([a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|\[[0-9a-f:.]+\])"
-        r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
-        r"(/[^\s\x00-\x1f\x7f]*)?"
-    ),
-    "account": r"[0-9]{12}",
-    "data_endpoint": r"[a-z0-9._-]{1,253}",
-    "partition": r"[a-z0-9-]{1,40}",
-}
-# https://docs.aws.amazon.com/general/latest/gr/rande.html: how the names of a partition's regions begin
-_REGIONS_OF = {
-    "aws-cn": "cn-",
-    "aws-us-gov": "us-gov-",
-    "aws-eusc": "eusc-",
-    "aws-iso": "us-iso-",
-    "aws-iso-b": "us-isob-",
-}
 CREATING, READY, CLEANING = "creating", "ready", "cleaning"
 # things.json keeps the original program's names; its key material is in the .pem, .pub and .prv files.
 _THING_KEYS = {
@@ -90,65 +70,6 @@ class Thing(NamedTuple):
     stage: str = CREATING
     certificate_requested_at: float | None = None  # time.time(), until the answer arrives
     lost: tuple[str, ...] = ()  # ARNs of certificates whose keys are lost, until they are deleted
-
-
-class Place(NamedTuple):
-    """Where a fleet is."""
-
-    region: str | None = None
-    profile: str | None = None
-    endpoint_url: str | None = None  # of the control plane
-    account: str | None = None
-    data_endpoint: str | None = None  # describe_endpoint's answer, which differs for every account and region
-    local: bool = False
-    source: str | None = None  # of the credentials, as botocore names it; not recorded
-    partition: str | None = None  # of its ARNs: aws, aws-cn
-
-    def __str__(self) -> str:
-        if self.local:
-            return f"the embedded AWS IoT (--local), region {self.region}"
-        parts = {"region": self.region, "account": self.account, "profile": self.profile}
-        parts["credentials from"] = None if self.profile else self.source
-        parts["endpoint"] = None if ".amazonaws." in (self.endpoint_url or "") else self.endpoint_url
-        return ", ".join(f"{what} {value}" for what, value in parts.items() if value)
-
-    def at(self, arn: str | None) -> Place:
-        """Return it with the partition and the account of one of its ARNs."""
-        _, partition, _, _, account = (arn or "").split(":")[:5]
-        return self._replace(partition=partition, account=account)
-
-    def has(self, arn: str) -> bool:
-        """Return whether an ARN is of this place, as far as both are known."""
-        _, partition, _, region, account = arn.split(":")[:5]
-        known = (self.partition, partition), (self.region, region), (self.account, account)
-        return all(mine is None or mine == its for mine, its in known)
-
-    def is_same(self, other: Place) -> bool:
-        """Return whether it is the same region of the same account, as far as both are known."""
-        keys = ("region", "account") if self.account and other.account else ("region", "data_endpoint")
-        pairs = [(getattr(self, key), getattr(other, key)) for key in keys]
-        return self.local == other.local and all(mine == its or not (mine and its) for mine, its in pairs)
-
-    def checked(self) -> Place:
-        """Return it in lower case where AWS uses lower case. Raises ElfError for a value that is not valid."""
-        if "@" in (self.endpoint_url or ""):
-            raise ElfError(
-                "LoginInEndpointUrl",
-                "the endpoint URL contains a user name or password, which AWS does not use and ELF does not record",
-                "remove what is before the @ in --endpoint-url, AWS_ENDPOINT_URL or AWS's configuration",
-            )
-        lower: dict[str, Any] = {}
-        for key, pattern in PLACE_PATTERNS.items():
-            if (value := getattr(self, key)) is not None:
-                case = "" if key == "profile" else "(.*?://)?[^/]*"  # a URL's path may have capitals
-                lower[key] = re.sub(rf"\A{case}", lambda found: found[0].lower(), value)
-                if not re.fullmatch(pattern, lower[key]):
-                    raise ElfError(
-                        "BadPlace",
-                        f"{value!r:.140} is not a valid {key.replace('_url', ' URL').replace('_', ' ')}",
-                        "check --region (one is us-west-2), --profile and --endpoint-url, and AWS's configuration",
-                    )
-        return self._replace(**lower)
 
 
 class UnansweredRequest(NamedTuple):
@@ -237,7 +158,7 @@ class RecordedFleet:
         with reading_json(self.things_file, list) as entries:
             self._replay(entries)
             if twice := next(
-                (name for name, arns in self._arns.items() if len({*map(_prefix, arns)}) < len(arns)), None
+                (name for name, arns in self._arns.items() if len({*map(account_part, arns)}) < len(arns)), None
             ):
                 raise ValueError(f"{twice} is there twice, with two certificates")
         with reading_json(self._storage.journal_file, list) as self._changes:
@@ -268,10 +189,10 @@ class RecordedFleet:
         names: dict[str, set[str]] = {}
         for name, arns in self._arns.items():
             for arn in arns:
-                names.setdefault(_prefix(arn), set()).add(name)
-        if len(names) < 2 and all((self._said_place or Place()).has(arn) and _is_possible(arn) for arn in names):
+                names.setdefault(account_part(arn), set()).add(name)
+        if len(names) < 2 and all((self._said_place or Place()).has(arn) and is_possible(arn) for arn in names):
             return None
-        where = [f"{listed(things)} of {_place_of(arn)}" for arn, things in names.items()]
+        where = [f"{listed(things)} of {place_of(arn)}" for arn, things in names.items()]
         said = [f"but elf.json says {self._said_place}"] if self._said_place else []
         return ElfError(
             "PlacesDiffer",
@@ -423,11 +344,9 @@ class Fleet(RecordedFleet):
         if self._changes:
             log.warning("recovered %s from a run that was interrupted", plural(len(self._changes), "change"))
         self._storage.remove_unfinished(self._file_names() - {ROOTS_FILE})  # which `send` writes without a lock
-        asked = [at for thing in self.things.values() if (at := thing.certificate_requested_at)]
-        if asked:
+        if asked := [at for thing in self.things.values() if (at := thing.certificate_requested_at)]:
             known = {at for call in self.unanswered for at in (call.since, call.until - MAX_CALL_S)}
-            ended = [UnansweredRequest.asked(at, time.time(), self.place) for at in asked if at not in known]
-            self.unanswered += ended
+            self.unanswered += [UnansweredRequest.asked(at, time.time(), self.place) for at in asked if at not in known]
             self._save_elf()
             self.things = {name: it._replace(certificate_requested_at=None) for name, it in self.things.items()}
         if needs_repair:
@@ -440,10 +359,8 @@ class Fleet(RecordedFleet):
 
         verb = "Read ELF ID from"
         if self.elf_id is None or (elf_id and elf_id != self.elf_id):
-            self.elf_id, verb = (
-                elf_id or uuid.uuid4().urn,
-                "Wrote adopted ELF ID to" if elf_id else "Wrote new ELF ID to",
-            )
+            verb = f"Wrote {'adopted' if elf_id else 'new'} ELF ID to"
+            self.elf_id = elf_id or uuid.uuid4().urn
             self._save_elf()
         log.info("%s config: %s", verb, self.elf_id.removeprefix("urn:uuid:"))
 
@@ -551,8 +468,8 @@ class Fleet(RecordedFleet):
 
     def _save_elf(self) -> None:
         place, calls = place_entry(self.place), [request_entry(call) for call in self.unanswered]
-        parts = {"elf_id": self.elf_id, "fleet": place, "was_local": self.was_local, "unanswered": calls}
-        parts["exposed"] = self.is_exposed
+        parts = {"elf_id": self.elf_id, "fleet": place, "was_local": self.was_local, "exposed": self.is_exposed}
+        parts["unanswered"] = calls
         write_private(self._storage.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
         sync_directory(self.directory)
 
@@ -575,22 +492,6 @@ def misc_option(directory: Path) -> str:
     return "" if directory == usual else f"--misc-dir {shlex.quote(str(directory))} "
 
 
-def recorded_place(recorded: Any) -> Place | None:
-    """Read where the fleet is. Raises ValueError and TypeError."""
-    if recorded is None:
-        return None
-    with contextlib.suppress(ElfError):
-        known = {key: value for key, value in {**recorded}.items() if key in (*PLACE_PATTERNS, "local")}
-        place = Place(**known).checked()
-        if isinstance(place.local, bool):
-            return place
-    raise ValueError("fleet is not valid")
-
-
-def place_entry(place: Place | None) -> dict[str, Any] | None:
-    return {key: value for key, value in place._replace(source=None)._asdict().items() if value} if place else None
-
-
 def recorded_request(recorded: Any) -> UnansweredRequest:
     """Read a request without an answer. Raises ValueError and TypeError."""
     if isinstance(recorded, dict):
@@ -603,22 +504,6 @@ def recorded_request(recorded: Any) -> UnansweredRequest:
 def request_entry(call: UnansweredRequest) -> Any:
     # An earlier ELF, which would look for it elsewhere, does not read an entry that has a place.
     return call._asdict() | {"place": place_entry(call.place)} if call.place else call[:2]
-
-
-def _prefix(arn: str) -> str:
-    """Return an ARN as far as the account."""
-    return arn.rpartition(":")[0]
-
-
-def _place_of(arn: str) -> str:
-    _, partition, _, region, account = arn.split(":")[:5]
-    return f"region {region}, account {account}" + (f", partition {partition}" if partition != "aws" else "")
-
-
-def _is_possible(arn: str) -> bool:
-    """Return whether an ARN's partition can have its region. That of emulators is aws, whatever the region is."""
-    _, partition, _, region, _ = arn.split(":")[:5]
-    return region.startswith(_REGIONS_OF.get(partition, ""))
 
 
 def recorded_thing(name: str, recorded: Any) -> Thing:

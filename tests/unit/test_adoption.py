@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from iot_elf import adoption
-from iot_elf.state import Fleet, Place
+from iot_elf.places import Place
+from iot_elf.state import Fleet
 
 ID = "urn:uuid:01234567-89ab-cdef-0123-456789abcdef"
 OTHER_ID = ID.replace("0", "f")

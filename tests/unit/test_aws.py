@@ -25,7 +25,7 @@ from iot_elf import aws, defaults, state, text
 from iot_elf.aws import RetryLater
 from iot_elf.errors import ElfError, NotAwsError
 from iot_elf.events import EventQueue, Interrupted
-from iot_elf.state import Place
+from iot_elf.places import Place
 
 from .stand_ins import Clock, logged, refusal
 

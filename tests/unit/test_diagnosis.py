@@ -18,7 +18,8 @@ import pytest
 from iot_elf import diagnosis
 from iot_elf.errors import ElfError, Refusal
 from iot_elf.network import Endpoint, Proxy
-from iot_elf.state import Place, Thing, ThingFiles, UnansweredRequest
+from iot_elf.places import Place
+from iot_elf.state import Thing, ThingFiles, UnansweredRequest
 
 from .stand_ins import Clock, Pages, refusal
 

@@ -22,7 +22,8 @@ from iot_elf.errors import ElfError, UsageError
 from iot_elf.events import EventQueue
 from iot_elf.messages import Line
 from iot_elf.network import Endpoint
-from iot_elf.state import CLEANING, CREATING, READY, Place, Thing
+from iot_elf.places import Place
+from iot_elf.state import CLEANING, CREATING, READY, Thing
 
 from .stand_ins import Clock, logged
 

@@ -13,7 +13,7 @@ from botocore.exceptions import ClientError, CredentialRetrievalError, RefreshWi
 
 from iot_elf import errors, sign_in, text
 from iot_elf.errors import ElfError, SignInError
-from iot_elf.state import Place
+from iot_elf.places import Place
 
 AWS_URL = "https://iot.us-west-2.amazonaws.com"
 VPC_URL = "https://vpce-1.iot.us-west-2.vpce.amazonaws.com"

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 from support.program import constant
 
-from iot_elf import state, storage
+from iot_elf import places, state, storage
 from iot_elf.errors import ElfError
 from iot_elf.events import EventQueue
-from iot_elf.state import CLEANING, CREATING, READY, Fleet, Place, RecordedFleet, Thing, UnansweredRequest
+from iot_elf.places import Place
+from iot_elf.state import CLEANING, CREATING, READY, Fleet, RecordedFleet, Thing, UnansweredRequest
 from iot_elf.storage import StateDirectory
 
 from .stand_ins import Clock, logged
@@ -523,9 +524,9 @@ def test_a_place_is_shown_with_what_tells_it_from_others(place: Place, shown: st
 def test_a_recorded_place_is_read_or_refused(value: Any, place: Any) -> None:
     if isinstance(place, type):
         with pytest.raises(place):
-            state.recorded_place(value)
+            places.recorded_place(value)
     else:
-        assert state.recorded_place(value) == place
+        assert places.recorded_place(value) == place
 
 
 # What is recorded of a thing
