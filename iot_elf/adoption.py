@@ -167,7 +167,7 @@ def claim_for_clean(events: EventQueue, iot: Any, fleet: Fleet, adopt: str | Non
 def things_unknown(lacking: set[str], fleet: Fleet, adopt: str, place: Place, wanted: set[str]) -> ElfError:
     """Say what AWS has and misc/ lacks, and with which commands it is taken over, if some are `wanted`, or deleted."""
     elf = f"`elf.py {misc_option(fleet.directory)}"
-    options = " ".join(filter(None, ("--adopt", adopt, "" if place.local else f"--region {place.region}")))
+    options = " ".join(filter(None, ("--adopt", adopt, "--local" if place.local else f"--region {place.region}")))
     ways = [f"{elf}clean {options}` deletes them", "to leave them alone, use another directory with --misc-dir"]
     if wanted:
         prefix = by_number(min(wanted))[0]

@@ -61,7 +61,7 @@ def reading_configuration() -> Iterator[None]:
         raise
     except Exception as error:
         is_elfs_own = str(error).startswith("module ")  # of the name of a package, but not that one
-        if is_elfs_own or bad_endpoint(error) or explained(error).name != "Exception":
+        if is_elfs_own or bad_endpoint(error) or explained(error).name != "Unexpected":
             raise
         raise errors.failure("InvalidConfigError", f"{type(error).__name__}: {error}") from error
 

@@ -178,8 +178,8 @@ class RecordedFleet:
                     known.pop(name, None)
                 continue
             self.things[name] = thing = recorded_thing(name, recorded)
-            if thing.certificate_arn:
-                self._arns.setdefault(name, set()).add(thing.certificate_arn)
+            if arns := {arn for arn in (thing.certificate_arn, *thing.lost) if arn}:
+                self._arns.setdefault(name, set()).update(arns)
             if "keyPair" in recorded or "certificatePem" in recorded:
                 self._key_material[name] = recorded
 

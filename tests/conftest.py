@@ -25,7 +25,7 @@ UNSEEN_FAILURES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--matrix", action="store_true", help="run all of failures/test_matrix.py, not a sample")
+    parser.addoption("--matrix", action="store_true", help="run whole matrices of calls and errors, not samples")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -35,6 +35,7 @@ def test_what_is_printed_is_what_the_original_printed(elf: Elf) -> None:
     elf_id = elf.elf_json()["elf_id"].removeprefix("urn:uuid:")
     certificate = elf.recorded()["thing_0"]["certificateArn"]
     assert lines == [
+        f"no region was chosen: using the default, {REGION} (--region chooses another)",
         f"Wrote new ELF ID to config: {elf_id}",
         "[create_things] ELF creating 1 thing",
         f"in region {REGION}, credentials from env, endpoint {elf.environment['AWS_ENDPOINT_URL']}",

@@ -87,7 +87,7 @@ def test_with_another_account_the_message_names_the_recorded_profile_not_todays(
 
 def test_a_profile_that_is_asked_for_and_missing_is_an_error(main: InProcess, account: Account) -> None:
     main("create")
-    assert failure(main("clean", "--profile", "gone", "--output", "json", status=1)) == "ProfileNotFound"
+    assert failure(main("clean", "--profile", "gone", "--output", "json", status=1)) == "BadAwsConfiguration"
     assert account.things() == ["thing_0"]
 
 
@@ -143,7 +143,7 @@ def test_a_damaged_token_of_the_aws_cli_says_how_to_sign_in_again(
     monkeypatch.setattr("botocore.credentials.SSOProvider._SSO_TOKEN_CACHE_DIR", str(directory))
     (directory / f"{hashlib.sha1(token.encode()).hexdigest()}.json").write_text("{")
     refused = signed_out("create", "--output", "json", status=1)
-    assert failure(refused) == "SSOError"
+    assert failure(refused) == "NotSignedInToSso"
     assert "a file in ~/.aws/sso/cache is damaged" in refused.err
 
 
@@ -251,7 +251,7 @@ def test_a_setting_that_botocore_does_not_take_is_called_that(
     configure(elf, f"[default]\n{config}")
     main.use(environment)
     refused = main("create", "--output", "json", status=1)
-    assert failure(refused) == "InvalidConfigError"
+    assert failure(refused) == "BadAwsConfiguration"
     assert "unexpected" not in refused.err
     assert "package" not in refused.err
 
@@ -267,4 +267,4 @@ def test_a_sign_in_with_aws_login_may_be_in_the_credentials_file(elf: Elf) -> No
         del elf.environment[name]
     (elf.home / ".aws").mkdir()
     Path(elf.home / ".aws" / "credentials").write_text("[default]\nlogin_session = arn:aws:iam::123456789012:user/x\n")
-    assert failure(elf("create", "--output", "json", status=1)) == "LoginError"
+    assert failure(elf("create", "--output", "json", status=1)) == "NotSignedIn"

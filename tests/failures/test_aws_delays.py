@@ -92,6 +92,7 @@ def test_a_thing_that_somebody_changes_while_it_is_deleted_is_looked_at_again(
     main: InProcess, account: Account, proxy: HttpProxy
 ) -> None:
     main("create")
+    proxy.reset()
     account.iot.update_thing(thingName="thing_0", attributePayload={"attributes": {"color": "red"}, "merge": True})
     proxy.inject("DeleteThing", aws_error(409, "VersionConflictException", "The version does not match."))
     assert "DeleteThing: changed meanwhile: trying again" in main("clean").err

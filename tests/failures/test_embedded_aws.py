@@ -101,7 +101,7 @@ def test_an_embedded_aws_that_does_not_end_keeps_its_directory_and_is_the_only_o
     server.suspend()
     said = local("clean", "--only-local").err
     assert f"WARNING - the embedded AWS IoT (`python -m iot_elf.local_aws {local.misc}/local`) does not stop" in said
-    window = local.start("--local", "create", "--verbose")
+    window = local.start("--local", "create", "--adopt", "--verbose")
     with pytest.raises(subprocess.TimeoutExpired):
         window.process.wait(2)
     assert servers_of(local) == [server]

@@ -28,15 +28,15 @@ from support.shell import Elf, InProcess, assert_whole
 from iot_elf.events import EventQueue
 from iot_elf.state import Fleet
 
-THINGS = 12
-KILLS = 8  # a test
+THINGS = 8
+KILLS = 5  # a test
 COMMANDS = ("create", "send", "clean")
 
 ONCE = ("--duration", "0.01")
 
 
 class Victim:
-    """A user of twelve things, some of whose commands are killed. What comes after a kill is quicker in process."""
+    """A user of some things, some of whose commands are killed. What comes after a kill is quicker in process."""
 
     def __init__(self, elf: Elf, main: InProcess, account: Account, proxy: HttpProxy) -> None:
         self._elf, self._main, self._account, self._proxy = elf, main, account, proxy
@@ -96,7 +96,7 @@ class Victim:
         self.run("create")
 
     def assert_complete(self) -> None:
-        """Ask AWS for the twelve things: each has the one certificate that ELF has the files of."""
+        """Ask AWS for the things: each has the one certificate that ELF has the files of."""
         recorded, statuses = self._elf.recorded(), self._account.certificates()
         assert set(self._account.things()) == set(recorded) == {f"thing_{number}" for number in range(THINGS)}
         for name, thing in recorded.items():

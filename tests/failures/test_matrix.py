@@ -55,18 +55,21 @@ class State(NamedTuple):
 CREATES = "CreateThing CreateKeysAndCertificate AttachThingPrincipal"
 DELETES = "DetachPolicy DetachThingPrincipal UpdateCertificate DeletePolicy DeleteCertificate DeleteThing"
 READS = "DescribeEndpoint DescribeThing ListAttachedPolicies"
+LOOKS = "ListThings ListThingPrincipals"  # for things of another copy of misc/
 LOSES = "ListThingPrincipals ListPrincipalThings ListAttachedPolicies DetachPolicy UpdateCertificate"
 STATES = {
-    "new": State((), {"create": f"DescribeEndpoint {CREATES}"}),
+    "new": State((), {"create": f"DescribeEndpoint DescribeThing {CREATES}"}),
     "attach-denied": State(
         (("create", "AttachThingPrincipal"),),
         {
             "create": "DescribeEndpoint ListThings CreateThing DescribeCertificate AttachThingPrincipal",
-            "clean": f"{READS} GetPolicy DetachThingPrincipal UpdateCertificate DeleteCertificate DeleteThing",
+            "clean": f"{READS} {LOOKS} GetPolicy DetachThingPrincipal UpdateCertificate DeleteCertificate DeleteThing",
         },
     ),
-    "policy-denied": State((("create", ""), ("send", "AttachPolicy")), {"clean": f"{READS} GetPolicy {DELETES}"}),
-    "sent": State((("create", ""), ("send", "")), {"clean": f"{READS} {DELETES}"}),
+    "policy-denied": State(
+        (("create", ""), ("send", "AttachPolicy")), {"clean": f"{READS} {LOOKS} GetPolicy {DELETES}"}
+    ),
+    "sent": State((("create", ""), ("send", "")), {"clean": f"{READS} {LOOKS} {DELETES}"}),
     "keys-lost": State(
         (("create", ""), ("send", ""), ("lose keys", "")),
         {
@@ -78,7 +81,7 @@ STATES = {
         {
             "create": f"DescribeEndpoint ListThings ListThingPrincipals {CREATES} "
             "DetachPolicy UpdateCertificate DetachThingPrincipal DeleteCertificate",
-            "clean": "DescribeEndpoint DescribeThing GetPolicy ListThingPrincipals "
+            "clean": f"DescribeEndpoint DescribeThing GetPolicy {LOOKS} "
             "DetachPolicy UpdateCertificate DetachThingPrincipal DeleteCertificate DeleteThing",
         },
     ),
@@ -87,7 +90,7 @@ STATES = {
         {
             "create": f"ListThings {READS} GetPolicy DetachThingPrincipal UpdateCertificate DeleteCertificate "
             f"DeleteThing {CREATES}",
-            "clean": f"{READS} GetPolicy DetachThingPrincipal UpdateCertificate DeleteCertificate DeleteThing",
+            "clean": f"{READS} {LOOKS} GetPolicy DetachThingPrincipal UpdateCertificate DeleteCertificate DeleteThing",
         },
     ),
 }
@@ -147,11 +150,16 @@ class User:
         assert "unexpected" not in result.err
         return result
 
+    def clean(self, adopts: bool) -> None:
+        self._arguments["clean"] = ("clean", "--adopt") if adopts else ("clean",)
+        self.run("clean", status=0)
+
     def come_to(self, state: str) -> None:
         for command, refused in STATES[state].steps:
             if command == "lose keys":
                 for path in self.elf.misc.glob("thing*"):
                     path.unlink()
+                self._arguments["create"] = ("create", "--adopt")
                 continue
             if refused:
                 self.proxy.inject(refused, denied(refused), onwards=True)
@@ -180,9 +188,7 @@ def test_nothing_is_lost_or_left_unnamed(
     user.run(command)
     alive = account.certificates().keys() & before.keys()
     assert {name: key for name, key in user.keys().items() if name in alive} == {name: before[name] for name in alive}
-    if state == "keys-lost" and not user.elf.recorded():  # it did not come to know of the thing
-        user.run("create", status=0)
-    user.run("clean", status=0)
+    user.clean(adopts=state == "keys-lost")
     things, certificates, policies = account.snapshot()
     unnamed = [name for name in (*things, *certificates, *policies) if not re.search(rf"\b{name}\b", user.printed)]
     assert not unnamed

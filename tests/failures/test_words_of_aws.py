@@ -332,7 +332,7 @@ def test_a_thing_of_somebody_else_is_explained(
     account.iot.create_thing(thingName="thing_1", attributePayload={"attributes": attributes})
     result = main("create", 2, status=1)
     explained(result, "ThingOfOthers", "thing_1", "`elf.py create --prefix NAME`", *facts)
-    assert ("elf_id" in result.err) == bool(facts)
+    assert ("--adopt" in result.err) == bool(facts)
     main("clean")
     assert account.things() == ["thing_1"]
 

@@ -19,6 +19,7 @@ UNSEEN = {
     "OutputClosed": "there is no output for a summary to be in; failures/test_readers.py has its words",
     "LocalUnanswered": "takes longer than a test may",
     "LocalPackagesMissing": "takes a Python without MiniStack; pages/test_requirements.py has its command",
+    "RoleSessionEnded": "is what things of a run fail with; commands/test_sign_in.py has its words",
     "TooManySockets": "is of Windows alone; unit/test_network.py has it",
 }
 

@@ -30,7 +30,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fleet:
         ({"thing_9"}, {"thing_0"}, "", False, "create 10 --prefix thing --adopt --region r"),
         ({"lamp_9"}, {"thing_0"}, "", False, "create 1 --prefix thing --adopt --region r"),
         ({"a:b_1"}, {"a:b_0"}, OTHER_ID, False, f"create 2 --prefix a:b --adopt {OTHER_ID} --region r"),
-        ({"thing_1"}, {"thing_0"}, "", True, "create 2 --prefix thing --adopt"),
+        ({"thing_1"}, {"thing_0"}, "", True, "create 2 --prefix thing --adopt --local"),
         ({"thing_1"}, set(), "", False, None),
     ],
 )
@@ -41,7 +41,7 @@ def test_the_commands_that_adopt_are_told_whole(
     assert adopt or ID in error.cause
     assert (f"`elf.py {create}`" in error.remedy) is bool(create)
     assert ("create" in error.remedy) is bool(create)
-    options = " ".join(part for part in ("--adopt", adopt, "" if local else "--region r") if part)
+    options = " ".join(part for part in ("--adopt", adopt, "--local" if local else "--region r") if part)
     assert f"`elf.py clean {options}`" in error.remedy
 
 
