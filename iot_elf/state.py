@@ -468,8 +468,8 @@ class Fleet(RecordedFleet):
 
     def _save_elf(self) -> None:
         place, calls = place_entry(self.place), [request_entry(call) for call in self.unanswered]
-        parts = {"elf_id": self.elf_id, "fleet": place, "was_local": self.was_local, "exposed": self.is_exposed}
-        parts["unanswered"] = calls
+        about = {"was_local": self.was_local, "exposed": self.is_exposed, "unanswered": calls}
+        parts: dict[str, Any] = {"elf_id": self.elf_id, "fleet": place, **about}
         write_private(self._storage.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
         sync_directory(self.directory)
 
