@@ -485,7 +485,7 @@ def send_messages(cli: Cli) -> int:
         began = time.monotonic()
         lasts_s = cli.duration or math.inf if of_lines else rounds * cli.interval if rounds else math.inf
         record.ends_at = began + lasts_s
-        record.rounds = rounds
+        record.rounds = None if of_lines else rounds
         try:
             if of_lines:
                 record.rounds, refused = publish_lines(cli, runner, lines)

@@ -81,10 +81,13 @@ class Outbox:
         if self._to_retransmit:
             number = self._to_retransmit.popleft()
             return OutgoingMessage(number, self.in_flight[number][0], 0.0, is_retransmission=True)
-        due, message = self.queued.popleft()
-        payload = self.compose(message)
-        if self.qos:
-            self.in_flight[self.number] = payload, now
+        due, message = self.queued[0]  # another thread may look at the backlog while the message is rendered
+        try:
+            payload = self.compose(message)
+            if self.qos:
+                self.in_flight[self.number] = payload, now
+        finally:
+            self.queued.popleft()
         return OutgoingMessage(self.number, payload, now - due, is_retransmission=False)
 
     def count_sent(self, payload: bytes, now: float) -> None:

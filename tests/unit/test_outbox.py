@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from typing import NamedTuple
 
@@ -47,6 +48,24 @@ def test_messages_are_sent_in_the_order_in_which_they_were_due() -> None:
     assert its.take(107.5) == OutgoingMessage(1, b"elf/thing_0 thing_0 1 a", 7.5, is_retransmission=False)
     assert its.take(108.0) == OutgoingMessage(2, b"elf/thing_0 thing_0 2 b", 7.0, is_retransmission=False)
     assert not its.has_due
+
+
+@pytest.mark.parametrize("text", ["a", "bad"])
+def test_a_message_is_counted_while_it_is_rendered(text: str) -> None:
+    """Or `send` would end, and call it lost, because nothing is due any more."""
+
+    class Rendered(NamedTuple):
+        def payload(self, topic: str, thing: str, number: int) -> bytes:
+            seen.append(its.backlog)
+            return Text(text).payload(topic, thing, number)
+
+    seen: list[int] = []
+    its = Outbox("thing_0", "elf/thing_0", 1)
+    its.add(Rendered(), 100.0)
+    with contextlib.suppress(UsageError):
+        its.take(101.0)
+    assert seen == [1]
+    assert (its.backlog, its.has_due) == (int(text == "a"), False)
 
 
 def test_messages_are_sent_again_in_the_order_in_which_they_were_sent() -> None:
