@@ -63,7 +63,7 @@ def reading_configuration() -> Iterator[None]:
         is_elfs_own = str(error).startswith("module ")  # of the name of a package, but not that one
         if is_elfs_own or bad_endpoint(error) or explained(error).name != "Unexpected":
             raise
-        raise errors.failure("InvalidConfigError", f"{type(error).__name__}: {error}") from error
+        raise errors.failure("BadAwsConfiguration", f"{type(error).__name__}: {error}") from error
 
 
 def _make_session(place: Place, given: Place, proxies: Mapping[str, str] | None) -> Any:
@@ -202,7 +202,7 @@ def _renew_sparingly(session: Any, credentials: Any) -> None:
             renewed = fetch()
             ends = (renewed or {}).get("expiry_time")
             if ends and pace(credentials._expiry_datetime(ends)) <= 0:
-                raise errors.failure("ExpiredToken", f"they ended at {ends}, by this machine's clock")
+                raise errors.failure("CredentialsExpired", f"they ended at {ends}, by this machine's clock")
             if not renewed:
                 raise CredentialRetrievalError(provider=credentials.method, error_msg="it has none any more")
             return renewed

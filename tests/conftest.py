@@ -19,7 +19,7 @@ from support.machine import WITNESS, kill_servers_of
 from support.mqtt import END, Client
 from support.networks import Relay
 from support.program import Limits, set_limits
-from support.shell import Elf, InProcess, Pair, Result
+from support.shell import Elf, InProcess, Pair
 
 UNSEEN_FAILURES = pytest.StashKey[list[str]]()
 
@@ -30,25 +30,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:ssl.PROTOCOL_TLS is deprecated:DeprecationWarning")  # the SDK's
-    config.stash[SEEN] = set()
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """A worker of pytest-xdist has ended."""
-    node.config.stash[SEEN].update(getattr(node, "workeroutput", {}).get("failures", ()))
+    SEEN.update(getattr(node, "workeroutput", {}).get("failures", ()))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """After a run of all tests that has succeeded: let it fail if a failure of ELF's was seen in none."""
     config = session.config
     if hasattr(config, "workeroutput"):
-        config.workeroutput["failures"] = sorted(config.stash[SEEN])
+        config.workeroutput["failures"] = sorted(SEEN)
         return
     options = vars(config.option)
     is_part = any(options.get(name) for name in ("keyword", "markexpr", "lf", "deselect", "ignore", "collectonly"))
     if os.name == "posix" and not exitstatus and not is_part and config.args == config.getini("testpaths"):
-        config.stash[UNSEEN_FAILURES] = sorted(failure_names() - config.stash[SEEN] - UNSEEN.keys())
+        config.stash[UNSEEN_FAILURES] = sorted(failure_names() - SEEN - UNSEEN.keys())
         if config.stash[UNSEEN_FAILURES]:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -59,14 +58,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 @pytest.fixture
-def explained(request: pytest.FixtureRequest) -> Explained:
-    """Make sure that a failure of some name was explained, with these facts; note that a test has seen it."""
-
-    def explained(result: Result, name: str, *facts: object) -> None:
-        assert_explained(result, name, *facts)
-        request.config.stash[SEEN].add(name)
-
-    return explained
+def explained() -> Explained:
+    """Make sure that a failure of some name was explained, with these facts."""
+    return assert_explained
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

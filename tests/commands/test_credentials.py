@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from support.aws import SECRET, SESSION_TOKEN, Account, AwsService
+from support.failures import failure_of
 from support.machine import free_port
-from support.shell import Elf, InProcess, Result
+from support.shell import Elf, InProcess
 from support.sign_in import ROLE, Services, a_session
 
 BASE = f"[profile base]\naws_access_key_id = AKIAIOSFODNN7EXAMPLE\naws_secret_access_key = {SECRET}\n"
@@ -27,11 +28,6 @@ def configure(elf: Elf, config: str) -> None:
 def profiles(**accounts: str) -> str:
     keys = "aws_access_key_id = {}\naws_secret_access_key = " + SECRET
     return "\n".join(f"[profile {name}]\n{keys.format(account)}" for name, account in accounts.items())
-
-
-def failure(result: Result) -> str:
-    """The name of what went wrong."""
-    return str(json.loads(result.out.splitlines()[-1])["error"]["name"])
 
 
 # The profile is a default; what is checked is the account
@@ -76,7 +72,7 @@ def test_with_another_account_the_message_names_the_recorded_profile_not_todays(
     configure(elf, profiles(old=account.id, new=Account(service).id))
     main("create", "--profile", "old")
     refused = main("clean", "--profile", "new", "--output", "json", status=1)
-    assert failure(refused) == "OtherAccount"
+    assert failure_of(refused) == "OtherAccount"
     cause = json.loads(refused.out.splitlines()[-1])["error"]["cause"]
     assert account.id in cause
     assert "profile old" in cause
@@ -87,7 +83,7 @@ def test_with_another_account_the_message_names_the_recorded_profile_not_todays(
 
 def test_a_profile_that_is_asked_for_and_missing_is_an_error(main: InProcess, account: Account) -> None:
     main("create")
-    assert failure(main("clean", "--profile", "gone", "--output", "json", status=1)) == "BadAwsConfiguration"
+    assert failure_of(main("clean", "--profile", "gone", "--output", "json", status=1)) == "BadAwsConfiguration"
     assert account.things() == ["thing_0"]
 
 
@@ -143,7 +139,7 @@ def test_a_damaged_token_of_the_aws_cli_says_how_to_sign_in_again(
     monkeypatch.setattr("botocore.credentials.SSOProvider._SSO_TOKEN_CACHE_DIR", str(directory))
     (directory / f"{hashlib.sha1(token.encode()).hexdigest()}.json").write_text("{")
     refused = signed_out("create", "--output", "json", status=1)
-    assert failure(refused) == "NotSignedInToSso"
+    assert failure_of(refused) == "NotSignedInToSso"
     assert "a file in ~/.aws/sso/cache is damaged" in refused.err
 
 
@@ -251,7 +247,7 @@ def test_a_setting_that_botocore_does_not_take_is_called_that(
     configure(elf, f"[default]\n{config}")
     main.use(environment)
     refused = main("create", "--output", "json", status=1)
-    assert failure(refused) == "BadAwsConfiguration"
+    assert failure_of(refused) == "BadAwsConfiguration"
     assert "unexpected" not in refused.err
     assert "package" not in refused.err
 
@@ -267,4 +263,4 @@ def test_a_sign_in_with_aws_login_may_be_in_the_credentials_file(elf: Elf) -> No
         del elf.environment[name]
     (elf.home / ".aws").mkdir()
     Path(elf.home / ".aws" / "credentials").write_text("[default]\nlogin_session = arn:aws:iam::123456789012:user/x\n")
-    assert failure(elf("create", "--output", "json", status=1)) == "NotSignedIn"
+    assert failure_of(elf("create", "--output", "json", status=1)) == "NotSignedIn"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from support.aws import REGION, SECRET, Account, AwsService
-from support.failures import Explained
-from support.shell import Elf, InProcess, Result
+from support.failures import Explained, failure_of
+from support.shell import Elf, InProcess
 
 ONCE = ("--duration", "0.01")
 
@@ -215,10 +215,6 @@ def set_things(elf: Elf, *entries: dict[str, Any]) -> None:
     (elf.misc / "things.json").write_text(json.dumps(entries))
 
 
-def failure(result: Result) -> str:
-    return str(json.loads(result.out.splitlines()[-1]).get("error", {}).get("name", ""))
-
-
 @pytest.mark.parametrize("has_elf_json", [True, False], ids=["", "without elf.json"])
 @pytest.mark.parametrize("differs", ["region", "account", "partition"])
 def test_things_of_two_places_are_refused_before_anything_is_done(
@@ -235,7 +231,7 @@ def test_things_of_two_places_are_refused_before_anything_is_done(
     commands = (("create", 2), ("send", *elf.to_broker, *ONCE), ("subscribe", *ONCE), ("clean",), ("clean", "--adopt"))
     for command in commands:
         refused = main(*command, "--output", "json", status=1)
-        assert failure(refused) == "PlacesDiffer"
+        assert failure_of(refused) == "PlacesDiffer"
         assert all(fact in refused.err for fact in ("lamp_0", "thing_0", its[differs][1].strip("arn:")))
         assert (account.snapshot(), elf.files()) == (before, files)
     assert "export" not in main("env", status=1).out
@@ -269,7 +265,7 @@ def test_clean_does_not_guess_a_region_that_nothing_tells(
     adopt = ["--adopt", account.iot.describe_thing(thingName="thing_0")["attributes"]["elf_id"]]
     options = adopt if given == "--adopt" else []
     refused = main("clean", *options, "--output", "json", status=1)
-    assert failure(refused) == "PlaceUnknown"
+    assert failure_of(refused) == "PlaceUnknown"
     assert f"elf.py clean {' '.join([*options, '--region'])} R" in refused.err
     assert (account.snapshot(), elf.files()) == before
     if given != "AWS_REGION":

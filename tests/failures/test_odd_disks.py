@@ -69,7 +69,7 @@ def test_what_a_disk_does_not_do_is_explained_with_the_file(
 
 
 def test_no_key_is_written_over_where_the_disk_ignores_the_case_of_names(
-    main: InProcess, elf: Elf, account: Account
+    main: InProcess, elf: Elf, account: Account, explained: Explained
 ) -> None:
     """On macOS and Windows, one file has both names, as here."""
     main("create", 1, "--prefix", "lamp")
@@ -77,7 +77,7 @@ def test_no_key_is_written_over_where_the_disk_ignores_the_case_of_names(
         (elf.misc / f"Lamp_0.{suffix}").hardlink_to(elf.misc / f"lamp_0.{suffix}")
     before = (elf.misc / "lamp_0.prv").read_text()
     result = main("create", 2, "--prefix", "Lamp", "--output", "json", status=1)
-    assert "KeyFileTaken" in main("create", 2, "--prefix", "Lamp", "--debug", status=1).err
+    explained(result, "KeyFileTaken", "Lamp_0", "lamp_0")
     assert json.loads(result.out.splitlines()[-1])["failed"] == ["Lamp_0"]
     assert account.things() == ["Lamp_1", "lamp_0"]
     assert (elf.misc / "lamp_0.prv").read_text() == before

@@ -13,17 +13,13 @@ from typing import Any
 
 import pytest
 from support.aws import REGION, Account
+from support.failures import failure_of
 from support.http_proxy import HANG_AFTER, Answer, Fault, HttpProxy, denied
 from support.machine import PATIENCE_S
 from support.shell import Elf, InProcess, Result, assert_whole
 
 ONCE = ("--duration", "0.01")
 OTHER_ID = "urn:uuid:00000000-0000-4000-8000-000000000000"
-
-
-def failure(result: Result) -> str:
-    """The name of a command's failure, from its JSON summary, or ""."""
-    return str(json.loads(result.out.splitlines()[-1]).get("error", {}).get("name", ""))
 
 
 def told(result: Result, command: str) -> list[str]:
@@ -56,7 +52,7 @@ def test_copies_that_were_made_after_a_clean_have_an_elf_id_each(
     copy = Misc(elf, tmp_path / "copy").copy
     main("create", 2)
     before = account.snapshot()
-    assert failure(main("create", 2, "--misc-dir", copy, "--output", "json", status=1)) == "ThingOfOthers"
+    assert failure_of(main("create", 2, "--misc-dir", copy, "--output", "json", status=1)) == "ThingOfOthers"
     main("clean", "--misc-dir", copy)
     assert account.snapshot() == before
     main("clean")
@@ -71,12 +67,12 @@ def test_a_copy_leaves_alone_what_the_other_one_made_since(
     main("create", 3)
     before, elf_id = account.snapshot(), elf.elf_json()["elf_id"]
     refused = main("create", 2, "--misc-dir", copy, "--output", "json", status=1)
-    assert failure(refused) == "ThingsUnknown"
+    assert failure_of(refused) == "ThingsUnknown"
     assert all(fact in refused.err for fact in ("thing_1, thing_2", elf_id, "another copy of misc/"))
     assert account.snapshot() == before
-    assert failure(main("create", 3, "--misc-dir", copy, "--prefix", "lamp", "--output", "json", status=1))
+    assert failure_of(main("create", 3, "--misc-dir", copy, "--prefix", "lamp", "--output", "json", status=1))
     left = main("clean", "--misc-dir", copy, "--output", "json", status=1)
-    assert failure(left) == "ThingsUnknown"
+    assert failure_of(left) == "ThingsUnknown"
     assert account.things() == ["thing_1", "thing_2"]
     assert json.loads((copy / "elf.json").read_text()) == {"elf_id": elf_id}
     main(*told(left, "clean"))
@@ -91,7 +87,7 @@ def test_a_copy_that_adopts_has_new_keys_and_names_the_number_that_takes_all(
     copy = Misc(elf, tmp_path / "copy").copy
     main("create", 3)
     old = account.certificates()
-    assert failure(main("create", 2, "--adopt", "--misc-dir", copy, "--output", "json", status=1)) == "ThingsUnknown"
+    assert failure_of(main("create", 2, "--adopt", "--misc-dir", copy, "--output", "json", status=1)) == "ThingsUnknown"
     assert account.certificates() == old
     refused = main("create", 2, "--misc-dir", copy, status=1)
     main(*told(refused, "create"))
@@ -110,7 +106,7 @@ def test_a_thing_that_a_copy_has_half_made_keeps_the_certificate_that_the_other_
     before = account.snapshot()
     for command in ("create", "clean"):
         refused = main(command, "--misc-dir", copy, "--output", "json", status=1)
-        assert failure(refused) == "ThingsUnknown"
+        assert failure_of(refused) == "ThingsUnknown"
         assert account.snapshot() == before
     main(*told(refused, "clean"))
     assert account.is_empty()
@@ -138,7 +134,7 @@ def test_of_a_backup_from_before_a_new_fleet_all_is_said_and_cleaned(
     for command in (("create", 2), ("create", 3), ("send", *elf.to_broker, *ONCE), ("clean",)):
         refused = main(*command, "--output", "json", status=1)
         assert told(refused, "clean") == ["clean", "--adopt", elf_id]
-        assert failure(refused) == ("NoneConnected" if has_sent and command[0] == "send" else "ThingsReplaced")
+        assert failure_of(refused) == ("NoneConnected" if has_sent and command[0] == "send" else "ThingsReplaced")
         assert account.snapshot() == before
     main("clean", "--adopt", elf_id)
     assert account.is_empty()
@@ -184,8 +180,8 @@ def test_a_lost_misc_is_adopted_or_cleaned_by_its_elf_id(main: InProcess, elf: E
     main("create", 2)
     elf_id = elf.elf_json()["elf_id"]
     shutil.rmtree(elf.misc)
-    assert failure(main("clean", "--adopt", elf_id, "--output", "json", status=1)) == "PlaceUnknown"
-    assert failure(main("create", 2, "--adopt", OTHER_ID, "--output", "json", status=1)) == "NothingToAdopt"
+    assert failure_of(main("clean", "--adopt", elf_id, "--output", "json", status=1)) == "PlaceUnknown"
+    assert failure_of(main("create", 2, "--adopt", OTHER_ID, "--output", "json", status=1)) == "NothingToAdopt"
     assert "elf_id" not in (elf.elf_json() if (elf.misc / "elf.json").exists() else {})
     main("create", 2, "--adopt", elf_id.removeprefix("urn:uuid:"))
     assert_whole(elf, account, 2)
@@ -203,7 +199,7 @@ def test_things_of_two_elf_ids_are_not_mixed(main: InProcess, elf: Elf, account:
     main("create")
     lamps = json.loads((elf.cwd / "elf.json").read_text())["elf_id"]
     before = account.snapshot()
-    assert failure(main("create", "--adopt", lamps, "--output", "json", status=1)) == "OtherElfId"
+    assert failure_of(main("create", "--adopt", lamps, "--output", "json", status=1)) == "OtherElfId"
     assert account.snapshot() == before
     main("clean", "--adopt", lamps)
     assert account.is_empty()
@@ -212,7 +208,7 @@ def test_things_of_two_elf_ids_are_not_mixed(main: InProcess, elf: Elf, account:
 @pytest.mark.parametrize("command", ["create", "clean"])
 def test_without_an_elf_id_nothing_can_be_adopted(main: InProcess, account: Account, command: str) -> None:
     result = main(command, "--adopt", "--region", REGION, "--output", "json", status=1 if command == "clean" else 0)
-    assert failure(result) == ("NoElfId" if command == "clean" else "")
+    assert failure_of(result) == ("NoElfId" if command == "clean" else "")
 
 
 @pytest.mark.parametrize("option", [(), ("--adopt",)], ids=["", "adopt"])
@@ -245,7 +241,7 @@ def test_a_certificate_whose_key_is_not_in_misc_is_not_taken_up(
         path.write_text("nothing")
     (elf.misc / "things.json").unlink()
     refused = main("create", 2, "--output", "json", status=1)
-    assert failure(refused) == "ThingsUnknown"
+    assert failure_of(refused) == "ThingsUnknown"
     assert "misc/ lacks: thing_0;" in refused.err
     assert account.snapshot() == before
     assert elf.recorded() == {}
@@ -258,7 +254,7 @@ def test_a_clean_without_things_json_says_what_is_left(main: InProcess, elf: Elf
     before = account.snapshot()
     (elf.misc / "things.json").unlink()
     left = main("clean", "--output", "json", status=1)
-    assert failure(left) == "ThingsUnknown"
+    assert failure_of(left) == "ThingsUnknown"
     assert account.snapshot() == before
     main(*told(left, "clean"))
     assert account.is_empty()
@@ -276,7 +272,7 @@ def test_after_only_local_the_elf_id_stays_and_its_things_are_adopted_when_asked
     main("clean", "--only-local")
     assert elf.elf_json() == {"elf_id": elf_id}
     for options in ((), ("--prefix", "lamp")):
-        assert failure(main("create", 2, *options, "--output", "json", status=1)) == "ThingsUnknown"
+        assert failure_of(main("create", 2, *options, "--output", "json", status=1)) == "ThingsUnknown"
     assert account.snapshot() == before
     main("create", 2, "--adopt")
     assert_whole(elf, account, 2)
@@ -321,8 +317,8 @@ def test_a_list_of_things_that_is_out_of_date_does_not_count(
 @pytest.mark.parametrize(
     ("command", "operation"),
     [
-        *(("create", name) for name in ("UpdateCertificate", "AttachThingPrincipal")),
-        *(("clean", name) for name in ("UpdateCertificate", "DeleteThing")),
+        *(("create", name) for name in ("UpdateCertificate", "DeleteCertificate", "AttachThingPrincipal")),
+        *(("clean", name) for name in ("UpdateCertificate", "DeleteCertificate", "DeleteThing")),
     ],
 )
 def test_an_adoption_that_is_killed_goes_on(

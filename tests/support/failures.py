@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Callable, Iterator
-
-import pytest
 
 from iot_elf.text import printable
 from support.program import constant, program_files
 from support.shell import Result
 
 Explained = Callable[..., None]  # explained(result, "KeyMissing", "thing_0", path)
-SEEN = pytest.StashKey[set[str]]()  # the names that tests of this process have seen
-# What no test passes to explained().
+SEEN = set[str]()  # the names that tests of this process have looked at
+# What no test passes to explained(), or expects of failure_of().
 UNSEEN = {
     "WrongUsage": "is told in one line, as argparse does; commands/test_options.py has it",
     "OutputClosed": "there is no output for a summary to be in; failures/test_readers.py has its words",
@@ -47,11 +46,19 @@ def failure_names() -> set[str]:
     return made | {names.split()[0] for names in constant("FAILURES")}
 
 
+def failure_of(result: Result) -> str:
+    """The name of a command's failure, from its JSON summary; "" if it has none."""
+    name = str(json.loads(result.out.splitlines()[-1]).get("error", {}).get("name", ""))
+    SEEN.add(name)
+    return name
+
+
 def assert_explained(result: Result, name: str, *facts: object) -> None:
     """Make sure that a command has told a failure of this name in two lines, which have these facts, and shown no code.
 
     ELF itself says which failure it was: in this process, or else in the summary of --output json.
     """
+    SEEN.add(name)
     failures = [failure for failure in result.failures if failure.name == name]
     assert failures, f"{name} is not among {[failure.name for failure in result.failures]}:\n{result.err}"
     lines = result.err.splitlines()
