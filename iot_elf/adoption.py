@@ -17,7 +17,7 @@ from iot_elf.state import Fleet, Thing, misc_option
 from iot_elf.storage import read_file
 from iot_elf.text import by_number, listed, log
 
-SAMPLE = 10  # things that are looked at before anything is changed: at once, within AWS's quotas
+SAMPLE = 3  # things that are looked at before anything is changed: a copy of misc/ is old as a whole
 
 
 def find_own_things(events: EventQueue, iot: Any, elf_id: str | None) -> set[str]:
@@ -213,8 +213,9 @@ def thing_of_others(name: str, owner: str | None) -> ElfError:
 
 
 def _spread(things: Sequence[T]) -> Sequence[T]:
-    """Return at most SAMPLE of the things, spread evenly."""
-    return [things[number * len(things) // SAMPLE] for number in range(SAMPLE)] if len(things) > SAMPLE else things
+    """Return at most SAMPLE of the things, from the first to the last."""
+    last = len(things) - 1
+    return [things[number * last // (SAMPLE - 1)] for number in range(SAMPLE)] if last >= SAMPLE else things
 
 
 def find_owners(events: EventQueue, iot: Any, names: Sequence[str]) -> dict[str, str]:
