@@ -228,7 +228,8 @@ class RecordedFleet:
 
     def _file_names(self) -> set[str]:
         """Return the names of the fleet's files that are not its state."""
-        return {path.name for name in self.things for path in self.files(name)} | {ROOTS_FILE if self.elf_id else ""}
+        roots = ROOTS_FILE if self._storage.is_elfs else ""
+        return {path.name for name in self.things for path in self.files(name)} | {roots}
 
     def _foreign(self, paths: Sequence[Path]) -> list[str]:
         """Return what of `paths` is not ELF's. Keys of things that ELF has forgotten do not count."""

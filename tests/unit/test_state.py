@@ -782,7 +782,7 @@ def test_when_the_things_last_changed_is_known_from_their_file(
         (["old.pem"], ELF_ID, False),
         (["thing_0.pem", "thing_0.pub", "thing_0.prv"], None, True),
         (["amazon-root-ca.pem"], ELF_ID, True),
-        (["amazon-root-ca.pem"], None, False),
+        (["amazon-root-ca.pem"], None, True),  # `send` has written it for a fleet of the original's
         (["local/"], ELF_ID, False),
         (["local/", "local/ministack.log"], None, True),
         (["local/", "local/address.json"], None, True),
@@ -799,6 +799,12 @@ def test_a_directory_with_files_of_others_is_not_taken(
     else:
         with pytest.raises(ElfError, match="is not only ELF's"):
             Fleet(tmp_path).claim()
+
+
+def test_a_file_of_the_name_of_elfs_roots_makes_no_directory_elfs(tmp_path: Path) -> None:
+    (tmp_path / "amazon-root-ca.pem").touch()
+    with pytest.raises(ElfError, match=r"is not only ELF's: .*amazon-root-ca\.pem"):
+        Fleet(tmp_path).claim()
 
 
 def test_a_directory_that_does_not_exist_is_made_and_claimed(tmp_path: Path) -> None:
