@@ -457,9 +457,7 @@ def things_missing_in_aws(cli: Cli, iot: Any, names: set[str]) -> list[str]:
     """Return which of the fleet's `names`, which AWS did not list, are missing in AWS, and record it."""
     unlisted = [thing.name for thing in cli.fleet.ready if thing.name in names]
     find = functools.partial(ownership.find_thing, iot, cli.fleet)
-    answers = dict(aws.run_parallel(cli.events, unlisted, find))
-    if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
-        raise failed[0]
+    answers = aws.answers_of(cli.events, unlisted, find)
     if gone := [name for name, described in answers.items() if not described]:
         log.warning("missing in AWS, creating again: %s", text.listed(gone))
     for name in gone:

@@ -7,8 +7,8 @@ import functools
 from collections.abc import Container, Sequence
 from typing import Any
 
-from iot_elf import defaults, ownership, state
-from iot_elf.aws import all_pages, run_in_thread, run_parallel, unless_missing
+from iot_elf import aws, defaults, ownership, state
+from iot_elf.aws import answers_of, run_in_thread, run_parallel, unless_missing
 from iot_elf.defaults import T
 from iot_elf.errors import ElfError
 from iot_elf.events import EventQueue
@@ -31,13 +31,15 @@ def find_lacking(events: EventQueue, iot: Any, fleet: Fleet, names: set[str]) ->
     Returns the names of those; and those whose certificate and key are still in misc/, as they are to be recorded.
     Raises botocore's errors; Interrupted.
     """
-    bare = Thing("", stage=state.CREATING)  # but for its name; with lost certificates, it is being adopted already
-    doubtful = [name for name in names if fleet.things.get(name, bare)._replace(name="", policy_name=None) == bare]
-    answers = dict(run_parallel(events, sorted(doubtful), functools.partial(_look_up, iot, fleet)))
-    if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
-        raise failed[0]
+    doubtful = sorted(name for name in names if name not in fleet.things or _is_bare(fleet.things[name]))
+    answers = answers_of(events, doubtful, functools.partial(_look_up, iot, fleet))
     lacking = {name for name, answer in answers.items() if answer is False}
     return lacking, [answer for answer in answers.values() if isinstance(answer, Thing)]
+
+
+def _is_bare(thing: Thing) -> bool:
+    """Return whether there is no more of a thing than its name. With lost certificates, it is being adopted already."""
+    return thing._replace(policy_name=None) == Thing(thing.name, stage=state.CREATING)
 
 
 def _look_up(iot: Any, fleet: Fleet, name: str) -> Thing | bool:
@@ -50,8 +52,7 @@ def _look_up(iot: Any, fleet: Fleet, name: str) -> Thing | bool:
 
 def principals_of(iot: Any, name: str) -> list[str] | None:
     """Ask AWS for the ARNs of what is attached to a thing; None: there is no such thing."""
-    pages = functools.partial(all_pages, iot.get_paginator("list_thing_principals"), "principals")
-    arns: list[str] | None = unless_missing(pages, thingName=name)
+    arns: list[str] | None = unless_missing(aws.principals_of, iot=iot, name=name)
     return arns
 
 
@@ -108,9 +109,7 @@ def claim_things(
     in_aws |= {name for name, owner in owners.items() if owner == elf_id}  # a list may be older than an answer
     lacking, known = find_lacking(events, iot, fleet, in_aws)
     prefix = wanted[0].rpartition("_")[0]
-    over = {name for name in lacking if name.rpartition("_")[0] == prefix} - {
-        *wanted
-    }  # the number of things is a total
+    over = {name for name in lacking - {*wanted} if name.rpartition("_")[0] == prefix}  # COUNT is a total
     if lacking and elf_id and (adopt is None or over):
         raise things_unknown(lacking, fleet, adopt or "", place, {*wanted})
     refuse_replaced(events, iot, [thing for thing in fleet.ready if thing.name in wanted])
@@ -127,7 +126,7 @@ def claim_things(
 def refuse_unknown_place(fleet: Fleet, place: Place, adopt: str | None) -> None:
     """Raise ElfError if nothing says where the fleet is: elsewhere it would seem to be gone."""
     if not (place.region or place.local):
-        options = "" if adopt is None else f"--adopt {adopt} ".replace("  ", " ")
+        options = "" if adopt is None else f"--adopt {adopt}".rstrip() + " "
         raise ElfError(
             "PlaceUnknown",
             f"{fleet.directory} does not say in which region its things are, and in another they would seem to be gone",
@@ -142,7 +141,7 @@ def claim_for_clean(events: EventQueue, iot: Any, fleet: Fleet, adopt: str | Non
     Raises ElfError if AWS has certificates that misc/ lacks: of a thing that is only half made, or was made again.
     """
     if adopt is None:
-        half_made = {name for name, thing in fleet.things.items() if (thing.stage, thing[1]) == (state.CREATING, None)}
+        half_made = {name for name, thing in fleet.things.items() if _is_bare(thing)}
         names = half_made and half_made & find_own_things(events, iot, fleet.elf_id)
         lacking, _ = find_lacking(events, iot, fleet, names)
         if lacking:
@@ -192,9 +191,7 @@ def owner_instead(iot: Any, thing: Thing) -> str | None:
         return ""
     if thing.certificate_arn in others or unless_missing(iot.describe_certificate, certificateId=thing.certificate_id):
         return None
-    described = unless_missing(iot.describe_thing, thingName=thing.name) or {}
-    owner: str = described.get("attributes", {}).get("elf_id", "")
-    return owner if state.ELF_ID.fullmatch(owner) else ""
+    return ownership.elf_id_in(unless_missing(iot.describe_thing, thingName=thing.name) or {})
 
 
 def things_replaced(names: Sequence[str], owner: str) -> ElfError:
@@ -222,8 +219,8 @@ def find_owners(events: EventQueue, iot: Any, names: Sequence[str]) -> dict[str,
     """Look at some names that are to be made; return the ELF IDs of those that exist. CreateThing tells of others."""
     look = functools.partial(unless_missing, iot.describe_thing)
     answers = dict(run_parallel(events, _spread(names), lambda name: look(thingName=name)))
-    found = {name: it.get("attributes", {}).get("elf_id", "") for name, it in answers.items() if isinstance(it, dict)}
-    return {name: owner for name, owner in found.items() if state.ELF_ID.fullmatch(owner)}
+    found = {name: ownership.elf_id_in(it) for name, it in answers.items() if isinstance(it, dict)}
+    return {name: owner for name, owner in found.items() if owner}
 
 
 def refuse_replaced(events: EventQueue, iot: Any, things: Sequence[Thing]) -> None:

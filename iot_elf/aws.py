@@ -333,6 +333,14 @@ def run_in_thread(events: EventQueue, call: Callable[[], T]) -> T:
     return result  # type: ignore[no-any-return]
 
 
+def answers_of(events: EventQueue, things: Sequence[T], step: Callable[[T], Any]) -> dict[T, Any]:
+    """Run a step for many things in parallel; return its results. Raises the first exception; Interrupted."""
+    answers = dict(run_parallel(events, things, step))
+    if failed := [answer for answer in answers.values() if isinstance(answer, Exception)]:
+        raise failed[0]
+    return answers
+
+
 def concurrently(*calls: Callable[[], Any]) -> list[Any]:
     """Make independent calls at the same time, and return their answers. Raises what the first that failed raised."""
     from concurrent.futures import ThreadPoolExecutor
@@ -362,16 +370,26 @@ def all_pages(paginator: Any, field: str, **parameters: Any) -> list[Any]:
     return [item for page in paginator.paginate(**parameters) for item in page[field]]
 
 
+def principals_of(iot: Any, name: str) -> list[str]:
+    """Ask AWS for the ARNs of what is attached to a thing."""
+    return all_pages(iot.get_paginator("list_thing_principals"), "principals", thingName=name)
+
+
+def attached_policies(iot: Any, arn: str) -> list[str]:
+    """Ask AWS for the names of a certificate's policies."""
+    policies = all_pages(iot.get_paginator("list_attached_policies"), "policies", target=arn)
+    return [policy["policyName"] for policy in policies]
+
+
+def policies_of(iot: Any, arn: str | None) -> list[str]:
+    """Do the same: none if there is no such certificate (any more)."""
+    return (unless_missing(attached_policies, iot=iot, arn=arn) if arn else None) or []
+
+
 def users_of(iot: Any, arn: str) -> set[str]:
     """Ask AWS for the things and policies that a certificate is attached to."""
     things = all_pages(iot.get_paginator("list_principal_things"), "things", principal=arn)
     return {f"thing {name}" for name in things} | {f"policy {name}" for name in policies_of(iot, arn)}
-
-
-def policies_of(iot: Any, arn: str | None) -> list[str]:
-    """Ask AWS for the names of a certificate's policies: none if there is no such certificate (any more)."""
-    pages = functools.partial(all_pages, iot.get_paginator("list_attached_policies"), "policies")
-    return [policy["policyName"] for policy in (unless_missing(pages, target=arn) if arn else None) or ()]
 
 
 def once_visible(call: Callable[..., T], **parameters: Any) -> T:

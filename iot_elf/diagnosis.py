@@ -17,7 +17,7 @@ from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue, Interrupted
 from iot_elf.network import Endpoint, open_socket, proxy_in_environment
 from iot_elf.places import Place
-from iot_elf.state import Fleet, Thing, ThingFiles, UnansweredRequest, policy_name
+from iot_elf.state import Fleet, Thing, ThingFiles, UnansweredRequest, policy_name, seconds_ahead
 from iot_elf.text import log, plural, utc_time
 
 
@@ -77,15 +77,12 @@ def unclaimed_certificates(iot: Any, fleet: Fleet, calls: Sequence[UnansweredReq
 
     AWS has no other way to find them, so a certificate of someone else's may be among them.
     """
-    from email.utils import parsedate_to_datetime
-
     mine = {thing.certificate_id for thing in fleet.things.values()}
     first, made = min(call.since for call in calls), math.inf
     for page in iot.get_paginator("list_certificates").paginate(ascendingOrder=False, pageSize=250):
-        # AWS's clock (in seconds) and this machine's may differ: an earlier ELF took the time from this one.
+        # An earlier ELF took the time from this machine's clock.
         date = page["ResponseMetadata"]["HTTPHeaders"].get("date")
-        ahead = parsedate_to_datetime(date).timestamp() - time.time() if date else 0.0
-        ahead = ahead if abs(ahead) >= 3 else 0.0
+        ahead = seconds_ahead(date, time.time()) if date else 0.0
         for certificate in page["certificates"]:
             made = certificate["creationDate"].timestamp()
             if certificate["certificateId"] in mine:

@@ -140,9 +140,7 @@ def _other_users(iot: Any, fleet: Fleet, thing: Thing, kind: str, name: str) -> 
     Versions of a policy that edits have made, which AWS requires to be deleted first, are deleted.
     """
     if kind == "thingName":
-        return _others(
-            fleet, thing, all_pages(iot.get_paginator("list_thing_principals"), "principals", thingName=name)
-        )
+        return _others(fleet, thing, aws.principals_of(iot, name))
     if kind == "policyName":
         targets = all_pages(iot.get_paginator("list_targets_for_policy"), "targets", policyName=name)
         if others := _others(fleet, thing, targets):
@@ -164,9 +162,8 @@ def _others(fleet: Fleet, thing: Thing, principals: list[str]) -> set[str]:
 
 def list_own_things(iot: Any, elf_id: str) -> set[str]:
     """Ask AWS for the names of an ELF's things, by the attribute that make_thing() sets."""
-    pages = iot.get_paginator("list_things")
     query = {"attributeName": "elf_id", "attributeValue": elf_id, "PaginationConfig": {"PageSize": 250}}
-    things = all_pages(pages, "things", **query)
+    things = all_pages(iot.get_paginator("list_things"), "things", **query)
     return {thing["thingName"] for thing in things}
 
 
@@ -183,15 +180,14 @@ def plan_deletion(
     """
     thing, policy = fleet.things[name], policy_name(name)  # which it may have without its being recorded yet
     arn, certificate = thing.certificate_arn, ("certificateId", thing.certificate_id or "")
-    list_policies = functools.partial(all_pages, iot.get_paginator("list_attached_policies"), "policies")
     with Reading(fleet) as reading:
         described, attached = concurrently(
             lambda: reading.find(("thingName", name), iot.describe_thing, thingName=name),
-            lambda: reading.find(certificate, list_policies, target=arn) if arn else None,
+            lambda: reading.find(certificate, aws.attached_policies, iot=iot, arn=arn) if arn else None,
         )
         attributes = (described or {}).get("attributes", {})
         is_own = bool(described) and _is_own_thing(iot, thing, attributes, owner_of(fleet, attributes), reading)
-        is_attached = any(each["policyName"] == policy for each in attached or ())
+        is_attached = policy in (attached or ())
         found = None
         if not is_attached and thing.policy_name:
             found = reading.find(("policyName", policy), iot.get_policy, policyName=policy)
@@ -219,11 +215,17 @@ def owner_of(fleet: Fleet, attributes: Mapping[str, str]) -> str | None:
     return owner if owner and owner == fleet.adopted else fleet.elf_id
 
 
+def elf_id_in(described: Mapping[str, Any]) -> str:
+    """Return the ELF ID in AWS's description of a thing, or "" if it has none that can be one."""
+    owner: str = described.get("attributes", {}).get("elf_id", "")
+    return owner if state.ELF_ID.fullmatch(owner) else ""
+
+
 def hint(described: Mapping[str, Any]) -> str:
     """Return how to delete a thing of another ELF ID, if AWS's description of it says so."""
-    owner, region = described.get("attributes", {}).get("elf_id", ""), described["thingArn"].split(":")[3:4]
+    owner, region = elf_id_in(described), described["thingArn"].split(":")[3:4]
     command = f"`elf.py clean --adopt {owner} --region {''.join(region)}`"
-    return f"; if it is yours, {command} deletes it" if state.ELF_ID.fullmatch(owner) else ""
+    return f"; if it is yours, {command} deletes it" if owner else ""
 
 
 def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id: str | None, reading: Reading) -> bool:
@@ -234,8 +236,7 @@ def _is_own_thing(iot: Any, thing: Thing, attributes: Mapping[str, str], elf_id:
     """
     if elf_id and attributes.get("elf_id") == elf_id:
         return True
-    pages = functools.partial(all_pages, iot.get_paginator("list_thing_principals"), "principals")
-    principals = reading.find(("thingName", thing.name), pages, thingName=thing.name) or []
+    principals = reading.find(("thingName", thing.name), aws.principals_of, iot=iot, name=thing.name) or []
     return thing.certificate_arn in principals or (thing.stage == state.CLEANING and not attributes and not principals)
 
 
@@ -263,9 +264,7 @@ def record_lost_certificates(iot: Any, fleet: Fleet, name: str) -> Thing:
     RetryLater; botocore's errors.
     """
     thing = fleet.things[name]
-    pages = iot.get_paginator("list_thing_principals")
-    principals = once_visible(functools.partial(all_pages, pages, "principals"), thingName=name)
-    lost = sorted(_others(fleet, thing, principals))
+    lost = sorted(_others(fleet, thing, once_visible(aws.principals_of, iot=iot, name=name)))
     for arn in lost:
         users = users_of(iot, arn) if state.ARN.fullmatch(arn) else {arn}
         if users - {f"thing {name}", f"policy {policy_name(name)}"}:

@@ -104,14 +104,22 @@ class AwsClock:
 
     def note(self, http_response: Any, **_: object) -> None:
         """Take the time from an answer: botocore's after-call event."""
-        from email.utils import parsedate_to_datetime
-
         with contextlib.suppress(ValueError, TypeError):  # no date, or none that can be read
-            ahead_s = parsedate_to_datetime(http_response.headers.get("date")).timestamp() - time.time()
-            self.ahead_s = ahead_s if abs(ahead_s) >= 3 else 0.0  # AWS tells it in seconds
+            self.ahead_s = seconds_ahead(http_response.headers.get("date"), time.time())
 
     def now(self) -> float:
         return time.time() + self.ahead_s
+
+
+def seconds_ahead(date: str, now: float) -> float:
+    """Return how far AWS's clock, by the Date of an answer, is ahead of this machine's `now`, in seconds as AWS's is.
+
+    Less than three seconds are the way, and not the clocks. Raises ValueError and TypeError.
+    """
+    from email.utils import parsedate_to_datetime
+
+    ahead_s = parsedate_to_datetime(date).timestamp() - now
+    return ahead_s if abs(ahead_s) >= 3 else 0.0
 
 
 class ThingFiles(NamedTuple):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import socket
 import ssl
 import threading
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-PEM = serialization.Encoding.PEM
+from support.networks import certificate_and_key
 
 
 class AwsHosts:
@@ -28,7 +25,7 @@ class AwsHosts:
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._making = threading.Lock()
         self.ca_bundle = directory / "aws-ca.pem"
-        self.ca_bundle.write_bytes(self._certify("ca.test", is_ca=True).public_bytes(PEM))
+        self.ca_bundle.write_bytes(self._certify("ca.test", is_ca=True))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
@@ -46,24 +43,14 @@ class AwsHosts:
         with self._making:
             self._contexts.clear()
 
-    def _certify(self, host: str, is_ca: bool = False) -> x509.Certificate:
-        names = [x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in (host, "ca.test")]
-        now = datetime.datetime.now(datetime.timezone.utc)
-        return (
-            x509.CertificateBuilder(names[1], names[0], self._key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
-            .sign(self._key, hashes.SHA256())
-        )
+    def _certify(self, host: str, is_ca: bool = False) -> bytes:
+        return certificate_and_key(self._key, host, "ca.test", host, is_ca)
 
     def _context_of(self, host: str) -> ssl.SSLContext:
         with self._making:
             if host not in self._contexts:
-                private = self._key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
                 path = self._directory / f"{host}.pem"
-                path.write_bytes(self._certify(host).public_bytes(PEM) + private)
+                path.write_bytes(self._certify(host))
                 self._contexts[host] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 self._contexts[host].load_cert_chain(path)
             return self._contexts[host]

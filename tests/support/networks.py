@@ -41,6 +41,25 @@ def silent_port() -> Iterator[int]:
         yield int(listener.getsockname()[1])
 
 
+def certificate_and_key(key: ec.EllipticCurvePrivateKey, subject: str, issuer: str, host: str, is_ca: bool) -> bytes:
+    """A certificate for a host that `key` signs and is for, valid for an hour, and the key, in PEM."""
+    subject_name, issuer_name = (
+        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in (subject, issuer)
+    )
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder(issuer_name, subject_name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return certificate.public_bytes(pem) + private
+
+
 class Impostor:
     """A server on localhost with a TLS certificate of its own making, who hears what a client says and hangs up.
 
@@ -58,19 +77,7 @@ class Impostor:
 
     def _certify(self) -> Path:
         key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "impostor")])
-        now = datetime.datetime.now(datetime.timezone.utc)
-        certificate = (
-            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        pem = serialization.Encoding.PEM
-        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        self.root_cert.write_bytes(certificate.public_bytes(pem) + private)
+        self.root_cert.write_bytes(certificate_and_key(key, "impostor", "impostor", "localhost", is_ca=True))
         return self.root_cert
 
     def _serve(self) -> None:
