@@ -4,7 +4,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
-#     "AWSIoTPythonSDK>=1.6.1,<1.7", "jinja2>=3.1", "python-socks>=2.7,<4",
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "jinja2>=3.1.6", "python-socks>=2.7,<4",
 #     "colorama>=0.4.6; os_name == 'nt'", "fasteners>=0.19; os_name == 'nt'"
 # ]
 # ///
@@ -495,7 +495,9 @@ def send_messages(cli: Cli) -> int:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
             raise
-    if lost := record.lost + record.totals["not_sent"]:
+    if (lost := record.lost + record.totals["not_sent"]) and lost == record.totals["invalid"]:
+        raise messages.not_made(lost, record.invalid)
+    if lost:
         raise ElfError(
             "MessagesLost",
             f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent",
@@ -539,7 +541,10 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
     run = secrets.token_hex(4) if cli.sequence else ""
     compose = message_factory(cli, run, things[0].name, topics[things[0].name][0])
     if path is None:
-        return things, iter([Line(compose(os.fsencode(cli.message)))]), topics
+        message = compose(os.fsencode(cli.message))
+        if not raw and (hint := messages.hint_about(cli.message, message, cli.template)):
+            log.warning("%s", hint)
+        return things, iter([Line(message)]), topics
     if messages.is_line_file(path):
         lines = messages.parse_lines(messages.read_lines(path), compose, raw)
     else:
@@ -560,12 +565,10 @@ def message_factory(cli: Cli, run: str, thing: str, topic: str) -> Callable[[byt
     def finish(content: bytes) -> PayloadBuilder:
         if cli.raw:
             return PayloadBuilder(content)
-        if cli.template and not cli.json_message:
-            message = PayloadBuilder.of_any(content)
+        if cli.json_message and not (cli.template or messages.is_line_file(cli.json_message)):
+            message = PayloadBuilder.of_object(content)
         else:
-            is_whole_file = not (cli.template or messages.is_line_file(cli.json_message))
-            is_object = cli.json_message if is_whole_file else messages.begins_object(content)
-            message = PayloadBuilder.of_object(content) if is_object else PayloadBuilder.of_text(content)
+            message = PayloadBuilder.of_any(content, lenient=not cli.json_message)
         if run and (taken := message.has - {"ts"}):
             raise UsageError(
                 "SequenceTaken",
@@ -598,7 +601,7 @@ def messages_per_thing(cli: Cli) -> int | None:
     """Return how many messages each thing publishes, unless they are lines; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     in_time = math.ceil((cli.duration or DURATION_S) / (cli.interval or defaults.INTERVAL_S) - 1e-9)
-    return cli.count or (None if cli.duration == 0 else in_time)
+    return cli.count or (None if cli.duration == 0 else max(1, in_time))
 
 
 def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tuple[int, int]:
@@ -633,6 +636,8 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
         runner.publish_on_schedule(line.message, due, cli.interval)
         sent += 1
         runner.wait(lambda: runner.has_room, look_s=defaults.MIN_INTERVAL_S)
+    if not (sent or refused):
+        log.warning("nothing is sent: the input had no message")
     return sent, refused
 
 
@@ -1027,7 +1032,7 @@ def root_certificate(cli: Cli) -> Path:
             raise OSError(errno.EINVAL, "not a regular file, or too large")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except OSError as error:
-        kind = UsageError if isinstance(error, ssl.SSLError) and cli.root_cert else ElfError
+        kind = UsageError if cli.root_cert else ElfError
         raise kind(
             "NotARootCertificate",
             f"{path} is not a root certificate: {error.strerror or error}",

@@ -25,6 +25,7 @@ arguments     the parser's mechanism: its class, and types of arguments
 
 On demand, imported only where they are needed:
 
+sandbox       what a template may do
 templates     messages from templates: only for `send --template`
 diagnosis     why something is refused, or can't connect: only then
 local_aws     the embedded AWS IoT: only with --local

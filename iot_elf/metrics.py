@@ -136,8 +136,8 @@ class RunRecord:
     """What happened in a run of things that publish or subscribe, for whoever shows it: totals, per thing, per second.
 
     The loop's thread writes it; others may read it at any time. What is counted has the names sent, acknowledged,
-    retransmitted, not_sent, dropped (lost while offline, QoS 0), requests (to shadows), accepted, rejected, received
-    and unreadable.
+    retransmitted, not_sent, invalid (could not be made, and so not sent), dropped (lost while offline, QoS 0), requests
+    (to shadows), accepted, rejected, received and unreadable.
     """
 
     def __init__(self) -> None:
@@ -165,6 +165,7 @@ class RunRecord:
         self.rounds: int | None = None  # how many messages of each thing were due in all, in the end; None: unknown
         self.late_s: dict[str, float] = {"": 0.0}  # the maximum, by what delayed a message
         self.dropped: list[tuple[str, int]] = []  # the first of them: thing, number
+        self.invalid: Exception | None = None  # why the first message that could not be made was not
         self.unacknowledged: list[tuple[str, str, int, bytes]] = []  # in the end: thing, topic, number, payload
         # What is received.
         self.checks_sequence = False

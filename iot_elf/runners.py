@@ -300,6 +300,8 @@ class PublishRunner(Runner):
         self.record.count("not_sent", device.thing, count)
 
     def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:
+        self.record.invalid = self.record.invalid or error
+        self.record.count("invalid", device.thing)
         self.record.count("not_sent", device.thing)
         detail_log.error("message %d of %s is not sent: %s", number, device.thing, getattr(error, "cause", error))
 
