@@ -288,7 +288,7 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
         for topic in each_of_thing:
             if problem := topic_problem(topic, wildcards):
                 raise UsageError("BadTopic", f"{problem}: {topic[:300]!r}", "choose another with --topic")
-    of_one = " ".join(next(iter(topics.values()), ()))
+    of_one = "/".join(next(iter(topics.values()), ()))
     if kept := [*dict.fromkeys(re.findall(r"\{[^{}/]*\}", of_one))]:
         log.warning("only {thing_name} is replaced in a topic; this goes out as it is: %s", ", ".join(kept))
 

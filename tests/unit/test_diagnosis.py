@@ -63,6 +63,13 @@ CONDITION = {"Condition": {"Bool": {"iot:Connection.Thing.IsAttached": ["false"]
         ([statement("Allow", "iot:Publish", f"{HERE}:topic")], False),
         ([statement("Allow", "iot:Publish", f"{HERE}:topic/a/b")], False),
         ([statement("Allow", "iot:Publish", f"{HERE}:topic/${{iot:Connection.Thing.ThingName}}")], True),
+        ([statement("Allow", "iot:Publish", f"{HERE[:20]}*:*ic/*a")], True),
+        ([statement("Allow", "iot:Publish", f"{HERE}:topic/a*a")], False),
+        ([statement("Allow", "iot:Publish", f"{HERE}:**/?*")], True),
+        ([statement("Allow", "iot:Publish", f"{HERE}:topic/a**")], True),
+        ([statement("Allow", "iot:Publish", "*?" * 30 + "Z")], False),  # in no time, as are the next two
+        ([statement("Allow", "iot:Publish", "*" + "*a" * 100_000)], False),
+        ([statement("Allow", "iot:Publish", "${" * 100_000)], False),
         ([statement("Allow", "iot:Publish", "arn.aws.iot.us-west-2.123456789012.topic.a")], False),
         ([{"Effect": "Allow"}], True),  # anything
         ([{"Action": "iot:Publish"}], False),

@@ -77,6 +77,8 @@ def cli(**options: Any) -> Cli:
         (None, 0.14, 0.02, 7),  # 7.000000000000001 in floating point
         (None, 0.3, 0.1, 3),
         (None, 0.01, 1.0, 1),
+        (None, 1e-9, 1.0, 1),
+        (None, None, 31622400.0, 1),
         (None, 5.0, 0.0, 5),  # without an interval: the usual one
         (None, 0, 1.0, None),
     ],

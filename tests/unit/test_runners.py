@@ -491,7 +491,14 @@ def test_what_is_sent_acknowledged_and_sent_again_is_counted(bench: Callable[...
     its.runner.on_retransmit(its.devices[0], 1)
     its.runner.on_not_sent(its.devices[0], 5)
     its.runner.on_invalid_message(its.devices[0], 3, ValueError("odd"))
-    assert its.record.totals == {"sent": 2, "dropped": 1, "acknowledged": 1, "retransmitted": 1, "not_sent": 6}
+    assert its.record.totals == {
+        "sent": 2,
+        "dropped": 1,
+        "acknowledged": 1,
+        "retransmitted": 1,
+        "not_sent": 6,
+        "invalid": 1,
+    }
     assert its.record.by_thing["thing_0"] == its.record.totals
     assert its.record.latency.in_ms()["max"] == 250.0
     assert its.record.acknowledged_at == 1003.0
