@@ -85,11 +85,12 @@ def too_long(what: str, size: str) -> UsageError:
 
 def not_made(count: int, error: Exception | None) -> ElfError:
     """Return the failure of messages that could not be made while things were sending; `error` is the first one's."""
+    left = f"({plural(count, 'message')} not sent)"
     if isinstance(error, ElfError):
-        return ElfError(error.name, f"{plural(count, 'message')} not sent: {error.cause}", error.remedy)
+        return ElfError(error.name, f"{error.cause} {left}", error.remedy)
     reason = _reason(error) if isinstance(error, ValueError) else error
-    cause = f"{plural(count, 'message')} not sent: it begins a JSON object and is not one ({reason})"
-    return ElfError("NotAnObject", cause, "see what the template gives: `--raw` sends it as it is")
+    cause = f"what the template gives begins a JSON object and is not one: {reason} {left}"
+    return ElfError("NotAnObject", cause, "mend the template; `| tojson` writes any value as JSON")
 
 
 class Message(Protocol):

@@ -521,8 +521,12 @@ def test_a_name_in_braces_that_is_not_replaced_is_told_once() -> None:
 @pytest.mark.parametrize(
     ("error", "name", "cause"),
     [
-        (UsageError("Name", "it is wrong", "mend it"), "Name", "2 messages not sent: it is wrong"),
-        (ValueError("odd"), "NotAnObject", "2 messages not sent: it begins a JSON object and is not one (odd)"),
+        (UsageError("Name", "it is wrong", "mend it"), "Name", "it is wrong (2 messages not sent)"),
+        (
+            ValueError("odd"),
+            "NotAnObject",
+            "what the template gives begins a JSON object and is not one: odd (2 messages not sent)",
+        ),
     ],
 )
 def test_messages_that_can_not_be_made_end_with_their_own_reason(error: Exception, name: str, cause: str) -> None:
