@@ -343,6 +343,7 @@ class Desk(Run):
             self.runner.register_message(f"elf-{message}", listener, concurrent=True)
         self.runner.register_message("elf-settled", self.settle)
         environment.events.test_stopping.add_listener(self.stop_timer)
+        environment.events.quitting.add_listener(self.stop_timer)  # before Locust finds its exit status
         if isinstance(self.runner, MasterRunner):
             self.runner.register_message("elf-finished", lambda msg, **_: self.working.discard(msg.node_id))
             environment.events.test_stopping.add_listener(self.await_workers)
@@ -456,6 +457,7 @@ class Desk(Run):
         error = ElfError("NotConnected", "not connected before the end of the run", "let it last longer")
         for _each in range(left):
             self.count("CONNECT", self.environment.host, None, error=error)
+        self.users = 0
 
     def tell_run_time(self, record: logging.LogRecord) -> bool:
         """Correct what Locust says of a time that it does not count itself."""

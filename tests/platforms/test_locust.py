@@ -265,6 +265,19 @@ def test_all_workers_together_connect_at_one_pace(locusts: Locusts, relay: Relay
     assert relay.arrivals[-1] - relay.arrivals[0] > 3.5  # at 4 a second 4.75 s, at 4 a second and worker 2.25 s
 
 
+def test_a_run_that_ends_before_its_things_are_connected_has_failed(locusts: Locusts) -> None:
+    locusts.elf("create", 8)
+    locusts.file = locusts.elf.cwd / "slow.py"
+    locusts.file.write_text(SLOW)
+    window = locusts.headless("--run-time", "1s")
+    window.await_line("connecting: [1-7] of 8 things so far")
+    window.process.terminate()
+    err = window.end(status=1).err
+    (ends,) = re.findall("the run ends with ([1-7]) of 8 things connected", err)
+    requests, failures = locusts.counts()["CONNECT"]
+    assert requests == 8 and failures == 8 - int(ends)
+
+
 def test_an_outage_is_counted_and_no_message_lost(locusts: Locusts, relay: Relay, ear: Client) -> None:
     locusts.elf("create", 3)
     locusts.to_broker = ("--host", f"localhost:{relay.port}")
