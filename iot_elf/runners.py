@@ -311,7 +311,9 @@ class PublishRunner(Runner):
         token = str(answer.get("clientToken", ""))
         if not requests[token]:
             return
-        requests -= collections.Counter([token])
+        requests[token] -= 1  # and none is kept at 0, nor are all looked at
+        if not requests[token]:
+            del requests[token]
         if message.topic.endswith("/rejected"):
             self.record.count("rejected", device.thing)
             self._observer.on_rejected(device, answer)

@@ -17,6 +17,8 @@ from iot_elf.errors import ElfError, UsageError
 from iot_elf.messages import PayloadBuilder, too_long
 from iot_elf.text import by_number
 
+MAX_REASON = 300  # characters of Python's or Jinja2's reason why a template fails
+
 
 @functools.cache
 def sandbox() -> Any:
@@ -111,7 +113,7 @@ class Template:
                 first = next(name for name in tree.find_all(nodes.Name) if name.name in unknown)
                 raise UsageError(
                     "TemplateFails",
-                    f"the template failed: line {first.lineno}: unknown name {first.name!r}",
+                    f"the template failed: line {first.lineno}: unknown name {first.name[:MAX_REASON]!r}",
                     f"use one of {', '.join(sorted(known))}",
                 )
             self._template = environment.compiled(tree)
@@ -154,6 +156,7 @@ class Template:
             reason = getattr(error, "message", None) or str(error) or type(error).__name__
             if isinstance(error, RecursionError | MemoryError):
                 reason = "it nests too deep, or is too large"
-            reason = re.sub(r"(?:[\w<>]+\.)*(?:sync_do_|do_)?(\w+)\(\)", r"\1()", reason)  # without Python's own names
+            # Without Python's own names; and it may quote what is long.
+            reason = re.sub(r"(?:[\w<>]+\.)*(?:sync_do_|do_)?(\w+)\(\)", r"\1()", reason[:MAX_REASON])
             cause = f"the template failed: line {line}: {reason}"
             raise UsageError("TemplateFails", cause, "see docs/messages.md for what templates can use") from error

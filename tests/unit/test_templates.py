@@ -164,6 +164,7 @@ NS = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STE
         "{{ 'x' * 10 ** 9 }}",
         "{{ 10 ** 9 * [0] }}",
         "{{ range(10 ** 9) }}",
+        "{{ " + "1e" * 60000 + " }}",
         "{{ 'x'.ljust(10 ** 9) }}",
         "{{ '	'.expandtabs(tabsize=10 ** 9) }}",
         "{{ 'x' | center(10 ** 9) }}",
