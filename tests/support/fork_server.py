@@ -11,13 +11,14 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 
 def prepare(elf: str) -> Any:
     """Import what most commands import, and parse what botocore parses; return the code of elf.py."""
-    sys.path[0] = os.path.dirname(elf)
+    sys.path[0] = str(Path(elf).parent)
     sys.modules["awscrt"] = None  # type: ignore[assignment]  # as ELF does, unless it needs it
     import AWSIoTPythonSDK.core.protocol.mqtt_core
     import AWSIoTPythonSDK.MQTTLib  # noqa: F401
@@ -31,8 +32,7 @@ def prepare(elf: str) -> Any:
         boto3.session.Session().client(service, "us-west-2", aws_access_key_id="nobody", aws_secret_access_key="none")
     __import__("elf")
     del sys.modules["elf"]
-    with open(elf, encoding="utf-8") as file:
-        return compile(file.read(), elf, "exec", dont_inherit=True)
+    return compile(Path(elf).read_text(encoding="utf-8"), elf, "exec", dont_inherit=True)
 
 
 def serve(requests: socket.socket) -> dict[str, Any]:
@@ -60,7 +60,8 @@ def serve(requests: socket.socket) -> dict[str, Any]:
             for target, descriptor in enumerate(descriptors[:3]):
                 os.dup2(descriptor, target)
             os.closerange(3, 256)  # what is the server's, and other processes'
-            requests.detach(), awake.detach(), wake.detach()
+            for connection in (requests, awake, wake):
+                connection.detach()
             return dict(json.loads(text))
         endings[pid] = descriptors.pop()
         for descriptor in descriptors:
@@ -73,7 +74,7 @@ def tell_endings(endings: dict[int, int]) -> None:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
             return
-        with open(endings.pop(pid), "w", encoding="ascii") as ending:
+        with os.fdopen(endings.pop(pid), "w", encoding="ascii") as ending:
             ending.write(str(status))
 
 
@@ -88,10 +89,10 @@ def become(args: list[str], cwd: str, env: dict[str, str], umask: int, new_sessi
     os.environ.update(env)
     time.tzset()
     sys.argv[:] = args
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     for number, name, errors in ((1, "stdout", "strict"), (2, "stderr", "backslashreplace")):
         buffering = 1 if number == 2 or os.isatty(number) else -1
-        stream = open(number, "w", buffering, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
+        stream = os.fdopen(number, "w", buffering, encoding="utf-8", errors=errors, closefd=False)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 

@@ -11,12 +11,14 @@ import contextlib
 import functools
 import json
 import os
+import re
 import select
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.program import ELF, TESTS
@@ -34,15 +36,23 @@ def popen(**settings: Any) -> subprocess.Popen[Any]:
 def _can_be_forked(args: Any, env: Mapping[str, str], **settings: Any) -> bool:
     is_ours = [*args[:2], env.get("LANG")] == [sys.executable, str(ELF), "C.UTF-8"]
     is_of_python = any(name.startswith(("PYTHON", "LC_", "OPENSSL")) for name in env)
-    return CAN_FORK and is_ours and not is_of_python and "preexec_fn" not in settings
+    return CAN_FORK and is_ours and not is_of_python and not _signs_in(env) and "preexec_fn" not in settings
+
+
+def _signs_in(env: Mapping[str, str]) -> bool:
+    """Whether botocore looks at how the user signs in when it is imported: `aws login`, and where tokens of SSO are."""
+    files = (path for path in Path(env["HOME"], ".aws").glob("*") if path.is_file())
+    return "AWS_CONFIG_FILE" in env or any(re.search(b"login_session|sso", path.read_bytes()) for path in files)
 
 
 class ForkedElf(subprocess.Popen[Any]):
     """What subprocess.Popen() would start, forked by the server: it is no child of this process."""
 
-    def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, startupinfo,  # type: ignore[no-untyped-def]  # fmt: skip
-                       creationflags, shell, p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite, *others):  # fmt: skip
-        _restore_signals, _gid, _gids, _uid, umask, new_session, *_group = others
+    def _execute_child(self, args: Any, *others: Any) -> None:
+        """Fork the process. `others` are those of subprocess.Popen()'s in CPython 3.10 to 3.13, in this order."""
+        _executable, _preexec, _close, _pass, cwd, env, _info, _flags, _shell, *pipes = others[:15]
+        _restore_signals, _gid, _gids, _uid, umask, new_session = others[15:21]
+        p2cread, _, _, c2pwrite, _, errwrite = pipes
         self._ending, its_ending = os.pipe()
         streams = (number if mine == -1 else mine for number, mine in enumerate((p2cread, c2pwrite, errwrite)))
         request = {"args": args[1:], "cwd": str(cwd), "env": env, "umask": umask, "new_session": new_session}
@@ -51,7 +61,7 @@ class ForkedElf(subprocess.Popen[Any]):
             self.pid = int(_server().requests.recv(64))
         self._child_created = True
         os.close(its_ending)
-        self._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)  # type: ignore[attr-defined]
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -62,7 +72,7 @@ class ForkedElf(subprocess.Popen[Any]):
         if self.returncode is None:
             if not select.select([self._ending], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            with open(self._ending, encoding="ascii") as ending:
+            with os.fdopen(self._ending, encoding="ascii") as ending:
                 self.returncode = os.waitstatus_to_exitcode(int(ending.read()))
         return self.returncode
 
