@@ -1134,7 +1134,13 @@ def add_send_options(command: Parser) -> None:
         "- (standard input): each line as it arrives"
     )
     # Another default of the positional would override -m.
-    what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
+    what(
+        "message",
+        metavar="MESSAGE",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help=f"text, or JSON object (default: {MESSAGE})",
+    )
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same as MESSAGE")
     what("--json-message", metavar="FILE", type=Path, help=content)
     add("--raw", action="store_true", help="send MESSAGE, FILE or each line as is: no JSON, no ts, any topic")

@@ -168,10 +168,11 @@ def hint_about(text: str, message: Message, is_template: bool) -> str:
     if getattr(message, "is_object", True) or not begins_object(utf8(text)) or is_expression:
         return ""
     reason = "once rendered"
-    try:
-        parse_json(text)
-    except ValueError as error:
-        reason = reason if is_template else _reason(error)
+    if not is_template:
+        try:
+            parse_json(text.removeprefix("\ufeff"))
+        except ValueError as error:
+            reason = _reason(error)
     return f"the message begins like a JSON object and is not one ({reason}): it is sent as a text"
 
 

@@ -36,9 +36,6 @@ _WIDE_PERCENT = re.compile(r"%(\([^()]*\))?[#0 +-]*(\d*\.)?(\d{4,}|\*)|%\([^()]*
 class TooLargeError(Exception):
     """A template would make something too large."""
 
-    def __init__(self, cause: str = f"a value has more than {MAX_SIZE:,} characters or elements") -> None:
-        super().__init__(cause)
-
 
 def weight(value: Any) -> int:
     """Return how many characters and elements a value has, those of its elements included. Raises TooLargeError."""
@@ -64,7 +61,7 @@ def weight(value: Any) -> int:
 
 def refuse_beyond(size: int, most: int = MAX_SIZE) -> None:
     if size > most:
-        raise TooLargeError
+        raise TooLargeError(f"it makes more than {most:,} characters or elements")
 
 
 def bounded(value: Any) -> Any:
@@ -75,9 +72,18 @@ def bounded(value: Any) -> Any:
 
 def joined(separator: str, parts: Any) -> str:
     """Join texts, or what becomes one. Raises TooLargeError."""
-    texts = [str(bounded(part)) for part in itertools.islice(parts, MAX_SIZE + 1)]
+    texts = [str(_writable(bounded(part))) for part in itertools.islice(parts, MAX_SIZE + 1)]
     refuse_beyond(sum(map(len, texts)) + len(separator) * len(texts))
     return separator.join(texts)
+
+
+def _writable(value: Any) -> Any:
+    """Return a value that can stand in a message. Raises TypeError for one of the program."""
+    if callable(value) and not isinstance(value, Undefined):
+        raise TypeError(f"{getattr(value, '__name__', 'this')} is a function: write its arguments in parentheses")
+    if not isinstance(value, str | int | float | list | tuple | dict | set | range | Undefined | None):
+        raise TypeError("this is not a text, a number or a list: `| list` makes a list of what map and select give")
+    return value
 
 
 def _refuse_operation(operator: str, left: Any, right: Any) -> None:
@@ -135,12 +141,8 @@ def written(context: Any, value: Any) -> Any:
     context.written = getattr(context, "written", 0) + weight(value)
     refuse_beyond(context.written, MAX_WRITTEN)
     if isinstance(value, bool | list | tuple | dict | None):
-        return json.dumps(value, ensure_ascii=False)
-    if callable(value) and not isinstance(value, Undefined):
-        raise TypeError(f"{getattr(value, '__name__', 'this')} is a function: write its arguments in parentheses")
-    if not isinstance(value, str | int | float | Undefined | range):
-        raise TypeError("this is not a text, a number or a list: `| list` makes a list of what map and select give")
-    return value
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return _writable(value)
 
 
 class _Formatter(SandboxedFormatter):

@@ -17,6 +17,7 @@ from iot_elf.errors import ElfError, UsageError
 from iot_elf.messages import PayloadBuilder, too_long
 from iot_elf.text import by_number
 
+MAX_TEMPLATE_BYTES = 512 * 1024  # which take seconds to compile, and Python hears nothing in that time
 MAX_REASON = 300  # characters of Python's or Jinja2's reason why a template fails
 
 
@@ -104,6 +105,9 @@ class Template:
         """Compile the text; `make` turns its results into what is sent. Raises UsageError."""
         self._make, self.context_of, environment = make, context_of, sandbox()
         self.is_object: bool | None = None  # as the first result is: unknown before
+        if len(text) > MAX_TEMPLATE_BYTES:
+            cause = f"the template is too long: {len(text):,} bytes"
+            raise UsageError("TemplateFails", cause, f"use one of at most {MAX_TEMPLATE_BYTES >> 10} KiB")
         with self._naming_line():
             from jinja2 import meta, nodes
 

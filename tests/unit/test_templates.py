@@ -140,6 +140,7 @@ def test_where_a_template_failed_is_said(text: str, line: int, words: str) -> No
         ("{{ uuid(1) }}", "uuid() takes 0 positional arguments but 1 was given"),
         ("{{ choice() }}", "choice needs values, or a list of them"),
         ("{{ choice(5) }}", "choice needs values, or a list of them"),
+        ("{{ walk ~ 1 }}", "walk is a function: write its arguments in parentheses"),
         ("{{ walk }}", "walk is a function: write its arguments in parentheses"),
         ("{{ 1 | batch }}", "batch() missing 1 required positional argument: 'linecount'"),
         ("{{ [1] | map('string') }}", "`| list` makes a list of what map and select give"),
@@ -240,7 +241,9 @@ def test_the_first_unknown_name_is_told_with_those_that_are_known() -> None:
     assert names == sorted(names)
 
 
-def test_a_template_that_is_not_utf_8_is_refused() -> None:
+def test_a_template_that_is_not_utf_8_or_very_long_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"the template is too long: 600,000 bytes"):
+        Template(b" " * 600_000, PayloadBuilder, lambda thing: TemplateContext(thing, 1, 1.0))
     with pytest.raises(UsageError, match=r"the template failed: line 1: .*utf-8"):
         Template(b"\xff", PayloadBuilder, lambda thing: TemplateContext(thing, 1, 1.0))
 
