@@ -6,6 +6,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import functools
 import json
 import re
 import threading
@@ -291,8 +292,13 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
             if problem := topic_problem(topic, wildcards):
                 raise UsageError("BadTopic", f"{problem}: {topic[:300]!r}", "choose another with --topic")
     of_one = "/".join(next(iter(topics.values()), ()))
-    if kept := [*dict.fromkeys(re.findall(r"\{[^{}/]*\}", of_one))]:
-        log.warning("only {thing_name} is replaced in a topic; this goes out as it is: %s", ", ".join(kept))
+    if kept := dict.fromkeys(re.findall(r"\{[^{}/]*\}", of_one)):
+        _warn_of_names(", ".join(kept))
+
+
+@functools.cache  # Locust checks topics again and again
+def _warn_of_names(kept: str) -> None:
+    log.warning("only {thing_name} is replaced in a topic; this goes out as it is: %s", kept)
 
 
 def topic_problem(topic: str, wildcards: bool) -> str | None:

@@ -513,6 +513,7 @@ def test_a_name_in_braces_that_is_not_replaced_is_told_once() -> None:
     topics = {f"thing_{n}": [f"a/thing_{n}/{{thing-name}}/{{thing_nam}}/{{thing-name}}"] for n in range(3)}
     with logged() as said:
         messages.refuse_bad_topics(topics)
+        messages.refuse_bad_topics(topics)
         messages.refuse_bad_topics({"thing_0": ["a/{", "}/b"]})
     (line,) = said
     assert line.endswith(": {thing-name}, {thing_nam}")
