@@ -195,9 +195,7 @@ def stop(directory: Path, say: Callable[[str, Path], object]) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start(
-    directory: Path, check: Callable[[], object], say: Callable[[str, Path], object]
-) -> subprocess.Popen[bytes]:
+def _start(directory: Path, check: Callable[[], object], say: Callable[[str, Path], object]) -> subprocess.Popen[bytes]:
     import importlib.util
 
     python, path = sys.executable, _import_path()
