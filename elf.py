@@ -867,7 +867,8 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
     create = f"create {highest + 1}" + (f" --prefix {prefix}" if prefix != PREFIX else "")
     for stage, command in ((state.CREATING, create), (state.CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
-            log.warning("skipping incomplete things: %s; finish with `elf.py %s`", text.listed(names), command)
+            finish = text.as_typed(f"finish with `elf.py {command}`")
+            log.warning("skipping incomplete things: %s; %s", text.listed(names), finish)
     if not fleet.things:
         raise ElfError(*NO_THINGS)
     if not fleet.ready:
@@ -1273,7 +1274,16 @@ def held_fleet(cli: Cli, name: str, exclusive: bool, creates: bool = False) -> I
         if fleet.disagreement and not cli.only_local:
             raise fleet.disagreement
         cli.place = find_place(cli, fleet.place or (None if creates else fleet.place_of_unanswered))
+        text.typed_as["aws"] = aws_as_typed(cli)
         yield fleet
+
+
+def aws_as_typed(cli: Cli) -> str:
+    """Return how a command of the AWS CLI begins that is about this fleet."""
+    if cli.place.local:
+        return f'eval "$({text.typed_as["elf.py"]} env)"; aws'
+    options = {"--profile": cli.profile or cli.place.profile, "--region": cli.place.region}
+    return " ".join(("aws", *(f"{name} {value}" for name, value in options.items() if value)))
 
 
 @contextlib.contextmanager
@@ -1345,7 +1355,7 @@ def needs_aws(cli: Cli) -> bool:
 def next_step(misc_dir: Path) -> str:
     """Return a line with the next command to type."""
     is_made = os.access(misc_dir / "things.json", os.F_OK)
-    return f"now: python elf.py {state.misc_option(misc_dir)}{'send' if is_made else '--local create 3'}"
+    return f"now: {text.typed_as['elf.py']} {'send' if is_made else '--local create 3'}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1360,12 +1370,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.output_writer = OutputWriter(cli.events)
     try:
         parser.parse_args(argv, cli)
+        text.remember_how_elf_was_typed(state.misc_option(cli.misc_dir))
         if problem := usage_problem(cli):
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
         if not cli.command:
             sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
-            parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
+            parser.exit(2, f"all options: {text.typed_as['elf.py']} --help\n{next_step(cli.misc_dir)}\n")
     except SystemExit as usage:  # argparse has printed the message
         try:
             if sys.stdout:

@@ -45,7 +45,7 @@ def test_what_is_printed_is_what_the_original_printed(elf: Elf) -> None:
         f"Thing Name: thing_0 Private Key File: {elf.misc / 'thing_0.prv'}",
         f"Wrote 1 thing to config file: {elf.misc / 'things.json'}",
         f"[create_things] ELF created 1 thing in region:'{REGION}'.",
-        "now: python elf.py send",
+        f"now: {elf.typed} send",
     ]
     assert elf("create", 2).lines[:2] == [
         f"Read ELF ID from config: {elf_id}",
@@ -193,12 +193,12 @@ def test_create_goes_on_after_a_failure(main: InProcess, elf: Elf, account: Acco
 def test_create_says_last_what_comes_next(elf: Elf) -> None:
     for options in ((), ("--output", "json")):
         result = elf("create", *options)
-        assert result.lines[-1] == "now: python elf.py send"
+        assert result.lines[-1] == f"now: {elf.typed} send"
         assert "now:" not in result.out
     other = elf.cwd / "an other"
     assert (
         elf("--misc-dir", other, "create", "--prefix", "other").lines[-1]
-        == f"now: python elf.py --misc-dir '{other}' send"
+        == f"now: {elf.typed} --misc-dir '{other}' send"
     )
     assert "now:" not in elf("create", 0, status=2).err
 

@@ -50,7 +50,7 @@ def test_list_in_json_has_an_object_a_thing_and_the_summary(pair: Pair) -> None:
 
 
 def test_of_no_things_list_says_what_to_do(elf: Elf) -> None:
-    assert elf("list").out == "no things yet; now: python elf.py --local create 3\n"
+    assert elf("list").out == f"no things yet; now: {elf.typed} --local create 3\n"
     assert not elf.misc.exists()
     assert json.loads(elf("list", *JSON).out)["things"] == 0
 

@@ -26,10 +26,10 @@ def test_no_command_prints_the_commands_and_what_comes_next_and_exits_2(elf: Elf
     result = elf(status=2)
     assert elf("--help").out.startswith(result.out)
     assert "  clean  " in result.out
-    assert result.err == "all options: python elf.py --help\nnow: python elf.py --local create 3\n"
+    assert result.err == f"all options: {elf.typed} --help\nnow: {elf.typed} --local create 3\n"
     assert (result.out + result.err).count("\n") < 24  # of a terminal
     elf("create")
-    assert elf(status=2).err.endswith("\nnow: python elf.py send\n")
+    assert elf(status=2).err.endswith(f"\nnow: {elf.typed} send\n")
 
 
 @pytest.mark.parametrize(

@@ -200,8 +200,13 @@ class Elf:
         return Result(done.returncode, done.stdout, done.stderr)
 
     @property
+    def typed(self) -> str:
+        """How a command that ELF names begins, as this user typed the last one."""
+        return f"{self.python} {self.script}"
+
+    @property
     def _in_scripts(self) -> dict[str, str]:
-        return {"ELF": f"{self.python} {self.script}", "BROKER": " ".join(self.to_broker)}
+        return {"ELF": self.typed, "BROKER": " ".join(self.to_broker)}
 
     def in_terminal(
         self,
