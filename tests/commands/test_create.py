@@ -106,7 +106,7 @@ def test_create_with_fewer_changes_nothing_and_names_clean(
     main("create", 2)
     before = account.snapshot(), elf.recorded()
     refused = main("create", 1, status=1)
-    explained(refused, "TooManyThings", "2 things", "`elf.py clean`")
+    explained(refused, "TooManyThings", "2 things", "elf.py clean`")
     assert (account.snapshot(), elf.recorded()) == before
 
 
@@ -205,7 +205,7 @@ def test_create_says_last_what_comes_next(elf: Elf) -> None:
 
 def test_without_credentials_the_error_suggests_both_ways_on(main: InProcess, elf: Elf, explained: Explained) -> None:
     main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    explained(main("create", status=1), "CredentialsMissing", "`aws configure`", "`elf.py --local create`")
+    explained(main("create", status=1), "CredentialsMissing", "`aws configure`", "elf.py --local create`")
     assert elf.recorded() == {}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from iot_elf import text
 from iot_elf.errors import ElfError
 from support.aws import Account, AwsService
 from support.machine import PATIENCE_S, KeyPress, Terminal, clean_environment, run_in_terminal
@@ -281,6 +282,7 @@ class InProcess:
             self._failures.append(failure)
 
         monkeypatch.setattr(ElfError, "__init__", note)
+        monkeypatch.setattr(text, "typed_as", dict(text.typed_as))
 
     def use(self, environment: Mapping[str, str]) -> None:
         for key, value in environment.items():
