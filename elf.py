@@ -1114,7 +1114,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use topic T/<thing>, or {defaults.TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {defaults.MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
-    things = "use only the first N things of the fleet (default: all)"
+    things = "use only the first N things (default: all)"
     add("--things", metavar="N", type=arguments.positive_int, help=things)
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
@@ -1161,45 +1161,51 @@ def build_parser() -> Parser:
     """Make the parser, which accepts the options of every command before and after the command."""
     parser = Parser(
         prog="elf.py",
-        description="The Extremely Low Friction AWS IoT client: make things, let them send and subscribe, clean up.",
+        description="Make things in AWS IoT, have them send and receive messages, clean up.",
         epilog="example: python elf.py --local create 3",
     )
     misc_dir = os.environ.get("ELF_MISC_DIR", str(defaults.HERE / "misc"))
     parser.set_defaults(misc_dir=misc_dir, wait=0.0, rate=defaults.THINGS_PER_S)
     # Without SUPPRESS, the default of an option after the command would override the option before it.
-    common = add_common_options(Parser(argument_default=argparse.SUPPRESS))
+    common = add_common_options(Parser(argument_default=argparse.SUPPRESS)).hide()
     messaging, adopting = add_messaging_options(Parser()), Parser()
     adopt = "take over, or clean, also what AWS has of this ELF ID and misc/ lacks (default: of the fleet's ID)"
     adopting.add_argument("--adopt", metavar="ID", nargs="?", const="", type=arguments.elf_id, help=adopt)
 
-    command = parser.add_command(
-        "create 3", "make things in AWS IoT, each with a certificate and keys", adopting, common
-    )
+    examples = "create 3", "--local create 3", "create 30 --prefix lamp", "create 3 --region eu-central-1"
+    summary = "make things in AWS IoT, each with a certificate and keys"
+    command = parser.add_command(examples, summary, adopting, common)
     command.set_defaults(run=create_things, exclusive=True)
     count, prefix = "how many (default: %(default)s)", "makes NAME_0 and so on (default: %(default)s)"
     command.add_argument("count", metavar="COUNT", type=arguments.thing_count, nargs="?", default=1, help=count)
     command.add_argument("--prefix", metavar="NAME", type=arguments.thing_prefix, default=PREFIX, help=prefix)
 
-    example = "send --duration 30 --interval 0.5 'Hello from ELF'"
-    command = parser.add_command(example, "have every thing publish messages", messaging, common)
+    examples = (
+        *("send --count 5 --interval 0.5 'Hello from ELF'", "send -t 'house/{thing_name}/door' open"),
+        *("send --template --json-message example-template.json", "send --json-message - <readings.jsonl"),
+    )
+    command = parser.add_command(examples, "have every thing publish messages", messaging, common)
     command.set_defaults(run=send_messages, exclusive=False)
     add_send_options(command)
 
     summary = "have every thing subscribe and log the messages"
-    command = parser.add_command("subscribe --duration 30", summary, messaging, common)
+    examples = "subscribe", "subscribe --count 20", "subscribe -t 'house/+/door'", "subscribe --output payload"
+    command = parser.add_command(examples, summary, messaging, common)
     command.set_defaults(run=subscribe, exclusive=False)
     add_subscribe_options(command)
 
-    command = parser.add_command("list", "show the things and where they are, without asking AWS", common)
+    summary = "show the things and where they are, without asking AWS"
+    command = parser.add_command(("list", "list --output json", "list --misc-dir other"), summary, common)
     command.set_defaults(run=list_things, exclusive=True)
 
-    command = parser.add_command("env", "print the variables that point the AWS CLI and boto3 at the fleet", common)
+    summary = "print the variables that point the AWS CLI and boto3 at the fleet"
+    command = parser.add_command(("env", "env --misc-dir other"), summary, common)
     command.set_defaults(run=print_environment, exclusive=True)
 
-    command = parser.add_command("clean", "delete all that ELF made, in AWS IoT and on disk", adopting, common)
+    summary = "delete all that ELF made, in AWS IoT and on disk"
+    command = parser.add_command(("clean", "clean --wait 60", "clean --only-local"), summary, adopting, common)
     command.set_defaults(run=clean_up, exclusive=True)
-    only = "local files only (default: AWS IoT as well)"
-    command.add_argument("--only-local", "--force", action="store_true", help=only)
+    command.add_argument("--only-local", "--force", action="store_true", help="local files only, nothing in AWS IoT")
     return add_common_options(parser)
 
 
