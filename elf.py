@@ -102,7 +102,7 @@ class Cli:
     # Options of every command. None: not given.
     command: str  # its name
     run: Callable[[Cli], int]  # its function
-    exclusive: bool  # no other command may use the same misc/
+    exclusive: bool = False  # no other command may use the same misc/
     region: str | None
     profile: str | None
     endpoint_url: str | None  # of the control plane
@@ -130,6 +130,7 @@ class Cli:
     interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
     things: int | None = None  # only the first so many of the fleet
+    thing: str | None = None  # the one to list
     qos: int
     root_cert: Path | None = None
     mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
@@ -761,6 +762,8 @@ def forget_fleet(cli: Cli, cleaned: Container[str]) -> None:
 
 def list_things(cli: Cli) -> int:
     """Show what misc/ has of the fleet, even while other commands use it, without locking, writing or asking AWS."""
+    if cli.thing:
+        return show_thing(cli, cli.thing)
     fleet = RecordedFleet(cli.misc_dir)
     place = find_place(cli, fleet.place)
     if fleet.disagreement:
@@ -786,6 +789,34 @@ def list_things(cli: Cli) -> int:
         table = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
         encoding = sys.stdout.encoding
         cli.output_writer.write(sys.stdout, table.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    return 0
+
+
+def show_thing(cli: Cli, name: str) -> int:
+    """Show what any client needs to be one thing of the fleet: the broker, the files, and how it may call itself."""
+    import shlex
+
+    if not (thing := cli.fleet.things.get(name)):
+        its = f"choose one of its things: {text.listed(cli.fleet.things) or 'none yet'}"
+        raise ElfError("NoSuchThing", f"the fleet has no thing {name}", its)
+    host, port, *_ = cli.mqtt_endpoint or Endpoint(control_plane(cli)[1].data_endpoint or "", defaults.MQTT_PORT)
+    root_cert, files = root_certificate(cli), cli.fleet.files(name)
+    facts = {
+        "thingName": name,
+        "broker": f"{host}:{port}",
+        "rootCertificate": str(root_cert),
+        "certificate": str(files.certificate),
+        "privateKey": str(files.private_key),
+        "clientIds": f"{name}, {name}-*",
+        "policy": thing.policy_name or text.as_typed("none yet: `elf.py send` gives it one"),
+    }
+    secured = ("--cafile", root_cert, "--cert", files.certificate, "--key", files.private_key)
+    who = ("-i", f"{name}-mosquitto", "-t", f"{defaults.TOPIC_ROOT}/{name}")
+    command = shlex.join(map(str, ("mosquitto_pub", "-h", host, "-p", port, *secured, *who, "-m", '{"msg": "hello"}')))
+    cli.event_writer.put("thing", **facts, mosquittoPub=command)
+    if not cli.event_writer.is_on:
+        lines = [f"{fact:16}  {value}" for fact, value in facts.items()]
+        cli.output_writer.write(sys.stdout, "\n".join([*lines, "", command, ""]))
     return 0
 
 
@@ -1195,12 +1226,12 @@ def build_parser() -> Parser:
     add_subscribe_options(command)
 
     summary = "show the things and where they are, without asking AWS"
-    command = parser.add_command(("list", "list --output json", "list --misc-dir other"), summary, common)
-    command.set_defaults(run=list_things, exclusive=True)
+    command = parser.add_command(("list", "list thing_0", "list --output json"), summary, common)
+    command.set_defaults(run=list_things, exclusive=False)
+    command.add_argument("thing", metavar="THING", nargs="?", help="show what another client needs to be this thing")
 
     summary = "print the variables that point the AWS CLI and boto3 at the fleet"
-    command = parser.add_command(("env", "env --misc-dir other"), summary, common)
-    command.set_defaults(run=print_environment, exclusive=True)
+    parser.add_command(("env", "env --misc-dir other"), summary, common).set_defaults(run=print_environment)
 
     summary = "delete all that ELF made, in AWS IoT and on disk"
     command = parser.add_command(("clean", "clean --wait 60", "clean --only-local"), summary, adopting, common)
@@ -1310,7 +1341,8 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
         ) from error
     cli.headers = local.headers
     cli.place = cli.place._replace(endpoint_url=local.url)
-    cli.mqtt_endpoint = cli.mqtt_endpoint or Endpoint("localhost", local.mqtt_port)
+    given = cli.mqtt_endpoint or Endpoint("")
+    cli.mqtt_endpoint = Endpoint(given.host or "localhost", given.port or local.mqtt_port)
     cli.root_cert = cli.root_cert or local.root_cert
 
     def refuse_dead_local() -> None:
@@ -1333,7 +1365,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
 
 def run_command(cli: Cli) -> int:
     """Find the fleet and its AWS, and run the command on them."""
-    if cli.run in (list_things, print_environment):
+    if cli.run in (list_things, print_environment) and not cli.thing:
         return cli.run(cli)
     creates = cli.run is create_things
     with held_fleet(cli, f"elf.py {cli.command}", cli.exclusive, creates or cli.adopt is not None) as fleet:

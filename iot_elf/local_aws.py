@@ -398,7 +398,7 @@ def serve(directory: Path) -> None:
         before = _read_address(Path())
         Path(ADDRESS).unlink(missing_ok=True)  # a dead server's
         http, mqtt = _listen(before.http_port if before else 0), _listen(before.mqtt_port if before else 0)
-        os.environ["GATEWAY_PORT"] = str(http.getsockname()[1])  # for the addresses that DescribeEndpoint gives
+        os.environ["GATEWAY_PORT"] = str(mqtt.getsockname()[1])  # for the addresses that DescribeEndpoint gives
         asyncio.run(_serve(http, mqtt))
 
 
