@@ -15,10 +15,12 @@ from iot_elf import adoption, defaults, errors
 from iot_elf.aws import policies_of, run_in_thread, unless_missing, users_of
 from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue, Interrupted
-from iot_elf.network import Endpoint, open_socket, proxy_in_environment
+from iot_elf.network import Endpoint, is_out_of_date, open_socket, proxy_in_environment
 from iot_elf.places import Place
 from iot_elf.state import Fleet, Thing, ThingFiles, UnansweredRequest, policy_name, seconds_ahead
 from iot_elf.text import log, plural, utc_time
+
+X509_V_FLAG_NO_CHECK_TIME = 0x200000  # OpenSSL's x509_vfy.h; Python has no name for it
 
 
 def warn_of_unanswered(calls: Sequence[UnansweredRequest], place: Place | None) -> None:
@@ -187,7 +189,7 @@ def server_certificate(endpoint: Endpoint) -> str:
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | X509_V_FLAG_NO_CHECK_TIME
     for _ in range(2):
         with context.wrap_socket(open_socket(endpoint), server_hostname=endpoint.host) as connection:
             shown, der = connection.getpeercert() or {}, connection.getpeercert(binary_form=True)
@@ -215,6 +217,9 @@ def connect_failure(error: Exception, thing: str, endpoint: Endpoint, files: Thi
         else:
             name, problem = "NotTrusted", f"its certificate is not trusted: {error}"
             remedy = "check --root-cert and --mqtt-endpoint; a proxy must not intercept TLS to AWS IoT"
+            if is_out_of_date(error):
+                now = utc_time(time.time())
+                remedy = f"check this machine's clock, which says {now} (`timedatectl set-ntp true` sets it); {remedy}"
     elif isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
         name, problem = "TlsFails", f"TLS failed: {error}"
         remedy = "check --mqtt-endpoint, and any proxy or firewall in between"

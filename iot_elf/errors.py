@@ -99,7 +99,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "HTTPClientError IncompleteReadError": ("could not reach the control plane: {error}", _CHECK_NETWORK),
     "ControlPlaneTlsFails SSLError": (
         "TLS to the control plane failed: {error}",
-        "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
+        "check AWS_CA_BUNDLE, a proxy that intercepts TLS, --endpoint-url, and this machine's clock",
     ),
     "ControlPlaneProxyFails ProxyConnectionError": (
         "could not get through the proxy: {error}",
