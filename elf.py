@@ -20,9 +20,12 @@ line. What it is built on is in iot_elf/, where no module knows a command: iot_e
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main() knows better than a traceback
 if sys.version_info < (3, 10):  # noqa: UP036 - macOS's own is 3.9, which would get as far as losing keys
     sys.exit("elf.py needs Python 3.10 or later, not {}.{}: try `uv run elf.py`".format(*sys.version_info))
 
@@ -37,7 +40,6 @@ import logging
 import math
 import os
 import re
-import signal
 import stat
 import threading
 import time
@@ -57,6 +59,7 @@ try:
         messages,
         network,
         ownership,
+        runners,
         sign_in,
         state,
         text,
@@ -490,7 +493,7 @@ def send_messages(cli: Cli) -> int:
             elif message := next(lines).message:
                 runner.publish_on_schedule(message, began, cli.interval, spread, rounds)
             await_acknowledgements(runner)
-            runner.wait(lambda: not record.unanswered, time.monotonic() + ANSWER_GRACE_S, defaults.MIN_INTERVAL_S)
+            runner.wait_for_broker(lambda: not record.unanswered, ANSWER_GRACE_S, defaults.MIN_INTERVAL_S)
         except Interrupted:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
@@ -639,12 +642,12 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
 def await_acknowledgements(runner: PublishRunner) -> None:
     """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
-    if not runner.wait(lambda: not runner.backlog, ended + 2.0, defaults.MIN_INTERVAL_S):
+    if not runner.wait_for_broker(lambda: not runner.backlog, 2.0, defaults.MIN_INTERVAL_S):
         acknowledgements = text.plural(runner.backlog, "acknowledgement")
         left_s = ended + ACK_GRACE_S - time.monotonic()
         log.info("[send_messages] waiting for %s, up to %.0f s", acknowledgements, left_s)
-    while (deadline := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S)) > time.monotonic():
-        if runner.wait(lambda: not runner.backlog, deadline, defaults.MIN_INTERVAL_S):
+    while (left_s := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S) - time.monotonic()) > 0:
+        if runner.wait_for_broker(lambda: not runner.backlog, left_s, defaults.MIN_INTERVAL_S):
             return
 
 
@@ -674,9 +677,12 @@ def subscribe(cli: Cli) -> int:
             log.info("[subscribe] all things receive every message; --things 1 shows each once")
         record.ends_at = time.monotonic() + duration_s
         runner.wait(lambda: runner.has_enough, record.ends_at)
-        runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + LATE_ARRIVALS_S)
+        runner.wait_for_broker(lambda: not record.sequence.counts["missing"], LATE_ARRIVALS_S)
         offline = [device.thing for device in runner.devices.values() if device.is_offline]
+        is_unread = runner.loop.is_paused and not runner.has_enough
     received = record.totals["received"]
+    if is_unread:
+        raise ElfError("OutputUnread", "ELF ended without having received all messages", runners.FASTER_READER)
     if missing := record.sequence.counts["missing"]:
         remedy = "see above which senders, and whether a thing was offline; use --qos 1 in send and subscribe"
         raise ElfError("MessagesMissing", f"{text.plural(missing, 'message')} did not arrive", remedy)
@@ -832,10 +838,8 @@ def open_control_plane(cli: Cli) -> tuple[Any, Place]:
     """Connect to the control plane of the fleet, once, whichever thread is the first to call this."""
     with cli.connecting:
         if not cli.control_plane:
-            proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
-            url = cli.proxy or network.proxy_in_environment()[1]
-            if re.match(f"{defaults.NO_PROXY}$|socks5h?://", url):  # botocore knows no SOCKS
-                proxies = {}
+            url = cli.place.endpoint_url or cli.endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
+            proxies = {} if cli.place.local else network.botocore_proxies(cli.proxy, url)
             ask = functools.partial(console.ask_for_code, cli.events)
             given = Place(profile=cli.profile, endpoint_url=cli.endpoint_url)
             cli.control_plane = aws.connect_control_plane(
@@ -953,6 +957,7 @@ def make_devices(
     prepared, endpoint, patience_s = prepare_devices(cli, things)
     subscriptions = max([1, *map(len, filters.values())])
     runner.loop = EventLoop(cli.events.put, min(defaults.CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
+    cli.output_writer.pause_instead(runner.loop)
     for thing in prepared:
         runner.devices[thing.name] = Device(
             thing.name,
@@ -1364,16 +1369,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
         if not cli.command:
-            sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
+            parser.print_start_of_help()
             parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
     except SystemExit as usage:  # argparse has printed the message
-        try:
-            if sys.stdout:
-                sys.stdout.flush()
-        except OSError as error:
-            errors.log_failure(error)
-            return 1
         return int(usage.code or 0)
+    except OSError as error:  # it could not
+        return console.status_of_write(error)
     except UsageError as usage:
         is_json = sys.stdout and "=--output=json=" in f"={'='.join(parser.typed)}="
         cli.event_writer = EventWriter("json" if is_json else None, cli.output_writer)
@@ -1390,18 +1391,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report_end(cli: Cli, status: int) -> int:
-    """Write the summary and all pending output, and return the exit status: not 0 if that failed."""
-    writer = cli.output_writer
-    try:
-        cli.event_writer.put("summary", command=cli.command, exitStatus=status, **cli.summary)
-    except OSError as error:
-        errors.log_failure(error)
-        status = status or 1
+    """Write the summary and all pending output; where one stream is full or gone, the other says so.
+
+    Returns the exit status, which is not 0 if that failed.
+    """
+    writer, is_json, is_told = cli.output_writer, cli.event_writer.is_on, cli.event_writer.has_failed
     is_written = writer.flush()
-    if writer.failure and not status:
-        errors.log_failure(writer.failure)
+    if failure := writer.failure_of(sys.stderr):
+        status = status or console.status_of(failure)
+        cli.summary.setdefault("error", failure.facts)
+        if sys.stdout and not is_json and getattr(cli, "run", None) in (create_things, send_messages, clean_up):
+            writer.write(sys.stdout, f"{failure.cause}\n")
+    with contextlib.suppress(OSError):  # of standard output
+        cli.event_writer.put("summary", command=cli.command, exitStatus=status, **cli.summary)
+    is_written &= writer.flush()
+    if failure := writer.failure_of(sys.stdout):
+        status = status or console.status_of(failure)
+        if failure.name != "OutputClosed" and not is_told:
+            errors.log_failure(failure)
+        elif is_json and not is_told:
+            report_log.info("%s", failure.cause)
         writer.flush()
-        status = 1
     return status or (0 if is_written else 128 + (cli.events.signum or 0))
 
 

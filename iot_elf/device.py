@@ -204,6 +204,7 @@ class ConnectAttempt:
         topic_filter = next(topic_filters, "")
         if not topic_filter and self.connection:
             self._awaited = ""
+            self.connection.allow_pauses()
             self._device.on_online(self.client_id, self.connection)
         elif self.connection and self.connection.is_alive:
             log.debug("MQTT %s: SUBSCRIBE to %s", self._device.thing, topic_filter)
@@ -411,7 +412,7 @@ class Device:
             return outbox.IN_FLIGHT_LIMIT
         if self._connection.is_full:
             self._connection.on_writable = self._flush
-            return outbox.SLOW_NETWORK
+            return outbox.SLOW_READER if self._loop.is_paused else outbox.SLOW_NETWORK
         if (free_at := self.outbox.free_at) > time.monotonic():
             if not self._is_scheduled:
                 self._is_scheduled = True

@@ -152,6 +152,7 @@ class RunRecord:
         self.connected: set[str] = set()
         self.failed: set[str] = set()
         self.things = 0
+        self.paused_s = 0.0  # in which nothing was sent or received, for the reader of the output
         self.offline_s: dict[str, float] = {}  # those that lost their connection, in the end
         # A time.monotonic() each; 0.0: not yet.
         self.began_at = self.ended_at = 0.0  # when all were connected, and when they were stopped

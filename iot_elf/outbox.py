@@ -20,6 +20,7 @@ IN_FLIGHT_LIMIT = (
 )
 RATE_LIMIT = f"AWS allows {1 / defaults.MIN_INTERVAL_S:g} messages/s and {MAX_BYTES_PER_S >> 10} KiB/s per connection"
 SLOW_NETWORK = "the network was too slow"
+SLOW_READER = "the reader of the output was too slow"
 OFFLINE = "there was no connection"
 
 

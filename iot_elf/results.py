@@ -16,6 +16,7 @@ from iot_elf.metrics import RunRecord, format_counts
 from iot_elf.runners import MessageObserver
 from iot_elf.text import decoded, detail_log, log, plural, report_log
 
+SHORT_PAUSE_S = 1.0  # in all; it does no harm
 STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
 
 
@@ -79,6 +80,9 @@ class RunReport:
         raise NotImplementedError
 
     def log_outages(self, effect: str) -> None:
+        if (paused_s := self.record.paused_s) >= SHORT_PAUSE_S:
+            line = "%s the reader of the output was too slow: ELF received and sent nothing for %.1f s"
+            log.warning(line, self._label, paused_s)
         if offline_s := self.record.offline_s:
             longest = max(offline_s, key=offline_s.__getitem__)
             which = f"{plural(len(offline_s), 'thing')}, longest {longest} ({offline_s[longest]:.1f} s)"

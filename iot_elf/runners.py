@@ -22,6 +22,11 @@ from iot_elf.text import detail_log, log
 LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
 LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
 SNAPSHOT_S = 1.0  # between two entries of the record
+AFTER_PAUSE_S = 10.0  # so long, what is lost may be due to the reader for whom ELF paused
+FASTER_READER = (
+    "the reader of the output was too slow, and ELF did not read from its connections meanwhile: "
+    "use a faster one, write to a file, or have less written (--quiet, or no --output)"
+)
 
 
 class StateChanged(NamedTuple):
@@ -111,6 +116,14 @@ class Runner(DeviceListener):
             self._on_event(self._events.get(min(deadline, now + look_s)))
         return True
 
+    def wait_for_broker(self, is_over: Callable[[], object], patience_s: float, look_s: float = math.inf) -> bool:
+        """Do the same for up to `patience_s`, in which the time does not count when the loop reads nothing."""
+        deadline = time.monotonic() + patience_s - self.loop.paused_s
+        while not self.wait(is_over, deadline + self.loop.paused_s, look_s):
+            if time.monotonic() >= deadline + self.loop.paused_s:
+                return False
+        return True
+
     def _on_event(self, event: Any) -> None:
         if isinstance(event, Exception):  # the loop has ended
             raise event
@@ -155,13 +168,15 @@ class Runner(DeviceListener):
         if record.ended_at:
             return
         record.ended_at = time.monotonic()
-        is_hurried = self._events.signum is not None
+        if is_hurried := self._events.signum is not None:
+            self.loop.call_soon_threadsafe(self.loop.resume)  # nothing waits for a reader any more
         self.loop.call_soon_threadsafe(self._stop, record.ended_at + (defaults.STOP_S / 2 if is_hurried else 0.0))
         self.loop.join(defaults.STOP_S if is_hurried else 2 * defaults.CONNECT_TIMEOUT_S)
         self._diagnosing.shutdown(wait=False, cancel_futures=True)
         for event in self._events.drain():
             self._on_event(event)
         self.observe()
+        record.paused_s = self.loop.paused_s
         record.offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
         record.unacknowledged = [
             (device.thing, device.topic, number, payload)
@@ -217,12 +232,11 @@ class Runner(DeviceListener):
         detail_log.warning("%s lost its connection to %s; reconnecting", device.thing, device.endpoint)
         if not rejected and not self._has_advised:
             self._has_advised = True
-            log.warning(
-                "what to do: check the network; if that works, another client took over the client ID %s: "
-                "find out who else has the keys of %s",
-                device.client_id,
-                device.thing,
+            advice = (
+                f"check the network; if that works, another client took over the client ID {device.client_id}: "
+                f"find out who else has the keys of {device.thing}"
             )
+            log.warning("what to do: %s", FASTER_READER if self.loop.paused_s_ago < AFTER_PAUSE_S else advice)
         self._events.put(StateChanged(is_loss=True))
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:

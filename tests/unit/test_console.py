@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ def test_output_comes_out_in_order() -> None:
 
 
 def test_a_slow_reader_stops_elf_only_when_megabytes_are_unread(limits: Limits) -> None:
+    """Over 10 characters, 15 are unread, and it waits until half of 10 are."""
     assert constant("MAX_UNREAD") == 8 * 1024 * 1024
     limits(MAX_UNREAD=10)
     stream, writer, done = Stream(), OutputWriter(EventQueue()), list[int]()
@@ -75,11 +77,11 @@ def test_a_slow_reader_stops_elf_only_when_megabytes_are_unread(limits: Limits) 
     thread.start()
     wait_until(lambda: len(done) == 3)  # 10 characters are not more than 10; 15 are
     time.sleep(0.02)
-    assert (len(done), writer._unread) == (3, 15)
+    assert (len(done), writer._data.unread) == (3, 15)
     stream.may_read.set()
     thread.join(PATIENCE_S)
     assert writer.flush()
-    assert (len(done), writer._unread, stream.written) == (4, 0, ["five."] * 4)
+    assert (len(done), writer._data.unread, stream.written) == (4, 0, ["five."] * 4)
 
 
 def wait_until(is_so: Any) -> None:
@@ -97,21 +99,26 @@ def test_after_ctrl_c_nobody_waits_for_a_slow_reader(limits: Limits) -> None:
     events.interrupt(2, None)
     for _ in range(9):
         writer.write(stream, "five.")
-    assert writer._unread == 45
+    assert writer._data.unread == 45
     stream.may_read.set()
 
 
 @pytest.mark.parametrize(
-    ("error", "signum", "failure"),
+    ("error", "signum", "cause", "status"),
     [
-        (OSError(errno.EPIPE, "closed"), 13, None),
-        (OSError(errno.EIO, "the terminal is gone"), 13, None),
-        (OSError(errno.ENOSPC, "full"), None, "full"),
-        (ValueError("what is this"), None, "what is this"),
+        (OSError(errno.EPIPE, "closed"), 13, "the reader of standard output closed it", 141),
+        (OSError(errno.EIO, "the terminal is gone"), 13, "the reader of standard output closed it", 141),
+        (OSError(errno.ENOSPC, "full"), None, "the disk is full: [Errno 28] full: 'standard output'", 1),
+        (
+            ValueError("what is this"),
+            None,
+            "operating system error: [Errno 22] what is this: 'standard output'",
+            1,
+        ),
     ],
 )
 def test_a_reader_that_is_gone_ends_elf_and_another_failure_is_remembered(
-    error: Exception, signum: int | None, failure: str | None
+    error: Exception, signum: int | None, cause: str, status: int
 ) -> None:
     events, stream = EventQueue(), Stream(error)
     writer = OutputWriter(events)
@@ -119,12 +126,10 @@ def test_a_reader_that_is_gone_ends_elf_and_another_failure_is_remembered(
         writer.write(stream, "line\n")
     assert writer.flush()
     assert events.signum == signum
-    if failure:
-        assert isinstance(writer.failure, OSError)
-        assert failure in writer.failure.args
-        assert writer.failure.filename == "standard output"
-    else:
-        assert writer.failure is None
+    failure = writer.failure_of(stream)
+    assert failure
+    assert (failure.cause, console.status_of(failure)) == (cause, status)
+    assert writer.failure_of(sys.stderr) is None
 
 
 def test_a_failure_of_standard_error_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +138,9 @@ def test_a_failure_of_standard_error_is_called_so(monkeypatch: pytest.MonkeyPatc
     writer = OutputWriter(EventQueue())
     writer.write(stream, "line\n")
     writer.flush()
-    assert writer.failure
-    assert writer.failure.filename == "standard error"
+    failure = writer.failure_of(stream)
+    assert failure
+    assert "'standard error'" in failure.cause
 
 
 def test_output_that_is_read_is_waited_for_and_after_ctrl_c_for_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ class FakeConnection:
     def __init__(self, client: Any, loop: Any, on_lost: Callable[[Exception], None]) -> None:
         self.client, self.on_lost = client, on_lost
         loop.connections.append(self)
-        self.is_alive, self.is_full = True, False
+        self.is_alive, self.is_full, self.may_pause = True, False, False
         self.on_writable: Callable[[], None] = lambda: None
         self.published: list[str] = []
         self.on_puback: list[Callable[..., None] | None] = []
@@ -127,6 +127,9 @@ class FakeConnection:
 
     def write(self) -> None:
         self.is_written = True
+
+    def allow_pauses(self) -> None:
+        self.may_pause = True
 
     def close(self) -> None:
         self.is_alive = False
