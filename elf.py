@@ -785,10 +785,10 @@ def list_things(cli: Cli) -> int:
     cli.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
     if not cli.event_writer.is_on:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = [text.redacted("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
         lines = [line[: console.terminal_width(sys.stdout)] for line in lines] if sys.stdout.isatty() else lines
         suffix = "" if runs is None or not place.local else ", running" if runs else ", not running"
-        lines.append(f"{text.plural(len(fleet.things), 'thing')} in {place}{suffix}")
+        lines.append(text.redacted(f"{text.plural(len(fleet.things), 'thing')} in {place}{suffix}"))
         table = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
         encoding = sys.stdout.encoding
         cli.output_writer.write(sys.stdout, table.encode(encoding, "backslashreplace").decode(encoding) + "\n")
@@ -1401,7 +1401,7 @@ def report_end(cli: Cli, status: int) -> int:
         status = status or console.status_of(failure)
         cli.summary.setdefault("error", failure.facts)
         if sys.stdout and not is_json and getattr(cli, "run", None) in (create_things, send_messages, clean_up):
-            writer.write(sys.stdout, f"{failure.cause}\n")
+            writer.write(sys.stdout, f"{text.redacted(failure.cause)}\n")
     with contextlib.suppress(OSError):  # of standard output
         cli.event_writer.put("summary", command=cli.command, exitStatus=status, **cli.summary)
     is_written &= writer.flush()

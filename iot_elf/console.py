@@ -26,7 +26,7 @@ from iot_elf.defaults import T
 from iot_elf.errors import ElfError, explained, log_failure
 from iot_elf.events import EventQueue
 from iot_elf.mqtt import EventLoop
-from iot_elf.text import detail_log, log, plural, printable, redacted, report_log, short_path
+from iot_elf.text import detail_log, log, plural, printable, redacted, redacted_values, report_log, short_path
 
 MIN_FOR_PROGRESS = 5  # up to this many need no progress bar
 MAX_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader of a stream: some 50,000 messages
@@ -108,7 +108,7 @@ class OutputWriter:
     def write(self, stream: Any, text: Any) -> None:
         """Write to a stream, in an output thread. Any thread may call this."""
         queue, loop = self._log if stream is sys.stderr else self._data, self._loop
-        never_waits = bool(loop and loop.is_current)
+        never_waits = not text or bool(loop and loop.is_current)
         with self._changed:
             while queue.is_full and self._events.signum is None and not never_waits:
                 self._changed.wait(
@@ -239,7 +239,8 @@ class TerminalFormatter(LogFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
-            record.args = tuple(short_path(value) if isinstance(value, Path) else value for value in record.args)
+            texts = (str(short_path(value)) if isinstance(value, Path) else value for value in record.args)
+            record.args = tuple(redacted(value) if isinstance(value, str) else value for value in texts)
         for longest in sorted(map(str, record.args or ()), key=len)[:-3:-1]:  # most often the message, then its topic
             over = len("00:00:00 ") + len(printable(record.getMessage())) - terminal_width(sys.stderr)
             if over > 0 and record.name == detail_log.name and record.levelno == log.level == logging.INFO:
@@ -311,7 +312,7 @@ def live_line(events: EventQueue, output: OutputWriter, text: Callable[[], str])
         nonlocal drawn_at
         if time.monotonic() > drawn_at + defaults.REDRAW_INTERVAL_S:
             drawn_at = time.monotonic()
-            output.draw(text()[: terminal_width(sys.stderr) - 1])
+            output.draw(redacted(text())[: terminal_width(sys.stderr) - 1])
 
     if on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG):
         events.on_idle = draw
@@ -366,7 +367,7 @@ class EventWriter:
     def put(self, event: str, **fields: Any) -> None:
         """Write an event. Raises the OSError of an earlier write."""
         if self.is_on:
-            self._write(sys.stdout, redacted(json.dumps({"event": event, **fields})) + "\n")
+            self._write(sys.stdout, json.dumps({"event": event, **redacted_values(fields)}) + "\n")
 
     def put_payload(self, payload: bytes) -> None:
         """Write a message as is. Raises the OSError of an earlier write."""

@@ -310,7 +310,7 @@ class Connection:
 
     def write(self) -> None:
         """Send what the SDK has to send, as far as the socket allows."""
-        if self.is_alive:
+        if self.is_alive and self._paho.want_write():  # else it would believe that it has sent something just now
             self._try(self._paho.loop_write)
         self.watch()
 

@@ -247,6 +247,8 @@ RUBBISH = {
     "a PUBLISH of 1 byte": packet(PUBLISH, b"\0"),
     "a PUBLISH of QoS 1 without an identifier": packet(PUBLISH, b"\0\1x", 2),
     "a PUBLISH of QoS 3": packet(PUBLISH, b"\0\1x\0\1y", 6),
+    "the head of a packet of 64 MB": b"\x30\x80\x80\x80\x20",
+    "more than AWS IoT delivers": publish(b"elf/x", bytes(140_000)),
     "a remaining length of 5 bytes": b"\x30\xff\xff\xff\xff\x7f",
     "a PUBACK of 1 byte": packet(PUBACK, b"\1"),
     "a PUBREL of 1 byte": packet(6, b"\1", 2),

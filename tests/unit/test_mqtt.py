@@ -391,6 +391,16 @@ def test_the_end_of_a_connection_is_an_error_and_a_pause_is_none(
     assert stream.error is (caught.value if is_the_end else None)
 
 
+def test_a_packet_that_aws_iot_never_sends_is_the_end() -> None:
+    """128 KiB is the largest payload, 256 bytes the longest topic."""
+    longest = 128 * 1024 + 2 + 256 + 2
+    assert mqtt._BufferedTls(Tls(b"begin")).read(longest) == b"begin"
+    stream = mqtt._BufferedTls(Tls(b"begin"))
+    with pytest.raises(OSError, match="135000 bytes"):
+        stream.read(135_000)
+    assert stream.error
+
+
 def test_a_tls_connection_is_closed_by_the_loop_alone() -> None:
     tls = Tls()
     stream = mqtt._BufferedTls(tls)
