@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import json
@@ -21,6 +22,7 @@ from support.aws import Account, AwsService
 from support.mqtt import (
     CONNACK,
     CONNECT,
+    PINGREQ,
     PINGRESP,
     PUBACK,
     PUBLISH,
@@ -526,6 +528,27 @@ def test_a_connection_that_takes_no_data_delays_no_other(
     assert (len(first.of(PUBLISH)), len(second.of(PUBLISH))) == (0, 10)
     (late_ms,) = re.findall(r"sent up to ([\d.]+) ms late", result.err)
     assert float(late_ms) > 1000  # it is thing_0's, of which the network took no more
+
+
+def test_a_thing_that_only_receives_shows_the_broker_that_it_is_alive(
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], limits: Limits
+) -> None:
+    """A broker gives up a client that sends nothing for 1.5 keep-alives, however much it sends itself."""
+    limits(KEEP_ALIVE_S=1)
+
+    def drip(peer: Peer) -> None:
+        peer.send(answer_to(peer.packets[0]))
+        peer.send(answer_to(next(iter(peer))))
+        peer.connection.settimeout(0.1)
+        while not peer.of(PINGREQ):
+            peer.send(publish(b"elf/x", b"drip"))
+            collections.deque(peer, maxlen=0)  # for so long
+        peer.send(publish(b"elf/x", b"the end"))
+
+    between = make_broker(thing_0=[drip])
+    main_of(1)("subscribe", *between.to_broker, "--qos", "0", "--duration", 1.6)
+    subscribed, pinged = between.peers[0].packets[1], between.of("thing_0", PINGREQ)[0]
+    assert pinged.at - subscribed.at < 1.5
 
 
 def test_a_flood_on_one_connection_delays_no_other(

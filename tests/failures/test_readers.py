@@ -19,7 +19,7 @@ import pytest
 from support.aws import Account
 from support.failures import Explained
 from support.machine import PATIENCE_S
-from support.mqtt import PINGREQ, SUBSCRIBE, Broker, Client, Peer, answer_to, publish
+from support.mqtt import PINGREQ, Broker, Client, Peer, answer_to, publish
 from support.program import Limits
 from support.shell import Elf, InProcess, Pair
 
@@ -118,7 +118,7 @@ SUBSCRIBE_ONE = ("subscribe", "--things", 1, "--output", "payload", "--quiet")
 def test_connections_stay_alive_while_nothing_reads_and_all_arrives_then(
     main_of_pair: InProcess, flooding: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reader waits for three keep-alives, which have no answer that ELF reads; a broker waits for one and a half."""
+    """The reader waits for three keep-alives, which have no answer that ELF reads."""
     reader = PatientReader(flooding, monkeypatch, lambda: len(flooding.of("thing_0", PINGREQ)) == 3)
     result = main_of_pair(*SUBSCRIBE_ONE, *flooding.to_broker, "--count", 150)
     assert reader.end() == 150
@@ -169,6 +169,40 @@ def test_an_output_that_is_full_is_no_success(pair: Pair, where: str) -> None:
     if where.startswith(">"):
         assert "the disk is full" in result.err
         assert "standard output" in result.err
+    else:
+        summary = json.loads(result.out.splitlines()[-1])
+        assert summary["exitStatus"] == 1
+        assert summary["error"]["name"] == "DiskFull"
+        assert "standard error" in summary["error"]["cause"]
+
+
+def test_where_a_log_is_full_standard_output_says_so(main_of_pair: InProcess, pair: Pair) -> None:
+    full = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115 - what could not be written fails again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr", full)
+        result = main_of_pair("send", *pair.to_broker, "--count", 1, status=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    assert result.out == "the disk is full: [Errno 28] No space left on device: 'standard error'\n"
+
+
+def test_where_the_reader_of_the_summary_is_gone_the_log_says_so(
+    main_of_pair: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    monkeypatch.setattr("sys.stdout", os.fdopen(theirs, "w", encoding="utf-8"))
+    result = main_of_pair("list", "--output", "json", status=141)
+    assert result.lines == ["the reader of standard output closed it"]
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("$ELF --help > /dev/full", 1), ("$ELF --version > /dev/full", 1), ("$ELF --help | true", 141), ("$ELF >&-", 2)],
+)
+def test_help_that_can_not_be_printed_is_no_success(pair: Pair, script: str, status: int) -> None:
+    said = pair.in_shell(script, status).err
+    assert "Traceback" not in said
+    assert ("the disk is full" in said) == (status == 1)
 
 
 def test_a_pipe_that_does_not_block_loses_no_line(pair: Pair) -> None:

@@ -6,6 +6,7 @@ import errno
 import itertools
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -318,6 +319,79 @@ def test_a_log_line_has_its_time_in_utc_and_neither_secrets_nor_control_characte
     monkeypatch.setattr(text, "_secrets", frozenset({"a-secret"}))
     line = LogFormatter().format(record("%s said\n%s", "a-secret", "\x1b[2J"))
     assert line == "2023-11-14 22:13:20,123:iot-elf:INFO - *** said\\n\\x1b[2J"
+
+
+@pytest.mark.parametrize("columns", range(20, 60))
+def test_a_line_that_is_cut_for_the_terminal_shows_no_half_of_a_secret(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr(text, "_secrets", frozenset({"s3cret-password"}))
+    monkeypatch.setattr(console, "terminal_width", lambda stream: columns)
+    made = record("posting '%s' to %s", "begin s3cret-password end", "a-topic")
+    made.name = text.detail_log.name
+    assert "s3" not in console.TerminalFormatter(coloured=False).format(made)
+
+
+class Piped(Stream):
+    """A stream with a descriptor, which is no other's."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(error)
+        self._pipe = os.pipe()
+
+    def fileno(self) -> int:
+        return self._pipe[1]
+
+
+def test_a_reader_of_one_stream_that_stalls_holds_up_the_other_only_if_they_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for error in (Piped(), Stream()):
+        out: Any = Piped()
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stderr", error)
+        out.may_read.clear()
+        writer = OutputWriter(EventQueue())
+        writer.write(out, "data")
+        assert out.began.wait(PATIENCE_S)
+        writer.write(error, "line")
+        if isinstance(error, Piped):
+            wait_until(lambda error=error: error.written)
+        else:  # nobody knows
+            time.sleep(0.02)
+            assert error.written == []
+        out.may_read.set()
+        assert writer.flush()
+        assert error.written == ["line"]
+
+
+class Pausing:
+    """An event loop whose thread is this one."""
+
+    is_current = True
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.resume = lambda: self.calls.append("resume")
+
+    def pause(self, unread: str) -> None:
+        self.calls.append(f"pause: {unread}")
+
+    def call_soon_threadsafe(self, function: Any) -> None:
+        function()
+
+
+def test_an_event_loop_never_waits_for_a_reader_and_is_told_when_to_stop_and_to_go_on(limits: Limits) -> None:
+    limits(MAX_UNREAD=10)
+    stream, loop, writer = Stream(), Pausing(), OutputWriter(EventQueue())
+    writer.pause_instead(loop)  # type: ignore[arg-type]
+    stream.may_read.clear()
+    for _ in range(4):
+        writer.write(stream, "five.")
+    assert loop.calls == ["pause: standard output"] * 2  # over 10 characters, at each
+    stream.may_read.set()
+    assert writer.flush()
+    assert loop.calls == ["pause: standard output"] * 2 + ["resume"]
 
 
 def test_of_many_things_only_totals_are_shown_and_the_first_twenty_failures() -> None:
