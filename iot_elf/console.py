@@ -261,7 +261,13 @@ def start_logging(level: int, output: OutputWriter) -> None:
 
         colorama.just_fix_windows_console()
     handler = logging.Handler()
-    handler.emit = lambda record: output.write(sys.stderr, handler.format(record) + "\n")  # type: ignore[method-assign]
+
+    def handle(record: logging.LogRecord) -> bool:
+        output.write(sys.stderr, handler.format(record) + "\n")
+        return True
+
+    # Its own holds a lock during emit(): an event loop would wait for a thread that waits for a reader.
+    handler.handle = handle  # type: ignore[method-assign]
     handler.setFormatter(TerminalFormatter(coloured) if sys.stderr.isatty() else LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False

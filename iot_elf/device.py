@@ -410,7 +410,7 @@ class Device:
             return outbox.OFFLINE
         if self.outbox.is_window_full:
             return outbox.IN_FLIGHT_LIMIT
-        if self._connection.is_full:
+        if self._connection.is_full or self._loop.is_paused:
             self._connection.on_writable = self._flush
             return outbox.SLOW_READER if self._loop.is_paused else outbox.SLOW_NETWORK
         if (free_at := self.outbox.free_at) > time.monotonic():

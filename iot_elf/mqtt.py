@@ -276,7 +276,7 @@ class Connection:
         self._paho = client._mqtt_core._internal_async_client._paho_client
         self._paho._ssl = self._stream = _BufferedTls(self._paho._ssl)
         self._is_open, self._is_behind = True, False
-        self.on_writable: Callable[[], None] = lambda: None  # called when the socket can send again
+        self.on_writable: Callable[[], None] = lambda: None  # called when the socket, or the loop, can send again
         self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
         self._wanted = 0
         self.watch()
@@ -289,8 +289,8 @@ class Connection:
 
     @property
     def is_full(self) -> bool:
-        """Return whether nothing more can be sent for now."""
-        return self._is_paused or bool(self._paho.want_write())
+        """Return whether the socket can't send more for now."""
+        return bool(self._paho.want_write())
 
     @property
     def _is_paused(self) -> bool:
@@ -310,14 +310,14 @@ class Connection:
 
     def write(self) -> None:
         """Send what the SDK has to send, as far as the socket allows."""
-        if self.is_alive and self._paho.want_write():  # else it would believe that it has sent something just now
+        if self.is_alive and self.is_full:  # else it would believe that it has sent something just now
             self._try(self._paho.loop_write)
         self.watch()
 
     def watch(self) -> None:
         """Have the loop watch the socket for what is wanted now: to read, unless it pauses; to write, if it must."""
         if self._is_open:
-            wanted = (0 if self._is_paused else self._reading) | (self._writing if self._paho.want_write() else 0)
+            wanted = (0 if self._is_paused else self._reading) | (self._writing if self.is_full else 0)
             selector, was = self._loop.selector, self._wanted
             self._wanted = wanted
             if wanted and not was:
@@ -352,8 +352,7 @@ class Connection:
     def _serve(self, events: int) -> None:
         if self._is_open and events & self._reading and not self._is_paused:
             self._try(self._read)
-        # Reading acknowledges what it reads.
-        if self._is_open and (events & self._writing or self._paho.want_write()):
+        if self._is_open and (events & self._writing or self.is_full):  # reading acknowledges what it reads
             self.write()
             if self._is_open and events & self._writing and not self.is_full:
                 self.on_writable()

@@ -368,7 +368,7 @@ def test_a_reader_of_one_stream_that_stalls_holds_up_the_other_only_if_they_are_
 class Pausing:
     """An event loop whose thread is this one."""
 
-    is_current = True
+    is_current: Any = True
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -392,6 +392,36 @@ def test_an_event_loop_never_waits_for_a_reader_and_is_told_when_to_stop_and_to_
     stream.may_read.set()
     assert writer.flush()
     assert loop.calls == ["pause: standard output"] * 2 + ["resume"]
+
+
+def test_an_event_loop_does_not_wait_for_a_thread_that_logs_and_waits_for_a_reader(
+    monkeypatch: pytest.MonkeyPatch, limits: Limits
+) -> None:
+    limits(MAX_UNREAD=10)
+    stream: Any = Stream()
+    monkeypatch.setattr("sys.stderr", stream)
+    writer, loop_thread = OutputWriter(EventQueue()), threading.current_thread()
+
+    class Loop(Pausing):
+        @property
+        def is_current(self) -> bool:
+            return threading.current_thread() is loop_thread
+
+    writer.pause_instead(Loop())  # type: ignore[arg-type]
+    with logged():
+        console.start_logging(logging.INFO, writer)
+        stream.may_read.clear()
+        text.log.info("more than ten characters")
+        other = threading.Thread(target=text.log.info, args=["of another thread"], daemon=True)
+        other.start()
+        time.sleep(0.02)
+        text.log.info("of the loop's")
+        assert other.is_alive()
+        stream.may_read.set()
+        other.join(PATIENCE_S)
+    assert writer.flush()
+    lines = [line.partition(" - ")[2] for line in stream.written]
+    assert lines == ["more than ten characters\n", "of the loop's\n", "of another thread\n"]
 
 
 def test_of_many_things_only_totals_are_shown_and_the_first_twenty_failures() -> None:
