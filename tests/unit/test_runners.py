@@ -680,3 +680,31 @@ def test_ctrl_c_ends_a_wait(bench: Callable[..., Bench]) -> None:
     its.events.signum = 2
     with pytest.raises(Interrupted):
         its.runner.wait(lambda: False)
+
+
+# A reader of the output that is too slow
+
+
+def test_while_the_loop_reads_nothing_the_wait_for_a_broker_does_not_count(bench: Any) -> None:
+    its = bench()
+    began = its.clock.now
+
+    def pause() -> None:
+        its.loop.paused_s += 4.0
+
+    its.loop.call_at(began + 2.0, pause)
+    its.loop.call_at(began + 12.0, pause)
+    assert not its.runner.wait_for_broker(lambda: False, 10.0)
+    assert its.clock.now - began == 18.0
+    assert its.runner.wait_for_broker(lambda: True, 0.0)
+
+
+@pytest.mark.parametrize(("paused_s_ago", "advice"), [(0.0, "the reader of the output"), (60.0, "check the network")])
+def test_a_connection_that_is_lost_while_nothing_reads_the_output_is_its_readers_doing(
+    bench: Any, paused_s_ago: float, advice: str
+) -> None:
+    its = bench()
+    its.loop.paused_s_ago = paused_s_ago
+    with logged() as lines:
+        its.runner.on_connection_interrupted(its.devices[0], rejected=False)
+    assert lines[-1].startswith(f"WARNING what to do: {advice}")
