@@ -923,8 +923,7 @@ def connected_devices(
         cli.summary.update(things=len(record.connected), failed=sorted(record.failed, key=text.by_number))
 
     def live_line() -> str:
-        runner.observe()
-        return report.live_line()
+        return report.live_line() if runner.observe().began_at else report.connecting_line()
 
     def report_results() -> None:
         report.log_report()
@@ -933,10 +932,10 @@ def connected_devices(
     with contextlib.ExitStack() as ends:  # the last callback runs first
         ends.callback(report_failures)
         ends.callback(runner.stop)
-        runner.connect_all()
-        ends.callback(report_results)
-        ends.callback(runner.stop)
         with console.live_line(cli.events, cli.output_writer, live_line):
+            runner.connect_all()
+            ends.callback(report_results)
+            ends.callback(runner.stop)
             yield
             runner.await_diagnoses()
 

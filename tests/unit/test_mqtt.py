@@ -324,6 +324,14 @@ def test_connects_wait_in_other_threads_a_limited_number_at_a_time(loop: EventLo
     assert len(threads) == at_once == 16
 
 
+def test_no_message_id_is_given_again_while_it_is_in_use() -> None:
+    in_use: set[int] = set()
+    ids = mqtt.unused_ids(in_use)
+    assert [next(ids) for _ in range(65535)] == [*range(1, 65536)]
+    in_use |= {1, 3}
+    assert [next(ids) for _ in range(3)] == [2, 4, 5]
+
+
 # TLS
 
 
