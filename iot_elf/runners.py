@@ -286,7 +286,7 @@ class Runner(DeviceListener):
             self.loop.call_soon_threadsafe(device.end, failure)
         else:
             self.loop.call_soon_threadsafe(device.refusals.explain, failure)
-            if not failure.is_final:
+            if not (failure.is_final or self.record.ended_at):
                 line = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
                 detail_log.warning(line, device.thing, refusal.action, defaults.POLICY_CHANGE_S / 60)
         self._under_diagnosis.discard(device.thing)
