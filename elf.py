@@ -478,6 +478,7 @@ def send_messages(cli: Cli) -> int:
     answers = {thing: messages.answer_topics(topic, thing) for thing, (topic,) in topics.items()}
     runner = PublishRunner(cli.events, qos=cli.qos, interval_s=cli.interval, **runner_callbacks(cli, things))
     record, refused = runner.record, 0
+    record.rounds = None if of_lines else rounds
     with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, answers):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
         what = f"each line of {source}" if of_lines else text.plural(rounds, "message") if rounds else "messages"
@@ -488,7 +489,6 @@ def send_messages(cli: Cli) -> int:
         began = time.monotonic()
         lasts_s = cli.duration or math.inf if of_lines else rounds * cli.interval if rounds else math.inf
         record.ends_at = began + lasts_s
-        record.rounds = None if of_lines else rounds
         try:
             if of_lines:
                 record.rounds, refused = publish_lines(cli, runner, lines)
@@ -929,20 +929,19 @@ def connected_devices(
         cli.summary.update(things=len(record.connected), failed=sorted(record.failed, key=text.by_number))
 
     def live_line() -> str:
-        runner.observe()
-        return report.live_line()
+        return report.live_line() if runner.observe().began_at else report.connecting_line()
 
     def report_results() -> None:
-        report.log_report()
+        if record.began_at:
+            report.log_report()
         cli.summary.update(report.summary())
 
     with contextlib.ExitStack() as ends:  # the last callback runs first
         ends.callback(report_failures)
-        ends.callback(runner.stop)
-        runner.connect_all()
         ends.callback(report_results)
         ends.callback(runner.stop)
         with console.live_line(cli.events, cli.output_writer, live_line):
+            runner.connect_all()
             yield
             runner.await_diagnoses()
 

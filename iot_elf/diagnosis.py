@@ -143,7 +143,7 @@ def _certificate_problem(iot: Any, place: Place, thing: Thing) -> ElfError | Non
 
 
 def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
-    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal` if AWS gives no reason.
+    """Ask AWS why the broker refuses a thing: return what is wrong, or a Refusal if AWS gives no reason.
 
     Raises botocore's errors.
     """
@@ -168,15 +168,17 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
             f"({', '.join(names)})",
             f"allow it in that policy (AWS IoT console, Security, Policies); {errors.RECREATE}, with ELF's own policy",
         )
-    host = refusal.endpoint.rpartition(":")[0]
-    if not place.local and refusal.action == "iot:Connect" and host != place.data_endpoint:
+    is_aws = not place.local and refusal.endpoint.rpartition(":")[0] == place.data_endpoint
+    if not (place.local or is_aws) and refusal.action == "iot:Connect":
         return ElfError(
             "EndpointElsewhere",
             f"{thing.name} can't connect to {refusal.endpoint}: its certificate is valid, but the endpoint of {place} "
             f"is {place.data_endpoint}",
             "leave --mqtt-endpoint out",
         )
-    return refusal
+    known = refusal.thing, refusal.endpoint, refusal.action, refusal.subject, refusal.reason
+    is_final = refusal.action == "iot:Publish" and not is_aws
+    return Refusal(*known, allowed_by=", ".join(names), is_final=is_final)
 
 
 @functools.cache

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 from iot_elf import defaults
@@ -212,14 +212,28 @@ def load_sdk() -> Any:
     return MQTTLib.AWSIoTMQTTClient
 
 
+def unused_ids(in_use: Container[object]) -> Iterator[int]:
+    """Iterate without end over MQTT's message IDs, in order, but for those that are `in_use` when it is their turn."""
+    return (each for each in itertools.cycle(range(1, 65536)) if each not in in_use)
+
+
 def without_threads(client: Any) -> None:
-    """Make a client of the SDK 1.6 start no thread, and leave the window, repetition and writing to Connection."""
-    events, paho = client._mqtt_core._event_consumer, client._mqtt_core._internal_async_client._paho_client
+    """Make a client of the SDK 1.6 start no thread, and leave the window, repetition and writing to Connection.
+
+    It also gives no message ID again that it still has a callback for: an acknowledgement would count for another.
+    """
+    events, inner = client._mqtt_core._event_consumer, client._mqtt_core._internal_async_client
+    paho = inner._paho_client
+    paho._mid_generate = functools.partial(next, unused_ids(inner._event_callback_map))
     events.start = lambda: None
     events._stopper.set()  # or a failed connect would wait for it
     paho._thread = threading.current_thread()  # if this is set, publish() does not write
     paho._backoffCore = _Stub()
     paho._max_inflight_messages, paho._message_retry = 0, math.inf
+
+
+class PacketTooLong(Exception):  # noqa: N818 - what it is, not what it does
+    """The broker sends a packet that AWS IoT would not send."""
 
 
 class _BufferedTls:
@@ -238,8 +252,7 @@ class _BufferedTls:
 
     def read(self, size: int) -> bytes:
         if size > MAX_PACKET_BYTES:  # paho asks for all that is left of a packet
-            self.error = ConnectionAbortedError(f"the broker sent a packet of {size} bytes, and AWS IoT sends none")
-            raise self.error
+            raise PacketTooLong(f"a packet of {size:,} bytes came, and AWS IoT sends at most {MAX_PACKET_BYTES:,}")
         if self._at == len(self._ahead):
             try:
                 self._ahead, self._at = self._connection.read(16384), 0  # the maximum of a TLS record
@@ -276,7 +289,11 @@ class Connection:
         self._paho = client._mqtt_core._internal_async_client._paho_client
         self._paho._ssl = self._stream = _BufferedTls(self._paho._ssl)
         self._is_open, self._is_behind = True, False
-        self.on_writable: Callable[[], None] = lambda: None  # called when the socket, or the loop, can send again
+        self._is_dispatching = self._is_broken = self._is_cut = False  # broken: a step of the SDK's has failed
+        self._error: Exception | None = None  # that made it fail
+        self.on_writable: Callable[[], None] = lambda: (
+            None
+        )  # called when it can send again
         self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
         self._wanted = 0
         self.watch()
@@ -285,12 +302,12 @@ class Connection:
     @property
     def is_alive(self) -> bool:
         """Return whether the SDK has it open: what was read before the end is reported first, then the loss."""
-        return self._is_open and bool(self._paho._ssl)
+        return self._is_open and not self._is_broken and bool(self._paho._ssl)
 
     @property
     def is_full(self) -> bool:
-        """Return whether the socket can't send more for now."""
-        return bool(self._paho.want_write())
+        """Return whether the socket can't send more for now, or has ended before all was sent."""
+        return bool(self._paho.want_write()) if self._is_open else self._is_cut
 
     @property
     def _is_paused(self) -> bool:
@@ -326,6 +343,8 @@ class Connection:
                 selector.unregister(self._stream)
             elif wanted != was:
                 selector.modify(self._stream, wanted, self._serve)
+            if was & self._writing and not wanted & self._writing:
+                self.on_writable()
 
     def allow_pauses(self) -> None:
         """Stop reading whenever the loop pauses, from now on: what it waited for has come."""
@@ -342,20 +361,23 @@ class Connection:
             self.on_writable()
 
     def close(self) -> None:
-        """Send a DISCONNECT, if the socket can now, and release everything. Does not call on_lost()."""
+        """Send what is left and a DISCONNECT, if the socket can now, and release all. Does not call on_lost()."""
         if self._is_open:
             with contextlib.suppress(Exception):
-                self.client.disconnectAsync()
                 self._paho.loop_write()
+            is_cut = self.is_full
+            with contextlib.suppress(Exception):
+                if not is_cut:
+                    self.client.disconnectAsync()
+                    self._paho.loop_write()
             self._release()
+            self._is_cut = is_cut
 
     def _serve(self, events: int) -> None:
         if self._is_open and events & self._reading and not self._is_paused:
             self._try(self._read)
         if self._is_open and (events & self._writing or self.is_full):  # reading acknowledges what it reads
             self.write()
-            if self._is_open and events & self._writing and not self.is_full:
-                self.on_writable()
 
     def _read(self) -> int:
         """Read a limited amount, so that others have their turn soon; then come back for what was read ahead."""
@@ -384,20 +406,26 @@ class Connection:
         self._paho._last_msg_in, self._paho._ping_t = time.monotonic(), 0
 
     def _try(self, step: Callable[[], int]) -> None:
-        """Run a step of the SDK's, which may close the connection, fail, or raise any error for invalid data."""
-        error: Exception | None = None
+        """Run a step of the SDK's, which may close the connection, fail, or raise any error for invalid data.
+
+        Callbacks get what it found one after the other: what one of them writes is a step, whose results come later.
+        """
         try:
-            failed = step()
+            self._is_broken = bool(step()) or self._is_broken
         except Exception as rubbish:
-            failed, error = 1, rubbish
+            self._is_broken, self._error = True, rubbish
+        if self._is_dispatching:
+            return
+        self._is_dispatching = True
         while self._is_open and self._events:
             self._dispatch()  # to the callbacks, here, where no lock of the SDK's is held
-        if self._is_open and (failed or not self._paho._ssl):
+        self._is_dispatching = False
+        if self._is_open and not self.is_alive:
             self._release()
-            self._on_lost(error or self._stream.error or ConnectionResetError("given up"))
+            self._on_lost(self._error or self._stream.error or ConnectionResetError("given up"))
 
     def _release(self) -> None:
-        self._is_open = False
+        self._is_open, self._is_cut = False, self.is_full
         self._loop.pausing.discard(self)
         if self._wanted:
             self._loop.selector.unregister(self._stream)

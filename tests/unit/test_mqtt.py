@@ -324,6 +324,14 @@ def test_connects_wait_in_other_threads_a_limited_number_at_a_time(loop: EventLo
     assert len(threads) == at_once == 16
 
 
+def test_no_message_id_is_given_again_while_it_is_in_use() -> None:
+    in_use: set[int] = set()
+    ids = mqtt.unused_ids(in_use)
+    assert [next(ids) for _ in range(65535)] == [*range(1, 65536)]
+    in_use |= {1, 3}
+    assert [next(ids) for _ in range(3)] == [2, 4, 5]
+
+
 # TLS
 
 
@@ -396,9 +404,8 @@ def test_a_packet_that_aws_iot_never_sends_is_the_end() -> None:
     longest = 128 * 1024 + 2 + 256 + 2
     assert mqtt._BufferedTls(Tls(b"begin")).read(longest) == b"begin"
     stream = mqtt._BufferedTls(Tls(b"begin"))
-    with pytest.raises(OSError, match="135000 bytes"):
+    with pytest.raises(mqtt.PacketTooLong, match="135,000 bytes"):
         stream.read(135_000)
-    assert stream.error
 
 
 def test_a_tls_connection_is_closed_by_the_loop_alone() -> None:
