@@ -495,7 +495,8 @@ def send_messages(cli: Cli) -> int:
             elif message := next(lines).message:
                 runner.publish_on_schedule(message, began, cli.interval, spread, rounds)
             await_acknowledgements(runner)
-            runner.wait_for_broker(lambda: not record.unanswered, ANSWER_GRACE_S, defaults.MIN_INTERVAL_S)
+            ends_at = time.monotonic() + ANSWER_GRACE_S
+            runner.wait(lambda: not record.unanswered, ends_at, defaults.MIN_INTERVAL_S, reading=True)
         except Interrupted:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
@@ -644,12 +645,12 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
 def await_acknowledgements(runner: PublishRunner) -> None:
     """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
-    if not runner.wait_for_broker(lambda: not runner.backlog, 2.0, defaults.MIN_INTERVAL_S):
+    if not runner.wait(lambda: not runner.backlog, ended + 2.0, defaults.MIN_INTERVAL_S, reading=True):
         acknowledgements = text.plural(runner.backlog, "acknowledgement")
         left_s = ended + ACK_GRACE_S - time.monotonic()
         log.info("[send_messages] waiting for %s, up to %.0f s", acknowledgements, left_s)
-    while (left_s := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S) - time.monotonic()) > 0:
-        if runner.wait_for_broker(lambda: not runner.backlog, left_s, defaults.MIN_INTERVAL_S):
+    while (deadline := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S)) > time.monotonic():
+        if runner.wait(lambda: not runner.backlog, deadline, defaults.MIN_INTERVAL_S, reading=True):
             return
 
 
@@ -679,7 +680,7 @@ def subscribe(cli: Cli) -> int:
             log.info("[subscribe] all things receive every message; --things 1 shows each once")
         record.ends_at = time.monotonic() + duration_s
         runner.wait(lambda: runner.has_enough, record.ends_at)
-        runner.wait_for_broker(lambda: not record.sequence.counts["missing"], LATE_ARRIVALS_S)
+        runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + LATE_ARRIVALS_S, reading=True)
         offline = [device.thing for device in runner.devices.values() if device.is_offline]
         is_unread = runner.loop.is_paused and not runner.has_enough
     received = record.totals["received"]
@@ -1392,10 +1393,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report_end(cli: Cli, status: int) -> int:
-    """Write the summary and all pending output; where one stream is full or gone, the other says so.
-
-    Returns the exit status, which is not 0 if that failed.
-    """
+    """Write all pending output and the summary, or in one stream why the other fails; return the exit status."""
     writer, is_json, is_told = cli.output_writer, cli.event_writer.is_on, cli.event_writer.has_failed
     is_written = writer.flush()
     if failure := writer.failure_of(sys.stderr):

@@ -144,24 +144,24 @@ class Runner(DeviceListener):
         record.began_at = time.monotonic()
         self.loop.call_soon_threadsafe(self._take_snapshots)
 
-    def wait(self, is_over: Callable[[], object], deadline: float = math.inf, look_s: float = math.inf) -> bool:
+    def wait(
+        self,
+        is_over: Callable[[], object],
+        deadline: float = math.inf,
+        look_s: float = math.inf,
+        *,
+        reading: bool = False,
+    ) -> bool:
         """Wait until something `is_over`, or all things failed; look at each StateChanged, and every `look_s`.
 
-        Returns whether that was before the deadline, a time.monotonic().
+        Returns whether that was before the deadline, a time.monotonic(); with `reading`, pauses of the loop put it off.
         """
+        before_s = self.loop.paused_s
         while not (is_over() or self.has_failed):
-            now = time.monotonic()
-            if now >= deadline:
+            now, end = time.monotonic(), deadline + (self.loop.paused_s - before_s if reading else 0.0)
+            if now >= end:
                 return False
-            self._on_event(self._events.get(min(deadline, now + look_s)))
-        return True
-
-    def wait_for_broker(self, is_over: Callable[[], object], patience_s: float, look_s: float = math.inf) -> bool:
-        """Do the same for up to `patience_s`, in which the time does not count when the loop reads nothing."""
-        deadline = time.monotonic() + patience_s - self.loop.paused_s
-        while not self.wait(is_over, deadline + self.loop.paused_s, look_s):
-            if time.monotonic() >= deadline + self.loop.paused_s:
-                return False
+            self._on_event(self._events.get(min(end, now + look_s)))
         return True
 
     def _on_event(self, event: Any) -> None:
@@ -208,8 +208,8 @@ class Runner(DeviceListener):
         if record.ended_at:
             return
         record.ended_at = time.monotonic()
-        if is_hurried := self._events.signum is not None:
-            self.loop.call_soon_threadsafe(self.loop.resume)  # nothing waits for a reader any more
+        is_hurried = self._events.signum is not None
+        self.loop.call_soon_threadsafe(self.loop.resume)  # nothing waits for a reader any more
         self.loop.call_soon_threadsafe(self._stop, record.ended_at + (defaults.STOP_S / 2 if is_hurried else 0.0))
         self.loop.join(defaults.STOP_S if is_hurried else 2 * defaults.CONNECT_TIMEOUT_S)
         self._diagnosing.shutdown(wait=False, cancel_futures=True)

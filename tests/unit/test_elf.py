@@ -98,9 +98,8 @@ class Backlog:
     def backlog(self) -> int:
         return len(self._arrivals)
 
-    def wait_for_broker(self, is_over: Callable[[], object], patience_s: float, look_s: float) -> bool:
-        assert look_s == defaults.MIN_INTERVAL_S
-        deadline = self._clock.now + patience_s
+    def wait(self, is_over: Callable[[], object], deadline: float, look_s: float, *, reading: bool) -> bool:
+        assert (look_s, reading) == (defaults.MIN_INTERVAL_S, True)
         while self._arrivals and self._ended + self._arrivals[0] < deadline:
             self._clock.now = self.record.acknowledged_at = self._ended + self._arrivals.pop(0)
             if is_over():

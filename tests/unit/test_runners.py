@@ -748,9 +748,9 @@ def test_while_the_loop_reads_nothing_the_wait_for_a_broker_does_not_count(bench
 
     its.loop.call_at(began + 2.0, pause)
     its.loop.call_at(began + 12.0, pause)
-    assert not its.runner.wait_for_broker(lambda: False, 10.0)
+    assert not its.runner.wait(lambda: False, began + 10.0, reading=True)
     assert its.clock.now - began == 18.0
-    assert its.runner.wait_for_broker(lambda: True, 0.0)
+    assert its.runner.wait(lambda: True, 0.0, reading=True)
 
 
 @pytest.mark.parametrize(("paused_s_ago", "advice"), [(0.0, "the reader of the output"), (60.0, "check the network")])
