@@ -291,9 +291,7 @@ class Connection:
         self._is_open, self._is_behind = True, False
         self._is_dispatching = self._is_broken = self._is_cut = False  # broken: a step of the SDK's has failed
         self._error: Exception | None = None  # that made it fail
-        self.on_writable: Callable[[], None] = lambda: (
-            None
-        )  # called when it can send again
+        self.on_writable: Callable[[], None] = lambda: None  # called when it can send again
         self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
         self._wanted = 0
         self.watch()

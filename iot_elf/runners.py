@@ -145,7 +145,9 @@ class Runner(DeviceListener):
         record.began_at = time.monotonic()
         self.loop.call_soon_threadsafe(self._take_snapshots)
 
-    def wait(self, is_over: Question, deadline: float = math.inf, look_s: float = math.inf, reading: bool = False) -> bool:
+    def wait(
+        self, is_over: Question, deadline: float = math.inf, look_s: float = math.inf, reading: bool = False
+    ) -> bool:
         """Wait until something `is_over`, or all things failed; look at each StateChanged, and every `look_s`.
 
         Returns whether that was before the deadline, a time.monotonic(); with `reading`, pauses of the loop put it off.
