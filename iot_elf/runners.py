@@ -21,7 +21,7 @@ from iot_elf.text import detail_log, log
 
 LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
 LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
-Question = Callable[[], object]
+Check = Callable[[], object]
 SNAPSHOT_S = 1.0  # between two entries of the record
 AFTER_PAUSE_S = 10.0  # so long, what is lost may be due to the reader for whom ELF paused
 FASTER_READER = (
@@ -145,9 +145,7 @@ class Runner(DeviceListener):
         record.began_at = time.monotonic()
         self.loop.call_soon_threadsafe(self._take_snapshots)
 
-    def wait(
-        self, is_over: Question, deadline: float = math.inf, look_s: float = math.inf, reading: bool = False
-    ) -> bool:
+    def wait(self, is_over: Check, deadline: float = math.inf, look_s: float = math.inf, reading: bool = False) -> bool:
         """Wait until something `is_over`, or all things failed; look at each StateChanged, and every `look_s`.
 
         Returns whether that was before the deadline, a time.monotonic(); with `reading`, pauses of the loop put it off.
