@@ -238,7 +238,7 @@ class Runner(DeviceListener):
             self.loop.call_at(time.monotonic() + defaults.MIN_INTERVAL_S, self._stop, deadline)
             return
         for device in self.devices.values():
-            device.end(device.refusals.last)
+            device.end(device.unresolved)
         self.loop.close()
 
     def on_connected(self, device: Device) -> None:
