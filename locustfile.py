@@ -587,7 +587,7 @@ class Thing(User, DeviceListener):
         if device.backlog and time.monotonic() < deadline:
             self.worker.loop.call_at(time.monotonic() + defaults.MIN_INTERVAL_S, self.settle, device, deadline)
         else:
-            device.end(device.refusals.last)
+            device.end(device.unresolved)
             self.is_settled.set()
 
     def on_stop(self) -> None:

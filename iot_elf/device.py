@@ -476,6 +476,13 @@ class Device:
     def is_offline(self) -> bool:
         return self.was_connected and self.state == CONNECTING
 
+    @property
+    def unresolved(self) -> Refusal | None:
+        """The last refusal, unless it was of a connect for which nothing is left to do."""
+        refusal = self.refusals.last
+        is_done = self.topic and self.was_connected and not self.backlog
+        return None if refusal and refusal.action == "iot:Connect" and is_done else refusal
+
     def connect(self, after_s: float = 0.0) -> None:
         """Connect and subscribe after `after_s`, when it is its turn; the listener gets the event."""
         self.state, self._attempt = CONNECTING, ConnectAttempt(self, self._loop)

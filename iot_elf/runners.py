@@ -122,7 +122,6 @@ class Runner(DeviceListener):
         self._under_diagnosis: set[str] = set()  # things that AWS is being asked about
         self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
         self._losses = LostConnections()
-        self._is_publishing = False
 
     # The main thread
 
@@ -175,24 +174,6 @@ class Runner(DeviceListener):
         """Return whether all things have failed."""
         return self.record.failed >= self.devices.keys()
 
-    def publish_on_schedule(
-        self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
-    ) -> None:
-        """Make each thing publish a message `rounds` times (None: without end), once per interval from `due` on; wait.
-
-        The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
-        first, whatever happened to those before.
-        """
-        devices = list(self.devices.values())
-        turns = (
-            (due + (number + spread * place / len(devices)) * interval_s, device)
-            for number in itertools.islice(itertools.count(), rounds)
-            for place, device in enumerate(devices)
-        )
-        self._is_publishing = True
-        self.loop.call_soon_threadsafe(self._publish_due, message, turns, next(turns))
-        self.wait(lambda: not self._is_publishing)
-
     def await_diagnoses(self) -> None:
         self.wait(lambda: not self._under_diagnosis, time.monotonic() + 2 * defaults.CALL_TIMEOUT_S)
 
@@ -232,30 +213,12 @@ class Runner(DeviceListener):
         self.record.take_snapshot()
         self.loop.call_at(time.monotonic() + SNAPSHOT_S, self._take_snapshots)
 
-    def _publish_due(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
-        for _ in range(defaults.MAX_PER_TURN):  # then read what has arrived
-            due, device = turn
-            if self.record.ended_at:
-                return
-            if due > time.monotonic():
-                break
-            if device.was_connected:
-                device.publish(message, due)
-            else:
-                self.on_not_sent(device, 1)
-            if not (following := next(turns, None)):
-                self._is_publishing = False
-                self._events.put(StateChanged())
-                return
-            turn = following
-        self.loop.call_at(turn[0], self._publish_due, message, turns, turn)
-
     def _stop(self, deadline: float) -> None:
         if time.monotonic() < deadline and any(device.outbox.in_flight for device in self.devices.values()):
             self.loop.call_at(time.monotonic() + defaults.MIN_INTERVAL_S, self._stop, deadline)
             return
         for device in self.devices.values():
-            device.end(device.refusals.last)
+            device.end(device.unresolved)
         self.loop.close()
 
     def on_connected(self, device: Device) -> None:
@@ -318,9 +281,45 @@ class PublishRunner(Runner):
         super().__init__(events, **options)
         self.record.qos = qos
         self._interval_s = interval_s
-        self._is_lagging = False
+        self._is_lagging = self._is_publishing = False
         self._requests: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         # By thing: the clientTokens of what shadows have not answered.
+
+    def publish_on_schedule(
+        self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
+    ) -> None:
+        """Make each thing publish a message `rounds` times (None: without end), once per interval from `due` on; wait.
+
+        The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
+        first, whatever happened to those before.
+        """
+        devices = list(self.devices.values())
+        turns = (
+            (due + (number + spread * place / len(devices)) * interval_s, device)
+            for number in itertools.islice(itertools.count(), rounds)
+            for place, device in enumerate(devices)
+        )
+        self._is_publishing = True
+        self.loop.call_soon_threadsafe(self._publish_due, message, turns, next(turns))
+        self.wait(lambda: not self._is_publishing)
+
+    def _publish_due(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
+        for _ in range(defaults.MAX_PER_TURN):  # then read what has arrived
+            due, device = turn
+            if self.record.ended_at:
+                return
+            if due > time.monotonic():
+                break
+            if device.was_connected:
+                device.publish(message, due)
+            else:
+                self.on_not_sent(device, 1)
+            if not (following := next(turns, None)):
+                self._is_publishing = False
+                self._events.put(StateChanged())
+                return
+            turn = following
+        self.loop.call_at(turn[0], self._publish_due, message, turns, turn)
 
     def stop(self) -> None:
         super().stop()

@@ -916,6 +916,26 @@ def test_refusals_of_what_was_just_made_do_not_count(bench: Callable[..., Bench]
     assert its.listener.seen() == ["refused iot:Connect thing_0-*"]
 
 
+def test_a_refusal_while_a_thing_reconnects_is_no_failure_if_nothing_is_left_to_do(bench: Callable[..., Bench]) -> None:
+    its = bench()
+    its.device.connect()
+    its.open()
+    its.on_connack(None, 3)
+    assert its.device.unresolved  # it has never been there
+    its.online()
+    its.publish("a")
+    its.pass_time(REJECTED_WITHIN_S + 0.1)
+    its.connection.lose()
+    its.open()
+    its.on_connack(None, 3)
+    assert its.device.unresolved  # it has a message left
+    its.online().acknowledge(0)
+    its.connection.lose()
+    its.open()
+    its.on_connack(None, 3)
+    assert its.device.refusals.last and not its.device.unresolved
+
+
 # What it receives
 
 

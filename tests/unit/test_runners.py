@@ -41,7 +41,7 @@ class FakeDevice:
         self.published: list[tuple[float, float]] = []  # due, and when it was asked
         self.backlog = 0
         self.explained: list[Refusal] = []
-        self.refusals = SimpleNamespace(last=None, explain=self.explained.append)
+        self.refusals, self.unresolved = SimpleNamespace(explain=self.explained.append), None
         self.ended: list[Any] = []
 
     def publish(self, message: Any, due: float) -> None:
@@ -446,7 +446,7 @@ def test_what_was_not_acknowledged_is_listed_by_thing_and_in_order(bench: Callab
 
 def test_a_thing_that_is_refused_at_the_end_has_failed_for_that(bench: Callable[..., Bench]) -> None:
     its = bench(things=1)
-    its.devices[0].refusals.last = refusal = Refusal("thing_0", "broker", "iot:Publish", "elf/thing_0")
+    its.devices[0].unresolved = refusal = Refusal("thing_0", "broker", "iot:Publish", "elf/thing_0")
     its.runner.stop()
     assert its.devices[0].ended == [refusal]
 
