@@ -28,7 +28,8 @@ SEAMS = {
     "client._mqtt_core._event_consumer": "start _stopper _dispatch_one",
     "client._mqtt_core._internal_async_client": "_paho_client",
     "paho client": (
-        "_thread _backoffCore _max_inflight_messages _message_retry _ssl want_write loop_write loop_read loop_misc"
+        "_thread _backoffCore _max_inflight_messages _message_retry _ssl _last_msg_in _ping_t "
+        "want_write loop_write loop_read loop_misc"
     ),
 }
 ALIASES = ("events", "_paho")  # of two of these parts
