@@ -24,6 +24,7 @@ class ChaosBroker(Broker):
     """Each `restart_s` on average it restarts; each connection, and each message, has a fate of its own.
 
     `heard` has how often each message came, by thing and number (those of `send --sequence`), `done` what befell them.
+    It refuses no thing that it does not know yet: `send` would begin without it, and not send what it missed.
     """
 
     def __init__(self, directory: Path, seed: int, restart_s: float, down_s: float) -> None:
@@ -34,6 +35,7 @@ class ChaosBroker(Broker):
         self._restart_s, self._down_s = restart_s, down_s
         self._is_down = False
         self._connections: set[socket.socket] = set()
+        self._known: set[str] = set()
         self._is_over = threading.Event()
         super().__init__(directory)
         threading.Thread(target=self._restart, daemon=True).start()
@@ -73,10 +75,11 @@ class ChaosBroker(Broker):
             peer = Peer(client, lambda: None)
             try:
                 for connect in peer:
-                    if fate == "refused":
+                    if fate == "refused" and peer.thing in self._known:
                         peer.send(packet(CONNACK, b"\0\3"))
-                    elif not fate:
+                    elif not fate or peer.thing not in self._known:
                         peer.send(answer_to(connect))
+                        self._known.add(peer.thing)
                         self._attend(peer)
                     return
             finally:
