@@ -20,6 +20,11 @@ line. What it is built on is in iot_elf/, where no module knows a command: iot_e
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which shows no traceback, until main() has a handler
+
 import sys
 from pathlib import Path
 
@@ -37,7 +42,6 @@ import logging
 import math
 import os
 import re
-import signal
 import stat
 import threading
 import time
@@ -57,6 +61,7 @@ try:
         messages,
         network,
         ownership,
+        runners,
         sign_in,
         state,
         text,
@@ -474,6 +479,7 @@ def send_messages(cli: Cli) -> int:
     answers = {thing: messages.answer_topics(topic, thing) for thing, (topic,) in topics.items()}
     runner = PublishRunner(cli.events, qos=cli.qos, interval_s=cli.interval, **runner_callbacks(cli, things))
     record, refused = runner.record, 0
+    record.rounds = None if of_lines else rounds
     with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, answers):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
         what = f"each line of {source}" if of_lines else text.plural(rounds, "message") if rounds else "messages"
@@ -484,14 +490,14 @@ def send_messages(cli: Cli) -> int:
         began = time.monotonic()
         lasts_s = cli.duration or math.inf if of_lines else rounds * cli.interval if rounds else math.inf
         record.ends_at = began + lasts_s
-        record.rounds = None if of_lines else rounds
         try:
             if of_lines:
                 record.rounds, refused = publish_lines(cli, runner, lines)
             elif message := next(lines).message:
                 runner.publish_on_schedule(message, began, cli.interval, spread, rounds)
             await_acknowledgements(runner)
-            runner.wait(lambda: not record.unanswered, time.monotonic() + ANSWER_GRACE_S, defaults.MIN_INTERVAL_S)
+            ends_at = time.monotonic() + ANSWER_GRACE_S
+            runner.wait(lambda: not record.unanswered, ends_at, defaults.MIN_INTERVAL_S, reading=True)
         except Interrupted:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
@@ -645,12 +651,12 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
 def await_acknowledgements(runner: PublishRunner) -> None:
     """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
-    if not runner.wait(lambda: not runner.backlog, ended + 2.0, defaults.MIN_INTERVAL_S):
+    if not runner.wait(lambda: not runner.backlog, ended + 2.0, defaults.MIN_INTERVAL_S, reading=True):
         acknowledgements = text.plural(runner.backlog, "acknowledgement")
         left_s = ended + ACK_GRACE_S - time.monotonic()
         log.info("[send_messages] waiting for %s, up to %.0f s", acknowledgements, left_s)
     while (deadline := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S)) > time.monotonic():
-        if runner.wait(lambda: not runner.backlog, deadline, defaults.MIN_INTERVAL_S):
+        if runner.wait(lambda: not runner.backlog, deadline, defaults.MIN_INTERVAL_S, reading=True):
             return
 
 
@@ -680,9 +686,12 @@ def subscribe(cli: Cli) -> int:
             log.info("[subscribe] all things receive every message; --things 1 shows each once")
         record.ends_at = time.monotonic() + duration_s
         runner.wait(lambda: runner.has_enough, record.ends_at)
-        runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + LATE_ARRIVALS_S)
+        runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + LATE_ARRIVALS_S, reading=True)
         offline = [device.thing for device in runner.devices.values() if device.is_offline]
+        is_unread = runner.loop.is_paused and not runner.has_enough
     received = record.totals["received"]
+    if is_unread:
+        raise ElfError("OutputUnread", "ELF ended without having received all messages", runners.FASTER_READER)
     if missing := record.sequence.counts["missing"]:
         remedy = "see above which senders, and whether a thing was offline; use --qos 1 in send and subscribe"
         raise ElfError("MessagesMissing", f"{text.plural(missing, 'message')} did not arrive", remedy)
@@ -787,10 +796,10 @@ def list_things(cli: Cli) -> int:
     cli.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
     if not cli.event_writer.is_on:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = [text.redacted("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
         lines = [line[: console.terminal_width(sys.stdout)] for line in lines] if sys.stdout.isatty() else lines
         suffix = "" if runs is None or not place.local else ", running" if runs else ", not running"
-        lines.append(f"{text.plural(len(fleet.things), 'thing')} in {place}{suffix}")
+        lines.append(text.redacted(f"{text.plural(len(fleet.things), 'thing')} in {place}{suffix}"))
         table = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
         encoding = sys.stdout.encoding
         cli.output_writer.write(sys.stdout, table.encode(encoding, "backslashreplace").decode(encoding) + "\n")
@@ -868,10 +877,8 @@ def open_control_plane(cli: Cli) -> tuple[Any, Place]:
     """Connect to the control plane of the fleet, once, whichever thread is the first to call this."""
     with cli.connecting:
         if not cli.control_plane:
-            proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
-            url = cli.proxy or network.proxy_in_environment()[1]
-            if re.match(f"{defaults.NO_PROXY}$|socks5h?://", url):  # botocore knows no SOCKS
-                proxies = {}
+            url = cli.place.endpoint_url or cli.endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
+            proxies = {} if cli.place.local else network.botocore_proxies(cli.proxy, url)
             ask = functools.partial(console.ask_for_code, cli.events)
             given = Place(profile=cli.profile, endpoint_url=cli.endpoint_url)
             cli.control_plane = aws.connect_control_plane(
@@ -960,20 +967,19 @@ def connected_devices(
         cli.summary.update(things=len(record.connected), failed=sorted(record.failed, key=text.by_number))
 
     def live_line() -> str:
-        runner.observe()
-        return report.live_line()
+        return report.live_line() if runner.observe().began_at else report.connecting_line()
 
     def report_results() -> None:
-        report.log_report()
+        if record.began_at:
+            report.log_report()
         cli.summary.update(report.summary())
 
     with contextlib.ExitStack() as ends:  # the last callback runs first
         ends.callback(report_failures)
-        ends.callback(runner.stop)
-        runner.connect_all()
         ends.callback(report_results)
         ends.callback(runner.stop)
         with console.live_line(cli.events, cli.output_writer, live_line):
+            runner.connect_all()
             yield
             runner.await_diagnoses()
 
@@ -990,6 +996,7 @@ def make_devices(
     prepared, endpoint, patience_s = prepare_devices(cli, things)
     subscriptions = max([1, *map(len, filters.values())])
     runner.loop = EventLoop(cli.events.put, min(defaults.CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
+    cli.output_writer.pause_instead(runner.loop)
     for thing in prepared:
         runner.devices[thing.name] = Device(
             thing.name,
@@ -1424,16 +1431,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
         if not cli.command:
-            sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
+            parser.print_start_of_help()
             parser.exit(2, f"all options: {text.typed_as['elf.py']} --help\n{next_step(cli.misc_dir)}\n")
     except SystemExit as usage:  # argparse has printed the message
-        try:
-            if sys.stdout:
-                sys.stdout.flush()
-        except OSError as error:
-            errors.log_failure(error)
-            return 1
         return int(usage.code or 0)
+    except OSError as error:  # it could not
+        return console.status_of_write(error)
     except UsageError as usage:
         is_json = sys.stdout and "=--output=json=" in f"={'='.join(parser.typed)}="
         cli.event_writer = EventWriter("json" if is_json else None, cli.output_writer)
@@ -1450,18 +1453,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report_end(cli: Cli, status: int) -> int:
-    """Write the summary and all pending output, and return the exit status: not 0 if that failed."""
-    writer = cli.output_writer
-    try:
-        cli.event_writer.put("summary", command=cli.command, exitStatus=status, **cli.summary)
-    except OSError as error:
-        errors.log_failure(error)
-        status = status or 1
+    """Write all pending output and the summary, or in one stream why the other fails; return the exit status."""
+    writer, is_json, is_told = cli.output_writer, cli.event_writer.is_on, cli.event_writer.has_failed
     is_written = writer.flush()
-    if writer.failure and not status:
-        errors.log_failure(writer.failure)
+    if failure := writer.failure_of(sys.stderr):
+        status = status or console.status_of(failure)
+        cli.summary.setdefault("error", failure.facts)
+        if sys.stdout and not is_json and getattr(cli, "run", None) in (create_things, send_messages, clean_up):
+            writer.write(sys.stdout, f"{text.redacted(failure.cause)}\n")
+    with contextlib.suppress(OSError):  # of standard output
+        cli.event_writer.put("summary", command=cli.command, exitStatus=status, **cli.summary)
+    is_written &= writer.flush()
+    if failure := writer.failure_of(sys.stdout):
+        status = status or console.status_of(failure)
+        if failure.name != "OutputClosed" and not is_told:
+            errors.log_failure(failure)
+        elif is_json and not is_told:
+            report_log.info("%s", failure.cause)
         writer.flush()
-        status = 1
     return status or (0 if is_written else 128 + (cli.events.signum or 0))
 
 

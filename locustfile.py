@@ -497,7 +497,7 @@ class Desk(Run):
         self.settled.add(refusal.thing)
         with self.asking:
             verdict = elf.find_cause(self.cli, refusal.thing, refusal)
-        if verdict is not refusal:
+        if not isinstance(verdict, Refusal):
             known = explained(verdict)
             words = known.name, known.cause, known.remedy
             self.runner.send_message("elf-verdict", (user, *words), client_id=msg.node_id)
@@ -638,11 +638,9 @@ class Thing(User, DeviceListener):
         self.worker.runner.send_message("elf-settled", (device.thing, True))
         self.is_ready.set()
 
-    def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
-        error = ElfError(
-            "ConnectionLost", f"{device.thing} lost its connection to {self.endpoint}", "check the network"
-        )
-        self.worker.count("DISCONNECT", self.endpoint, None, error=error)
+    def on_connection_interrupted(self, device: Device, error: Exception, rejected: bool) -> None:
+        loss = ElfError("ConnectionLost", f"{device.thing} lost its connection to {self.endpoint}", "check the network")
+        self.worker.count("DISCONNECT", self.endpoint, None, error=loss)
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
         self.worker.count_connect("RECONNECT", self.endpoint, after_s)
@@ -657,10 +655,14 @@ class Thing(User, DeviceListener):
         else:
             self.fail("CONNECT", self.endpoint, failure)
 
-    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
         self.sizes[number] = len(payload)
         if not self.cli.qos:
-            self.count_published(number, None, lost)
+            self.count_published(number, None)
+
+    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+        self.sizes[number] = len(payload)
+        self.count_published(number, None, lost=True)
 
     def on_puback(self, device: Device, number: int, after_s: float) -> None:
         self.count_published(number, after_s)
@@ -696,7 +698,7 @@ class Thing(User, DeviceListener):
         if device.backlog and time.monotonic() < deadline:
             self.worker.loop.call_at(time.monotonic() + defaults.MIN_INTERVAL_S, self.settle, device, deadline)
         else:
-            device.end(device.refusals.last)
+            device.end(device.unresolved)
             self.is_settled.set()
 
     def on_stop(self) -> None:

@@ -102,9 +102,9 @@ def place_part(text: str, key: str) -> str:
 def proxy_url(text: str) -> str:
     try:
         if text != defaults.NO_PROXY:
-            Proxy.from_url(text)
+            Proxy.from_url(text, "it")
     except ElfError as error:
-        raise argparse.ArgumentTypeError(f"not a valid proxy URL: {error.remedy}") from None
+        raise argparse.ArgumentTypeError(f"{error.cause}: {error.remedy}") from None
     return text
 
 
@@ -155,6 +155,16 @@ class Parser(argparse.ArgumentParser):
             words = "".join(word for word in unknown if word.startswith("-"))
             self.error(f"unrecognized arguments: {' '.join(unknown)}{'' if words else quoted}")
         return cli, unknown
+
+    def print_start_of_help(self) -> None:
+        """Print the help without the options, which would scroll the rest away. Raises OSError."""
+        self._print_message(self.format_help().partition("options of")[0])
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help, the version, or the end of usage. Raises OSError, which argparse would not."""
+        if stream := file or sys.stdout or sys.stderr:
+            stream.write(message)
+            stream.flush()
 
     def error(self, message: str) -> NoReturn:
         import difflib

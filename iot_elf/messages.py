@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 from iot_elf import defaults
 from iot_elf.errors import ElfError, UsageError
 from iot_elf.events import EventQueue
-from iot_elf.text import log, plural
+from iot_elf.text import log, plural, redacted
 
 ADDED_MEMBERS = frozenset(("ts", "thing", "seq", "run"))  # members that ELF adds; all but the first with --sequence
 JSONL_SUFFIX = ".jsonl"  # the suffix of a file with one message per line
@@ -290,7 +290,7 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
             )
         for topic in each_of_thing:
             if problem := topic_problem(topic, wildcards):
-                raise UsageError("BadTopic", f"{problem}: {topic[:300]!r}", "choose another with --topic")
+                raise UsageError("BadTopic", f"{problem}: {redacted(topic)[:300]!r}", "choose another with --topic")
     of_one = "/".join(next(iter(topics.values()), ()))
     if kept := dict.fromkeys(re.findall(r"\{[^{}/]*\}", of_one)):
         _warn_of_names(", ".join(kept))

@@ -150,8 +150,10 @@ class RunRecord:
         self.failures = FailureReport()
         # The things by name, and how many there are.
         self.connected: set[str] = set()
+        self.delayed: dict[str, str] = {}  # those whose first connect is tried again, and why
         self.failed: set[str] = set()
         self.things = 0
+        self.paused_s = 0.0  # in which nothing was sent or received, for the reader of the output
         self.offline_s: dict[str, float] = {}  # those that lost their connection, in the end
         # A time.monotonic() each; 0.0: not yet.
         self.began_at = self.ended_at = 0.0  # when all were connected, and when they were stopped
@@ -186,7 +188,7 @@ class RunRecord:
 
     @property
     def lost(self) -> int:
-        """How many messages were not acknowledged, or lost while offline."""
+        """How many messages were sent and not acknowledged, or at QoS 0 not sent, for want of a connection."""
         return self.totals["dropped"] + len(self.unacknowledged)
 
     @property

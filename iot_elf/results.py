@@ -16,6 +16,7 @@ from iot_elf.metrics import RunRecord, format_counts
 from iot_elf.runners import MessageObserver
 from iot_elf.text import decoded, detail_log, log, plural, report_log
 
+SHORT_PAUSE_S = 1.0  # in all; it does no harm
 STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
 
 
@@ -26,11 +27,17 @@ class MessageWriter(MessageObserver):
         self._output, self._qos = output, qos
         self._is_needed = shows_details() or output.is_on  # else nothing need be formatted
 
-    def on_publish(self, device: Device, number: int, payload: bytes, lost: bool) -> None:
+    def on_publish(self, device: Device, number: int, payload: bytes) -> None:
         if self._is_needed:
-            fields = message_fields(device.thing, device.topic, payload)
             detail_log.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
-            self._output.put("sent", number=number, **fields, qos=self._qos, lost=lost)
+            self._put("sent", device, number, payload)
+
+    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+        self._put("lost", device, number, payload)
+
+    def _put(self, event: str, device: Device, number: int, payload: bytes) -> None:
+        if self._output.is_on:
+            self._output.put(event, number=number, **message_fields(device.thing, device.topic, payload), qos=self._qos)
 
     def on_puback(self, device: Device, number: int, after_s: float) -> None:
         if self._output.is_on:
@@ -70,6 +77,13 @@ class RunReport:
     def live_line(self) -> str:
         raise NotImplementedError
 
+    def connecting_line(self) -> str:
+        """Return the live line until the run begins."""
+        record, delayed = self.record, self.record.delayed.copy()
+        waits = f" | {next(iter(delayed))}: {next(iter(delayed.values()))}, trying again" if delayed else ""
+        more = f" (and {len(delayed) - 1} more)" if len(delayed) > 1 else ""
+        return f"connecting: {record.online}/{record.things} up{waits}{more}"
+
     def log_report(self) -> None:
         """Log the report."""
         raise NotImplementedError
@@ -79,6 +93,9 @@ class RunReport:
         raise NotImplementedError
 
     def log_outages(self, effect: str) -> None:
+        if (paused_s := self.record.paused_s) >= SHORT_PAUSE_S:
+            line = "%s the reader of the output was too slow: ELF received and sent nothing for %.1f s"
+            log.warning(line, self._label, paused_s)
         if offline_s := self.record.offline_s:
             longest = max(offline_s, key=offline_s.__getitem__)
             which = f"{plural(len(offline_s), 'thing')}, longest {longest} ({offline_s[longest]:.1f} s)"

@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 from support.aws import Account, AwsService
 from support.failures import Explained
+from support.networks import Impostor
 from support.program import Limits, copy_program
 from support.shell import Elf, InProcess, Pair
 
@@ -45,6 +46,17 @@ def test_amazons_roots_come_from_botocore_and_nobody_else_is_believed(
 def test_a_root_certificate_that_did_not_sign_the_broker_is_refused(main_of_pair: InProcess, pair: Pair) -> None:
     result = main_of_pair("subscribe", *pair.to_broker[:2], "--root-cert", BUNDLE, *ONCE, status=1)
     assert {failure.name for failure in result.failures} == {"NotTrusted", "NoneConnected"}
+
+
+@pytest.mark.parametrize(("begins_in_h", "reason"), [(-3, "certificate has expired"), (1, "is not yet valid")])
+def test_a_certificate_that_is_out_of_date_names_the_clock_and_whose_it_is(
+    main_of_pair: InProcess, tmp_path: Path, explained: Explained, begins_in_h: int, reason: str
+) -> None:
+    with contextlib.closing(Impostor(tmp_path, begins_in_h=begins_in_h)) as impostor:
+        to_it = ("--mqtt-endpoint", f"localhost:{impostor.port}", "--root-cert", impostor.root_cert)
+        result = main_of_pair("send", "--things", 1, *to_it, *ONCE, status=1)
+    facts = reason, "it is impostor's, signed by impostor", "this machine's clock, which says 20"
+    explained(result, "NotTrusted", *facts)
 
 
 @pytest.mark.parametrize("content", [None, "", "not a certificate"])

@@ -104,6 +104,18 @@ def test_the_live_line_of_send_has_its_pace_or_how_long_it_has_waited(
     assert PublishReport(record, "").live_line() == f"{line} | 2/3 up | 12 s"
 
 
+@pytest.mark.parametrize(
+    ("delayed", "line"),
+    [
+        ({}, "connecting: 2/3 up"),
+        ({"thing_2": "it does not answer"}, "connecting: 2/3 up | thing_2: it does not answer, trying again"),
+        (dict.fromkeys("abc", "it resets"), "connecting: 2/3 up | a: it resets, trying again (and 2 more)"),
+    ],
+)
+def test_the_live_line_says_what_is_not_connected_yet(run: Make, delayed: dict[str, str], line: str) -> None:
+    assert RunReport(run(delayed=delayed), "").connecting_line() == line
+
+
 def test_the_live_line_of_subscribe_has_the_latency_and_what_is_missing_once_that_is_known(run: Make) -> None:
     record = run({"received": 3})
     assert SubscribeReport(record, "").live_line() == "received 3 | 0.0/s | 2/3 up | 12 s"
@@ -277,7 +289,8 @@ def show(is_on: bool, clock: Clock) -> tuple[list[str], Output]:
     output = Output(is_on)
     with logged() as lines:
         writer = MessageWriter(output, 1)  # type: ignore[arg-type]
-        writer.on_publish(THING, 3, b"a", lost=False)
+        writer.on_publish(THING, 3, b"a")
+        writer.on_dropped(THING, 4, b"b")
         writer.on_puback(THING, 3, 0.02345)
         writer.on_message(THING, SimpleNamespace(topic="b", qos=0, retain=1), b"c")
         writer.on_rejected(THING, {"code": 400, "message": "no"})
@@ -292,9 +305,9 @@ def test_each_message_is_a_line_and_an_event(clock: Clock) -> None:
         "WARNING AWS rejected a message of thing_0 on elf/thing_0: 400 no",
     ]
     usual = {"thingName": "thing_0", "time": 1000.0}
-    sent = {"event": "sent", "number": 3, "topic": "elf/thing_0", "payload": "a", "qos": 1, "lost": False}
     assert output.events == [
-        {**usual, **sent},
+        {**usual, "event": "sent", "number": 3, "topic": "elf/thing_0", "payload": "a", "qos": 1},
+        {**usual, "event": "lost", "number": 4, "topic": "elf/thing_0", "payload": "b", "qos": 1},
         {"event": "acknowledged", "thingName": "thing_0", "number": 3, "latencyMs": 23.4},
         {**usual, "event": "received", "topic": "b", "payload": "c", "qos": 0, "retain": True},
         {"event": "rejected", "thingName": "thing_0", "topic": "elf/thing_0", "code": 400, "message": "no"},
