@@ -552,7 +552,7 @@ class Thing(User, DeviceListener):
         if not self.cli.qos:
             self.count_published(number, None, lost)
 
-    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+    def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         self.count_published(number, after_s)
 
     def on_not_sent(self, device: Device, count: int) -> None:

@@ -55,8 +55,8 @@ class DeviceListener:
     def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
         """The thing's message `number` was sent; at QoS 0 it is `lost` if the thing was offline."""
 
-    def on_puback(self, device: Device, number: int, after_s: float) -> None:
-        """The broker acknowledged a QoS 1 message."""
+    def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
+        """The broker acknowledged a QoS 1 message, so long after it was sent, and after it was due."""
 
     def on_retransmit(self, device: Device, number: int) -> None:
         """A message was sent again on another connection, because it had not been acknowledged."""
@@ -448,8 +448,8 @@ class Device:
             return
         log.debug("MQTT %s: PUBACK %s", self.thing, mid)
         self.refusals.on_success()
-        if (sent_at := self.outbox.acknowledge(number)) is not None:
-            self._listener.on_puback(self, number, time.monotonic() - sent_at)
+        if times := self.outbox.acknowledge(number):
+            self._listener.on_puback(self, number, *(time.monotonic() - at for at in times))
         if self.outbox.has_due:
             self._flush()
 

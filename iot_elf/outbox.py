@@ -41,7 +41,7 @@ class Outbox:
     def __init__(self, thing: str, topic: str, qos: int) -> None:
         self.topic, self.qos = topic, qos
         self.queued: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
-        self.in_flight: dict[int, tuple[bytes, float]] = {}  # by number: unacknowledged, and when it was sent
+        self.in_flight: dict[int, tuple[bytes, float, float]] = {}  # by number: its payload, when it was sent, and due
         self.number = 0  # of the last message that was taken from the queue
         self._thing = thing
         self._to_retransmit: collections.deque[int] = collections.deque()  # those in flight that a connection lost
@@ -85,7 +85,7 @@ class Outbox:
         try:
             payload = self.compose(message)
             if self.qos:
-                self.in_flight[self.number] = payload, now
+                self.in_flight[self.number] = payload, now, due
         finally:
             self.queued.popleft()
         return OutgoingMessage(self.number, payload, now - due, is_retransmission=False)
@@ -104,10 +104,10 @@ class Outbox:
         """The time.monotonic() from which AWS's rate allows the next message."""
         return self._free_at - BURST_S
 
-    def acknowledge(self, number: int) -> float | None:
-        """Forget a message that was acknowledged; return when it was sent, or None if it is not known."""
+    def acknowledge(self, number: int) -> tuple[float, float] | None:
+        """Forget a message that was acknowledged; return when it was sent, and due, or None if it is not known."""
         known = self.in_flight.pop(number, None)
-        return known[1] if known else None
+        return known[1:] if known else None
 
     def retransmit_all(self) -> None:
         """Send all that is in flight once more, as its connection is lost."""

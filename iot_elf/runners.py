@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from iot_elf import defaults, errors
+from iot_elf import defaults
 from iot_elf.device import Device, DeviceListener
 from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue
@@ -95,7 +95,7 @@ class Runner(DeviceListener):
             )
         )
         if not record.connected:
-            raise ElfError("NoneConnected", "none of the things could connect", errors.SEE_ABOVE)
+            raise record.failures.behind("NoneConnected", "none of the things could connect", of_all=True)
         record.began_at = time.monotonic()
         self.loop.call_soon_threadsafe(self._take_snapshots)
 
@@ -166,13 +166,13 @@ class Runner(DeviceListener):
         record.unacknowledged = [
             (device.thing, device.topic, number, payload)
             for device in self.devices.values()
-            for number, (payload, _) in device.outbox.in_flight.items()
+            for number, (payload, *_) in device.outbox.in_flight.items()
         ]
 
     def observe(self) -> RunRecord:
         """Return the record, with what is so at this moment."""
         record, devices = self.record, self.devices.values()
-        sent_at = [at for device in devices for _, at in list(device.outbox.in_flight.values())]
+        sent_at = [at for device in devices for _, at, _ in list(device.outbox.in_flight.values())]
         record.in_flight, record.in_flight_since = len(sent_at), min(sent_at, default=math.inf)
         record.online = sum(device.is_online for device in devices)
         return record
@@ -209,6 +209,7 @@ class Runner(DeviceListener):
 
     def on_connected(self, device: Device) -> None:
         self.record.connected.add(device.thing)
+        self.record.connects += 1
         for topic_filter in device.topic_filters:
             detail_log.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
         self._events.put(StateChanged())
@@ -226,6 +227,7 @@ class Runner(DeviceListener):
         self._events.put(StateChanged(is_loss=True))
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
+        self.record.connects += 1
         detail_log.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
 
     def on_failed(self, device: Device, failure: Exception) -> None:
@@ -265,9 +267,7 @@ class PublishRunner(Runner):
 
     def stop(self) -> None:
         super().stop()
-        record = self.record
-        if record.rounds is not None:
-            record.totals["not_sent"] = record.rounds * len(record.connected) - record.totals["sent"]
+        self.record.settle_not_sent(self.record.connected)
 
     def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
         record = self.record
@@ -287,9 +287,10 @@ class PublishRunner(Runner):
             self._requests[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
         self._observer.on_publish(device, number, payload, lost)
 
-    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+    def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         self.record.count("acknowledged", device.thing)
         self.record.latency.add(after_s)
+        self.record.latency_from_due.add(after_due_s)
         self.record.acknowledged_at = time.monotonic()
         self._observer.on_puback(device, number, after_s)
 
@@ -312,6 +313,7 @@ class PublishRunner(Runner):
         requests -= collections.Counter([token])
         if message.topic.endswith("/rejected"):
             self.record.count("rejected", device.thing)
+            self.record.rejection = self.record.rejection or f"{answer.get('code')} {answer.get('message')}"
             self._observer.on_rejected(device, answer)
         else:
             self.record.count("accepted", device.thing)
@@ -354,7 +356,7 @@ class SubscribeRunner(Runner):
             return
         record.count("received", device.thing)
         if (sent_at := time_of_sending(content)) is not None:
-            record.latency.add(at - sent_at)
+            record.add_delivery(at - sent_at)
         self._observer.on_message(device, message, payload)
         if self.has_enough:
             self._events.put(StateChanged())

@@ -21,7 +21,7 @@ from support.networks import Relay
 from support.program import Limits
 from support.shell import InProcess, Pair
 
-from iot_elf.metrics import SequenceChecker
+from iot_elf.sequences import SequenceChecker
 
 RUN = 30  # messages of a thing
 SOUND = '{"thing": "%s", "seq": %d, "run": "%s"}'

@@ -113,7 +113,7 @@ def test_an_acknowledgement_counts_once_and_from_when_the_message_was_first_sent
     its = outbox("a", "b", sent=True)
     its.retransmit_all()
     its.take(300.0)
-    assert [its.acknowledge(number) for number in (1, 1, 7)] == [200.0, None, None]
+    assert [its.acknowledge(number) for number in (1, 1, 7)] == [(200.0, 100.0), None, None]
     assert its.backlog == 1
 
 
