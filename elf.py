@@ -496,7 +496,9 @@ def send_messages(cli: Cli) -> int:
             raise
     if lost := record.lost + record.totals["not_sent"]:
         cause = f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent"
-        raise record.failures.behind("MessagesLost", cause, "check the network, and send again")
+        if record.losers <= record.failures.things.keys():
+            raise record.failures.behind("MessagesLost", cause)
+        raise ElfError("MessagesLost", cause, "check the network, and send again")
     if refused:
         cause = f"{text.plural(len(refused), 'line')} of the input could not be sent; the first: {refused[0].cause}"
         raise ElfError("LinesRefused", cause, refused[0].remedy)

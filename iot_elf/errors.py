@@ -192,7 +192,7 @@ ERROR_MEANINGS = (
 class ElfError(Exception):
     """A failure: a name, which stays when the words change; a line says what is wrong, another what to do."""
 
-    is_told = False  # whether a report has said that already
+    is_told = is_remedy_told = False  # whether a report has said that already
 
     def __init__(self, name: str, cause: str, remedy: str) -> None:
         super().__init__(name, cause, remedy)
@@ -311,6 +311,7 @@ def log_failure(error: BaseException) -> ElfError:
     failure = explained(error)
     if not failure.is_told:
         log.error("%s", failure.cause)
+    if not failure.is_remedy_told:
         log.error("what to do: %s", failure.remedy)
     log.debug("%s, traceback:", failure.name, exc_info=error)
     return failure
@@ -350,15 +351,16 @@ class FailureReport:
         return {"error": self._first[self._alike.most_common(1)[0][0]].facts} if self._first else {}
 
     def behind(self, name: str, cause: str, remedy: str = "", of_all: bool = False) -> ElfError:
-        """Return a failure whose reason, and remedy, is that of most things that failed, if any did: report() tells it.
+        """Return a failure whose reason is that of most things that failed, if any did: report() tells its remedy.
 
         If it is `of_all` things, and all failed alike, it is the first one's.
         """
         if not self._first:
             return ElfError(name, cause, remedy or "run the same command again")
-        first = self._first[self._alike.most_common(1)[0][0]]
-        failure = first if of_all and len(self._first) == 1 else ElfError(name, f"{cause}: {first.cause}", first.remedy)
-        failure.is_told = True
+        failure = self._first[self._alike.most_common(1)[0][0]]
+        if not of_all or len(self._first) > 1:
+            failure = ElfError(name, f"{cause}: {failure.cause}", failure.remedy)
+        failure.is_told, failure.is_remedy_told = of_all, True
         return failure
 
 

@@ -186,6 +186,12 @@ class RunRecord:
         return self.totals["dropped"] + len(self.unacknowledged)
 
     @property
+    def losers(self) -> set[str]:
+        """The things of which messages were lost, or not sent."""
+        has_lost = {thing for thing, its in self.by_thing.items() if its["dropped"] or its["not_sent"]}
+        return has_lost | {thing for thing, *_ in self.unacknowledged}
+
+    @property
     def unanswered(self) -> int:
         """How many messages to shadows AWS has not answered."""
         return self.totals["requests"] - self.totals["accepted"] - self.totals["rejected"]

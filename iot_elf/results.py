@@ -138,7 +138,7 @@ class PublishReport(RunReport):
         report_log.info("%s %s, sent up to %.1f ms late%s", label, self.duration_and_rate(), 1000 * late_s, why)
         if totals["acknowledged"]:
             report_log.info("%s ack latency: %s", label, record.latency)
-            report_log.info("%s ack latency from when it was due: %s", label, record.latency_from_due)
+            report_log.info("%s ack since due: %s", label, record.latency_from_due)
         unacknowledged = [
             f"not acknowledged: message {number} of {thing} on {topic}: '{decoded(payload)}'"
             for thing, topic, number, payload in record.unacknowledged[: defaults.MAX_LISTED]

@@ -91,13 +91,17 @@ def test_send_tells_of_each_message_and_its_acknowledgement(pair: Pair, ear: Cli
         assert set(each) == {"thingName", "number", "latencyMs"}
         assert 0 < each["latencyMs"] < 1000 * PATIENCE_S
     (summary,) = of_kind("summary", result)
-    latency = summary.pop("latencyMs")
+    latency, from_due = summary.pop("latencyMs"), summary.pop("latencyFromDueMs")
     assert list(latency) == ["p50", "p95", "p99", "max"]
     assert list(latency.values()) == sorted(latency.values())
     assert latency["max"] == max(each["latencyMs"] for each in acknowledged)
+    assert all(from_due[name] >= latency[name] for name in latency)
+    assert 0 <= summary.pop("lateMs") < 1000 * PATIENCE_S
+    assert 0.1 <= summary.pop("durationS") < PATIENCE_S
     assert summary == {
         **{"command": "send", "exitStatus": 0, "things": 2, "failed": []},
         **{"sent": 6, "acknowledged": 6, "lost": 0, "notSent": 0, "sentAgain": 0},
+        **{"messagesPerS": None, "connects": 2, "offlineS": {}, "lateCause": None},
         **{"accepted": 0, "rejected": 0, "notAnswered": 0},
     }
 

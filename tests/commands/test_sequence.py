@@ -290,9 +290,8 @@ def test_neither_a_day_nor_a_crowd_of_senders_takes_more_memory(module: ModuleTy
         filled = hear(range(100), range(100_001, 100_201, 2))  # more gaps than are remembered of each
         assert arrivals.counts["missing"] == 100 * 99
         a_day = hear(range(100), range(100_201, 100_801, 2))
-        assert arrivals.forgotten == 0
+        assert not arrivals.is_exact  # they stay missing
         crowd = hear(range(1000, 6000), range(1, 5, 2))
-        assert arrivals.forgotten == 10_000
     finally:
         tracemalloc.stop()
     assert max(a_day, crowd) < filled * 1.1

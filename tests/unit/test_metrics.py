@@ -179,6 +179,14 @@ def test_what_is_lost_was_dropped_or_never_acknowledged() -> None:
     assert record.lost == 5
 
 
+def test_things_whose_messages_were_lost_or_not_sent_are_known() -> None:
+    record = RunRecord()
+    for what, thing in (("sent", "a"), ("dropped", "b"), ("not_sent", "c"), ("sent", "d")):
+        record.count(what, thing)
+    record.unacknowledged = [("d", "elf/d", 1, b"")]
+    assert record.losers == {"b", "c", "d"}
+
+
 def test_what_a_shadow_neither_accepted_nor_rejected_is_not_answered() -> None:
     record = RunRecord()
     record.totals = collections.Counter(requests=9, accepted=4, rejected=2)
