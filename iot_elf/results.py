@@ -90,8 +90,7 @@ class RunReport:
         if offline_s := self.record.offline_s:
             longest = max(offline_s, key=offline_s.__getitem__)
             which = f"{plural(len(offline_s), 'thing')}, longest {longest} ({offline_s[longest]:.1f} s)"
-            again = plural(self.record.connects - len(self.record.connected), "reconnect")
-            log.warning("%s offline: %s, %s; %s", self._label, which, again, effect)
+            log.warning("%s offline: %s; %s", self._label, which, effect)
 
     def situation(self) -> str:
         """Return, for the live line, how many connections are up, and the time elapsed and left."""

@@ -137,22 +137,22 @@ def test_the_rate_of_a_run_is_over_its_whole_time_and_a_short_one_has_none(
 
 
 def test_the_thing_that_was_offline_longest_is_named(run: Make) -> None:
-    record = run(offline_s={"thing_0": 3.0, "thing_1": 7.25, "thing_2": 5.0}, connects=6)
+    record = run(offline_s={"thing_0": 3.0, "thing_1": 7.25, "thing_2": 5.0})
     with logged() as lines:
         RunReport(record, "[it]").log_outages("they missed it")
         RunReport(run(), "[it]").log_outages("they missed it")
-    assert lines == ["WARNING [it] offline: 3 things, longest thing_1 (7.2 s), 4 reconnects; they missed it"]
+    assert lines == ["WARNING [it] offline: 3 things, longest thing_1 (7.2 s); they missed it"]
 
 
 def test_send_reports_what_became_of_its_messages(run: Make) -> None:
     record = run({"sent": 50, "acknowledged": 48, "retransmitted": 1, "not_sent": 3}, qos=1)
-    record.offline_s, record.connects = {"thing_0": 3.0}, 3
+    record.offline_s = {"thing_0": 3.0}
     record.latency.add(0.025)
     record.latency_from_due.add(3.025)
     record.unacknowledged = [("thing_0", "elf/thing_0", number, b"x\xff") for number in (4, 9)]
     record.late_s = {"": 0.05, "there was no connection": 3.0, "other": 2.0}
     assert report(PublishReport, record) == [
-        "WARNING [it] offline: 1 thing, longest thing_0 (3.0 s), 1 reconnect; 1 message sent again",
+        "WARNING [it] offline: 1 thing, longest thing_0 (3.0 s); 1 message sent again",
         "INFO [it] 12.5 s, 4.0 messages/s, sent up to 3000.0 ms late (there was no connection)",
         "INFO [it] ack latency: p50 25.0, p95 25.0, p99 25.0, max 25.0 ms",
         "INFO [it] ack since due: p50 3025.0, p95 3025.0, p99 3025.0, max 3025.0 ms",
@@ -207,13 +207,13 @@ def test_of_very_many_lost_messages_the_first_are_named(
 
 def test_subscribe_reports_what_it_received_and_who_missed_what(run: Make, limits: Limits) -> None:
     limits(MAX_LISTED=2, MAX_SENDERS=3)
-    record = run({"received": 50, "unreadable": 1}, offline_s={"thing_0": 3.0}, connects=4)
+    record = run({"received": 50, "unreadable": 1}, offline_s={"thing_0": 3.0})
     record.latency.add(0.025)
     for thing, numbers in {"x_1": (1, 2), "x_10": (1, 3), "x_9": (1, 4), "x_11": (1, 3)}.items():
         miss(record, *numbers, thing=thing)
     missing = "4 missing, 0 repeated, 0 out of order"
     assert report(SubscribeReport, record) == [
-        "WARNING [it] offline: 1 thing, longest thing_0 (3.0 s), 2 reconnects; they may have missed messages",
+        "WARNING [it] offline: 1 thing, longest thing_0 (3.0 s); they may have missed messages",
         "INFO [it] 12.5 s, 4.0 messages/s",
         "INFO [it] latency (from ts, ±1 ms): p50 25.0, p95 25.0, p99 25.0, max 25.0 ms",
         "WARNING [it] could not read 1 message",
