@@ -92,6 +92,17 @@ def time_of_sending(content: Mapping[str, Any]) -> float | None:
     return sent_at if 1e9 < sent_at < 1e11 else None
 
 
+def clocks_differ(took_s: float) -> bool:
+    """Return whether the time since a message was sent, by its sender's clock, can't be that of its delivery."""
+    return not -CLOCKS_DIFFER_S <= took_s <= MAX_DELIVERY_S
+
+
+def about_clock(ahead_s: float) -> str:
+    """Say how far a sender's clock is ahead of this machine's; behind, it may be another reason."""
+    by_s = f"{abs(ahead_s):,.0f}" if abs(ahead_s) >= 1 else f"{abs(ahead_s):.1f}"
+    return f"the sender's clock is {by_s} s {'ahead' if ahead_s > 0 else 'behind, or ts is as old'}"
+
+
 class RunRecord:
     """What happened in a run of things that publish or subscribe, for whoever shows it: totals, per thing, per second.
 
@@ -143,7 +154,7 @@ class RunRecord:
 
     def add_delivery(self, took_s: float) -> None:
         """Count how long ago a message that arrives was sent, unless it shows that the sender's clock differs."""
-        if -CLOCKS_DIFFER_S <= took_s <= MAX_DELIVERY_S:
+        if not clocks_differ(took_s):
             self.latency.add(max(0.0, took_s))
             return
         self.without_latency += 1

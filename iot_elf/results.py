@@ -12,7 +12,7 @@ from typing import Any
 from iot_elf import defaults
 from iot_elf.console import EventWriter, shows_details
 from iot_elf.device import Device
-from iot_elf.metrics import RunRecord
+from iot_elf.metrics import RunRecord, about_clock
 from iot_elf.runners import MessageObserver
 from iot_elf.sequences import format_counts
 from iot_elf.text import decoded, detail_log, log, plural, report_log
@@ -189,7 +189,8 @@ class SubscribeReport(RunReport):
         if record.latency.count:
             report_log.info("%s latency (from ts, ±1 ms): %s", label, record.latency)
         if record.without_latency:
-            log.warning("%s %s", label, self._clocks())
+            messages = plural(record.without_latency, "message")
+            log.warning("%s %s: no latency of %s", label, about_clock(record.clock_ahead_s), messages)
         if unreadable:
             log.warning("%s could not read %s", label, plural(unreadable, "message"))
         for thing, counts in itertools.islice(record.sequence.senders().items(), defaults.MAX_LISTED):
@@ -198,15 +199,6 @@ class SubscribeReport(RunReport):
             log.warning("%s too many senders, or gaps, to remember: what is missing is not exact", label)
         messages, things = plural(received, "message"), plural(len(record.connected), "thing")
         report_log.info("%s ELF received %s on %s%s", label, messages, things, record.sequence)
-
-    def _clocks(self) -> str:
-        """Say how far a sender's clock is off, by messages that arrive before they were sent, or very long after."""
-        ahead_s = self.record.clock_ahead_s
-        messages = plural(self.record.without_latency, "message")
-        by_s = f"{abs(ahead_s):,.0f}" if abs(ahead_s) >= 1 else f"{abs(ahead_s):.1f}"
-        if ahead_s > 0:
-            return f"the sender's clock is {by_s} s ahead: no latency of {messages}"
-        return f"the sender's clock is {by_s} s behind, or ts is as old: no latency of {messages}"
 
     def summary(self) -> dict[str, Any]:
         record, sequence, totals = self.record, self.record.sequence, self.record.totals
