@@ -126,7 +126,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
     except argparse.ArgumentTypeError as error:
         raise ElfError("BadOption", str(error), "see `python locustfile.py`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
-    cli.profile, cli.template, cli.events = options.aws_profile, options.template, EventQueue()
+    cli.profile, cli.template, cli.events, cli.summary = options.aws_profile, options.template, EventQueue(), {}
     if cli.template and not cli.json_message:
         raise ElfError(
             "TemplateUseless",
