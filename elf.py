@@ -411,8 +411,7 @@ def create_things(cli: Cli) -> int:
             elif fleet.merge_journal():
                 log.info("Wrote %s to config file: %s", text.plural(len(fleet.things), "thing"), fleet.things_file)
             left = report_creation(cli, missing, place.region)
-            failures.report(of=len(to_do))
-            cli.summary["failed"] = list(failures.things)
+            cli.summary.update(failed=list(failures.things), **failures.report(of=len(to_do)))
     return 1 if left or failures.things else 0
 
 
@@ -478,7 +477,7 @@ def send_messages(cli: Cli) -> int:
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
     answers = {thing: messages.answer_topics(topic, thing) for thing, (topic,) in topics.items()}
     runner = PublishRunner(cli.events, qos=cli.qos, interval_s=cli.interval, **runner_callbacks(cli, things))
-    record, refused = runner.record, 0
+    record, refused = runner.record, list[ElfError]()
     record.rounds = None if of_lines else rounds
     with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, answers):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
@@ -502,23 +501,23 @@ def send_messages(cli: Cli) -> int:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
             raise
-    if (lost := record.lost + record.totals["not_sent"]) and lost == record.totals["invalid"]:
+    lost = record.lost + record.totals["not_sent"]
+    if lost and lost == record.totals["invalid"]:
         raise messages.not_made(lost, record.invalid)
     if lost:
-        raise ElfError(
-            "MessagesLost",
-            f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent",
-            "see the lines above, check the network, and send again",
-        )
+        cause = f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent"
+        if record.losers <= record.failures.things.keys():
+            raise record.failures.behind("MessagesLost", cause)
+        raise ElfError("MessagesLost", cause, "check the network, and send again")
     if refused:
-        raise ElfError(
-            "LinesRefused", f"{text.plural(refused, 'line')} of the input could not be sent", errors.SEE_ABOVE
-        )
+        cause = f"{text.plural(len(refused), 'line')} of the input could not be sent; the first: {refused[0].cause}"
+        raise ElfError("LinesRefused", cause, refused[0].remedy)
     if (rejected := record.totals["rejected"]) or record.unanswered:
+        reason = f"; AWS says {record.rejection}" if rejected else ""
         raise ElfError(
             "ShadowsRejected",
-            f"messages to shadows: {rejected} rejected, {record.unanswered} not answered",
-            "see AWS's reasons above; if no answer came, check that the policy allows iot:Receive",
+            f"messages to shadows: {rejected} rejected, {record.unanswered} not answered{reason}",
+            "correct what AWS rejects; if no answer came, check that the policy allows iot:Receive",
         )
     return 1 if record.failed else 0
 
@@ -611,27 +610,25 @@ def messages_per_thing(cli: Cli) -> int | None:
     return cli.count or (None if cli.duration == 0 else max(1, in_time))
 
 
-def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tuple[int, int]:
+def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tuple[int, list[ElfError]]:
     """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
-    Returns how many messages there were, and how many lines can't be sent. Raises UsageError if the first one can't.
+    Returns how many messages there were, and why each other line can't be sent. Raises UsageError if the first can't.
     """
     wanted = threading.Semaphore(2)  # so that the next line is already read when it is due
     threading.Thread(target=messages.read_ahead, args=(lines, cli.events, wanted), daemon=True).start()
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
-    sent = refused = 0
-    reported: Exception | None = None
+    sent, refused = 0, list[ElfError]()
     while sent < (cli.count or math.inf) and (line := runner.next_line(deadline)):
         wanted.release()
         if isinstance(line.error, ElfError):
             if not sent and not refused:
                 cause = f"line {line.number} of the input is not a message: {line.error.cause}"
                 raise UsageError(line.error.name, cause, line.error.remedy)
-            if line.error is not reported:  # once for an object and what is refused with it
+            if line.error not in refused[-1:]:  # once for an object and what is refused with it
                 detail_log.error("line %d is not sent: %s; %s", line.number, line.error.cause, line.error.remedy)
-            reported = line.error
-            refused += 1
+            refused.append(line.error)
             continue
         if line.error:
             raise line.error
@@ -693,8 +690,11 @@ def subscribe(cli: Cli) -> int:
     if is_unread:
         raise ElfError("OutputUnread", "ELF ended without having received all messages", runners.FASTER_READER)
     if missing := record.sequence.counts["missing"]:
-        remedy = "see above which senders, and whether a thing was offline; use --qos 1 in send and subscribe"
+        remedy = "use --qos 1 in send and subscribe; see which senders they are of, and whether a thing was offline"
         raise ElfError("MessagesMissing", f"{text.plural(missing, 'message')} did not arrive", remedy)
+    if not record.sequence.is_exact:
+        cause = "too many senders, or gaps in their numbers, to remember: what is missing is not exact"
+        raise ElfError("SequenceInexact", cause, "subscribe with fewer --things, or to fewer topics")
     if cli.count and received < cli.count and duration_s < math.inf:
         raise ElfError(
             "TooFewMessages",
@@ -728,8 +728,8 @@ def clean_up(cli: Cli) -> int:
             left = len(fleet.things)
             if names:
                 report_log.info("[clean_up] ELF cleaned up %s, %d left", text.plural(len(names) - left, "thing"), left)
-            failures.report(of=len(names))
-            cli.summary.update(cleaned=len(names) - left, left=left, failed=list(failures.things))
+            error = failures.report(of=len(names))
+            cli.summary.update(cleaned=len(names) - left, left=left, failed=list(failures.things), **error)
     return 1 if fleet.things else 0
 
 
@@ -963,8 +963,8 @@ def connected_devices(
     make_devices(cli, things, runner, root_cert, topics or {}, filters or {})
 
     def report_failures() -> None:
-        record.failures.report(of=len(runner.devices))
-        cli.summary.update(things=len(record.connected), failed=sorted(record.failed, key=text.by_number))
+        error, failed = record.failures.report(of=len(runner.devices)), sorted(record.failed, key=text.by_number)
+        cli.summary.update(things=len(record.connected), failed=failed, **error)
 
     def live_line() -> str:
         return report.live_line() if runner.observe().began_at else report.connecting_line()
@@ -1030,14 +1030,13 @@ def prepare_devices(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing],
     if endpoint.proxy:
         log.info("through the proxy %s", endpoint.proxy)
     if newcomers:
-        names = {thing.name for thing in things}
-        things = [thing for thing in attach_missing_policies(cli, newcomers) if thing.name in names]
+        things = attach_missing_policies(cli, newcomers, {thing.name for thing in things})
     patience_s = {thing.name: PROPAGATION_S if thing.name in newcomers else young_s for thing in things}
     return things, endpoint, patience_s
 
 
-def attach_missing_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
-    """Give a policy to each newcomer that has none; return the fleet's things that have one now."""
+def attach_missing_policies(cli: Cli, newcomers: set[str], names: set[str]) -> list[Thing]:
+    """Give a policy to each newcomer that has none; return those of the things `names` that have one now."""
     fleet = cli.fleet
     iot, _ = control_plane(cli)
     failures = FailureReport()
@@ -1050,12 +1049,12 @@ def attach_missing_policies(cli: Cli, newcomers: set[str]) -> list[Thing]:
             for thing, authorised in run_steps(cli, "policies", without, authorise_one, failures):
                 detail_log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
         finally:
-            things = [thing for thing in fleet.ready if thing.policy_arn]
+            things = [thing for thing in fleet.ready if thing.policy_arn and thing.name in names]
             if left := sum(not thing.policy_arn for thing in fleet.ready if thing.name in newcomers):
                 log.info("%s without a policy yet: run the command again to continue", text.plural(left, "thing"))
-            failures.report(of=len(without))
+            cli.summary.update(failures.report(of=len(without)))
     if not things:
-        raise ElfError("NoneAuthorised", "none of the things has a policy", errors.SEE_ABOVE)
+        raise failures.behind("NoneAuthorised", "none of the things has a policy", of_all=True)
     return things
 
 

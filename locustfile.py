@@ -61,7 +61,7 @@ from iot_elf.device import Device, DeviceListener
 from iot_elf.errors import ElfError, Refusal, explained, log_failure
 from iot_elf.events import EventQueue
 from iot_elf.messages import Message
-from iot_elf.metrics import object_in, time_of_sending
+from iot_elf.metrics import about_clock, clocks_differ, object_in, time_of_sending
 from iot_elf.mqtt import EventLoop
 from iot_elf.network import Endpoint, raise_descriptor_limit
 from iot_elf.text import detail_log, hide_environment, log, plural, printable, redacted
@@ -137,7 +137,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
     except argparse.ArgumentTypeError as error:
         raise ElfError("BadOption", str(error), "see `python locustfile.py`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
-    cli.profile, cli.template, cli.events = options.aws_profile, options.template, EventQueue()
+    cli.profile, cli.template, cli.events, cli.summary = options.aws_profile, options.template, EventQueue(), {}
     if cli.template and not cli.json_message:
         raise ElfError(
             "TemplateUseless",
@@ -539,11 +539,21 @@ class Worker(Run):
         self.loop = EventLoop(self.fail, selector=GeventSelector())  # the system's, under gevent, is slow
         self.waiting: dict[int, AsyncResult[dict[str, Any]]] = {}  # by the ID of the user
         self.users: dict[int, Thing] = {}  # the same
+        self.has_told_of_clock = False
         self.runner.register_message("elf-thing", self.pass_on)
         self.runner.register_message("elf-verdict", self.end)
         if isinstance(self.runner, WorkerRunner):
             self.runner.register_message("elf-finish", self.finish)
             environment.events.quitting.add_listener(self.finish)
+
+    def delivery_s(self, took_s: float) -> float | None:
+        """Return how long a message took, unless the clocks of its machines differ, which is said once."""
+        if not clocks_differ(took_s):
+            return max(0.0, took_s)
+        if not self.has_told_of_clock:
+            log.warning("%s: such messages count without a time", about_clock(-took_s))
+        self.has_told_of_clock = True
+        return None
 
     def fail(self, error: Exception) -> None:
         """Report the bug that ended the loop: nothing connects or publishes here any more."""
@@ -664,7 +674,7 @@ class Thing(User, DeviceListener):
         self.sizes[number] = len(payload)
         self.count_published(number, None, lost=True)
 
-    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+    def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         self.count_published(number, after_s)
 
     def on_not_sent(self, device: Device, count: int) -> None:
@@ -676,7 +686,7 @@ class Thing(User, DeviceListener):
 
     def on_message(self, device: Device, message: Any) -> None:
         sent_at = None if message.retain else time_of_sending(object_in(message.payload))
-        took_s = None if sent_at is None else max(0.0, time.time() - sent_at)
+        took_s = None if sent_at is None else self.worker.delivery_s(time.time() - sent_at)
         self.worker.count("RECEIVE", self.heard, took_s, len(message.payload))
 
     def on_unreadable_message(self, device: Device, error: Exception) -> None:

@@ -13,7 +13,8 @@ aws           boto3's client for AWS IoT: quotas, repetitions, many calls at a t
 ownership     which things, certificates and policies of AWS are this ELF's, and whether they are really gone
 adoption      what AWS has of an ELF and misc/ lacks
 messages      payloads, files of messages, topics
-metrics       the record of a run: totals, per thing, per second; latencies, missing numbers
+sequences     which numbers of a sender have arrived, and which are missing
+metrics       the record of a run: totals, per thing, per second; latencies
 network       the broker's address, and proxies on the way there
 mqtt          the device SDK's clients, all on one thread
 outbox        what a thing has to send: queued, in flight, to send again; AWS's limits of a connection

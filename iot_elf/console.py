@@ -332,7 +332,7 @@ def live_line(events: EventQueue, output: OutputWriter, text: Callable[[], str])
 def progress_bar(what: str, done: int, total: int, took_s: float, width: int, is_utf: bool) -> str:
     """Return a line of `width` characters, in eighths of one if `is_utf`: create:  25%|██▌   | 2/8 [00:01<00:03, …]."""
     left = rate = "?"
-    if done and took_s:
+    if done and took_s >= 1:  # sooner, both would be invented
         left, rate = clock(took_s / done * (total - done)), f"{done / took_s:.1f}"
     begin, end = f"{what}: {100 * done // total:3}%|", f"| {done}/{total} [{clock(took_s)}<{left}, {rate} things/s]"
     room, blocks = max(0, width - len(begin) - len(end)), "▏▎▍▌▋▊▉█" if is_utf else "#"

@@ -43,6 +43,5 @@ REDRAW_INTERVAL_S = 0.2  # of the live line; no wait is longer without a look at
 CALLS_IN_FLIGHT = 20  # 10 things a second at 2 s per thing; AWS takes half of that
 DIAGNOSES_AT_ONCE = 4  # of things that the broker refuses
 MAX_PER_TURN = 64  # messages that are sent, or read from a connection, before the loop does other work
-MAX_SENDERS = 50_000  # runs of senders whose numbers are remembered, for each thing that receives them: 30 MB
 MAX_LISTED = 20  # at most this many things or messages get a line each without --verbose
 MAX_FILE_BYTES = 64 * 1024 * 1024  # of a file that the user names

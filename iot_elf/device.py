@@ -67,8 +67,8 @@ class DeviceListener:
     def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
         """The thing's message `number` is lost, at QoS 0: there was no connection, or it ended before it took all."""
 
-    def on_puback(self, device: Device, number: int, after_s: float) -> None:
-        """The broker acknowledged a QoS 1 message."""
+    def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
+        """The broker acknowledged a QoS 1 message, so long after it was sent, and after it was due."""
 
     def on_retransmit(self, device: Device, number: int) -> None:
         """A message was sent again for the first time, on another connection, as it had not been acknowledged."""
@@ -399,7 +399,7 @@ class Publisher:
         if message := self._outbox.finish(number, now):
             if message is self._unwritten:  # the broker does not speak MQTT
                 self._on_written(message)
-            self._listener.on_puback(self._device, number, now - message.taken_at)
+            self._listener.on_puback(self._device, number, now - message.taken_at, now - message.due)
         if self._outbox.has_due:
             self.flush()
 

@@ -17,7 +17,6 @@ _CHECK_NETWORK = "check the network, proxy and firewall, --region and --endpoint
 _LOGIN_PAGE = "probably the login page of a network or proxy: sign in there, or check --endpoint-url"
 RECREATE = "`elf.py clean` and `elf.py create` recreate the fleet"
 RESTORE_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {RECREATE}"
-SEE_ABOVE = "see the lines above"
 _CHECK_CREDENTIALS = "check the credentials with `aws sts get-caller-identity`"
 # What libraries raise: the failure's name, then AWS error codes, classes and errnos that mean it (the most specific
 # counts); what is wrong, and what to do. {error} is the library's message. docs/troubleshooting.md has all of them.
@@ -193,6 +192,8 @@ ERROR_MEANINGS = (
 class ElfError(Exception):
     """A failure: a name, which stays when the words change; a line says what is wrong, another what to do."""
 
+    is_told = is_remedy_told = False  # whether a report has said that already
+
     def __init__(self, name: str, cause: str, remedy: str) -> None:
         super().__init__(name, cause, remedy)
         self.name, self.cause, self.remedy = name, cause, as_typed(remedy)
@@ -303,10 +304,15 @@ def _message(error: BaseException) -> str:
 
 
 def log_failure(error: BaseException) -> ElfError:
-    """Log the cause and the remedy in a line each, with --debug its name and the traceback too; return the failure."""
+    """Log the cause and the remedy in a line each, with --debug its name and the traceback too; return the failure.
+
+    What is told already is not logged again.
+    """
     failure = explained(error)
-    log.error("%s", failure.cause)
-    log.error("what to do: %s", failure.remedy)
+    if not failure.is_told:
+        log.error("%s", failure.cause)
+    if not failure.is_remedy_told:
+        log.error("what to do: %s", failure.remedy)
     log.debug("%s, traceback:", failure.name, exc_info=error)
     return failure
 
@@ -316,7 +322,8 @@ class FailureReport:
 
     def __init__(self) -> None:
         self.things: dict[str, tuple[str, tuple[str, ...]]] = {}  # by name: its remedy, and its key in _alike
-        self._alike: dict[tuple[str, ...], int] = collections.Counter()  # by cause and remedy without the thing's name
+        self._alike = collections.Counter[tuple[str, ...]]()  # by cause and remedy without the thing's name
+        self._first: dict[tuple[str, ...], ElfError] = {}  # of those alike
 
     def add(self, thing: str, error: BaseException) -> None:
         failure = explained(error)
@@ -325,12 +332,13 @@ class FailureReport:
         shared = tuple(re.sub(ids, "…", text.replace(thing, "<thing>")) for text in (cause, failure.remedy))
         self.things[thing] = failure.remedy, shared
         self._alike[shared] += 1
+        self._first.setdefault(shared, failure)
         if self._alike[shared] == 1 or detail_log.isEnabledFor(defaults.VERBOSE):
             detail_log.error("%s", cause if cause.startswith(thing) else f"{thing}: {cause}")
         log.debug("%s, traceback:", failure.name, exc_info=error)
 
-    def report(self, of: int) -> None:
-        """Log how many of the `of` things failed, which, and what to do."""
+    def report(self, of: int) -> dict[str, dict[str, str]]:
+        """Log how many of the `of` things failed, which, and what to do; return what the JSON summary has of it."""
         told: dict[str, dict[str, list[str]]] = {}
         for thing, (remedy, shared) in self.things.items():
             cause, remedy = shared if self._alike[shared] > 1 else ("", remedy)
@@ -340,6 +348,20 @@ class FailureReport:
                 which = f"{cause} ({listed(things)})" if cause else listed(things)
                 log.error("%d of %s failed: %s", len(things), plural(of, "thing"), which)
             log.error("what to do: %s", remedy)
+        return {"error": self._first[self._alike.most_common(1)[0][0]].facts} if self._first else {}
+
+    def behind(self, name: str, cause: str, remedy: str = "", of_all: bool = False) -> ElfError:
+        """Return a failure whose reason is that of most things that failed, if any did: report() tells its remedy.
+
+        If it is `of_all` things, and all failed alike, it is the first one's.
+        """
+        if not self._first:
+            return ElfError(name, cause, remedy or "run the same command again")
+        failure = self._first[self._alike.most_common(1)[0][0]]
+        if not of_all or len(self._first) > 1:
+            failure = ElfError(name, f"{cause}: {failure.cause}", failure.remedy)
+        failure.is_told, failure.is_remedy_told = of_all, True
+        return failure
 
 
 class Refusal(ElfError):  # noqa: N818 - AWS's word for it

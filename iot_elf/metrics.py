@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a run: totals, per thing, per second; latencies, missing numbers."""
+"""The record of a run: totals, per thing, per second; latencies."""
 
 from __future__ import annotations
 
@@ -10,27 +10,38 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from iot_elf import defaults
 from iot_elf.errors import FailureReport
-from iot_elf.text import by_number
+from iot_elf.sequences import SequenceChecker
 
 MAX_SNAPSHOTS = 3600  # an hour: about 2 MB
 RATE_S = 3  # seconds over which the live line's rate is taken
-MAX_GAPS = 50  # that are remembered in the numbers of a sender: 6 KB
+MIN_RATE_S = 1.0  # from a shorter time no rate is told: it would be invented
+MAX_LATENCY_US = 2**43 - 1  # a hundred days: longer times count as this one
+CLOCKS_DIFFER_S = 0.1  # a message that is sent so long after it arrives has another clock
+MAX_DELIVERY_S = 600.0  # and so has one that was sent longer ago: ELF sends again for little more than a minute
 
 
 class LatencyHistogram:
-    """How long something took each time, in steps of 0.1 ms, so that its size does not grow without limit."""
+    """How long something took each time, with three significant digits, in 280 KB whatever the times are.
+
+    As in HdrHistogram, times of less than 2,048 µs are counted in steps of 1 µs, up to twice that in steps of 2 µs, and
+    so on. (Its Python package takes as long, and a C compiler where there is no wheel.)
+    """
 
     def __init__(self) -> None:
-        self._counts: collections.Counter[int] = collections.Counter()
+        self.count = 0
+        self._max_s = 0.0
+        self._counts = array("Q", bytes(8 * (_step_of(MAX_LATENCY_US) + 1)))
         self._recent: collections.deque[float] = collections.deque([0.0], maxlen=100)
 
     def add(self, took_s: float) -> None:
-        self._counts[round(took_s * 10_000)] += 1
+        self._counts[_step_of(min(max(0, round(took_s * 1_000_000)), MAX_LATENCY_US))] += 1
+        self.count += 1
+        self._max_s = max(self._max_s, took_s)
         self._recent.append(1000 * took_s)
 
     @property
@@ -38,17 +49,30 @@ class LatencyHistogram:
         return sorted(self._recent)[len(self._recent) // 2]
 
     def in_ms(self) -> dict[str, float]:
-        """Return the percentiles: the shortest time that this percentage does not exceed."""
-        steps = sorted(self._counts)
-        reached = list(itertools.accumulate(self._counts[step] for step in steps))
-        percents = {"p50": 50, "p95": 95, "p99": 99, "max": 100} if steps else {}
-        return {
-            name: steps[bisect.bisect_left(reached, percent * reached[-1] / 100)] / 10
-            for name, percent in percents.items()
+        """Return the percentiles: the shortest time that this percentage does not exceed; {} if nothing was added."""
+        if not self.count:
+            return {}
+        reached, max_ms = list(itertools.accumulate(self._counts)), round(1000 * self._max_s, 1)
+        percentiles = {
+            f"p{percent}": min(_time_in_ms(bisect.bisect_left(reached, percent * reached[-1] / 100)), max_ms)
+            for percent in (50, 95, 99)
         }
+        return {**percentiles, "max": max_ms}
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value:.1f}" for name, value in self.in_ms().items()) + " ms"
+
+
+def _step_of(time_us: int) -> int:
+    coarser = max(0, time_us.bit_length() - 11)
+    return (coarser << 10) + (time_us >> coarser)
+
+
+def _time_in_ms(step: int) -> float:
+    """Return the middle of a step, with the digits that are known, and a tenth of a millisecond at most."""
+    coarser = max(0, (step >> 10) - 1)
+    middle_ms = (((step - (coarser << 10)) << coarser) + (1 << coarser) // 2) / 1000
+    return round(middle_ms, 1) if middle_ms < 100 else float(f"{middle_ms:.3g}")
 
 
 def object_in(payload: bytes) -> dict[str, Any]:
@@ -68,68 +92,15 @@ def time_of_sending(content: Mapping[str, Any]) -> float | None:
     return sent_at if 1e9 < sent_at < 1e11 else None
 
 
-class SequenceChecker:
-    """Counts messages that are missing, arrived twice or out of order, of those that have `thing`, `seq` and `run`.
-
-    For each thing that receives a run of a sender, `_gaps` has the numbers that have not arrived: ranges [start, stop),
-    in order, apart, none empty. The first ends at the lowest number that arrived, the last begins after the highest;
-    nobody knows whether the messages in these two were sent while the thing was listening. Those between are missing.
-    """
-
-    def __init__(self) -> None:
-        self.counts = collections.Counter(missing=0, repeated=0, outOfOrder=0)
-        self.by_thing: dict[str, collections.Counter[str]] = {}
-        self.forgotten = 0  # runs that were dropped because there were more than MAX_SENDERS, the least recent first
-        self._gaps: collections.OrderedDict[tuple[str, str, str], list[tuple[int, float]]] = collections.OrderedDict()
-
-    def add(self, hearer: str, content: Mapping[str, Any], is_over: bool) -> None:
-        """Count a message that a thing received; once it `is_over`, only if it was missing."""
-        thing, number, run = content.get("thing"), content.get("seq"), content.get("run", "")
-        if type(number) is not int or not 0 < number < 2**53:  # a whole number for every program
-            return
-        if not isinstance(thing, str) or not isinstance(run, str):
-            return
-        if max(len(thing), len(run)) > defaults.MAX_CLIENT_ID_BYTES:
-            return
-        key = hearer, thing, run
-        gaps = self._gaps.setdefault(key, [(0, number), (number, math.inf)])
-        self._gaps.move_to_end(key)
-        if len(self._gaps) > defaults.MAX_SENDERS:
-            self._gaps.popitem(last=False)
-            self.forgotten += 1
-        if number == gaps[-1][0] and not is_over:
-            gaps[-1] = (number + 1, math.inf)
-            return
-        at = bisect.bisect_right(gaps, (number, math.inf)) - 1
-        start, stop = gaps[at]
-        if number >= stop:
-            more = {"repeated": 1}
-        elif stop == math.inf:
-            more = {"missing": number - start}
-        else:
-            more = {"missing": -1 if at else int(stop) - number - 1, "outOfOrder": 1}
-        if is_over and more.get("missing") != -1:
-            return
-        if number < stop:
-            gaps[at : at + 1] = [gap for gap in ((start, number), (number + 1, stop)) if gap[0] < gap[1]]
-        if len(gaps) > MAX_GAPS:
-            del gaps[1]  # it stays missing
-        self.counts.update(more)
-        if thing in self.by_thing or len(self.by_thing) < defaults.MAX_SENDERS:
-            self.by_thing.setdefault(thing, collections.Counter()).update(more)
-
-    def senders(self) -> dict[str, collections.Counter[str]]:
-        """Return the counts, those that are not 0, of each sender that has any, in order."""
-        by_sender = sorted(self.by_thing.items(), key=lambda item: by_number(item[0]))
-        return {thing: +counts for thing, counts in by_sender if any(counts.values())}
-
-    def __str__(self) -> str:
-        """Return the counts, to follow others; "" if no message was numbered."""
-        return f", {format_counts(self.counts)}" if self._gaps else ""
+def clocks_differ(took_s: float) -> bool:
+    """Return whether the time since a message was sent, by its sender's clock, can't be that of its delivery."""
+    return not -CLOCKS_DIFFER_S <= took_s <= MAX_DELIVERY_S
 
 
-def format_counts(counts: Mapping[str, int]) -> str:
-    return f"{counts['missing']} missing, {counts['repeated']} repeated, {counts['outOfOrder']} out of order"
+def about_clock(ahead_s: float) -> str:
+    """Say how far a sender's clock is ahead of this machine's; behind, it may be another reason."""
+    by_s = f"{abs(ahead_s):,.0f}" if abs(ahead_s) >= 1 else f"{abs(ahead_s):.1f}"
+    return f"the sender's clock is {by_s} s {'ahead' if ahead_s > 0 else 'behind, or ts is as old'}"
 
 
 class RunRecord:
@@ -145,7 +116,8 @@ class RunRecord:
         self.by_thing: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         # The totals at a time.monotonic(), once a second.
         self.snapshots: collections.deque[tuple[float, Mapping[str, int]]] = collections.deque(maxlen=MAX_SNAPSHOTS)
-        self.latency = LatencyHistogram()  # until a message was acknowledged, or arrived
+        self.latency = LatencyHistogram()  # from when a message was sent until it was acknowledged, or arrived
+        self.latency_from_due = LatencyHistogram()  # the same, from when it was due to be sent
         self.sequence = SequenceChecker()
         self.failures = FailureReport()
         # The things by name, and how many there are.
@@ -154,6 +126,7 @@ class RunRecord:
         self.failed: set[str] = set()
         self.things = 0
         self.paused_s = 0.0  # in which nothing was sent or received, for the reader of the output
+        self.connects = 0  # of all things, their first and later ones
         self.offline_s: dict[str, float] = {}  # those that lost their connection, in the end
         # A time.monotonic() each; 0.0: not yet.
         self.began_at = self.ended_at = 0.0  # when all were connected, and when they were stopped
@@ -169,8 +142,11 @@ class RunRecord:
         self.dropped: list[tuple[str, int]] = []  # the first of them: thing, number
         self.invalid: Exception | None = None  # why the first message that could not be made was not
         self.unacknowledged: list[tuple[str, str, int, bytes]] = []  # in the end: thing, topic, number, payload
+        self.rejection = ""  # AWS's reason for the first that it rejected
         # What is received.
         self.checks_sequence = False
+        self.clock_ahead_s = 0.0  # how far a sender's clock is ahead of this machine's at most; less than 0: behind
+        self.without_latency = 0  # messages of such senders
 
     def count(self, what: str, thing: str, number: int = 1) -> None:
         self.totals[what] += number
@@ -179,17 +155,55 @@ class RunRecord:
     def take_snapshot(self) -> None:
         self.snapshots.append((time.monotonic(), dict(self.totals)))
 
-    def rate(self, what: str) -> float:
-        """Return how many per second there were in about the last RATE_S seconds."""
+    def add_delivery(self, took_s: float) -> None:
+        """Count how long ago a message that arrives was sent, unless it shows that the sender's clock differs."""
+        if not clocks_differ(took_s):
+            self.latency.add(max(0.0, took_s))
+            return
+        self.without_latency += 1
+        if abs(took_s) > abs(self.clock_ahead_s):
+            self.clock_ahead_s = -took_s
+
+    def rate(self, what: str) -> float | None:
+        """Return how many per second there were in about the last RATE_S seconds; None in the first moment."""
         if not self.snapshots:
-            return 0.0
+            return None
         since, totals = self.snapshots[-min(RATE_S, len(self.snapshots))]
-        return (self.totals[what] - totals.get(what, 0)) / max(time.monotonic() - since, defaults.REDRAW_INTERVAL_S)
+        took_s = time.monotonic() - since
+        return (self.totals[what] - totals.get(what, 0)) / took_s if took_s >= MIN_RATE_S else None
+
+    @property
+    def duration_s(self) -> float:
+        """How long the run took, once it has ended."""
+        return self.ended_at - self.began_at
+
+    def mean_rate(self, what: str) -> float | None:
+        """Return how many per second there were in the whole run; None if it was too short to say."""
+        return self.totals[what] / self.duration_s if self.duration_s >= MIN_RATE_S else None
+
+    @property
+    def latest(self) -> tuple[float, str]:
+        """By how many seconds a message was sent late at most, and what delayed it; "": this machine."""
+        cause, late_s = max(self.late_s.items(), key=lambda pair: pair[1])
+        return late_s, cause
+
+    def settle_not_sent(self, things: Iterable[str]) -> None:
+        """Count as not sent, for each thing, what was due in all `rounds` and was not sent."""
+        if self.rounds is not None:
+            for thing in things:
+                counts = self.by_thing[thing]
+                self.count("not_sent", thing, self.rounds - counts["sent"] - counts["dropped"] - counts["not_sent"])
 
     @property
     def lost(self) -> int:
         """How many messages were sent and not acknowledged, or at QoS 0 not sent, for want of a connection."""
         return self.totals["dropped"] + len(self.unacknowledged)
+
+    @property
+    def losers(self) -> set[str]:
+        """The things of which messages were lost, or not sent."""
+        has_lost = {thing for thing, its in self.by_thing.items() if its["dropped"] or its["not_sent"]}
+        return has_lost | {thing for thing, *_ in self.unacknowledged}
 
     @property
     def unanswered(self) -> int:

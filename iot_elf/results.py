@@ -12,8 +12,9 @@ from typing import Any
 from iot_elf import defaults
 from iot_elf.console import EventWriter, shows_details
 from iot_elf.device import Device
-from iot_elf.metrics import RunRecord, format_counts
+from iot_elf.metrics import RunRecord, about_clock
 from iot_elf.runners import MessageObserver
+from iot_elf.sequences import format_counts
 from iot_elf.text import decoded, detail_log, log, plural, report_log
 
 SHORT_PAUSE_S = 1.0  # in all; it does no harm
@@ -70,6 +71,8 @@ def message_fields(thing: str, topic: str, payload: bytes) -> dict[str, Any]:
 class RunReport:
     """What a run looks like, from its record: a live line, the report in the log, the JSON summary."""
 
+    counted = ""  # what of the record's totals the rate is of
+
     def __init__(self, record: RunRecord, label: str) -> None:
         """Show `record`; `label` stands at the beginning of lines of the log: the name of a function, in brackets."""
         self.record, self._label = record, label
@@ -89,8 +92,13 @@ class RunReport:
         raise NotImplementedError
 
     def summary(self) -> dict[str, Any]:
-        """Return the JSON summary's members."""
-        raise NotImplementedError
+        """Return the JSON summary's members: those of every run."""
+        record, rate = self.record, self.record.mean_rate(self.counted)
+        return {
+            **{"durationS": round(record.duration_s, 1), "messagesPerS": rate and round(rate, 1)},
+            **{"connects": record.connects, "offlineS": {its: round(s, 1) for its, s in record.offline_s.items()}},
+            "latencyMs": record.latency.in_ms(),
+        }
 
     def log_outages(self, effect: str) -> None:
         if (paused_s := self.record.paused_s) >= SHORT_PAUSE_S:
@@ -107,22 +115,29 @@ class RunReport:
         left = f", {record.ends_at - now:.0f} s left" if now < record.ends_at < math.inf else ""
         return f"{record.online}/{record.things} up | {now - record.began_at:.0f} s{left}"
 
-    def duration_and_rate(self, messages: int) -> str:
-        took_s = self.record.ended_at - self.record.began_at
-        return f"{took_s:.1f} s, {messages / max(took_s, 0.1):.1f} messages/s"
+    def pace(self) -> str:
+        """Return, for the live line, the rate, once there is one."""
+        rate = self.record.rate(self.counted)
+        return "" if rate is None else f" | {rate:.1f}/s"
+
+    def duration_and_rate(self) -> str:
+        rate = self.record.mean_rate(self.counted)
+        return f"{self.record.duration_s:.1f} s" + ("" if rate is None else f", {rate:.1f} messages/s")
 
 
 class PublishReport(RunReport):
     """What the record of a run that publishes looks like."""
 
+    counted = "sent"
+
     def live_line(self) -> str:
         record, totals = self.record, self.record.totals
-        pace = f"{record.rate('sent'):.1f}/s | {record.latency.recent_ms:.1f} ms"
+        pace = f"{self.pace()} | {record.latency.recent_ms:.1f} ms"
         if (oldest_s := time.monotonic() - record.in_flight_since) > STALL_S:
-            pace = f"{record.in_flight} waiting, up to {oldest_s:.1f} s"
+            pace = f" | {record.in_flight} waiting, up to {oldest_s:.1f} s"
         lost = f", lost {totals['dropped']}" if totals["dropped"] else ""
         counts = f"sent {totals['sent']}, acknowledged {totals['acknowledged']}{lost}{self._answers()}"
-        return f"{counts} | {pace} | {self.situation()}"
+        return f"{counts}{pace} | {self.situation()}"
 
     def _answers(self) -> str:
         if not self.record.totals["requests"]:
@@ -134,13 +149,12 @@ class PublishReport(RunReport):
     def log_report(self) -> None:
         record, totals, label = self.record, self.record.totals, self._label
         self.log_outages(f"{plural(totals['retransmitted'], 'message')} sent again")
-        cause, late_s = max(record.late_s.items(), key=lambda pair: pair[1])
+        late_s, cause = record.latest
         why = f" ({cause})" if cause and late_s > 0.1 else ""
-        report_log.info(
-            "%s %s, sent up to %.1f ms late%s", label, self.duration_and_rate(totals["sent"]), 1000 * late_s, why
-        )
+        report_log.info("%s %s, sent up to %.1f ms late%s", label, self.duration_and_rate(), 1000 * late_s, why)
         if totals["acknowledged"]:
             report_log.info("%s ack latency: %s", label, record.latency)
+            report_log.info("%s ack since due: %s", label, record.latency_from_due)
         unacknowledged = [
             f"not acknowledged: message {number} of {thing} on {topic}: '{decoded(payload)}'"
             for thing, topic, number, payload in record.unacknowledged[: defaults.MAX_LISTED]
@@ -162,10 +176,13 @@ class PublishReport(RunReport):
 
     def summary(self) -> dict[str, Any]:
         record, totals = self.record, self.record.totals
+        late_s, cause = record.latest
         return {
             **{"sent": totals["sent"], "acknowledged": totals["acknowledged"], "lost": record.lost},
             **{"notSent": totals["not_sent"], "sentAgain": totals["retransmitted"]},
-            "latencyMs": record.latency.in_ms(),
+            **super().summary(),
+            "latencyFromDueMs": record.latency_from_due.in_ms(),
+            **{"lateMs": round(1000 * late_s, 1), "lateCause": cause or None},
             **{"accepted": totals["accepted"], "rejected": totals["rejected"], "notAnswered": record.unanswered},
         }
 
@@ -173,29 +190,39 @@ class PublishReport(RunReport):
 class SubscribeReport(RunReport):
     """What the record of a run that subscribes looks like."""
 
+    counted = "received"
+
     def live_line(self) -> str:
         record = self.record
-        latency = f" | {record.latency.recent_ms:.0f} ms" if record.latency.in_ms() else ""
+        latency = f" | {record.latency.recent_ms:.0f} ms" if record.latency.count else ""
         counts = f"received {record.totals['received']}{record.sequence}"
-        return f"{counts} | {record.rate('received'):.1f}/s{latency} | {self.situation()}"
+        return f"{counts}{self.pace()}{latency} | {self.situation()}"
 
     def log_report(self) -> None:
         record, label = self.record, self._label
         received, unreadable = record.totals["received"], record.totals["unreadable"]
         self.log_outages("they may have missed messages")
-        report_log.info("%s %s", label, self.duration_and_rate(received))
-        if record.latency.in_ms():
+        report_log.info("%s %s", label, self.duration_and_rate())
+        if record.latency.count:
             report_log.info("%s latency (from ts, ±1 ms): %s", label, record.latency)
+        if record.without_latency:
+            messages = plural(record.without_latency, "message")
+            log.warning("%s %s: no latency of %s", label, about_clock(record.clock_ahead_s), messages)
         if unreadable:
             log.warning("%s could not read %s", label, plural(unreadable, "message"))
         for thing, counts in itertools.islice(record.sequence.senders().items(), defaults.MAX_LISTED):
             report_log.info("%s from %s: %s", label, thing, format_counts(counts))
-        if record.sequence.forgotten:
-            log.warning("%s more than %d senders: not all missing messages are counted", label, defaults.MAX_SENDERS)
+        if not record.sequence.is_exact:
+            log.warning("%s too many senders, or gaps, to remember: what is missing is not exact", label)
         messages, things = plural(received, "message"), plural(len(record.connected), "thing")
         report_log.info("%s ELF received %s on %s%s", label, messages, things, record.sequence)
 
     def summary(self) -> dict[str, Any]:
-        record = self.record
-        counted = {**record.sequence.counts, "senders": record.sequence.senders()} if record.checks_sequence else {}
-        return {"received": record.totals["received"], "latencyMs": record.latency.in_ms(), **counted}
+        record, sequence, totals = self.record, self.record.sequence, self.record.totals
+        exactness = {"senders": sequence.senders(), "exact": sequence.is_exact}
+        return {
+            **{"received": totals["received"], "unreadable": totals["unreadable"]},
+            **super().summary(),
+            "senderClockAheadS": round(record.clock_ahead_s, 1),
+            **({**sequence.counts, **exactness} if record.checks_sequence else {}),
+        }

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from iot_elf import defaults, errors
+from iot_elf import defaults
 from iot_elf.device import Device, DeviceListener
 from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue
@@ -140,7 +140,7 @@ class Runner(DeviceListener):
             )
         )
         if not record.connected:
-            raise ElfError("NoneConnected", "none of the things could connect", errors.SEE_ABOVE)
+            raise record.failures.behind("NoneConnected", "none of the things could connect", of_all=True)
         record.began_at = time.monotonic()
         self.loop.call_soon_threadsafe(self._take_snapshots)
 
@@ -223,6 +223,7 @@ class Runner(DeviceListener):
 
     def on_connected(self, device: Device) -> None:
         self.record.connected.add(device.thing)
+        self.record.connects += 1
         self.record.delayed.pop(device.thing, None)
         for topic_filter in device.topic_filters:
             detail_log.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
@@ -242,6 +243,7 @@ class Runner(DeviceListener):
         self._events.put(StateChanged(is_loss=True))
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
+        self.record.connects += 1
         detail_log.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
 
     def on_failed(self, device: Device, failure: Exception) -> None:
@@ -323,10 +325,7 @@ class PublishRunner(Runner):
 
     def stop(self) -> None:
         super().stop()
-        record, totals = self.record, self.record.totals
-        if record.rounds is not None:
-            things = len(self.devices.keys() | record.failed)
-            totals["not_sent"] = record.rounds * things - totals["sent"] - totals["dropped"]
+        self.record.settle_not_sent(self.devices.keys() | self.record.failed)
 
     def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
         record = self.record
@@ -349,9 +348,10 @@ class PublishRunner(Runner):
         record.dropped += [(device.thing, number)] if len(record.dropped) < defaults.MAX_LISTED else []
         self._observer.on_dropped(device, number, payload)
 
-    def on_puback(self, device: Device, number: int, after_s: float) -> None:
+    def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         self.record.count("acknowledged", device.thing)
         self.record.latency.add(after_s)
+        self.record.latency_from_due.add(after_due_s)
         self.record.acknowledged_at = time.monotonic()
         self._observer.on_puback(device, number, after_s)
 
@@ -378,6 +378,7 @@ class PublishRunner(Runner):
             del requests[token]
         if message.topic.endswith("/rejected"):
             self.record.count("rejected", device.thing)
+            self.record.rejection = self.record.rejection or f"{answer.get('code')} {answer.get('message')}"
             self._observer.on_rejected(device, answer)
         else:
             self.record.count("accepted", device.thing)
@@ -420,7 +421,7 @@ class SubscribeRunner(Runner):
             return
         record.count("received", device.thing)
         if (sent_at := time_of_sending(content)) is not None:
-            record.latency.add(at - sent_at)
+            record.add_delivery(at - sent_at)
         self._observer.on_message(device, message, payload)
         if self.has_enough:
             self._events.put(StateChanged())

@@ -15,6 +15,7 @@ from support.aws import Account, AwsService
 from support.machine import PATIENCE_S
 from support.mqtt import Client
 from support.networks import Relay
+from support.program import constant
 from support.shell import Elf, Pair, Result
 
 JSON = ("--output", "json")
@@ -91,13 +92,17 @@ def test_send_tells_of_each_message_and_its_acknowledgement(pair: Pair, ear: Cli
         assert set(each) == {"thingName", "number", "latencyMs"}
         assert 0 < each["latencyMs"] < 1000 * PATIENCE_S
     (summary,) = of_kind("summary", result)
-    latency = summary.pop("latencyMs")
+    latency, from_due = summary.pop("latencyMs"), summary.pop("latencyFromDueMs")
     assert list(latency) == ["p50", "p95", "p99", "max"]
     assert list(latency.values()) == sorted(latency.values())
     assert latency["max"] == max(each["latencyMs"] for each in acknowledged)
+    assert all(from_due[name] >= latency[name] for name in latency)
+    assert 0 <= summary.pop("lateMs") < 1000 * PATIENCE_S
+    assert 0.1 <= summary.pop("durationS") < PATIENCE_S
     assert summary == {
         **{"command": "send", "exitStatus": 0, "things": 2, "failed": []},
         **{"sent": 6, "acknowledged": 6, "lost": 0, "notSent": 0, "sentAgain": 0},
+        **{"messagesPerS": None, "connects": 2, "offlineS": {}, "lateCause": None},
         **{"accepted": 0, "rejected": 0, "notAnswered": 0},
     }
 
@@ -153,7 +158,12 @@ def test_what_the_sdk_prints_stays_out_of_the_json(pair: Pair, service: AwsServi
     relay.cut()
     window.await_count(" reconnected to ", 2)
     window.end()
-    assert objects(window.out)[-1]["acknowledged"] == 60
+    summary = objects(window.out)[-1]
+    assert (summary["acknowledged"], summary["connects"]) == (60, 4)
+    assert summary["offlineS"].keys() == {"thing_0", "thing_1"}
+    assert summary["latencyFromDueMs"]["max"] >= summary["lateMs"] >= 1000 * min(summary["offlineS"].values()) - 200
+    assert summary["lateCause"] == constant("OFFLINE")
+    assert summary["durationS"] == pytest.approx(60 / summary["messagesPerS"], abs=0.1)
 
 
 needs_jq = pytest.mark.skipif(not JQ, reason="jq is not installed")

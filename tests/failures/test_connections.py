@@ -746,6 +746,7 @@ def test_a_wrong_ts_and_a_retained_message_have_no_latency(
     ]
     messages = [publish(b"elf/x", long_ago, retain=True), *(publish(b"elf/x", each) for each in odd)]
     messages.append(publish(b"elf/x", b'{"ts": "%s"}' % now))
+    messages.append(publish(b"elf/x", b'{"ts": %d}' % (time.time() + 3600.5)))
     between = make_broker(thing_0=[deliver(b"".join(messages))])
     options = ("--count", len(messages), "--duration", 30, "--output", "json")
     result = main_of(1)("subscribe", *between.to_broker, *options)
@@ -753,4 +754,6 @@ def test_a_wrong_ts_and_a_retained_message_have_no_latency(
     *heard, summary = map(json.loads, result.out.splitlines())
     assert summary["received"] == len(heard) == len(messages)
     assert summary["latencyMs"]["max"] < 60_000
+    assert summary["senderClockAheadS"] == pytest.approx(3600.0, abs=10.0)
+    assert len(re.findall(r"the sender's clock is 3,\d{3} s ahead: no latency of 1 message$", result.err, re.M)) == 1
     assert "could not read" not in result.err

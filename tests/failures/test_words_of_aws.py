@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from support.aws import ANYTHING, SECRET, Account, AwsService, delete_certificate_of
-from support.failures import Explained
+from support.failures import Explained, failure_of
 from support.http_proxy import CUT_BEFORE, Answer, Fault, HttpProxy, aws_error, page
 from support.networks import CLOSED_PORT, deaf_port, silent_port
 from support.program import Limits
@@ -276,7 +276,23 @@ def test_a_certificate_that_is_gone_before_the_first_send_is_explained(
     delete_certificate_of(account, "thing_0")
     result = main("send", *elf.to_broker, *ONCE, status=1)
     explained(result, "NotFoundInAws", "elf.py clean", "elf.py create")
-    explained(result, "NoneAuthorised")
+    assert len(result.failures) == 1
+
+
+def test_things_that_get_no_policy_for_different_reasons_have_that_of_most(
+    main: InProcess, elf: Elf, account: Account
+) -> None:
+    main("create", 3)
+    account.iot.create_policy(policyName="policy-thing_0", policyDocument=json.dumps(DENY_ALL))
+    for thing in ("thing_1", "thing_2"):
+        delete_certificate_of(account, thing)
+    result = main("send", *elf.to_broker, *ONCE, "--output", "json", status=1)
+    assert failure_of(result) == "NoneAuthorised"
+    assert "none of the things has a policy: not found in AWS: " in result.out
+    account.iot.delete_policy(policyName="policy-thing_0")
+    result = main("send", *elf.to_broker, *ONCE, "--output", "json", status=1)
+    assert failure_of(result) == "NotFoundInAws"  # of two of the three
+    assert "1 acknowledged" in result.err
 
 
 @pytest.mark.parametrize(
@@ -358,7 +374,6 @@ def test_a_policy_of_somebody_else_is_explained(
     result = main("send", *elf.to_broker, *ONCE, status=1)
     command = "iot delete-policy --policy-name policy-thing_0`"
     explained(result, "PolicyOfOthers", "policy policy-thing_0 ", command, "--prefix")
-    explained(result, "NoneAuthorised")
     account.iot.delete_policy(policyName="policy-thing_0")
     main("send", *elf.to_broker, *ONCE)
 

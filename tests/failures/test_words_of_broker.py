@@ -63,7 +63,7 @@ def test_an_endpoint_that_is_no_broker_is_explained(
     options = ("--mqtt-endpoint", endpoint, "--root-cert", root_cert or service.root_cert)
     result = main_of_pair("send", *options, *ONCE, status=1)
     explained(result, failure, "thing_0", endpoint)
-    explained(result, "NoneConnected")
+    assert len(result.failures) == 1
 
 
 def keep_one_thing(misc: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.aws import Account
-from support.failures import Explained
+from support.failures import Explained, failure_of
 from support.http_proxy import LATE, HttpProxy, denied
 from support.machine import NOT_AS_ROOT, PATIENCE_S, can_unshare, hamper, posix_only, read_only
 from support.shell import Elf, InProcess, Pair
@@ -201,9 +201,21 @@ def test_a_file_of_a_thing_that_is_spoilt_stops_that_thing_alone(
         (misc / file).unlink()
     else:
         (misc / file).write_text((misc / content).read_text() if content == ANOTHERS_KEY else content)
-    result = main_of_pair("send", *pair.to_broker, *ONCE, status=1)
+    result = main_of_pair("send", *pair.to_broker, *ONCE, *JSON, status=1)
     explained(result, failure, "thing_0", misc / named)
     assert "1 acknowledged, 0 lost" in result.err
+    assert failure_of(result) == failure
+
+
+def test_things_that_fail_for_different_reasons_have_that_of_the_first(
+    main_of_pair: InProcess, pair: Pair, misc: Path
+) -> None:
+    for file in ("thing_0.prv", "thing_1.pem"):
+        (misc / file).unlink()
+    result = main_of_pair("send", *pair.to_broker, *ONCE, *JSON, status=1)
+    assert failure_of(result) == "NoneConnected"
+    assert ": thing_" in result.out
+    assert sum("what to do: restore it" in line for line in result.lines) == 1
 
 
 @posix_only
@@ -214,4 +226,4 @@ def test_a_key_that_may_not_be_read_is_explained(elf: Elf, pair: Pair, tmp_path:
     elf.environment |= pair.account.credentials
     result = elf("send", *elf.to_broker, *ONCE, *JSON, "--things", 1, status=1)
     assert any(f"{elf.misc / 'thing_0.prv'}: Permission denied" in line for line in result.lines)
-    explained(result, "NoneConnected")
+    assert failure_of(result) == "KeyUnreadable"

@@ -222,6 +222,7 @@ def test_output_that_failed_is_an_error_once(monkeypatch: pytest.MonkeyPatch) ->
     [
         (0, 8, 0.0, "create:   0%|          | 0/8 [00:00<?, ? things/s]"),
         (0, 8, 5.0, "create:   0%|          | 0/8 [00:05<?, ? things/s]"),
+        (2, 8, 0.9, "create:  25%|███▌          | 2/8 [00:00<?, ? things/s]"),
         (2, 8, 1.0, "create:  25%|█▊     | 2/8 [00:01<00:03, 2.0 things/s]"),
         (4, 8, 60.0, "create:  50%|███▌   | 4/8 [01:00<01:00, 0.1 things/s]"),
         (8, 8, 4.0, "create: 100%|███████| 8/8 [00:04<00:00, 2.0 things/s]"),

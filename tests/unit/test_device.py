@@ -216,8 +216,9 @@ class Recorder(DeviceListener):
     def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
         self.events.append(f"lost {number} {payload.decode()}")
 
-    def on_puback(self, device: Device, number: int, after_s: float) -> None:
-        self.events.append(f"acknowledged {number} after {after_s:g}")
+    def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
+        late = f", {after_due_s:g} after it was due" if after_due_s != after_s else ""
+        self.events.append(f"acknowledged {number} after {after_s:g}{late}")
 
     def on_retransmit(self, device: Device, number: int) -> None:
         self.events.append(f"sent again {number}")
@@ -585,7 +586,7 @@ def test_messages_are_sent_as_they_are_due_and_their_acknowledgements_timed(benc
         "sent 1 a late 0.5",
         "sent 2 b late 0",
         "acknowledged 2 after 0.25",
-        "acknowledged 1 after 1.75",
+        "acknowledged 1 after 1.75, 2.25 after it was due",
     ]
     assert its.device.backlog == 0
 

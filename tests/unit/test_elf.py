@@ -165,6 +165,7 @@ def line(number: int, at: float = 0.0, error: Exception | None = None) -> Line:
 
 
 REFUSED = ElfError("Name", "it is not JSON", "mend it")
+OTHER = ElfError("Name", "a", "b")
 
 
 @pytest.mark.parametrize(
@@ -192,7 +193,8 @@ def test_lines_are_sent_an_interval_apart_or_as_they_arrive(
     monkeypatch.setattr(messages, "read_ahead", lambda *_: None)
     runner: Any = Lines(clock, iter(lines))
     with logged():
-        assert elf.publish_lines(cli(events=EventQueue(), **options), runner, iter(())) == counts
+        sent, refused = elf.publish_lines(cli(events=EventQueue(), **options), runner, iter(()))
+    assert (sent, len(refused)) == counts
     assert runner.published == [(at, options["interval"]) for at in due]
 
 
@@ -204,9 +206,9 @@ def test_a_line_that_is_refused_is_an_error_if_it_is_the_first_and_said_once_for
     bad, again = line(2, error=REFUSED), line(3, error=REFUSED)
     with pytest.raises(UsageError, match="line 2 of the input"):
         elf.publish_lines(cli(events=EventQueue()), Lines(clock, iter([bad])), iter(()))  # type: ignore[arg-type]
-    runner: Any = Lines(clock, iter([line(1), bad, again, line(4, error=ElfError("Name", "a", "b"))]))
+    runner: Any = Lines(clock, iter([line(1), bad, again, line(4, error=OTHER)]))
     with logged() as said:
-        assert elf.publish_lines(cli(events=EventQueue()), runner, iter(())) == (1, 3)
+        assert elf.publish_lines(cli(events=EventQueue()), runner, iter(())) == (1, [REFUSED, REFUSED, OTHER])
     assert [text.partition(":")[0] for text in said] == ["ERROR line 2 is not sent", "ERROR line 4 is not sent"]
     with pytest.raises(OSError, match="gone"):
         elf.publish_lines(

@@ -185,3 +185,31 @@ def test_a_failure_is_logged_with_what_to_do_and_with_debug_where_it_comes_from(
     with logged(logging.DEBUG) as lines:
         errors.log_failure(error)
     assert lines[2] == "DEBUG Name, traceback:"
+    for attribute, said in (("is_remedy_told", ["ERROR a"]), ("is_told", [])):
+        setattr(error, attribute, True)
+        with logged(logging.INFO) as lines:
+            assert errors.log_failure(error) is error
+        assert lines == said
+
+
+def test_a_command_fails_for_the_reason_of_most_of_its_things_which_is_told_once() -> None:
+    report = FailureReport()
+    alone = report.behind("NoneConnected", "none could connect", "try")
+    assert (alone.facts, alone.is_told) == (
+        {"name": "NoneConnected", "cause": "none could connect", "remedy": "try"},
+        False,
+    )
+    assert report.report(of=3) == {}
+    first = ElfError("Gone", "t_0 is gone", "look for t_0")
+    report.add("t_0", first)
+    with logged():
+        assert report.report(of=3) == {"error": first.facts}
+    assert report.behind("NoneConnected", "none could connect", of_all=True) is first
+    assert (first.is_told, first.is_remedy_told) == (True, True)
+    for thing, cause in (("t_1", "it is new"), ("t_2", "it is new")):
+        report.add(thing, ElfError("New", cause, "wait"))
+    for of_all in (True, False):
+        error = report.behind("NoneConnected", "none could connect", of_all=of_all)
+        assert (error.name, error.cause, error.remedy) == ("NoneConnected", "none could connect: it is new", "wait")
+        assert (error.is_told, error.is_remedy_told) == (of_all, True)
+    assert report.behind("MessagesLost", "2 lost").name == "MessagesLost"

@@ -1,17 +1,18 @@
-"""The record of a run: percentiles, rates, and which numbers of a sender are missing."""
+"""The record of a run: percentiles, rates, clocks that differ, what was not sent."""
 
 from __future__ import annotations
 
 import collections
 import math
 import random
+import tracemalloc
 from typing import Any
 
 import pytest
 from support.program import Limits
 
 from iot_elf import metrics
-from iot_elf.metrics import LatencyHistogram, RunRecord, SequenceChecker, object_in, time_of_sending
+from iot_elf.metrics import LatencyHistogram, RunRecord, about_clock, object_in, time_of_sending
 
 from .stand_ins import Clock
 
@@ -44,12 +45,38 @@ def histogram(*took_ms: float) -> LatencyHistogram:
         ([1] * 94 + [2] * 5 + [3], 1, 2, 2, 3),
         ([1] * 95 + [2] * 5, 1, 1, 2, 2),
         ([0.04, 0.16, 12.34], 0.2, 12.3, 12.3, 12.3),  # in steps of 0.1 ms
+        ([2.047, 2.048, 4.095, 4.096, 8.191], 4.1, 8.2, 8.2, 8.2),
+        ([99.94, 100.04, 1234.56], 100.0, 1230.0, 1230.0, 1234.6),  # in steps of three digits, but for the longest
+        ([-5.0, -1.0], 0.0, 0.0, 0.0, 0.0),
+        ([3.6e6] * 9 + [7.2e6], 3.6e6, 7.2e6, 7.2e6, 7.2e6),
+        ([1e11, 2e11], 8.79e9, 8.79e9, 8.79e9, 2e11),  # longer than a hundred days
     ],
 )
 def test_a_percentile_is_the_shortest_time_that_so_many_do_not_exceed(
     took_ms: list[float], p50: float, p95: float, p99: float, longest: float
 ) -> None:
     assert histogram(*took_ms).in_ms() == {"p50": p50, "p95": p95, "p99": p99, "max": longest}
+
+
+def test_a_percentile_has_three_digits_whatever_the_times_are() -> None:
+    chance = random.Random(9)
+    took_ms = sorted(10 ** chance.uniform(-1, 8) for _ in range(20_000))
+    shown = histogram(*took_ms).in_ms()
+    for percent in (50, 95, 99):
+        assert shown[f"p{percent}"] == pytest.approx(took_ms[200 * percent - 1], rel=0.0055)
+    assert shown["max"] == pytest.approx(took_ms[-1])
+
+
+def test_a_histogram_does_not_grow_with_what_is_in_it() -> None:
+    its = LatencyHistogram()
+    tracemalloc.start()
+    try:
+        for number in range(50_000):
+            its.add(number**3 / 1e6)
+        assert tracemalloc.get_traced_memory()[0] < 20_000
+    finally:
+        tracemalloc.stop()
+    assert its.count == 50_000
 
 
 def test_without_messages_there_are_no_percentiles() -> None:
@@ -117,214 +144,6 @@ def test_a_message_without_ts_does_not_say_when_it_was_sent() -> None:
     assert time_of_sending({}) is None
 
 
-# Missing numbers
-
-
-def hear(numbers: list[int], checker: SequenceChecker | None = None, over_from: int = 10**9, **more: Any) -> Any:
-    """Have a thing receive a sender's messages; those from the place `over_from` on come after the end."""
-    checker = checker or SequenceChecker()
-    content = {"thing": "sensor", "run": "a", **more}
-    for place, number in enumerate(numbers):
-        checker.add("thing_0", {**content, "seq": number}, is_over=place >= over_from)
-    return checker
-
-
-def figures(missing: int = 0, repeated: int = 0, out_of_order: int = 0) -> dict[str, int]:
-    return {"missing": missing, "repeated": repeated, "outOfOrder": out_of_order}
-
-
-@pytest.mark.parametrize(
-    ("numbers", "expected"),
-    [
-        ([1, 2, 3], figures()),
-        ([7, 8, 9], figures()),  # it began to listen later
-        ([4], figures()),
-        ([1, 4], figures(missing=2)),
-        ([1, 3, 5], figures(missing=2)),
-        ([1, 4, 2, 3], figures(out_of_order=2)),
-        ([1, 5, 2], figures(missing=2, out_of_order=1)),
-        ([1, 5, 3], figures(missing=2, out_of_order=1)),
-        ([1, 5, 4], figures(missing=2, out_of_order=1)),
-        ([1, 5, 3, 2, 4], figures(out_of_order=3)),
-        ([2, 1, 3], figures(out_of_order=1)),
-        ([5, 3, 6], figures(missing=1, out_of_order=1)),
-        ([9, 5], figures(missing=3, out_of_order=1)),
-        ([9, 5, 7], figures(missing=2, out_of_order=2)),
-        ([1, 1, 2, 2, 2], figures(repeated=3)),
-        ([1, 3, 2, 2], figures(repeated=1, out_of_order=1)),
-        ([1, 2, 3, 1], figures(repeated=1)),
-        ([1, 2, 5, 5], figures(missing=2, repeated=1)),
-        ([3, 6, 3, 6], figures(missing=2, repeated=2)),
-        ([2**53 - 1, 2**53], figures()),  # not a whole number for every program
-    ],
-)
-def test_a_number_is_missing_between_two_that_arrived(numbers: list[int], expected: dict[str, int]) -> None:
-    assert hear(numbers).counts == expected
-
-
-@pytest.mark.parametrize(
-    ("numbers", "over_from", "expected"),
-    [
-        ([1, 2, 3], 2, figures()),
-        ([1, 2, 5], 2, figures()),  # that it is missing may be because this came too late
-        ([1, 5, 3], 2, figures(missing=2, out_of_order=1)),
-        ([1, 5, 3, 3], 2, figures(missing=2, out_of_order=1)),
-        ([1, 5, 1], 2, figures(missing=3)),
-        ([5, 7, 4], 2, figures(missing=1)),  # before the first: nobody knows whether it should have arrived
-        ([5, 7, 3], 2, figures(missing=1)),
-        ([5, 7, 6], 2, figures(out_of_order=1)),
-        ([1, 2, 3, 4], 1, figures()),
-    ],
-)
-def test_after_the_end_only_what_was_missing_still_counts(
-    numbers: list[int], over_from: int, expected: dict[str, int]
-) -> None:
-    checker = hear(numbers, over_from=over_from)
-    assert checker.counts == expected
-
-
-def test_what_came_after_the_end_is_not_remembered() -> None:
-    assert hear([6], hear([1, 5], over_from=1)).counts == figures(missing=4)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_figures_are_those_of_sets_of_all_numbers(seed: int) -> None:
-    chance = random.Random(seed)
-    numbers = sorted(chance.choices(range(1, 60), k=60), key=lambda number: number + chance.gauss(0, seed % 7))
-    expected, seen = figures(), set[int]()
-    for number in numbers:
-        expected["repeated"] += number in seen
-        expected["outOfOrder"] += number not in seen and number < max(seen, default=0)
-        seen.add(number)
-    expected["missing"] = max(seen) - min(seen) + 1 - len(seen)
-    assert hear(numbers).counts == expected
-
-
-@pytest.mark.parametrize(
-    ("late", "expected"),
-    [
-        ([8], figures(missing=3, out_of_order=1)),  # the last gap
-        ([6], figures(missing=3, out_of_order=1)),
-        ([4], figures(missing=4, repeated=1)),  # forgotten: it stays missing
-        ([2], figures(missing=4, repeated=1)),
-        ([9, 10, 11], figures(missing=4, repeated=1)),
-    ],
-)
-def test_of_too_many_gaps_the_oldest_is_forgotten(limits: Limits, late: list[int], expected: dict[str, int]) -> None:
-    limits(MAX_GAPS=4)
-    assert hear(late, hear([1, 3, 5, 7, 9])).counts == expected
-
-
-def test_gaps_that_are_filled_make_no_other_forgotten(limits: Limits) -> None:
-    limits(MAX_GAPS=4)
-    filled = [*(1, 3, 2), 5, *(7, 6), *(9, 8), *(11, 10), *(13, 12)]
-    assert hear([4], hear(filled)).counts == figures(out_of_order=6)
-
-
-def test_what_was_sent_before_a_sender_was_first_heard_is_never_forgotten(limits: Limits) -> None:
-    limits(MAX_GAPS=3)
-    assert hear([5], hear([10, 12, 14, 16])).counts == figures(missing=3 + 4, out_of_order=1)
-
-
-def test_fifty_gaps_of_a_sender_are_remembered() -> None:
-    odd = hear([*range(1, 99, 2)])  # with the ones before the first and after the last
-    assert hear([2], odd).counts == figures(missing=47, out_of_order=1)
-    odd = hear([*range(1, 101, 2)])
-    assert hear([2], odd).counts == figures(missing=49, repeated=1)
-
-
-def test_things_senders_and_runs_are_counted_each_for_itself() -> None:
-    checker = SequenceChecker()
-    for hearer, thing, run in (
-        ("thing_0", "x", "a"),
-        ("thing_1", "x", "a"),
-        ("thing_0", "y", "a"),
-        ("thing_0", "x", "b"),
-    ):
-        checker.add(hearer, {"thing": thing, "seq": 1, "run": run}, is_over=False)
-    assert checker.counts == figures()
-    checker.add("thing_1", {"thing": "x", "seq": 4, "run": "a"}, is_over=False)
-    checker.add("thing_0", {"thing": "x", "seq": 3, "run": "b"}, is_over=False)
-    checker.add("thing_0", {"thing": "y", "seq": 1, "run": "a"}, is_over=False)
-    assert checker.senders() == {"x": {"missing": 3}, "y": {"repeated": 1}}
-
-
-def test_a_sender_without_a_run_is_counted() -> None:
-    checker = SequenceChecker()
-    for number in (1, 3):
-        checker.add("thing_0", {"thing": "x", "seq": number}, is_over=False)
-    assert checker.senders() == {"x": {"missing": 1}}
-
-
-def test_senders_are_listed_by_their_numbers_and_only_if_something_was_wrong() -> None:
-    checker = SequenceChecker()
-    for thing, numbers in {"thing_10": [1, 3], "thing_9": [1, 3, 2], "thing_1": [1, 2]}.items():
-        hear(numbers, checker, thing=thing)
-    assert [*checker.senders().items()] == [("thing_9", {"outOfOrder": 1}), ("thing_10", {"missing": 1})]
-
-
-ODD_NUMBERS: list[Any] = [0, -1, 1.5, 2.0, True, None, "3", [], 2**53, 10**400]
-ODD_THINGS: list[Any] = [7, None, {}, "x" * 129]
-
-
-@pytest.mark.parametrize(
-    "odd",
-    [
-        *({"seq": number} for number in ODD_NUMBERS),
-        *({"thing": thing} for thing in ODD_THINGS),
-        *({"run": run} for run in (7, None, "x" * 129)),
-    ],
-)
-def test_what_has_no_sender_and_number_is_not_counted(odd: dict[str, Any]) -> None:
-    checker = SequenceChecker()
-    checker.add("thing_0", {"thing": "sensor", "seq": 5, "run": "a", **odd}, is_over=False)
-    assert str(checker) == ""
-
-
-@pytest.mark.parametrize(
-    "usual", [{"seq": 1}, {"seq": 2**53 - 1}, {"thing": "x" * 128}, {"run": "x" * 128}, {"run": ""}]
-)
-def test_what_has_a_sender_and_a_number_is_counted(usual: dict[str, Any]) -> None:
-    checker = SequenceChecker()
-    checker.add("thing_0", {"thing": "sensor", "seq": 5, "run": "a", **usual}, is_over=False)
-    assert str(checker) == ", 0 missing, 0 repeated, 0 out of order"
-
-
-def test_the_counts_follow_the_messages_on_the_live_line() -> None:
-    assert str(hear([1, 5, 3, 3])) == ", 2 missing, 1 repeated, 1 out of order"
-
-
-def test_of_too_many_senders_the_one_that_was_silent_longest_is_forgotten(limits: Limits) -> None:
-    limits(MAX_SENDERS=2)
-    checker = SequenceChecker()
-    for thing in "abac":
-        hear([1], checker, thing=thing)
-    assert checker.forgotten == 1
-    assert checker.counts == figures(repeated=1)  # a
-    hear([3], checker, thing="a")
-    hear([3], checker, thing="c")
-    assert (checker.counts, checker.forgotten) == (figures(missing=2, repeated=1), 1)
-    hear([3], checker, thing="b")  # as if it were heard for the first time
-    assert (checker.counts, checker.forgotten) == (figures(missing=2, repeated=1), 2)
-
-
-def test_of_too_many_senders_the_first_have_counts_of_their_own(limits: Limits) -> None:
-    limits(MAX_SENDERS=2)
-    checker = SequenceChecker()
-    for thing in ("a", "b", "c", "b"):
-        hear([1, 3], checker, thing=thing, run=thing)
-    assert checker.senders() == {"a": {"missing": 1}, "b": {"missing": 1, "repeated": 2}}
-    assert checker.counts == figures(missing=3, repeated=2)
-
-
-def test_senders_that_miss_nothing_take_no_room_from_others(limits: Limits) -> None:
-    limits(MAX_SENDERS=2)
-    checker = SequenceChecker()
-    for thing, numbers in {"a": [1, 2, 3], "b": [1, 2, 3], "c": [1, 2, 3, 5]}.items():
-        hear(numbers, checker, thing=thing)
-    assert checker.senders() == {"c": {"missing": 1}}
-
-
 # Totals
 
 
@@ -334,8 +153,10 @@ def test_a_run_begins_with_nothing_counted() -> None:
     assert (record.began_at, record.ended_at, record.acknowledged_at) == (0.0, 0.0, 0.0)
     assert (record.ends_at, record.in_flight_since) == (math.inf, math.inf)
     assert (record.late_s, record.lost, record.unanswered) == ({"": 0.0}, 0, 0)
-    assert (record.latency.in_ms(), record.failures.things, record.offline_s) == ({}, {}, {})
-    assert (record.checks_sequence, record.sequence.counts, record.sequence.forgotten) == (False, figures(), 0)
+    assert (record.latency.in_ms(), record.latency_from_due.in_ms(), record.failures.things) == ({}, {}, {})
+    assert (record.checks_sequence, record.sequence.is_exact, {*record.sequence.counts.values()}) == (False, True, {0})
+    assert (record.connects, record.offline_s, record.clock_ahead_s, record.without_latency) == (0, {}, 0.0, 0)
+    assert (record.latest, record.rejection) == ((0.0, ""), "")
 
 
 def test_what_a_thing_does_is_counted_for_it_and_for_all() -> None:
@@ -358,6 +179,14 @@ def test_what_is_lost_was_dropped_or_never_acknowledged() -> None:
     assert record.lost == 5
 
 
+def test_things_whose_messages_were_lost_or_not_sent_are_known() -> None:
+    record = RunRecord()
+    for what, thing in (("sent", "a"), ("dropped", "b"), ("not_sent", "c"), ("sent", "d")):
+        record.count(what, thing)
+    record.unacknowledged = [("d", "elf/d", 1, b"")]
+    assert record.losers == {"b", "c", "d"}
+
+
 def test_what_a_shadow_neither_accepted_nor_rejected_is_not_answered() -> None:
     record = RunRecord()
     record.totals = collections.Counter(requests=9, accepted=4, rejected=2)
@@ -372,15 +201,71 @@ def test_the_rate_is_that_of_the_last_three_seconds(clock: Clock) -> None:
         record.count("sent", "thing_0", per_s)
         clock.now += 1.0
         rates.append(record.rate("sent"))
-    assert rates == [0, 10, 15, 20, 30, 40, 30]
+    assert rates == [None, 10, 15, 20, 30, 40, 30]
     assert record.rate("acknowledged") == 0
 
 
-def test_the_rate_of_the_first_moment_is_no_division_by_zero(clock: Clock) -> None:
+def test_the_first_second_has_no_rate(clock: Clock) -> None:
     record = RunRecord()
     record.take_snapshot()
     record.count("sent", "thing_0", 3)
-    assert record.rate("sent") == pytest.approx(15.0)  # as if 0.2 s had passed
+    clock.now += 0.99
+    assert record.rate("sent") is None
+    clock.now += 0.01
+    assert record.rate("sent") == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize(("took_s", "rate"), [(0.0, None), (0.99, None), (1.0, 5.0), (2.5, 2.0)])
+def test_a_run_has_a_rate_if_it_took_a_second(took_s: float, rate: float | None) -> None:
+    record = RunRecord()
+    record.totals["sent"] = 5
+    record.began_at, record.ended_at = 1000.0, 1000.0 + took_s
+    assert (record.duration_s, record.mean_rate("sent")) == (pytest.approx(took_s), rate)
+
+
+def test_what_was_sent_latest_has_its_cause() -> None:
+    record = RunRecord()
+    record.late_s = {"": 0.05, "there was no connection": 3.0, "other": 2.0}
+    assert record.latest == (3.0, "there was no connection")
+
+
+@pytest.mark.parametrize(("rounds", "not_sent"), [(None, {}), (5, {"a": 2, "b": 5})])
+def test_what_was_due_and_not_sent_is_counted_for_each_thing_and_for_all(
+    rounds: int | None, not_sent: dict[str, int]
+) -> None:
+    record = RunRecord()
+    record.rounds = rounds
+    record.count("sent", "a", 3)
+    if rounds:
+        record.count("not_sent", "b", 1)  # known already
+    for _ in range(2):
+        record.settle_not_sent(("a", "b"))
+    assert {thing: its["not_sent"] for thing, its in record.by_thing.items() if its["not_sent"]} == not_sent
+    assert record.totals["not_sent"] == sum(not_sent.values())
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "words"),
+    [
+        (3600.4, "3,600 s ahead"),
+        (1.0, "1 s ahead"),
+        (0.96, "1.0 s ahead"),
+        (0.11, "0.1 s ahead"),
+        (-1234.5, "1,234 s behind, or ts is as old"),
+    ],
+)
+def test_how_far_a_clock_is_off_is_said_in_seconds(ahead_s: float, words: str) -> None:
+    assert about_clock(ahead_s) == f"the sender's clock is {words}"
+
+
+def test_of_clocks_that_differ_the_most_is_said_and_there_is_no_latency() -> None:
+    record = RunRecord()
+    for took_s in (0.02, -0.1, 600.0, -0.11, -3599.5, 600.1, -3600.0, -7.0):
+        record.add_delivery(took_s)
+    assert (record.clock_ahead_s, record.without_latency) == (3600.0, 5)
+    assert (record.latency.in_ms()["p50"], record.latency.in_ms()["max"]) == (20.0, 600_000.0)
+    record.add_delivery(5000.0)
+    assert (record.clock_ahead_s, record.without_latency) == (-5000.0, 6)
 
 
 def test_a_record_keeps_the_totals_of_the_last_hour(clock: Clock, limits: Limits) -> None:

@@ -154,7 +154,7 @@ def test_an_acknowledgement_counts_once_and_from_when_the_message_was_first_sent
     its.lose_connection()
     its.take(300.0)
     found = [its.finish(number, 300.0) for number in (1, 1, 7)]
-    assert [each and each.taken_at for each in found] == [200.0, None, None]
+    assert [each and (each.taken_at, each.due) for each in found] == [(200.0, 100.0), None, None]
     assert its.backlog == 1
 
 
