@@ -11,6 +11,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -21,6 +22,7 @@ from iot_elf.metrics import object_in
 from iot_elf.sequences import SequenceChecker
 
 MOST_MIB, MOST_US = 100.0, 10.0  # of memory for 1,000 things, and of processor time for a message
+SAMPLES = 30  # of how long JSON takes, for each sender and number
 ARRIVALS = {"no gap": (1, 2, 3, 4), "one gap each": (1, 3, 4, 5), "one that is filled": (1, 3, 2, 4)}
 
 
@@ -40,14 +42,13 @@ def hear(things: int, numbers: Sequence[int]) -> tuple[list[float], float, int, 
                 number,
             )
             began = time.process_time()
-            for _ in names:
-                object_in(payload)
+            for _ in range(SAMPLES):
+                content = object_in(payload)
             parsed = time.process_time()
-            content = object_in(payload)
             for hearer in names:
                 checker.add(hearer, content, is_over=False)
             took_s[0] += time.process_time() - parsed
-            took_s[1] += parsed - began
+            took_s[1] += (parsed - began) * things / SAMPLES
     each_us = 1e6 / (len(numbers) * things**2)
     return (
         [each_us * took_s[0], each_us * sum(took_s)],
@@ -63,10 +64,10 @@ def main() -> int:
     things = parser.parse_args().things
     rows, is_good = [], True
     for what, numbers in ARRIVALS.items():
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # whose memory holds nothing yet
-            took_us, mib, missing, is_exact = pool.apply(hear, (things, numbers))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # whose memory holds nothing yet
+            took_us, mib, missing, is_exact = pool.submit(hear, things, numbers).result()
         is_good = is_good and is_exact and missing == things**2 * (max(numbers) - len(numbers))
-        is_good = is_good and took_us[0] <= MOST_US and mib <= MOST_MIB
+        is_good = is_good and mib <= MOST_MIB and (took_us[0] <= MOST_US or things < 1000)  # too few to judge
         rows.append([what, f"{missing:,}", f"{mib:.0f}", *(f"{each:.1f}" for each in took_us)])
     title = f"Numbers of {things:,} things that all hear {things:,} things"
     table.show(title, ["", "missing", "MiB", "µs a message", "with its JSON"], rows)
