@@ -76,6 +76,7 @@ from iot_elf.device import Device
 from iot_elf.errors import ElfError, FailureReport, NotAwsError, Refusal, UsageError
 from iot_elf.events import EventQueue, Interrupted
 from iot_elf.messages import Line, Message, PayloadBuilder
+from iot_elf.metrics import RunRecord
 from iot_elf.mqtt import EventLoop, load_sdk, without_threads
 from iot_elf.network import Endpoint, open_socket
 from iot_elf.places import Place
@@ -686,6 +687,12 @@ def subscribe(cli: Cli) -> int:
         runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + LATE_ARRIVALS_S, reading=True)
         offline = [device.thing for device in runner.devices.values() if device.is_offline]
         is_unread = runner.loop.is_paused and not runner.has_enough
+    refuse_incomplete(cli, record, duration_s, is_unread, offline)
+    return 1 if record.failed else 0
+
+
+def refuse_incomplete(cli: Cli, record: RunRecord, duration_s: float, is_unread: bool, offline: list[str]) -> None:
+    """Raise ElfError if messages of a `subscribe` are missing, or may be."""
     received = record.totals["received"]
     if is_unread:
         raise ElfError("OutputUnread", "ELF ended without having received all messages", runners.FASTER_READER)
@@ -707,7 +714,6 @@ def subscribe(cli: Cli) -> int:
             f"{text.listed(offline)} ended without a connection, and may have missed messages",
             "check the network",
         )
-    return 1 if record.failed else 0
 
 
 def clean_up(cli: Cli) -> int:

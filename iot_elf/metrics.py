@@ -100,7 +100,9 @@ def clocks_differ(took_s: float) -> bool:
 def about_clock(ahead_s: float) -> str:
     """Say how far a sender's clock is ahead of this machine's; behind, it may be another reason."""
     by_s = f"{abs(ahead_s):,.0f}" if abs(ahead_s) >= 1 else f"{abs(ahead_s):.1f}"
-    return f"the sender's clock is {by_s} s {'ahead' if ahead_s > 0 else 'behind, or ts is as old'}"
+    return (
+        f"the sender's clock is {by_s} s ahead" if ahead_s > 0 else f"ts is {by_s} s old, or the sender's clock behind"
+    )
 
 
 class RunRecord:

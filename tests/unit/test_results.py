@@ -246,17 +246,15 @@ def test_subscribe_that_received_nothing_has_little_to_say(run: Make) -> None:
 @pytest.mark.parametrize(
     ("ahead_s", "words"),
     [
-        (3600.0, "3,600 s ahead"),
-        (0.25, "0.2 s ahead"),
-        (1.0, "1 s ahead"),
-        (-86_400.0, "86,400 s behind, or ts is as old"),
+        (3600.0, "the sender's clock is 3,600 s ahead"),
+        (0.25, "the sender's clock is 0.2 s ahead"),
+        (1.0, "the sender's clock is 1 s ahead"),
+        (-86_400.0, "ts is 86,400 s old, or the sender's clock behind"),
     ],
 )
 def test_a_clock_that_differs_is_said_once(run: Make, ahead_s: float, words: str) -> None:
     record = run(clock_ahead_s=ahead_s, without_latency=2)
-    assert report(SubscribeReport, record)[1:-1] == [
-        f"WARNING [it] the sender's clock is {words}: no latency of 2 messages"
-    ]
+    assert report(SubscribeReport, record)[1:-1] == [f"WARNING [it] {words}: no latency of 2 messages"]
     assert SubscribeReport(record, "").summary()["senderClockAheadS"] == round(ahead_s, 1)
 
 
