@@ -81,7 +81,7 @@ from iot_elf.mqtt import EventLoop, load_sdk, without_threads
 from iot_elf.network import Endpoint, open_socket
 from iot_elf.places import Place
 from iot_elf.results import MessageWriter, PublishReport, RunReport, SubscribeReport
-from iot_elf.runners import PublishRunner, Runner, SubscribeRunner
+from iot_elf.runners import PublishRunner, Runner, SubscribeRunner, VerifyRunner
 from iot_elf.state import Fleet, RecordedFleet, Thing, ThingFiles, policy_name
 from iot_elf.text import detail_log, log, report_log
 
@@ -130,6 +130,7 @@ class Cli:
     template: bool  # render it for each message
     seed: int | None
     sequence: bool  # number the messages
+    verify: bool = False  # and count which come back
     topic: str | None  # may contain {thing_name}, as may each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
@@ -151,6 +152,7 @@ class Cli:
     place: Place  # where it is
     headers: Mapping[str, str]  # that the control plane requires
     control_plane: tuple[Any, Place] | None = None  # boto3's client and its place, once needed
+    run_id: str  # that numbered messages name
     connecting: threading.Lock  # held by the thread that makes it
     refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
 
@@ -477,10 +479,12 @@ def send_messages(cli: Cli) -> int:
     rounds, of_lines = messages_per_thing(cli), messages.is_line_file(cli.json_message)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
     answers = {thing: messages.answer_topics(topic, thing) for thing, (topic,) in topics.items()}
-    runner = PublishRunner(cli.events, qos=cli.qos, interval_s=cli.interval, **runner_callbacks(cli, things))
+    make_runner = VerifyRunner if cli.verify else PublishRunner
+    runner = make_runner(cli.events, qos=cli.qos, interval_s=cli.interval, **runner_callbacks(cli, things))
     record, refused = runner.record, list[ElfError]()
-    record.rounds = None if of_lines else rounds
-    with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, answers):
+    record.rounds, record.run = None if of_lines else rounds, cli.run_id
+    heard = topics if cli.verify else answers
+    with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, heard):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
         what = f"each line of {source}" if of_lines else text.plural(rounds, "message") if rounds else "messages"
         until = "" if of_lines or rounds else " until Ctrl-C"
@@ -502,6 +506,12 @@ def send_messages(cli: Cli) -> int:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
             raise
+    refuse_losses(record, refused)
+    return 1 if record.failed else 0
+
+
+def refuse_losses(record: RunRecord, refused: Sequence[ElfError]) -> None:
+    """Raise ElfError if messages of a `send` were lost, `refused`, or not answered as they should."""
     lost = record.lost + record.totals["not_sent"]
     if lost and lost == record.totals["invalid"]:
         raise messages.not_made(lost, record.invalid)
@@ -520,7 +530,12 @@ def send_messages(cli: Cli) -> int:
             f"messages to shadows: {rejected} rejected, {record.unanswered} not answered{reason}",
             "correct what AWS rejects; if no answer came, check that the policy allows iot:Receive",
         )
-    return 1 if record.failed else 0
+    if left := sum(map(len, record.not_returned.values())):
+        raise ElfError(
+            "MessagesNotReturned",
+            f"{text.plural(left, 'message')} did not come back",
+            "check that the policies allow iot:Receive; with --qos 1 messages that were lost on the way are sent again",
+        )
 
 
 def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list[str]]]:
@@ -541,12 +556,9 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
         for thing in things
     }
     messages.refuse_bad_topics(topics)
-    if cli.sequence and (raw or any(messages.is_reserved_topic(topic) for (topic,) in topics.values())):
-        raise UsageError(
-            "SequenceUseless", "--sequence has no effect with --raw or on AWS IoT's own topics", "leave it out"
-        )
-    run = secrets.token_hex(4) if cli.sequence else ""
-    compose = message_factory(cli, run, things[0].name, topics[things[0].name][0])
+    refuse_useless_numbers(cli, [topic for (topic,) in topics.values()])
+    cli.run_id = secrets.token_hex(4) if cli.sequence or cli.verify else ""
+    compose = message_factory(cli, cli.run_id, things[0].name, topics[things[0].name][0])
     if path is None:
         message = compose(os.fsencode(cli.message))
         if not raw and (hint := messages.hint_about(cli.message, message, cli.template)):
@@ -566,6 +578,20 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
     return things, itertools.chain([first], lines), topics
 
 
+def refuse_useless_numbers(cli: Cli, topics: Sequence[str]) -> None:
+    """Raise UsageError if messages are to be numbered and, with these topics of the things, nobody could count them."""
+    is_reserved = any(topic.startswith("$") if cli.verify else messages.is_reserved_topic(topic) for topic in topics)
+    if (cli.sequence or cli.verify) and (cli.raw or is_reserved):
+        option = "--verify" if cli.verify else "--sequence"
+        cause = f"{option} does not work with --raw or on AWS IoT's own topics"
+        raise UsageError("SequenceUseless", cause, "leave it out")
+    if cli.verify and len({*topics}) < len(topics):
+        cause = "with --verify each thing listens to a topic of its own"
+        raise UsageError(
+            "TopicShared", cause, "put {thing_name} into --topic, or add --append-thing-name or --things 1"
+        )
+
+
 def message_factory(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
     """Return a function that makes a message of bytes, after trying it for one thing, which may raise."""
 
@@ -579,8 +605,8 @@ def message_factory(cli: Cli, run: str, thing: str, topic: str) -> Callable[[byt
         if run and (taken := message.has - {"ts"}):
             raise UsageError(
                 "SequenceTaken",
-                f"the message already has {min(taken)!r}, which --sequence adds",
-                "leave --sequence out",
+                f"the message already has {min(taken)!r}, which numbering adds",
+                "leave --sequence and --verify out",
             )
         return message._replace(run=run)
 
@@ -650,7 +676,7 @@ def await_acknowledgements(runner: PublishRunner) -> None:
     """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
     if not runner.wait(lambda: not runner.backlog, ended + 2.0, defaults.MIN_INTERVAL_S, reading=True):
-        acknowledgements = text.plural(runner.backlog, "acknowledgement")
+        acknowledgements = text.plural(runner.backlog, runner.awaited)
         left_s = ended + ACK_GRACE_S - time.monotonic()
         log.info("[send_messages] waiting for %s, up to %.0f s", acknowledgements, left_s)
     while (deadline := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S)) > time.monotonic():
@@ -1126,6 +1152,21 @@ def report_cleaned(event_writer: EventWriter, name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+EXAMPLES = {  # of each command, for its help
+    "create": ("create 3", "--local create 3", "create 30 --prefix lamp", "create 3 --region eu-central-1"),
+    "send": (
+        "send --verify",
+        "send --count 5 --interval 0.5 'Hello from ELF'",
+        "send --template --json-message example-template.json",
+        "send --json-message - <readings.jsonl",
+    ),
+    "subscribe": ("subscribe", "subscribe --count 20", "subscribe -t 'house/+/door'", "subscribe --output payload"),
+    "list": ("list", "list thing_0", "list --output json"),
+    "env": ("env", "env --misc-dir other"),
+    "clean": ("clean", "clean --wait 60", "clean --only-local"),
+}
+
+
 def add_common_options(parser: Parser) -> Parser:
     add = parser.add_argument_group("options of every command").add_argument
     where = "directory of keys and state (default: $ELF_MISC_DIR, else misc/ next to elf.py)"
@@ -1178,19 +1219,15 @@ def add_send_options(command: Parser) -> None:
         "- (standard input): each line as it arrives"
     )
     # Another default of the positional would override -m.
-    what(
-        "message",
-        metavar="MESSAGE",
-        nargs="?",
-        default=argparse.SUPPRESS,
-        help=f"text, or JSON object (default: {MESSAGE})",
-    )
+    text_or_object = f"text, or JSON object (default: {MESSAGE})"
+    what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=text_or_object)
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same as MESSAGE")
     what("--json-message", metavar="FILE", type=Path, help=content)
-    add("--raw", action="store_true", help="send MESSAGE, FILE or each line as is: no JSON, no ts, any topic")
-    add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
+    add("--raw", action="store_true", help="send as is: no JSON, no ts, any topic")
+    add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template")
     add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
-    add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
+    add("--sequence", action="store_true", help="number the messages, so that subscribe counts them")
+    add("--verify", action="store_true", help="count which messages come back to their thing")
     topic = f"topic, may contain {{thing_name}} (default: {defaults.TOPIC_ROOT}/<thing>)"
     add("-t", "--topic", metavar="T", help=topic)
     pace = f"seconds between messages (default: {defaults.INTERVAL_S:g}, or as lines arrive)"
@@ -1226,38 +1263,32 @@ def build_parser() -> Parser:
     adopt = "take over, or clean, also what AWS has of this ELF ID and misc/ lacks (default: of the fleet's ID)"
     adopting.add_argument("--adopt", metavar="ID", nargs="?", const="", type=arguments.elf_id, help=adopt)
 
-    examples = "create 3", "--local create 3", "create 30 --prefix lamp", "create 3 --region eu-central-1"
     summary = "make things in AWS IoT, each with a certificate and keys"
-    command = parser.add_command(examples, summary, adopting, common)
+    command = parser.add_command(EXAMPLES["create"], summary, adopting, common)
     command.set_defaults(run=create_things, exclusive=True)
     count, prefix = "how many (default: %(default)s)", "makes NAME_0 and so on (default: %(default)s)"
     command.add_argument("count", metavar="COUNT", type=arguments.thing_count, nargs="?", default=1, help=count)
     command.add_argument("--prefix", metavar="NAME", type=arguments.thing_prefix, default=PREFIX, help=prefix)
 
-    examples = (
-        *("send --count 5 --interval 0.5 'Hello from ELF'", "send -t 'house/{thing_name}/door' open"),
-        *("send --template --json-message example-template.json", "send --json-message - <readings.jsonl"),
-    )
-    command = parser.add_command(examples, "have every thing publish messages", messaging, common)
+    command = parser.add_command(EXAMPLES["send"], "have every thing publish messages", messaging, common)
     command.set_defaults(run=send_messages, exclusive=False)
     add_send_options(command)
 
     summary = "have every thing subscribe and log the messages"
-    examples = "subscribe", "subscribe --count 20", "subscribe -t 'house/+/door'", "subscribe --output payload"
-    command = parser.add_command(examples, summary, messaging, common)
+    command = parser.add_command(EXAMPLES["subscribe"], summary, messaging, common)
     command.set_defaults(run=subscribe, exclusive=False)
     add_subscribe_options(command)
 
     summary = "show the things and where they are, without asking AWS"
-    command = parser.add_command(("list", "list thing_0", "list --output json"), summary, common)
+    command = parser.add_command(EXAMPLES["list"], summary, common)
     command.set_defaults(run=list_things, exclusive=False)
     command.add_argument("thing", metavar="THING", nargs="?", help="show what another client needs to be this thing")
 
     summary = "print the variables that point the AWS CLI and boto3 at the fleet"
-    parser.add_command(("env", "env --misc-dir other"), summary, common).set_defaults(run=print_environment)
+    parser.add_command(EXAMPLES["env"], summary, common).set_defaults(run=print_environment)
 
     summary = "delete all that ELF made, in AWS IoT and on disk"
-    command = parser.add_command(("clean", "clean --wait 60", "clean --only-local"), summary, adopting, common)
+    command = parser.add_command(EXAMPLES["clean"], summary, adopting, common)
     command.set_defaults(run=clean_up, exclusive=True)
     command.add_argument("--only-local", "--force", action="store_true", help="local files only, nothing in AWS IoT")
     return add_common_options(parser)

@@ -138,7 +138,7 @@ class Parser(argparse.ArgumentParser):
         shown = "".join(f"\n  python elf.py {example}" for example in examples)
         others = "Options of every command, such as --region and --output: python elf.py --help"
         command: Parser = self._adder.add_parser(
-            examples[0].partition(" ")[0],
+            examples[0].split()[0],
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"examples:{shown}\n\n{others}",

@@ -109,8 +109,8 @@ class RunRecord:
     """What happened in a run of things that publish or subscribe, for whoever shows it: totals, per thing, per second.
 
     The loop's thread writes it; others may read it at any time. What is counted has the names sent, acknowledged,
-    retransmitted, not_sent, invalid (could not be made, and so not sent), dropped (lost while offline, QoS 0), requests
-    (to shadows), accepted, rejected, received and unreadable.
+    retransmitted, returned, not_sent, invalid (could not be made, so not sent), dropped (lost while offline, QoS 0),
+    requests (to shadows), accepted, rejected, received and unreadable.
     """
 
     def __init__(self) -> None:
@@ -145,6 +145,11 @@ class RunRecord:
         self.invalid: Exception | None = None  # why the first message that could not be made was not
         self.unacknowledged: list[tuple[str, str, int, bytes]] = []  # in the end: thing, topic, number, payload
         self.rejection = ""  # AWS's reason for the first that it rejected
+        # With --verify: the name of the run in its messages; from sending to coming back; what has not, by thing: the
+        # numbers, and when each was sent.
+        self.run, self.checks_return = "", False
+        self.round_trip = LatencyHistogram()
+        self.not_returned: dict[str, dict[int, float]] = collections.defaultdict(dict)
         # What is received.
         self.checks_sequence = False
         self.clock_ahead_s = 0.0  # how far a sender's clock is ahead of this machine's at most; less than 0: behind

@@ -15,7 +15,7 @@ from iot_elf.device import Device
 from iot_elf.metrics import RunRecord, about_clock
 from iot_elf.runners import MessageObserver
 from iot_elf.sequences import format_counts
-from iot_elf.text import decoded, detail_log, log, plural, report_log
+from iot_elf.text import decoded, detail_log, listed, log, plural, report_log
 
 SHORT_PAUSE_S = 1.0  # in all; it does no harm
 STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
@@ -136,7 +136,8 @@ class PublishReport(RunReport):
         if (oldest_s := time.monotonic() - record.in_flight_since) > STALL_S:
             pace = f" | {record.in_flight} waiting, up to {oldest_s:.1f} s"
         lost = f", lost {totals['dropped']}" if totals["dropped"] else ""
-        counts = f"sent {totals['sent']}, acknowledged {totals['acknowledged']}{lost}{self._answers()}"
+        returned = f", came back {totals['returned']}" if record.checks_return else ""
+        counts = f"sent {totals['sent']}, acknowledged {totals['acknowledged']}{returned}{lost}{self._answers()}"
         return f"{counts}{pace} | {self.situation()}"
 
     def _answers(self) -> str:
@@ -155,6 +156,7 @@ class PublishReport(RunReport):
         if totals["acknowledged"]:
             report_log.info("%s ack latency: %s", label, record.latency)
             report_log.info("%s ack since due: %s", label, record.latency_from_due)
+        self._log_returned()
         unacknowledged = [
             f"not acknowledged: message {number} of {thing} on {topic}: '{decoded(payload)}'"
             for thing, topic, number, payload in record.unacknowledged[: defaults.MAX_LISTED]
@@ -174,14 +176,31 @@ class PublishReport(RunReport):
             "%s ELF sent %s: %s, %d lost%s%s", label, sent, acknowledged, record.lost, unsent, self._answers()
         )
 
+    def _log_returned(self) -> None:
+        record, label = self.record, self._label
+        if not record.checks_return:
+            return
+        missing = {thing: sorted(numbers) for thing, numbers in record.not_returned.items() if numbers}
+        for thing, numbers in itertools.islice(missing.items(), defaults.MAX_LISTED):
+            which = listed([str(number) for number in numbers])
+            log.warning("did not come back to %s: %s %s", thing, "message" if len(numbers) == 1 else "messages", which)
+        report_log.info("%s round trip: %s", label, record.round_trip)
+        report_log.info(
+            "%s came back: %d of %s", label, record.totals["returned"], plural(record.totals["sent"], "message")
+        )
+
     def summary(self) -> dict[str, Any]:
         record, totals = self.record, self.record.totals
         late_s, cause = record.latest
+        returned = (
+            {"returned": totals["returned"], "roundTripMs": record.round_trip.in_ms()} if record.checks_return else {}
+        )
         return {
             **{"sent": totals["sent"], "acknowledged": totals["acknowledged"], "lost": record.lost},
             **{"notSent": totals["not_sent"], "sentAgain": totals["retransmitted"]},
             **super().summary(),
             "latencyFromDueMs": record.latency_from_due.in_ms(),
+            **returned,
             **{"lateMs": round(1000 * late_s, 1), "lateCause": cause or None},
             **{"accepted": totals["accepted"], "rejected": totals["rejected"], "notAnswered": record.unanswered},
         }

@@ -278,6 +278,8 @@ class Runner(DeviceListener):
 class PublishRunner(Runner):
     """Counts what happens to the messages that things publish, and AWS's answers to those for shadows."""
 
+    awaited = "acknowledgement"
+
     def __init__(self, events: EventQueue, *, qos: int, interval_s: float, **options: Any) -> None:
         """Make one for messages that are due every `interval_s`; 0: as they come. The options are Runner's."""
         super().__init__(events, **options)
@@ -338,9 +340,12 @@ class PublishRunner(Runner):
                 per_s = record.totals["sent"] / (time.monotonic() - record.began_at)
                 log.warning("asked for %s messages/s, this machine manages %.0f", wanted, per_s)
         if device.topic_filters:
-            record.count("requests", device.thing)
-            self._requests[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
+            self._expect_answer(device, number, payload)
         self._observer.on_publish(device, number, payload)
+
+    def _expect_answer(self, device: Device, number: int, payload: bytes) -> None:
+        self.record.count("requests", device.thing)
+        self._requests[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
 
     def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
         record = self.record
@@ -392,6 +397,34 @@ class PublishRunner(Runner):
     def backlog(self) -> int:
         """How many messages are waiting to be sent or acknowledged."""
         return sum(device.backlog for device in self.devices.values())
+
+
+class VerifyRunner(PublishRunner):
+    """Counts which messages come back to the thing that publishes them, since it has subscribed to its own topic."""
+
+    awaited = "returning message"
+
+    def __init__(self, events: EventQueue, **options: Any) -> None:
+        super().__init__(events, **options)
+        self.record.checks_return = True
+
+    def _expect_answer(self, device: Device, number: int, payload: bytes) -> None:
+        self.record.not_returned[device.thing].setdefault(number, time.monotonic())
+
+    def on_message(self, device: Device, message: Any) -> None:
+        """Count a message of this run and this thing, the first time that it comes."""
+        now, record, content = time.monotonic(), self.record, object_in(bytes(message.payload or b""))
+        is_own = content.get("thing") == device.thing and content.get("run") == record.run
+        sent_at = record.not_returned[device.thing].pop(content.get("seq", 0), None) if is_own else None
+        if sent_at is not None:
+            record.count("returned", device.thing)
+            record.round_trip.add(now - sent_at)
+            record.acknowledged_at = now
+
+    @property
+    def backlog(self) -> int:
+        """How many messages are waiting to be sent, acknowledged or returned."""
+        return super().backlog + sum(map(len, list(self.record.not_returned.values())))
 
 
 class SubscribeRunner(Runner):

@@ -61,8 +61,8 @@ class Client:
         (reason,) = self._answers.get(timeout=PATIENCE_S)
         assert not reason.is_failure
 
-    def publish(self, topic: str, payload: str | bytes, qos: int = 1) -> None:
-        self._mqtt.publish(topic, payload, qos).wait_for_publish(PATIENCE_S)
+    def publish(self, topic: str, payload: str | bytes, qos: int = 1, retain: bool = False) -> None:
+        self._mqtt.publish(topic, payload, qos, retain).wait_for_publish(PATIENCE_S)
 
     def hear(self) -> Heard:
         while (heard := self._heard.get(timeout=PATIENCE_S)).topic == END:
