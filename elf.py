@@ -488,9 +488,9 @@ def send_messages(cli: Cli) -> int:
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
         what = f"each line of {source}" if of_lines else text.plural(rounds, "message") if rounds else "messages"
         until = "" if of_lines or rounds else " until Ctrl-C"
-        log.info(
-            "[send_messages] ELF sending %s from each of %s%s", what, text.plural(len(record.connected), "thing"), until
-        )
+        number = len(record.connected)
+        of_all = text.plural(number, "thing") if number == 1 else f"each of {number} things"
+        log.info("[send_messages] ELF sending %s from %s%s", what, of_all, until)
         began = time.monotonic()
         lasts_s = cli.duration or math.inf if of_lines else rounds * cli.interval if rounds else math.inf
         record.ends_at = began + lasts_s
@@ -713,6 +713,9 @@ def subscribe(cli: Cli) -> int:
         runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + LATE_ARRIVALS_S, reading=True)
         offline = [device.thing for device in runner.devices.values() if device.is_offline]
         is_unread = runner.loop.is_paused and not runner.has_enough
+        if not record.totals["received"]:
+            where = text.listed(dict.fromkeys(itertools.chain.from_iterable(filters.values())))
+            log.warning("nothing arrived on %s; does what sends use such a topic (send --topic)?", where)
     refuse_incomplete(cli, record, duration_s, is_unread, offline)
     return 1 if record.failed else 0
 
@@ -732,7 +735,7 @@ def refuse_incomplete(cli: Cli, record: RunRecord, duration_s: float, is_unread:
         raise ElfError(
             "TooFewMessages",
             f"received {text.plural(received, 'message')} in {duration_s:g} s, not {cli.count}",
-            "check that something sends to that topic, or use a longer --duration",
+            "check that something sends to that topic (`send --topic` may send elsewhere), or use a longer --duration",
         )
     if offline:
         raise ElfError(
@@ -814,12 +817,14 @@ def list_things(cli: Cli) -> int:
     place = find_place(cli, fleet.place)
     if fleet.disagreement:
         log.warning("%s", fleet.disagreement.cause)
-    rows = [("NAME", "CERTIFICATE", "POLICY", "SINCE (UTC)")]
+    on_terminal = sys.stdout.isatty()  # then the log has the local time, too
+    shown = text.local_time if on_terminal else text.utc_time
+    rows = [("NAME", "CERTIFICATE", "POLICY", "SINCE" if on_terminal else "SINCE (UTC)")]
     for thing in fleet.things.values():
         since = None
         with contextlib.suppress(OSError):
             since = fleet.files(thing.name).private_key.stat().st_mtime
-        since_text = thing.stage if thing.stage != state.READY else text.utc_time(since)[:16] if since else "no key"
+        since_text = thing.stage if thing.stage != state.READY else shown(since)[:16] if since else "no key"
         rows.append((thing.name, (thing.certificate_id or "-")[:8], thing.policy_name or "-", since_text))
         ids = {"certificateId": thing.certificate_id, "policyName": thing.policy_name}
         cli.event_writer.put("thing", thingName=thing.name, **ids, stage=thing.stage, since=since)
@@ -829,7 +834,7 @@ def list_things(cli: Cli) -> int:
     if not cli.event_writer.is_on:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [text.redacted("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
-        lines = [line[: console.terminal_width(sys.stdout)] for line in lines] if sys.stdout.isatty() else lines
+        lines = [line[: console.terminal_width(sys.stdout)] for line in lines] if on_terminal else lines
         suffix = "" if runs is None or not place.local else ", running" if runs else ", not running"
         lines.append(text.redacted(f"{text.plural(len(fleet.things), 'thing')} in {place}{suffix}"))
         table = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"

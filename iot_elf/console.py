@@ -49,6 +49,10 @@ def is_in_background() -> bool:
     return False
 
 
+def is_utf(stream: TextIO) -> bool:
+    return (stream.encoding or "").lower().startswith("utf")
+
+
 def terminal_width(stream: TextIO) -> int:
     """Return how many columns a terminal has; 80 if that is unknown."""
     with contextlib.suppress(OSError):
@@ -239,15 +243,14 @@ class TerminalFormatter(LogFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
-            texts = (str(short_path(value)) if isinstance(value, Path) else value for value in record.args)
-            record.args = tuple(redacted(value) if isinstance(value, str) else value for value in texts)
-        for longest in sorted(map(str, record.args or ()), key=len)[:-3:-1]:  # most often the message, then its topic
-            over = len("00:00:00 ") + len(printable(record.getMessage())) - terminal_width(sys.stderr)
-            if over > 0 and record.name == detail_log.name and record.levelno == log.level == logging.INFO:
-                cut = longest[: -over - 1] + "…"
-                record.args = tuple(cut if str(value) == longest else value for value in record.args or ())
+            record.args = tuple(short_path(value) if isinstance(value, Path) else value for value in record.args)
+        if shown := getattr(record, "on_terminal", ""):
+            record.msg = shown if is_utf(sys.stderr) else shown.replace("→", "->").replace("←", "<-")
         at, colour = self.formatTime(record, "%H:%M:%S"), LEVEL_COLOURS.get(record.levelno)
         text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
+        room = terminal_width(sys.stderr) - len("00:00:00 ")
+        if len(text) > room and record.name == detail_log.name and record.levelno == log.level == logging.INFO:
+            text = f"{text[: room - 1]}…"
         if not self._coloured:
             return f"{at} {record.levelname}: {text}" if colour else f"{at} {text}"
         return f"\x1b[2m{at}\x1b[0m " + (f"{colour}{text}\x1b[0m" if colour else text)
@@ -329,13 +332,13 @@ def live_line(events: EventQueue, output: OutputWriter, text: Callable[[], str])
         output.draw("")
 
 
-def progress_bar(what: str, done: int, total: int, took_s: float, width: int, is_utf: bool) -> str:
-    """Return a line of `width` characters, in eighths of one if `is_utf`: create:  25%|██▌   | 2/8 [00:01<00:03, …]."""
+def progress_bar(what: str, done: int, total: int, took_s: float, width: int, in_utf: bool) -> str:
+    """Return a line of `width` characters, in eighths of one if `in_utf`: create:  25%|██▌   | 2/8 [00:01<00:03, …]."""
     left = rate = "?"
     if done and took_s >= 1:  # sooner, both would be invented
         left, rate = clock(took_s / done * (total - done)), f"{done / took_s:.1f}"
     begin, end = f"{what}: {100 * done // total:3}%|", f"| {done}/{total} [{clock(took_s)}<{left}, {rate} things/s]"
-    room, blocks = max(0, width - len(begin) - len(end)), "▏▎▍▌▋▊▉█" if is_utf else "#"
+    room, blocks = max(0, width - len(begin) - len(end)), "▏▎▍▌▋▊▉█" if in_utf else "#"
     full, part = divmod(room * len(blocks) * done // total, len(blocks))
     return f"{begin}{(blocks[-1] * full + blocks[part - 1 : part]).ljust(room)}{end}"
 
@@ -352,8 +355,8 @@ def with_progress_bar(
     done, began = 0, time.monotonic()
 
     def bar() -> str:
-        is_utf = (sys.stderr.encoding or "").lower().startswith("utf")
-        return progress_bar(what, done, total, time.monotonic() - began, terminal_width(sys.stderr) - 1, is_utf)
+        width = terminal_width(sys.stderr) - 1
+        return progress_bar(what, done, total, time.monotonic() - began, width, is_utf(sys.stderr))
 
     with live_line(events, output, bar) if total > MIN_FOR_PROGRESS else contextlib.nullcontext():
         for step in steps:

@@ -18,6 +18,8 @@ from iot_elf.sequences import format_counts
 from iot_elf.text import decoded, detail_log, listed, log, plural, report_log
 
 SHORT_PAUSE_S = 1.0  # in all; it does no harm
+POSTED = "ELF %(thing)s posting message:'%(payload)s' on topic: %(topic)s"
+RECEIVED = "Received message: %(payload)s from topic: %(topic)s by %(thing)s"
 STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
 
 
@@ -30,11 +32,16 @@ class MessageWriter(MessageObserver):
 
     def on_publish(self, device: Device, number: int, payload: bytes) -> None:
         if self._is_needed:
-            detail_log.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
+            self._log(POSTED, "→", device, device.topic, payload)
             self._put("sent", device, number, payload)
 
     def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
         self._put("lost", device, number, payload)
+
+    def _log(self, line: str, arrow: str, device: Device, topic: str, payload: bytes) -> None:
+        """Log the original's line; on a terminal the message comes last, where it may be cut."""
+        fields = {"thing": device.thing, "topic": topic, "payload": decoded(payload)}
+        detail_log.info(line, fields, extra={"on_terminal": f"%(thing)s {arrow} %(topic)s  %(payload)s"})
 
     def _put(self, event: str, device: Device, number: int, payload: bytes) -> None:
         if self._output.is_on:
@@ -46,7 +53,7 @@ class MessageWriter(MessageObserver):
 
     def on_message(self, device: Device, message: Any, payload: bytes) -> None:
         if self._is_needed:
-            detail_log.info("Received message: %s from topic: %s by %s", decoded(payload), message.topic, device.thing)
+            self._log(RECEIVED, "←", device, message.topic, payload)
             fields = message_fields(device.thing, message.topic, payload)
             self._output.put("received", **fields, qos=message.qos, retain=bool(message.retain))
         self._output.put_payload(payload)

@@ -122,7 +122,7 @@ def test_of_two_commands_in_one_terminal_the_one_in_the_background_draws_no_live
     assert matches(LIVE_SEND, terminal)
     assert not matches(LIVE_SUBSCRIBE, terminal)
     assert [line for line in terminal.seen if not (SEEN.fullmatch(line) or line.startswith("[1]"))] == []
-    assert sum("Received message" in line for line in terminal.seen) == 80
+    assert sum(" ← elf/" in line for line in terminal.seen) == 80
 
 
 def test_of_two_commands_in_the_foreground_each_writes_whole_lines_above_what_the_other_draws(pair: Pair) -> None:
@@ -133,8 +133,8 @@ def test_of_two_commands_in_the_foreground_each_writes_whole_lines_above_what_th
     assert matches(LIVE_SUBSCRIBE, terminal)
     assert matches(LIVE_SEND, terminal)
     assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
-    assert sum("posting message" in line for line in terminal.seen) == 40
-    assert sum("Received message" in line for line in terminal.seen) == 80
+    assert sum(" → elf/" in line for line in terminal.seen) == 40
+    assert sum(" ← elf/" in line for line in terminal.seen) == 80
 
 
 def test_a_quiet_command_clears_the_live_line_of_another(pair: Pair) -> None:
@@ -158,13 +158,13 @@ def test_no_line_about_a_message_is_wider_than_the_terminal(pair: Pair, columns:
     listen = "$ELF subscribe $BROKER --count 8 --things 1 & read -s"
     script = f"{listen}; $ELF send $BROKER --count 4 --interval 0.2; wait $!; $ELF send $BROKER -n 1 -t {'long/' * 7}"
     seen = pair.in_terminal(script=script, columns=columns, keys={"listening on": b"\n"}).seen
-    *said, long, _ = [line for line in seen if re.search("posting|Received", line)]
-    assert re.search("'…' on topic: (long/)+lon…$" if columns == 80 else "'{.+}' on topic: (long/){7}$", long)
+    *said, long, _ = [line for line in seen if re.search("[→←]", line)]
+    assert re.search(r" thing_0 → (long/){7}  {.*…$" if columns == 80 else r" thing_0 → (long/){7}  {.+}$", long)
     assert len(long) <= columns
     assert len(said) == 16
     for line in said:
-        assert re.search(r"(on|from) topic: elf/thing_[01]( by thing_0)?$", line)
-        assert ("…" in line) == (columns == 80)
+        assert re.search(r'^\d\d:\d\d:\d\d thing_[01] [→←] elf/thing_[01]  {"msg": "IoT ELF Hello", "ts": "', line)
+        assert line.endswith("}")  # ELF's own message fits into 80 columns
     assert [line for line in seen if not (SEEN.fullmatch(line) or line.startswith("[1]"))] == []
 
 
@@ -178,7 +178,7 @@ def test_nothing_is_left_of_the_live_line_and_what_was_typed_over_it(pair: Pair)
     end = re.search(r"ELF sent (\d+) messages from 2 things: (\d+) acknowledged, (\d+) lost", terminal.written)
     assert end
     sent, acknowledged, lost = map(int, end.groups())
-    assert sent == acknowledged + lost == sum("posting message" in line for line in terminal.seen)
+    assert sent == acknowledged + lost == sum(" → elf/" in line for line in terminal.seen)
 
 
 @pytest.mark.parametrize("columns", [20, 40])
@@ -267,7 +267,7 @@ def test_quiet_leaves_warnings_errors_and_the_last_report(elf: Elf) -> None:
     assert "could read" in sent[0]
     assert any("thing_0 has no file" in line for line in sent)
     assert any("ELF sent 14 messages from 7 things: 14 acknowledged, 0 lost" in line for line in sent)
-    assert not any("posting" in line or "subscribed" in line for line in sent)
+    assert not any("→" in line or "subscribed" in line for line in sent)
     assert elf("clean", "--quiet").lines == ["[clean_up] ELF cleaned up 8 things, 0 left"]
 
 
@@ -359,4 +359,15 @@ def test_of_many_things_that_are_not_complete_some_are_named(elf: Elf) -> None:
     (line,) = (
         line for line in elf("send", *elf.to_broker, "--count", 1).lines if "skipping incomplete things: " in line
     )
-    assert line.endswith(", thing_20, and 9 more; finish with elf.py create 30`")
+    assert line.endswith(f", thing_20, and 9 more; finish with `{elf.typed} create 30`")
+
+
+def test_json_in_a_pipe_keeps_the_live_line_on_the_terminal(pair: Pair) -> None:
+    script = "$ELF send $BROKER --duration 1.5 --interval 0.1 --output json | cat >/dev/null"
+    assert matches(LIVE_SEND, pair.in_terminal(script=script, columns=300))
+
+
+def test_a_terminal_without_utf_8_gets_arrows_of_ascii(pair: Pair) -> None:
+    ascii_only = {"PYTHONIOENCODING": "ascii:backslashreplace"}
+    seen = pair.in_terminal("send", *pair.to_broker, "--count", 1, columns=120, env=ascii_only).seen
+    assert sum(bool(re.search(r" thing_[01] -> elf/thing_[01]  {", line)) for line in seen) == 2

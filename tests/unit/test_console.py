@@ -229,19 +229,19 @@ def test_output_that_failed_is_an_error_once(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_the_progress_bar_is_right_to_an_eighth_of_a_column(done: int, total: int, took_s: float, line: str) -> None:
-    assert console.progress_bar("create", done, total, took_s, len(line), is_utf=True) == line
+    assert console.progress_bar("create", done, total, took_s, len(line), in_utf=True) == line
 
 
 def test_a_plain_terminal_gets_a_plain_bar_and_a_narrow_one_none() -> None:
-    assert console.progress_bar("clean", 4, 8, 2.0, 52, is_utf=False) == (
+    assert console.progress_bar("clean", 4, 8, 2.0, 52, in_utf=False) == (
         "clean:  50%|###    | 4/8 [00:02<00:02, 2.0 things/s]"
     )
-    assert "||" in console.progress_bar("clean", 4, 8, 2.0, 10, is_utf=True)
+    assert "||" in console.progress_bar("clean", 4, 8, 2.0, 10, in_utf=True)
 
 
 @pytest.mark.parametrize(("width", "done"), [*itertools.product((60, 73, 80), (1, 3, 7))])
 def test_the_bar_fills_the_line(width: int, done: int) -> None:
-    assert len(console.progress_bar("policies", done, 7, 1.0, width, is_utf=True)) == width
+    assert len(console.progress_bar("policies", done, 7, 1.0, width, in_utf=True)) == width
 
 
 @pytest.mark.parametrize(

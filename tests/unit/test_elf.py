@@ -92,6 +92,8 @@ def test_as_many_messages_are_sent_as_fit_in_the_time(
 class Backlog:
     """The things of a send that has ended, whose acknowledgements arrive at some times after it."""
 
+    awaited = "acknowledgement"
+
     def __init__(self, clock: Clock, *arrivals: float) -> None:
         self._clock, self._arrivals, self._ended = clock, list(arrivals), clock.now
         self.record = SimpleNamespace(acknowledged_at=0.0)
