@@ -102,7 +102,7 @@ class Cli:
     # Options of every command. None: not given.
     command: str  # its name
     run: Callable[[Cli], int]  # its function
-    exclusive: bool  # no other command may use the same misc/
+    exclusive: bool = False  # no other command may use the same misc/
     region: str | None
     profile: str | None
     endpoint_url: str | None  # of the control plane
@@ -130,6 +130,7 @@ class Cli:
     interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
     things: int | None = None  # only the first so many of the fleet
+    thing: str | None = None  # the one to list
     qos: int
     root_cert: Path | None = None
     mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
@@ -760,6 +761,8 @@ def forget_fleet(cli: Cli, cleaned: Container[str]) -> None:
 
 def list_things(cli: Cli) -> int:
     """Show what misc/ has of the fleet, even while other commands use it, without locking, writing or asking AWS."""
+    if cli.thing:
+        return show_thing(cli, cli.thing)
     fleet = RecordedFleet(cli.misc_dir)
     place = find_place(cli, fleet.place)
     if fleet.disagreement:
@@ -785,6 +788,34 @@ def list_things(cli: Cli) -> int:
         table = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
         encoding = sys.stdout.encoding
         cli.output_writer.write(sys.stdout, table.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    return 0
+
+
+def show_thing(cli: Cli, name: str) -> int:
+    """Show what any client needs to be one thing of the fleet: the broker, the files, and how it may call itself."""
+    import shlex
+
+    if not (thing := cli.fleet.things.get(name)):
+        its = f"choose one of its things: {text.listed(cli.fleet.things) or 'none yet'}"
+        raise ElfError("NoSuchThing", f"the fleet has no thing {name}", its)
+    host, port, *_ = cli.mqtt_endpoint or Endpoint(control_plane(cli)[1].data_endpoint or "", defaults.MQTT_PORT)
+    root_cert, files = root_certificate(cli), cli.fleet.files(name)
+    facts = {
+        "thingName": name,
+        "broker": f"{host}:{port}",
+        "rootCertificate": str(root_cert),
+        "certificate": str(files.certificate),
+        "privateKey": str(files.private_key),
+        "clientIds": f"{name}, {name}-*",
+        "policy": thing.policy_name or text.as_typed("none yet: `elf.py send` gives it one"),
+    }
+    secured = ("--cafile", root_cert, "--cert", files.certificate, "--key", files.private_key)
+    who = ("-i", f"{name}-mosquitto", "-t", f"{defaults.TOPIC_ROOT}/{name}")
+    command = shlex.join(map(str, ("mosquitto_pub", "-h", host, "-p", port, *secured, *who, "-m", '{"msg": "hello"}')))
+    cli.event_writer.put("thing", **facts, mosquittoPub=command)
+    if not cli.event_writer.is_on:
+        lines = [f"{fact:16}  {value}" for fact, value in facts.items()]
+        cli.output_writer.write(sys.stdout, "\n".join([*lines, "", command, ""]))
     return 0
 
 
@@ -866,7 +897,8 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
     create = f"create {highest + 1}" + (f" --prefix {prefix}" if prefix != PREFIX else "")
     for stage, command in ((state.CREATING, create), (state.CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
-            log.warning("skipping incomplete things: %s; finish with `elf.py %s`", text.listed(names), command)
+            finish = text.as_typed(f"finish with `elf.py {command}`")
+            log.warning("skipping incomplete things: %s; %s", text.listed(names), finish)
     if not fleet.things:
         raise ElfError(*NO_THINGS)
     if not fleet.ready:
@@ -1111,7 +1143,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use topic T/<thing>, or {defaults.TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {defaults.MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
-    things = "use only the first N things of the fleet (default: all)"
+    things = "use only the first N things (default: all)"
     add("--things", metavar="N", type=arguments.positive_int, help=things)
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
@@ -1158,45 +1190,51 @@ def build_parser() -> Parser:
     """Make the parser, which accepts the options of every command before and after the command."""
     parser = Parser(
         prog="elf.py",
-        description="The Extremely Low Friction AWS IoT client: make things, let them send and subscribe, clean up.",
+        description="Make things in AWS IoT, have them send and receive messages, clean up.",
         epilog="example: python elf.py --local create 3",
     )
     misc_dir = os.environ.get("ELF_MISC_DIR", str(defaults.HERE / "misc"))
     parser.set_defaults(misc_dir=misc_dir, wait=0.0, rate=defaults.THINGS_PER_S)
     # Without SUPPRESS, the default of an option after the command would override the option before it.
-    common = add_common_options(Parser(argument_default=argparse.SUPPRESS))
+    common = add_common_options(Parser(argument_default=argparse.SUPPRESS)).hide()
     messaging, adopting = add_messaging_options(Parser()), Parser()
     adopt = "take over, or clean, also what AWS has of this ELF ID and misc/ lacks (default: of the fleet's ID)"
     adopting.add_argument("--adopt", metavar="ID", nargs="?", const="", type=arguments.elf_id, help=adopt)
 
-    command = parser.add_command(
-        "create 3", "make things in AWS IoT, each with a certificate and keys", adopting, common
-    )
+    examples = "create 3", "--local create 3", "create 30 --prefix lamp", "create 3 --region eu-central-1"
+    summary = "make things in AWS IoT, each with a certificate and keys"
+    command = parser.add_command(examples, summary, adopting, common)
     command.set_defaults(run=create_things, exclusive=True)
     count, prefix = "how many (default: %(default)s)", "makes NAME_0 and so on (default: %(default)s)"
     command.add_argument("count", metavar="COUNT", type=arguments.thing_count, nargs="?", default=1, help=count)
     command.add_argument("--prefix", metavar="NAME", type=arguments.thing_prefix, default=PREFIX, help=prefix)
 
-    example = "send --duration 30 --interval 0.5 'Hello from ELF'"
-    command = parser.add_command(example, "have every thing publish messages", messaging, common)
+    examples = (
+        *("send --count 5 --interval 0.5 'Hello from ELF'", "send -t 'house/{thing_name}/door' open"),
+        *("send --template --json-message example-template.json", "send --json-message - <readings.jsonl"),
+    )
+    command = parser.add_command(examples, "have every thing publish messages", messaging, common)
     command.set_defaults(run=send_messages, exclusive=False)
     add_send_options(command)
 
     summary = "have every thing subscribe and log the messages"
-    command = parser.add_command("subscribe --duration 30", summary, messaging, common)
+    examples = "subscribe", "subscribe --count 20", "subscribe -t 'house/+/door'", "subscribe --output payload"
+    command = parser.add_command(examples, summary, messaging, common)
     command.set_defaults(run=subscribe, exclusive=False)
     add_subscribe_options(command)
 
-    command = parser.add_command("list", "show the things and where they are, without asking AWS", common)
-    command.set_defaults(run=list_things, exclusive=True)
+    summary = "show the things and where they are, without asking AWS"
+    command = parser.add_command(("list", "list thing_0", "list --output json"), summary, common)
+    command.set_defaults(run=list_things, exclusive=False)
+    command.add_argument("thing", metavar="THING", nargs="?", help="show what another client needs to be this thing")
 
-    command = parser.add_command("env", "print the variables that point the AWS CLI and boto3 at the fleet", common)
-    command.set_defaults(run=print_environment, exclusive=True)
+    summary = "print the variables that point the AWS CLI and boto3 at the fleet"
+    parser.add_command(("env", "env --misc-dir other"), summary, common).set_defaults(run=print_environment)
 
-    command = parser.add_command("clean", "delete all that ELF made, in AWS IoT and on disk", adopting, common)
+    summary = "delete all that ELF made, in AWS IoT and on disk"
+    command = parser.add_command(("clean", "clean --wait 60", "clean --only-local"), summary, adopting, common)
     command.set_defaults(run=clean_up, exclusive=True)
-    only = "local files only (default: AWS IoT as well)"
-    command.add_argument("--only-local", "--force", action="store_true", help=only)
+    command.add_argument("--only-local", "--force", action="store_true", help="local files only, nothing in AWS IoT")
     return add_common_options(parser)
 
 
@@ -1271,7 +1309,16 @@ def held_fleet(cli: Cli, name: str, exclusive: bool, creates: bool = False) -> I
         if fleet.disagreement and not cli.only_local:
             raise fleet.disagreement
         cli.place = find_place(cli, fleet.place or (None if creates else fleet.place_of_unanswered))
+        text.typed_as["aws"] = aws_as_typed(cli)
         yield fleet
+
+
+def aws_as_typed(cli: Cli) -> str:
+    """Return how a command of the AWS CLI begins that is about this fleet."""
+    if cli.place.local:
+        return f'eval "$({text.typed_as["elf.py"]} env)"; aws'
+    options = {"--profile": cli.profile or cli.place.profile, "--region": cli.place.region}
+    return " ".join(("aws", *(f"{name} {value}" for name, value in options.items() if value)))
 
 
 @contextlib.contextmanager
@@ -1292,7 +1339,8 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
         ) from error
     cli.headers = local.headers
     cli.place = cli.place._replace(endpoint_url=local.url)
-    cli.mqtt_endpoint = cli.mqtt_endpoint or Endpoint("localhost", local.mqtt_port)
+    given = cli.mqtt_endpoint or Endpoint("")
+    cli.mqtt_endpoint = Endpoint(given.host or "localhost", given.port or local.mqtt_port)
     cli.root_cert = cli.root_cert or local.root_cert
 
     def refuse_dead_local() -> None:
@@ -1315,7 +1363,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
 
 def run_command(cli: Cli) -> int:
     """Find the fleet and its AWS, and run the command on them."""
-    if cli.run in (list_things, print_environment):
+    if cli.run in (list_things, print_environment) and not cli.thing:
         return cli.run(cli)
     creates = cli.run is create_things
     with held_fleet(cli, f"elf.py {cli.command}", cli.exclusive, creates or cli.adopt is not None) as fleet:
@@ -1343,7 +1391,7 @@ def needs_aws(cli: Cli) -> bool:
 def next_step(misc_dir: Path) -> str:
     """Return a line with the next command to type."""
     is_made = os.access(misc_dir / "things.json", os.F_OK)
-    return f"now: python elf.py {state.misc_option(misc_dir)}{'send' if is_made else '--local create 3'}"
+    return f"now: {text.typed_as['elf.py']} {'send' if is_made else '--local create 3'}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -1358,12 +1406,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.output_writer = OutputWriter(cli.events)
     try:
         parser.parse_args(argv, cli)
+        text.remember_how_elf_was_typed(state.misc_option(cli.misc_dir))
         if problem := usage_problem(cli):
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
         if not cli.command:
             sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
-            parser.exit(2, f"all options: python elf.py --help\n{next_step(cli.misc_dir)}\n")
+            parser.exit(2, f"all options: {text.typed_as['elf.py']} --help\n{next_step(cli.misc_dir)}\n")
     except SystemExit as usage:  # argparse has printed the message
         try:
             if sys.stdout:

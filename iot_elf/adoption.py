@@ -13,7 +13,7 @@ from iot_elf.defaults import T
 from iot_elf.errors import ElfError
 from iot_elf.events import EventQueue
 from iot_elf.places import Place
-from iot_elf.state import Fleet, Thing, misc_option
+from iot_elf.state import Fleet, Thing
 from iot_elf.storage import read_file
 from iot_elf.text import by_number, listed, log
 
@@ -130,8 +130,7 @@ def refuse_unknown_place(fleet: Fleet, place: Place, adopt: str | None) -> None:
         raise ElfError(
             "PlaceUnknown",
             f"{fleet.directory} does not say in which region its things are, and in another they would seem to be gone",
-            f"name the region: `elf.py {misc_option(fleet.directory)}clean {options}--region R`, where R is one like "
-            f"{defaults.REGION}",
+            f"name the region: `elf.py clean {options}--region R`, where R is one like {defaults.REGION}",
         )
 
 
@@ -165,14 +164,13 @@ def claim_for_clean(events: EventQueue, iot: Any, fleet: Fleet, adopt: str | Non
 
 def things_unknown(lacking: set[str], fleet: Fleet, adopt: str, place: Place, wanted: set[str]) -> ElfError:
     """Say what AWS has and misc/ lacks, and with which commands it is taken over, if some are `wanted`, or deleted."""
-    elf = f"`elf.py {misc_option(fleet.directory)}"
     options = " ".join(filter(None, ("--adopt", adopt, "--local" if place.local else f"--region {place.region}")))
-    ways = [f"{elf}clean {options}` deletes them", "to leave them alone, use another directory with --misc-dir"]
+    ways = [f"`elf.py clean {options}` deletes them", "to leave them alone, use another directory with --misc-dir"]
     if wanted:
         prefix = by_number(min(wanted))[0]
         count = max(number + 1 for its, number in map(by_number, wanted | lacking) if its == prefix)
         named = f"{count} --prefix {prefix}"
-        ways.insert(0, f"{elf}create {named} {options}` takes them over, with new keys")
+        ways.insert(0, f"`elf.py create {named} {options}` takes them over, with new keys")
     return ElfError(
         "ThingsUnknown",
         f"AWS has things of this ELF (ID {adopt or fleet.elf_id}) that misc/ lacks: {listed(lacking)}; another copy of "

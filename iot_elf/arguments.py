@@ -8,7 +8,7 @@ import contextlib
 import functools
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -105,26 +105,40 @@ def proxy_url(text: str) -> str:
     return text
 
 
+MEANT = {  # what people type who know other tools
+    **{"delete": "clean", "destroy": "clean", "rm": "clean", "publish": "send", "pub": "send", "ls": "list"},
+    **{"sub": "subscribe", "listen": "subscribe", "add": "create", "new": "create", "--json": "--output json"},
+}
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser with usage errors of one line that may suggest what was meant, and without abbreviations,
     which a later option could break."""
 
     def __init__(self, **settings: Any) -> None:
         # 80 columns: to find the terminal's width, argparse would import shutil, with three compression libraries.
-        formatter = functools.partial(argparse.HelpFormatter, width=78)
+        formatter = functools.partial(argparse.RawDescriptionHelpFormatter, width=78)
         super().__init__(allow_abbrev=False, add_help=False, formatter_class=formatter, **settings)
         self.commands: list[Parser] = []
         self.typed: list[str] = []
         self._adder: Any = None  # argparse's, once there is a command
 
-    def add_command(self, example: str, summary: str, *parents: Parser) -> Parser:
-        """Add the command with whose name `example` begins, and the options of `parents`; return its parser."""
+    def hide(self) -> Parser:
+        """Leave all options out of the help."""
+        for option in self._actions:
+            option.help = argparse.SUPPRESS
+        return self
+
+    def add_command(self, examples: Sequence[str], summary: str, *parents: Parser) -> Parser:
+        """Add the command that each of `examples` begins with, and the options of `parents`; return its parser."""
         self._adder = self._adder or self.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+        shown = "".join(f"\n  python elf.py {example}" for example in examples)
+        others = "Options of every command, such as --region and --output: python elf.py --help"
         command: Parser = self._adder.add_parser(
-            example.partition(" ")[0],
+            examples[0].partition(" ")[0],
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}.",
-            epilog=f"example: python elf.py {example}",
+            epilog=f"examples:{shown}\n\n{others}",
             parents=parents,
         )
         self.commands.append(command)
@@ -134,18 +148,22 @@ class Parser(argparse.ArgumentParser):
         self.typed = list(sys.argv[1:] if args is None else args)
         cli, unknown = super().parse_known_args(self.typed, namespace)
         if unknown:  # else the parser of all commands would report it, with its --help instead of the command's
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            quoted = "; a message of several words is one argument: put it in quotes" if hasattr(cli, "message") else ""
+            words = "".join(word for word in unknown if word.startswith("-"))
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{'' if words else quoted}")
         return cli, unknown
 
     def error(self, message: str) -> NoReturn:
         import difflib
 
-        known = re.findall(r"--[\w-]+", "".join(parser.format_help() for parser in (self, *self.commands)))
+        known = {option for parser in (self, *self.commands) for option in parser._option_string_actions}
         options = [word.partition("=")[0] for word in self.typed if word.startswith("--")]
         refused = re.findall("invalid choice: '(.+?)'", message)
-        mistyped = [option for option in options if option not in known] or refused
-        known += re.findall(r"[\w-]+", message.partition("choose from")[2])
-        meant = difflib.get_close_matches(mistyped[0], known, n=1) if mistyped else []
+        mistyped = "".join([*(option for option in options if option not in known), *refused][:1])
+        known |= {*re.findall(r"[\w-]+", message.partition("choose from")[2])}
+        longer = sorted(option for option in known if mistyped and option.startswith(mistyped))
+        known_elsewhere = [MEANT[mistyped]] if mistyped in MEANT else []
+        meant = longer or known_elsewhere or difflib.get_close_matches(mistyped, known, 1, 0.7)
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
         message = re.sub("//[^/ ]*@", "//***@", message)  # a password in a wrong place
         cause, remedy = f"{message}{suggestion}", f"see {self.prog} --help"

@@ -18,7 +18,7 @@ from iot_elf.events import EventQueue, Interrupted
 from iot_elf.network import Endpoint, open_socket, proxy_in_environment
 from iot_elf.places import Place
 from iot_elf.state import Fleet, Thing, ThingFiles, UnansweredRequest, policy_name, seconds_ahead
-from iot_elf.text import log, plural, utc_time
+from iot_elf.text import as_typed, log, plural, utc_time
 
 
 def warn_of_unanswered(calls: Sequence[UnansweredRequest], place: Place | None) -> None:
@@ -33,7 +33,8 @@ def warn_of_unanswered(calls: Sequence[UnansweredRequest], place: Place | None) 
 def forget_unanswered(fleet: Fleet) -> None:
     """Forget the requests without an answer, and say so."""
     warn_of_unanswered(fleet.unanswered, fleet.place_of_unanswered or fleet.place)
-    log.warning("these requests are forgotten now: without --only-local, `elf.py clean` looks for what they made")
+    text = "these requests are forgotten now: without --only-local, `elf.py clean` looks for what they made"
+    log.warning("%s", as_typed(text))
     fleet.forget_unanswered(fleet.unanswered)
 
 
@@ -47,7 +48,7 @@ def report_unanswered(fleet: Fleet, events: EventQueue, control_plane: Callable[
         here = [call for call in fleet.unanswered if call.is_in(place)]
         if elsewhere := [call for call in fleet.unanswered if call not in here]:
             warn_of_unanswered(elsewhere, elsewhere[0].place)
-            log.info("this fleet is elsewhere; once it is cleaned, `elf.py clean` looks there")
+            log.info("%s", as_typed("this fleet is elsewhere; once it is cleaned, `elf.py clean` looks there"))
         if not here:
             return
         warn_of_unanswered(here, None)
@@ -62,10 +63,9 @@ def report_unanswered(fleet: Fleet, events: EventQueue, control_plane: Callable[
         status = certificate.get("status", "of unknown status")
         log.warning("certificate %s, %s, made at %s, is attached to nothing", name, status, made)
     if found:
-        log.warning(
-            "what to do: if no one else made it, delete it: `aws iot update-certificate --new-status INACTIVE "
-            "--certificate-id ID` and `aws iot delete-certificate --certificate-id ID`"
-        )
+        inactive = "`aws iot update-certificate --new-status INACTIVE --certificate-id ID`"
+        delete = "if no one else made it, delete it: {} and `aws iot delete-certificate --certificate-id ID`"
+        log.warning("what to do: %s", as_typed(delete.format(inactive)))
     else:
         log.info("none found")
         shown = fleet.clock.now() - defaults.CONSISTENCY_S  # what was made until then, AWS would list by now

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from iot_elf import defaults
-from iot_elf.text import detail_log, listed, log, plural
+from iot_elf.text import as_typed, detail_log, listed, log, plural
 
 _CONTINUE = "run the same command again in a minute to continue"
 _CHECK_NETWORK = "check the network, proxy and firewall, --region and --endpoint-url"
@@ -196,7 +196,7 @@ class ElfError(Exception):
 
     def __init__(self, name: str, cause: str, remedy: str) -> None:
         super().__init__(name, cause, remedy)
-        self.name, self.cause, self.remedy = name, cause, remedy
+        self.name, self.cause, self.remedy = name, cause, as_typed(remedy)
 
     @property
     def facts(self) -> dict[str, str]:

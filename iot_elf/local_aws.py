@@ -33,7 +33,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qs
@@ -43,6 +43,7 @@ ADDRESS = "address.json"
 LOCK = "lock"
 LOG = "ministack.log"
 PACKAGES = ("ministack", "hypercorn", "cryptography")
+UV_SCRIPT = ROOT / "iot_elf" / "embedded" / "environment.py"  # whose environment uv makes for the server
 
 TOKEN_HEADER = "X-ELF-Token"  # noqa: S105 - its name
 PROOF_HEADER = "X-ELF-Proof"
@@ -131,7 +132,7 @@ def find_or_start(directory: Path, check: Callable[[], object], say: Callable[[s
             pass
         elif not started:
             say("starting the embedded AWS IoT in %s", directory)
-            started = _start(directory)
+            started = _start(directory, check, say)
         elif (status := started.poll()) is not None:
             raise LocalAwsError(
                 "LocalNotStarted",
@@ -194,28 +195,61 @@ def stop(directory: Path, say: Callable[[str, Path], object]) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _start(directory: Path) -> subprocess.Popen[bytes]:
+def _start(directory: Path, check: Callable[[], object], say: Callable[[str, Path], object]) -> subprocess.Popen[bytes]:
     import importlib.util
 
-    missing = [name for name in PACKAGES if not importlib.util.find_spec(name)]
-    if missing:
-        raise LocalAwsError(
-            "LocalPackagesMissing", f"--local needs MiniStack; missing Python packages: {', '.join(missing)}"
-        )
+    python, path = sys.executable, _import_path()
+    if missing := [name for name in PACKAGES if not importlib.util.find_spec(name)]:
+        if not os.environ.get("UV"):  # which `uv run` sets
+            names = ", ".join(missing)
+            raise LocalAwsError("LocalPackagesMissing", f"--local needs MiniStack; missing Python packages: {names}")
+        python, path = _python_of_uv(check, say), [str(ROOT)]
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     _refuse_owner(directory.parent)
     with open(directory / LOG, "ab", opener=_open_private) as logfile:
         logfile.truncate(0)
         return subprocess.Popen(
-            [sys.executable, "-m", "iot_elf.local_aws", str(directory)],
+            [python, "-m", "iot_elf.local_aws", str(directory)],
             stdin=subprocess.DEVNULL,
             stdout=logfile,
             stderr=subprocess.STDOUT,
             cwd=ROOT,  # from which Python 3.10 imports first; serve() leaves it
-            env=_environment(directory),
+            env=_environment(directory, path),
             start_new_session=True,  # the terminal's Ctrl-C is not for it
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
+
+
+def _python_of_uv(check: Callable[[], object], say: Callable[[str, Path], object]) -> str:
+    """Return the Python of an environment of uv's that has the packages; `say` so if uv has to install them first."""
+    sync = ("sync", "--quiet", "--script", str(UV_SCRIPT))
+    try:
+        _uv(*sync, "--offline", "--check")
+    except LocalAwsError:
+        say("installing the packages of the embedded AWS IoT with uv, as %s says", UV_SCRIPT)
+        try:
+            _uv(*sync)
+        except LocalAwsError:
+            check()  # Ctrl-C ends uv, too
+            raise
+    return _uv("python", "find", "--script", str(UV_SCRIPT))
+
+
+def _uv(*arguments: str) -> str:
+    """Run uv; return the line that it prints. Raises LocalAwsError if it fails."""
+    try:
+        done = subprocess.run(
+            [os.environ["UV"], *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        lines = (getattr(error, "stderr", None) or str(error)).split("\n")
+        reason = next((line.strip() for line in lines if line.strip()), "it says nothing")
+        raise LocalAwsError(
+            "LocalPackagesMissing",
+            f"uv can't install what --local needs: {reason}",
+            f"see `uv sync --script {UV_SCRIPT}`; it needs a network the first time",
+        ) from error
+    return done.stdout.strip()
 
 
 def _refuse_owner(directory: Path) -> None:
@@ -229,11 +263,11 @@ def _refuse_owner(directory: Path) -> None:
         )
 
 
-def _environment(directory: Path) -> dict[str, str]:
+def _environment(directory: Path, import_path: Sequence[str]) -> dict[str, str]:
     """Return the environment for MiniStack, without the user's AWS, Docker and Python settings."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "DOCKER_", "PYTHON"))}
     return inherited | {
-        "PYTHONPATH": os.pathsep.join(_import_path()),
+        "PYTHONPATH": os.pathsep.join(import_path),
         "PYTHONSAFEPATH": "1",
         "AUTH": "true",  # enforces IoT policies, as AWS does
         "PERSIST_STATE": "1",
@@ -364,7 +398,7 @@ def serve(directory: Path) -> None:
         before = _read_address(Path())
         Path(ADDRESS).unlink(missing_ok=True)  # a dead server's
         http, mqtt = _listen(before.http_port if before else 0), _listen(before.mqtt_port if before else 0)
-        os.environ["GATEWAY_PORT"] = str(http.getsockname()[1])  # for the addresses that DescribeEndpoint gives
+        os.environ["GATEWAY_PORT"] = str(mqtt.getsockname()[1])  # for the addresses that DescribeEndpoint gives
         asyncio.run(_serve(http, mqtt))
 
 

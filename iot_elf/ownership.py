@@ -20,7 +20,7 @@ from iot_elf import aws, defaults, state
 from iot_elf.aws import RetryLater, all_pages, concurrently, once_visible, unless_gone, users_of
 from iot_elf.errors import ElfError, error_names
 from iot_elf.state import Fleet, Thing, policy_name
-from iot_elf.text import listed, log
+from iot_elf.text import as_typed, listed, log
 
 ABSENCE_S = 5.0  # between two answers that something is not found
 REPEATS = 4  # of that pause, while AWS answers now this, now that
@@ -224,7 +224,7 @@ def elf_id_in(described: Mapping[str, Any]) -> str:
 def hint(described: Mapping[str, Any]) -> str:
     """Return how to delete a thing of another ELF ID, if AWS's description of it says so."""
     owner, region = elf_id_in(described), described["thingArn"].split(":")[3:4]
-    command = f"`elf.py clean --adopt {owner} --region {''.join(region)}`"
+    command = as_typed(f"`elf.py clean --adopt {owner} --region {''.join(region)}`")
     return f"; if it is yours, {command} deletes it" if owner else ""
 
 

@@ -29,6 +29,26 @@ def short_path(path: Path) -> Path:
     return path
 
 
+typed_as = {"elf.py": "python elf.py", "aws": "aws"}  # how the commands of a remedy begin
+
+
+def remember_how_elf_was_typed(options: str) -> None:
+    """Let remedies begin ELF's commands as this process was begun, with uv or this Python; `options` end in a space."""
+    import shlex
+    import sys
+
+    script, typed = sys.argv[0], "python elf.py"
+    if Path(script).name == "elf.py" and script in sys.orig_argv:  # not where elf.py is imported
+        python = sys.orig_argv[: sys.orig_argv.index(script)]
+        typed = shlex.join([*(("uv", "run") if os.environ.get("UV") else python), script])
+    typed_as["elf.py"] = f"{typed} {options}".rstrip()
+
+
+def as_typed(words: str) -> str:
+    """Write the commands in backticks, which the program's texts begin with `elf.py` or `aws`, as they can be typed."""
+    return re.sub(r"(?<=`)(elf\.py|aws(?= iot| sts))(?= )|(?<=\| )elf\.py(?= )", lambda it: typed_as[it[0]], words)
+
+
 def add_secret(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:
     """Never show a credential, or a user and password, however a library writes it in its messages."""
     global _secrets

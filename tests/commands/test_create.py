@@ -45,7 +45,7 @@ def test_what_is_printed_is_what_the_original_printed(elf: Elf) -> None:
         f"Thing Name: thing_0 Private Key File: {elf.misc / 'thing_0.prv'}",
         f"Wrote 1 thing to config file: {elf.misc / 'things.json'}",
         f"[create_things] ELF created 1 thing in region:'{REGION}'.",
-        "now: python elf.py send",
+        f"now: {elf.typed} send",
     ]
     assert elf("create", 2).lines[:2] == [
         f"Read ELF ID from config: {elf_id}",
@@ -106,7 +106,7 @@ def test_create_with_fewer_changes_nothing_and_names_clean(
     main("create", 2)
     before = account.snapshot(), elf.recorded()
     refused = main("create", 1, status=1)
-    explained(refused, "TooManyThings", "2 things", "`elf.py clean`")
+    explained(refused, "TooManyThings", "2 things", "elf.py clean`")
     assert (account.snapshot(), elf.recorded()) == before
 
 
@@ -193,19 +193,19 @@ def test_create_goes_on_after_a_failure(main: InProcess, elf: Elf, account: Acco
 def test_create_says_last_what_comes_next(elf: Elf) -> None:
     for options in ((), ("--output", "json")):
         result = elf("create", *options)
-        assert result.lines[-1] == "now: python elf.py send"
+        assert result.lines[-1] == f"now: {elf.typed} send"
         assert "now:" not in result.out
     other = elf.cwd / "an other"
     assert (
         elf("--misc-dir", other, "create", "--prefix", "other").lines[-1]
-        == f"now: python elf.py --misc-dir '{other}' send"
+        == f"now: {elf.typed} --misc-dir '{other}' send"
     )
     assert "now:" not in elf("create", 0, status=2).err
 
 
 def test_without_credentials_the_error_suggests_both_ways_on(main: InProcess, elf: Elf, explained: Explained) -> None:
     main.forget("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    explained(main("create", status=1), "CredentialsMissing", "`aws configure`", "`elf.py --local create`")
+    explained(main("create", status=1), "CredentialsMissing", "`aws configure`", "elf.py --local create`")
     assert elf.recorded() == {}
 
 

@@ -172,7 +172,7 @@ def test_nothing_else_is_on_standard_output(started: Elf, option: str) -> None:
 def test_without_a_fleet_it_prints_nothing_and_says_what_to_do(main: InProcess, elf: Elf, explained: Explained) -> None:
     result = main("env", status=1)
     assert result.out == ""
-    explained(result, "NoThings", "`elf.py create`", "`elf.py --local create`")
+    explained(result, "NoThings", "elf.py create`", "elf.py --local create`")
     assert len(result.lines) == 2
     assert not elf.misc.exists()
 
@@ -184,7 +184,7 @@ def test_where_none_runs_it_prints_nothing_and_starts_nothing(local: Elf, explai
     await_end(server)
     assert local("env", status=1).out == ""
     result = local("env", "--output", "json", status=1)
-    explained(result, "LocalNotRunning", local.misc / "local", "`elf.py send`")
+    explained(result, "LocalNotRunning", local.misc / "local", "elf.py send`")
     assert len(result.lines) == 2
     assert servers_of(local) == []
     local("send", "--duration", "0.01")

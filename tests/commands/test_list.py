@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from support.aws import REGION, Account
+from support.aws import REGION, Account, AwsService
+from support.failures import Explained
 from support.machine import PATIENCE_S, kill_servers_of
+from support.mqtt import Client
 from support.shell import Elf, InProcess, Pair
 
 JSON = ("--output", "json")
@@ -50,7 +56,7 @@ def test_list_in_json_has_an_object_a_thing_and_the_summary(pair: Pair) -> None:
 
 
 def test_of_no_things_list_says_what_to_do(elf: Elf) -> None:
-    assert elf("list").out == "no things yet; now: python elf.py --local create 3\n"
+    assert elf("list").out == f"no things yet; now: {elf.typed} --local create 3\n"
     assert not elf.misc.exists()
     assert json.loads(elf("list", *JSON).out)["things"] == 0
 
@@ -114,3 +120,40 @@ def test_list_refuses_what_is_not_elfs(main: InProcess, elf: Elf) -> None:
 def test_list_shows_a_path_that_the_terminal_has_no_characters_for(elf: Elf) -> None:
     out = elf("--misc-dir", elf.cwd / "\u017e", "list", env={"PYTHONIOENCODING": "ascii"}).out
     assert "\\u017e" in out
+
+
+def test_list_shows_all_that_another_client_needs_to_be_a_thing(
+    main_of_pair: InProcess, pair: Pair, service: AwsService, explained: Explained
+) -> None:
+    shown, summary = map(json.loads, main_of_pair("list", "thing_1", *JSON).out.splitlines())
+    endpoint = pair.account.iot.describe_endpoint(endpointType="iot:Data-ATS")["endpointAddress"]
+    assert (shown["thingName"], shown["broker"]) == ("thing_1", f"{endpoint.partition(':')[0]}:8883")
+    assert shown["certificate"] == str(pair.misc / "thing_1.pem")
+    assert shown["privateKey"] == str(pair.misc / "thing_1.prv")
+    assert Path(shown["rootCertificate"]).read_text().startswith("-----BEGIN")
+    for client_id in shown["clientIds"].replace("*", "another").split(", "):
+        client = Client(service, pair.misc / "thing_1.pem", pair.misc / "thing_1.prv", client_id)
+        assert client.connect() == "Success"
+        client.close()
+    assert shlex.split(shown["mosquittoPub"])[:3] == ["mosquitto_pub", "-h", endpoint.partition(":")[0]]
+    lines = main_of_pair("list", "thing_1").out.splitlines()
+    assert lines[-1] == shown["mosquittoPub"]
+    assert max(map(len, lines[:-1])) <= 79 + len(str(pair.misc))
+    assert "no thing" not in json.dumps(summary)
+    explained(main_of_pair("list", "thing_2", *JSON, status=1), "NoSuchThing", "thing_2", "thing_0, thing_1")
+
+
+def test_before_the_first_send_list_says_that_a_thing_has_no_policy(local: Elf, explained: Explained) -> None:
+    local("--local", "create")
+    shown = local("list", "thing_0").out
+    assert f"none yet: `{local.typed} send` gives it one" in shown
+    explained(local("list", "thing_1", *JSON, status=1), "NoSuchThing", "thing_1", "thing_0")
+
+
+def test_a_command_of_mosquitto_pub_works_as_it_stands(local: Elf) -> None:
+    if not shutil.which("mosquitto_pub"):
+        pytest.skip("mosquitto_pub is not installed")
+    local("--local", "create")
+    window = local.subscribe("--count", 1)
+    subprocess.run(shlex.split(local("list", "thing_0").out.splitlines()[-1]), check=True, timeout=PATIENCE_S)
+    assert window.end().received == [("elf/thing_0", '{"msg": "hello"}')]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,10 +27,10 @@ def test_no_command_prints_the_commands_and_what_comes_next_and_exits_2(elf: Elf
     result = elf(status=2)
     assert elf("--help").out.startswith(result.out)
     assert "  clean  " in result.out
-    assert result.err == "all options: python elf.py --help\nnow: python elf.py --local create 3\n"
+    assert result.err == f"all options: {elf.typed} --help\nnow: {elf.typed} --local create 3\n"
     assert (result.out + result.err).count("\n") < 24  # of a terminal
     elf("create")
-    assert elf(status=2).err.endswith("\nnow: python elf.py send\n")
+    assert elf(status=2).err.endswith(f"\nnow: {elf.typed} send\n")
 
 
 @pytest.mark.parametrize(
@@ -50,20 +51,31 @@ def test_no_command_prints_the_commands_and_what_comes_next_and_exits_2(elf: Elf
                 *("--root-cert", "--mqtt-endpoint", "8883"),
             ],
         ),
-        ("list", ["show", "AWS"]),
+        ("list", ["Show", "AWS"]),
         ("env", ["variables", "AWS CLI", "boto3"]),
-        ("clean", ["--only-local", "--force", "default: "]),
+        ("clean", ["--only-local", "--force"]),
     ],
 )
-def test_help_has_a_description_the_defaults_and_an_example(main: InProcess, command: str, says: list[str]) -> None:
+def test_help_has_a_description_its_options_with_defaults_and_examples_and_no_more(
+    main: InProcess, command: str, says: list[str]
+) -> None:
     text = main(command, "--help").out
+    assert text.count("\n") <= (24 if command in ("create", "list", "env", "clean") else 48)  # screens
     description = text.split("\n\n")[1]
     assert description.endswith(".")
     for each in says:
         assert each in text
-    assert re.search(rf"example: .*elf\.py .*{command}", text)
-    for each in ("--region", REGION, "--profile", "--endpoint-url", "--local", "--misc-dir", "--debug", "--version"):
-        assert each in text
+    examples = [line.strip() for line in text.partition("examples:")[2].splitlines() if command in line]
+    assert len(examples) >= 2
+    for example in examples:
+        words = shlex.split(example.partition(" <")[0])
+        assert words[:2] == ["python", "elf.py"]
+        main.module.build_parser().parse_args(words[2:])
+    assert text.endswith(": python elf.py --help\n")
+    of_all = ("--region", REGION, "--profile", "--endpoint-url", "--local", "--misc-dir", "--debug", "--version")
+    for each in of_all:
+        assert each in main("--help").out
+    assert not [each for each in of_all if f"\n  {each}" in text]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +249,33 @@ def test_wrong_usage_is_in_the_summary_where_json_was_asked_for(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_wrong_usage_exits_2_even_if_its_message_can_not_be_written(elf: Elf) -> None:
     elf.in_shell("$ELF destroy --output json > /dev/full 2>&1", status=2)
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("delete", "clean"),
+        ("rm", "clean"),
+        ("publish", "send"),
+        ("pub", "send"),
+        ("ls", "list"),
+        ("lst", "list"),
+        ("list --json", "--output json"),
+        ("send --json x", "--json-message"),
+        ("send --tpoic x", "--topic"),
+        ("list --topic x", None),
+        ("list --vresion", "--version"),
+        ("subscribe --adopt x", None),
+    ],
+)
+def test_a_mistake_leads_to_what_is_meant_or_to_nothing(main: InProcess, line: str, meant: str | None) -> None:
+    err = main(*line.split(), status=2).err
+    assert (f"; did you mean {meant}? (see " in err) if meant else "did you mean" not in err
+
+
+def test_a_message_of_several_words_is_to_be_quoted(main: InProcess) -> None:
+    assert "put it in quotes" in main("send", "hello", "world", status=2).err
+    assert "quotes" not in main("send", "--hello", "world", status=2).err
 
 
 def test_a_word_that_resembles_no_command_gets_no_suggestion(main: InProcess) -> None:

@@ -95,7 +95,7 @@ def test_the_first_things_of_a_fleet_can_be_at_work_alone(
     assert "ELF listening on 3 things for 0.01 s" in main("subscribe", *elf.to_broker, *ONCE, "--things", 3).err
     for command in ("send", "subscribe"):
         result = main(command, *elf.to_broker, "--things", 12, status=1)
-        explained(result, "TooFewThings", "--things 12 ", "11", "`elf.py create 12`")
+        explained(result, "TooFewThings", "--things 12 ", "11", "elf.py create 12`")
         assert len(result.lines) == 2
 
 

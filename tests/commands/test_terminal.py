@@ -359,4 +359,4 @@ def test_of_many_things_that_are_not_complete_some_are_named(elf: Elf) -> None:
     (line,) = (
         line for line in elf("send", *elf.to_broker, "--count", 1).lines if "skipping incomplete things: " in line
     )
-    assert line.endswith(", thing_20, and 9 more; finish with `elf.py create 30`")
+    assert line.endswith(", thing_20, and 9 more; finish with elf.py create 30`")

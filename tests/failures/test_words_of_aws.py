@@ -335,7 +335,7 @@ ANOTHER_ELF = "urn:uuid:00000000-0000-0000-0000-000000000000"
     ("attributes", "facts"),
     [
         pytest.param({}, (), id="nobody's"),
-        pytest.param({"elf_id": ANOTHER_ELF}, (f"`elf.py create --adopt {ANOTHER_ELF}`",), id="another ELF's"),
+        pytest.param({"elf_id": ANOTHER_ELF}, (f"elf.py create --adopt {ANOTHER_ELF}`",), id="another ELF's"),
     ],
 )
 def test_a_thing_of_somebody_else_is_explained(
@@ -347,7 +347,7 @@ def test_a_thing_of_somebody_else_is_explained(
 ) -> None:
     account.iot.create_thing(thingName="thing_1", attributePayload={"attributes": attributes})
     result = main("create", 2, status=1)
-    explained(result, "ThingOfOthers", "thing_1", "`elf.py create --prefix NAME`", *facts)
+    explained(result, "ThingOfOthers", "thing_1", "elf.py create --prefix NAME`", *facts)
     assert ("--adopt" in result.err) == bool(facts)
     main("clean")
     assert account.things() == ["thing_1"]
@@ -358,7 +358,7 @@ def test_things_of_an_elf_id_that_is_lost_are_adopted_as_told(
 ) -> None:
     main("create", 2)
     shutil.rmtree(elf.misc)
-    told = re.findall(r"`elf.py create (--adopt \S+)`", main("create", 2, status=1).err)
+    told = re.findall(r"elf.py create (--adopt \S+)`", main("create", 2, status=1).err)
     assert len(told) == 1
     main("create", 2, *told[0].split())
     assert set(account.certificates()) == {thing["certificateId"] for thing in elf.recorded().values()}
@@ -372,7 +372,7 @@ def test_a_policy_of_somebody_else_is_explained(
     main("create")
     account.iot.create_policy(policyName="policy-thing_0", policyDocument=json.dumps(DENY_ALL))
     result = main("send", *elf.to_broker, *ONCE, status=1)
-    command = "`aws iot delete-policy --policy-name policy-thing_0`"
+    command = "iot delete-policy --policy-name policy-thing_0`"
     explained(result, "PolicyOfOthers", "policy policy-thing_0 ", command, "--prefix")
     account.iot.delete_policy(policyName="policy-thing_0")
     main("send", *elf.to_broker, *ONCE)
@@ -390,7 +390,7 @@ def test_a_certificate_of_others_on_a_stray_thing_is_explained_and_left_alone(
     account.iot.create_policy(policyName="others", policyDocument=json.dumps(DENY_ALL))
     account.iot.attach_policy(policyName="others", target=others)
     account.iot.attach_thing_principal(thingName="thing_0", principal=others)
-    command = f"`aws iot detach-thing-principal --thing-name thing_0 --principal {others}`"
+    command = f"iot detach-thing-principal --thing-name thing_0 --principal {others}`"
     explained(main("create", "--adopt", status=1), "CertificateOfOthers", "thing_0", command)
     assert account.certificates()[others.rpartition("/")[2]] == "ACTIVE"
     account.iot.detach_thing_principal(thingName="thing_0", principal=others)

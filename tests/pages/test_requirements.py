@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import sys
 import venv
@@ -13,10 +14,13 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from support.aws import Account
+from support.failures import Explained
+from support.machine import await_end, kill_servers_of, posix_only, servers_of
 from support.program import ELF, ROOT
 from support.shell import Elf
 
 ONCE = ("--duration", "0.01")
+JSON = ("--output", "json")
 
 
 def pins() -> dict[str, Requirement]:
@@ -69,10 +73,56 @@ def test_all_but_local_needs_only_requirements_txt(elf: Elf, account: Account, b
     assert account.is_empty()
 
 
-def test_what_elf_says_it_needs_is_what_requirements_txt_says() -> None:
-    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", ELF.read_text(encoding="utf-8"), re.MULTILINE)
+FAKE_UV = """#!/bin/sh
+echo "$@" >> "$UV_LOG"
+case "$1" in
+python) echo "$UV_PYTHON" ;;
+sync) [ -z "$UV_FAILS" ] || { echo "error: no network" >&2; exit 2; }
+      for option; do [ "$option" != --check ] || [ -e "$UV_LOG.done" ] || exit 1; done; touch "$UV_LOG.done" ;;
+esac
+"""
+
+
+@posix_only
+def test_uv_makes_an_environment_for_the_embedded_aws_iot_and_asks_no_second_time(
+    local: Elf, bare_python: str, tmp_path: Path, explained: Explained
+) -> None:
+    uv, log = tmp_path / "uv", tmp_path / "uv.log"
+    uv.write_text(FAKE_UV)
+    uv.chmod(0o700)
+    local.python = bare_python
+    local.environment |= {"UV": str(uv), "UV_LOG": str(log), "UV_PYTHON": sys.executable}
+    explained(
+        local("--local", "create", *JSON, status=1, env={"UV_FAILS": "1"}),
+        "LocalPackagesMissing",
+        "error: no network",
+        "uv sync --script",
+    )
+    assert "installing the packages of the embedded AWS IoT with uv" in local("--local", "create").err
+    (server,) = servers_of(local)
+    assert server.exe() == os.path.realpath(sys.executable)
+    assert server.parent() is None or "uv" not in server.parent().name()
+    kill_servers_of(local)
+    await_end(server)
+    again = local("--local", "create", 2)
+    assert "starting the embedded AWS IoT" in again.err
+    assert "installing" not in again.err
+    local("send", "--count", 1)
+
+
+def inline_requirements(path: Path) -> list[str]:
+    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert block
     listed = re.search(r"dependencies = (\[.*\])", re.sub(r"^# ?", "", block[1], flags=re.MULTILINE), re.DOTALL)
     assert listed
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert sorted(json.loads(listed[1])) == sorted(lines)
+    return [str(requirement) for requirement in json.loads(re.sub(r",\s*\]", "]", listed[1]))]
+
+
+def test_what_elf_says_it_needs_is_what_requirements_txt_says() -> None:
+    assert sorted(inline_requirements(ELF)) == sorted((ROOT / "requirements.txt").read_text().splitlines())
+
+
+def test_what_uv_installs_for_the_embedded_aws_iot_is_what_requirements_local_txt_says() -> None:
+    lines = (ROOT / "requirements-local.txt").read_text().splitlines()
+    wanted = [line for line in lines if line[0] not in "#-" and "[crt]" not in line]
+    assert sorted(inline_requirements(ROOT / "iot_elf" / "embedded" / "environment.py")) == sorted(wanted)

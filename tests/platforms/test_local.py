@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 from support.aws import AwsService
-from support.embedded import boto3_client_of, things_in_embedded_aws
+from support.embedded import address_of, boto3_client_of, things_in_embedded_aws
 from support.machine import await_end, kill_servers_of, servers_of
 from support.mqtt import Client
+from support.networks import Relay
 from support.shell import Elf
 
 pytestmark = pytest.mark.xdist_group("local")  # they share a fleet
@@ -178,3 +179,17 @@ def test_a_command_without_things_starts_nothing(local: Elf) -> None:
     local("--local", "clean")
     assert servers_of(local) == []
     assert not (local.misc / "local").exists()
+
+
+def test_another_port_keeps_the_host_and_describe_endpoint_names_the_brokers_port(local: Elf) -> None:
+    local("--local", "create")
+    port = address_of(local)["mqtt"]
+    answer = boto3_client_of(local).describe_endpoint(endpointType="iot:Data-ATS")
+    assert answer["endpointAddress"].endswith(f":{port}")
+    relay = Relay(port)
+    try:
+        sent = local("send", "--count", 1, "--mqtt-endpoint", f":{relay.port}").err
+    finally:
+        relay.close()
+    assert "1 acknowledged, 0 lost" in sent
+    assert relay.arrivals

@@ -281,7 +281,7 @@ def test_more_users_than_things_are_refused(locusts: Locusts) -> None:
     locusts.elf("create", 2)
     result = locusts.headless("--users", 3, "--run-time", "1s").end(status=1)
     assert "3 users requested, but only 2 things exist (one user per thing)" in result.err
-    assert "what to do: request at most 2 users, or make more things: `elf.py create 3`" in result.err
+    assert "what to do: request at most 2 users, or make more things: elf.py create 3`" in result.err
     assert not OUR_TRACEBACK.search(result.err)
 
 

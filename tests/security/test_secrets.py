@@ -35,7 +35,7 @@ def test_a_credential_with_a_line_end_is_named_and_not_shown(
 ) -> None:
     elf.environment |= {"AWS_SESSION_TOKEN": SESSION_TOKEN, variable: TOKEN + end}
     result = elf("--debug", "--output", "json", "create", status=1)
-    explained(result, "BadCredentials", f"{name} (from env)", "`aws sts get-caller-identity`")
+    explained(result, "BadCredentials", f"{name} (from env)", "sts get-caller-identity`")
     assert TOKEN.rstrip("=") not in result.err + result.out
     assert not elf.recorded()
 

@@ -130,7 +130,7 @@ def test_things_of_an_elf_whose_id_is_lost_are_anothers_until_they_are_adopted(
     for path in elf.misc.iterdir():
         path.unlink()
     refused = main("create", 2, status=1)
-    explained(refused, "ThingOfOthers", f"`elf.py create --adopt {elf_id}`")
+    explained(refused, "ThingOfOthers", f"elf.py create --adopt {elf_id}`")
     assert account.snapshot() == before
     assert elf.elf_json()["elf_id"] != elf_id
     main("create", 2, "--adopt", elf_id)

@@ -17,7 +17,6 @@ UNSEEN = {
     "WrongUsage": "is told in one line, as argparse does; commands/test_options.py has it",
     "OutputClosed": "there is no output for a summary to be in; failures/test_readers.py has its words",
     "LocalUnanswered": "takes longer than a test may",
-    "LocalPackagesMissing": "takes a Python without MiniStack; pages/test_requirements.py has its command",
     "RoleSessionEnded": "is what things of a run fail with; commands/test_sign_in.py has its words",
     "TooManySockets": "is of Windows alone; unit/test_network.py has it",
 }

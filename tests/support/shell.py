@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from iot_elf import text
 from iot_elf.errors import ElfError
 from support.aws import Account, AwsService
 from support.machine import PATIENCE_S, KeyPress, Terminal, clean_environment, run_in_terminal
@@ -200,8 +201,13 @@ class Elf:
         return Result(done.returncode, done.stdout, done.stderr)
 
     @property
+    def typed(self) -> str:
+        """How a command that ELF names begins, as this user typed the last one."""
+        return f"{self.python} {self.script}"
+
+    @property
     def _in_scripts(self) -> dict[str, str]:
-        return {"ELF": f"{self.python} {self.script}", "BROKER": " ".join(self.to_broker)}
+        return {"ELF": self.typed, "BROKER": " ".join(self.to_broker)}
 
     def in_terminal(
         self,
@@ -276,6 +282,7 @@ class InProcess:
             self._failures.append(failure)
 
         monkeypatch.setattr(ElfError, "__init__", note)
+        monkeypatch.setattr(text, "typed_as", dict(text.typed_as))
 
     def use(self, environment: Mapping[str, str]) -> None:
         for key, value in environment.items():

@@ -148,9 +148,9 @@ def parser() -> Parser:
     its = Parser(prog="elf.py")
     its.add_argument("--duration", type=arguments.seconds)
     its.add_argument("--output", choices=("json", "payload"))
-    command = its.add_command("send 'Hello'", "have every thing send")
+    command = its.add_command(("send 'Hello'",), "have every thing send")
     command.add_argument("--interval", type=arguments.interval_s)
-    its.add_command("list", "show the things")
+    its.add_command(("list",), "show the things")
     return its
 
 

@@ -55,5 +55,5 @@ def test_root_starts_no_server_where_another_user_can_change_its_files(
     local_aws._refuse_owner(tmp_path)
     os.chown(tmp_path, 1000, -1)
     with pytest.raises(local_aws.LocalAwsError, match="DirectoryOfOthers"):
-        local_aws._start(tmp_path / "local")
+        local_aws._start(tmp_path / "local", lambda: None, lambda *_: None)
     assert not (tmp_path / "local" / local_aws.LOG).exists()

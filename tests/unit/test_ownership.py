@@ -355,7 +355,7 @@ def test_a_thing_of_which_nothing_is_left_is_read_twice(clock: Clock) -> None:
     [
         ({}, ""),
         ({"elf_id": "`reboot`"}, ""),
-        ({"elf_id": ID}, f"; if it is yours, `elf.py clean --adopt {ID} --region eu-west-1` deletes it"),
+        ({"elf_id": ID}, f"; if it is yours, `python elf.py clean --adopt {ID} --region eu-west-1` deletes it"),
     ],
 )
 def test_how_to_delete_a_thing_of_another_elf_is_told_with_its_region(attributes: dict[str, str], told: str) -> None:

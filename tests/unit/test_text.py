@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,33 @@ def test_a_path_is_shown_as_it_would_be_typed_here(tmp_path: Path, monkeypatch: 
     assert text.short_path(tmp_path / "other") == tmp_path / "other"
     (tmp_path / "here").rmdir()
     assert text.short_path(tmp_path / "here" / "a") == tmp_path / "here" / "a"
+
+
+@pytest.mark.parametrize(
+    ("begun", "uv", "options", "command"),
+    [
+        (["python", "elf.py", "send"], "", "", "python elf.py"),
+        (
+            ["venv/bin/python3", "-u", "../elf.py", "list"],
+            "",
+            "--misc-dir /x ",
+            "venv/bin/python3 -u ../elf.py --misc-dir /x",
+        ),
+        (["/cache/python", "elf.py", "send"], "/bin/uv", "", "uv run elf.py"),
+        (["python3", "/an other/elf.py"], "", "", "python3 '/an other/elf.py'"),
+        (["python", "-m", "locust"], "", "--misc-dir /x ", "python elf.py --misc-dir /x"),
+    ],
+)
+def test_commands_of_remedies_begin_as_the_user_began(
+    begun: list[str], uv: str, options: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = next((word for word in begun if word.endswith("elf.py")), "locust")
+    monkeypatch.setattr(sys, "orig_argv", begun)
+    monkeypatch.setattr(sys, "argv", [script, *begun[begun.index(script) + 1 :]])
+    monkeypatch.setenv("UV", uv)
+    monkeypatch.setattr(text, "typed_as", {**text.typed_as, "aws": "aws --region R"})
+    text.remember_how_elf_was_typed(options)
+    assert text.as_typed("finish with `elf.py clean`") == f"finish with `{command} clean`"
+    assert text.as_typed("`… | elf.py send -`, `aws iot x`, `aws login`, elf.py is a file") == (
+        f"`… | {command} send -`, `aws --region R iot x`, `aws login`, elf.py is a file"
+    )
