@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from iot_elf import console
 from iot_elf.events import EventQueue
-from iot_elf.text import log
+from iot_elf.text import log, report_log
 
 MAX_WARNINGS = 3
 # What was in the terminal before comes back; in between it has no cursor, and wraps no lines.
@@ -32,7 +32,7 @@ class DeferredLog:
     def _keep(self, record: logging.LogRecord) -> None:
         line = self._handler.format(record)
         self._lines.append(f"{line}\n")
-        if record.levelno >= logging.WARNING:
+        if record.levelno >= logging.WARNING or record.name == report_log.name:  # which asks for an MFA code
             self.warnings.append((_COLOURS.sub("", line), "red" if record.levelno >= logging.ERROR else "yellow"))
 
     def __enter__(self) -> DeferredLog:

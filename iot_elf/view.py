@@ -25,6 +25,7 @@ from iot_elf.runners import Runner
 from iot_elf.text import decoded, printable, redacted
 
 STATES = {"failed": "red", "offline": "red", "connecting": "yellow", "late": "yellow", "online": "green"}  # worst first
+MAX_LOAD = 0.05  # of a core's time to draw: more things are drawn less often
 WIDE = 100  # columns, from which there is room for more of everything
 # Of JSON, or of any other text: a string, which may be a name, or a number.
 _TOKEN = re.compile(rb'"((?:[^"\\]|\\.)*)"(\s*:)?|(?<![\w.])-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w.])')
@@ -119,13 +120,14 @@ class View:
         """Show it while the block runs, in place of the log."""
         from iot_elf.screen import DeferredLog, Screen
 
-        drawn_at = 0.0
+        due = 0.0
 
         def draw() -> None:
-            nonlocal drawn_at
-            if time.monotonic() > drawn_at + defaults.REDRAW_INTERVAL_S:
+            nonlocal due
+            if (began := time.monotonic()) >= due:
                 screen.draw(lambda width, height: self.frame(width, height, kept.warnings))
-                drawn_at = time.monotonic()
+                took_s = time.monotonic() - began
+                due = began + max(defaults.REDRAW_INTERVAL_S, took_s / MAX_LOAD)
 
         with DeferredLog(output) as kept, Screen(events, output) as screen:
             events.on_idle = draw
