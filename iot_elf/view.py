@@ -237,4 +237,4 @@ class View:
         left = max(0, room - most - 1)
         course = f"{sparkline(values, self._is_utf):{min(most, room)}}"
         text = last if number.end <= left else decoded(payloads[-1][number.start : number.end])
-        return Text(course, "cyan").append(f" {self._fit(text, left)}" if left else "")
+        return Text().append(course, "cyan").append(f" {self._fit(text, left)}" if left else "")

@@ -134,7 +134,7 @@ def test_no_line_is_longer_than_the_window(columns: int) -> None:
 
 def test_a_terminal_without_utf_8_or_with_no_color_gets_neither(monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = Fleet({"thing_0": "online"})
-    assert re.search("\x1b\\[32monline.+▁█", _frame_of(fleet))
+    assert re.search("\x1b\\[32monline.+\x1b\\[36m▁█ *\x1b\\[0m {", _frame_of(fleet))
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr("sys.stderr", SimpleNamespace(encoding="ascii"))
     frame = _frame_of(Fleet({"thing_0": "online"}))
