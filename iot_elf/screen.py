@@ -27,22 +27,28 @@ class DeferredLog:
 
     def __init__(self, output: console.OutputWriter) -> None:
         self.warnings: collections.deque[tuple[str, str]] = collections.deque(maxlen=MAX_WARNINGS)  # and their colours
-        self._output, self._lines, self._handler = output, list[str](), log.handlers[0]
+        self._output, self._handler = output, log.handlers[0]
+        self._lines: collections.deque[str] = collections.deque()
 
-    def _keep(self, record: logging.LogRecord) -> None:
+    def _keep(self, record: logging.LogRecord) -> bool:
         line = self._handler.format(record)
         self._lines.append(f"{line}\n")
         if record.levelno >= logging.WARNING or record.name == report_log.name:  # which asks for an MFA code
             self.warnings.append((_COLOURS.sub("", line), "red" if record.levelno >= logging.ERROR else "yellow"))
+        return True
+
+    def _write(self) -> None:
+        while self._lines:
+            self._output.write(sys.stderr, self._lines.popleft())
 
     def __enter__(self) -> DeferredLog:
-        self._emit, self._handler.emit = self._handler.emit, self._keep  # type: ignore[method-assign]
+        self._handle, self._handler.handle = self._handler.handle, self._keep  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._handler.lock or contextlib.nullcontext():
-            self._handler.emit = self._emit  # type: ignore[method-assign]
-            self._output.write(sys.stderr, "".join(self._lines))
+        self._write()
+        self._handler.handle = self._handle  # type: ignore[method-assign]
+        self._write()  # what other threads logged in between
 
 
 class Screen:

@@ -90,7 +90,7 @@ class Row(NamedTuple):
     def of(cls, thing: str, device: Device | None, record: RunRecord, now: float) -> Row:
         if thing in record.failed or not device:
             return cls(thing, "failed", 0.0)
-        since = [sent_at for _, sent_at, _ in list(device.outbox.in_flight.values())[:1]]
+        since = [message.taken_at for message in list(device.outbox.in_flight.values())[:1]]
         with contextlib.suppress(IndexError):
             since.append(device.outbox.queued[0][0])
         waits_s = now - min(since, default=now)
@@ -224,8 +224,11 @@ class View:
 
     def _message(self, thing: str, room: int) -> Text:
         """Return the cell of a thing's last message: its number's course, and its text or, if there is no room, it."""
-        if failure := self._runner.record.failures.things.get(thing):
+        record = self._runner.record
+        if failure := record.failures.things.get(thing):
             return Text(self._fit(failure[1][0].replace("<thing>", thing), room), "red")
+        if reason := record.delayed.get(thing):
+            return Text(self._fit(reason, room), "yellow")
         payloads = [payload for _, payload in self._latest_of(thing).messages.copy()]
         if not payloads:
             return Text(" " * room)

@@ -74,8 +74,8 @@ def test_it_follows_the_window_and_shows_what_arrives(pair: Pair) -> None:
 
 def test_ctrl_c_and_sigterm_leave_the_terminal_as_it_was(pair: Pair) -> None:
     send = ("send", "--view", "--duration", 0)
-    by_ctrl_c = pair.in_terminal(script=f"exec $ELF {' '.join(map(str, send))} $BROKER", keys={"thing_1": b"\x03"})
-    ended = pair.in_terminal(*send, *pair.to_broker, keys={"thing_1": lambda process: process.terminate()})
+    by_ctrl_c = pair.in_terminal(script=f"exec $ELF {' '.join(map(str, send))} $BROKER", keys={"Hello": b"\x03"})
+    ended = pair.in_terminal(*send, *pair.to_broker, keys={"Hello": lambda process: process.terminate()})
     for terminal, status, name in ((by_ctrl_c, 130, "Ctrl-C"), (ended, 143, "SIGTERM")):
         assert terminal.status == status
         assert_left(terminal)

@@ -42,6 +42,11 @@ def test_what_is_published_while_the_broker_is_away_arrives_later(
     messages = round(2 * 3 / float(interval))
     assert re.search(r"offline: 2 things, longest thing_\d \([\d.]+ s\); \d+ messages? sent again", result.err)
     assert f"ELF sent {messages} messages from 2 things: {messages} acknowledged, 0 lost" in result.err
+    from_sending, from_due = (
+        float(re.findall(rf"\[send_messages\] ack {its}: p50 ([\d.]+), ", result.err)[0])
+        for its in ("latency", "since due")
+    )
+    assert from_due > 1000 > from_sending  # most were sent quickly, and late
     assert_all_heard(result, ear, messages)
 
 
