@@ -1178,7 +1178,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     add("--append-thing-name", action="store_true", help=name)
     things = "use only the first N things (default: all)"
     add("--things", metavar="N", type=arguments.positive_int, help=things)
-    add("--view", action="store_true", help="show the things as a table while they run, in place of the log")
+    add("--view", action="store_true", help="show the things as a table that is always up to date")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
     add("--mqtt-endpoint", metavar="HOST[:PORT]", type=arguments.broker_endpoint, help=broker)
@@ -1208,7 +1208,7 @@ def add_send_options(command: Parser) -> None:
     add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
     topic = f"topic, may contain {{thing_name}} (default: {defaults.TOPIC_ROOT}/<thing>)"
     add("-t", "--topic", metavar="T", help=topic)
-    pace = f"seconds between messages (default: {defaults.INTERVAL_S:g}, or as lines arrive)"
+    pace = f"seconds between messages (default: {defaults.INTERVAL_S:g}, or as they come)"
     add("--interval", metavar="S", type=arguments.interval_s, help=pace)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
     how_many("--duration", metavar="S", type=arguments.seconds, help=duration)

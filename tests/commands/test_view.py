@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import json
 import os
 import re
 
@@ -84,11 +86,14 @@ def test_ctrl_c_and_sigterm_leave_the_terminal_as_it_was(pair: Pair) -> None:
 
 
 def test_ctrl_z_shows_the_shell_and_fg_shows_the_view_again(pair: Pair) -> None:
-    script = "$ELF send $BROKER --view --count 8 --interval 0.3; echo stopped; sleep 0.5; fg"
-    terminal = pair.in_terminal(script=script, keys={"online": b"\x1a"})
+    """And the JSON lines are where they were sent."""
+    send = "$ELF send $BROKER --view --output json --count 8 --interval 0.3 >lines"
+    terminal = pair.in_terminal(script=f"{send}; echo stopped; sleep 0.5; fg", keys={"online": b"\x1a"})
     assert terminal.status == 0
     assert_left(terminal, times=2)
     assert "stopped" in terminal.seen
+    events = collections.Counter(json.loads(line)["event"] for line in (pair.cwd / "lines").read_text().splitlines())
+    assert events == {"sent": 16, "acknowledged": 16, "summary": 1}
 
 
 def test_what_fails_comes_first_and_all_warnings_follow(elf: Elf) -> None:
