@@ -34,7 +34,9 @@ class DeferredLog:
         line = self._handler.format(record)
         self._lines.append(f"{line}\n")
         if record.levelno >= logging.WARNING or record.name == report_log.name:  # which asks for an MFA code
-            self.warnings.append((_COLOURS.sub("", line), "red" if record.levelno >= logging.ERROR else "yellow"))
+            self.warnings.append(
+                (_COLOURS.sub("", line).replace("\n", " "), "red" if record.levelno >= logging.ERROR else "yellow")
+            )
         return True
 
     def _write(self) -> None:

@@ -174,7 +174,7 @@ class View:
 
     def _head_lines(self, width: int) -> list[Text]:
         latency = self._runner.record.latency
-        parts = redacted(self._head()).split(" | ")
+        parts = printable(redacted(self._head())).split(" | ")
         if latency.count:
             parts.append(f"worst latency {latency_text(latency.max_ms / 1000)}")
         lines = parts[:1]
@@ -226,7 +226,7 @@ class View:
         """Return the cell of a thing's last message: its number's course, and its text or, if there is no room, it."""
         record = self._runner.record
         if failure := record.failures.things.get(thing):
-            return Text(self._fit(failure[1][0].replace("<thing>", thing), room), "red")
+            return Text(self._fit(printable(redacted(failure[1][0].replace("<thing>", thing))), room), "red")
         if reason := record.delayed.get(thing):
             return Text(self._fit(reason, room), "yellow")
         payloads = [payload for _, payload in self._latest_of(thing).messages.copy()]
