@@ -26,6 +26,8 @@ arguments     the parser's mechanism: its class, and types of arguments
 
 On demand, imported only where they are needed:
 
+screen        the terminal's second screen: only with --view
+view          the table of a run's things: only with --view
 sandbox       what a template may do
 templates     messages from templates: only for `send --template`
 diagnosis     why something is refused, or can't connect: only then

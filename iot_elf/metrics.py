@@ -23,6 +23,7 @@ MIN_RATE_S = 1.0  # from a shorter time no rate is told: it would be invented
 MAX_LATENCY_US = 2**43 - 1  # a hundred days: longer times count as this one
 CLOCKS_DIFFER_S = 0.1  # a message that is sent so long after it arrives has another clock
 MAX_DELIVERY_S = 600.0  # and so has one that was sent longer ago: ELF sends again for little more than a minute
+MAX_LATEST, MAX_LATEST_BYTES = 16, 512  # of a thing's messages, and of each, what a view can show
 
 
 class LatencyHistogram:
@@ -43,6 +44,10 @@ class LatencyHistogram:
         self.count += 1
         self._max_s = max(self._max_s, took_s)
         self._recent.append(1000 * took_s)
+
+    @property
+    def max_ms(self) -> float:
+        return 1000 * self._max_s
 
     @property
     def recent_ms(self) -> float:
@@ -105,6 +110,14 @@ def about_clock(ahead_s: float) -> str:
     )
 
 
+class LatestMessages:
+    """What a view shows of a thing: its latest messages, each with the time.monotonic() when it was sent or arrived."""
+
+    def __init__(self) -> None:
+        self.messages: collections.deque[tuple[float, bytes]] = collections.deque(maxlen=MAX_LATEST)  # their beginnings
+        self.took_s: float | None = None  # until one was acknowledged, or arrived
+
+
 class RunRecord:
     """What happened in a run of things that publish or subscribe, for whoever shows it: totals, per thing, per second.
 
@@ -116,6 +129,7 @@ class RunRecord:
     def __init__(self) -> None:
         self.totals: collections.Counter[str] = collections.Counter()
         self.by_thing: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        self.latest_of: dict[str, LatestMessages] | None = None  # by thing; None: no view asks for it
         # The totals at a time.monotonic(), once a second.
         self.snapshots: collections.deque[tuple[float, Mapping[str, int]]] = collections.deque(maxlen=MAX_SNAPSHOTS)
         self.latency = LatencyHistogram()  # from when a message was sent until it was acknowledged, or arrived
@@ -159,13 +173,28 @@ class RunRecord:
         self.totals[what] += number
         self.by_thing[thing][what] += number
 
+    def keep_latest(self) -> None:
+        """From now on keep what a view shows of each thing."""
+        self.latest_of = collections.defaultdict(LatestMessages)
+
+    def note_message(self, thing: str, payload: bytes) -> None:
+        """Take note that a message was sent, or arrived."""
+        if self.latest_of is not None:
+            self.latest_of[thing].messages.append((time.monotonic(), payload[:MAX_LATEST_BYTES]))
+
+    def note_latency(self, thing: str, took_s: float) -> None:
+        """Take note how long a message took."""
+        if self.latest_of is not None:
+            self.latest_of[thing].took_s = took_s
+
     def take_snapshot(self) -> None:
         self.snapshots.append((time.monotonic(), dict(self.totals)))
 
-    def add_delivery(self, took_s: float) -> None:
+    def add_delivery(self, thing: str, took_s: float) -> None:
         """Count how long ago a message that arrives was sent, unless it shows that the sender's clock differs."""
         if not clocks_differ(took_s):
             self.latency.add(max(0.0, took_s))
+            self.note_latency(thing, max(0.0, took_s))
             return
         self.without_latency += 1
         if abs(took_s) > abs(self.clock_ahead_s):

@@ -332,6 +332,7 @@ class PublishRunner(Runner):
     def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
         record = self.record
         record.count("sent", device.thing)
+        record.note_message(device.thing, payload)
         if late_s > record.late_s.get(device.blocked_by, 0.0):
             record.late_s[device.blocked_by] = late_s
             if late_s > LAG_S and not (device.blocked_by or self._is_lagging):
@@ -356,6 +357,7 @@ class PublishRunner(Runner):
     def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         self.record.count("acknowledged", device.thing)
         self.record.latency.add(after_s)
+        self.record.note_latency(device.thing, after_s)
         self.record.latency_from_due.add(after_due_s)
         self.record.acknowledged_at = time.monotonic()
         self._observer.on_puback(device, number, after_s)
@@ -453,8 +455,9 @@ class SubscribeRunner(Runner):
             self._events.put(StateChanged())
             return
         record.count("received", device.thing)
+        record.note_message(device.thing, payload)
         if (sent_at := time_of_sending(content)) is not None:
-            record.add_delivery(at - sent_at)
+            record.add_delivery(device.thing, at - sent_at)
         self._observer.on_message(device, message, payload)
         if self.has_enough:
             self._events.put(StateChanged())

@@ -261,10 +261,10 @@ def test_how_far_a_clock_is_off_is_said_in_seconds(ahead_s: float, words: str) -
 def test_of_clocks_that_differ_the_most_is_said_and_there_is_no_latency() -> None:
     record = RunRecord()
     for took_s in (0.02, -0.1, 600.0, -0.11, -3599.5, 600.1, -3600.0, -7.0):
-        record.add_delivery(took_s)
+        record.add_delivery("a", took_s)
     assert (record.clock_ahead_s, record.without_latency) == (3600.0, 5)
     assert (record.latency.in_ms()["p50"], record.latency.in_ms()["max"]) == (20.0, 600_000.0)
-    record.add_delivery(5000.0)
+    record.add_delivery("a", 5000.0)
     assert (record.clock_ahead_s, record.without_latency) == (-5000.0, 6)
 
 
