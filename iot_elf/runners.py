@@ -162,6 +162,7 @@ class Runner(DeviceListener):
         for event in self._events.drain():
             self._on_event(event)
         self.observe()
+        record.take_snapshot()
         record.offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
         record.unacknowledged = [
             (device.thing, device.topic, number, payload)
@@ -215,6 +216,7 @@ class Runner(DeviceListener):
         self._events.put(StateChanged())
 
     def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
+        self.record.set_offline(device.thing, True)
         detail_log.warning("%s lost its connection to %s; reconnecting", device.thing, device.endpoint)
         if not rejected and not self._has_advised:
             self._has_advised = True
@@ -228,11 +230,14 @@ class Runner(DeviceListener):
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
         self.record.connects += 1
+        self.record.set_offline(device.thing, False)
         detail_log.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
 
     def on_failed(self, device: Device, failure: Exception) -> None:
         self.record.failed.add(device.thing)
         self.record.failures.add(device.thing, failure)
+        if device.was_connected:
+            self.record.set_offline(device.thing, True)
         self._events.put(StateChanged())
 
     def on_refused(self, device: Device, refusal: Refusal) -> None:
@@ -289,8 +294,7 @@ class PublishRunner(Runner):
 
     def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         self.record.count("acknowledged", device.thing)
-        self.record.latency.add(after_s)
-        self.record.latency_from_due.add(after_due_s)
+        self.record.add_acknowledgement(device.thing, after_s, after_due_s)
         self.record.acknowledged_at = time.monotonic()
         self._observer.on_puback(device, number, after_s)
 
@@ -356,7 +360,7 @@ class SubscribeRunner(Runner):
             return
         record.count("received", device.thing)
         if (sent_at := time_of_sending(content)) is not None:
-            record.add_delivery(at - sent_at)
+            record.add_delivery(at - sent_at, device.thing)
         self._observer.on_message(device, message, payload)
         if self.has_enough:
             self._events.put(StateChanged())
