@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from iot_elf.metrics import Interval
 
 WIDTH, HEIGHT = 1000, 240  # of a chart, in its own units: it fills the page
+LEAST_MS = 0.1  # shorter times are drawn as this
 TIME_STEPS_S = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400)
 
 
@@ -90,8 +91,8 @@ def path(xs: Sequence[float], axis: Axis, values: Sequence[float | None]) -> str
 
 def logarithmic(values: Sequence[float]) -> Axis:
     """Return an axis in milliseconds, from a 1, 2 or 5 of some decade to another, or between powers of 10."""
-    least, most = max(min(values), 0.001), max(*values, 0.001)
-    steps = [factor * 10.0**power for power in range(-3, 13) for factor in (1, 2, 5)]
+    least, most = max(min(values), LEAST_MS), max(*values, LEAST_MS)
+    steps = [factor * 10.0**power for power in range(-1, 13) for factor in (1, 2, 5)]
     steps = steps if most / least < 200 else steps[::3]
     low = max(index for index, step in enumerate(steps) if step <= least * 1.000001)
     high = max(low + 1, next(index for index, step in enumerate(steps) if step >= most * 0.999999))

@@ -188,7 +188,7 @@ class Timeline:
             if len(self._intervals) == MAX_INTERVALS:
                 for earlier, later in zip(self._intervals[::2], self._intervals[1::2], strict=True):
                     earlier.add(later)
-                self._intervals[1::2] = []
+                del self._intervals[1::2]
                 self._per_interval *= 2
             self._taken = 0
             self._intervals.append(Interval(now))
@@ -196,11 +196,11 @@ class Timeline:
 
     def intervals(self) -> list[Interval]:
         """Return them, once the run has ended; a last one that is too short for a rate is part of the one before."""
-        *others, last = self._intervals or [Interval(0.0)]
-        if others and last.lasted_s < others[0].lasted_s / 2:
-            others[-1].add(last)
-            self._intervals = others
-        return self._intervals if self._intervals and self._intervals[0].lasted_s else []
+        its = self._intervals
+        while len(its) > 1 and its[-1].lasted_s < its[0].lasted_s / 2:
+            last = its.pop()
+            its[-1].add(last)
+        return its if its and its[0].lasted_s else []
 
 
 class RunRecord:

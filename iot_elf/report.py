@@ -19,10 +19,10 @@ from iot_elf.errors import ElfError, UsageError
 from iot_elf.metrics import RunRecord, Timeline
 from iot_elf.text import by_number, plural, printable, redacted, utc_time
 
-MAX_THINGS = 50  # rows of the table
+MAX_ROWS = 50  # of the table of things
 MAX_OUTAGES = 10  # that are listed; the charts show all
 MAX_TEXT = 400  # characters of the command line, or of a cause
-REMEDY = "name a file, such as run.html, in a directory that exists and in which you may write"
+REMEDY = "name a file, such as run.html, in a directory that exists and that you may write to"
 # What of the summary's numbers is shown even if it is 0, what of them has another name, and where the things are told.
 ALWAYS = ("sent", "acknowledged", "received", "lost", "notSent", "missing")
 NAMES = {"messagesPerS": "messages/s", "lateMs": "behind schedule, at most", "durationS": "duration"}
@@ -42,6 +42,8 @@ class RunPage:
         self._path, self._record = path, record
         record.timeline = Timeline()
         with _explained(path, UsageError):
+            if path.suffix.lower() not in (".html", ".htm"):  # it could be a file that is not to be replaced
+                raise OSError(0, "its name does not end in .html")
             if path.exists() and not path.is_file():
                 raise OSError(0, "it is a directory" if path.is_dir() else "it is not a regular file")
             if path.exists() and not os.access(path, os.W_OK):
@@ -121,7 +123,7 @@ def render(record: RunRecord, summary: Mapping[str, Any], **about: Any) -> str:
         charts=charts.of(intervals) if intervals else [],
         width=charts.WIDTH,
         height=charts.HEIGHT,
-        connected=plural(len(record.connected), "thing"),
+        connected=len(record.connected),
         outages=charts.outages(intervals),
         max_outages=MAX_OUTAGES,
         point=plural(round(max([1.0, *(each.lasted_s for each in intervals)])), "second"),
@@ -146,13 +148,14 @@ def _names(record: RunRecord) -> set[str]:
 
 def rows(record: RunRecord) -> list[dict[str, Any]]:
     """Return the things that matter first: those that failed, lost messages, were offline, or had the longest times."""
+    by_thing = dict(record.by_thing)  # which may still grow after a second Ctrl-C
     lost = collections.Counter(thing for thing, *_ in record.unacknowledged)
-    lost.update({thing: its["dropped"] for thing, its in record.by_thing.items()})
+    lost.update({thing: its["dropped"] for thing, its in by_thing.items()})
     none = collections.Counter[str]()
     longest_s = record.timeline.longest_s if record.timeline else {}
 
     def order(thing: str) -> tuple[Any, ...]:
-        counts = record.by_thing.get(thing, none)
+        counts = by_thing.get(thing, none)
         bad = lost[thing] + counts["not_sent"] + counts["rejected"]
         times = -record.offline_s.get(thing, 0.0), -longest_s.get(thing, 0.0)
         return thing not in record.failed, thing not in record.offline, -bad, *times, by_number(thing)
@@ -166,10 +169,10 @@ def rows(record: RunRecord) -> list[dict[str, Any]]:
             "name": thing,
             "state": "failed" if thing in record.failed else "offline" if thing in record.offline else "",
             "why": why(thing),
-            **{name: record.by_thing.get(thing, none)[key] for key, name in COUNTS.items()},
+            **{name: by_thing.get(thing, none)[key] for key, name in COUNTS.items()},
             "lost": lost[thing],
             "offline, s": round(record.offline_s.get(thing, 0.0), 1),
             "longest, ms": round(1000 * longest_s.get(thing, 0.0), 1),
         }
-        for thing in heapq.nsmallest(MAX_THINGS, _names(record), key=order)
+        for thing in heapq.nsmallest(MAX_ROWS, _names(record), key=order)
     ]
