@@ -47,9 +47,8 @@ def run(clock: Clock) -> Run:
             for name in names[second % 100 :: 100] if things > 100 else names:
                 record.count("sent", name)
                 record.count("acknowledged", name)
-            if second % 60 == 30:
-                for name in names[:: 1 + second % 7]:
-                    record.set_offline(name, second % 120 > 60)
+            if second % 8 in (3, 5):  # an outage in each of 450 intervals
+                record.set_offline(names[0], second % 8 == 3)
             for _ in range(per_s):
                 took_s = its.lognormvariate(-4, 1)
                 record.add_acknowledgement(its.choice(names), took_s, 1.5 * took_s)
@@ -129,11 +128,16 @@ def test_a_run_without_messages_has_a_page_too(run: Run, seconds: int) -> None:
 
 def test_an_hour_with_1000_things_is_a_small_page_soon_made(run: Run) -> None:
     record = run(things=1000, seconds=3600, per_s=10)
+    names = [f"{'<' * 100}{number}" for number in range(100)]
+    record.failed.update(names)
+    with logged():
+        for name in names:
+            record.failures.add(name, ElfError("It", f"{name} fails {'&' * 999}", "look"))
     page = page_of(record, {})  # imports
     began = time.process_time()
     page = page_of(record, PublishReport(record, "").summary())
     assert time.process_time() - began < 1
-    assert len(page.encode()) < 120_000
+    assert len(page.encode()) < 300_000
     assert 200 <= len(record.timeline.intervals() if record.timeline else ()) <= constant("MAX_INTERVALS")
     assert len(re.findall("<tr", page)) == constant("MAX_ROWS") + 4
     assert "Each point is 8 seconds" in page
