@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import html
 import importlib.util
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import pytest
 from support.machine import PATIENCE_S, await_listener, clean_environment, free_port, kill_servers_of
-from support.program import ROOT
+from support.program import PACKAGE, ROOT
 from support.shell import Elf
 
 REPOSITORY = "https://github.com/awslabs/aws-iot-elf.git"
@@ -91,20 +92,23 @@ def links(page: str) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Iterator[Elf]:
-    """A user in a clone of the repository, with three things on the embedded AWS IoT."""
-    names = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    directory = tmp_path / "clone"
-    for name in names.stdout.splitlines():
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clone of the repository has, compiled."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    directory = tmp_path_factory.mktemp("repository")
+    for name in names:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, directory / name)
+    assert compileall.compile_dir(directory / PACKAGE.name, quiet=1)
+    return directory
+
+
+@pytest.fixture
+def clone(repository: Path, tmp_path: Path) -> Iterator[Elf]:
+    """A user in a clone of the repository, with three things on the embedded AWS IoT."""
+    directory = shutil.copytree(repository, tmp_path / "clone")
     elf = Elf(tmp_path, {})
     elf.script, elf.cwd, elf.misc = directory / "elf.py", directory, directory / "misc"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

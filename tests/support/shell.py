@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from iot_elf import text
 from iot_elf.errors import ElfError
+from support import forking
 from support.aws import Account, AwsService
 from support.machine import PATIENCE_S, KeyPress, Terminal, clean_environment, run_in_terminal
 from support.program import ELF
@@ -160,10 +161,14 @@ class Elf:
         """Run a command, with `feed` as its standard input, and make sure of its exit status; None takes any."""
         command = self._command(args, env or {})
         if feed is not None:
-            command["input"] = feed.decode("utf-8", "surrogateescape")
-            del command["stdin"]
-        done = subprocess.run(**command, capture_output=True, timeout=PATIENCE_S * 2, check=False, umask=umask)
-        result = Result(done.returncode, done.stdout, done.stderr)
+            command["stdin"] = subprocess.PIPE
+        with forking.popen(**command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, umask=umask) as process:
+            try:
+                out, err = process.communicate(feed and feed.decode("utf-8", "surrogateescape"), PATIENCE_S * 2)
+            except BaseException:
+                process.kill()
+                raise
+        result = Result(process.returncode, out, err)
         if status is not None:
             assert result.status == status, f"exit status {result.status}, not {status}:\n{result.out}{result.err}"
         return result
@@ -171,7 +176,7 @@ class Elf:
     def popen(self, *args: object, **settings: Any) -> subprocess.Popen[Any]:
         """Start a command whose streams are the caller's; `settings` are subprocess.Popen()'s, `env` what is added."""
         command = self._command(args, settings.pop("env", None) or {})
-        return subprocess.Popen(**{**command, **settings})
+        return forking.popen(**{**command, **settings})
 
     def start(self, *args: object, env: Mapping[str, str] | None = None, **settings: Any) -> Running:
         """Run a command in another window, a process group of its own; `settings` are subprocess.Popen()'s."""

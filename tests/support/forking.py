@@ -1,0 +1,98 @@
+"""Processes of elf.py, forked by one that has imported its libraries: importing them was half of what the tests cost.
+
+What runs is a process of its own, with its own arguments, streams, environment, directory, umask and session, that can
+be stopped, interrupted and killed. Where what Python does before elf.py begins matters, Python is started: then a
+variable of the environment is Python's own, or the Python or the script is another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import select
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from support.program import ELF, TESTS
+
+CAN_FORK = sys.platform == "linux"  # macOS's libraries do not bear it
+_ONE_REQUEST = threading.Lock()
+_SERVER = TESTS / "support" / "fork_server.py"
+
+
+def popen(**settings: Any) -> subprocess.Popen[Any]:
+    """subprocess.Popen() of elf.py, be it forked or started."""
+    return (ForkedElf if _can_be_forked(**settings) else subprocess.Popen)(**settings)
+
+
+def _can_be_forked(args: Any, env: Mapping[str, str], **settings: Any) -> bool:
+    is_ours = [*args[:2], env.get("LANG")] == [sys.executable, str(ELF), "C.UTF-8"]
+    is_of_python = any(name.startswith(("PYTHON", "LC_", "OPENSSL")) for name in env)
+    return CAN_FORK and is_ours and not is_of_python and not _signs_in(env) and "preexec_fn" not in settings
+
+
+def _signs_in(env: Mapping[str, str]) -> bool:
+    """Whether botocore looks at how the user signs in when it is imported: `aws login`, and where tokens of SSO are."""
+    files = (path for path in Path(env["HOME"], ".aws").glob("*") if path.is_file())
+    return "AWS_CONFIG_FILE" in env or any(re.search(b"login_session|sso", path.read_bytes()) for path in files)
+
+
+class ForkedElf(subprocess.Popen[Any]):
+    """What subprocess.Popen() would start, forked by the server: it is no child of this process."""
+
+    def _execute_child(self, args: Any, *others: Any) -> None:
+        """Fork the process. `others` are those of subprocess.Popen()'s in CPython 3.10 to 3.13, in this order."""
+        _executable, _preexec, _close, _pass, cwd, env, _info, _flags, _shell, *pipes = others[:15]
+        _restore_signals, _gid, _gids, _uid, umask, new_session = others[15:21]
+        p2cread, _, _, c2pwrite, _, errwrite = pipes
+        self._ending, its_ending = os.pipe()
+        streams = (number if mine == -1 else mine for number, mine in enumerate((p2cread, c2pwrite, errwrite)))
+        request = {"args": args[1:], "cwd": str(cwd), "env": env, "umask": umask, "new_session": new_session}
+        with _ONE_REQUEST:
+            socket.send_fds(_server().requests, [json.dumps(request).encode()], [*streams, its_ending])
+            self.pid = int(_server().requests.recv(64))
+        self._child_created = True
+        os.close(its_ending)
+        self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._wait(0)
+        return self.returncode
+
+    def _wait(self, timeout: float | None) -> int:
+        if self.returncode is None:
+            if not select.select([self._ending], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0)
+            with os.fdopen(self._ending, encoding="ascii") as ending:
+                self.returncode = os.waitstatus_to_exitcode(int(ending.read()))
+        return self.returncode
+
+
+class _Server(NamedTuple):
+    process: subprocess.Popen[bytes]
+    requests: socket.socket
+
+
+@functools.cache
+def _server() -> _Server:
+    """This process's own server, which ends with this process."""
+    mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with its:
+        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        process = subprocess.Popen(
+            [sys.executable, str(_SERVER), str(ELF), str(its.fileno())],
+            env={**environment, "LANG": "C.UTF-8"},
+            pass_fds=[its.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C in the terminal of the tests is not for it
+        )
+    return _Server(process, mine)
