@@ -1173,7 +1173,7 @@ def add_send_options(command: Parser) -> None:
     add("--raw", action="store_true", help="send MESSAGE, FILE or each line as is, to any topic")
     add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template (docs/messages.md)")
     add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
-    add("--sequence", action="store_true", help="add the thing and a number to each message: subscribe counts them")
+    add("--sequence", action="store_true", help="number the messages: subscribe counts the missing ones")
     topic = f"topic, may contain {{thing_name}} (default: {defaults.TOPIC_ROOT}/<thing>)"
     add("-t", "--topic", metavar="T", help=topic)
     pace = f"seconds between messages (default: {defaults.INTERVAL_S:g}, or as lines arrive)"

@@ -269,7 +269,7 @@ class RunRecord:
         if self.timeline:
             self.timeline.add(thing, after_s, after_due_s)
 
-    def add_delivery(self, took_s: float, thing: str = "") -> None:
+    def add_delivery(self, thing: str, took_s: float) -> None:
         """Count how long ago a message that arrives was sent, unless it shows that the sender's clock differs."""
         if -CLOCKS_DIFFER_S <= took_s <= MAX_DELIVERY_S:
             self.latency.add(max(0.0, took_s))

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ MAX_OUTAGES = 10  # that are listed; the charts show all
 MAX_TEXT = 400  # characters of the command line, or of a cause
 REMEDY = "name a file, such as run.html, in a directory that exists and that you may write to"
 # What of the summary's numbers is shown even if it is 0, what of them has another name, and where the things are told.
-ALWAYS = ("sent", "acknowledged", "received", "lost", "notSent", "missing")
+ALWAYS = ("sent", "acknowledged", "received", "lost", "notSent")
 NAMES = {"messagesPerS": "messages/s", "lateMs": "behind schedule, at most", "durationS": "duration"}
 LATENCIES = {"latencyMs": "from sending", "latencyFromDueMs": "from schedule"}
 COUNTS = {
@@ -117,7 +117,9 @@ def render(record: RunRecord, summary: Mapping[str, Any], **about: Any) -> str:
     return environment.get_template("report.html").render(
         about,
         program=f"aws-iot-elf {defaults.VERSION}",
-        numbers=list(numbers(summary)),
+        numbers=list(numbers(summary, (*ALWAYS, "missing") if str(record.sequence) else ALWAYS)),
+        senders=list(summary.get("senders", {}).items()),
+        max_rows=MAX_ROWS,
         latencies=[(key, what, summary[key]) for key, what in LATENCIES.items() if summary.get(key)],
         error=summary.get("error"),
         charts=charts.of(intervals) if intervals else [],
@@ -133,10 +135,10 @@ def render(record: RunRecord, summary: Mapping[str, Any], **about: Any) -> str:
     )
 
 
-def numbers(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, float, str]]:
-    """Yield the numbers of the JSON summary, each with its key, its name for people, and its unit."""
+def numbers(summary: Mapping[str, Any], always: Collection[str]) -> Iterator[tuple[str, str, float, str]]:
+    """Yield the numbers of the JSON summary that are not 0, or are of `always`: key, name for people, value, unit."""
     for key, value in summary.items():
-        if type(value) in (int, float) and (value or key in ALWAYS):
+        if type(value) in (int, float) and (value or key in always):
             quantity, unit = re.findall("(.+?)(PerS|Ms|S|)$", key)[0]
             words = re.sub("(?=[A-Z])", " ", quantity).lower()
             yield key, NAMES.get(key, words), value, {"Ms": "ms", "S": "s"}.get(unit, "")

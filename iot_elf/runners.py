@@ -360,7 +360,7 @@ class SubscribeRunner(Runner):
             return
         record.count("received", device.thing)
         if (sent_at := time_of_sending(content)) is not None:
-            record.add_delivery(at - sent_at, device.thing)
+            record.add_delivery(device.thing, at - sent_at)
         self._observer.on_message(device, message, payload)
         if self.has_enough:
             self._events.put(StateChanged())

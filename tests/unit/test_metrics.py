@@ -247,10 +247,10 @@ def test_what_was_due_and_not_sent_is_counted_for_each_thing_and_for_all(
 def test_of_clocks_that_differ_the_most_is_said_and_there_is_no_latency() -> None:
     record = RunRecord()
     for took_s in (0.02, -0.1, 600.0, -0.11, -3599.5, 600.1, -3600.0, -7.0):
-        record.add_delivery(took_s)
+        record.add_delivery("thing_0", took_s)
     assert (record.clock_ahead_s, record.without_latency) == (3600.0, 5)
     assert (record.latency.in_ms()["p50"], record.latency.in_ms()["max"]) == (20.0, 600_000.0)
-    record.add_delivery(5000.0)
+    record.add_delivery("thing_0", 5000.0)
     assert (record.clock_ahead_s, record.without_latency) == (-5000.0, 6)
 
 
@@ -324,10 +324,10 @@ def test_what_happens_before_the_run_is_in_no_interval(clock: Clock) -> None:
     record = RunRecord()
     record.timeline = Timeline()
     record.count("received", "thing_0", 5)
-    record.add_delivery(0.1, "thing_0")
+    record.add_delivery("thing_0", 0.1)
     record.take_snapshot()
     record.count("received", "thing_0", 2)
-    record.add_delivery(0.2, "thing_0")
+    record.add_delivery("thing_0", 0.2)
     clock.now += 1
     record.take_snapshot()
     (interval,) = record.timeline.intervals()

@@ -18,7 +18,7 @@ from iot_elf import metrics, report, text
 from iot_elf.errors import ElfError, UsageError
 from iot_elf.metrics import RunRecord, Timeline
 from iot_elf.report import RunPage, numbers, render, rows
-from iot_elf.results import PublishReport
+from iot_elf.results import PublishReport, SubscribeReport
 
 from .stand_ins import Clock, logged
 
@@ -70,7 +70,7 @@ def page_of(record: RunRecord, summary: Any = SUMMARY, **about: Any) -> str:
 
 def test_the_numbers_are_the_summarys_with_a_name_and_a_unit() -> None:
     summary = {"sent": 3, "lost": 0, "sentAgain": 0, "messagesPerS": 1.5, "lateMs": 3.0, "senderClockAheadS": 7.0}
-    assert list(numbers({**summary, "exact": True, "lateCause": "x", "offlineS": {}})) == [
+    assert list(numbers({**summary, "exact": True, "lateCause": "x", "offlineS": {}}, ("lost",))) == [
         ("sent", "sent", 3, ""),
         ("lost", "lost", 0, ""),
         ("messagesPerS", "messages/s", 1.5, ""),
@@ -115,6 +115,17 @@ def test_nothing_that_others_wrote_is_html_nor_secret(run: Run, monkeypatch: pyt
     shown = html.unescape(page)
     assert not any(hidden in shown for hidden in (secret, secret[:8], "word@", "\x1b", "\ud800", "\u202e"))
     assert "http://***@host" in shown
+
+
+def test_missing_numbers_are_told_by_sender_if_messages_were_numbered(run: Run) -> None:
+    record = run()
+    record.checks_sequence = True
+    assert 'id="missing"' not in page_of(record, SubscribeReport(record, "").summary())
+    for number in (1, 2, 5):
+        record.sequence.add("thing_0", {"thing": "a<b", "seq": number}, is_over=False)
+    page = page_of(record, SubscribeReport(record, "").summary())
+    assert 'id="missing" data-value="2"' in page
+    assert "<td>a&lt;b</td><td>2</td><td>0</td><td>0</td>" in page
 
 
 @pytest.mark.parametrize("seconds", [0, 1])
