@@ -88,7 +88,7 @@ def become(args: list[str], cwd: str, env: dict[str, str], umask: int, new_sessi
     os.environ.clear()
     os.environ.update(env)
     time.tzset()
-    sys.argv[:] = args
+    sys.argv[:], sys.orig_argv[:] = args, [sys.executable, *args]
     sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
     for number, name, errors in ((1, "stdout", "strict"), (2, "stderr", "backslashreplace")):
         buffering = 1 if number == 2 or os.isatty(number) else -1
