@@ -4,7 +4,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
-#     "AWSIoTPythonSDK>=1.6.1,<1.7", "jinja2>=3.1", "python-socks>=2.7,<4",
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "jinja2>=3.1.6", "python-socks>=2.7,<4",
 #     "colorama>=0.4.6; os_name == 'nt'", "fasteners>=0.19; os_name == 'nt'"
 # ]
 # ///
@@ -19,6 +19,11 @@ line. What it is built on is in iot_elf/, where no module knows a command: iot_e
 """
 
 from __future__ import annotations
+
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which shows no traceback, until main() has a handler
 
 import sys
 from pathlib import Path
@@ -37,7 +42,6 @@ import logging
 import math
 import os
 import re
-import signal
 import stat
 import threading
 import time
@@ -57,6 +61,7 @@ try:
         messages,
         network,
         ownership,
+        runners,
         sign_in,
         state,
         text,
@@ -71,6 +76,7 @@ from iot_elf.device import Device
 from iot_elf.errors import ElfError, FailureReport, NotAwsError, Refusal, UsageError
 from iot_elf.events import EventQueue, Interrupted
 from iot_elf.messages import Line, Message, PayloadBuilder
+from iot_elf.metrics import RunRecord
 from iot_elf.mqtt import EventLoop, load_sdk, without_threads
 from iot_elf.network import Endpoint, open_socket
 from iot_elf.places import Place
@@ -476,6 +482,7 @@ def send_messages(cli: Cli) -> int:
     answers = {thing: messages.answer_topics(topic, thing) for thing, (topic,) in topics.items()}
     runner = PublishRunner(cli.events, qos=cli.qos, interval_s=cli.interval, **runner_callbacks(cli, things))
     record, refused = runner.record, list[ElfError]()
+    record.rounds = None if of_lines else rounds
     with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, answers):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
         what = f"each line of {source}" if of_lines else text.plural(rounds, "message") if rounds else "messages"
@@ -486,19 +493,22 @@ def send_messages(cli: Cli) -> int:
         began = time.monotonic()
         lasts_s = cli.duration or math.inf if of_lines else rounds * cli.interval if rounds else math.inf
         record.ends_at = began + lasts_s
-        record.rounds = None if of_lines else rounds
         try:
             if of_lines:
                 record.rounds, refused = publish_lines(cli, runner, lines)
             elif message := next(lines).message:
                 runner.publish_on_schedule(message, began, cli.interval, spread, rounds)
             await_acknowledgements(runner)
-            runner.wait(lambda: not record.unanswered, time.monotonic() + ANSWER_GRACE_S, defaults.MIN_INTERVAL_S)
+            ends_at = time.monotonic() + ANSWER_GRACE_S
+            runner.wait(lambda: not record.unanswered, ends_at, defaults.MIN_INTERVAL_S, reading=True)
         except Interrupted:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
             raise
-    if lost := record.lost + record.totals["not_sent"]:
+    lost = record.lost + record.totals["not_sent"]
+    if lost and lost == record.totals["invalid"]:
+        raise messages.not_made(lost, record.invalid)
+    if lost:
         cause = f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent"
         if record.losers <= record.failures.things.keys():
             raise record.failures.behind("MessagesLost", cause)
@@ -541,7 +551,10 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
     run = secrets.token_hex(4) if cli.sequence else ""
     compose = message_factory(cli, run, things[0].name, topics[things[0].name][0])
     if path is None:
-        return things, iter([Line(compose(os.fsencode(cli.message)))]), topics
+        message = compose(os.fsencode(cli.message))
+        if not raw and (hint := messages.hint_about(cli.message, message, cli.template)):
+            log.warning("%s", hint)
+        return things, iter([Line(message)]), topics
     if messages.is_line_file(path):
         lines = messages.parse_lines(messages.read_lines(path), compose, raw)
     else:
@@ -562,12 +575,10 @@ def message_factory(cli: Cli, run: str, thing: str, topic: str) -> Callable[[byt
     def finish(content: bytes) -> PayloadBuilder:
         if cli.raw:
             return PayloadBuilder(content)
-        if cli.template and not cli.json_message:
-            message = PayloadBuilder.of_any(content)
+        if cli.json_message and not (cli.template or messages.is_line_file(cli.json_message)):
+            message = PayloadBuilder.of_object(content)
         else:
-            is_whole_file = not (cli.template or messages.is_line_file(cli.json_message))
-            is_object = cli.json_message if is_whole_file else messages.begins_object(content)
-            message = PayloadBuilder.of_object(content) if is_object else PayloadBuilder.of_text(content)
+            message = PayloadBuilder.of_any(content, lenient=not cli.json_message)
         if run and (taken := message.has - {"ts"}):
             raise UsageError(
                 "SequenceTaken",
@@ -600,7 +611,7 @@ def messages_per_thing(cli: Cli) -> int | None:
     """Return how many messages each thing publishes, unless they are lines; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     in_time = math.ceil((cli.duration or DURATION_S) / (cli.interval or defaults.INTERVAL_S) - 1e-9)
-    return cli.count or (None if cli.duration == 0 else in_time)
+    return cli.count or (None if cli.duration == 0 else max(1, in_time))
 
 
 def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tuple[int, list[ElfError]]:
@@ -633,18 +644,20 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
         runner.publish_on_schedule(line.message, due, cli.interval)
         sent += 1
         runner.wait(lambda: runner.has_room, look_s=defaults.MIN_INTERVAL_S)
+    if not (sent or refused):
+        log.warning("nothing is sent: the input had no message")
     return sent, refused
 
 
 def await_acknowledgements(runner: PublishRunner) -> None:
     """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
     ended = time.monotonic()
-    if not runner.wait(lambda: not runner.backlog, ended + 2.0, defaults.MIN_INTERVAL_S):
+    if not runner.wait(lambda: not runner.backlog, ended + 2.0, defaults.MIN_INTERVAL_S, reading=True):
         acknowledgements = text.plural(runner.backlog, "acknowledgement")
         left_s = ended + ACK_GRACE_S - time.monotonic()
         log.info("[send_messages] waiting for %s, up to %.0f s", acknowledgements, left_s)
     while (deadline := max(ended + ACK_GRACE_S, runner.record.acknowledged_at + ACK_PAUSE_S)) > time.monotonic():
-        if runner.wait(lambda: not runner.backlog, deadline, defaults.MIN_INTERVAL_S):
+        if runner.wait(lambda: not runner.backlog, deadline, defaults.MIN_INTERVAL_S, reading=True):
             return
 
 
@@ -674,9 +687,18 @@ def subscribe(cli: Cli) -> int:
             log.info("[subscribe] all things receive every message; --things 1 shows each once")
         record.ends_at = time.monotonic() + duration_s
         runner.wait(lambda: runner.has_enough, record.ends_at)
-        runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + LATE_ARRIVALS_S)
+        runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + LATE_ARRIVALS_S, reading=True)
         offline = [device.thing for device in runner.devices.values() if device.is_offline]
+        is_unread = runner.loop.is_paused and not runner.has_enough
+    refuse_incomplete(cli, record, duration_s, is_unread, offline)
+    return 1 if record.failed else 0
+
+
+def refuse_incomplete(cli: Cli, record: RunRecord, duration_s: float, is_unread: bool, offline: list[str]) -> None:
+    """Raise ElfError if messages of a `subscribe` are missing, or may be."""
     received = record.totals["received"]
+    if is_unread:
+        raise ElfError("OutputUnread", "ELF ended without having received all messages", runners.FASTER_READER)
     if missing := record.sequence.counts["missing"]:
         remedy = "use --qos 1 in send and subscribe; see which senders they are of, and whether a thing was offline"
         raise ElfError("MessagesMissing", f"{text.plural(missing, 'message')} did not arrive", remedy)
@@ -695,7 +717,6 @@ def subscribe(cli: Cli) -> int:
             f"{text.listed(offline)} ended without a connection, and may have missed messages",
             "check the network",
         )
-    return 1 if record.failed else 0
 
 
 def clean_up(cli: Cli) -> int:
@@ -784,10 +805,10 @@ def list_things(cli: Cli) -> int:
     cli.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
     if not cli.event_writer.is_on:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines = [text.redacted("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
         lines = [line[: console.terminal_width(sys.stdout)] for line in lines] if sys.stdout.isatty() else lines
         suffix = "" if runs is None or not place.local else ", running" if runs else ", not running"
-        lines.append(f"{text.plural(len(fleet.things), 'thing')} in {place}{suffix}")
+        lines.append(text.redacted(f"{text.plural(len(fleet.things), 'thing')} in {place}{suffix}"))
         table = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
         encoding = sys.stdout.encoding
         cli.output_writer.write(sys.stdout, table.encode(encoding, "backslashreplace").decode(encoding) + "\n")
@@ -865,10 +886,8 @@ def open_control_plane(cli: Cli) -> tuple[Any, Place]:
     """Connect to the control plane of the fleet, once, whichever thread is the first to call this."""
     with cli.connecting:
         if not cli.control_plane:
-            proxies = {"http": cli.proxy, "https": cli.proxy} if cli.proxy else None  # None: those of the environment
-            url = cli.proxy or network.proxy_in_environment()[1]
-            if re.match(f"{defaults.NO_PROXY}$|socks5h?://", url):  # botocore knows no SOCKS
-                proxies = {}
+            url = cli.place.endpoint_url or cli.endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
+            proxies = {} if cli.place.local else network.botocore_proxies(cli.proxy, url)
             ask = functools.partial(console.ask_for_code, cli.events)
             given = Place(profile=cli.profile, endpoint_url=cli.endpoint_url)
             cli.control_plane = aws.connect_control_plane(
@@ -961,20 +980,19 @@ def connected_devices(
         cli.summary.update(things=len(record.connected), failed=failed, **error)
 
     def live_line() -> str:
-        runner.observe()
-        return report.live_line()
+        return report.live_line() if runner.observe().began_at else report.connecting_line()
 
     def report_results() -> None:
-        report.log_report()
+        if record.began_at:
+            report.log_report()
         cli.summary.update(report.summary())
 
     with contextlib.ExitStack() as ends:  # the last callback runs first
         ends.callback(report_failures)
-        ends.callback(runner.stop)
-        runner.connect_all()
         ends.callback(report_results)
         ends.callback(runner.stop)
         with console.live_line(cli.events, cli.output_writer, live_line):
+            runner.connect_all()
             yield
             runner.await_diagnoses()
 
@@ -991,6 +1009,7 @@ def make_devices(
     prepared, endpoint, patience_s = prepare_devices(cli, things)
     subscriptions = max([1, *map(len, filters.values())])
     runner.loop = EventLoop(cli.events.put, min(defaults.CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
+    cli.output_writer.pause_instead(runner.loop)
     for thing in prepared:
         runner.devices[thing.name] = Device(
             thing.name,
@@ -1064,7 +1083,7 @@ def root_certificate(cli: Cli) -> Path:
             raise OSError(errno.EINVAL, "not a regular file, or too large")
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
     except OSError as error:
-        kind = UsageError if isinstance(error, ssl.SSLError) and cli.root_cert else ElfError
+        kind = UsageError if cli.root_cert else ElfError
         raise kind(
             "NotARootCertificate",
             f"{path} is not a root certificate: {error.strerror or error}",
@@ -1167,7 +1186,13 @@ def add_send_options(command: Parser) -> None:
         "- (standard input): each line as it arrives"
     )
     # Another default of the positional would override -m.
-    what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=f"text (default: {MESSAGE})")
+    what(
+        "message",
+        metavar="MESSAGE",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help=f"text, or JSON object (default: {MESSAGE})",
+    )
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same as MESSAGE")
     what("--json-message", metavar="FILE", type=Path, help=content)
     add("--raw", action="store_true", help="send MESSAGE, FILE or each line as is, to any topic")
@@ -1420,16 +1445,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
             parser.error(problem)
         if not cli.command:
-            sys.stdout.write(parser.format_help().partition("options of")[0])  # the rest would scroll that away
+            parser.print_start_of_help()
             parser.exit(2, f"all options: {text.typed_as['elf.py']} --help\n{next_step(cli.misc_dir)}\n")
     except SystemExit as usage:  # argparse has printed the message
-        try:
-            if sys.stdout:
-                sys.stdout.flush()
-        except OSError as error:
-            errors.log_failure(error)
-            return 1
         return int(usage.code or 0)
+    except OSError as error:  # it could not
+        return console.status_of_write(error)
     except UsageError as usage:
         is_json = sys.stdout and "=--output=json=" in f"={'='.join(parser.typed)}="
         cli.event_writer = EventWriter("json" if is_json else None, cli.output_writer)
@@ -1458,18 +1479,24 @@ def write_report(cli: Cli, status: int) -> int:
 
 
 def report_end(cli: Cli, status: int) -> int:
-    """Write the summary and all pending output, and return the exit status: not 0 if that failed."""
-    writer = cli.output_writer
-    try:
-        cli.event_writer.put("summary", command=cli.command, exitStatus=status, **cli.summary)
-    except OSError as error:
-        errors.log_failure(error)
-        status = status or 1
+    """Write all pending output and the summary, or in one stream why the other fails; return the exit status."""
+    writer, is_json, is_told = cli.output_writer, cli.event_writer.is_on, cli.event_writer.has_failed
     is_written = writer.flush()
-    if writer.failure and not status:
-        errors.log_failure(writer.failure)
+    if failure := writer.failure_of(sys.stderr):
+        status = status or console.status_of(failure)
+        cli.summary.setdefault("error", failure.facts)
+        if sys.stdout and not is_json and getattr(cli, "run", None) in (create_things, send_messages, clean_up):
+            writer.write(sys.stdout, f"{text.redacted(failure.cause)}\n")
+    with contextlib.suppress(OSError):  # of standard output
+        cli.event_writer.put("summary", command=cli.command, exitStatus=status, **cli.summary)
+    is_written &= writer.flush()
+    if failure := writer.failure_of(sys.stdout):
+        status = status or console.status_of(failure)
+        if failure.name != "OutputClosed" and not is_told:
+            errors.log_failure(failure)
+        elif is_json and not is_told:
+            report_log.info("%s", failure.cause)
         writer.flush()
-        status = 1
     return status or (0 if is_written else 128 + (cli.events.signum or 0))
 
 

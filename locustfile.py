@@ -42,17 +42,26 @@ from locust import User, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.exception import StopUser
 from locust.runners import STATE_INIT, STATE_RUNNING, STATE_SPAWNING, MasterRunner, WorkerRunner
+from locust.util.timespan import parse_timespan
 from werkzeug.datastructures import ImmutableMultiDict
 
 import elf
-from iot_elf import defaults, messages
-from iot_elf.arguments import broker_endpoint, directory_path, interval_s, number_between, place_part, proxy_url
+from iot_elf import arguments, defaults, messages
+from iot_elf.arguments import (
+    broker_endpoint,
+    directory_path,
+    interval_s,
+    number_between,
+    place_part,
+    positive_int,
+    proxy_url,
+)
 from iot_elf.console import OutputWriter
 from iot_elf.device import Device, DeviceListener
 from iot_elf.errors import ElfError, Refusal, explained, log_failure
 from iot_elf.events import EventQueue
 from iot_elf.messages import Message
-from iot_elf.metrics import object_in, time_of_sending
+from iot_elf.metrics import about_clock, clocks_differ, object_in, time_of_sending
 from iot_elf.mqtt import EventLoop
 from iot_elf.network import Endpoint, raise_descriptor_limit
 from iot_elf.text import detail_log, hide_environment, log, plural, printable, redacted
@@ -60,6 +69,7 @@ from iot_elf.text import detail_log, hide_environment, log, plural, printable, r
 SETTLE_S = 10.0  # how long the end of a run waits for acknowledgements
 SET_UP = Event()  # Locust can start users before set_up() is through
 SPAWN_RATE = 100  # users a second, unless told otherwise; Locust warns of more
+TELL_S = 5.0  # how often it is said how many things are connected, until all are
 detail_log.addFilter(lambda record: record.levelno > logging.INFO)  # Locust's tables have the rest
 
 
@@ -92,6 +102,7 @@ OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
     ("endpoint-url", None, functools.partial(place_part, key="endpoint_url"), "control plane (default: AWS's)"),
 )
 EDITABLE = {"topic", "interval", "qos", "subscribers", "user_count", "spawn_rate", "run_time"}  # on Locust's page
+CHANGES = {"locust.swarm", "locust.stop", "locust.reset_stats"}  # what the page posts; /user would set any attribute
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -126,7 +137,7 @@ def opened_fleet(options: argparse.Namespace) -> Iterator[Cli]:
     except argparse.ArgumentTypeError as error:
         raise ElfError("BadOption", str(error), "see `python locustfile.py`") from error
     cli.json_message, cli.root_cert = (Path(name) if name else None for name in (cli.json_message, cli.root_cert))
-    cli.profile, cli.template, cli.events = options.aws_profile, options.template, EventQueue()
+    cli.profile, cli.template, cli.events, cli.summary = options.aws_profile, options.template, EventQueue(), {}
     if cli.template and not cli.json_message:
         raise ElfError(
             "TemplateUseless",
@@ -248,8 +259,29 @@ def refuse_others(names: set[str]) -> Any:
     is_nameless = not sites and "Sec-Fetch-Site" not in request.headers
     if not is_known or not (is_own or is_link) or (is_change and is_nameless):
         return "refused: not from this page, or under a name that is not this machine's (--web-host adds one)", 403
+    if request.method not in ("GET", "HEAD", "OPTIONS") and request.endpoint not in CHANGES:
+        return "refused: the page does not set this", 403
     request.form = ImmutableMultiDict((key, value) for key, value in request.form.items(multi=True) if key in EDITABLE)
     return None
+
+
+def checked(form: dict[str, str]) -> tuple[int, int]:
+    """Return how many users a form of the page asks for, and for how many seconds, 0 without end. Raises ElfError.
+
+    What it sets stays with Locust for later runs, so all of it is checked, also where this run would not use it.
+    """
+    try:
+        for name, _, parse, _ in OPTIONS:
+            if name in form:
+                parse(form[name])
+        number_between("a number of users per second, from 0.01 to 10000", 0.01, 10_000)(form.get("spawn_rate", ""))
+        users, run_time = positive_int(form.get("user_count", "")), form.get("run_time", "")
+        seconds = parse_timespan(run_time) if run_time else 0
+        if not 0 <= seconds <= arguments.YEAR_S:
+            raise ValueError(f"the run time {run_time!r} is more than a year")
+    except (argparse.ArgumentTypeError, ValueError, OverflowError) as error:
+        raise ElfError("BadOption", str(error), "see `python locustfile.py`, and `locust --help`") from error
+    return users, seconds
 
 
 class Run:
@@ -301,10 +333,17 @@ class Desk(Run):
         self.gone: set[str] = set()  # workers that are heard of no more
         self.working: set[str] = set()  # workers that have not finished yet, at the end of a run
         self.turn = 0.0  # time.monotonic() of the last connect
+        self.users = 0  # that the run has, or will have
+        self.joined: set[str] = set()  # things that have connected in this run
+        self.settled: set[str] = set()  # these, and those that failed, or are refused, and may take minutes
+        self.run_time, self.timer = 0, gevent.Greenlet()  # seconds, 0 without end; and what counts them
         self.asking = BoundedSemaphore(defaults.DIAGNOSES_AT_ONCE)
         self.start, self.runner.start = self.runner.start, self.start_if_possible
         for message, listener in (("take", self.hand_out), ("give", self.take_back), ("refused", self.find_cause)):
             self.runner.register_message(f"elf-{message}", listener, concurrent=True)
+        self.runner.register_message("elf-settled", self.settle)
+        environment.events.test_stopping.add_listener(self.stop_timer)
+        environment.events.quitting.add_listener(self.stop_timer)  # before Locust finds its exit status
         if isinstance(self.runner, MasterRunner):
             self.runner.register_message("elf-finished", lambda msg, **_: self.working.discard(msg.node_id))
             environment.events.test_stopping.add_listener(self.await_workers)
@@ -322,6 +361,8 @@ class Desk(Run):
             log_failure(error)
             things = 0
         if self.options.headless or self.options.autostart:  # or policies would be made in the time of the run
+            self.run_time, self.options.run_time = self.options.run_time or 0, None  # Locust counts from the start
+            logging.getLogger("locust.main").addFilter(self.tell_run_time)
             refused = not things or self.prepare(self.options.num_users, self.options)
             if refused and self.options.headless:
                 sys.exit(1)
@@ -329,10 +370,12 @@ class Desk(Run):
     def prepare(self, users: int, options: argparse.Namespace) -> Exception | None:
         """Give the things of `users` their policies. Return the error that prevents a run, if there is one."""
         try:
-            if self.runner.state in (STATE_SPAWNING, STATE_RUNNING):
+            if self.is_running:
                 refuse_too_many(users, len(self.duties))
             else:
                 with opened_fleet(options) as cli:
+                    if new := sum(not thing.policy_arn for thing in cli.fleet.ready):
+                        log.info("giving %s a policy, %g a second", plural(new, "thing"), cli.rate)
                     self.duties = admit(cli, users)
         except Exception as error:
             log_failure(error)
@@ -344,18 +387,83 @@ class Desk(Run):
         if request.endpoint != "locust.swarm":
             return None
         form = request.form.to_dict()
-        users = form.pop("user_count", "")
-        options = argparse.Namespace(**{**vars(self.options), **form})
-        error = self.prepare(int(users), options) if users.isdecimal() else None
-        return jsonify(success=False, message=in_a_line(error)) if error else None
+        error: Exception | None = None
+        try:
+            users, run_time = checked(form)
+        except ElfError as wrong:
+            error = wrong
+            log_failure(error)
+        else:
+            options = argparse.Namespace(**{**vars(self.options), **form, "run_time": None})
+            error = self.prepare(users, options)
+        if error:
+            return jsonify(success=False, message=in_a_line(error))
+        self.timer.kill(block=False)
+        self.run_time = run_time
+        of_run = {"user_count", "spawn_rate"} if self.is_running else form.keys() - {"run_time"}
+        request.form = ImmutableMultiDict((key, value) for key, value in form.items() if key in of_run)
+        return None
+
+    @property
+    def is_running(self) -> bool:
+        return self.runner.state in (STATE_SPAWNING, STATE_RUNNING)
 
     def start_if_possible(self, user_count: int, *args: Any, **settings: Any) -> None:
         """Start a run, or change its users, if possible: replaces the runner's start()."""
         if not self.prepare(user_count, self.options):
+            if not self.is_running:
+                self.joined, self.settled = set(), set()
+            self.users = user_count
+            if not self.timer and getattr(self.runner, "worker_count", True):  # else Locust can't start it
+                self.timer = gevent.spawn(self.time_run)
             self.start(user_count, *args, **settings)
         elif self.options.headless:
             self.environment.process_exit_code = 1
             self.runner.quit()
+
+    def settle(self, msg: Any, **_: object) -> None:
+        thing, has_joined = msg.data
+        self.settled.add(thing)
+        self.joined |= {thing} if has_joined else set()
+
+    def time_run(self) -> None:
+        """Wait for the things of all users, saying how many are connected, then for the time of the run; end it."""
+        told = time.monotonic()
+        while len(self.settled) < self.users:
+            gevent.sleep(0.1)
+            if time.monotonic() >= told + TELL_S:
+                told += TELL_S
+                log.info("connecting: %d of %s so far", len(self.joined), plural(self.users, "thing"))
+        log.info("%d of %s connected", len(self.joined), plural(self.users, "thing"))
+        if not self.run_time:
+            return
+        gevent.sleep(self.run_time)
+        log.info("the run has lasted %s", plural(self.run_time, "second"))
+        if self.options.headless:
+            self.runner.quit()
+            return
+        self.runner.stop()
+        if self.options.autostart and self.options.autoquit != -1:
+            gevent.sleep(self.options.autoquit)
+            self.runner.quit()
+            self.environment.web_ui.stop()
+
+    def stop_timer(self, **_: object) -> None:
+        """Say how many connected if the run ends before all have, which is a failure."""
+        if self.timer is not gevent.getcurrent():
+            self.timer.kill(block=False)
+        if left := max(0, self.users - len(self.settled)):
+            log.warning("the run ends with %d of %s connected", len(self.joined), plural(self.users, "thing"))
+        error = ElfError("NotConnected", "not connected before the end of the run", "let it last longer")
+        for _each in range(left):
+            self.count("CONNECT", self.environment.host, None, error=error)
+        self.users = 0
+
+    def tell_run_time(self, record: logging.LogRecord) -> bool:
+        """Correct what Locust says of a time that it does not count itself."""
+        if self.run_time and str(record.msg).startswith("No run time limit set"):
+            record.msg = f"Run time limit set to {self.run_time} seconds, from when all things are connected"
+        return True
 
     def open(self, **_: object) -> None:
         super().open()
@@ -386,9 +494,10 @@ class Desk(Run):
         """Ask AWS why the broker refuses a thing; if AWS gives no reason, the thing keeps trying."""
         user, facts = msg.data
         refusal = Refusal(*facts)
+        self.settled.add(refusal.thing)
         with self.asking:
             verdict = elf.find_cause(self.cli, refusal.thing, refusal)
-        if verdict is not refusal:
+        if not isinstance(verdict, Refusal):
             known = explained(verdict)
             words = known.name, known.cause, known.remedy
             self.runner.send_message("elf-verdict", (user, *words), client_id=msg.node_id)
@@ -430,11 +539,21 @@ class Worker(Run):
         self.loop = EventLoop(self.fail, selector=GeventSelector())  # the system's, under gevent, is slow
         self.waiting: dict[int, AsyncResult[dict[str, Any]]] = {}  # by the ID of the user
         self.users: dict[int, Thing] = {}  # the same
+        self.has_told_of_clock = False
         self.runner.register_message("elf-thing", self.pass_on)
         self.runner.register_message("elf-verdict", self.end)
         if isinstance(self.runner, WorkerRunner):
             self.runner.register_message("elf-finish", self.finish)
             environment.events.quitting.add_listener(self.finish)
+
+    def delivery_s(self, took_s: float) -> float | None:
+        """Return how long a message took, unless the clocks of its machines differ, which is said once."""
+        if not clocks_differ(took_s):
+            return max(0.0, took_s)
+        if not self.has_told_of_clock:
+            log.warning("%s: such messages count without a time", about_clock(-took_s))
+        self.has_told_of_clock = True
+        return None
 
     def fail(self, error: Exception) -> None:
         """Report the bug that ended the loop: nothing connects or publishes here any more."""
@@ -526,13 +645,12 @@ class Thing(User, DeviceListener):
 
     def on_connected(self, device: Device) -> None:
         self.worker.count_connect("CONNECT", self.endpoint, time.monotonic() - self.began)
+        self.worker.runner.send_message("elf-settled", (device.thing, True))
         self.is_ready.set()
 
-    def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
-        error = ElfError(
-            "ConnectionLost", f"{device.thing} lost its connection to {self.endpoint}", "check the network"
-        )
-        self.worker.count("DISCONNECT", self.endpoint, None, error=error)
+    def on_connection_interrupted(self, device: Device, error: Exception, rejected: bool) -> None:
+        loss = ElfError("ConnectionLost", f"{device.thing} lost its connection to {self.endpoint}", "check the network")
+        self.worker.count("DISCONNECT", self.endpoint, None, error=loss)
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
         self.worker.count_connect("RECONNECT", self.endpoint, after_s)
@@ -547,10 +665,14 @@ class Thing(User, DeviceListener):
         else:
             self.fail("CONNECT", self.endpoint, failure)
 
-    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
         self.sizes[number] = len(payload)
         if not self.cli.qos:
-            self.count_published(number, None, lost)
+            self.count_published(number, None)
+
+    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+        self.sizes[number] = len(payload)
+        self.count_published(number, None, lost=True)
 
     def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         self.count_published(number, after_s)
@@ -564,7 +686,7 @@ class Thing(User, DeviceListener):
 
     def on_message(self, device: Device, message: Any) -> None:
         sent_at = None if message.retain else time_of_sending(object_in(message.payload))
-        took_s = None if sent_at is None else max(0.0, time.time() - sent_at)
+        took_s = None if sent_at is None else self.worker.delivery_s(time.time() - sent_at)
         self.worker.count("RECEIVE", self.heard, took_s, len(message.payload))
 
     def on_unreadable_message(self, device: Device, error: Exception) -> None:
@@ -579,13 +701,14 @@ class Thing(User, DeviceListener):
         self.device = None
         self.is_ready.set()
         self.worker.count(kind, name, None, error=error)
+        self.worker.runner.send_message("elf-settled", (self.duty["thing"], False))
 
     def settle(self, device: Device, deadline: float) -> None:
         """Disconnect once all is acknowledged, or at the deadline."""
         if device.backlog and time.monotonic() < deadline:
             self.worker.loop.call_at(time.monotonic() + defaults.MIN_INTERVAL_S, self.settle, device, deadline)
         else:
-            device.end(device.refusals.last)
+            device.end(device.unresolved)
             self.is_settled.set()
 
     def on_stop(self) -> None:

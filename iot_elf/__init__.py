@@ -26,6 +26,7 @@ arguments     the parser's mechanism: its class, and types of arguments
 
 On demand, imported only where they are needed:
 
+sandbox       what a template may do
 templates     messages from templates: only for `send --template`
 diagnosis     why something is refused, or can't connect: only then
 charts        what a run looks like over time, as SVG: only with --report

@@ -19,6 +19,7 @@ from iot_elf.places import Place
 from iot_elf.text import printable, redacted
 
 MAX_THINGS = 100_000  # of `create`: more is a typing error
+YEAR_S = 366 * 24 * 3600  # longer is one, too
 
 
 def positive_int(text: str) -> int:
@@ -34,7 +35,7 @@ def thing_count(text: str) -> int:
     return count
 
 
-def number_between(what: str, least: float, most: float = sys.float_info.max) -> Callable[[str], float]:
+def number_between(what: str, least: float, most: float) -> Callable[[str], float]:
     """Return a parser of numbers from `least` to `most`, described as `what`."""
 
     def parse(text: str) -> float:
@@ -46,9 +47,11 @@ def number_between(what: str, least: float, most: float = sys.float_info.max) ->
     return parse
 
 
-seconds = number_between("a number of seconds from 0", 0)
+seconds = number_between(f"a number of seconds from 0 to {YEAR_S} (a year)", 0, YEAR_S)
 interval_s = number_between(
-    f"{defaults.MIN_INTERVAL_S} seconds or more: AWS IoT allows 100 messages a second", defaults.MIN_INTERVAL_S
+    f"{defaults.MIN_INTERVAL_S} seconds or more, up to {YEAR_S} (a year): AWS IoT allows 100 messages a second",
+    defaults.MIN_INTERVAL_S,
+    YEAR_S,
 )
 things_per_s = number_between("a number of things per second, from 0.1 to 1000", 0.1, 1000)
 
@@ -99,9 +102,9 @@ def place_part(text: str, key: str) -> str:
 def proxy_url(text: str) -> str:
     try:
         if text != defaults.NO_PROXY:
-            Proxy.from_url(text)
+            Proxy.from_url(text, "it")
     except ElfError as error:
-        raise argparse.ArgumentTypeError(f"not a valid proxy URL: {error.remedy}") from None
+        raise argparse.ArgumentTypeError(f"{error.cause}: {error.remedy}") from None
     return text
 
 
@@ -152,6 +155,16 @@ class Parser(argparse.ArgumentParser):
             words = "".join(word for word in unknown if word.startswith("-"))
             self.error(f"unrecognized arguments: {' '.join(unknown)}{'' if words else quoted}")
         return cli, unknown
+
+    def print_start_of_help(self) -> None:
+        """Print the help without the options, which would scroll the rest away. Raises OSError."""
+        self._print_message(self.format_help().partition("options of")[0])
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help, the version, or the end of usage. Raises OSError, which argparse would not."""
+        if stream := file or sys.stdout or sys.stderr:
+            stream.write(message)
+            stream.flush()
 
     def error(self, message: str) -> NoReturn:
         import difflib

@@ -23,12 +23,15 @@ from typing import Any, TextIO
 
 from iot_elf import defaults
 from iot_elf.defaults import T
-from iot_elf.errors import ElfError
+from iot_elf.errors import ElfError, explained, log_failure
 from iot_elf.events import EventQueue
-from iot_elf.text import detail_log, log, plural, printable, redacted, report_log, short_path
+from iot_elf.mqtt import EventLoop
+from iot_elf.text import detail_log, log, plural, printable, redacted, redacted_values, report_log, short_path
 
 MIN_FOR_PROGRESS = 5  # up to this many need no progress bar
-MAX_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader: some 50,000 messages
+MAX_UNREAD = 8 * 1024 * 1024  # characters buffered for a slow reader of a stream: some 50,000 messages
+STANDARD_OUTPUT, STANDARD_ERROR = "standard output", "standard error"
+READER_GONE = (errno.EPIPE, errno.EIO)  # a pipe's, or a terminal's
 SIGPIPE = 13  # as a shell reports it (128 + 13); Windows has no name for it
 CLEAR_LINE = "\r\x1b[K\r"  # the line of the terminal in which the cursor stands
 LEVEL_COLOURS = {logging.WARNING: "\x1b[33m", logging.ERROR: "\x1b[31m"}
@@ -69,64 +72,105 @@ def open_standard_streams() -> None:
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it is there to the end
 
 
-class OutputWriter:
-    """Writes log lines and JSON, in order, in its own thread: a slow reader does not stall ELF.
+class _Queue:
+    """What one file is still to get, in order: streams, and what to write to them."""
 
-    At most MAX_UNREAD characters are buffered; then callers wait for the reader, or for Ctrl-C. In a terminal,
-    everything is written above the live line, which is drawn while ELF is in the foreground.
+    def __init__(self) -> None:
+        self.waiting: collections.deque[tuple[Any, Any]] = collections.deque()
+        self.unread = 0  # characters
+        self.is_full = False  # from MAX_UNREAD on, until half of that is read
+        self.thread: threading.Thread | None = None
+
+
+class OutputWriter:
+    """Writes log lines and JSON, in order, in a thread for each file: a reader that stalls does not stall ELF.
+
+    At most MAX_UNREAD characters are buffered for each. Then callers wait for the reader, or for Ctrl-C; but an event
+    loop never does, and stops reading from its connections instead. In a terminal, everything is written above the
+    live line, which is drawn while ELF is in the foreground.
     """
 
     def __init__(self, events: EventQueue) -> None:
         self._events = events
-        self._waiting: collections.deque[tuple[Any, Any]] = collections.deque()  # streams, and what they are to get
         self._changed = threading.Condition()
-        self._unread = 0  # characters
-        self._thread: threading.Thread | None = None
+        self._log, self._data = _Queue(), _Queue()
+        if is_one_file(sys.stdout, sys.stderr):
+            self._data = self._log
+        self._loop: EventLoop | None = None
         self._status_line, self._has_drawn = "", False
-        self.failure: OSError | None = None  # of a write, unless the reader just closed the stream
+        self._flush_until = math.inf  # time.monotonic()
+        self.failures: dict[str, OSError] = {}  # of writes, by the stream's name; EPIPE or EIO: its reader is gone
+
+    def pause_instead(self, loop: EventLoop) -> None:
+        """From now on have a loop stop reading while too much is unread, and never wait."""
+        self._loop = loop
 
     def write(self, stream: Any, text: Any) -> None:
-        """Write to a stream, in the output thread. Any thread may call this."""
+        """Write to a stream, in an output thread. Any thread may call this."""
+        queue, loop = self._log if stream is sys.stderr else self._data, self._loop
+        never_waits = not text or bool(loop and loop.is_current)
         with self._changed:
-            while self._unread > MAX_UNREAD and self._events.signum is None:
+            while queue.is_full and self._events.signum is None and not never_waits:
                 self._changed.wait(
                     defaults.REDRAW_INTERVAL_S
                 )  # a signal's handler must not touch a condition, so look for it
-            self._waiting.append((stream, text))
-            self._unread += len(text)
-            if not self._thread:
-                self._thread = threading.Thread(target=self._work, daemon=True)
-                self._thread.start()
+            queue.waiting.append((stream, text))
+            queue.unread += len(text)
+            queue.is_full = queue.is_full or queue.unread > MAX_UNREAD
+            if not queue.thread:
+                queue.thread = threading.Thread(target=self._work, args=(queue,), daemon=True)
+                queue.thread.start()
             self._changed.notify_all()
+            if queue.is_full and loop and self._events.signum is None:
+                loop.pause(_name(stream))
+
+    def failure_of(self, stream: Any) -> ElfError | None:
+        """Return why a standard stream did not get everything, or None: it did, as far as it was written."""
+        if not (error := self.failures.get(_name(stream))):
+            return None
+        if error.errno in READER_GONE:
+            remedy = "let it read to the end, or write to a file"
+            return ElfError("OutputClosed", f"the reader of {_name(stream)} closed it", remedy)
+        return explained(error)
 
     def draw(self, status_line: str) -> None:
         """Show a line at the bottom of the terminal in place of the one there; empty: none."""
         self._status_line = status_line
-        if not (status_line and self._waiting):  # what is written next comes with it
+        if not (status_line and self._log.waiting):  # what is written next comes with it
             self.write(sys.stderr, "")
 
-    def _work(self) -> None:
+    def _work(self, queue: _Queue) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting)
-                stream, text = self._waiting[0]
+                self._changed.wait_for(lambda: queue.waiting)
+                stream, text = queue.waiting[0]
             try:
                 self._show(stream, text)
             except Exception as error:
-                with contextlib.suppress(OSError, ValueError):  # what follows goes nowhere
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-                if getattr(error, "errno", None) in (errno.EPIPE, errno.EIO):  # its reader or terminal is gone
-                    if self._events.signum is None:
-                        self._events.interrupt(SIGPIPE, None)
-                else:
-                    self.failure = error if isinstance(error, OSError) else OSError(str(error))
-                    self.failure.filename = "standard error" if stream is sys.stderr else "standard output"
+                self._fail(stream, error)
             with self._changed:
-                self._waiting.popleft()
-                self._unread -= len(text)
+                queue.waiting.popleft()
+                queue.unread -= len(text)
+                if queue.is_full and queue.unread <= MAX_UNREAD // 2:
+                    queue.is_full = False
+                    if self._loop and not (self._log.is_full or self._data.is_full):
+                        self._loop.call_soon_threadsafe(self._loop.resume)
                 self._changed.notify_all()
 
+    def _fail(self, stream: Any, error: Exception) -> None:
+        """Remember a failure, let what follows go nowhere, and end ELF if the stream's reader is gone."""
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        number, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
+        self.failures.setdefault(_name(stream), OSError(number or errno.EINVAL, reason or str(error), _name(stream)))
+        if number in READER_GONE and self._events.signum is None:
+            self._events.interrupt(SIGPIPE, None)
+
     def _show(self, stream: Any, text: Any) -> None:
+        if stream is not sys.stderr and self._data is not self._log:
+            stream.write(text)
+            stream.flush()
+            return
         is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
         status_line = self._status_line if is_seen and not is_in_background() else ""
         # What this or another ELF drew there, and ^C.
@@ -141,13 +185,37 @@ class OutputWriter:
 
     def flush(self) -> bool:
         """Wait until everything is written, or until STOP_S / 2 after Ctrl-C; return whether everything is."""
-        deadline = math.inf
         with self._changed:
-            while self._waiting and time.monotonic() < deadline:
+            while (self._log.waiting or self._data.waiting) and time.monotonic() < self._flush_until:
                 self._changed.wait(defaults.REDRAW_INTERVAL_S)
                 if self._events.signum is not None:
-                    deadline = min(deadline, time.monotonic() + defaults.STOP_S / 2)
-            return not self._waiting
+                    self._flush_until = min(self._flush_until, time.monotonic() + defaults.STOP_S / 2)
+            return not (self._log.waiting or self._data.waiting)
+
+
+def _name(stream: Any) -> str:
+    return STANDARD_ERROR if stream is sys.stderr else STANDARD_OUTPUT
+
+
+def status_of(failure: ElfError) -> int:
+    """Return the exit status for a failure of a standard stream."""
+    return 128 + SIGPIPE if failure.name == "OutputClosed" else 1
+
+
+def status_of_write(error: OSError) -> int:
+    """Explain why a stream could not be written to, unless its reader closed it; return the exit status."""
+    if error.errno in READER_GONE:
+        return 128 + SIGPIPE
+    log_failure(error)
+    return 1
+
+
+def is_one_file(one: Any, other: Any) -> bool:
+    """Return whether two streams end in the same file, or in a terminal each; also if that is unknown."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or no file
+        is_same = os.path.samestat(os.fstat(one.fileno()), os.fstat(other.fileno()))
+        return is_same or (one.isatty() and other.isatty())
+    return True
 
 
 class LogFormatter(logging.Formatter):
@@ -171,7 +239,8 @@ class TerminalFormatter(LogFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         if isinstance(record.args, tuple):
-            record.args = tuple(short_path(value) if isinstance(value, Path) else value for value in record.args)
+            texts = (str(short_path(value)) if isinstance(value, Path) else value for value in record.args)
+            record.args = tuple(redacted(value) if isinstance(value, str) else value for value in texts)
         for longest in sorted(map(str, record.args or ()), key=len)[:-3:-1]:  # most often the message, then its topic
             over = len("00:00:00 ") + len(printable(record.getMessage())) - terminal_width(sys.stderr)
             if over > 0 and record.name == detail_log.name and record.levelno == log.level == logging.INFO:
@@ -192,7 +261,13 @@ def start_logging(level: int, output: OutputWriter) -> None:
 
         colorama.just_fix_windows_console()
     handler = logging.Handler()
-    handler.emit = lambda record: output.write(sys.stderr, handler.format(record) + "\n")  # type: ignore[method-assign]
+
+    def handle(record: logging.LogRecord) -> bool:
+        output.write(sys.stderr, handler.format(record) + "\n")
+        return True
+
+    # Its own holds a lock during emit(): an event loop would wait for a thread that waits for a reader.
+    handler.handle = handle  # type: ignore[method-assign]
     handler.setFormatter(TerminalFormatter(coloured) if sys.stderr.isatty() else LogFormatter())
     log.handlers[:] = [handler]
     log.propagate = False
@@ -243,7 +318,7 @@ def live_line(events: EventQueue, output: OutputWriter, text: Callable[[], str])
         nonlocal drawn_at
         if time.monotonic() > drawn_at + defaults.REDRAW_INTERVAL_S:
             drawn_at = time.monotonic()
-            output.draw(text()[: terminal_width(sys.stderr) - 1])
+            output.draw(redacted(text())[: terminal_width(sys.stderr) - 1])
 
     if on_terminal() and log.isEnabledFor(logging.INFO) and not log.isEnabledFor(logging.DEBUG):
         events.on_idle = draw
@@ -257,7 +332,7 @@ def live_line(events: EventQueue, output: OutputWriter, text: Callable[[], str])
 def progress_bar(what: str, done: int, total: int, took_s: float, width: int, is_utf: bool) -> str:
     """Return a line of `width` characters, in eighths of one if `is_utf`: create:  25%|██▌   | 2/8 [00:01<00:03, …]."""
     left = rate = "?"
-    if done and took_s:
+    if done and took_s >= 1:  # sooner, both would be invented
         left, rate = clock(took_s / done * (total - done)), f"{done / took_s:.1f}"
     begin, end = f"{what}: {100 * done // total:3}%|", f"| {done}/{total} [{clock(took_s)}<{left}, {rate} things/s]"
     room, blocks = max(0, width - len(begin) - len(end)), "▏▎▍▌▋▊▉█" if is_utf else "#"
@@ -292,12 +367,13 @@ class EventWriter:
 
     def __init__(self, form: str | None, output: OutputWriter) -> None:
         self.is_on, self._has_payloads = form == "json", form == "payload"
+        self.has_failed = False  # a write, whose error was raised
         self._output = output
 
     def put(self, event: str, **fields: Any) -> None:
         """Write an event. Raises the OSError of an earlier write."""
         if self.is_on:
-            self._write(sys.stdout, redacted(json.dumps({"event": event, **fields})) + "\n")
+            self._write(sys.stdout, json.dumps({"event": event, **redacted_values(fields)}) + "\n")
 
     def put_payload(self, payload: bytes) -> None:
         """Write a message as is. Raises the OSError of an earlier write."""
@@ -305,8 +381,9 @@ class EventWriter:
             self._write(sys.stdout.buffer, payload + b"\n")
 
     def _write(self, stream: Any, text: str | bytes) -> None:
-        if error := self._output.failure:
-            self.is_on = self._has_payloads = False
+        error = self._output.failures.get(STANDARD_OUTPUT)
+        if error and error.errno not in READER_GONE:
+            self.is_on, self._has_payloads, self.has_failed = False, False, True
             raise error
         self._output.write(stream, text)
 

@@ -33,6 +33,7 @@ CONSISTENCY_S = 300.0  # what was detached may still count as attached (DeletePo
 
 # How long ELF waits
 CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each; and a connection to the control plane
+FIRST_CONNECT_S = 60.0  # while the first connect of a thing is tried again, where that may help
 CALL_TIMEOUT_S = 20.0  # for the control plane's answer
 CALL_ATTEMPTS = 10  # with pauses, about a minute, to outlast throttling
 STOP_S = 4.0  # for running calls to finish after Ctrl-C; a shell or a container waits little longer

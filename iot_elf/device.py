@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One thing on MQTT: gets and keeps its connection."""
+"""One thing on MQTT: gets and keeps its connection, and publishes."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,10 @@ from iot_elf.outbox import Outbox, OutgoingMessage
 from iot_elf.state import ThingFiles
 from iot_elf.text import log
 
+ENOUGH_REFUSALS = 5  # in a row: no accident, and not the policy, if AWS says so and no change can be on its way
 REJECTED_WITHIN_S = 2.0  # how soon AWS IoT closes the connection after a message that it refuses
 MAX_RECONNECT_PAUSE_S = 4.0  # between attempts to reconnect; in that time AWS accepts all things of a fleet
+ACK_TIMEOUT_S = 30.0  # for a PUBACK on a living connection: seconds if AWS is slow; it sends none for what it throttles
 _TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # the other side refuses a certificate
 _CONNACK = {  # MQTT 3.1.1, table 3.1
     1: "unacceptable protocol version",
@@ -40,8 +43,14 @@ class DeviceListener:
     def on_connected(self, device: Device) -> None:
         """The thing is connected for the first time, and subscribed to its topic filters."""
 
-    def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
-        """It lost its connection, just after a message if `rejected`, and is reconnecting."""
+    def on_connect_delayed(self, device: Device, reason: str) -> None:
+        """An attempt to connect for the first time failed, for a `reason` that may pass, and others follow."""
+
+    def on_connection_interrupted(self, device: Device, error: Exception, rejected: bool) -> None:
+        """It lost its connection, just after a message if `rejected`, and is reconnecting.
+
+        A TimeoutError means that it gave the connection up itself, since a message was not acknowledged.
+        """
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
         """It is connected again, and subscribed."""
@@ -52,14 +61,17 @@ class DeviceListener:
     def on_failed(self, device: Device, failure: Exception) -> None:
         """It failed, and does not try again."""
 
-    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
-        """The thing's message `number` was sent; at QoS 0 it is `lost` if the thing was offline."""
+    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
+        """The thing's message `number` was sent: its connection took all of it."""
+
+    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+        """The thing's message `number` is lost, at QoS 0: there was no connection, or it ended before it took all."""
 
     def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         """The broker acknowledged a QoS 1 message, so long after it was sent, and after it was due."""
 
     def on_retransmit(self, device: Device, number: int) -> None:
-        """A message was sent again on another connection, because it had not been acknowledged."""
+        """A message was sent again for the first time, on another connection, as it had not been acknowledged."""
 
     def on_not_sent(self, device: Device, count: int) -> None:
         """Messages were due, and will not be sent."""
@@ -98,12 +110,19 @@ class RefusalTracker:
         now = time.monotonic()
         if not self.last:
             self._in_a_row, self._since = 0, now
-        self.last = refusal
+        if not (self.last and self.last.is_explained and self.last.action == refusal.action):
+            self.last = refusal
         if now < self._patient_until:
             return False, False
         self._in_a_row += 1
         is_certain = self._in_a_row == (2 if refusal.action == "iot:Publish" else 1)
-        return is_certain, now > self._since + defaults.POLICY_CHANGE_S
+        is_final = self.last.is_final and self._in_a_row >= ENOUGH_REFUSALS
+        return is_certain, is_final or now > self._since + defaults.POLICY_CHANGE_S
+
+    def explain(self, refusal: Refusal) -> None:
+        """Keep what AWS said of a refusal, if nothing has succeeded since."""
+        if self.last and self.last.action == refusal.action:
+            self.last = refusal
 
     def on_online(self) -> None:
         """Take note of a new connection, and so of the success of CONNECT and SUBSCRIBE."""
@@ -204,6 +223,7 @@ class ConnectAttempt:
         topic_filter = next(topic_filters, "")
         if not topic_filter and self.connection:
             self._awaited = ""
+            self.connection.allow_pauses()
             self._device.on_online(self.client_id, self.connection)
         elif self.connection and self.connection.is_alive:
             log.debug("MQTT %s: SUBSCRIBE to %s", self._device.thing, topic_filter)
@@ -212,6 +232,8 @@ class ConnectAttempt:
 
     def _on_lost(self, error: Exception) -> None:
         """Tell the device, whose loss after a CONNECT or a SUBSCRIBE may be AWS's way to refuse it."""
+        if self._is_over:
+            return
         if self._awaited:
             self._fail(self._tls_refusal(error) or self._refused("it closed the connection without an answer"))
         else:
@@ -232,6 +254,168 @@ class ConnectAttempt:
         if not self._is_over:
             self.close()
             self._device.on_attempt_failed(error)
+
+
+class Publisher:
+    """Publishes what a device has in its outbox, as its connection and AWS's limits allow; awaits acknowledgements.
+
+    The connection takes the last part of a message when the network does, and only then the message is sent.
+    """
+
+    def __init__(self, device: Device, loop: EventLoop, listener: DeviceListener) -> None:
+        self.blocked_by = ""  # why messages are waiting
+        self._device, self._loop, self._listener = device, loop, listener
+        self._outbox = device.outbox
+        self._connection: Connection | None = None  # while the device is online
+        self._unwritten: OutgoingMessage | None = None  # whose last part the connection has not taken
+        self.last_size = 0  # bytes of the last payload
+        self._is_scheduled = self._is_watching = False  # whether _on_rate_allows(), _check_acknowledgements() are
+
+    def begin(self, connection: Connection) -> None:
+        """Use a new connection: send again what the last one left, then what is due."""
+        self._connection, connection.on_writable = connection, self._on_writable
+        self.flush()
+
+    def pause(self) -> None:
+        """Take note that the connection is lost, and with it, at QoS 0, what it has not taken as a whole."""
+        self._connection, self._unwritten, self.blocked_by = None, None, outbox.OFFLINE
+        for lost in self._outbox.lose_connection():
+            self._listener.on_dropped(self._device, lost.number, lost.payload)
+
+    def end(self) -> int:
+        """Send nothing more, as the connection is closed; return how many messages that leaves unsent."""
+        connection, self._connection = self._connection, None
+        if connection and not connection.is_full:
+            self._on_writable()
+        return self._outbox.drop_unsent()
+
+    def drop(self, message: Message) -> None:
+        """Lose a message for want of a connection."""
+        if (payload := self._unless_invalid(lambda: self._outbox.compose(message))) is not None:
+            self._listener.on_dropped(self._device, self._outbox.number, payload)
+
+    def _unless_invalid(self, make: Callable[[], T]) -> T | None:
+        """Return what `make` makes of the next message, or None if it can't: the listener gets that."""
+        try:
+            return make()
+        except (ElfError, ValueError) as error:  # ValueError: a template's result is not a JSON object this time
+            self._listener.on_invalid_message(self._device, self._outbox.number, error)
+            return None
+
+    def flush(self) -> None:
+        """Send again what a lost connection left, then what is due, until something prevents it."""
+        while self._outbox.has_due:
+            if reason := self._blocked_reason():
+                if reason != outbox.RATE_LIMIT or not self.blocked_by:  # which keeps late what another delayed
+                    self.blocked_by = reason
+                return
+            if message := self._unless_invalid(lambda: self._outbox.take(time.monotonic())):
+                self._send(message)
+        self.blocked_by = outbox.SLOW_NETWORK if self._unwritten else ""
+
+    def _blocked_reason(self) -> str:
+        """Return why no message can be sent now, or ""; then something will call flush() again."""
+        if not self._connection or not self._connection.is_alive:
+            return outbox.OFFLINE
+        if self._outbox.is_window_full:
+            return outbox.IN_FLIGHT_LIMIT
+        if self._loop.is_paused:
+            return outbox.SLOW_READER
+        if self._connection.is_full:
+            return outbox.SLOW_NETWORK
+        if (free_at := self._outbox.free_at) > time.monotonic():
+            if not self._is_scheduled:
+                self._is_scheduled = True
+                self._loop.call_at(free_at, self._on_rate_allows)
+            return outbox.RATE_LIMIT
+        return ""
+
+    def _on_rate_allows(self) -> None:
+        self._is_scheduled = False
+        self.flush()
+
+    def _send(self, message: OutgoingMessage) -> None:
+        if not (connection := self._connection):
+            return
+        device, now, self._unwritten = self._device, time.monotonic(), message
+        self.last_size = len(message.payload)
+        if device.refusals.on_send():
+            self._loop.call_at(now + REJECTED_WITHIN_S, self._trust, connection)
+        self._outbox.count_sent(message.payload, now)
+        on_puback = functools.partial(self._on_puback, message.number) if device.qos else None
+        message_id = connection.publish(device.topic, message.payload, device.qos, on_puback)
+        log.debug("MQTT %s: PUBLISH %s to %s", device.thing, message_id, device.topic)
+        if self._unwritten is message and not connection.is_full:
+            self._on_written(message)
+
+    def _on_writable(self) -> None:
+        if self._unwritten:
+            self._on_written(self._unwritten)
+        self.flush()
+
+    def _on_written(self, message: OutgoingMessage) -> None:
+        self._unwritten = None
+        message.written_at = time.monotonic()
+        message.sendings += 1
+        if message.sendings == 1:
+            self._listener.on_publish(self._device, message.number, message.payload, message.late_s)
+        elif message.sendings == 2:
+            self._listener.on_retransmit(self._device, message.number)
+        if not self._device.qos:
+            self._outbox.finish(message.number, message.written_at)
+        elif not self._is_watching:
+            self._watch(message.written_at + ACK_TIMEOUT_S)
+
+    def _watch(self, until: float) -> None:
+        self._is_watching = True
+        self._loop.call_at(until, self._check_acknowledgements)
+
+    def _check_acknowledgements(self) -> None:
+        """Give up a connection on which the oldest message is not acknowledged in time.
+
+        All that is in flight goes out on the next one, with a session of its own, since a broker's session keeps
+        nothing of what it received. On the same connection the message would stay in AWS's window, and MQTT 5 forbids
+        to send it again there.
+        """
+        self._is_watching = False
+        read_until = time.monotonic() - self._loop.paused_s_ago  # nothing is acknowledged while nothing is read
+        until = max(self._outbox.waits_since, read_until) + ACK_TIMEOUT_S
+        if time.monotonic() < until < math.inf:
+            self._watch(until)
+        elif self._connection and until < math.inf:
+            self._device.give_up_connection(TimeoutError(f"no acknowledgement for {ACK_TIMEOUT_S:g} s"))
+
+    def _trust(self, connection: Connection) -> None:
+        """Forget a refusal if the connection survived its first message: at QoS 0 there is no other sign."""
+        if self._connection is connection:
+            self._device.refusals.on_success()
+
+    def _on_puback(self, number: int, mid: int, data: object = None) -> None:
+        if data is not None:  # a SUBACK, and rubbish
+            return
+        log.debug("MQTT %s: PUBACK %s", self._device.thing, mid)
+        self._device.refusals.on_success()
+        now = time.monotonic()
+        if message := self._outbox.finish(number, now):
+            if message is self._unwritten:  # the broker does not speak MQTT
+                self._on_written(message)
+            self._listener.on_puback(self._device, number, now - message.taken_at, now - message.due)
+        if self._outbox.has_due:
+            self.flush()
+
+
+def passing_reason(error: Exception) -> str:
+    """Return why an attempt to connect failed, if another one may succeed: a time-out, a reset, a sudden end; or ""."""
+    import ssl
+
+    if isinstance(error, ElfError) and error.name == "ProxyUnanswered":
+        return "the proxy does not answer"
+    if isinstance(error, TimeoutError):
+        return "it does not answer"
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, EOFError)):
+        return "it closes the connection in the TLS handshake"
+    is_reset = isinstance(error, (ConnectionResetError, ConnectionAbortedError, BrokenPipeError))
+    return "it resets the connection" if is_reset else ""
 
 
 class Device:
@@ -266,19 +450,23 @@ class Device:
         self.client_id = ""  # a new one for each connection
         self.was_connected = False
         self.offline_s = 0.0  # in all, once it is online again or has ended
-        self.blocked_by = ""  # why messages are waiting
         self.outbox = Outbox(thing, topic, qos)
         self.refusals = RefusalTracker(patience_s)
         self._loop, self._listener = loop, listener
         self._attempt: ConnectAttempt | None = None
-        self._failed_attempts, self._offline_since = 0, 0.0  # attempts since it was online; time.monotonic()
-        self._connection: Connection | None = None  # while it is online
-        self._is_scheduled = False  # whether _on_rate_allows() is
+        # Attempts since it was online; a time.monotonic() each.
+        self._failed_attempts, self._offline_since, self._gives_up_at = 0, 0.0, 0.0
+        self._publisher = Publisher(self, loop, listener)
 
     @property
     def backlog(self) -> int:
         """How many messages are waiting to be sent or acknowledged; none once it has ended."""
         return 0 if self.state == ENDED else self.outbox.backlog
+
+    @property
+    def blocked_by(self) -> str:
+        """Why messages are waiting."""
+        return self._publisher.blocked_by
 
     @property
     def is_online(self) -> bool:
@@ -288,6 +476,13 @@ class Device:
     def is_offline(self) -> bool:
         return self.was_connected and self.state == CONNECTING
 
+    @property
+    def unresolved(self) -> Refusal | None:
+        """The last refusal, unless it was of a connect for which nothing is left to do."""
+        refusal = self.refusals.last
+        is_done = self.topic and self.was_connected and not self.backlog
+        return None if refusal and refusal.action == "iot:Connect" and is_done else refusal
+
     def connect(self, after_s: float = 0.0) -> None:
         """Connect and subscribe after `after_s`, when it is its turn; the listener gets the event."""
         self.state, self._attempt = CONNECTING, ConnectAttempt(self, self._loop)
@@ -295,7 +490,7 @@ class Device:
 
     def on_online(self, client_id: str, connection: Connection) -> None:
         """Use a connection, as its ConnectAttempt asks."""
-        self.state, self.client_id, self._connection = ONLINE, client_id, connection
+        self.state, self.client_id = ONLINE, client_id
         self._failed_attempts = 0
         self.refusals.on_online()
         if self.was_connected:
@@ -305,7 +500,7 @@ class Device:
         else:
             self.was_connected = True
             self._listener.on_connected(self)
-        self._flush()
+        self._publisher.begin(connection)
 
     def on_message(self, message: Any) -> None:
         """Hand over what the broker delivered."""
@@ -317,25 +512,35 @@ class Device:
     def on_lost(self, error: Exception) -> None:
         """Reconnect. A loss after a message may be AWS's way to refuse it."""
         rejected = self.refusals.is_on_trial
-        self._connection = None
-        self.state, self.blocked_by, self._offline_since = CONNECTING, outbox.OFFLINE, time.monotonic()
-        self.outbox.retransmit_all()
+        self.state, self._offline_since = CONNECTING, time.monotonic()
         log.debug("MQTT %s: lost: %s", self.thing, error)
-        self._listener.on_connection_interrupted(self, rejected)
+        size = self._publisher.last_size
+        self._publisher.pause()
+        self._listener.on_connection_interrupted(self, error, rejected)
         if rejected:
-            self._on_refusal(Refusal(self.thing, str(self.endpoint), "iot:Publish", self.topic))
+            self._on_refusal(Refusal(self.thing, str(self.endpoint), "iot:Publish", self.topic, f" ({size:,} bytes)"))
         else:
             self.refusals.clear()
         self._reconnect()
 
+    def give_up_connection(self, error: Exception) -> None:
+        """Close the connection, and reconnect."""
+        if self._attempt:
+            self._attempt.close()
+        self.on_lost(error)
+
     def on_attempt_failed(self, error: Exception) -> None:
-        """Try to connect again, or give up where that can't help."""
+        """Try to connect again, or give up where that can't help, or has not helped for FIRST_CONNECT_S."""
         log.debug("MQTT %s: %s; trying again", self.thing, error)
         self._failed_attempts += 1
         if isinstance(error, Refusal):
             self._on_refusal(error)
-        elif self.was_connected or (isinstance(error, TimeoutError) and self._failed_attempts < 2):
+        elif self.was_connected:
             self.refusals.clear()
+        elif (reason := passing_reason(error)) and time.monotonic() < (self._gives_up_at or math.inf):
+            self._gives_up_at = self._gives_up_at or time.monotonic() + defaults.FIRST_CONNECT_S
+            self.refusals.clear()
+            self._listener.on_connect_delayed(self, reason)
         else:
             from iot_elf.diagnosis import connect_failure
 
@@ -348,7 +553,7 @@ class Device:
         if should_ask:
             self._listener.on_refused(self, refusal)
         if gives_up:
-            self.end(refusal)
+            self.end(self.refusals.last)
 
     def _reconnect(self) -> None:
         import random
@@ -363,12 +568,12 @@ class Device:
             return
         if self.is_offline:
             self.offline_s += time.monotonic() - self._offline_since
-        self.state, self._connection = ENDED, None
+        self.state = ENDED
         if self._attempt:
             log.debug("MQTT %s: DISCONNECT", self.thing)
             self._attempt.close()
-        if dropped := self.outbox.drop_queued():
-            self._listener.on_not_sent(self, dropped)
+        if unsent := self._publisher.end():
+            self._listener.on_not_sent(self, unsent)
         if failure:
             self._listener.on_failed(self, failure)
 
@@ -377,81 +582,11 @@ class Device:
         if self.state == ENDED:
             self._listener.on_not_sent(self, 1)
         elif self.state == CONNECTING and not self.qos:
-            if (payload := self._unless_invalid(lambda: self.outbox.compose(message))) is not None:
-                self._listener.on_publish(self, self.outbox.number, payload, 0.0, lost=True)
+            self._publisher.drop(message)
         else:
             if self.outbox.add(message, due):
                 self._listener.on_not_sent(self, 1)
-            self._flush()
-
-    def _unless_invalid(self, make: Callable[[], T]) -> T | None:
-        """Return what `make` makes of the next message, or None if it can't: the listener gets that."""
-        try:
-            return make()
-        except (ElfError, ValueError) as error:  # ValueError: a template's result is not a JSON object this time
-            self._listener.on_invalid_message(self, self.outbox.number, error)
-            return None
-
-    def _flush(self) -> None:
-        """Send again what a lost connection left, then what is due, until something prevents it."""
-        while self.outbox.has_due:
-            if reason := self._blocked_reason():
-                if reason != outbox.RATE_LIMIT or not self.blocked_by:  # which keeps late what another delayed
-                    self.blocked_by = reason
-                return
-            if message := self._unless_invalid(lambda: self.outbox.take(time.monotonic())):
-                self._send(message)
-        self.blocked_by = ""
-
-    def _blocked_reason(self) -> str:
-        """Return why no message can be sent now, or ""; then something will call _flush() again."""
-        if self.state != ONLINE or not self._connection or not self._connection.is_alive:
-            return outbox.OFFLINE
-        if self.outbox.is_window_full:
-            return outbox.IN_FLIGHT_LIMIT
-        if self._connection.is_full:
-            self._connection.on_writable = self._flush
-            return outbox.SLOW_NETWORK
-        if (free_at := self.outbox.free_at) > time.monotonic():
-            if not self._is_scheduled:
-                self._is_scheduled = True
-                self._loop.call_at(free_at, self._on_rate_allows)
-            return outbox.RATE_LIMIT
-        return ""
-
-    def _on_rate_allows(self) -> None:
-        self._is_scheduled = False
-        self._flush()
-
-    def _send(self, message: OutgoingMessage) -> None:
-        if message.is_retransmission:
-            self._listener.on_retransmit(self, message.number)
-        else:
-            self._listener.on_publish(self, message.number, message.payload, message.late_s, lost=False)
-        if not (connection := self._connection):
-            return
-        now = time.monotonic()
-        if self.refusals.on_send():
-            self._loop.call_at(now + REJECTED_WITHIN_S, self._trust, connection)
-        self.outbox.count_sent(message.payload, now)
-        on_puback = functools.partial(self._on_puback, message.number) if self.qos else None
-        message_id = connection.publish(self.topic, message.payload, self.qos, on_puback)
-        log.debug("MQTT %s: PUBLISH %s to %s", self.thing, message_id, self.topic)
-
-    def _trust(self, connection: Connection) -> None:
-        """Forget a refusal if the connection survived its first message: at QoS 0 there is no other sign."""
-        if self._connection is connection:
-            self.refusals.on_success()
-
-    def _on_puback(self, number: int, mid: int, data: object = None) -> None:
-        if data is not None:  # a SUBACK, and rubbish
-            return
-        log.debug("MQTT %s: PUBACK %s", self.thing, mid)
-        self.refusals.on_success()
-        if times := self.outbox.acknowledge(number):
-            self._listener.on_puback(self, number, *(time.monotonic() - at for at in times))
-        if self.outbox.has_due:
-            self._flush()
+            self._publisher.flush()
 
 
 def refuse_blocking_files(thing: str, files: ThingFiles) -> None:

@@ -15,10 +15,12 @@ from iot_elf import adoption, defaults, errors
 from iot_elf.aws import policies_of, run_in_thread, unless_missing, users_of
 from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue, Interrupted
-from iot_elf.network import Endpoint, open_socket, proxy_in_environment
+from iot_elf.network import Endpoint, is_out_of_date, open_socket, proxy_in_environment
 from iot_elf.places import Place
 from iot_elf.state import Fleet, Thing, ThingFiles, UnansweredRequest, policy_name, seconds_ahead
 from iot_elf.text import as_typed, log, plural, utc_time
+
+X509_V_FLAG_NO_CHECK_TIME = 0x200000  # OpenSSL's x509_vfy.h; Python has no name for it
 
 
 def warn_of_unanswered(calls: Sequence[UnansweredRequest], place: Place | None) -> None:
@@ -111,8 +113,31 @@ def _listed(value: Any) -> list[Any]:
 
 def _matches(patterns: Any, text: str) -> bool:
     """Match a policy's patterns: * is any text, ? any character, ${...} a variable."""
-    plain = [re.escape(re.sub(r"\$\{[^}]*\}", "*", str(pattern))) for pattern in _listed(patterns)]
-    return any(re.fullmatch(p.replace(r"\*", ".*").replace(r"\?", "."), text, re.DOTALL) for p in plain)
+    return any(_is_like(text, re.sub(r"\$\{[^{}]*\}", "*", str(pattern))) for pattern in _listed(patterns))
+
+
+def _is_like(text: str, pattern: str) -> bool:
+    """Match one pattern, in a time that grows with the product of the lengths at most.
+
+    What is between two * is taken where it comes first: if that leads nowhere, a later place does not either.
+    """
+    first, *others = pattern.split("*")
+    if len(pattern) - len(others) > len(text):  # characters that are needed
+        return False
+    parts = [re.compile(re.escape(part).replace(r"\?", "."), re.DOTALL) for part in (first, *others) if part]
+    if not others:
+        return bool(re.fullmatch(re.escape(first).replace(r"\?", "."), text, re.DOTALL))
+    last = others.pop()
+    if first and not parts.pop(0).match(text):
+        return False
+    at, end = len(first), len(text) - len(last)
+    if last and not parts.pop().match(text, end):
+        return False
+    for part in parts:
+        if not (found := part.search(text, at, end)):
+            return False
+        at = found.end()
+    return at <= end
 
 
 def _certificate_problem(iot: Any, place: Place, thing: Thing) -> ElfError | None:
@@ -141,7 +166,7 @@ def _certificate_problem(iot: Any, place: Place, thing: Thing) -> ElfError | Non
 
 
 def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError:
-    """Ask AWS why the broker refuses a thing: return what is wrong, or `refusal` if AWS gives no reason.
+    """Ask AWS why the broker refuses a thing: return what is wrong, or a Refusal if AWS gives no reason.
 
     Raises botocore's errors.
     """
@@ -166,15 +191,17 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
             f"({', '.join(names)})",
             f"allow it in that policy (AWS IoT console, Security, Policies); {errors.RECREATE}, with ELF's own policy",
         )
-    host = refusal.endpoint.rpartition(":")[0]
-    if not place.local and refusal.action == "iot:Connect" and host != place.data_endpoint:
+    is_aws = not place.local and refusal.endpoint.rpartition(":")[0] == place.data_endpoint
+    if not (place.local or is_aws) and refusal.action == "iot:Connect":
         return ElfError(
             "EndpointElsewhere",
             f"{thing.name} can't connect to {refusal.endpoint}: its certificate is valid, but the endpoint of {place} "
             f"is {place.data_endpoint}",
             "leave --mqtt-endpoint out",
         )
-    return refusal
+    known = refusal.thing, refusal.endpoint, refusal.action, refusal.subject, refusal.reason
+    is_final = refusal.action == "iot:Publish" and not is_aws
+    return Refusal(*known, allowed_by=", ".join(names), is_final=is_final)
 
 
 @functools.cache
@@ -187,7 +214,7 @@ def server_certificate(endpoint: Endpoint) -> str:
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | X509_V_FLAG_NO_CHECK_TIME
     for _ in range(2):
         with context.wrap_socket(open_socket(endpoint), server_hostname=endpoint.host) as connection:
             shown, der = connection.getpeercert() or {}, connection.getpeercert(binary_form=True)
@@ -215,6 +242,9 @@ def connect_failure(error: Exception, thing: str, endpoint: Endpoint, files: Thi
         else:
             name, problem = "NotTrusted", f"its certificate is not trusted: {error}"
             remedy = "check --root-cert and --mqtt-endpoint; a proxy must not intercept TLS to AWS IoT"
+            if is_out_of_date(error):
+                now = utc_time(time.time())
+                remedy = f"check this machine's clock, which says {now} (`timedatectl set-ntp true` sets it); {remedy}"
     elif isinstance(error, ssl.SSLError | ConnectionResetError | BrokenPipeError | EOFError):
         name, problem = "TlsFails", f"TLS failed: {error}"
         remedy = "check --mqtt-endpoint, and any proxy or firewall in between"

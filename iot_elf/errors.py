@@ -98,7 +98,7 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     "HTTPClientError IncompleteReadError": ("could not reach the control plane: {error}", _CHECK_NETWORK),
     "ControlPlaneTlsFails SSLError": (
         "TLS to the control plane failed: {error}",
-        "check AWS_CA_BUNDLE, a proxy that intercepts TLS, and --endpoint-url",
+        "check AWS_CA_BUNDLE, a proxy that intercepts TLS, --endpoint-url, and this machine's clock",
     ),
     "ControlPlaneProxyFails ProxyConnectionError": (
         "could not get through the proxy: {error}",
@@ -367,9 +367,23 @@ class FailureReport:
 class Refusal(ElfError):  # noqa: N818 - AWS's word for it
     """The broker refuses to let a thing connect, publish or subscribe, without a reason. AWS may know it."""
 
-    def __init__(self, thing: str, endpoint: str, action: str, subject: str, reason: str = "") -> None:
-        """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter."""
+    def __init__(
+        self,
+        thing: str,
+        endpoint: str,
+        action: str,
+        subject: str,
+        reason: str = "",
+        allowed_by: str = "",
+        is_final: bool = False,
+    ) -> None:
+        """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter.
+
+        `reason` is what is known of a connect, or of a message. Once AWS was asked, it may be `allowed_by` policies,
+        and then `is_final` if the broker is not AWS's, so that no change can be about to take effect.
+        """
         self.thing, self.endpoint, self.action, self.subject = thing, endpoint, action, subject
+        self.reason, self.is_explained, self.is_final = reason, bool(allowed_by), is_final
         words = {
             "iot:Connect": (
                 "ConnectRefused",
@@ -379,7 +393,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
             ),
             "iot:Publish": (
                 "PublishRefused",
-                f"{thing} can't publish to {subject}: the broker closes the connection at each message, and "
+                f"{thing} can't publish to {subject}: the broker closes the connection at each message{reason}, and "
                 "acknowledges none",
                 "check that its policy allows iot:Publish to that topic",
             ),
@@ -389,4 +403,10 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
                 "check that its policy allows iot:Subscribe to that topic filter",
             ),
         }
-        super().__init__(*words[action])
+        name, cause, remedy = words[action]
+        if allowed_by:
+            cause += f"; AWS says that its policy allows that ({allowed_by})"
+            remedy = "if it was changed in the last 8 minutes, try again then; if not, see AWS IoT's log in CloudWatch"
+        if is_final:
+            remedy = "see in the broker's settings and log how large a message may be, and what a topic may contain"
+        super().__init__(name, cause, remedy)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 import signal
 import threading
@@ -12,6 +13,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from iot_elf import defaults
+
+# A second signal so soon is no other one: `timeout` and service managers signal a process, and then its group.
+SAME_SIGNAL_S, SAME_CTRL_C_S = 0.5, 0.05  # nobody presses it twice as fast
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -31,6 +35,7 @@ class EventQueue:
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.signum: int | None = None
+        self._signalled_at = math.inf  # time.monotonic()
         # Only for other threads' waits: a signal during wait() in the main thread would block in set().
         self.stopping = threading.Event()
         self.on_idle: Callable[[], None] | None = None  # called at each get(), and repeatedly while it waits
@@ -39,10 +44,16 @@ class EventQueue:
         self._events.put(event)
 
     def interrupt(self, signum: int, _frame: object) -> None:
-        """Handle a signal: after the first, running calls finish and are recorded; a second stops immediately."""
+        """Handle a signal: after the first, running calls finish and are recorded; a second stops immediately.
+
+        Those within a moment are one.
+        """
         if self.signum is not None:
-            raise KeyboardInterrupt
-        self.signum = signum
+            moment_s = SAME_CTRL_C_S if signum == signal.SIGINT else SAME_SIGNAL_S
+            if time.monotonic() > self._signalled_at + moment_s:
+                raise KeyboardInterrupt
+            return
+        self.signum, self._signalled_at = signum, time.monotonic()
         self.stopping.set()
         self._events.put(None)  # ends a get(); SimpleQueue.put() is safe in a signal handler
 

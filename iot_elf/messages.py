@@ -6,6 +6,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import functools
 import json
 import re
 import threading
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 from iot_elf import defaults
 from iot_elf.errors import ElfError, UsageError
 from iot_elf.events import EventQueue
-from iot_elf.text import log
+from iot_elf.text import log, plural, redacted
 
 ADDED_MEMBERS = frozenset(("ts", "thing", "seq", "run"))  # members that ELF adds; all but the first with --sequence
 JSONL_SUFFIX = ".jsonl"  # the suffix of a file with one message per line
@@ -28,7 +29,7 @@ MAX_TOPIC_SLASHES = 7
 MAX_SUBSCRIPTIONS = 50  # a connection
 # The slashes and bytes of these do not count. AWS's limit of slashes forbids a command's answer with a format, but its
 # page of reserved topics has that topic: here its prefix does not count either.
-UNCOUNTED_PREFIX = re.compile(r"\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/)")
+UNCOUNTED_PREFIX = re.compile(r"\A(\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/))")
 # https://docs.aws.amazon.com/iot/latest/developerguide/reserved-topics.html: the $aws/ topics that clients may publish
 # to. For any other topic that begins with $, AWS closes the connection.
 # It leaves out those of two services: greengrass/v2/developerguide/device-auth.html (its minimal policy) and
@@ -77,6 +78,22 @@ def is_reserved_topic(topic: str) -> bool:
     return topic.startswith("$") and not topic.startswith("$aws/rules/")
 
 
+def too_long(what: str, size: str) -> UsageError:
+    return UsageError(
+        "MessageTooLong", f"the {what} is too long: {size}, and AWS IoT allows 128 KiB", "send shorter ones"
+    )
+
+
+def not_made(count: int, error: Exception | None) -> ElfError:
+    """Return the failure of messages that could not be made while things were sending; `error` is the first one's."""
+    left = f"({plural(count, 'message')} not sent)"
+    if isinstance(error, ElfError):
+        return ElfError(error.name, f"{error.cause} {left}", error.remedy)
+    reason = _reason(error) if isinstance(error, ValueError) else error
+    cause = f"what the template gives begins a JSON object and is not one: {reason} {left}"
+    return ElfError("NotAnObject", cause, "mend the template; `| tojson` writes any value as JSON")
+
+
 class Message(Protocol):
     """What the things send."""
 
@@ -92,6 +109,7 @@ class PayloadBuilder(NamedTuple):
     after: bytes = b""
     has: frozenset[str] = frozenset()  # of ADDED
     run: str = ""  # that its messages name, beside the thing and their number; none: neither
+    is_object: bool = False  # `text` is the object itself
 
     @classmethod
     def of_object(cls, text: bytes) -> PayloadBuilder:
@@ -101,12 +119,16 @@ class PayloadBuilder(NamedTuple):
         if not isinstance(members, dict):
             raise ValueError("it is not a JSON object")
         brace = text.rindex(b"}")
-        return cls(text, text[:brace] + (b", " if members else b""), text[brace:], ADDED_MEMBERS & members.keys())
+        before, has = text[:brace] + (b", " if members else b""), ADDED_MEMBERS & members.keys()
+        return cls(text, before, text[brace:], has, is_object=True)
 
     @classmethod
-    def of_any(cls, text: bytes) -> PayloadBuilder:
-        """Make one of a JSON object's text, or of any other text. Raises UsageError if it is not UTF-8."""
-        with contextlib.suppress(ValueError):
+    def of_any(cls, text: bytes, lenient: bool = True) -> PayloadBuilder:
+        """Make one of a JSON object's text, or of any other text.
+
+        What only begins like an object is a text if `lenient`, else ValueError. Raises UsageError if it is not UTF-8.
+        """
+        with contextlib.suppress(ValueError) if lenient or not begins_object(text) else contextlib.nullcontext():
             return cls.of_object(text)
         return cls.of_text(text)
 
@@ -114,7 +136,7 @@ class PayloadBuilder(NamedTuple):
     def of_text(cls, text: bytes) -> PayloadBuilder:
         """Make one of any text. Raises UsageError if it is not UTF-8."""
         msg = text.decode("utf-8", errors="surrogateescape")
-        return cls.of_object(utf8(json.dumps({"msg": msg}, ensure_ascii=False)))._replace(text=text)
+        return cls.of_object(utf8(json.dumps({"msg": msg}, ensure_ascii=False)))._replace(text=text, is_object=False)
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Return what a thing publishes as its message `number`. Raises UsageError if it is too long for AWS IoT.
@@ -131,13 +153,33 @@ class PayloadBuilder(NamedTuple):
         if members:
             payload = self.before + ", ".join(members).encode() + self.after
         if len(payload) > defaults.MAX_PAYLOAD_BYTES:
-            cause = f"the message is too long: {len(payload)} bytes, and AWS IoT allows 128 KiB"
-            raise UsageError("MessageTooLong", cause, "send a shorter one")
+            raise too_long("message", f"{len(payload):,} bytes")
         return payload
 
 
-def begins_object(line: bytes) -> bool:
-    return line.lstrip().startswith(b"{")
+def begins_object(text: bytes) -> bool:
+    return text.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
+
+
+def hint_about(text: str, message: Message, is_template: bool) -> str:
+    """Return what looks unintended in a MESSAGE that is sent as it is, and what was probably meant; "" if nothing."""
+    if not is_template and (found := re.search(r"\{\{[^{}]*\}\}|\{thing\W?\w*\}", text)):
+        return f"the message is sent with {found[0]} as it is; --template replaces {{{{ thing_name }}}} and more"
+    is_expression = is_template and text.startswith(("{{", "{%", "{#"))
+    if getattr(message, "is_object", True) or not begins_object(utf8(text)) or is_expression:
+        return ""
+    reason = "once rendered"
+    if not is_template:
+        try:
+            parse_json(text.removeprefix("\ufeff"))
+        except ValueError as error:
+            reason = _reason(error)
+    return f"the message begins like a JSON object and is not one ({reason}): it is sent as a text"
+
+
+def _reason(error: ValueError) -> str:
+    where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+    return f"{getattr(error, 'msg', error)}{where}"
 
 
 class Line(NamedTuple):
@@ -166,17 +208,22 @@ def read_message_file(path: Path, compose: Callable[[bytes], Message]) -> Iterat
         yield Line(error=error)
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, or of - (standard input). A line that is too long is cut."""
+def read_lines(path: Path) -> Iterator[bytes | UsageError]:
+    """Yield the lines of a file, or of - (standard input); instead of one that is too long, an error."""
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
         while text := file.readline(defaults.MAX_PAYLOAD_BYTES + 2):
-            rest = text
-            while rest and not rest.endswith(b"\n"):
-                rest = file.readline(defaults.MAX_PAYLOAD_BYTES)
-            yield text.removesuffix(b"\n").removesuffix(b"\r")
+            size, end = len(text), text[-2:]
+            while not end.endswith(b"\n") and (more := file.readline(defaults.MAX_PAYLOAD_BYTES)):
+                size, end = size + len(more), (end + more)[-2:]
+            size -= len(end) - len(_without_line_end(end))
+            yield _without_line_end(text) if size <= defaults.MAX_PAYLOAD_BYTES else too_long("line", f"{size:,} bytes")
 
 
-def parse_lines(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
+def _without_line_end(text: bytes) -> bytes:
+    return text.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def parse_lines(lines: Iterable[bytes | UsageError], compose: Callable[[bytes], Message], raw: bool) -> Iterator[Line]:
     """Yield the messages of lines, one each, then an empty Line. Empty lines count only if they are `raw`.
 
     A line that begins a JSON object and is not one is refused, and with it those that follow, up to the next object;
@@ -185,22 +232,20 @@ def parse_lines(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
     broken: UsageError | None = None
     try:
         for number, line in enumerate(lines, 1):
+            if isinstance(line, UsageError):
+                yield Line(None, line, number)
+                continue
             text = line.removeprefix(codecs.BOM_UTF8) if number == 1 and not raw else line
             if not (raw or text.strip()):
                 continue
             try:
-                if len(text) > defaults.MAX_PAYLOAD_BYTES:
-                    raise UsageError(
-                        "MessageTooLong", "the line is too long: AWS IoT allows 128 KiB", "send shorter ones"
-                    )
                 message = None if broken and not begins_object(text) else compose(text)
             except UsageError as error:
                 yield Line(None, error, number)
                 continue
             except ValueError as error:
                 message = None
-                where = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-                cause = f"it begins a JSON object and is not one ({getattr(error, 'msg', error)}{where})"
+                cause = f"it begins a JSON object and is not one ({_reason(error)})"
                 remedy = "write each message on one line (`jq -c`): what follows is refused up to the next object"
                 broken = broken or UsageError("NotAnObject", cause, remedy)
             broken = None if message else broken
@@ -212,7 +257,7 @@ def parse_lines(lines: Iterable[bytes], compose: Callable[[bytes], Message], raw
 
 
 def first_message(path: Path, lines: Iterator[Line]) -> Line:
-    """Return the first message of a file. Raises ElfError."""
+    """Return the first message of a file. Raises UsageError."""
     first = next(lines)
     if first.message:
         return first
@@ -221,9 +266,7 @@ def first_message(path: Path, lines: Iterator[Line]) -> Line:
     name, remedy = "MessageFileInvalid", f"use a UTF-8 file {kinds}"
     if isinstance(reason, ElfError):
         name, remedy, reason = reason.name, reason.remedy, f"line {first.number} is not a message: {reason.cause}"
-    raise (ElfError if isinstance(reason, OSError) else UsageError)(
-        name, f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}", remedy
-    )
+    raise UsageError(name, f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}", remedy)
 
 
 def expand_topics(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
@@ -234,7 +277,10 @@ def expand_topics(given: Iterable[str | None], append_thing_name: bool, thing_na
 
 
 def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False) -> None:
-    """Raise UsageError for a topic, or with `wildcards` a topic filter, at which AWS IoT closes the connection."""
+    """Raise UsageError for a topic, or with `wildcards` a topic filter, at which AWS IoT closes the connection.
+
+    Warn of a name in braces, such as {thing-name}, which was not replaced.
+    """
     for each_of_thing in topics.values():
         if len(each_of_thing) > MAX_SUBSCRIPTIONS:
             raise UsageError(
@@ -244,7 +290,15 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
             )
         for topic in each_of_thing:
             if problem := topic_problem(topic, wildcards):
-                raise UsageError("BadTopic", f"{problem}: {topic[:300]!r}", "choose another with --topic")
+                raise UsageError("BadTopic", f"{problem}: {redacted(topic)[:300]!r}", "choose another with --topic")
+    of_one = "/".join(next(iter(topics.values()), ()))
+    if kept := dict.fromkeys(re.findall(r"\{[^{}/]*\}", of_one)):
+        _warn_of_names(", ".join(kept))
+
+
+@functools.cache  # Locust checks topics again and again
+def _warn_of_names(kept: str) -> None:
+    log.warning("only {thing_name} is replaced in a topic; this goes out as it is: %s", kept)
 
 
 def topic_problem(topic: str, wildcards: bool) -> str | None:
@@ -277,7 +331,10 @@ def answer_topics(topic: str, thing: str) -> list[str]:
 
 
 def read_ahead(lines: Iterable[Line], events: EventQueue, wanted: threading.Semaphore) -> None:
-    """Put lines into the event queue, one each time `wanted` is released."""
-    for line in lines:
-        wanted.acquire()
-        events.put(line)
+    """Put lines into the event queue, one each time `wanted` is released; at last any error that ends them."""
+    try:
+        for line in lines:
+            wanted.acquire()
+            events.put(line)
+    except Exception as error:  # else the main thread would wait for ever
+        events.put(Line(error=error))

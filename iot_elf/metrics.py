@@ -203,12 +203,25 @@ class Timeline:
         return its if its and its[0].lasted_s else []
 
 
+def clocks_differ(took_s: float) -> bool:
+    """Return whether the time since a message was sent, by its sender's clock, can't be that of its delivery."""
+    return not -CLOCKS_DIFFER_S <= took_s <= MAX_DELIVERY_S
+
+
+def about_clock(ahead_s: float) -> str:
+    """Say how far a sender's clock is ahead of this machine's; behind, it may be another reason."""
+    by_s = f"{abs(ahead_s):,.0f}" if abs(ahead_s) >= 1 else f"{abs(ahead_s):.1f}"
+    return (
+        f"the sender's clock is {by_s} s ahead" if ahead_s > 0 else f"ts is {by_s} s old, or the sender's clock behind"
+    )
+
+
 class RunRecord:
     """What happened in a run of things that publish or subscribe, for whoever shows it: totals, per thing, per second.
 
     The loop's thread writes it; others may read it at any time. What is counted has the names sent, acknowledged,
-    retransmitted, not_sent, dropped (lost while offline, QoS 0), requests (to shadows), accepted, rejected, received
-    and unreadable.
+    retransmitted, not_sent, invalid (could not be made, and so not sent), dropped (lost while offline, QoS 0), requests
+    (to shadows), accepted, rejected, received and unreadable.
     """
 
     def __init__(self) -> None:
@@ -223,9 +236,11 @@ class RunRecord:
         self.failures = FailureReport()
         # The things by name, and how many there are.
         self.connected: set[str] = set()
+        self.delayed: dict[str, str] = {}  # those whose first connect is tried again, and why
         self.failed: set[str] = set()
         self.offline: set[str] = set()  # those that lost their connection, and have none
         self.things = 0
+        self.paused_s = 0.0  # in which nothing was sent or received, for the reader of the output
         self.connects = 0  # of all things, their first and later ones
         self.offline_s: dict[str, float] = {}  # those that lost their connection, in the end
         # A time.monotonic() each; 0.0: not yet.
@@ -240,6 +255,7 @@ class RunRecord:
         self.rounds: int | None = None  # how many messages of each thing were due in all, in the end; None: unknown
         self.late_s: dict[str, float] = {"": 0.0}  # the maximum, by what delayed a message
         self.dropped: list[tuple[str, int]] = []  # the first of them: thing, number
+        self.invalid: Exception | None = None  # why the first message that could not be made was not
         self.unacknowledged: list[tuple[str, str, int, bytes]] = []  # in the end: thing, topic, number, payload
         self.rejection = ""  # AWS's reason for the first that it rejected
         # What is received.
@@ -271,7 +287,7 @@ class RunRecord:
 
     def add_delivery(self, thing: str, took_s: float) -> None:
         """Count how long ago a message that arrives was sent, unless it shows that the sender's clock differs."""
-        if -CLOCKS_DIFFER_S <= took_s <= MAX_DELIVERY_S:
+        if not clocks_differ(took_s):
             self.latency.add(max(0.0, took_s))
             if self.timeline:
                 self.timeline.add(thing, max(0.0, took_s))
@@ -308,11 +324,11 @@ class RunRecord:
         if self.rounds is not None:
             for thing in things:
                 counts = self.by_thing[thing]
-                self.count("not_sent", thing, self.rounds - counts["sent"] - counts["not_sent"])
+                self.count("not_sent", thing, self.rounds - counts["sent"] - counts["dropped"] - counts["not_sent"])
 
     @property
     def lost(self) -> int:
-        """How many messages were not acknowledged, or lost while offline."""
+        """How many messages were sent and not acknowledged, or at QoS 0 not sent, for want of a connection."""
         return self.totals["dropped"] + len(self.unacknowledged)
 
     @property

@@ -12,13 +12,16 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 from iot_elf import defaults
+from iot_elf.text import log
 
 CHECK_INTERVAL_S = 5.0  # between checks whether a connection is alive
 CONNECTS_AT_ONCE = 16
+MAX_PACKET_BYTES = defaults.MAX_PAYLOAD_BYTES + 1024  # what AWS IoT can deliver, with its topic and its packet's head
+LONG_PAUSE_S = 60.0  # without reading, which is said then: twice the keep-alive
 
 
 class EventLoop:
@@ -46,6 +49,9 @@ class EventLoop:
         self._numbers = itertools.count()  # to order calls that are due at the same time
         self._waking, self._waker = socket.socketpair()
         self._is_awake = self._is_closed = False
+        self.pausing: set[Connection] = set()  # those that a pause applies to
+        self._paused = math.inf, 0.0  # since when it is, a time.monotonic(), and for how long it was before
+        self._resumed_at = -math.inf
         for end in (self._waking, self._waker):
             end.setblocking(False)
         self.selector.register(self._waking, selectors.EVENT_READ, lambda _: self._waking.recv(4096))
@@ -63,6 +69,53 @@ class EventLoop:
     def call_at(self, due: float, function: Callable[..., object], *arguments: Any) -> None:
         """Call a function at `due`, a time.monotonic(). Only for the loop's thread, as are the methods below."""
         heapq.heappush(self._due, (due, next(self._numbers), function, arguments))
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the loop's thread. Any thread may ask."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether nothing is read. Any thread may ask."""
+        return self._paused[0] < math.inf
+
+    @property
+    def paused_s(self) -> float:
+        """For how many seconds nothing was read, in all. Any thread may ask."""
+        since, before_s = self._paused
+        return before_s + max(0.0, time.monotonic() - since)
+
+    @property
+    def paused_s_ago(self) -> float:
+        """How many seconds ago it was paused; 0: it is. Any thread may ask."""
+        return 0.0 if self.is_paused else time.monotonic() - self._resumed_at
+
+    def pause(self, unread: str) -> None:
+        """Read from no connection until resume(), as nothing reads `unread`. Any thread may call this.
+
+        What a broker sends then stays in the network, and it waits.
+        """
+        if not self.is_current:
+            self.call_soon_threadsafe(self.pause, unread)
+        elif not self.is_paused:
+            since = time.monotonic()
+            self._paused = since, self._paused[1]
+            for connection in list(self.pausing):
+                connection.watch()
+            self.call_at(since + LONG_PAUSE_S, self._warn_of_pause, since, unread)
+
+    def _warn_of_pause(self, since: float, unread: str) -> None:
+        if since == self._paused[0]:
+            line = "%s has not been read for %.0f s: ELF receives and sends no messages until its reader goes on"
+            log.warning(line, unread, time.monotonic() - since)
+
+    def resume(self) -> None:
+        """Read from all connections again."""
+        if self.is_paused:
+            self._paused, self._resumed_at = (math.inf, self.paused_s), time.monotonic()
+            for connection in list(self.pausing):
+                connection.on_resume()
 
     def connect_in_turn(self, connect: Callable[[], None], after_s: float) -> None:
         """Call a function in the pool after `after_s`, with at most `connects_per_s` such calls a second.
@@ -159,14 +212,28 @@ def load_sdk() -> Any:
     return MQTTLib.AWSIoTMQTTClient
 
 
+def unused_ids(in_use: Container[object]) -> Iterator[int]:
+    """Iterate without end over MQTT's message IDs, in order, but for those that are `in_use` when it is their turn."""
+    return (each for each in itertools.cycle(range(1, 65536)) if each not in in_use)
+
+
 def without_threads(client: Any) -> None:
-    """Make a client of the SDK 1.6 start no thread, and leave the window, repetition and writing to Connection."""
-    events, paho = client._mqtt_core._event_consumer, client._mqtt_core._internal_async_client._paho_client
+    """Make a client of the SDK 1.6 start no thread, and leave the window, repetition and writing to Connection.
+
+    It also gives no message ID again that it still has a callback for: an acknowledgement would count for another.
+    """
+    events, inner = client._mqtt_core._event_consumer, client._mqtt_core._internal_async_client
+    paho = inner._paho_client
+    paho._mid_generate = functools.partial(next, unused_ids(inner._event_callback_map))
     events.start = lambda: None
     events._stopper.set()  # or a failed connect would wait for it
     paho._thread = threading.current_thread()  # if this is set, publish() does not write
     paho._backoffCore = _Stub()
     paho._max_inflight_messages, paho._message_retry = 0, math.inf
+
+
+class PacketTooLong(Exception):  # noqa: N818 - what it is, not what it does
+    """The broker sends a packet that AWS IoT would not send."""
 
 
 class _BufferedTls:
@@ -184,6 +251,8 @@ class _BufferedTls:
         self.error: OSError | None = None  # that ended it
 
     def read(self, size: int) -> bytes:
+        if size > MAX_PACKET_BYTES:  # paho asks for all that is left of a packet
+            raise PacketTooLong(f"a packet of {size:,} bytes came, and AWS IoT sends at most {MAX_PACKET_BYTES:,}")
         if self._at == len(self._ahead):
             try:
                 self._ahead, self._at = self._connection.read(16384), 0  # the maximum of a TLS record
@@ -220,21 +289,27 @@ class Connection:
         self._paho = client._mqtt_core._internal_async_client._paho_client
         self._paho._ssl = self._stream = _BufferedTls(self._paho._ssl)
         self._is_open, self._is_behind = True, False
-        self.on_writable: Callable[[], None] = lambda: None  # called when the socket can send again
+        self._is_dispatching = self._is_broken = self._is_cut = False  # broken: a step of the SDK's has failed
+        self._error: Exception | None = None  # that made it fail
+        self.on_writable: Callable[[], None] = lambda: None  # called when it can send again
         self._reading, self._writing = selectors.EVENT_READ, selectors.EVENT_WRITE
-        self._wanted = self._reading
-        loop.selector.register(self._stream, self._wanted, self._serve)
+        self._wanted = 0
+        self.watch()
         loop.call_at(time.monotonic() + CHECK_INTERVAL_S, self._keep_alive)
 
     @property
     def is_alive(self) -> bool:
         """Return whether the SDK has it open: what was read before the end is reported first, then the loss."""
-        return self._is_open and bool(self._paho._ssl)
+        return self._is_open and not self._is_broken and bool(self._paho._ssl)
 
     @property
     def is_full(self) -> bool:
-        """Return whether the socket can't send more for now."""
-        return bool(self._paho.want_write())
+        """Return whether the socket can't send more for now, or has ended before all was sent."""
+        return bool(self._paho.want_write()) if self._is_open else self._is_cut
+
+    @property
+    def _is_paused(self) -> bool:
+        return self._loop.is_paused and self in self._loop.pausing
 
     def publish(self, topic: str, payload: bytes, qos: int, on_puback: Callable[..., None] | None) -> int:
         """Publish a message, and return its MQTT message ID; `on_puback` is called when it is acknowledged."""
@@ -250,29 +325,57 @@ class Connection:
 
     def write(self) -> None:
         """Send what the SDK has to send, as far as the socket allows."""
-        if self.is_alive:
+        if self.is_alive and self.is_full:  # else it would believe that it has sent something just now
             self._try(self._paho.loop_write)
+        self.watch()
+
+    def watch(self) -> None:
+        """Have the loop watch the socket for what is wanted now: to read, unless it pauses; to write, if it must."""
         if self._is_open:
-            wanted = self._reading | (self._writing if self.is_full else 0)
-            if wanted != self._wanted:
-                self._wanted = wanted
-                self._loop.selector.modify(self._stream, wanted, self._serve)
+            wanted = (0 if self._is_paused else self._reading) | (self._writing if self.is_full else 0)
+            selector, was = self._loop.selector, self._wanted
+            self._wanted = wanted
+            if wanted and not was:
+                selector.register(self._stream, wanted, self._serve)
+            elif not wanted and was:
+                selector.unregister(self._stream)
+            elif wanted != was:
+                selector.modify(self._stream, wanted, self._serve)
+            if was & self._writing and not wanted & self._writing:
+                self.on_writable()
+
+    def allow_pauses(self) -> None:
+        """Stop reading whenever the loop pauses, from now on: what it waited for has come."""
+        self._loop.pausing.add(self)
+        self.watch()
+
+    def on_resume(self) -> None:
+        """Read on, and go on sending."""
+        self._forgive_silence()
+        self.watch()
+        if self._stream.is_ahead:
+            self._loop.call_soon_threadsafe(self._read_on)
+        if self._is_open and not self.is_full:
+            self.on_writable()
 
     def close(self) -> None:
-        """Send a DISCONNECT, if the socket can now, and release everything. Does not call on_lost()."""
+        """Send what is left and a DISCONNECT, if the socket can now, and release all. Does not call on_lost()."""
         if self._is_open:
             with contextlib.suppress(Exception):
-                self.client.disconnectAsync()
                 self._paho.loop_write()
+            is_cut = self.is_full
+            with contextlib.suppress(Exception):
+                if not is_cut:
+                    self.client.disconnectAsync()
+                    self._paho.loop_write()
             self._release()
+            self._is_cut = is_cut
 
     def _serve(self, events: int) -> None:
-        if self._is_open and events & self._reading:
+        if self._is_open and events & self._reading and not self._is_paused:
             self._try(self._read)
         if self._is_open and (events & self._writing or self.is_full):  # reading acknowledges what it reads
             self.write()
-            if self._is_open and events & self._writing and not self.is_full:
-                self.on_writable()
 
     def _read(self) -> int:
         """Read a limited amount, so that others have their turn soon; then come back for what was read ahead."""
@@ -290,25 +393,39 @@ class Connection:
 
     def _keep_alive(self) -> None:
         if self._is_open:
+            if self._is_paused:
+                self._forgive_silence()
             self._try(self._paho.loop_misc)
             self.write()
             self._loop.call_at(time.monotonic() + CHECK_INTERVAL_S, self._keep_alive)
 
+    def _forgive_silence(self) -> None:
+        """Let the time since the last packet and an unanswered PINGREQ not count: the answers are not read."""
+        self._paho._last_msg_in, self._paho._ping_t = time.monotonic(), 0
+
     def _try(self, step: Callable[[], int]) -> None:
-        """Run a step of the SDK's, which may close the connection, fail, or raise any error for invalid data."""
-        error: Exception | None = None
+        """Run a step of the SDK's, which may close the connection, fail, or raise any error for invalid data.
+
+        Callbacks get what it found one after the other: what one of them writes is a step, whose results come later.
+        """
         try:
-            failed = step()
+            self._is_broken = bool(step()) or self._is_broken
         except Exception as rubbish:
-            failed, error = 1, rubbish
+            self._is_broken, self._error = True, rubbish
+        if self._is_dispatching:
+            return
+        self._is_dispatching = True
         while self._is_open and self._events:
             self._dispatch()  # to the callbacks, here, where no lock of the SDK's is held
-        if self._is_open and (failed or not self._paho._ssl):
+        self._is_dispatching = False
+        if self._is_open and not self.is_alive:
             self._release()
-            self._on_lost(error or self._stream.error or ConnectionResetError("given up"))
+            self._on_lost(self._error or self._stream.error or ConnectionResetError("given up"))
 
     def _release(self) -> None:
-        self._is_open = False
-        self._loop.selector.unregister(self._stream)
+        self._is_open, self._is_cut = False, self.is_full
+        self._loop.pausing.discard(self)
+        if self._wanted:
+            self._loop.selector.unregister(self._stream)
         self._stream.really_close()
         self._events.clear()

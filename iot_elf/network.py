@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import threading
+import time
 from typing import Any, NamedTuple
 
 from iot_elf import defaults
@@ -37,11 +39,13 @@ class Proxy(NamedTuple):
             parts = urllib.parse.urlsplit(url if "://" in url else f"http://{url}")
             user, password = (urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
             add_secret(parts.password, password, f"{user}:{password}" if password else None, least=4)
-            if parts.hostname and (usual_port := PROXY_PORTS.get(parts.scheme)):
-                return cls(parts.scheme, parts.hostname, parts.port or usual_port, user, password)
+            scheme = "socks5" if parts.scheme == "socks" else parts.scheme  # as GNOME sets ALL_PROXY
+            if parts.hostname and (usual_port := PROXY_PORTS.get(scheme)):
+                return cls(scheme, parts.hostname, parts.port or usual_port, user, password)
+        is_socks4 = url.lower().startswith("socks4")
         raise ElfError(
             "BadProxyUrl",
-            f"{source} is not a valid proxy URL",
+            f"{source} is a SOCKS 4 proxy, which ELF can't use" if is_socks4 else f"{source} is not a valid proxy URL",
             f"use {', '.join(PROXY_PORTS)}, then ://USER:PASSWORD@HOST:PORT, with %40 for @ in the password",
         )
 
@@ -77,11 +81,29 @@ def proxy_in_environment() -> tuple[str, str]:
     return next(((f"{name.upper()}_PROXY", known[name]) for name in ("https", "all") if known.get(name)), ("", ""))
 
 
+def botocore_proxies(given: str | None, endpoint_url: str | None) -> dict[str, str] | None:
+    """Return the proxies to the control plane, as botocore wants them; None: those of the environment.
+
+    botocore knows no SOCKS: it connects directly then. Raises ElfError for a proxy that nothing can use.
+    """
+    import urllib.parse
+    import urllib.request
+
+    source, url = ("--proxy", given) if given else proxy_in_environment()
+    host = urllib.parse.urlsplit(endpoint_url or "").hostname or "iot.amazonaws.com"
+    if not given and urllib.request.proxy_bypass(host):
+        return None
+    if url == defaults.NO_PROXY or (url and Proxy.from_url(url, source).scheme.startswith("socks")):
+        return {}
+    return {"http": given, "https": given} if given else None
+
+
 def open_socket(endpoint: Endpoint) -> Any:
     import socket
 
     if endpoint.proxy:
         connection = open_tunnel(endpoint, endpoint.proxy)
+        connection.settimeout(defaults.CONNECT_TIMEOUT_S)  # for the broker's TLS
     else:
         connection = socket.create_connection(endpoint[:2], timeout=defaults.CONNECT_TIMEOUT_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else 40 ms per message with a subscription
@@ -91,6 +113,11 @@ def open_socket(endpoint: Endpoint) -> Any:
     for name in limits.keys() & vars(socket).keys():
         connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), limits[name])
     return tls_relay(connection) if endpoint.proxy and endpoint.proxy.scheme == "https" else connection
+
+
+def is_out_of_date(error: Any) -> bool:
+    """Return whether TLS failed because a certificate has expired, or is not valid yet: OpenSSL's x509_vfy.h."""
+    return getattr(error, "verify_code", None) in (9, 10)
 
 
 def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
@@ -106,7 +133,8 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
     tls = ssl.create_default_context() if proxy.scheme == "https" else None
     name, problem = "ProxyUnanswered", f"the proxy {proxy} does not answer"
     remedy = "check HTTPS_PROXY, ALL_PROXY, NO_PROXY and --proxy"
-    Stream.read = read_http_head  # type: ignore  # its own takes what one recv() has for the whole
+    # Its own has a time-out for each recv(), and takes what one has for the whole of an HTTP answer.
+    Stream.read, Stream.read_exactly = read_http_head, read_exactly  # type: ignore
     try:
         way = Way(kind, *proxy[1:], rdns=proxy.scheme == "socks5h", proxy_ssl=tls)
         return way.connect(endpoint.host, endpoint.port, timeout=defaults.CONNECT_TIMEOUT_S).socket
@@ -116,6 +144,7 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
             name, problem = "ProxyUnknown", f"could not resolve the host name of the proxy {proxy}"
     except ssl.SSLError as error:
         name, problem = "ProxyTlsFails", f"TLS to the proxy {proxy} failed: {error}"
+        remedy = f"{remedy}, and this machine's clock" if is_out_of_date(error) else remedy
     except (ProxyTimeoutError, ConnectionError):
         pass
     except ValueError:  # HTTP allows no colon in a user, SOCKS only ASCII
@@ -138,41 +167,87 @@ def open_tunnel(endpoint: Endpoint, proxy: Proxy) -> Any:
     raise ElfError(name, f"can't connect to {endpoint}: {problem}", remedy)
 
 
+def receive(stream: Any, size: int) -> bytes:
+    """Receive a part of a proxy's answer, which has CONNECT_TIMEOUT_S in all. Raises OSError."""
+    stream.deadline = getattr(stream, "deadline", None) or time.monotonic() + defaults.CONNECT_TIMEOUT_S
+    if (left_s := stream.deadline - time.monotonic()) <= 0:
+        raise TimeoutError
+    stream.socket.settimeout(left_s)
+    data: bytes = stream.socket.recv(size)
+    return data
+
+
 def read_http_head(stream: Any, _: int = 0) -> bytes:
     """Read only the status and headers of a proxy's answer, or the beginning of an answer that is not HTTP."""
     head = b""
-    for byte in iter(functools.partial(stream.socket.recv, 1), b""):
+    for byte in iter(functools.partial(receive, stream, 1), b""):
         head += byte
         if head.endswith(b"\r\n\r\n") or (byte == b"\n" and not head.startswith(b"HTTP/")) or len(head) > 65536:
             break
     return head
 
 
+def read_exactly(stream: Any, size: int) -> bytes:
+    """Read so many bytes of a SOCKS proxy's answer."""
+    from python_socks import ProxyError
+
+    data = b""
+    while len(data) < size:
+        if not (more := receive(stream, size - len(data))):
+            raise ProxyError("it closed the connection")
+        data += more
+    return data
+
+
+class _Way:
+    """One direction of a relay between sockets that do not block."""
+
+    def __init__(self, source: Any, sink: Any) -> None:
+        self._source, self._sink, self._data = source, sink, b""
+
+    def move(self) -> tuple[Any, int] | None:
+        """Pass something on; return the socket that this has to wait for, and selectors' event, or None.
+
+        Raises OSError when either end is closed.
+        """
+        import selectors
+        import ssl
+
+        try:
+            if not self._data and not (data := self._source.recv(65536)):
+                raise ConnectionResetError
+            self._data = self._data or data
+            self._data = self._data[self._sink.send(self._data) :]
+        except ssl.SSLWantReadError:  # TLS may have to read before it writes
+            return self._sink if self._data else self._source, selectors.EVENT_READ
+        except (BlockingIOError, ssl.SSLWantWriteError):
+            return (self._sink, selectors.EVENT_WRITE) if self._data else (self._source, selectors.EVENT_READ)
+        return None
+
+
 def tls_relay(outer: Any) -> Any:
     """Return a socket that relays to a TLS connection, because the SDK's TLS can't run inside it."""
     import selectors
     import socket
-    import ssl
 
     mine, its = socket.socketpair()
+    mine.settimeout(defaults.CONNECT_TIMEOUT_S)
+    ways = _Way(its, outer), _Way(outer, its)
 
     def relay() -> None:
+        """Pass on what comes until either end is closed; a direction that is stuck does not stop the other."""
         with contextlib.suppress(OSError), outer, its, selectors.DefaultSelector() as selector:
-            for end in (outer, its):
-                selector.register(end, selectors.EVENT_READ)
+            outer.setblocking(False)
+            its.setblocking(False)
             while True:
-                ready = [key.fileobj for key, _ in selector.select(0 if outer.pending() else None)] or [outer]
-                if its in ready:
-                    if not (data := its.recv(65536)):
-                        return
-                    outer.settimeout(None)
-                    outer.sendall(data)
-                if outer in ready:
-                    outer.settimeout(0)  # this may be only TLS's own data
-                    with contextlib.suppress(ssl.SSLWantReadError):
-                        if not (data := outer.recv(65536)):
-                            return
-                        its.sendall(data)
+                waits, wanted = [way.move() for way in ways], collections.Counter[Any]()
+                for end, event in filter(None, waits):
+                    wanted[end] |= event
+                for key in list(selector.get_map().values()):
+                    selector.unregister(key.fileobj)
+                for end, events in wanted.items():
+                    selector.register(end, events)
+                selector.select(None if all(waits) else 0)
 
     threading.Thread(target=relay, daemon=True).start()
     return mine

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import collections
-from typing import NamedTuple
+import math
 
 from iot_elf import defaults
 from iot_elf.messages import Message
@@ -20,20 +20,28 @@ IN_FLIGHT_LIMIT = (
 )
 RATE_LIMIT = f"AWS allows {1 / defaults.MIN_INTERVAL_S:g} messages/s and {MAX_BYTES_PER_S >> 10} KiB/s per connection"
 SLOW_NETWORK = "the network was too slow"
+SLOW_READER = "the reader of the output was too slow"
 OFFLINE = "there was no connection"
 
 
-class OutgoingMessage(NamedTuple):
-    """A message to send now."""
+class OutgoingMessage:
+    """A message that was taken from the queue, and its times: a time.monotonic() each."""
 
-    number: int  # the thing's message, from 1
-    payload: bytes
-    late_s: float  # since it was due
-    is_retransmission: bool
+    __slots__ = ("due", "number", "payload", "sendings", "taken_at", "written_at")
+
+    def __init__(self, number: int, payload: bytes, due: float, taken_at: float) -> None:
+        self.number, self.payload = number, payload  # the thing's message, from 1
+        self.due, self.taken_at = due, taken_at  # taken to be sent for the first time
+        self.written_at = math.inf  # when its connection took all of it
+        self.sendings = 0  # how many connections took all of it
+
+    @property
+    def late_s(self) -> float:
+        return self.taken_at - self.due
 
 
 class Outbox:
-    """What a thing has to send to its topic: queued, and at QoS 1 in flight until it is acknowledged.
+    """What a thing has to send to its topic: queued, then in flight until it is acknowledged, or at QoS 0 written.
 
     It knows AWS's limits of a connection, and no connection.
     """
@@ -41,11 +49,12 @@ class Outbox:
     def __init__(self, thing: str, topic: str, qos: int) -> None:
         self.topic, self.qos = topic, qos
         self.queued: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
-        self.in_flight: dict[int, tuple[bytes, float, float]] = {}  # by number: its payload, when it was sent, and due
+        self.in_flight: dict[int, OutgoingMessage] = {}  # by number, the oldest first
         self.number = 0  # of the last message that was taken from the queue
         self._thing = thing
         self._to_retransmit: collections.deque[int] = collections.deque()  # those in flight that a connection lost
         self._free_at = 0.0  # time.monotonic() at which the next message is due if all are spread evenly
+        self._oldest_since = 0.0  # time.monotonic() when the oldest in flight became the oldest
 
     @property
     def backlog(self) -> int:
@@ -79,16 +88,14 @@ class Outbox:
         Raises what compose() raises; the message is gone then.
         """
         if self._to_retransmit:
-            number = self._to_retransmit.popleft()
-            return OutgoingMessage(number, self.in_flight[number][0], 0.0, is_retransmission=True)
+            return self.in_flight[self._to_retransmit.popleft()]
         due, message = self.queued[0]  # another thread may look at the backlog while the message is rendered
         try:
-            payload = self.compose(message)
-            if self.qos:
-                self.in_flight[self.number] = payload, now, due
+            taken = OutgoingMessage(self.number + 1, self.compose(message), due, now)
+            self.in_flight[self.number] = taken
         finally:
             self.queued.popleft()
-        return OutgoingMessage(self.number, payload, now - due, is_retransmission=False)
+        return taken
 
     def count_sent(self, payload: bytes, now: float) -> None:
         """Take note that a payload was sent, for the limits of the rate."""
@@ -104,17 +111,36 @@ class Outbox:
         """The time.monotonic() from which AWS's rate allows the next message."""
         return self._free_at - BURST_S
 
-    def acknowledge(self, number: int) -> tuple[float, float] | None:
-        """Forget a message that was acknowledged; return when it was sent, and due, or None if it is not known."""
-        known = self.in_flight.pop(number, None)
-        return known[1:] if known else None
+    @property
+    def waits_since(self) -> float:
+        """The time.monotonic() since which the oldest message's acknowledgement could have come; infinite if none can.
 
-    def retransmit_all(self) -> None:
-        """Send all that is in flight once more, as its connection is lost."""
+        Brokers acknowledge in order, so that on a slow network the oldest is always another one, and never waits long.
+        """
+        oldest = next(iter(self.in_flight.values()), None)
+        return max(self._oldest_since, oldest.written_at) if oldest else math.inf
+
+    def finish(self, number: int, now: float) -> OutgoingMessage | None:
+        """Forget a message that was acknowledged, or at QoS 0 written, and return it; None if it is not known."""
+        if number == next(iter(self.in_flight), None):
+            self._oldest_since = now
+        return self.in_flight.pop(number, None)
+
+    def lose_connection(self) -> list[OutgoingMessage]:
+        """Send all that is in flight once more, on another connection. Return what is lost: at QoS 0, all of it."""
+        lost = [] if self.qos else list(self.in_flight.values())
+        if not self.qos:
+            self.in_flight.clear()
+        for message in self.in_flight.values():
+            message.written_at = math.inf
         self._to_retransmit = collections.deque(self.in_flight)
+        return lost
 
-    def drop_queued(self) -> int:
-        """Empty the queue, and return how many messages were in it."""
-        dropped = len(self.queued)
+    def drop_unsent(self) -> int:
+        """Forget all that no connection has taken as a whole, and return how many messages that were."""
+        dropped = [each.number for each in self.in_flight.values() if not each.sendings]
+        for number in dropped:
+            del self.in_flight[number]
+        count = len(dropped) + len(self.queued)
         self.queued.clear()
-        return dropped
+        return count

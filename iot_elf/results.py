@@ -12,11 +12,12 @@ from typing import Any
 from iot_elf import defaults
 from iot_elf.console import EventWriter, shows_details
 from iot_elf.device import Device
-from iot_elf.metrics import RunRecord
+from iot_elf.metrics import RunRecord, about_clock
 from iot_elf.runners import MessageObserver
 from iot_elf.sequences import format_counts
 from iot_elf.text import decoded, detail_log, log, plural, report_log
 
+SHORT_PAUSE_S = 1.0  # in all; it does no harm
 STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
 
 
@@ -27,11 +28,17 @@ class MessageWriter(MessageObserver):
         self._output, self._qos = output, qos
         self._is_needed = shows_details() or output.is_on  # else nothing need be formatted
 
-    def on_publish(self, device: Device, number: int, payload: bytes, lost: bool) -> None:
+    def on_publish(self, device: Device, number: int, payload: bytes) -> None:
         if self._is_needed:
-            fields = message_fields(device.thing, device.topic, payload)
             detail_log.info("ELF %s posting message:'%s' on topic: %s", device.thing, decoded(payload), device.topic)
-            self._output.put("sent", number=number, **fields, qos=self._qos, lost=lost)
+            self._put("sent", device, number, payload)
+
+    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+        self._put("lost", device, number, payload)
+
+    def _put(self, event: str, device: Device, number: int, payload: bytes) -> None:
+        if self._output.is_on:
+            self._output.put(event, number=number, **message_fields(device.thing, device.topic, payload), qos=self._qos)
 
     def on_puback(self, device: Device, number: int, after_s: float) -> None:
         if self._output.is_on:
@@ -73,6 +80,13 @@ class RunReport:
     def live_line(self) -> str:
         raise NotImplementedError
 
+    def connecting_line(self) -> str:
+        """Return the live line until the run begins."""
+        record, delayed = self.record, self.record.delayed.copy()
+        waits = f" | {next(iter(delayed))}: {next(iter(delayed.values()))}, trying again" if delayed else ""
+        more = f" (and {len(delayed) - 1} more)" if len(delayed) > 1 else ""
+        return f"connecting: {record.online}/{record.things} up{waits}{more}"
+
     def log_report(self) -> None:
         """Log the report."""
         raise NotImplementedError
@@ -87,11 +101,13 @@ class RunReport:
         }
 
     def log_outages(self, effect: str) -> None:
+        if (paused_s := self.record.paused_s) >= SHORT_PAUSE_S:
+            line = "%s the reader of the output was too slow: ELF received and sent nothing for %.1f s"
+            log.warning(line, self._label, paused_s)
         if offline_s := self.record.offline_s:
             longest = max(offline_s, key=offline_s.__getitem__)
             which = f"{plural(len(offline_s), 'thing')}, longest {longest} ({offline_s[longest]:.1f} s)"
-            again = plural(self.record.connects - len(self.record.connected), "reconnect")
-            log.warning("%s offline: %s, %s; %s", self._label, which, again, effect)
+            log.warning("%s offline: %s; %s", self._label, which, effect)
 
     def situation(self) -> str:
         """Return, for the live line, how many connections are up, and the time elapsed and left."""
@@ -190,7 +206,8 @@ class SubscribeReport(RunReport):
         if record.latency.count:
             report_log.info("%s latency (from ts, ±1 ms): %s", label, record.latency)
         if record.without_latency:
-            log.warning("%s %s", label, self._clocks())
+            messages = plural(record.without_latency, "message")
+            log.warning("%s %s: no latency of %s", label, about_clock(record.clock_ahead_s), messages)
         if unreadable:
             log.warning("%s could not read %s", label, plural(unreadable, "message"))
         for thing, counts in itertools.islice(record.sequence.senders().items(), defaults.MAX_LISTED):
@@ -199,15 +216,6 @@ class SubscribeReport(RunReport):
             log.warning("%s too many senders, or gaps, to remember: what is missing is not exact", label)
         messages, things = plural(received, "message"), plural(len(record.connected), "thing")
         report_log.info("%s ELF received %s on %s%s", label, messages, things, record.sequence)
-
-    def _clocks(self) -> str:
-        """Say how far a sender's clock is off, by messages that arrive before they were sent, or very long after."""
-        ahead_s = self.record.clock_ahead_s
-        messages = plural(self.record.without_latency, "message")
-        by_s = f"{abs(ahead_s):,.0f}" if abs(ahead_s) >= 1 else f"{abs(ahead_s):.1f}"
-        if ahead_s > 0:
-            return f"the sender's clock is {by_s} s ahead: no latency of {messages}"
-        return f"the sender's clock is {by_s} s behind, or ts is as old: no latency of {messages}"
 
     def summary(self) -> dict[str, Any]:
         record, sequence, totals = self.record, self.record.sequence, self.record.totals

@@ -7,7 +7,7 @@ import collections
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from iot_elf import defaults
@@ -16,12 +16,19 @@ from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue
 from iot_elf.messages import Line, Message
 from iot_elf.metrics import RunRecord, object_in, time_of_sending
-from iot_elf.mqtt import EventLoop
+from iot_elf.mqtt import EventLoop, PacketTooLong
 from iot_elf.text import detail_log, log
 
 LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
 LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
+Check = Callable[[], object]
 SNAPSHOT_S = 1.0  # between two entries of the record
+AFTER_PAUSE_S = 10.0  # so long, what is lost may be due to the reader for whom ELF paused
+FASTER_READER = (
+    "the reader of the output was too slow, and ELF did not read from its connections meanwhile: "
+    "use a faster one, write to a file, or have less written (--quiet, or no --output)"
+)
+TAKEOVER_LOSSES, TAKEOVER_S = 3, 60.0  # so many losses in a row, of one thing alone, are no accident
 
 
 class StateChanged(NamedTuple):
@@ -33,8 +40,11 @@ class StateChanged(NamedTuple):
 class MessageObserver:
     """Gets each message of a run, to show it."""
 
-    def on_publish(self, device: Device, number: int, payload: bytes, lost: bool) -> None:
-        """A thing published its message `number`, or at QoS 0 lost it while it was offline."""
+    def on_publish(self, device: Device, number: int, payload: bytes) -> None:
+        """A thing published its message `number`."""
+
+    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+        """A thing lost its message `number`, at QoS 0, for want of a connection."""
 
     def on_puback(self, device: Device, number: int, after_s: float) -> None:
         """The broker acknowledged it."""
@@ -44,6 +54,41 @@ class MessageObserver:
 
     def on_rejected(self, device: Device, answer: Mapping[str, Any]) -> None:
         """AWS rejected what a thing published to its shadow."""
+
+
+class LostConnections:
+    """Says what to do about connections that were lost, once for each cause."""
+
+    def __init__(self) -> None:
+        self._last: collections.deque[tuple[str, float]] = collections.deque(maxlen=TAKEOVER_LOSSES)  # who, and when
+        self._advised: set[str] = set()  # the things whose client ID another client takes over; "": the network
+
+    def add(self, device: Device, devices: Iterable[Device], has_paused: bool) -> None:
+        """Take note that a device lost its connection, perhaps since the loop `has_paused`.
+
+        `devices` are all: another client with its ID ends it alone.
+        """
+        if has_paused:
+            if FASTER_READER not in self._advised:
+                self._advised.add(FASTER_READER)
+                log.warning("what to do: %s", FASTER_READER)
+            return
+        self._last.append((device.thing, time.monotonic()))
+        things, times = zip(*self._last, strict=True)
+        is_often = len(times) == TAKEOVER_LOSSES and times[-1] - times[0] <= TAKEOVER_S
+        is_taken_over = is_often and len({*things}) == 1 and any(each.is_online for each in devices)
+        if (subject := device.thing if is_taken_over else "") in self._advised:
+            return
+        self._advised.add(subject)
+        if is_taken_over:
+            log.warning(
+                "what to do: all others stay connected, so another client seems to take over the client ID of %s "
+                "(last %s): find out who else has its keys",
+                device.thing,
+                device.client_id,
+            )
+        else:
+            log.warning("what to do: check the network, if it does not reconnect")
 
 
 class Runner(DeviceListener):
@@ -76,7 +121,7 @@ class Runner(DeviceListener):
         self._lines: collections.deque[Line] = collections.deque()  # that were read early
         self._under_diagnosis: set[str] = set()  # things that AWS is being asked about
         self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
-        self._has_advised = self._is_publishing = False
+        self._losses = LostConnections()
 
     # The main thread
 
@@ -99,16 +144,17 @@ class Runner(DeviceListener):
         record.began_at = time.monotonic()
         self.loop.call_soon_threadsafe(self._take_snapshots)
 
-    def wait(self, is_over: Callable[[], object], deadline: float = math.inf, look_s: float = math.inf) -> bool:
+    def wait(self, is_over: Check, deadline: float = math.inf, look_s: float = math.inf, reading: bool = False) -> bool:
         """Wait until something `is_over`, or all things failed; look at each StateChanged, and every `look_s`.
 
-        Returns whether that was before the deadline, a time.monotonic().
+        Returns whether that was before the deadline, a time.monotonic(); with `reading`, pauses of the loop put it off.
         """
+        before_s = self.loop.paused_s
         while not (is_over() or self.has_failed):
-            now = time.monotonic()
-            if now >= deadline:
+            now, end = time.monotonic(), deadline + (self.loop.paused_s - before_s if reading else 0.0)
+            if now >= end:
                 return False
-            self._on_event(self._events.get(min(deadline, now + look_s)))
+            self._on_event(self._events.get(min(end, now + look_s)))
         return True
 
     def _on_event(self, event: Any) -> None:
@@ -128,6 +174,124 @@ class Runner(DeviceListener):
         """Return whether all things have failed."""
         return self.record.failed >= self.devices.keys()
 
+    def await_diagnoses(self) -> None:
+        self.wait(lambda: not self._under_diagnosis, time.monotonic() + 2 * defaults.CALL_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Disconnect all: quickly after Ctrl-C, but what was sent may still be acknowledged."""
+        record = self.record
+        if record.ended_at:
+            return
+        record.ended_at = time.monotonic()
+        is_hurried = self._events.signum is not None
+        self.loop.call_soon_threadsafe(self.loop.resume)  # nothing waits for a reader any more
+        self.loop.call_soon_threadsafe(self._stop, record.ended_at + (defaults.STOP_S / 2 if is_hurried else 0.0))
+        self.loop.join(defaults.STOP_S if is_hurried else 2 * defaults.CONNECT_TIMEOUT_S)
+        self._diagnosing.shutdown(wait=False, cancel_futures=True)
+        for event in self._events.drain():
+            self._on_event(event)
+        self.observe()
+        record.take_snapshot()
+        record.paused_s = self.loop.paused_s
+        record.offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
+        record.unacknowledged = [
+            (device.thing, device.topic, each.number, each.payload)
+            for device in self.devices.values()
+            for each in device.outbox.in_flight.values()
+        ]
+
+    def observe(self) -> RunRecord:
+        """Return the record, with what is so at this moment."""
+        record, devices = self.record, self.devices.values()
+        sent_at = [each.taken_at for device in devices for each in list(device.outbox.in_flight.values())]
+        record.in_flight, record.in_flight_since = len(sent_at), min(sent_at, default=math.inf)
+        record.online = sum(device.is_online for device in devices)
+        return record
+
+    # The loop's thread
+
+    def _take_snapshots(self) -> None:
+        self.record.take_snapshot()
+        self.loop.call_at(time.monotonic() + SNAPSHOT_S, self._take_snapshots)
+
+    def _stop(self, deadline: float) -> None:
+        if time.monotonic() < deadline and any(device.outbox.in_flight for device in self.devices.values()):
+            self.loop.call_at(time.monotonic() + defaults.MIN_INTERVAL_S, self._stop, deadline)
+            return
+        for device in self.devices.values():
+            device.end(device.unresolved)
+        self.loop.close()
+
+    def on_connected(self, device: Device) -> None:
+        self.record.connected.add(device.thing)
+        self.record.connects += 1
+        self.record.delayed.pop(device.thing, None)
+        for topic_filter in device.topic_filters:
+            detail_log.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
+        self._events.put(StateChanged())
+
+    def on_connect_delayed(self, device: Device, reason: str) -> None:
+        if device.thing not in self.record.delayed:
+            line = "%s can't connect to %s yet: %s; trying again for up to %g s"
+            detail_log.warning(line, device.thing, device.endpoint, reason, defaults.FIRST_CONNECT_S)
+        self.record.delayed[device.thing] = reason
+
+    def on_connection_interrupted(self, device: Device, error: Exception, rejected: bool) -> None:
+        self.record.set_offline(device.thing, True)
+        given_up = f": {error}" if isinstance(error, (TimeoutError, PacketTooLong)) else ""  # by the device itself
+        detail_log.warning("%s lost its connection to %s%s; reconnecting", device.thing, device.endpoint, given_up)
+        if not (rejected or given_up):
+            self._losses.add(device, self.devices.values(), self.loop.paused_s_ago < AFTER_PAUSE_S)
+        self._events.put(StateChanged(is_loss=True))
+
+    def on_connection_resumed(self, device: Device, after_s: float) -> None:
+        self.record.connects += 1
+        self.record.set_offline(device.thing, False)
+        detail_log.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
+
+    def on_failed(self, device: Device, failure: Exception) -> None:
+        self.record.failed.add(device.thing)
+        self.record.delayed.pop(device.thing, None)
+        self.record.failures.add(device.thing, failure)
+        if device.was_connected:
+            self.record.set_offline(device.thing, True)
+        self._events.put(StateChanged())
+
+    def on_refused(self, device: Device, refusal: Refusal) -> None:
+        self._refused.add(device.thing)
+        self._under_diagnosis.add(device.thing)
+        try:
+            self._diagnosing.submit(self._find_cause, device, refusal)
+        except RuntimeError:  # the pool is shut down: the run has ended in a hurry
+            self._under_diagnosis.discard(device.thing)
+        self._events.put(StateChanged())
+
+    def _find_cause(self, device: Device, refusal: Refusal) -> None:
+        """End the thing if AWS gives a reason; otherwise it keeps trying, and nothing waits for it."""
+        failure = self._diagnose(device.thing, refusal)
+        if not isinstance(failure, Refusal):
+            self.loop.call_soon_threadsafe(device.end, failure)
+        else:
+            self.loop.call_soon_threadsafe(device.refusals.explain, failure)
+            if not (failure.is_final or self.record.ended_at):
+                line = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
+                detail_log.warning(line, device.thing, refusal.action, defaults.POLICY_CHANGE_S / 60)
+        self._under_diagnosis.discard(device.thing)
+        self._events.put(StateChanged())
+
+
+class PublishRunner(Runner):
+    """Counts what happens to the messages that things publish, and AWS's answers to those for shadows."""
+
+    def __init__(self, events: EventQueue, *, qos: int, interval_s: float, **options: Any) -> None:
+        """Make one for messages that are due every `interval_s`; 0: as they come. The options are Runner's."""
+        super().__init__(events, **options)
+        self.record.qos = qos
+        self._interval_s = interval_s
+        self._is_lagging = self._is_publishing = False
+        self._requests: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+        # By thing: the clientTokens of what shadows have not answered.
+
     def publish_on_schedule(
         self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
     ) -> None:
@@ -146,44 +310,6 @@ class Runner(DeviceListener):
         self.loop.call_soon_threadsafe(self._publish_due, message, turns, next(turns))
         self.wait(lambda: not self._is_publishing)
 
-    def await_diagnoses(self) -> None:
-        self.wait(lambda: not self._under_diagnosis, time.monotonic() + 2 * defaults.CALL_TIMEOUT_S)
-
-    def stop(self) -> None:
-        """Disconnect all: quickly after Ctrl-C, but what was sent may still be acknowledged."""
-        record = self.record
-        if record.ended_at:
-            return
-        record.ended_at = time.monotonic()
-        is_hurried = self._events.signum is not None
-        self.loop.call_soon_threadsafe(self._stop, record.ended_at + (defaults.STOP_S / 2 if is_hurried else 0.0))
-        self.loop.join(defaults.STOP_S if is_hurried else 2 * defaults.CONNECT_TIMEOUT_S)
-        self._diagnosing.shutdown(wait=False, cancel_futures=True)
-        for event in self._events.drain():
-            self._on_event(event)
-        self.observe()
-        record.take_snapshot()
-        record.offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
-        record.unacknowledged = [
-            (device.thing, device.topic, number, payload)
-            for device in self.devices.values()
-            for number, (payload, *_) in device.outbox.in_flight.items()
-        ]
-
-    def observe(self) -> RunRecord:
-        """Return the record, with what is so at this moment."""
-        record, devices = self.record, self.devices.values()
-        sent_at = [at for device in devices for _, at, _ in list(device.outbox.in_flight.values())]
-        record.in_flight, record.in_flight_since = len(sent_at), min(sent_at, default=math.inf)
-        record.online = sum(device.is_online for device in devices)
-        return record
-
-    # The loop's thread
-
-    def _take_snapshots(self) -> None:
-        self.record.take_snapshot()
-        self.loop.call_at(time.monotonic() + SNAPSHOT_S, self._take_snapshots)
-
     def _publish_due(self, message: Message, turns: Iterator[tuple[float, Device]], turn: tuple[float, Device]) -> None:
         for _ in range(defaults.MAX_PER_TURN):  # then read what has arrived
             due, device = turn
@@ -193,6 +319,8 @@ class Runner(DeviceListener):
                 break
             if device.was_connected:
                 device.publish(message, due)
+            else:
+                self.on_not_sent(device, 1)
             if not (following := next(turns, None)):
                 self._is_publishing = False
                 self._events.put(StateChanged())
@@ -200,81 +328,11 @@ class Runner(DeviceListener):
             turn = following
         self.loop.call_at(turn[0], self._publish_due, message, turns, turn)
 
-    def _stop(self, deadline: float) -> None:
-        if time.monotonic() < deadline and any(device.outbox.in_flight for device in self.devices.values()):
-            self.loop.call_at(time.monotonic() + defaults.MIN_INTERVAL_S, self._stop, deadline)
-            return
-        for device in self.devices.values():
-            device.end(device.refusals.last)
-        self.loop.close()
-
-    def on_connected(self, device: Device) -> None:
-        self.record.connected.add(device.thing)
-        self.record.connects += 1
-        for topic_filter in device.topic_filters:
-            detail_log.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
-        self._events.put(StateChanged())
-
-    def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
-        self.record.set_offline(device.thing, True)
-        detail_log.warning("%s lost its connection to %s; reconnecting", device.thing, device.endpoint)
-        if not rejected and not self._has_advised:
-            self._has_advised = True
-            log.warning(
-                "what to do: check the network; if that works, another client took over the client ID %s: "
-                "find out who else has the keys of %s",
-                device.client_id,
-                device.thing,
-            )
-        self._events.put(StateChanged(is_loss=True))
-
-    def on_connection_resumed(self, device: Device, after_s: float) -> None:
-        self.record.connects += 1
-        self.record.set_offline(device.thing, False)
-        detail_log.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
-
-    def on_failed(self, device: Device, failure: Exception) -> None:
-        self.record.failed.add(device.thing)
-        self.record.failures.add(device.thing, failure)
-        if device.was_connected:
-            self.record.set_offline(device.thing, True)
-        self._events.put(StateChanged())
-
-    def on_refused(self, device: Device, refusal: Refusal) -> None:
-        self._refused.add(device.thing)
-        self._under_diagnosis.add(device.thing)
-        self._diagnosing.submit(self._find_cause, device, refusal)
-        self._events.put(StateChanged())
-
-    def _find_cause(self, device: Device, refusal: Refusal) -> None:
-        """End the thing if AWS gives a reason; otherwise it keeps trying, and nothing waits for it."""
-        failure = self._diagnose(device.thing, refusal)
-        if failure is refusal:
-            line = "%s: the broker refuses %s, and AWS gives no reason; trying again for up to %g minutes"
-            detail_log.warning(line, device.thing, refusal.action, defaults.POLICY_CHANGE_S / 60)
-        else:
-            self.loop.call_soon_threadsafe(device.end, failure)
-        self._under_diagnosis.discard(device.thing)
-        self._events.put(StateChanged())
-
-
-class PublishRunner(Runner):
-    """Counts what happens to the messages that things publish, and AWS's answers to those for shadows."""
-
-    def __init__(self, events: EventQueue, *, qos: int, interval_s: float, **options: Any) -> None:
-        """Make one for messages that are due every `interval_s`; 0: as they come. The options are Runner's."""
-        super().__init__(events, **options)
-        self.record.qos = qos
-        self._interval_s = interval_s
-        self._is_lagging = False
-        self._requests: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-        # By thing: the clientTokens of what shadows have not answered.
-
     def stop(self) -> None:
         super().stop()
-        self.record.settle_not_sent(self.record.connected)
+        self.record.settle_not_sent(self.devices.keys() | self.record.failed)
 
-    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
+    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
         record = self.record
         record.count("sent", device.thing)
         if late_s > record.late_s.get(device.blocked_by, 0.0):
@@ -284,13 +342,16 @@ class PublishRunner(Runner):
                 wanted = f"{len(record.connected) / self._interval_s:.0f}" if self._interval_s else "more"
                 per_s = record.totals["sent"] / (time.monotonic() - record.began_at)
                 log.warning("asked for %s messages/s, this machine manages %.0f", wanted, per_s)
-        if lost:
-            record.count("dropped", device.thing)
-            record.dropped += [(device.thing, number)] if len(record.dropped) < defaults.MAX_LISTED else []
-        elif device.topic_filters:
+        if device.topic_filters:
             record.count("requests", device.thing)
             self._requests[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
-        self._observer.on_publish(device, number, payload, lost)
+        self._observer.on_publish(device, number, payload)
+
+    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+        record = self.record
+        record.count("dropped", device.thing)
+        record.dropped += [(device.thing, number)] if len(record.dropped) < defaults.MAX_LISTED else []
+        self._observer.on_dropped(device, number, payload)
 
     def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         self.record.count("acknowledged", device.thing)
@@ -305,6 +366,8 @@ class PublishRunner(Runner):
         self.record.count("not_sent", device.thing, count)
 
     def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:
+        self.record.invalid = self.record.invalid or error
+        self.record.count("invalid", device.thing)
         self.record.count("not_sent", device.thing)
         detail_log.error("message %d of %s is not sent: %s", number, device.thing, getattr(error, "cause", error))
 
@@ -314,7 +377,9 @@ class PublishRunner(Runner):
         token = str(answer.get("clientToken", ""))
         if not requests[token]:
             return
-        requests -= collections.Counter([token])
+        requests[token] -= 1  # and none is kept at 0, nor are all looked at
+        if not requests[token]:
+            del requests[token]
         if message.topic.endswith("/rejected"):
             self.record.count("rejected", device.thing)
             self.record.rejection = self.record.rejection or f"{answer.get('code')} {answer.get('message')}"

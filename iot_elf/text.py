@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from iot_elf import defaults
 
@@ -70,10 +72,27 @@ def hide_environment() -> None:
 
 
 def redacted(text: str) -> str:
-    """Replace secrets in a text by ***. All output passes here: log lines, tracebacks, JSON, usage errors."""
-    for secret in sorted(_secrets, key=len, reverse=True):
+    """Replace secrets in a text by ***. All output passes here: log lines, tracebacks, values of JSON, usage errors.
+
+    It has to be whole: of a text that was cut before, half a secret may be left.
+    """
+    for secret in _longest_first(_secrets):
         text = text.replace(secret, "***")
     return text
+
+
+@functools.lru_cache(1)
+def _longest_first(secrets: frozenset[str]) -> list[str]:
+    return sorted(secrets, key=len, reverse=True)
+
+
+def redacted_values(value: Any) -> Any:
+    """Do the same to the texts in what becomes JSON, whose numbers, words and names of members stay as they are."""
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, dict):
+        return {name: redacted_values(each) for name, each in value.items()}
+    return [redacted_values(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def printable(text: str) -> str:

@@ -90,7 +90,14 @@ def test_a_line_is_a_message_and_an_object_over_several_is_refused_to_its_end(
     assert told.startswith(f"line 2 {REFUSED} ({why}")
     assert REMEDY in told
     number = len([line for line in text.splitlines() if line])
-    assert result.lines[-2] == f"{number} line{'s' * (number > 1)} of the input could not be sent"
+    lines = f"{number} line{'s' * (number > 1)} of the input could not be sent; the first: it begins a JSON object and "
+    assert result.lines[-2].startswith(f"{lines}is not one ({why}")
+
+
+@pytest.mark.parametrize("options", [("--interval", "1e10"), ("--duration", "1e300"), ("--interval", "inf")])
+def test_numbers_out_of_range_are_wrong_usage(main_of_pair: InProcess, options: tuple[str, str]) -> None:
+    result = main_of_pair("send", *options, status=2)
+    assert f"argument {options[0]}: '{options[1]}' is not" in result.err and len(result.lines) == 1
 
 
 def test_nothing_is_sent_if_the_first_line_can_not_be(pair: Pair, ear: Client, explained: Explained) -> None:
@@ -123,13 +130,16 @@ def test_a_line_to_a_topic_of_aws_goes_out_as_it_is(pair: Pair) -> None:
 
 
 def test_lines_that_can_not_be_sent_are_named_and_the_others_go_out(pair: Pair, ear: Client) -> None:
-    feed = b"first\nnot \xff UTF-8\n" + 300_000 * b"x" + b'\n{"a": "' + 300_000 * b"x" + b'"}\n{"msg": "last"}\n'
+    feed = b"first\nnot \xff UTF-8\n" + 1_000_000 * b"x" + b'\n{"a": "' + 300_000 * b"x" + b'"}\n{"msg": "last"}\n'
     result = pair(*LINES, *pair.to_broker, feed=feed, status=1)
     assert messages_of(ear) == [{"msg": "first"}, {"msg": "last"}]
     assert "line 2 is not sent: the message or topic is not UTF-8; use UTF-8, which MQTT requires" in result.lines
-    for number in (3, 4):
-        assert any(f"line {number} is not sent: the line is too long: AWS IoT allows" in line for line in result.lines)
-    assert result.lines[-2:] == ["3 lines of the input could not be sent", "what to do: see the lines above"]
+    for number, size in ((3, "1,000,000"), (4, "300,009")):
+        assert any(f"line {number} is not sent: the line is too long: {size} bytes" in line for line in result.lines)
+    assert result.lines[-2:] == [
+        "3 lines of the input could not be sent; the first: the message or topic is not UTF-8",
+        "what to do: use UTF-8, which MQTT requires",
+    ]
 
 
 def test_more_lines_than_aws_takes_wait_for_their_turn(pair: Pair, ear: Client) -> None:
@@ -207,8 +217,19 @@ def test_piped_input_that_nothing_reads_is_wrong_usage(pair: Pair) -> None:
     os.close(writer)
 
 
-def test_without_a_standard_input_there_are_no_lines_to_send(pair: Pair) -> None:
-    assert pair(*LINES, *pair.to_broker).lines[-1].endswith("ELF sent 0 messages from 2 things: 0 acknowledged, 0 lost")
+def test_an_empty_standard_input_is_a_success_with_a_warning(pair: Pair) -> None:
+    result = pair(*LINES, *pair.to_broker)
+    assert result.lines[-1].endswith("ELF sent 0 messages from 2 things: 0 acknowledged, 0 lost")
+    assert "nothing is sent: the input had no message" in result.lines
+
+
+def test_an_object_as_message_is_sent_as_that_object(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
+    main_of_pair("send", *pair.to_broker, "--things", 1, "--count", 1, '{"temperature": 20}')
+    assert messages_of(ear) == [{"temperature": 20}]
+    result = main_of_pair("send", *pair.to_broker, "--count", 1, "-t", "a/{thing-name}", "{thing-name} is up")
+    assert {each.topic for each in ear.hear_all()} == {"a/{thing-name}"}
+    warned = [line for line in result.lines if "as it is" in line]
+    assert len(warned) == 2 and "{thing-name}" in warned[0] and "--template" in warned[1]
 
 
 def test_a_standard_input_that_can_not_be_read_is_explained(pair: Pair, tmp_path: Path) -> None:
@@ -340,7 +361,7 @@ def put(path: Path, kind: str) -> None:
         path.mkdir()
     elif kind == "a pipe":
         os.mkfifo(path)
-    else:
+    elif kind != "nothing":
         with path.open("wb") as file:
             file.truncate(20 * 2**30)  # which takes no room
 
@@ -349,6 +370,8 @@ def put(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("option", "kind", "failure"),
     [
+        ("--root-cert", "nothing", "NotARootCertificate"),
+        ("--json-message", "nothing", "MessageFileInvalid"),
         ("--root-cert", "a directory", "NotARootCertificate"),
         ("--root-cert", "a pipe", "NotARootCertificate"),
         ("--root-cert", "20 GiB", "NotARootCertificate"),
@@ -356,11 +379,11 @@ def put(path: Path, kind: str) -> None:
         ("--json-message", "20 GiB", "MessageFileInvalid"),
     ],
 )
-def test_a_pipe_or_a_directory_in_place_of_a_users_file_is_explained(
+def test_what_is_no_file_where_the_user_names_one_is_wrong_usage(
     main_of_pair: InProcess, pair: Pair, tmp_path: Path, option: str, kind: str, failure: str, explained: Explained
 ) -> None:
     put(tmp_path / "given", kind)
-    refused = main_of_pair("send", *pair.to_broker, option, tmp_path / "given", *ONCE, status=1)
+    refused = main_of_pair("send", *pair.to_broker, option, tmp_path / "given", *ONCE, status=2)
     explained(refused, failure, tmp_path / "given")
 
 

@@ -15,6 +15,7 @@ from support.aws import Account, AwsService
 from support.machine import PATIENCE_S
 from support.mqtt import Client
 from support.networks import Relay
+from support.program import constant
 from support.shell import Elf, Pair, Result
 
 JSON = ("--output", "json")
@@ -84,9 +85,9 @@ def test_send_tells_of_each_message_and_its_acknowledgement(pair: Pair, ear: Cli
     assert {(each["thingName"], each["number"]) for each in sent} == numbers
     assert {(each["thingName"], each["number"]) for each in acknowledged} == numbers
     for each in sent:
-        assert set(each) == {"thingName", "number", "topic", "payload", "qos", "time", "lost"}
+        assert set(each) == {"thingName", "number", "topic", "payload", "qos", "time"}
         assert before - 0.01 <= each["time"] <= time.time()
-        assert (each["qos"], each["lost"]) == (1, False)
+        assert each["qos"] == 1
     for each in acknowledged:
         assert set(each) == {"thingName", "number", "latencyMs"}
         assert 0 < each["latencyMs"] < 1000 * PATIENCE_S
@@ -157,7 +158,12 @@ def test_what_the_sdk_prints_stays_out_of_the_json(pair: Pair, service: AwsServi
     relay.cut()
     window.await_count(" reconnected to ", 2)
     window.end()
-    assert objects(window.out)[-1]["acknowledged"] == 60
+    summary = objects(window.out)[-1]
+    assert (summary["acknowledged"], summary["connects"]) == (60, 4)
+    assert summary["offlineS"].keys() == {"thing_0", "thing_1"}
+    assert summary["latencyFromDueMs"]["max"] >= summary["lateMs"] >= 1000 * min(summary["offlineS"].values()) - 200
+    assert summary["lateCause"] == constant("OFFLINE")
+    assert summary["durationS"] == pytest.approx(60 / summary["messagesPerS"], abs=0.1)
 
 
 needs_jq = pytest.mark.skipif(not JQ, reason="jq is not installed")

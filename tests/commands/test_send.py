@@ -69,7 +69,7 @@ def test_every_message_has_the_time_of_its_publishing(main_of_pair: InProcess, p
     assert before - 0.01 <= stamps[0] < stamps[-1] <= after + 0.01
 
 
-@pytest.mark.parametrize("message", ["Hello again", "Grüße \N{ELF}", '{"not": "parsed"}', "", "-"])
+@pytest.mark.parametrize("message", ["Hello again", "Grüße \N{ELF}", '{"half', "", "-"])
 def test_the_message_given_is_the_one_sent(main_of_pair: InProcess, pair: Pair, ear: Client, message: str) -> None:
     main_of_pair("send", *pair.to_broker, *ONCE, message)
     assert [payload_of(heard)["msg"] for heard in ear.hear_all()] == [message] * 2
@@ -124,7 +124,7 @@ def test_a_bad_json_message_is_refused_before_anything_is_sent(
     file = tmp_path / "message.json"
     if content is not None:
         file.write_bytes(content)
-    result = main_of_pair("send", *pair.to_broker, *ONCE, "--json-message", file, status=1 if content is None else 2)
+    result = main_of_pair("send", *pair.to_broker, *ONCE, "--json-message", file, status=2)
     explained(result, failure, fact)
     assert "posting" not in result.err
 

@@ -185,6 +185,17 @@ def test_missing_messages_are_counted_by_sender_number_and_run(
     assert "[subscribe] from a_gap: 4 missing, 0 repeated, 0 out of order" in result.lines
 
 
+def test_what_can_not_be_remembered_is_said_and_is_no_success(
+    main_of_pair: InProcess, broker_with: Callable[..., Broker], limits: Limits, explained: Explained
+) -> None:
+    limits(MAX_SENDERS=2)
+    between = broker_with([SOUND % (thing, number, "") for thing in "abcabc" for number in (1, 2)])
+    options = ("--things", 1, "--count", 12, "--output", "json")
+    result = main_of_pair("subscribe", *between.to_broker, *options, status=1)
+    explained(result, "SequenceInexact", "not exact", "--things")
+    assert (summary_of(result.out)["missing"], summary_of(result.out)["exact"]) == (0, False)
+
+
 LONG = f'"{"x" * 129}"'
 ODD = [
     *(f'"seq": {number}' for number in ("0", "-1", "1.5", "2.0", "true", "null", '"3"', "[]", "1e3", "9" * 400)),

@@ -106,11 +106,12 @@ def test_raw_results_go_out_as_they_are(main_of_pair: InProcess, pair: Pair, ear
         ("{% for x in range(50000) %}{{ 'xxxxxxxx' }}{% endfor %}", "the message is too long"),
         ("{{ [1].extend([2]) }}", "line 1: access to attribute 'extend' of 'list' object is unsafe"),
         ("{{ ''.__class__.__mro__ }}", "line 1: access to attribute '__class__' of 'str' object is unsafe"),
-        ("{{ walk.__self__ }}", "line 1: access to attribute '__self__'"),
+        ("{{ walk.__globals__ }}", "line 1: access to attribute '__globals__'"),
         ("{% include 'elf.py' %}", "line 1: no loader"),
         ("{{ [1, 2] | random }}", "line 1: No filter named 'random'"),
         ("{{ lipsum() }}", "line 1: unknown name 'lipsum'"),
-        ("{{ walk(1) }}", "line 1: "),
+        ("{{ walk(1) }}", "line 1: walk() missing"),
+        ("{{ 9 ** (9 ** 9) }}", "line 1: a number has more than 4,300 digits"),
     ],
 )
 def test_a_template_that_does_not_work_is_refused_before_anything_connects(
@@ -141,7 +142,7 @@ def test_two_ctrl_c_end_a_template_that_does_not_end(pair: Pair, text: str) -> N
 
 
 def test_a_message_whose_template_fails_is_counted_and_the_others_go_out(
-    main_of_pair: InProcess, pair: Pair, ear: Client
+    main_of_pair: InProcess, pair: Pair, ear: Client, explained: Explained
 ) -> None:
     text = '{"n": {{ 12 // (number - 2) }}}'
     result = main_of_pair("send", *pair.to_broker, *QUICK, "-n", 3, "--output", "json", text, status=1)
@@ -152,6 +153,9 @@ def test_a_message_whose_template_fails_is_counted_and_the_others_go_out(
     ]
     summary = json.loads(result.out.splitlines()[-1])
     assert (summary["sent"], summary["acknowledged"], summary["notSent"]) == (4, 4, 2)
+    explained(result, "TemplateFails", "the template failed: line 1: integer division")
+    assert result.lines[-2].endswith("by zero (2 messages not sent)")
+    assert "check the network" not in result.err
 
 
 def test_an_object_of_a_template_may_take_several_lines_of_a_file_but_not_of_a_stream(
@@ -173,7 +177,13 @@ def test_an_object_of_a_template_that_is_broken_is_not_sent_as_text(
     file.write_text('{"n": {{ "" if number == 2 else number }}}')
     result = main_of_pair("send", *pair.to_broker, *QUICK, "-n", 3, "--json-message", file, status=1)
     assert "message 2 of thing_0 is not sent: Expecting value" in result.err
+    explained(result, "NotAnObject", "Expecting value, column 7 (2 messages not sent)")
     assert messages_of(ear, "thing_0") == [{"n": 1}, {"n": 3}]
+    file.write_text('{% if number == 2 %}{"n": 2}{% else %}text{% endif %}')
+    result = main_of_pair("send", *pair.to_broker, *QUICK, "-n", 3, "--json-message", file, status=1)
+    explained(result, "TemplateVaries", "this one is a JSON object, and the first was a text")
+    assert result.lines[-2].endswith("(2 messages not sent)")
+    assert messages_of(ear, "thing_0") == [{"msg": "text"}] * 2
 
 
 @pytest.mark.parametrize(

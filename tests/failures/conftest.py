@@ -17,7 +17,7 @@ SHORT_S = 0.5  # a time-out of ELF's, where nothing could answer in time
 @pytest.fixture
 def impatient(limits: Limits) -> None:
     """Be quick to believe a failure, in this process: what is tried again for a while is tested elsewhere."""
-    limits(PROPAGATION_S=0.0, POLICY_CHANGE_S=3.0, CALL_ATTEMPTS=2)
+    limits(PROPAGATION_S=0.0, POLICY_CHANGE_S=3.0, CALL_ATTEMPTS=2, FIRST_CONNECT_S=SHORT_S)
     limits(VISIBLE_S=SHORT_S, CONSISTENCY_S=SHORT_S, ABSENCE_S=SHORT_S)
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import itertools
 import json
 import os
 import re
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from support.aws import Account
 from support.failures import Explained
 from support.machine import PATIENCE_S
-from support.mqtt import Client
-from support.shell import Elf, Pair
+from support.mqtt import PINGREQ, Broker, Client, Peer, answer_to, publish
+from support.program import Limits
+from support.shell import Elf, InProcess, Pair
 
 LONG = "x" * 100_000
 
@@ -60,6 +65,81 @@ def test_subscribe_reports_to_a_slow_reader_all_that_came_in_time(
     assert events[-1]["received"] == len(events) - 1 == 800
 
 
+def flood(peer: Peer) -> None:
+    """Send 3 MB as fast as they are taken, and answer no PINGREQ until they are gone."""
+    peer.send(answer_to(peer.packets[0]))
+    peer.send(answer_to(next(iter(peer))))
+    peer.connection.settimeout(0.05)
+    left = memoryview(publish(b"elf/x", LONG[:20_000].encode()) * 150)
+    with contextlib.suppress(OSError):  # ELF is gone
+        while left:
+            try:
+                left = left[peer.connection.send(left[:16_384]) :]
+            except TimeoutError:
+                collections.deque(peer, maxlen=0)  # which waits as long
+        peer.connection.settimeout(None)
+        peer.answer()
+
+
+class PatientReader:
+    """Reads standard output in this process, once something is so."""
+
+    def __init__(self, broker: Broker, monkeypatch: pytest.MonkeyPatch, is_time: Callable[[], object]) -> None:
+        ours, theirs = os.pipe()
+        self.lines, self._pipe, self._stream = 0, os.fdopen(ours, "rb"), os.fdopen(theirs, "w", encoding="utf-8")
+        self._wait = lambda: broker.await_that(is_time)
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        monkeypatch.setattr("sys.stdout", self._stream)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with self._pipe:
+            self._wait()
+            self.lines = sum(1 for _ in self._pipe)
+
+    def end(self) -> int:
+        """Return how many lines it has read."""
+        self._stream.close()
+        self._thread.join(PATIENCE_S)
+        return self.lines
+
+
+@pytest.fixture
+def flooding(tmp_path: Path, limits: Limits) -> Iterator[Broker]:
+    """A broker that sends thing_0 3 MB, of which ELF holds 0.2 MB for a reader; keep-alives are fast."""
+    limits(MAX_UNREAD=200_000, KEEP_ALIVE_S=1, CHECK_INTERVAL_S=0.1, LONG_PAUSE_S=2.0)
+    with contextlib.closing(Broker(tmp_path, {"thing_0": [flood]})) as broker:
+        yield broker
+
+
+SUBSCRIBE_ONE = ("subscribe", "--things", 1, "--output", "payload", "--quiet")
+
+
+def test_connections_stay_alive_while_nothing_reads_and_all_arrives_then(
+    main_of_pair: InProcess, flooding: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader waits for three keep-alives, which have no answer that ELF reads."""
+    reader = PatientReader(flooding, monkeypatch, lambda: len(flooding.of("thing_0", PINGREQ)) == 3)
+    result = main_of_pair(*SUBSCRIBE_ONE, *flooding.to_broker, "--count", 150)
+    assert reader.end() == 150
+    assert len(flooding.peers) == 1
+    pings = [each.at for each in flooding.of("thing_0", PINGREQ)]
+    assert all(later - earlier < 1.5 for earlier, later in itertools.pairwise(pings))
+    (warned, reported, _, _) = result.lines
+    assert re.match(r"standard output has not been read for 2 s: .* until its reader goes on", warned)
+    assert re.search(r"the reader of the output was too slow: ELF received and sent nothing for [2-9]\.\d s", reported)
+
+
+def test_what_a_reader_lets_get_lost_is_said_to_be_its_doing(
+    main_of_pair: InProcess, flooding: Broker, monkeypatch: pytest.MonkeyPatch, explained: Explained
+) -> None:
+    """It reads when the connection is gone."""
+    reader = PatientReader(flooding, monkeypatch, lambda: flooding.peers and flooding.peers[0].is_over)
+    result = main_of_pair(*SUBSCRIBE_ONE, *flooding.to_broker, "--duration", 1, status=1)
+    assert 0 < reader.end() < 150
+    explained(result, "OutputUnread", "the reader of the output was too slow")
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_standard_streams_that_are_closed_do_no_harm(elf: Elf, account: Account, closed: str) -> None:
     """A file that got the number of a closed one would be written to instead."""
@@ -89,6 +169,40 @@ def test_an_output_that_is_full_is_no_success(pair: Pair, where: str) -> None:
     if where.startswith(">"):
         assert "the disk is full" in result.err
         assert "standard output" in result.err
+    else:
+        summary = json.loads(result.out.splitlines()[-1])
+        assert summary["exitStatus"] == 1
+        assert summary["error"]["name"] == "DiskFull"
+        assert "standard error" in summary["error"]["cause"]
+
+
+def test_where_a_log_is_full_standard_output_says_so(main_of_pair: InProcess, pair: Pair) -> None:
+    full = Path("/dev/full").open("w", encoding="utf-8")  # noqa: SIM115 - what could not be written fails again
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stderr", full)
+        result = main_of_pair("send", *pair.to_broker, "--count", 1, status=1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
+    assert result.out == "the disk is full: [Errno 28] No space left on device: 'standard error'\n"
+
+
+def test_where_the_reader_of_the_summary_is_gone_the_log_says_so(
+    main_of_pair: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    monkeypatch.setattr("sys.stdout", os.fdopen(theirs, "w", encoding="utf-8"))
+    result = main_of_pair("list", "--output", "json", status=141)
+    assert result.lines == ["the reader of standard output closed it"]
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [("$ELF --help > /dev/full", 1), ("$ELF --version > /dev/full", 1), ("$ELF --help | true", 141), ("$ELF >&-", 2)],
+)
+def test_help_that_can_not_be_printed_is_no_success(pair: Pair, script: str, status: int) -> None:
+    said = pair.in_shell(script, status).err
+    assert "Traceback" not in said
+    assert ("the disk is full" in said) == (status == 1)
 
 
 def test_a_pipe_that_does_not_block_loses_no_line(pair: Pair) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import threading
@@ -85,6 +86,7 @@ def test_a_second_ctrl_c_stops_at_once(elf: Elf, account: Account, proxy: HttpPr
     proxy.await_hang(PATIENCE_S)
     window.signal(signal.SIGINT)
     window.await_line("again to stop now")
+    time.sleep(0.06)  # nobody is faster
     window.signal(signal.SIGINT)
     assert window.end(130).lines[-1] == "stopped"
     proxy.reset()
@@ -97,10 +99,12 @@ def test_a_second_ctrl_c_stops_at_once(elf: Elf, account: Account, proxy: HttpPr
 def test_create_that_is_stopped_has_recorded_all_it_made(
     elf: Elf, account: Account, signum: signal.Signals, status: int
 ) -> None:
+    """As GNU timeout does it, the process is signalled, and then its group."""
     window = elf.start("create", 900, "--verbose")
     window.await_line("Thing:'thing_0' associated")
     window.signal(signum)
-    window.end(status)
+    os.killpg(window.process.pid, signum)
+    assert "interrupted (" in window.end(status).lines[-1]
     assert 0 < len(account.things()) < 900
     assert set(account.things()) <= set(elf.recorded())  # what is not there yet is known to be asked for
     recorded = {thing["certificateId"] for thing in elf.recorded().values() if "certificateId" in thing}
@@ -156,6 +160,16 @@ def test_nohup_is_heeded(elf: Elf) -> None:
 
 
 @posix_only
+@pytest.mark.parametrize("imported", ["pathlib", "argparse", r"iot_elf\.runners"])
+def test_ctrl_c_before_elf_has_begun_is_quiet(elf: Elf, imported: str) -> None:
+    """As a shell sees it, which reports 130."""
+    window = elf.start("list", env={"PYTHONPROFILEIMPORTTIME": "1"})
+    window.await_line(rf"\| +{imported}$")
+    window.signal(signal.SIGINT)
+    assert "Traceback" not in window.end(-signal.SIGINT).err
+
+
+@posix_only
 def test_ctrl_c_twice_on_a_slow_disk_loses_no_key(elf: Elf, account: Account, tmp_path: Path) -> None:
     window = elf.start("create", 4, env=with_slow_disk(tmp_path, 0, 0.3))
     window.await_line("ELF creating")
@@ -163,6 +177,7 @@ def test_ctrl_c_twice_on_a_slow_disk_loses_no_key(elf: Elf, account: Account, tm
         assert window.process.poll() is None
     window.signal(signal.SIGINT)
     window.await_line("press Ctrl-C again to stop now")
+    time.sleep(0.06)
     window.signal(signal.SIGINT)
     window.end(130)
     elf("create", 4)

@@ -230,18 +230,18 @@ def test_a_refusal_that_aws_does_not_explain_is_told_as_it_is(
     explained(command(status=1), failure, "thing_0", fact)
 
 
-def test_a_client_id_that_is_taken_over_is_named(pair: Pair, service: AwsService) -> None:
+def test_a_client_id_that_is_taken_over_again_and_again_is_named(pair: Pair, service: AwsService) -> None:
     window = pair.start("subscribe", "--debug", *pair.to_broker, "--duration", "60")
     window.await_line("ELF listening on 2 things")
-    client_id = window.await_line("thing_0: CONNECT to ").split()[-1]
-    thief = mqtt_client_of(pair, service, "thing_0", client_id)
-    assert thief.connect() == "Success"
-    window.await_line("thing_0 lost its connection to ")
-    window.await_line("thing_0 reconnected to ")
-    thief.close()
+    for number in range(1, 4):
+        client_id = window.last_line("thing_0: CONNECT to ").split()[-1]
+        thief = mqtt_client_of(pair, service, "thing_0", client_id)
+        assert thief.connect() == "Success"
+        window.await_count("thing_0 reconnected to ", number)
+        thief.close()
     window.signal(signal.SIGINT)
-    (remedy,) = (line for line in window.end(130).lines if line.startswith("what to do: "))
-    assert client_id in remedy and "thing_0" in remedy
+    _, remedy = (line for line in window.end(130).lines if line.startswith("what to do: "))
+    assert client_id in remedy and "thing_0" in remedy and "stay connected" in remedy
 
 
 def test_a_subscription_that_is_offline_in_the_end_is_explained(

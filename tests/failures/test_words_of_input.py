@@ -47,7 +47,7 @@ def test_a_file_that_the_user_names_is_explained(
     file = tmp_path / "given"
     if content is not None:
         file.write_bytes(content)
-    result = main_of_pair("send", *pair.to_broker, *ONCE, option, file, status=1 if content is None else 2)
+    result = main_of_pair("send", *pair.to_broker, *ONCE, option, file, status=2)
     explained(result, failure, file, reason)
     assert "posting" not in result.err
 

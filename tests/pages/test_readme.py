@@ -34,6 +34,7 @@ PAGES = {
 BY_CI = {"Quick start": "README.md 'Quick start'", "Tests": "README.md Tests"}  # they make virtual environments
 SMALLER = {
     "provisioning.py": "--things 5",
+    "sequences.py": "--things 30",
     "fleet.py": "--things 20 --duration 2",
     "templates.py": "--things 20 --duration 2",
 }

@@ -38,7 +38,7 @@ OUR_TRACEBACK = re.compile(
     rf'File "{re.escape(str(ROOT))}/(elf|locustfile|iot_elf)'
 )  # a virtual environment may be there as well
 PASSWORD = "correct horse battery staple"
-SLOW = f"{code_with_limits(CONNECTS_PER_S=4)}from locustfile import *\n"
+SLOW = f"{code_with_limits(CONNECTS_PER_S=4)}import locustfile; locustfile.TELL_S = 1.0\nfrom locustfile import *\n"
 
 
 class Locusts:
@@ -250,18 +250,39 @@ def test_all_workers_together_connect_at_one_pace(locusts: Locusts, relay: Relay
     locusts.file.write_text(SLOW)
     locusts.to_broker = ("--host", f"localhost:{relay.port}")
     workers = [locusts.worker(), locusts.worker()]
-    locusts.master(2, "--run-time", "16s").end()
+    result = locusts.master(2, "--run-time", "1s").end()
     for worker in workers:
         worker.end()
     assert len(relay.arrivals) == 20
+    told = [
+        line.partition("iot-elf: ")[2]
+        for line in result.err.splitlines()
+        if "things connected" in line or "so far" in line
+    ]
+    assert len(told) >= 3 and told[0].startswith("connecting: ") and told[-1] == "20 of 20 things connected"
+    assert "Run time limit set to 1 seconds, from when all things are connected" in result.err
+    assert locusts.counts()["CONNECT"] == (20, 0)
     assert relay.arrivals[-1] - relay.arrivals[0] > 3.5  # at 4 a second 4.75 s, at 4 a second and worker 2.25 s
+
+
+def test_a_run_that_ends_before_its_things_are_connected_has_failed(locusts: Locusts) -> None:
+    locusts.elf("create", 8)
+    locusts.file = locusts.elf.cwd / "slow.py"
+    locusts.file.write_text(SLOW)
+    window = locusts.headless("--run-time", "1s")
+    window.await_line("connecting: [1-7] of 8 things so far")
+    window.process.terminate()
+    err = window.end(status=1).err
+    (ends,) = re.findall("the run ends with ([1-7]) of 8 things connected", err)
+    requests, failures = locusts.counts()["CONNECT"]
+    assert requests == 8 and failures == 8 - int(ends)
 
 
 def test_an_outage_is_counted_and_no_message_lost(locusts: Locusts, relay: Relay, ear: Client) -> None:
     locusts.elf("create", 3)
     locusts.to_broker = ("--host", f"localhost:{relay.port}")
     window = locusts.page()
-    assert locusts.swarm(user_count=3, spawn_rate=3, interval="0.1")["success"]
+    assert locusts.swarm(user_count=3, spawn_rate=3, interval="0.1", run_time="1h")["success"]
     hear_from(ear, 3)
     relay.down()
     locusts.await_requests("DISCONNECT", 3)
@@ -358,16 +379,25 @@ def test_what_is_wrong_is_said_on_the_page(locusts: Locusts, account: Account, e
         ({"subscribers": "much"}, "'much' is not a share from 0 to 1"),
         ({"topic": "elf/#"}, "+ and # are for topic filters, not for a topic to publish to"),
         ({"user_count": "3"}, "3 users requested, but only 2 things exist"),
+        ({"interval": "nan", "user_count": "x"}, "'nan' is not 0.01 seconds or more"),  # or it would be there later
+        ({"spawn_rate": "nan"}, "'nan' is not a number of users per second"),
+        ({"run_time": "9" * 30}, "is more than a year"),
+        ({"user_count": ""}, "'' is not a whole number"),
     ):
         answer = locusts.swarm(**{"user_count": 2, "spawn_rate": 2, **wrong})
         assert not answer["success"] and said in answer["message"] and "what to do: " in answer["message"], answer
     assert not account.policies_of("thing_0")
+    for posted in (b"[]", json.dumps({"user_class_name": "Thing", "publish": None, "weight": 0}).encode()):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            locusts.ask("user", posted)
+        assert refused.value.code == 403
     for _ in range(2):  # one run after the other
         assert locusts.swarm(user_count=1, spawn_rate=2, interval="0.2")["success"]
         hear_from(ear, 1)
         assert locusts.swarm(user_count=2, spawn_rate=2)["success"]
         hear_from(ear, 2)
         assert "3 users requested" in locusts.swarm(user_count=3, spawn_rate=2)["message"]
+        assert locusts.swarm(user_count=2, spawn_rate=2, topic="elf/#")["success"]  # which a run does not change
         assert locusts.swarm(user_count=1, spawn_rate=2)["success"]
         locusts.stop()
         ear.hear_all()

@@ -26,12 +26,13 @@ SEAMS = {
     ),
     "client._mqtt_core": "_event_queue _event_consumer _internal_async_client",
     "client._mqtt_core._event_consumer": "start _stopper _dispatch_one",
-    "client._mqtt_core._internal_async_client": "_paho_client",
+    "client._mqtt_core._internal_async_client": "_paho_client _event_callback_map",
     "paho client": (
-        "_thread _backoffCore _max_inflight_messages _message_retry _ssl want_write loop_write loop_read loop_misc"
+        "_thread _backoffCore _max_inflight_messages _message_retry _ssl _last_msg_in _ping_t "
+        "want_write loop_write loop_read loop_misc _mid_generate"
     ),
 }
-ALIASES = ("events", "_paho")  # of two of these parts
+ALIASES = ("events", "inner", "_paho")  # of three of these parts
 PYTHONS = {"print", "set", "__name__"}  # the built-in function, hidden from a module; an Event's; a class's
 BOTOCORES = {"register", "register_first", "register_last"}  # of its events
 

@@ -15,6 +15,7 @@ import pytest
 from cryptography import x509
 from support.aws import Account, AwsService
 from support.failures import Explained
+from support.networks import Impostor
 from support.program import Limits, copy_program
 from support.shell import Elf, InProcess, Pair
 
@@ -47,6 +48,17 @@ def test_a_root_certificate_that_did_not_sign_the_broker_is_refused(main_of_pair
     assert {failure.name for failure in result.failures} == {"NotTrusted"}
 
 
+@pytest.mark.parametrize(("begins_in_h", "reason"), [(-3, "certificate has expired"), (1, "is not yet valid")])
+def test_a_certificate_that_is_out_of_date_names_the_clock_and_whose_it_is(
+    main_of_pair: InProcess, tmp_path: Path, explained: Explained, begins_in_h: int, reason: str
+) -> None:
+    with contextlib.closing(Impostor(tmp_path, begins_in_h=begins_in_h)) as impostor:
+        to_it = ("--mqtt-endpoint", f"localhost:{impostor.port}", "--root-cert", impostor.root_cert)
+        result = main_of_pair("send", "--things", 1, *to_it, *ONCE, status=1)
+    facts = reason, "it is impostor's, signed by impostor", "this machine's clock, which says 20"
+    explained(result, "NotTrusted", *facts)
+
+
 @pytest.mark.parametrize("content", [None, "", "not a certificate"])
 def test_a_root_cert_without_a_certificate_is_refused(
     main_of_pair: InProcess, pair: Pair, tmp_path: Path, content: str | None, explained: Explained
@@ -54,7 +66,7 @@ def test_a_root_cert_without_a_certificate_is_refused(
     file = tmp_path / "root.pem"
     if content is not None:
         file.write_text(content)
-    result = main_of_pair("send", *pair.to_broker[:2], "--root-cert", file, *ONCE, status=1 if content is None else 2)
+    result = main_of_pair("send", *pair.to_broker[:2], "--root-cert", file, *ONCE, status=2)
     explained(result, "NotARootCertificate", file)
 
 

@@ -198,7 +198,8 @@ Script = Callable[[Peer], None]  # it has a connection's CONNECT to answer, and 
 class Broker(Impostor):
     """A broker that takes any client, and does to each connection of a thing what a script says; then it behaves.
 
-    With `accepted`, it takes those alone whose certificates these have signed.
+    With `accepted`, it takes those alone whose certificates these have signed. Before TLS, it resets the first
+    `resets` connections, and ends as many more without a word.
     """
 
     def __init__(
@@ -208,11 +209,13 @@ class Broker(Impostor):
         accepted: Path | None = None,
         version: str = "MAXIMUM_SUPPORTED",
         port: int = 0,
+        resets: int = 0,
     ) -> None:
         self.peers: list[Peer] = []  # in the order of their CONNECT
         self.refused = 0  # connections without one
         self._scripts = {thing: collections.deque(its) for thing, its in (scripts or {}).items()}
         self._accepted, self._version = accepted, ssl.TLSVersion[version]
+        self._ends = collections.deque([True] * resets + [False] * resets)  # of the first connections: by a reset
         self._news = threading.Condition()
         super().__init__(directory, port=port)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # what is not read is soon felt
@@ -235,6 +238,12 @@ class Broker(Impostor):
             self._context.load_verify_locations(self._accepted)
         with contextlib.suppress(OSError), contextlib.closing(connection):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._ends:
+                if not self._ends.popleft():
+                    connection.recv(65536)
+                else:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                return
             try:
                 client = self._context.wrap_socket(connection, server_side=True)
             except OSError:

@@ -41,16 +41,18 @@ def silent_port() -> Iterator[int]:
         yield int(listener.getsockname()[1])
 
 
-def certificate_and_key(key: ec.EllipticCurvePrivateKey, subject: str, issuer: str, host: str, is_ca: bool) -> bytes:
-    """A certificate for a host that `key` signs and is for, valid for an hour, and the key, in PEM."""
+def certificate_and_key(
+    key: ec.EllipticCurvePrivateKey, subject: str, issuer: str, host: str, is_ca: bool, begins_in_h: float = -1
+) -> bytes:
+    """A certificate for a host that `key` signs and is for, valid for two hours, and the key, in PEM."""
     subject_name, issuer_name = (
         x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in (subject, issuer)
     )
-    now = datetime.datetime.now(datetime.timezone.utc)
+    begins = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=begins_in_h)
     certificate = (
         x509.CertificateBuilder(issuer_name, subject_name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
+        .not_valid_before(begins)
+        .not_valid_after(begins + datetime.timedelta(hours=2))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=is_ca, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
@@ -66,9 +68,11 @@ class Impostor:
     It first says `answer`; with `holds`, it says nothing and does not hang up either.
     """
 
-    def __init__(self, directory: Path, answer: bytes = b"", holds: bool = False, port: int = 0) -> None:
+    def __init__(
+        self, directory: Path, answer: bytes = b"", holds: bool = False, port: int = 0, begins_in_h: float = -1
+    ) -> None:
         self.root_cert = directory / "impostor.pem"
-        self._answer, self._holds = answer, holds
+        self._answer, self._holds, self._begins_in_h = answer, holds, begins_in_h
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(self._certify())
         self._listener = socket.create_server(("127.0.0.1", port))
@@ -77,7 +81,8 @@ class Impostor:
 
     def _certify(self) -> Path:
         key = ec.generate_private_key(ec.SECP256R1())
-        self.root_cert.write_bytes(certificate_and_key(key, "impostor", "impostor", "localhost", is_ca=True))
+        names = "impostor", "impostor", "localhost"
+        self.root_cert.write_bytes(certificate_and_key(key, *names, is_ca=True, begins_in_h=self._begins_in_h))
         return self.root_cert
 
     def _serve(self) -> None:

@@ -91,6 +91,11 @@ class Running:
         with self._news:
             return sum(text in line for line in self._lines)
 
+    def last_line(self, text: str) -> str:
+        """The last of these lines that contains a text."""
+        with self._news:
+            return next(line for line in reversed(self._lines) if text in line)
+
     def await_count(self, text: str, number: int) -> None:
         """Wait until that many lines contain a text."""
         with self._news:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ class Loop:
         self.connects: list[tuple[float, Callable[[], None]]] = []  # after how long, and what
         self.connections: list[Any] = []  # the stand-ins of Connection that were made in it
         self.joins_s: list[float] = []  # how long each join() would have waited
-        self.is_closed = False
+        self.is_closed = self.is_paused = False
+        self.paused_s, self.paused_s_ago = 0.0, math.inf
         self.waiting: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._numbers = itertools.count()
 
@@ -30,6 +32,9 @@ class Loop:
 
     def connect_in_turn(self, connect: Callable[[], None], after_s: float) -> None:
         self.connects.append((after_s, connect))
+
+    def resume(self) -> None:
+        self.is_paused = False
 
     def close(self) -> None:
         self.is_closed = True

@@ -6,6 +6,8 @@ import errno
 import itertools
 import json
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -61,6 +63,7 @@ def test_output_comes_out_in_order() -> None:
 
 
 def test_a_slow_reader_stops_elf_only_when_megabytes_are_unread(limits: Limits) -> None:
+    """Over 10 characters, 15 are unread, and it waits until half of 10 are."""
     assert constant("MAX_UNREAD") == 8 * 1024 * 1024
     limits(MAX_UNREAD=10)
     stream, writer, done = Stream(), OutputWriter(EventQueue()), list[int]()
@@ -75,11 +78,11 @@ def test_a_slow_reader_stops_elf_only_when_megabytes_are_unread(limits: Limits) 
     thread.start()
     wait_until(lambda: len(done) == 3)  # 10 characters are not more than 10; 15 are
     time.sleep(0.02)
-    assert (len(done), writer._unread) == (3, 15)
+    assert (len(done), writer._data.unread) == (3, 15)
     stream.may_read.set()
     thread.join(PATIENCE_S)
     assert writer.flush()
-    assert (len(done), writer._unread, stream.written) == (4, 0, ["five."] * 4)
+    assert (len(done), writer._data.unread, stream.written) == (4, 0, ["five."] * 4)
 
 
 def wait_until(is_so: Any) -> None:
@@ -97,21 +100,26 @@ def test_after_ctrl_c_nobody_waits_for_a_slow_reader(limits: Limits) -> None:
     events.interrupt(2, None)
     for _ in range(9):
         writer.write(stream, "five.")
-    assert writer._unread == 45
+    assert writer._data.unread == 45
     stream.may_read.set()
 
 
 @pytest.mark.parametrize(
-    ("error", "signum", "failure"),
+    ("error", "signum", "cause", "status"),
     [
-        (OSError(errno.EPIPE, "closed"), 13, None),
-        (OSError(errno.EIO, "the terminal is gone"), 13, None),
-        (OSError(errno.ENOSPC, "full"), None, "full"),
-        (ValueError("what is this"), None, "what is this"),
+        (OSError(errno.EPIPE, "closed"), 13, "the reader of standard output closed it", 141),
+        (OSError(errno.EIO, "the terminal is gone"), 13, "the reader of standard output closed it", 141),
+        (OSError(errno.ENOSPC, "full"), None, "the disk is full: [Errno 28] full: 'standard output'", 1),
+        (
+            ValueError("what is this"),
+            None,
+            "operating system error: [Errno 22] what is this: 'standard output'",
+            1,
+        ),
     ],
 )
 def test_a_reader_that_is_gone_ends_elf_and_another_failure_is_remembered(
-    error: Exception, signum: int | None, failure: str | None
+    error: Exception, signum: int | None, cause: str, status: int
 ) -> None:
     events, stream = EventQueue(), Stream(error)
     writer = OutputWriter(events)
@@ -119,12 +127,10 @@ def test_a_reader_that_is_gone_ends_elf_and_another_failure_is_remembered(
         writer.write(stream, "line\n")
     assert writer.flush()
     assert events.signum == signum
-    if failure:
-        assert isinstance(writer.failure, OSError)
-        assert failure in writer.failure.args
-        assert writer.failure.filename == "standard output"
-    else:
-        assert writer.failure is None
+    failure = writer.failure_of(stream)
+    assert failure
+    assert (failure.cause, console.status_of(failure)) == (cause, status)
+    assert writer.failure_of(sys.stderr) is None
 
 
 def test_a_failure_of_standard_error_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +139,9 @@ def test_a_failure_of_standard_error_is_called_so(monkeypatch: pytest.MonkeyPatc
     writer = OutputWriter(EventQueue())
     writer.write(stream, "line\n")
     writer.flush()
-    assert writer.failure
-    assert writer.failure.filename == "standard error"
+    failure = writer.failure_of(stream)
+    assert failure
+    assert "'standard error'" in failure.cause
 
 
 def test_output_that_is_read_is_waited_for_and_after_ctrl_c_for_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +222,7 @@ def test_output_that_failed_is_an_error_once(monkeypatch: pytest.MonkeyPatch) ->
     [
         (0, 8, 0.0, "create:   0%|          | 0/8 [00:00<?, ? things/s]"),
         (0, 8, 5.0, "create:   0%|          | 0/8 [00:05<?, ? things/s]"),
+        (2, 8, 0.9, "create:  25%|███▌          | 2/8 [00:00<?, ? things/s]"),
         (2, 8, 1.0, "create:  25%|█▊     | 2/8 [00:01<00:03, 2.0 things/s]"),
         (4, 8, 60.0, "create:  50%|███▌   | 4/8 [01:00<01:00, 0.1 things/s]"),
         (8, 8, 4.0, "create: 100%|███████| 8/8 [00:04<00:00, 2.0 things/s]"),
@@ -312,6 +320,109 @@ def test_a_log_line_has_its_time_in_utc_and_neither_secrets_nor_control_characte
     monkeypatch.setattr(text, "_secrets", frozenset({"a-secret"}))
     line = LogFormatter().format(record("%s said\n%s", "a-secret", "\x1b[2J"))
     assert line == "2023-11-14 22:13:20,123:iot-elf:INFO - *** said\\n\\x1b[2J"
+
+
+@pytest.mark.parametrize("columns", range(20, 60))
+def test_a_line_that_is_cut_for_the_terminal_shows_no_half_of_a_secret(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setattr(text, "_secrets", frozenset({"s3cret-password"}))
+    monkeypatch.setattr(console, "terminal_width", lambda stream: columns)
+    made = record("posting '%s' to %s", "begin s3cret-password end", "a-topic")
+    made.name = text.detail_log.name
+    assert "s3" not in console.TerminalFormatter(coloured=False).format(made)
+
+
+class Piped(Stream):
+    """A stream with a descriptor, which is no other's."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(error)
+        self._pipe = os.pipe()
+
+    def fileno(self) -> int:
+        return self._pipe[1]
+
+
+def test_a_reader_of_one_stream_that_stalls_holds_up_the_other_only_if_they_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for error in (Piped(), Stream()):
+        out: Any = Piped()
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stderr", error)
+        out.may_read.clear()
+        writer = OutputWriter(EventQueue())
+        writer.write(out, "data")
+        assert out.began.wait(PATIENCE_S)
+        writer.write(error, "line")
+        if isinstance(error, Piped):
+            wait_until(lambda error=error: error.written)
+        else:  # nobody knows
+            time.sleep(0.02)
+            assert error.written == []
+        out.may_read.set()
+        assert writer.flush()
+        assert error.written == ["line"]
+
+
+class Pausing:
+    """An event loop whose thread is this one."""
+
+    is_current: Any = True
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.resume = lambda: self.calls.append("resume")
+
+    def pause(self, unread: str) -> None:
+        self.calls.append(f"pause: {unread}")
+
+    def call_soon_threadsafe(self, function: Any) -> None:
+        function()
+
+
+def test_an_event_loop_never_waits_for_a_reader_and_is_told_when_to_stop_and_to_go_on(limits: Limits) -> None:
+    limits(MAX_UNREAD=10)
+    stream, loop, writer = Stream(), Pausing(), OutputWriter(EventQueue())
+    writer.pause_instead(loop)  # type: ignore[arg-type]
+    stream.may_read.clear()
+    for _ in range(4):
+        writer.write(stream, "five.")
+    assert loop.calls == ["pause: standard output"] * 2  # over 10 characters, at each
+    stream.may_read.set()
+    assert writer.flush()
+    assert loop.calls == ["pause: standard output"] * 2 + ["resume"]
+
+
+def test_an_event_loop_does_not_wait_for_a_thread_that_logs_and_waits_for_a_reader(
+    monkeypatch: pytest.MonkeyPatch, limits: Limits
+) -> None:
+    limits(MAX_UNREAD=10)
+    stream: Any = Stream()
+    monkeypatch.setattr("sys.stderr", stream)
+    writer, loop_thread = OutputWriter(EventQueue()), threading.current_thread()
+
+    class Loop(Pausing):
+        @property
+        def is_current(self) -> bool:
+            return threading.current_thread() is loop_thread
+
+    writer.pause_instead(Loop())  # type: ignore[arg-type]
+    with logged():
+        console.start_logging(logging.INFO, writer)
+        stream.may_read.clear()
+        text.log.info("more than ten characters")
+        other = threading.Thread(target=text.log.info, args=["of another thread"], daemon=True)
+        other.start()
+        time.sleep(0.02)
+        text.log.info("of the loop's")
+        assert other.is_alive()
+        stream.may_read.set()
+        other.join(PATIENCE_S)
+    assert writer.flush()
+    lines = [line.partition(" - ")[2] for line in stream.written]
+    assert lines == ["more than ten characters\n", "of the loop's\n", "of another thread\n"]
 
 
 def test_of_many_things_only_totals_are_shown_and_the_first_twenty_failures() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from support.program import Limits, constant
 
 from iot_elf import device, outbox
-from iot_elf.device import Device, DeviceListener, RefusalTracker, refuse_blocking_files
+from iot_elf.device import REJECTED_WITHIN_S, Device, DeviceListener, RefusalTracker, refuse_blocking_files
 from iot_elf.errors import ElfError, Refusal, UsageError
 from iot_elf.network import Endpoint
 from iot_elf.state import ThingFiles
@@ -61,6 +62,25 @@ def test_refusals_count_after_a_while_and_aws_is_asked_once(
         found.append(tracker.add(refusal(action)))
     assert found == asked_and_given_up
     assert tracker.last and tracker.last.action == action
+
+
+@pytest.mark.parametrize(("is_final", "given_up_at"), [(True, 5), (False, 0)])
+def test_what_no_policy_forbids_is_given_up_soon_where_no_change_of_it_can_be_on_its_way(
+    clock: Clock, is_final: bool, given_up_at: int
+) -> None:
+    tracker = RefusalTracker(0)
+    for number in range(1, 9):
+        asked, gives_up = tracker.add(refusal(PUBLISH))
+        if asked:
+            told = Refusal("thing_0", "broker", PUBLISH, "subject", " (9 bytes)", allowed_by="p", is_final=is_final)
+            tracker.explain(told)
+        assert gives_up == (is_final and number >= given_up_at)
+        tracker.on_online()
+    assert tracker.last is told
+    assert "(9 bytes)" in told.cause and "its policy allows that (p)" in told.cause
+    tracker.on_success()
+    tracker.explain(told)
+    assert tracker.last is None  # it is not refused any more
 
 
 @pytest.mark.parametrize("success", ["on_success", "clear"])
@@ -117,7 +137,8 @@ class FakeConnection:
     def __init__(self, client: Any, loop: Any, on_lost: Callable[[Exception], None]) -> None:
         self.client, self.on_lost = client, on_lost
         loop.connections.append(self)
-        self.is_alive, self.is_full = True, False
+        self.is_alive, self.is_full, self.may_pause = True, False, False
+        self.is_filled = False  # whether the next message is more than it takes
         self.on_writable: Callable[[], None] = lambda: None
         self.published: list[str] = []
         self.on_puback: list[Callable[..., None] | None] = []
@@ -128,6 +149,9 @@ class FakeConnection:
     def write(self) -> None:
         self.is_written = True
 
+    def allow_pauses(self) -> None:
+        self.may_pause = True
+
     def close(self) -> None:
         self.is_alive = False
 
@@ -136,6 +160,7 @@ class FakeConnection:
         assert (topic, qos) == ("elf/thing_0", 0 if on_puback is None else 1)
         self.published.append(payload.decode())
         self.on_puback.append(on_puback)
+        self.is_full = self.is_full or self.is_filled
         return len(self.published)
 
     def subscribe(self, topic_filter: str, qos: int, on_suback: Callable[..., None]) -> int:
@@ -169,8 +194,12 @@ class Recorder(DeviceListener):
     def on_connected(self, device: Device) -> None:
         self.events.append("connected")
 
-    def on_connection_interrupted(self, device: Device, rejected: bool) -> None:
-        self.events.append("interrupted by a rejection" if rejected else "interrupted")
+    def on_connect_delayed(self, device: Device, reason: str) -> None:
+        self.events.append(f"delayed: {reason}")
+
+    def on_connection_interrupted(self, device: Device, error: Exception, rejected: bool) -> None:
+        given_up = f": {error}" if isinstance(error, TimeoutError) else ""
+        self.events.append("interrupted by a rejection" if rejected else f"interrupted{given_up}")
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
         self.events.append(f"resumed after {after_s:g}")
@@ -181,8 +210,11 @@ class Recorder(DeviceListener):
     def on_failed(self, device: Device, failure: Exception) -> None:
         self.events.append(f"failed {type(failure).__name__}")
 
-    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float, lost: bool) -> None:
-        self.events.append(f"sent {number} {payload.decode()} late {late_s:g}{' lost' if lost else ''}")
+    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
+        self.events.append(f"sent {number} {payload.decode()} late {late_s:g}")
+
+    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+        self.events.append(f"lost {number} {payload.decode()}")
 
     def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         late = f", {after_due_s:g} after it was due" if after_due_s != after_s else ""
@@ -387,37 +419,61 @@ def test_a_connection_that_ends_before_the_broker_answers_is_a_refusal(
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (ConnectionRefusedError(), ["failed ConnectionRefusedError"]),
-        (ValueError("a bug"), ["failed ValueError"]),
-        (tls_error("SSLV3_ALERT_BAD_CERTIFICATE"), ["refused iot:Connect thing_0-*"]),
-        (TimeoutError(), []),
+        (ConnectionRefusedError(), "failed ConnectionRefusedError"),
+        (socket.gaierror(), "failed gaierror"),
+        (ssl.SSLCertVerificationError(1, "untrusted"), "failed SSLCertVerificationError"),
+        (ssl.SSLError(1, "not TLS"), "failed SSLError"),
+        (ElfError("ProxyForbids", "a proxy forbids it", "ask"), "failed ElfError"),
+        (ValueError("a bug"), "failed ValueError"),
+        (tls_error("SSLV3_ALERT_BAD_CERTIFICATE"), "refused iot:Connect thing_0-*"),
+        (TimeoutError(), "delayed: it does not answer"),
+        (ElfError("ProxyUnanswered", "it does not answer", "check it"), "delayed: the proxy does not answer"),
+        (ConnectionResetError(), "delayed: it resets the connection"),
+        (ssl.SSLEOFError(8, "EOF"), "delayed: it closes the connection in the TLS handshake"),
+        (ssl.SSLZeroReturnError(6, "closed"), "delayed: it closes the connection in the TLS handshake"),
     ],
 )
-def test_a_thing_tries_again_where_that_may_help(
-    bench: Callable[..., Bench], error: Exception, expected: list[str]
+def test_a_first_connect_is_tried_again_for_a_minute_where_that_may_help(
+    bench: Callable[..., Bench], error: Exception, expected: str
 ) -> None:
     its = bench()
     its.device.connect()
     its.error = error
     its.open()
-    assert its.listener.seen() == expected
-    assert its.device.state == ("ended" if "failed" in str(expected) else "connecting")
-    assert len(its.loop.connects) == (1 if "failed" in str(expected) else 2)
+    assert its.listener.seen() == [expected]
+    is_over = "failed" in expected
+    assert (its.device.state, len(its.loop.connects)) == (("ended", 1) if is_over else ("connecting", 2))
+    if "delayed" in expected:
+        its.pass_time(59.9)
+        its.open()
+        its.pass_time(0.2)
+        its.open()
+        assert its.listener.seen() == [expected, f"failed {type(error).__name__}"]
 
 
-def test_a_thing_that_was_never_connected_gives_up_a_silent_broker_at_the_second_try(
-    bench: Callable[..., Bench],
-) -> None:
+def test_a_thing_whose_first_connects_are_reset_is_connected_in_the_end(bench: Callable[..., Bench]) -> None:
     its = bench()
     its.device.connect()
-    for expected in ([], ["failed TimeoutError"]):
+    its.error = ConnectionResetError()
+    for _ in range(3):
         its.open()
-        its.pass_time(constant("CONNECT_TIMEOUT_S") - 0.1)
-        assert its.listener.seen() == []
-        its.pass_time(0.2)
-        assert its.listener.seen() == expected
+    its.error = None
+    its.online()
+    assert its.listener.seen() == ["delayed: it resets the connection"] * 3 + ["connected"]
+    assert its.pauses_s == [0.0, 1.5, 3.0, 3.0]
+
+
+def test_a_silent_broker_is_given_up_after_a_minute(bench: Callable[..., Bench]) -> None:
+    its = bench()
+    its.device.connect()
+    attempts = 0
+    while its.device.state == "connecting":
+        its.open()
+        its.pass_time(constant("CONNECT_TIMEOUT_S") + 0.1)
+        attempts += 1
         assert not its.connection.is_alive
-    assert len(its.loop.connects) == 2
+    assert its.listener.seen() == ["delayed: it does not answer"] * (attempts - 1) + ["failed TimeoutError"]
+    assert attempts == 13
 
 
 def test_a_thing_that_was_connected_keeps_trying(bench: Callable[..., Bench]) -> None:
@@ -481,7 +537,7 @@ def test_the_pauses_of_things_differ_so_that_not_all_come_at_once(
 def test_an_outage_is_measured_until_the_thing_is_connected_again(bench: Callable[..., Bench]) -> None:
     its = bench()
     for outage_s in (7.5, 30.0):
-        its.online().lose(TimeoutError())
+        its.online().lose()
         assert (its.device.is_offline, its.device.is_online) == (True, False)
         its.pass_time(outage_s)
     its.online()
@@ -616,6 +672,89 @@ def test_a_connection_that_just_ended_gets_no_message(bench: Callable[..., Bench
     assert (connection.published, its.device.blocked_by) == ([], outbox.OFFLINE)
 
 
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize(
+    ("then", "at_qos_0", "at_qos_1"),
+    [
+        ("written", ["sent 1 a late 0", "sent 2 b late 1"], ["sent 1 a late 0", "sent 2 b late 1"]),
+        ("lost", ["lost 1 a", "interrupted by a rejection"], ["interrupted by a rejection"]),
+        ("ended", ["not sent 2"], ["not sent 2"]),
+        ("ended as it is written", ["sent 1 a late 0", "not sent 1"], ["sent 1 a late 0", "not sent 1"]),
+    ],
+)
+def test_a_message_is_sent_when_the_connection_has_taken_the_last_part_of_it(
+    bench: Callable[..., Bench], qos: int, then: str, at_qos_0: list[str], at_qos_1: list[str]
+) -> None:
+    its = bench(qos=qos)
+    connection = its.online()
+    connection.is_filled = True
+    its.publish("a", "b")
+    assert (its.listener.seen(), connection.published) == (["connected"], ["a"])
+    assert (its.device.backlog, its.device.blocked_by) == (2, outbox.SLOW_NETWORK)
+    its.pass_time(1.0)
+    connection.is_filled = False
+    if then == "lost":
+        connection.lose()
+    elif then == "ended":
+        its.device.end()
+    else:
+        connection.is_full = False
+        connection.on_writable() if then == "written" else its.device.end()
+    assert its.listener.seen() == (at_qos_1 if qos else at_qos_0)
+    assert [*its.device.outbox.in_flight] == {"written": [1, 2], "lost": [1], "ended": []}.get(then, [1]) * qos
+    if then == "lost":
+        its.online()
+        again = ["resumed after 0", "sent 1 a late 0", "sent 2 b late 1"]  # it was not sent before
+        assert its.listener.seen() == (again if qos else ["resumed after 0", "sent 2 b late 1"])
+
+
+def test_a_message_counts_once_however_often_it_is_sent_again(bench: Callable[..., Bench]) -> None:
+    its = bench()
+    its.online()
+    its.publish("a")
+    for _ in range(3):
+        its.pass_time(REJECTED_WITHIN_S + 0.1)
+        its.connection.lose()
+        its.online()
+    assert its.listener.seen().count("sent again 1") == 1
+
+
+def test_a_message_that_is_not_acknowledged_goes_out_again_on_another_connection(bench: Callable[..., Bench]) -> None:
+    its = bench()
+    first = its.online()
+    its.publish("a", "b")
+    for _ in range(9):  # the broker goes on, and has skipped one
+        its.pass_time(3.0)
+        its.publish("c")
+        first.acknowledge(len(first.published) - 1)
+    assert first.is_alive
+    its.listener.seen()
+    its.pass_time(2.9)
+    assert its.listener.seen() == []
+    its.pass_time(0.2)
+    assert its.listener.seen() == ["interrupted: no acknowledgement for 30 s"]
+    assert not first.is_alive
+    second = its.online()
+    assert second.published == ["a", "b"]
+    assert its.listener.seen()[1:] == ["sent again 1", "sent again 2"]
+    second.acknowledge(0)
+    its.pass_time(29.0)
+    second.acknowledge(1)
+    its.pass_time(1000.0)
+    assert second.is_alive
+
+
+def test_a_slow_connection_that_acknowledges_one_after_the_other_goes_on(bench: Callable[..., Bench]) -> None:
+    its = bench()
+    connection = its.online()
+    its.publish(*"abcdefgh")
+    for place in range(8):
+        its.pass_time(29.0)
+        connection.acknowledge(place)
+    its.pass_time(100.0)
+    assert (connection.is_alive, its.device.backlog) == (True, 0)
+
+
 def test_at_qos_0_what_is_due_in_an_outage_is_lost(bench: Callable[..., Bench]) -> None:
     its = bench(qos=0)
     its.online().lose()
@@ -624,7 +763,7 @@ def test_at_qos_0_what_is_due_in_an_outage_is_lost(bench: Callable[..., Bench]) 
     its.publish("b")
     assert connection.published == ["b"]
     assert its.listener.seen() == [
-        *("connected", "interrupted", "sent 1 a late 0 lost", "invalid 2", "resumed after 0", "sent 3 b late 0")
+        *("connected", "interrupted", "lost 1 a", "invalid 2", "resumed after 0", "sent 3 b late 0")
     ]
 
 
@@ -776,6 +915,26 @@ def test_refusals_of_what_was_just_made_do_not_count(bench: Callable[..., Bench]
     its.open()
     its.on_connack(None, 5)
     assert its.listener.seen() == ["refused iot:Connect thing_0-*"]
+
+
+def test_a_refusal_while_a_thing_reconnects_is_no_failure_if_nothing_is_left_to_do(bench: Callable[..., Bench]) -> None:
+    its = bench()
+    its.device.connect()
+    its.open()
+    its.on_connack(None, 3)
+    assert its.device.unresolved  # it has never been there
+    its.online()
+    its.publish("a")
+    its.pass_time(REJECTED_WITHIN_S + 0.1)
+    its.connection.lose()
+    its.open()
+    its.on_connack(None, 3)
+    assert its.device.unresolved  # it has a message left
+    its.online().acknowledge(0)
+    its.connection.lose()
+    its.open()
+    its.on_connack(None, 3)
+    assert its.device.refusals.last and not its.device.unresolved
 
 
 # What it receives

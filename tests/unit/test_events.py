@@ -90,7 +90,7 @@ def test_events_come_in_order_and_ctrl_c_before_all() -> None:
     assert list(events.drain()) == []
 
 
-def test_the_first_ctrl_c_asks_to_stop_and_the_second_stops() -> None:
+def test_the_first_ctrl_c_asks_to_stop_and_the_second_stops(clock: Clock) -> None:
     events = EventQueue()
     events.check()
     assert not events.stopping.is_set()
@@ -98,9 +98,23 @@ def test_the_first_ctrl_c_asks_to_stop_and_the_second_stops() -> None:
     assert (events.signum, events.stopping.is_set()) == (2, True)
     with pytest.raises(Interrupted):
         events.check(request=None)
+    clock.now += 0.6
     with pytest.raises(KeyboardInterrupt):
         events.interrupt(15, None)
     assert events.signum == 2
+
+
+@pytest.mark.parametrize(("signum", "moment_s"), [(15, 0.5), (1, 0.5), (2, 0.05)])
+def test_a_signal_that_comes_twice_within_a_moment_is_one(clock: Clock, signum: int, moment_s: float) -> None:
+    """`timeout` and service managers signal a process, and then its group."""
+    events = EventQueue()
+    events.interrupt(signum, None)
+    clock.now += moment_s
+    events.interrupt(signum, None)
+    clock.now += 0.01
+    with pytest.raises(KeyboardInterrupt):
+        events.interrupt(signum, None)
+    assert events.signum == signum
 
 
 def test_ctrl_c_ends_a_wait_that_has_begun(clock: Clock) -> None:

@@ -19,7 +19,7 @@ from iot_elf.errors import ElfError, UsageError
 from iot_elf.events import EventQueue
 from iot_elf.messages import Line, PayloadBuilder
 
-from .stand_ins import Clock
+from .stand_ins import Clock, logged
 
 MAX_PAYLOAD = 128 * 1024  # bytes, AWS IoT's limit
 TS = '"ts": "1700000000.000"'
@@ -161,7 +161,7 @@ def test_a_payload_has_up_to_128_kib(size: int, is_sent: bool) -> None:
     if is_sent:
         assert len(raw.payload("elf/thing_0", "thing_0", 1)) == size
     else:
-        with pytest.raises(UsageError, match=f"{size} bytes"):
+        with pytest.raises(UsageError, match=f"{size:,} bytes"):
             raw.payload("elf/thing_0", "thing_0", 1)
 
 
@@ -246,19 +246,27 @@ def test_a_message_file_that_is_none_says_why(tmp_path: Path, content: bytes | N
         (b"a\rb\r\r\n", [b"a\rb\r"]),
         (b"12345678\n1\n", [b"12345678", b"1"]),
         (b"12345678\r\n1\n", [b"12345678", b"1"]),
-        (b"123456789\n1\n", [b"123456789", b"1"]),  # too long, and still recognised as that
-        (b"1234567890\n1\n", [b"1234567890", b"1"]),
-        (b"1" * 100 + b"\n1\n", [b"1111111111", b"1"]),
-        (b"1" * 100, [b"1111111111"]),
+        (b"123456789\n1\n", [9, b"1"]),
+        (b"123456789\r\n1\n", [9, b"1"]),
+        (b"1234567890\n1\n", [10, b"1"]),
+        (b"1" * 100 + b"\n1\n", [100, b"1"]),
+        (b"1" * 2000 + b"\r\n1\n", [2000, b"1"]),
+        (b"1" * 100, [100]),
     ],
 )
-def test_lines_are_read_one_by_one_and_one_that_is_too_long_is_cut(
-    tmp_path: Path, limits: Limits, content: bytes, lines: list[bytes]
+def test_lines_are_read_one_by_one_and_of_one_that_is_too_long_its_real_length_is_told(
+    tmp_path: Path, limits: Limits, content: bytes, lines: list[bytes | int]
 ) -> None:
     limits(MAX_PAYLOAD_BYTES=8)
     path = tmp_path / "lines"
     path.write_bytes(content)
-    assert [*messages.read_lines(path)] == lines
+    for number, (found, line) in enumerate(zip(messages.read_lines(path), lines, strict=True), 1):
+        if isinstance(found, bytes):
+            assert found == line
+        else:
+            assert f" {line:,} bytes" in found.cause
+            (refused, _) = messages.parse_lines([found], PayloadBuilder, raw=True)
+            assert (refused.error, refused.number) == (found, 1), number
 
 
 def test_lines_of_standard_input_are_read_and_it_stays_open(tmp_path: Path) -> None:
@@ -345,13 +353,6 @@ def test_an_object_that_python_calls_wrong_in_other_words_has_no_column() -> Non
     assert "(it is odd)" in line.error.cause
 
 
-@pytest.mark.parametrize(("size", "expected"), [(8, [(1, "x" * 8), END]), (9, [(1, "UsageError"), END])])
-def test_a_line_is_as_long_as_a_message_may_be(limits: Limits, size: int, expected: list[tuple[int, str]]) -> None:
-    limits(MAX_PAYLOAD_BYTES=8)
-    assert parsed(b"x" * size) == expected
-    assert parsed(b"x" * size, raw=True) == expected
-
-
 def test_an_input_that_fails_ends_with_that() -> None:
     assert parsed(b"a", failure=OSError(errno.EIO, "gone")) == [(1, "a"), (0, "OSError")]
 
@@ -366,25 +367,21 @@ def test_a_line_has_the_time_at_which_it_came(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "kind", "cause", "remedy"),
+    ("line", "cause", "remedy"),
     [
-        (Line(), UsageError, "it contains no message", "use a UTF-8 file"),
-        (Line(error=OSError(errno.ENOENT, "No such file")), ElfError, "No such file", "use a UTF-8 file"),
-        (Line(error=ValueError("odd")), UsageError, ": odd", "use a UTF-8 file"),
+        (Line(), "it contains no message", "use a UTF-8 file"),
+        (Line(error=OSError(errno.ENOENT, "No such file")), "No such file", "use a UTF-8 file"),
+        (Line(error=ValueError("odd")), ": odd", "use a UTF-8 file"),
         (
             Line(None, UsageError("Name", "it is wrong", "mend it"), 7),
-            UsageError,
             "line 7 is not a message: it is wrong",
             "mend it",
         ),
     ],
 )
-def test_a_file_without_a_message_is_refused_with_its_name(
-    line: Line, kind: type[ElfError], cause: str, remedy: str
-) -> None:
-    with pytest.raises(ElfError) as raised:
+def test_a_file_without_a_message_is_wrong_usage_and_refused_with_its_name(line: Line, cause: str, remedy: str) -> None:
+    with pytest.raises(UsageError) as raised:
         messages.first_message(Path("some.jsonl"), iter([line]))
-    assert type(raised.value) is kind
     assert raised.value.cause.startswith("could not read the message file some.jsonl: ")
     assert raised.value.cause.endswith(cause)
     assert raised.value.remedy.startswith(remedy)
@@ -414,6 +411,20 @@ def test_lines_are_read_only_as_they_are_wanted_and_in_order() -> None:
         assert events.get(time.monotonic() + 5.0) == Line(number=number)
     thread.join(5.0)
     assert not thread.is_alive()
+
+
+def test_an_error_that_nobody_expected_ends_the_lines() -> None:
+    """Or the main thread would wait for the next one for ever."""
+
+    def lines() -> Iterator[Line]:
+        yield Line(number=1)
+        raise RuntimeError("odd")
+
+    events = EventQueue()
+    messages.read_ahead(lines(), events, threading.Semaphore(9))
+    first, last = events.drain()
+    assert first == Line(number=1)
+    assert isinstance(last.error, RuntimeError)
 
 
 # Topics
@@ -475,6 +486,8 @@ def test_a_thing_has_the_topics_that_were_given_each_once(
         ("$aws/rules/some/" + "/" * 8, False, False),
         ("$aws/rules/some/$aws/rules/some/" + "/" * 4, True, False),  # once
         ("$aws/rules/some/$aws/rules/some/" + "/" * 5, False, False),
+        ("$x/$share/g/" + "/" * 4, False, True),  # and only where the topic begins
+        ("$x/$share/g/" + "/" * 5, False, False),
         ("a/$aws/rules/" + "/" * 4, True, True),
         ("a/$aws/rules/" + "/" * 5, False, False),
         ("$aws/things/t/shadow/update", True, True),
@@ -494,6 +507,32 @@ def test_a_topic_is_taken_as_aws_takes_it(topic: str, to_publish: bool, to_subsc
         else:
             with pytest.raises(UsageError):
                 messages.refuse_bad_topics({"thing_0": ["fine", topic]}, wildcards)
+
+
+def test_a_name_in_braces_that_is_not_replaced_is_told_once() -> None:
+    topics = {f"thing_{n}": [f"a/thing_{n}/{{thing-name}}/{{thing_nam}}/{{thing-name}}"] for n in range(3)}
+    with logged() as said:
+        messages.refuse_bad_topics(topics)
+        messages.refuse_bad_topics(topics)
+        messages.refuse_bad_topics({"thing_0": ["a/{", "}/b"]})
+    (line,) = said
+    assert line.endswith(": {thing-name}, {thing_nam}")
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "cause"),
+    [
+        (UsageError("Name", "it is wrong", "mend it"), "Name", "it is wrong (2 messages not sent)"),
+        (
+            ValueError("odd"),
+            "NotAnObject",
+            "what the template gives begins a JSON object and is not one: odd (2 messages not sent)",
+        ),
+    ],
+)
+def test_messages_that_can_not_be_made_end_with_their_own_reason(error: Exception, name: str, cause: str) -> None:
+    failure = messages.not_made(2, error)
+    assert (failure.name, failure.cause, type(failure)) == (name, cause, ElfError)
 
 
 def test_wildcards_are_refused_unless_somebody_subscribes() -> None:

@@ -12,7 +12,16 @@ import pytest
 from support.program import Limits
 
 from iot_elf import metrics
-from iot_elf.metrics import Interval, LatencyHistogram, RunRecord, SparseHistogram, Timeline, object_in, time_of_sending
+from iot_elf.metrics import (
+    Interval,
+    LatencyHistogram,
+    RunRecord,
+    SparseHistogram,
+    Timeline,
+    about_clock,
+    object_in,
+    time_of_sending,
+)
 
 from .stand_ins import Clock
 
@@ -242,6 +251,20 @@ def test_what_was_due_and_not_sent_is_counted_for_each_thing_and_for_all(
         record.settle_not_sent(("a", "b"))
     assert {thing: its["not_sent"] for thing, its in record.by_thing.items() if its["not_sent"]} == not_sent
     assert record.totals["not_sent"] == sum(not_sent.values())
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "words"),
+    [
+        (3600.4, "the sender's clock is 3,600 s ahead"),
+        (1.0, "the sender's clock is 1 s ahead"),
+        (0.96, "the sender's clock is 1.0 s ahead"),
+        (0.11, "the sender's clock is 0.1 s ahead"),
+        (-1234.5, "ts is 1,234 s old, or the sender's clock behind"),
+    ],
+)
+def test_how_far_a_clock_is_off_is_said_in_seconds(ahead_s: float, words: str) -> None:
+    assert about_clock(ahead_s) == words
 
 
 def test_of_clocks_that_differ_the_most_is_said_and_there_is_no_latency() -> None:

@@ -324,6 +324,14 @@ def test_connects_wait_in_other_threads_a_limited_number_at_a_time(loop: EventLo
     assert len(threads) == at_once == 16
 
 
+def test_no_message_id_is_given_again_while_it_is_in_use() -> None:
+    in_use: set[int] = set()
+    ids = mqtt.unused_ids(in_use)
+    assert [next(ids) for _ in range(65535)] == [*range(1, 65536)]
+    in_use |= {1, 3}
+    assert [next(ids) for _ in range(3)] == [2, 4, 5]
+
+
 # TLS
 
 
@@ -389,6 +397,15 @@ def test_the_end_of_a_connection_is_an_error_and_a_pause_is_none(
         stream.read(1)
     assert type(caught.value) is raised
     assert stream.error is (caught.value if is_the_end else None)
+
+
+def test_a_packet_that_aws_iot_never_sends_is_the_end() -> None:
+    """128 KiB is the largest payload, 256 bytes the longest topic."""
+    longest = 128 * 1024 + 2 + 256 + 2
+    assert mqtt._BufferedTls(Tls(b"begin")).read(longest) == b"begin"
+    stream = mqtt._BufferedTls(Tls(b"begin"))
+    with pytest.raises(mqtt.PacketTooLong, match="135,000 bytes"):
+        stream.read(135_000)
 
 
 def test_a_tls_connection_is_closed_by_the_loop_alone() -> None:

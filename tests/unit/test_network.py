@@ -7,6 +7,7 @@ import resource
 import select
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from support.program import Limits, constant
 from iot_elf import network, text
 from iot_elf.errors import ElfError
 from iot_elf.network import Endpoint, Proxy
+
+from .stand_ins import Clock
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +113,7 @@ def test_an_address_is_shown_as_it_is_typed(endpoint: Endpoint, shown: str) -> N
         ("https://proxy", Proxy("https", "proxy", 443, "", "")),
         ("socks5://proxy", Proxy("socks5", "proxy", 1080, "", "")),
         ("socks5h://proxy:1", Proxy("socks5h", "proxy", 1, "", "")),
+        ("socks://proxy", Proxy("socks5", "proxy", 1080, "", "")),  # as GNOME sets ALL_PROXY
         ("proxy:3128", Proxy("http", "proxy", 3128, "", "")),
         ("http://me:it%40s@proxy", Proxy("http", "proxy", 80, "me", "it@s")),
         ("http://me@[::1]:8", Proxy("http", "::1", 8, "me", "")),
@@ -128,6 +132,77 @@ def test_a_proxys_url_is_read_or_refused_without_being_shown(url: str, proxy: Pr
     with pytest.raises(ElfError) as raised:
         Proxy.from_url(url, "HTTPS_PROXY")
     assert raised.value.cause == "HTTPS_PROXY is not a valid proxy URL"
+
+
+@pytest.mark.parametrize("scheme", ["socks4", "socks4a", "SOCKS4"])
+def test_socks_4_is_refused_in_words(scheme: str) -> None:
+    with pytest.raises(ElfError, match="SOCKS 4") as raised:
+        Proxy.from_url(f"{scheme}://proxy", "ALL_PROXY")
+    assert raised.value.name == "BadProxyUrl"
+
+
+@pytest.mark.parametrize(
+    ("environment", "given", "url", "proxies"),
+    [
+        ({}, None, None, None),
+        ({}, "http://given", None, {"http": "http://given", "https": "http://given"}),
+        ({}, "none", None, {}),
+        ({}, "socks://given", None, {}),
+        ({"HTTPS_PROXY": "http://env"}, None, None, None),  # botocore looks itself
+        ({"ALL_PROXY": "socks://env"}, None, None, {}),
+        ({"ALL_PROXY": "socks5h://env"}, None, None, {}),
+        ({"ALL_PROXY": "socks4://env"}, None, None, "ALL_PROXY is a SOCKS 4 proxy"),
+        ({"HTTPS_PROXY": "socks4://env"}, "http://given", None, {"http": "http://given", "https": "http://given"}),
+        ({"ALL_PROXY": "socks4://env", "NO_PROXY": ".amazonaws.com"}, None, None, None),
+        ({"ALL_PROXY": "socks4://env", "NO_PROXY": "localhost"}, None, "http://localhost:4566", None),
+        ({"ALL_PROXY": "socks4://env", "NO_PROXY": "localhost"}, None, None, "ALL_PROXY is a SOCKS 4 proxy"),
+    ],
+)
+def test_the_control_plane_is_reached_directly_where_botocore_has_no_way(
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    given: str | None,
+    url: str | None,
+    proxies: dict[str, str] | str | None,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(proxies, str):
+        with pytest.raises(ElfError, match=proxies):
+            network.botocore_proxies(given, url)
+    else:
+        assert network.botocore_proxies(given, url) == proxies
+
+
+@pytest.mark.parametrize("read", [network.read_http_head, lambda stream: network.read_exactly(stream, 100)])
+def test_a_proxys_answer_has_five_seconds_in_all(monkeypatch: pytest.MonkeyPatch, read: Any) -> None:
+    clock = Clock(monkeypatch, network)
+    timeouts: list[float] = []
+
+    def a_byte_a_second(size: int) -> bytes:
+        clock.now += 1.0
+        return b"H"
+
+    its = SimpleNamespace(settimeout=timeouts.append, recv=a_byte_a_second)
+    with pytest.raises(TimeoutError):
+        read(SimpleNamespace(socket=its))
+    assert timeouts == [5.0, 4.0, 3.0, 2.0, 1.0]
+
+
+def test_a_relay_passes_on_what_comes_while_the_other_direction_is_full() -> None:
+    """Both ends send more than fits in between before either reads."""
+    outer, its = socket.socketpair()
+    mine, much = network.tls_relay(outer), bytes(5_000_000)
+    with mine, its:
+        for each in (mine, its):
+            each.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                each.sendall(much)  # nobody reads it
+        with pytest.raises(TimeoutError):
+            while its.recv(65_536):
+                pass
+        mine.sendall(b"more")
+        assert its.recv(10) == b"more"
 
 
 def test_a_proxys_password_is_never_shown() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from typing import NamedTuple
 
 import pytest
@@ -30,8 +31,20 @@ def outbox(*texts: str, qos: int = 1, sent: bool = False) -> Outbox:
     for number, text in enumerate(texts):
         assert its.add(Text(text), 100.0 + number) is False
         if sent:
-            its.take(200.0 + number)
+            write(its, 200.0 + number)
     return its
+
+
+def write(its: Outbox, at: float) -> OutgoingMessage:
+    """Take the next message, and give all of it to a connection."""
+    message = its.take(at)
+    message.written_at = at
+    message.sendings += 1
+    return message
+
+
+def facts(message: OutgoingMessage) -> tuple[int, bytes, float, int]:
+    return message.number, message.payload, message.late_s, message.sendings
 
 
 def numbers(its: Outbox) -> list[int]:
@@ -45,8 +58,8 @@ def numbers(its: Outbox) -> list[int]:
 def test_messages_are_sent_in_the_order_in_which_they_were_due() -> None:
     its = outbox("a", "b")
     assert its.has_due
-    assert its.take(107.5) == OutgoingMessage(1, b"elf/thing_0 thing_0 1 a", 7.5, is_retransmission=False)
-    assert its.take(108.0) == OutgoingMessage(2, b"elf/thing_0 thing_0 2 b", 7.0, is_retransmission=False)
+    assert facts(its.take(107.5)) == (1, b"elf/thing_0 thing_0 1 a", 7.5, 0)
+    assert facts(its.take(108.0)) == (2, b"elf/thing_0 thing_0 2 b", 7.0, 0)
     assert not its.has_due
 
 
@@ -70,34 +83,61 @@ def test_a_message_is_counted_while_it_is_rendered(text: str) -> None:
 
 def test_messages_are_sent_again_in_the_order_in_which_they_were_sent() -> None:
     its = outbox(*"abcde", sent=True)
-    its.acknowledge(2)
-    its.retransmit_all()
+    its.finish(2, 300.0)
+    assert its.lose_connection() == []
     its.add(Text("new"), 300.0)
-    taken = [its.take(310.0) for _ in range(5)]
-    assert taken == [
-        OutgoingMessage(1, b"elf/thing_0 thing_0 1 a", 0.0, is_retransmission=True),
-        OutgoingMessage(3, b"elf/thing_0 thing_0 3 c", 0.0, is_retransmission=True),
-        OutgoingMessage(4, b"elf/thing_0 thing_0 4 d", 0.0, is_retransmission=True),
-        OutgoingMessage(5, b"elf/thing_0 thing_0 5 e", 0.0, is_retransmission=True),
-        OutgoingMessage(6, b"elf/thing_0 thing_0 6 new", 10.0, is_retransmission=False),
+    assert [facts(write(its, 310.0)) for _ in range(5)] == [
+        (1, b"elf/thing_0 thing_0 1 a", 100.0, 2),
+        (3, b"elf/thing_0 thing_0 3 c", 100.0, 2),
+        (4, b"elf/thing_0 thing_0 4 d", 100.0, 2),
+        (5, b"elf/thing_0 thing_0 5 e", 100.0, 2),
+        (6, b"elf/thing_0 thing_0 6 new", 10.0, 1),
     ]
 
 
 def test_a_second_loss_sends_all_again_from_the_first_that_is_not_acknowledged() -> None:
     its = outbox(*"abcd", sent=True)
-    its.retransmit_all()
+    its.lose_connection()
     its.take(300.0)
     its.take(300.0)
-    its.acknowledge(1)
-    its.retransmit_all()
+    its.finish(1, 300.0)
+    its.lose_connection()
     assert numbers(its) == [2, 3, 4]
     assert numbers(its) == []  # nothing more than once a loss
 
 
 def test_at_qos_0_nothing_is_sent_again() -> None:
     its = outbox("a", "b", qos=0, sent=True)
-    its.retransmit_all()
+    its.finish(1, 300.0)  # it is written
+    assert its.backlog == 1
+    assert [lost.number for lost in its.lose_connection()] == [2]
     assert (its.backlog, its.has_due, its.in_flight) == (0, False, {})
+
+
+def test_what_no_connection_took_as_a_whole_was_not_sent() -> None:
+    its = outbox("a", "b", sent=True)
+    its.add(Text("c"), 300.0)
+    its.add(Text("d"), 300.0)
+    its.take(300.0)
+    assert its.drop_unsent() == 2
+    assert ([*its.in_flight], its.drop_unsent()) == ([1, 2], 0)
+
+
+def test_the_oldest_message_is_awaited_from_when_it_could_have_been_acknowledged() -> None:
+    its = outbox("a", "b", "c")
+    assert its.waits_since == math.inf
+    its.take(200.0).written_at = 207.0
+    assert its.waits_since == 207.0  # when the last part of it left
+    write(its, 210.0)
+    write(its, 220.0)
+    its.finish(2, 230.0)
+    assert its.waits_since == 207.0  # the broker has skipped it
+    its.finish(1, 240.0)
+    assert its.waits_since == 240.0  # in a slow network, one after the other
+    its.lose_connection()
+    assert its.waits_since == math.inf  # until it is sent again
+    write(its, 300.0)
+    assert its.waits_since == 300.0
 
 
 def test_a_message_that_can_not_be_made_takes_a_number_and_is_gone() -> None:
@@ -111,21 +151,22 @@ def test_a_message_that_can_not_be_made_takes_a_number_and_is_gone() -> None:
 
 def test_an_acknowledgement_counts_once_and_from_when_the_message_was_first_sent() -> None:
     its = outbox("a", "b", sent=True)
-    its.retransmit_all()
+    its.lose_connection()
     its.take(300.0)
-    assert [its.acknowledge(number) for number in (1, 1, 7)] == [(200.0, 100.0), None, None]
+    found = [its.finish(number, 300.0) for number in (1, 1, 7)]
+    assert [each and (each.taken_at, each.due) for each in found] == [(200.0, 100.0), None, None]
     assert its.backlog == 1
 
 
 def test_the_backlog_is_what_waits_to_be_sent_or_acknowledged() -> None:
     its = outbox("a", "b", "c")
     assert its.backlog == 3
-    its.take(200.0)
+    write(its, 200.0)
     assert its.backlog == 3
-    its.retransmit_all()
+    its.lose_connection()
     assert its.backlog == 3  # not four
-    assert its.drop_queued() == 2
-    assert (its.backlog, [*its.in_flight], its.drop_queued()) == (1, [1], 0)
+    assert its.drop_unsent() == 2
+    assert (its.backlog, [*its.in_flight], its.drop_unsent()) == (1, [1], 0)
 
 
 def test_in_an_outage_the_oldest_messages_are_given_up_for_new_ones(limits: Limits) -> None:
@@ -159,9 +200,9 @@ def test_the_window_is_what_was_sent_on_this_connection_and_not_acknowledged(
     limits(MAX_IN_FLIGHT=3)
     its = outbox(*["a"] * sent, sent=True)
     for number in range(1, 1 + acknowledged):
-        its.acknowledge(number)
+        its.finish(number, 300.0)
     if sent_again is not None:
-        its.retransmit_all()
+        its.lose_connection()
         for _ in range(sent_again):
             its.take(300.0)
     assert its.is_window_full == is_full
@@ -170,13 +211,13 @@ def test_the_window_is_what_was_sent_on_this_connection_and_not_acknowledged(
 def test_a_full_window_goes_out_again_after_a_loss_and_then_what_is_new() -> None:
     its = outbox(*["a"] * 100, sent=True)
     assert its.is_window_full  # AWS's 100
-    its.retransmit_all()
+    its.lose_connection()
     its.add(Text("new"), 300.0)
     again: list[int] = []
     while not its.is_window_full:
         again.append(its.take(300.0).number)
     assert again == [*range(1, 101)]
-    its.acknowledge(1)
+    its.finish(1, 300.0)
     assert not its.is_window_full
     assert its.take(300.0).number == 101
 

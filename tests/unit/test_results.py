@@ -104,6 +104,18 @@ def test_the_live_line_of_send_has_its_pace_or_how_long_it_has_waited(
     assert PublishReport(record, "").live_line() == f"{line} | 2/3 up | 12 s"
 
 
+@pytest.mark.parametrize(
+    ("delayed", "line"),
+    [
+        ({}, "connecting: 2/3 up"),
+        ({"thing_2": "it does not answer"}, "connecting: 2/3 up | thing_2: it does not answer, trying again"),
+        (dict.fromkeys("abc", "it resets"), "connecting: 2/3 up | a: it resets, trying again (and 2 more)"),
+    ],
+)
+def test_the_live_line_says_what_is_not_connected_yet(run: Make, delayed: dict[str, str], line: str) -> None:
+    assert RunReport(run(delayed=delayed), "").connecting_line() == line
+
+
 def test_the_live_line_of_subscribe_has_the_latency_and_what_is_missing_once_that_is_known(run: Make) -> None:
     record = run({"received": 3})
     assert SubscribeReport(record, "").live_line() == "received 3 | 2/3 up | 12 s"
@@ -137,22 +149,22 @@ def test_the_rate_of_a_run_is_over_its_whole_time_and_a_short_one_has_none(
 
 
 def test_the_thing_that_was_offline_longest_is_named(run: Make) -> None:
-    record = run(offline_s={"thing_0": 3.0, "thing_1": 7.25, "thing_2": 5.0}, connects=6)
+    record = run(offline_s={"thing_0": 3.0, "thing_1": 7.25, "thing_2": 5.0})
     with logged() as lines:
         RunReport(record, "[it]").log_outages("they missed it")
         RunReport(run(), "[it]").log_outages("they missed it")
-    assert lines == ["WARNING [it] offline: 3 things, longest thing_1 (7.2 s), 4 reconnects; they missed it"]
+    assert lines == ["WARNING [it] offline: 3 things, longest thing_1 (7.2 s); they missed it"]
 
 
 def test_send_reports_what_became_of_its_messages(run: Make) -> None:
     record = run({"sent": 50, "acknowledged": 48, "retransmitted": 1, "not_sent": 3}, qos=1)
-    record.offline_s, record.connects = {"thing_0": 3.0}, 3
+    record.offline_s = {"thing_0": 3.0}
     record.latency.add(0.025)
     record.latency_from_due.add(3.025)
     record.unacknowledged = [("thing_0", "elf/thing_0", number, b"x\xff") for number in (4, 9)]
     record.late_s = {"": 0.05, "there was no connection": 3.0, "other": 2.0}
     assert report(PublishReport, record) == [
-        "WARNING [it] offline: 1 thing, longest thing_0 (3.0 s), 1 reconnect; 1 message sent again",
+        "WARNING [it] offline: 1 thing, longest thing_0 (3.0 s); 1 message sent again",
         "INFO [it] 12.5 s, 4.0 messages/s, sent up to 3000.0 ms late (there was no connection)",
         "INFO [it] ack latency: p50 25.0, p95 25.0, p99 25.0, max 25.0 ms",
         "INFO [it] ack since due: p50 3025.0, p95 3025.0, p99 3025.0, max 3025.0 ms",
@@ -207,13 +219,13 @@ def test_of_very_many_lost_messages_the_first_are_named(
 
 def test_subscribe_reports_what_it_received_and_who_missed_what(run: Make, limits: Limits) -> None:
     limits(MAX_LISTED=2, MAX_SENDERS=3)
-    record = run({"received": 50, "unreadable": 1}, offline_s={"thing_0": 3.0}, connects=4)
+    record = run({"received": 50, "unreadable": 1}, offline_s={"thing_0": 3.0})
     record.latency.add(0.025)
     for thing, numbers in {"x_1": (1, 2), "x_10": (1, 3), "x_9": (1, 4), "x_11": (1, 3)}.items():
         miss(record, *numbers, thing=thing)
     missing = "4 missing, 0 repeated, 0 out of order"
     assert report(SubscribeReport, record) == [
-        "WARNING [it] offline: 1 thing, longest thing_0 (3.0 s), 2 reconnects; they may have missed messages",
+        "WARNING [it] offline: 1 thing, longest thing_0 (3.0 s); they may have missed messages",
         "INFO [it] 12.5 s, 4.0 messages/s",
         "INFO [it] latency (from ts, ±1 ms): p50 25.0, p95 25.0, p99 25.0, max 25.0 ms",
         "WARNING [it] could not read 1 message",
@@ -234,17 +246,15 @@ def test_subscribe_that_received_nothing_has_little_to_say(run: Make) -> None:
 @pytest.mark.parametrize(
     ("ahead_s", "words"),
     [
-        (3600.0, "3,600 s ahead"),
-        (0.25, "0.2 s ahead"),
-        (1.0, "1 s ahead"),
-        (-86_400.0, "86,400 s behind, or ts is as old"),
+        (3600.0, "the sender's clock is 3,600 s ahead"),
+        (0.25, "the sender's clock is 0.2 s ahead"),
+        (1.0, "the sender's clock is 1 s ahead"),
+        (-86_400.0, "ts is 86,400 s old, or the sender's clock behind"),
     ],
 )
 def test_a_clock_that_differs_is_said_once(run: Make, ahead_s: float, words: str) -> None:
     record = run(clock_ahead_s=ahead_s, without_latency=2)
-    assert report(SubscribeReport, record)[1:-1] == [
-        f"WARNING [it] the sender's clock is {words}: no latency of 2 messages"
-    ]
+    assert report(SubscribeReport, record)[1:-1] == [f"WARNING [it] {words}: no latency of 2 messages"]
     assert SubscribeReport(record, "").summary()["senderClockAheadS"] == round(ahead_s, 1)
 
 
@@ -322,7 +332,8 @@ def show(is_on: bool, clock: Clock) -> tuple[list[str], Output]:
     output = Output(is_on)
     with logged() as lines:
         writer = MessageWriter(output, 1)  # type: ignore[arg-type]
-        writer.on_publish(THING, 3, b"a", lost=False)
+        writer.on_publish(THING, 3, b"a")
+        writer.on_dropped(THING, 4, b"b")
         writer.on_puback(THING, 3, 0.02345)
         writer.on_message(THING, SimpleNamespace(topic="b", qos=0, retain=1), b"c")
         writer.on_rejected(THING, {"code": 400, "message": "no"})
@@ -337,9 +348,9 @@ def test_each_message_is_a_line_and_an_event(clock: Clock) -> None:
         "WARNING AWS rejected a message of thing_0 on elf/thing_0: 400 no",
     ]
     usual = {"thingName": "thing_0", "time": 1000.0}
-    sent = {"event": "sent", "number": 3, "topic": "elf/thing_0", "payload": "a", "qos": 1, "lost": False}
     assert output.events == [
-        {**usual, **sent},
+        {**usual, "event": "sent", "number": 3, "topic": "elf/thing_0", "payload": "a", "qos": 1},
+        {**usual, "event": "lost", "number": 4, "topic": "elf/thing_0", "payload": "b", "qos": 1},
         {"event": "acknowledged", "thingName": "thing_0", "number": 3, "latencyMs": 23.4},
         {**usual, "event": "received", "topic": "b", "payload": "c", "qos": 0, "retain": True},
         {"event": "rejected", "thingName": "thing_0", "topic": "elf/thing_0", "code": 400, "message": "no"},

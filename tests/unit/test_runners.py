@@ -17,7 +17,7 @@ from iot_elf import outbox, runners
 from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue, Interrupted
 from iot_elf.messages import Line
-from iot_elf.outbox import Outbox
+from iot_elf.outbox import Outbox, OutgoingMessage
 from iot_elf.runners import MessageObserver, PublishRunner, Runner, StateChanged, SubscribeRunner
 
 from .fake_loop import Loop
@@ -40,11 +40,15 @@ class FakeDevice:
         self.outbox = Outbox(thing, self.topic, 1)
         self.published: list[tuple[float, float]] = []  # due, and when it was asked
         self.backlog = 0
-        self.refusals = SimpleNamespace(last=None)
+        self.explained: list[Refusal] = []
+        self.refusals, self.unresolved = SimpleNamespace(explain=self.explained.append), None
         self.ended: list[Any] = []
 
     def publish(self, message: Any, due: float) -> None:
         self.published.append((due, self.clock.now))
+
+    def have_in_flight(self, number: int, at: float, payload: bytes = b"") -> None:
+        self.outbox.in_flight[number] = OutgoingMessage(number, payload, at, at)
 
     def connect(self) -> None:
         self.on_connect()
@@ -76,8 +80,11 @@ class Observer(MessageObserver):
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    def on_publish(self, device: Any, number: int, payload: bytes, lost: bool) -> None:
-        self.seen.append(f"published {number}{' lost' if lost else ''}")
+    def on_publish(self, device: Any, number: int, payload: bytes) -> None:
+        self.seen.append(f"published {number}")
+
+    def on_dropped(self, device: Any, number: int, payload: bytes) -> None:
+        self.seen.append(f"lost {number}")
 
     def on_puback(self, device: Any, number: int, after_s: float) -> None:
         self.seen.append(f"acknowledged {number} after {after_s:g}")
@@ -165,6 +172,7 @@ def test_a_thing_that_has_not_been_connected_yet_publishes_nothing(bench: Callab
     its.devices[0].is_online = False
     its.runner.publish_on_schedule(None, its.clock.now, 1.0, rounds=3)
     assert [len(device.published) for device in its.devices] == [3, 0]
+    assert its.record.by_thing == {"thing_1": {"not_sent": 3}}
 
 
 def test_the_loop_has_other_work_to_do_between_many_messages(bench: Callable[..., Bench], limits: Limits) -> None:
@@ -390,7 +398,7 @@ def test_a_refused_thing_ends_if_aws_has_a_reason(bench: Callable[..., Bench], h
     while its.runner._under_diagnosis and time.monotonic() < until:
         time.sleep(0.001)
     its.loop.run()
-    assert its.devices[0].ended == ([reason] if has_reason else [])
+    assert (its.devices[0].ended, len(its.devices[0].explained)) == (([reason], 0) if has_reason else ([], 1))
     assert not its.runner._under_diagnosis
 
 
@@ -405,12 +413,12 @@ def test_after_ctrl_c_what_was_sent_may_be_acknowledged_for_two_seconds(
     bench: Callable[..., Bench], is_hurried: bool, acknowledged_after_s: float | None, took_s: float
 ) -> None:
     its = bench(things=2)
-    its.devices[0].outbox.in_flight[1] = b"payload", 990.0, 990.0
+    its.devices[0].have_in_flight(1, 990.0, b"payload")
     its.devices[1].offline_s = 3.5
     if is_hurried:
         its.events.signum = 2
     if acknowledged_after_s is not None:
-        its.loop.call_at(its.clock.now + acknowledged_after_s, its.devices[0].outbox.acknowledge, 1)
+        its.loop.call_at(its.clock.now + acknowledged_after_s, its.devices[0].outbox.finish, 1, 1001.0)
     ended: list[float] = []
     usual = its.loop.close
     its.loop.close = lambda: (ended.append(its.clock.now), usual())  # type: ignore
@@ -430,7 +438,7 @@ def test_after_ctrl_c_what_was_sent_may_be_acknowledged_for_two_seconds(
 def test_what_was_not_acknowledged_is_listed_by_thing_and_in_order(bench: Callable[..., Bench]) -> None:
     its = bench(things=2)
     for device, number in ((1, 1), (0, 2), (0, 1)):
-        its.devices[device].outbox.in_flight[number] = b"", 990.0, 990.0
+        its.devices[device].have_in_flight(number, 990.0)
     its.runner.stop()
     assert [(thing, number) for thing, _, number, _ in its.record.unacknowledged] == [
         *(("thing_0", 2), ("thing_0", 1), ("thing_1", 1))
@@ -439,7 +447,7 @@ def test_what_was_not_acknowledged_is_listed_by_thing_and_in_order(bench: Callab
 
 def test_a_thing_that_is_refused_at_the_end_has_failed_for_that(bench: Callable[..., Bench]) -> None:
     its = bench(things=1)
-    its.devices[0].refusals.last = refusal = Refusal("thing_0", "broker", "iot:Publish", "elf/thing_0")
+    its.devices[0].unresolved = refusal = Refusal("thing_0", "broker", "iot:Publish", "elf/thing_0")
     its.runner.stop()
     assert its.devices[0].ended == [refusal]
 
@@ -457,64 +465,118 @@ def test_what_is_so_at_a_moment_is_in_the_record(bench: Callable[..., Bench]) ->
     assert its.runner.observe().in_flight_since == math.inf
     its.devices[1].is_online = False
     for device, number, at in ((0, 1, 995.0), (0, 2, 990.0), (2, 1, 999.0)):
-        its.devices[device].outbox.in_flight[number] = b"", at, 900.0
+        its.devices[device].have_in_flight(number, at)
     record = its.runner.observe()
     assert (record.online, record.in_flight, record.in_flight_since) == (2, 3, 990.0)
 
 
-def test_the_user_is_told_once_what_to_do_about_losses(bench: Callable[..., Bench]) -> None:
-    its = bench(things=1)
+A_LOSS, A_REFUSAL, NO_ACKNOWLEDGEMENT = (
+    (ConnectionResetError(), False),
+    (ConnectionResetError(), True),
+    (TimeoutError(), False),
+)
+
+
+@pytest.mark.parametrize(
+    ("losses", "others_stay", "said"),
+    [
+        ([(0, 0.0, A_REFUSAL), (0, 1.0, NO_ACKNOWLEDGEMENT)], True, []),
+        ([(0, 0.0, A_LOSS), (1, 0.1, A_LOSS), (0, 5.0, A_LOSS), (1, 5.1, A_LOSS)], True, ["the network"]),  # a restart
+        ([(0, 0.0, A_LOSS), (0, 1.0, A_LOSS)], True, ["the network"]),
+        ([(0, 0.0, A_LOSS), (0, 1.0, A_LOSS), (0, 2.0, A_LOSS), (0, 3.0, A_LOSS)], True, ["the network", "thing_0"]),
+        ([(0, 0.0, A_LOSS), (0, 1.0, A_LOSS), (0, 2.0, A_LOSS)], False, ["the network"]),
+        ([(0, 0.0, A_LOSS), (0, 50.0, A_LOSS), (0, 100.0, A_LOSS)], True, ["the network"]),  # not again and again
+    ],
+)
+def test_another_client_is_suspected_if_one_thing_is_thrown_out_again_and_again_and_others_stay(
+    bench: Callable[..., Bench], losses: list[Any], others_stay: bool, said: list[str]
+) -> None:
+    its = bench(things=2)
     with logged() as lines:
-        for rejected in (True, False, False):
-            its.runner.on_connection_interrupted(its.devices[0], rejected)
-    assert [line.partition(":")[0] for line in lines] == [
-        "WARNING thing_0 lost its connection to broker; reconnecting",
-        "WARNING thing_0 lost its connection to broker; reconnecting",
-        "WARNING what to do",
-        "WARNING thing_0 lost its connection to broker; reconnecting",
+        for thing, at, (error, rejected) in losses:
+            its.clock.now = 1000.0 + at
+            for device in its.devices:
+                device.is_online = others_stay and device is not its.devices[thing]
+            its.runner.on_connection_interrupted(its.devices[thing], error, rejected)
+    advice = [line for line in lines if line.startswith("WARNING what to do: ")]
+    assert len(advice) == len(said)
+    assert all(what in line for what, line in zip(said, advice, strict=True))
+    assert [event.is_loss for event in its.events.drain()] == [True] * len(losses)
+
+
+def test_why_a_thing_is_not_connected_yet_is_said_once_and_shown(bench: Callable[..., Bench]) -> None:
+    its = bench(things=2)
+    with logged() as lines:
+        for reason in ("it resets the connection", "it does not answer"):
+            its.runner.on_connect_delayed(its.devices[0], reason)
+    assert lines == [
+        "WARNING thing_0 can't connect to broker yet: it resets the connection; trying again for up to 60 s"
     ]
-    assert [event.is_loss for event in its.events.drain()] == [True] * 3
+    assert its.record.delayed == {"thing_0": "it does not answer"}
+    its.runner.on_connected(its.devices[0])
+    assert its.record.delayed == {}
+
+
+def test_a_refusal_after_a_hurried_end_is_no_ones_business(bench: Callable[..., Bench]) -> None:
+    its = bench(things=1)
+    its.runner.stop()
+    its.runner.on_refused(its.devices[0], Refusal("thing_0", "broker", "iot:Publish", "a"))
+    assert (its.diagnosed, its.runner._under_diagnosis) == ([], set())
 
 
 # What is sent
 
 
-def sent(its: Bench, number: int = 1, late_s: float = 0.0, lost: bool = False, payload: bytes = b"") -> None:
-    its.runner.on_publish(its.devices[0], number, payload, late_s, lost)
+def sent(its: Bench, number: int = 1, late_s: float = 0.0, payload: bytes = b"") -> None:
+    its.runner.on_publish(its.devices[0], number, payload, late_s)
+
+
+def lost(its: Bench, number: int = 1) -> None:
+    its.runner.on_dropped(its.devices[0], number, b"{}")
 
 
 def test_what_is_sent_acknowledged_and_sent_again_is_counted(bench: Callable[..., Bench], clock: Clock) -> None:
     its = bench()
     sent(its)
-    sent(its, 2, lost=True)
+    lost(its, 2)
     clock.now += 3.0
     its.runner.on_puback(its.devices[0], 1, 0.25, 0.5)
     its.runner.on_retransmit(its.devices[0], 1)
     its.runner.on_not_sent(its.devices[0], 5)
     its.runner.on_invalid_message(its.devices[0], 3, ValueError("odd"))
-    assert its.record.totals == {"sent": 2, "dropped": 1, "acknowledged": 1, "retransmitted": 1, "not_sent": 6}
+    assert its.record.totals == {
+        "sent": 1,
+        "dropped": 1,
+        "acknowledged": 1,
+        "retransmitted": 1,
+        "not_sent": 6,
+        "invalid": 1,
+    }
     assert its.record.by_thing["thing_0"] == its.record.totals
     assert (its.record.latency.in_ms()["max"], its.record.latency_from_due.in_ms()["max"]) == (250.0, 500.0)
     assert its.record.acknowledged_at == 1003.0
-    assert its.observer.seen == ["published 1", "published 2 lost", "acknowledged 1 after 0.25"]
+    assert its.observer.seen == ["published 1", "lost 2", "acknowledged 1 after 0.25"]
 
 
 def test_what_was_lost_is_named_but_not_all_of_very_many(bench: Callable[..., Bench]) -> None:
     its = bench()
     for number in range(1, 31):
-        sent(its, number, lost=True)
+        lost(its, number)
     assert its.record.dropped == [("thing_0", number) for number in range(1, 21)]
     assert its.record.totals["dropped"] == 30
 
 
-@pytest.mark.parametrize(("rounds", "not_sent"), [(None, 0), (5, 6)])
+@pytest.mark.parametrize(("rounds", "not_sent"), [(None, 0), (5, 10)])
 def test_what_was_due_and_did_not_happen_was_not_sent(
     bench: Callable[..., Bench], rounds: int | None, not_sent: int
 ) -> None:
+    """Also of a thing that never connected, and of one that got no policy."""
     its = bench(things=2)
-    its.record.connected |= {"thing_0", "thing_1"}
+    its.record.connected |= {"thing_0"}
+    its.record.failed |= {"thing_1", "thing_2"}
     its.record.rounds = rounds
     its.record.count("sent", "thing_0", 4)
+    its.record.count("dropped", "thing_0")
     for _ in range(2):
         its.runner.stop()
     assert its.record.totals["not_sent"] == not_sent
@@ -573,7 +635,7 @@ def test_an_answer_of_a_shadow_counts_for_who_asked_and_as_often(bench: Callable
     for token in ("x", "x", "y"):
         sent(its, payload=json.dumps({"clientToken": token}).encode())
     sent(its, payload=b"{}")
-    sent(its, payload=b"{}", lost=True)  # and so without an answer
+    lost(its)  # and so without an answer
     assert (its.record.totals["requests"], its.record.unanswered) == (4, 4)
     for token in ("x", "other", "y", "y", "x", "x"):
         answer(its, token)
@@ -683,3 +745,31 @@ def test_ctrl_c_ends_a_wait(bench: Callable[..., Bench]) -> None:
     its.events.signum = 2
     with pytest.raises(Interrupted):
         its.runner.wait(lambda: False)
+
+
+# A reader of the output that is too slow
+
+
+def test_while_the_loop_reads_nothing_the_wait_for_a_broker_does_not_count(bench: Any) -> None:
+    its = bench()
+    began = its.clock.now
+
+    def pause() -> None:
+        its.loop.paused_s += 4.0
+
+    its.loop.call_at(began + 2.0, pause)
+    its.loop.call_at(began + 12.0, pause)
+    assert not its.runner.wait(lambda: False, began + 10.0, reading=True)
+    assert its.clock.now - began == 18.0
+    assert its.runner.wait(lambda: True, 0.0, reading=True)
+
+
+@pytest.mark.parametrize(("paused_s_ago", "advice"), [(0.0, "the reader of the output"), (60.0, "check the network")])
+def test_a_connection_that_is_lost_while_nothing_reads_the_output_is_its_readers_doing(
+    bench: Any, paused_s_ago: float, advice: str
+) -> None:
+    its = bench()
+    its.loop.paused_s_ago = paused_s_ago
+    with logged() as lines:
+        its.runner.on_connection_interrupted(its.devices[0], OSError(), rejected=False)
+    assert lines[-1].startswith(f"WARNING what to do: {advice}")

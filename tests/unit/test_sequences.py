@@ -116,7 +116,7 @@ def test_the_figures_are_those_of_sets_of_all_numbers(seed: int) -> None:
     assert checker.is_exact
 
 
-@pytest.mark.parametrize("things", [1, 12])
+@pytest.mark.parametrize("things", [1, 230])
 def test_where_all_hear_all_each_pair_has_its_own_numbers(things: int) -> None:
     checker = SequenceChecker()
     names = [f"thing_{number}" for number in range(things)]
@@ -126,6 +126,27 @@ def test_where_all_hear_all_each_pair_has_its_own_numbers(things: int) -> None:
                 checker.add(hearer, {"thing": thing, "seq": number, "run": "a"}, is_over=False)
     assert checker.counts == figures(missing=2 * things * things)
     assert checker.senders() == {name: {"missing": 2 * things} for name in names}
+
+
+@pytest.mark.parametrize("numbers", [[5, 4, 8], [1, 5, 2], [1, 5, 4], [1, 5, 2, 4, 3, 9], [9, 5, 6, 8, 7]])
+def test_a_gap_that_shrinks_is_one_gap_or_none(limits: Limits, numbers: list[int]) -> None:
+    limits(MAX_GAPS=1)
+    assert hear(numbers).is_exact
+
+
+def test_each_thing_that_hears_a_sender_takes_room(limits: Limits) -> None:
+    limits(MAX_BYTES=2 * constant("RUN_BYTES") + 3 * constant("RANGE_BYTES"))
+    checker = SequenceChecker()
+    for sender, hearer, is_exact in (("a", "x", True), ("a", "y", True), ("b", "x", True), ("b", "y", False)):
+        checker.add(hearer, {"thing": sender, "seq": 1}, is_over=False)
+        assert checker.is_exact is is_exact
+
+
+def test_without_room_for_the_first_gap_it_stays_missing(limits: Limits) -> None:
+    limits(MAX_BYTES=1)
+    checker = hear([1, 3])
+    assert (checker.counts, checker.is_exact) == (figures(missing=1), False)
+    assert hear([2], checker).counts == figures(missing=1, repeated=1)
 
 
 def test_without_room_a_new_gap_takes_the_place_of_the_oldest_and_a_new_run_of_another(limits: Limits) -> None:

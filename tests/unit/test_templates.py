@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import time
 import uuid
 from typing import Any
 
@@ -113,12 +115,12 @@ def test_a_seed_gives_each_thing_its_own_values_and_the_same_again() -> None:
         ("a\n{{ b", 2, "unexpected end of template"),
         ("a\n\n{{ nobody }}", 3, "unknown name 'nobody'"),
         ("{{ 1 / 0 }}", 1, "division by zero"),
-        ("{{ choice(5) }}", 1, "object of type 'int' has no len()"),
+        ("{{ choice(5) }}", 1, "choice needs values"),
         ("a\n{{ thing_name.nothing }}", 2, "has no attribute 'nothing'"),
         ("{{ thing_name.__class__.__mro__ }}", 1, "unsafe"),
         ("{{ [1]|random }}", 1, "No filter named 'random'"),
         ("{{ lipsum() }}", 1, "unknown name 'lipsum'"),
-        ("a\n{% if number %}\n{{ randint(2, 1) }}{% endif %}", 3, "empty range"),
+        ("a\n{% if number %}\n{{ randint(2, 1) }}{% endif %}", 3, "the lower one first"),
         ("{{ raise_it() }}", 1, "unknown name 'raise_it'"),
     ],
 )
@@ -127,6 +129,107 @@ def test_where_a_template_failed_is_said(text: str, line: int, words: str) -> No
         rendered(text)
     assert raised.value.cause.startswith(f"the template failed: line {line}: ")
     assert words in raised.value.cause
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{{ walk(1) }}", "walk() missing 1 required positional argument: 'step'"),
+        ("{{ walk(1, 2, 3, 4, 5) }}", "walk() takes from 2 to 4 positional arguments but 5 were given"),
+        ("{{ uniform(1) }}", "uniform() missing 1 required positional argument: 'b'"),
+        ("{{ uuid(1) }}", "uuid() takes 0 positional arguments but 1 was given"),
+        ("{{ choice() }}", "choice needs values, or a list of them"),
+        ("{{ choice(5) }}", "choice needs values, or a list of them"),
+        ("{{ walk ~ 1 }}", "walk is a function: write its arguments in parentheses"),
+        ("{{ walk }}", "walk is a function: write its arguments in parentheses"),
+        ("{{ 1 | batch }}", "batch() missing 1 required positional argument: 'linecount'"),
+        ("{{ [1] | map('string') }}", "`| list` makes a list of what map and select give"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "it nests too deep, or is too large"),
+    ],
+)
+def test_why_a_template_failed_is_said_without_names_of_the_program(text: str, words: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        rendered(text)
+    assert raised.value.cause == f"the template failed: line 1: {words}" or raised.value.cause.endswith(words)
+    assert not re.search("_|<|locals", raised.value.cause)
+
+
+NS = "{% set ns = namespace(x=START) %}{% for i in range(60) %}{% set ns.x = STEP %}{% endfor %}{{ ns.x }}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ 10 ** 4000 * 10 ** 4000 }}",
+        "{{ 'x' * 10 ** 9 }}",
+        "{{ 10 ** 9 * [0] }}",
+        "{{ range(10 ** 9) }}",
+        "{{ " + "1e" * 60000 + " }}",
+        "{{ 'x'.ljust(10 ** 9) }}",
+        "{{ '	'.expandtabs(tabsize=10 ** 9) }}",
+        "{{ 'x' | center(10 ** 9) }}",
+        "{{ 'x' | indent(width='x' * 9999) }}",
+        "{{ [1] | batch(10 ** 9, 0) | list }}",
+        "{{ 1 | round(-10 ** 9) }}",
+        "{{ [1] | tojson(indent=10 ** 9) }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%*d' % (10 ** 9, 1) }}",
+        "{{ '%(a(b)c)1000000000d' % {'a(b)c': 1} }}",
+        "{{ '%.1000000000f' | format(1) }}",
+        "{{ ('%(a)s' * 20000) % {'a': 'x' * 100000} }}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{{ '{:{w}}'.format(1, w=10 ** 9) }}",
+        "{{ '{a:1000000000}'.format_map({'a': 1}) }}",
+        "{{ ('{0}' * 20000).format('x' * 100000) }}",
+        "{{ ('a' * 9999).replace('a', 'b' * 9999) }}",
+        "{{ ('a' * 9999) | replace('a', 'b' * 9999) }}",
+        "{{ ('a' * 9999).join('b' * 9999) }}",
+        "{{ range(9999) | map('string') | join('a' * 9999) }}",
+        "{{ 1 | attr('to_bytes')(10 ** 9, 'big') }}",
+        "{{ 'a'.translate({97: 'b' * 9999}) }}",
+        *(
+            NS.replace("START", start).replace("STEP", step)
+            for start, step in (
+                ("'x'", "ns.x ~ ns.x"),
+                ("'x'", "ns.x + ns.x"),
+                ("2", "ns.x * ns.x"),
+                ("[1]", "[ns.x, ns.x]"),
+                ("1", "(ns.x, ns.x)"),
+                ("1", "{'a': ns.x, 'b': ns.x}"),
+                ("1", "namespace(a=ns.x, b=ns.x)"),
+            )
+        ),
+        NS.replace("START", "'x'").replace("= STEP %}", "%}{{ ns.x }}{{ ns.x }}{% endset %}"),
+        "{% macro m() %}{% for i in range(9999) %}{{ 'x' * 99999 }}{% endfor %}{% endmacro %}{{ m() }}",
+    ],
+)
+def test_no_step_of_a_template_makes_what_is_much_larger_than_a_message(text: str) -> None:
+    """Or it would hold the interpreter, and Ctrl-C would not get through."""
+    began = time.process_time()
+    with pytest.raises(UsageError, match="the template failed: line 1: "):
+        rendered(text)
+    assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{{ '%03d' % 5 }} {{ '%5.1f|%-4s|%%' % (2.25, 'a') }} {{ '%(a)s' % {'a': 1} }}", "005   2.2|a   |% 1"),
+        ("{{ '{0:>6.2f} {a} {0!r}'.format(3.14159, a='b') }} {{ '{a}'.format_map({'a': 1}) }}", "  3.14 b 3.14159 1"),
+        (
+            "{{ '7'.zfill(3) }} {{ 'a' ~ 1 ~ [2] }} {{ [1] + [2] }} {{ 'ab' * 2 }} {{ 2 ** 10 }}",
+            "007 a1[2] [1, 2] abab 1024",
+        ),
+        ("{{ ','.join(['a', 'b']) }} {{ range(3) | join('-') }} {{ 'x-y'.replace('-', '+') }}", "a,b 0-1-2 x+y"),
+        ("{{ true }} {{ none }} {{ ['é', none] }} {{ {'a': (1, 2.5)} }}", 'true null ["é", null] {"a": [1, 2.5]}'),
+        ("{% for a, b in [(1, 2)] %}{{ a }}{{ b }}{% endfor %}{% set c, d = 3, 4 %}{{ c }}{{ d }}", "1234"),
+        ("{% set x %}{{ 1 }}2{% endset %}{{ x }}{% macro m(a) %}<{{ a }}>{% endmacro %}{{ m(3) }}", "12<3>"),
+        ("{{ [3, 1] | sort | first }} {{ 2.567 | round(1) }} {{ [1, 2] | map('string') | list }}", '1 2.6 ["1", "2"]'),
+    ],
+)
+def test_what_templates_do_every_day_has_room(text: str, expected: str) -> None:
+    assert rendered(text) == [expected]
 
 
 def test_the_first_unknown_name_is_told_with_those_that_are_known() -> None:
@@ -138,7 +241,9 @@ def test_the_first_unknown_name_is_told_with_those_that_are_known() -> None:
     assert names == sorted(names)
 
 
-def test_a_template_that_is_not_utf_8_is_refused() -> None:
+def test_a_template_that_is_not_utf_8_or_very_long_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"the template is too long: 600,000 bytes"):
+        Template(b" " * 600_000, PayloadBuilder, lambda thing: TemplateContext(thing, 1, 1.0))
     with pytest.raises(UsageError, match=r"the template failed: line 1: .*utf-8"):
         Template(b"\xff", PayloadBuilder, lambda thing: TemplateContext(thing, 1, 1.0))
 
@@ -151,7 +256,7 @@ def test_what_a_template_gives_may_be_as_long_as_a_message(limits: Limits, text:
 
 def test_what_gets_too_long_is_not_made_to_its_end(limits: Limits) -> None:
     limits(MAX_PAYLOAD_BYTES=100)
-    with pytest.raises(UsageError, match="the message is too long: 101 bytes"):
+    with pytest.raises(UsageError, match="the message is too long: over 100 bytes"):
         rendered("{% for n in range(10000) %}{% for m in range(10000) %}x{% endfor %}{% endfor %}")
 
 

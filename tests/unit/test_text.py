@@ -53,6 +53,13 @@ def test_a_short_password_is_hidden_if_it_is_known_to_be_one() -> None:
     assert text.redacted("four abc") == "*** abc"
 
 
+def test_in_json_values_are_hidden_and_neither_its_words_nor_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_secrets", frozenset({"true", "null", "name", "1234"}))
+    value = {"name": "a true name", "local": True, "endpoint": None, "count": 1234, "things": ["null", ("1234",)]}
+    hidden = {"name": "a *** ***", "local": True, "endpoint": None, "count": 1234, "things": ["***", ["***"]]}
+    assert text.redacted_values(value) == hidden
+
+
 @pytest.mark.parametrize(
     ("name", "value", "hidden", "shown"),
     [
