@@ -40,9 +40,7 @@ def test_what_is_published_while_the_broker_is_away_arrives_later(
     relay.up()
     result = window.end()
     messages = round(2 * 3 / float(interval))
-    assert re.search(
-        r"offline: 2 things, longest thing_\d \([\d.]+ s\), \d+ reconnects?; \d+ messages? sent again", result.err
-    )
+    assert re.search(r"offline: 2 things, longest thing_\d \([\d.]+ s\); \d+ messages? sent again", result.err)
     assert f"ELF sent {messages} messages from 2 things: {messages} acknowledged, 0 lost" in result.err
     from_sending, from_due = (
         float(re.findall(rf"\[send_messages\] ack {its}: p50 ([\d.]+), ", result.err)[0])
@@ -107,9 +105,7 @@ def test_subscribe_comes_back_by_itself_and_says_how_long_it_was_offline(
     client.publish("elf/x", "everybody hears this")
     result = window.end()
     assert result.received == [("elf/x", "everybody hears this")] * 2
-    assert re.search(
-        r"offline: 2 things, longest thing_\d \([\d.]+ s\), \d+ reconnects?; they may have missed ", result.err
-    )
+    assert re.search(r"offline: 2 things, longest thing_\d \([\d.]+ s\); they may have missed ", result.err)
 
 
 def test_subscribe_that_is_offline_in_the_end_fails(pair: Pair, service: AwsService, relay: Relay) -> None:
