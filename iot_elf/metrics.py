@@ -306,8 +306,8 @@ class RunRecord:
 
     @property
     def duration_s(self) -> float:
-        """How long the run took, once it has ended."""
-        return self.ended_at - self.began_at
+        """How long the run took, once it has ended; 0 if it never began, as nothing connected."""
+        return self.ended_at - self.began_at if self.began_at else 0.0
 
     def mean_rate(self, what: str) -> float | None:
         """Return how many per second there were in the whole run; None if it was too short to say."""

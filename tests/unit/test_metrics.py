@@ -287,6 +287,12 @@ def test_a_record_keeps_the_totals_of_the_last_hour(clock: Clock, limits: Limits
     assert (record.snapshots[-1], len(record.snapshots)) == ((4699.0, {"sent": 3699}), 3600)
 
 
+def test_a_run_that_never_began_took_no_time(clock: Clock) -> None:
+    record = RunRecord()
+    record.ended_at = clock.now
+    assert (record.duration_s, record.mean_rate("sent")) == (0.0, None)
+
+
 # Over time
 
 
