@@ -39,12 +39,19 @@ def test_an_axis_of_rates(most: float, shown: str) -> None:
     assert linear([most]).place(most) <= 1
 
 
-@pytest.mark.parametrize("lasted_s", [0.05, 1.0, 9.99, 59.0, 61.0, 3600.0, 86_400.0, 2_000_000.0])
-def test_times_are_few_and_within_the_run(lasted_s: float) -> None:
-    ticks = time_ticks(lasted_s)
-    assert 1 <= len(ticks) <= 6
-    assert ticks[0] == (0, "0 s")
-    assert ticks[-1][0] <= 1
+@pytest.mark.parametrize(
+    ("lasted_s", "ticks"),
+    [
+        (0.25, [(0, "0 s"), (0.4, "0.1 s"), (0.8, "0.2 s")]),
+        (10.0, [(0, "0 s"), (0.2, "2 s"), (0.4, "4 s"), (0.6, "6 s"), (0.8, "8 s"), (1, "10 s")]),
+        (59.0, [(0, "0 s"), (0.2542, "15 s"), (0.5085, "30 s"), (0.7627, "45 s")]),
+        (3600.0, [(0, "0 s"), (0.25, "15:00"), (0.5, "30:00"), (0.75, "45:00"), (1, "1:00:00")]),
+        (1_728_000.0, [(0, "0 s"), (0.2, "96:00:00"), (0.4, "192:00:00"), (0.6, "288:00:00"), (0.8, "384:00:00")]),
+    ],
+)
+def test_times_are_few_and_within_the_run(lasted_s: float, ticks: list[tuple[float, str]]) -> None:
+    assert time_ticks(lasted_s)[:5] == ticks[:5]
+    assert len(time_ticks(lasted_s)) <= 6
 
 
 @pytest.mark.parametrize(
@@ -75,3 +82,22 @@ def test_an_outage_goes_on_from_interval_to_interval() -> None:
     assert found == [(0.5, 1.2, 2), (3.5, 3.5, 1)]
     assert charts.outages([]) == []
     assert charts.of(intervals)[0]["bands"][0] == (125.0, 175.0, Outage(0.5, pytest.approx(1.2), 2))
+
+
+def test_the_charts_show_percentiles_and_rates_of_each_interval() -> None:
+    first, second = interval(10), interval(11)
+    second.ended_at = 14
+    first.counts.update(sent=4, acknowledged=2)
+    second.counts.update(sent=3, acknowledged=5)
+    for took_s in (*[0.01] * 98, 0.1, 0.1):
+        second.latency.add(took_s)
+    latency, rate = charts.of([first, second])
+    lines = {line.name: (line.style, line.path) for line in latency["lines"]}
+    assert lines == {"p50 from sending": ("p50", "M625.0 239.0h0"), "p99 from sending": ("p99", "M625.0 0.1h0")}
+    assert [label for _, label in latency["y_ticks"]] == ["10 ms", "20 ms", "50 ms", "100 ms"]
+    assert [(line.name, line.path) for line in rate["lines"]] == [
+        ("sent", "M125.0 0.0h0L625.0 180.0"),
+        ("acknowledged", "M125.0 120.0h0L625.0 140.0"),
+    ]
+    assert rate["x_ticks"] == latency["x_ticks"] == time_ticks(4)
+    assert latency["bands"] == []
