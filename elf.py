@@ -142,9 +142,12 @@ class Cli:
     qos: int
     root_cert: Path | None = None
     mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
+    report_file: Path | None = None  # to write a page about the run to
     only_local: bool = False
     adopt: str | None = None  # an ELF ID; "" is the fleet's
     # What the commands find out
+    typed: Sequence[str] = ()  # the command line
+    page: Any = None  # about the run, to be written to report_file
     events: EventQueue
     output_writer: OutputWriter
     event_writer: EventWriter
@@ -995,6 +998,10 @@ def connected_devices(
     Raises ElfError when none is connected.
     """
     fleet, record = cli.fleet, runner.record
+    if cli.report_file:
+        from iot_elf.report import RunPage
+
+        cli.page = RunPage(cli.report_file, record)
     root_cert = root_certificate(cli)
     network.raise_descriptor_limit(len(things))
     if fleet.unanswered:
@@ -1222,6 +1229,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use topic T/<thing>, or {defaults.TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {defaults.MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
+    add("--report", dest="report_file", metavar="FILE", type=Path, help="write an HTML page about the run")
     things = "use only the first N things (default: all)"
     add("--things", metavar="N", type=arguments.positive_int, help=things)
     add("--view", action="store_true", help="show the things as a table that is always up to date")
@@ -1491,6 +1499,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.output_writer = OutputWriter(cli.events)
     try:
         parser.parse_args(argv, cli)
+        cli.typed = parser.typed
         text.remember_how_elf_was_typed(state.misc_option(cli.misc_dir))
         if problem := usage_problem(cli):
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
@@ -1512,9 +1521,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.start_logging(logging.DEBUG if cli.debug else defaults.VERBOSE if cli.verbose else level, cli.output_writer)
     with events.signals_to(cli.events):
         try:
-            return report_end(cli, run_to_the_end(cli))
+            return report_end(cli, write_report(cli, run_to_the_end(cli)))
         except KeyboardInterrupt:  # the second signal, during the report of the first
             return 128 + (cli.events.signum or signal.SIGINT)
+
+
+def write_report(cli: Cli, status: int) -> int:
+    """Write the page of --report, if there was a run, and return the exit status: not 0 if that failed."""
+    try:
+        if cli.page:
+            cli.page.write(cli.summary, cli.command, cli.typed, cli.place, status)
+            log.info("wrote the report to %s", cli.report_file)
+    except ElfError as error:
+        cli.summary.setdefault("error", errors.log_failure(error).facts)
+        return status or 1
+    return status
 
 
 def report_end(cli: Cli, status: int) -> int:

@@ -31,5 +31,7 @@ view          the table of a run's things: only with --view
 sandbox       what a template may do
 templates     messages from templates: only for `send --template`
 diagnosis     why something is refused, or can't connect: only then
+charts        what a run looks like over time, as SVG: only with --report
+report        the page of a run: only with --report
 local_aws     the embedded AWS IoT: only with --local
 """
