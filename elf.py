@@ -424,7 +424,7 @@ def report_creation(cli: Cli, missing: set[str], region: str | None) -> int:
     report_log.info("[create_things] ELF created %s in region:'%s'.", text.plural(created, "thing"), region)
     if left := len(missing) - created:
         things = text.plural(left, "thing")
-        report_log.info("[create_things] %s not made yet: run the command again to continue", things)
+        report_log.info("[create_things] %s not created yet: run the command again to continue", things)
     cli.summary.update(things=len(cli.fleet.ready), created=created)
     return left
 
@@ -715,7 +715,7 @@ def subscribe(cli: Cli) -> int:
         is_unread = runner.loop.is_paused and not runner.has_enough
         if not record.totals["received"]:
             where = text.listed(dict.fromkeys(itertools.chain.from_iterable(filters.values())))
-            log.warning("nothing arrived on %s; does what sends use such a topic (send --topic)?", where)
+            log.warning("no message arrived on %s: check which topics the senders use (send --topic)", where)
     refuse_incomplete(cli, record, duration_s, is_unread, offline)
     return 1 if record.failed else 0
 
@@ -724,12 +724,12 @@ def refuse_incomplete(cli: Cli, record: RunRecord, duration_s: float, is_unread:
     """Raise ElfError if messages of a `subscribe` are missing, or may be."""
     received = record.totals["received"]
     if is_unread:
-        raise ElfError("OutputUnread", "ELF ended without having received all messages", runners.FASTER_READER)
+        raise ElfError("OutputUnread", "ELF ended before it received all messages", runners.FASTER_READER)
     if missing := record.sequence.counts["missing"]:
         remedy = "use --qos 1 in send and subscribe; see which senders they are of, and whether a thing was offline"
         raise ElfError("MessagesMissing", f"{text.plural(missing, 'message')} did not arrive", remedy)
     if not record.sequence.is_exact:
-        cause = "too many senders, or gaps in their numbers, to remember: what is missing is not exact"
+        cause = "too many senders, or gaps in their numbers: the number of missing messages is not exact"
         raise ElfError("SequenceInexact", cause, "subscribe with fewer --things, or to fewer topics")
     if cli.count and received < cli.count and duration_s < math.inf:
         raise ElfError(
@@ -959,7 +959,7 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
         raise ElfError(
             "TooFewThings",
             f"--things {first} is more than the fleet has: {len(fleet.ready)}",
-            f"make more with `elf.py create {first}`, or ask for fewer",
+            f"create more with `elf.py create {first}`, or ask for fewer",
         )
     return fleet.ready[:first]
 
@@ -1186,7 +1186,7 @@ def add_common_options(parser: Parser) -> Parser:
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
     way = f"use this proxy; {defaults.NO_PROXY}: use no proxy (default: from HTTPS_PROXY, ALL_PROXY and NO_PROXY)"
     add("--proxy", metavar="URL", type=arguments.proxy_url, help=way)
-    add("--local", action="store_true", help="use an AWS IoT on this machine; needs no account")
+    add("--local", action="store_true", help="use a local emulation of AWS IoT; needs no account")
     add("--misc-dir", metavar="D", type=arguments.directory_path, help=where)
     wait = "seconds to wait if another ELF uses this directory (default: 0)"
     add("--wait", metavar="S", type=arguments.seconds, help=wait)
@@ -1257,7 +1257,7 @@ def build_parser() -> Parser:
     """Make the parser, which accepts the options of every command before and after the command."""
     parser = Parser(
         prog="elf.py",
-        description="Make things in AWS IoT, have them send and receive messages, clean up.",
+        description="Create things in AWS IoT, send and receive messages with them, clean up.",
         epilog="example: python elf.py --local create 3",
     )
     misc_dir = os.environ.get("ELF_MISC_DIR", str(defaults.HERE / "misc"))
@@ -1265,21 +1265,21 @@ def build_parser() -> Parser:
     # Without SUPPRESS, the default of an option after the command would override the option before it.
     common = add_common_options(Parser(argument_default=argparse.SUPPRESS)).hide()
     messaging, adopting = add_messaging_options(Parser()), Parser()
-    adopt = "take over, or clean, also what AWS has of this ELF ID and misc/ lacks (default: of the fleet's ID)"
+    adopt = "also take over, or clean, what AWS has of this ELF ID but misc/ lacks (default: the fleet's ID)"
     adopting.add_argument("--adopt", metavar="ID", nargs="?", const="", type=arguments.elf_id, help=adopt)
 
-    summary = "make things in AWS IoT, each with a certificate and keys"
+    summary = "create things, each with a certificate and keys"
     command = parser.add_command(EXAMPLES["create"], summary, adopting, common)
     command.set_defaults(run=create_things, exclusive=True)
-    count, prefix = "how many (default: %(default)s)", "makes NAME_0 and so on (default: %(default)s)"
+    count, prefix = "how many (default: %(default)s)", "name them NAME_0 and so on (default: %(default)s)"
     command.add_argument("count", metavar="COUNT", type=arguments.thing_count, nargs="?", default=1, help=count)
     command.add_argument("--prefix", metavar="NAME", type=arguments.thing_prefix, default=PREFIX, help=prefix)
 
-    command = parser.add_command(EXAMPLES["send"], "have every thing publish messages", messaging, common)
+    command = parser.add_command(EXAMPLES["send"], "publish messages from every thing", messaging, common)
     command.set_defaults(run=send_messages, exclusive=False)
     add_send_options(command)
 
-    summary = "have every thing subscribe and log the messages"
+    summary = "subscribe with every thing, and log the messages"
     command = parser.add_command(EXAMPLES["subscribe"], summary, messaging, common)
     command.set_defaults(run=subscribe, exclusive=False)
     add_subscribe_options(command)
@@ -1292,7 +1292,7 @@ def build_parser() -> Parser:
     summary = "print the variables that point the AWS CLI and boto3 at the fleet"
     parser.add_command(EXAMPLES["env"], summary, common).set_defaults(run=print_environment)
 
-    summary = "delete all that ELF made, in AWS IoT and on disk"
+    summary = "delete everything ELF created, in AWS IoT and on disk"
     command = parser.add_command(EXAMPLES["clean"], summary, adopting, common)
     command.set_defaults(run=clean_up, exclusive=True)
     command.add_argument("--only-local", "--force", action="store_true", help="local files only, nothing in AWS IoT")
@@ -1317,7 +1317,7 @@ def usage_problem(cli: Cli) -> str:
         ),
         (
             sends and console.is_input_unread(cli.json_message),
-            "nothing reads standard input: did you mean --json-message - (or < /dev/null, to ignore it)?",
+            "standard input would be ignored: did you mean --json-message - (if not: </dev/null)?",
         ),
     )
     return next((problem for is_so, problem in problems if is_so), "")

@@ -67,7 +67,7 @@ def test_what_is_no_json_object_is_a_text_message(pair: Pair, ear: Client) -> No
     assert messages_of(ear) == [*({"msg": text} for text in texts), {"whole": "ü"}, {"msg": "no end"}]
 
 
-REFUSED = "is not sent: it begins a JSON object and is not one"
+REFUSED = "is not sent: it looks like a JSON object but is invalid"
 REMEDY = "`jq -c`"
 
 
@@ -90,14 +90,14 @@ def test_a_line_is_a_message_and_an_object_over_several_is_refused_to_its_end(
     assert told.startswith(f"line 2 {REFUSED} ({why}")
     assert REMEDY in told
     number = len([line for line in text.splitlines() if line])
-    lines = f"{number} line{'s' * (number > 1)} of the input could not be sent; the first: it begins a JSON object and "
-    assert result.lines[-2].startswith(f"{lines}is not one ({why}")
+    lines = f"{number} line{'s' * (number > 1)} of the input could not be sent; the first: it looks like a JSON object "
+    assert result.lines[-2].startswith(f"{lines}but is invalid ({why}")
 
 
 @pytest.mark.parametrize("options", [("--interval", "1e10"), ("--duration", "1e300"), ("--interval", "inf")])
 def test_numbers_out_of_range_are_wrong_usage(main_of_pair: InProcess, options: tuple[str, str]) -> None:
     result = main_of_pair("send", *options, status=2)
-    assert f"argument {options[0]}: '{options[1]}' is not" in result.err and len(result.lines) == 1
+    assert f"argument {options[0]}: must be " in result.err and len(result.lines) == 1
 
 
 def test_nothing_is_sent_if_the_first_line_can_not_be(pair: Pair, ear: Client, explained: Explained) -> None:

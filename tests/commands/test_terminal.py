@@ -66,7 +66,7 @@ def test_send_keeps_a_live_line_and_takes_it_away_again(pair: Pair) -> None:
     assert 0 < sent[-1] <= 30
     assert any(float(match[3] or 0) > 0 for match in live)
     assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
-    late = r"sent up to \d+\.\d ms late"
+    late = r"at most \d+\.\d ms behind schedule"
     assert re.search(rf" [12]\.\d s, [12]\d\.\d messages/s, {late}$", terminal.seen[-4])
     for its, line in (("ack latency", terminal.seen[-3]), ("ack since due", terminal.seen[-2])):
         assert re.search(rf" {its}: {LATENCY}$", line)
