@@ -4,7 +4,7 @@
 # requires-python = ">=3.10"
 # dependencies = [
 #     "boto3>=1.41.0", "botocore[crt]>=1.41.0; platform_machine in 'x86_64 AMD64 aarch64 arm64'",
-#     "AWSIoTPythonSDK>=1.6.1,<1.7", "jinja2>=3.1.6", "python-socks>=2.7,<4",
+#     "AWSIoTPythonSDK>=1.6.1,<1.7", "jinja2>=3.1.6", "python-socks>=2.7,<4", "rich>=13.7,<16",
 #     "colorama>=0.4.6; os_name == 'nt'", "fasteners>=0.19; os_name == 'nt'"
 # ]
 # ///
@@ -137,13 +137,17 @@ class Cli:
     interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
     things: int | None = None  # only the first so many of the fleet
+    view: bool = False  # show them as a table while they run
     thing: str | None = None  # the one to list
     qos: int
     root_cert: Path | None = None
     mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
+    report_file: Path | None = None  # to write a page about the run to
     only_local: bool = False
     adopt: str | None = None  # an ELF ID; "" is the fleet's
     # What the commands find out
+    typed: Sequence[str] = ()  # the command line
+    page: Any = None  # about the run, to be written to report_file
     events: EventQueue
     output_writer: OutputWriter
     event_writer: EventWriter
@@ -970,6 +974,8 @@ def runner_callbacks(cli: Cli, things: Sequence[Thing]) -> dict[str, Any]:
     Lines about each message are hidden first if there are many things: what shows messages looks at that once.
     """
     console.hide_details_above(len(things))
+    if cli.view:
+        console.hide_messages()
     return {
         "diagnose": functools.partial(find_cause, cli),
         "on_loss": lambda: cli.refuse_dead_local(),
@@ -992,19 +998,21 @@ def connected_devices(
     Raises ElfError when none is connected.
     """
     fleet, record = cli.fleet, runner.record
+    if cli.report_file:
+        from iot_elf.report import RunPage
+
+        cli.page = RunPage(cli.report_file, record)
     root_cert = root_certificate(cli)
     network.raise_descriptor_limit(len(things))
     if fleet.unanswered:
         with fleet.locked(cli.events):
             report_unanswered(cli)
     make_devices(cli, things, runner, root_cert, topics or {}, filters or {})
+    display = live_display(cli, runner, report)
 
     def report_failures() -> None:
         error, failed = record.failures.report(of=len(runner.devices)), sorted(record.failed, key=text.by_number)
         cli.summary.update(things=len(record.connected), failed=failed, **error)
-
-    def live_line() -> str:
-        return report.live_line() if runner.observe().began_at else report.connecting_line()
 
     def report_results() -> None:
         if record.began_at:
@@ -1015,10 +1023,23 @@ def connected_devices(
         ends.callback(report_failures)
         ends.callback(report_results)
         ends.callback(runner.stop)
-        with console.live_line(cli.events, cli.output_writer, live_line):
+        with display:
             runner.connect_all()
             yield
             runner.await_diagnoses()
+
+
+def live_display(cli: Cli, runner: Runner, report: RunReport) -> contextlib.AbstractContextManager[None]:
+    """Return what shows the things while they run: a line, or with --view a table."""
+
+    def live_line() -> str:
+        return report.live_line() if runner.observe().began_at else report.connecting_line()
+
+    if not cli.view:
+        return console.live_line(cli.events, cli.output_writer, live_line)
+    from iot_elf.view import View
+
+    return View(runner, report.counted, live_line).shown(cli.events, cli.output_writer)
 
 
 def make_devices(
@@ -1208,8 +1229,10 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use topic T/<thing>, or {defaults.TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {defaults.MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
+    add("--report", dest="report_file", metavar="FILE", type=Path, help="write an HTML page about the run")
     things = "use only the first N things (default: all)"
     add("--things", metavar="N", type=arguments.positive_int, help=things)
+    add("--view", action="store_true", help="show the things as a live table")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
     add("--mqtt-endpoint", metavar="HOST[:PORT]", type=arguments.broker_endpoint, help=broker)
@@ -1235,7 +1258,7 @@ def add_send_options(command: Parser) -> None:
     add("--verify", action="store_true", help="count which messages come back to their thing")
     topic = f"topic, may contain {{thing_name}} (default: {defaults.TOPIC_ROOT}/<thing>)"
     add("-t", "--topic", metavar="T", help=topic)
-    pace = f"seconds between messages (default: {defaults.INTERVAL_S:g}, or as lines arrive)"
+    pace = f"seconds between messages (default: {defaults.INTERVAL_S:g}, or as they come)"
     add("--interval", metavar="S", type=arguments.interval_s, help=pace)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or all lines)"
     how_many("--duration", metavar="S", type=arguments.seconds, help=duration)
@@ -1302,10 +1325,19 @@ def build_parser() -> Parser:
 def usage_problem(cli: Cli) -> str:
     """Return which options do not work together or have no effect, and what may have been meant, or ""."""
     run = getattr(cli, "run", None)  # where there is a command
-    sends = run is send_messages
+    sends, shows_output = run is send_messages, bool(sys.stdout and sys.stdout.isatty())
     problems = (
         (cli.local and (cli.profile or cli.endpoint_url), "--local does not work with --profile or --endpoint-url"),
         (cli.local and cli.proxy, "--local uses no proxy: leave --proxy out"),
+        (
+            cli.view and not (console.on_terminal() and (shows_output or cli.output in ("json", "payload"))),
+            "--view needs a terminal",
+        ),
+        (cli.view and cli.debug, "--view does not work with --debug"),
+        (
+            cli.view and shows_output and cli.output in ("json", "payload"),
+            f"--view and --output {cli.output} need different places: write to a file or a pipe (>FILE)",
+        ),
         (cli.quiet and (cli.verbose or cli.debug), "--quiet does not work with --verbose or --debug"),
         (run and run is not subscribe and cli.output == "payload", "--output payload works only with subscribe"),
         (not run and cli.output == "json", "no command given"),
@@ -1467,6 +1499,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.output_writer = OutputWriter(cli.events)
     try:
         parser.parse_args(argv, cli)
+        cli.typed = parser.typed
         text.remember_how_elf_was_typed(state.misc_option(cli.misc_dir))
         if problem := usage_problem(cli):
             parser.prog = f"elf.py {cli.command}" if cli.command else parser.prog
@@ -1488,9 +1521,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.start_logging(logging.DEBUG if cli.debug else defaults.VERBOSE if cli.verbose else level, cli.output_writer)
     with events.signals_to(cli.events):
         try:
-            return report_end(cli, run_to_the_end(cli))
+            return report_end(cli, write_report(cli, run_to_the_end(cli)))
         except KeyboardInterrupt:  # the second signal, during the report of the first
             return 128 + (cli.events.signum or signal.SIGINT)
+
+
+def write_report(cli: Cli, status: int) -> int:
+    """Write the page of --report, if there was a run, and return the exit status: not 0 if that failed."""
+    try:
+        if cli.page:
+            cli.page.write(cli.summary, cli.command, cli.typed, cli.place, status)
+            log.info("wrote the report to %s", cli.report_file)
+    except ElfError as error:
+        cli.summary.setdefault("error", errors.log_failure(error).facts)
+        return status or 1
+    return status
 
 
 def report_end(cli: Cli, status: int) -> int:

@@ -26,8 +26,12 @@ arguments     the parser's mechanism: its class, and types of arguments
 
 On demand, imported only where they are needed:
 
+screen        the terminal's second screen: only with --view
+view          the table of a run's things: only with --view
 sandbox       what a template may do
 templates     messages from templates: only for `send --template`
 diagnosis     why something is refused, or can't connect: only then
+charts        what a run looks like over time, as SVG: only with --report
+report        the page of a run: only with --report
 local_aws     the embedded AWS IoT: only with --local
 """

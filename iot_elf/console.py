@@ -309,6 +309,11 @@ def hide_details_above(things: int) -> None:
     detail_log.addFilter(passes)
 
 
+def hide_messages() -> None:
+    """Hide the lines about single things and messages, but for warnings and errors: something else shows them."""
+    detail_log.addFilter(lambda record: record.levelno >= logging.WARNING)
+
+
 @contextlib.contextmanager
 def live_line(events: EventQueue, output: OutputWriter, text: Callable[[], str]) -> Iterator[None]:
     """Show the line that `text` returns at the bottom of the terminal, if there is one, while the block runs.

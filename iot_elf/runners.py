@@ -191,6 +191,7 @@ class Runner(DeviceListener):
         for event in self._events.drain():
             self._on_event(event)
         self.observe()
+        record.take_snapshot()
         record.paused_s = self.loop.paused_s
         record.offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
         record.unacknowledged = [
@@ -236,6 +237,7 @@ class Runner(DeviceListener):
         self.record.delayed[device.thing] = reason
 
     def on_connection_interrupted(self, device: Device, error: Exception, rejected: bool) -> None:
+        self.record.set_offline(device.thing, True)
         given_up = f": {error}" if isinstance(error, (TimeoutError, PacketTooLong)) else ""  # by the device itself
         detail_log.warning("%s lost its connection to %s%s; reconnecting", device.thing, device.endpoint, given_up)
         if not (rejected or given_up):
@@ -244,12 +246,15 @@ class Runner(DeviceListener):
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
         self.record.connects += 1
+        self.record.set_offline(device.thing, False)
         detail_log.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
 
     def on_failed(self, device: Device, failure: Exception) -> None:
         self.record.failed.add(device.thing)
         self.record.delayed.pop(device.thing, None)
         self.record.failures.add(device.thing, failure)
+        if device.was_connected:
+            self.record.set_offline(device.thing, True)
         self._events.put(StateChanged())
 
     def on_refused(self, device: Device, refusal: Refusal) -> None:
@@ -332,6 +337,7 @@ class PublishRunner(Runner):
     def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
         record = self.record
         record.count("sent", device.thing)
+        record.note_message(device.thing, payload)
         if late_s > record.late_s.get(device.blocked_by, 0.0):
             record.late_s[device.blocked_by] = late_s
             if late_s > LAG_S and not (device.blocked_by or self._is_lagging):
@@ -355,8 +361,7 @@ class PublishRunner(Runner):
 
     def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         self.record.count("acknowledged", device.thing)
-        self.record.latency.add(after_s)
-        self.record.latency_from_due.add(after_due_s)
+        self.record.add_acknowledgement(device.thing, after_s, after_due_s)
         self.record.acknowledged_at = time.monotonic()
         self._observer.on_puback(device, number, after_s)
 
@@ -453,8 +458,9 @@ class SubscribeRunner(Runner):
             self._events.put(StateChanged())
             return
         record.count("received", device.thing)
+        record.note_message(device.thing, payload)
         if (sent_at := time_of_sending(content)) is not None:
-            record.add_delivery(at - sent_at)
+            record.add_delivery(device.thing, at - sent_at)
         self._observer.on_message(device, message, payload)
         if self.has_enough:
             self._events.put(StateChanged())

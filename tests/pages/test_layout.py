@@ -17,7 +17,7 @@ import sizes
 from support import program
 from support.program import PACKAGE, ROOT, Limits
 
-ON_DEMAND = {"templates", "diagnosis", "local_aws"}  # at least
+ON_DEMAND = {"templates", "diagnosis", "charts", "report", "local_aws"}  # at least
 
 
 class Import(NamedTuple):

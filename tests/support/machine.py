@@ -85,6 +85,9 @@ def await_end(process: psutil.Process) -> None:
             process.wait(0.05)
 
 
+SECOND_SCREEN = re.compile(r"\x1b\[\?1049h(.*?)\x1b\[\?1049l", re.DOTALL)
+
+
 class Terminal(NamedTuple):
     """A terminal in which a command has run."""
 
@@ -93,10 +96,15 @@ class Terminal(NamedTuple):
     columns: int
 
     @property
+    def views(self) -> list[str]:
+        """What was drawn on its second screen, which pyte has not, from one clearing of it to the next."""
+        return "".join(SECOND_SCREEN.findall(self.written)).split("\x1b[2J")[1:]
+
+    @property
     def seen(self) -> list[str]:
         """What it shows in the end, and what has scrolled away."""
         screen = pyte.HistoryScreen(self.columns, 24, history=10_000)
-        pyte.Stream(screen).feed(self.written)
+        pyte.Stream(screen).feed(SECOND_SCREEN.sub("", self.written))
         gone = ["".join(row[column].data for column in range(self.columns)) for row in screen.history.top]
         return [line.rstrip() for line in (*gone, *screen.display) if line.strip()]
 
@@ -106,11 +114,16 @@ class Terminal(NamedTuple):
         return [text for text in re.split(r"[\r\n]+", self.written) if text.strip()]
 
 
-KeyPress = Callable[[subprocess.Popen[Any]], object]  # what a user does instead of typing: a signal, say
+# What a user does: types; something else, a signal, say; or gives the terminal's window another size.
+KeyPress = bytes | Callable[[subprocess.Popen[Any]], object] | os.terminal_size
+
+
+def resize(terminal: int, columns: int, rows: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 def run_in_terminal(
-    command: Mapping[str, Any], columns: int = 120, keys: Mapping[str, bytes | KeyPress] | None = None
+    command: Mapping[str, Any], columns: int = 120, keys: Mapping[str, KeyPress] | None = None, rows: int = 24
 ) -> Terminal:
     """Run a command, given as subprocess.Popen() takes it, to its end in a terminal of its own.
 
@@ -118,7 +131,7 @@ def run_in_terminal(
     """
     mine, its = pty.openpty()
     before = termios.tcgetattr(mine)
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    resize(its, columns, rows)
     process = subprocess.Popen(**{**command, "stdin": its, "stdout": its, "stderr": its, "start_new_session": True})
     os.close(its)
     written, untyped = b"", dict(keys or {})
@@ -127,7 +140,12 @@ def run_in_terminal(
             written += chunk
             for text in [text for text in untyped if text.encode() in written]:
                 key = untyped.pop(text)
-                os.write(mine, key) if isinstance(key, bytes) else key(process)
+                if isinstance(key, bytes):
+                    os.write(mine, key)
+                elif isinstance(key, os.terminal_size):
+                    resize(mine, *key)
+                else:
+                    key(process)
     assert termios.tcgetattr(mine) == before
     os.close(mine)
     return Terminal(process.wait(PATIENCE_S), written.decode("utf-8"), columns)

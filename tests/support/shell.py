@@ -225,7 +225,8 @@ class Elf:
         columns: int = 120,
         env: Mapping[str, str] | None = None,
         script: str = "",
-        keys: Mapping[str, bytes | KeyPress] | None = None,
+        keys: Mapping[str, KeyPress] | None = None,
+        rows: int = 24,
     ) -> Terminal:
         """Run a command to its end in a terminal of its own; or a shell's script with jobs, in which $ELF is ELF.
 
@@ -235,7 +236,7 @@ class Elf:
         if script:
             command["env"] |= self._in_scripts
             command["args"] = ["setsid", "--ctty", "--wait", "bash", "-mc", script]
-        return run_in_terminal(command, columns, keys)
+        return run_in_terminal(command, columns, keys, rows)
 
     def close_windows(self) -> None:
         for running in self._running:

@@ -12,7 +12,16 @@ import pytest
 from support.program import Limits
 
 from iot_elf import metrics
-from iot_elf.metrics import LatencyHistogram, RunRecord, about_clock, object_in, time_of_sending
+from iot_elf.metrics import (
+    Interval,
+    LatencyHistogram,
+    RunRecord,
+    SparseHistogram,
+    Timeline,
+    about_clock,
+    object_in,
+    time_of_sending,
+)
 
 from .stand_ins import Clock
 
@@ -261,10 +270,10 @@ def test_how_far_a_clock_is_off_is_said_in_seconds(ahead_s: float, words: str) -
 def test_of_clocks_that_differ_the_most_is_said_and_there_is_no_latency() -> None:
     record = RunRecord()
     for took_s in (0.02, -0.1, 600.0, -0.11, -3599.5, 600.1, -3600.0, -7.0):
-        record.add_delivery(took_s)
+        record.add_delivery("a", took_s)
     assert (record.clock_ahead_s, record.without_latency) == (3600.0, 5)
     assert (record.latency.in_ms()["p50"], record.latency.in_ms()["max"]) == (20.0, 600_000.0)
-    record.add_delivery(5000.0)
+    record.add_delivery("a", 5000.0)
     assert (record.clock_ahead_s, record.without_latency) == (-5000.0, 6)
 
 
@@ -276,3 +285,112 @@ def test_a_record_keeps_the_totals_of_the_last_hour(clock: Clock, limits: Limits
         clock.now += 1.0
     assert record.snapshots[0] == (1100.0, {"sent": 100})
     assert (record.snapshots[-1], len(record.snapshots)) == ((4699.0, {"sent": 3699}), 3600)
+
+
+def test_a_run_that_never_began_took_no_time(clock: Clock) -> None:
+    record = RunRecord()
+    record.ended_at = clock.now
+    assert (record.duration_s, record.mean_rate("sent")) == (0.0, None)
+
+
+# Over time
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7])
+def test_histograms_add_up_to_that_of_all_times(parts: int) -> None:
+    """A p99 of two intervals is neither a mean nor a maximum of theirs: it is that of all their messages."""
+    its = random.Random(1)
+    took_s = [its.lognormvariate(-4, 1) for _ in range(999)]
+    whole, pieces = SparseHistogram(), [SparseHistogram() for _ in range(parts)]
+    for number, each in enumerate(took_s):
+        whole.add(each)
+        pieces[number % parts].add(each)
+    for piece in pieces[1:]:
+        pieces[0].update(piece)
+    for percent in (50, 99):
+        exact_ms = 1000 * sorted(took_s)[math.ceil(percent / 100 * len(took_s)) - 1]
+        assert pieces[0].percentile_ms(percent) == whole.percentile_ms(percent) == pytest.approx(exact_ms, rel=0.01)
+    assert SparseHistogram().percentile_ms(50) is None
+
+
+@pytest.mark.parametrize(
+    ("seconds", "lengths"),
+    [
+        (0, []),
+        (0.3, [0.3]),
+        (2, [1, 1]),
+        (2.4, [1, 1.4]),
+        (2.6, [1, 1, 0.6]),
+        (4, [2, 2]),
+        (5, [2, 2, 1]),
+        (7, [2, 2, 2, 1]),
+        (8, [4, 4]),
+        (9, [4, 5]),
+        (100, [32, 32, 36]),
+    ],
+)
+def test_a_timeline_has_few_intervals_however_long_a_run_is(
+    clock: Clock, limits: Limits, seconds: float, lengths: list[float]
+) -> None:
+    limits(MAX_INTERVALS=4)
+    record = RunRecord()
+    record.timeline = Timeline()
+    ends_at = clock.now + seconds
+    while True:
+        record.take_snapshot()
+        if clock.now >= ends_at:
+            break
+        record.count("acknowledged", "thing_0", 3)
+        record.add_acknowledgement("thing_0", 0.001 * (clock.now - 999), 0.5)
+        clock.now = min(clock.now + 1.0, ends_at)
+    intervals = record.timeline.intervals()
+    assert [each.lasted_s for each in intervals] == pytest.approx(lengths)
+    assert sum(each.counts["acknowledged"] for each in intervals) == record.totals["acknowledged"]
+    assert record.timeline.intervals() == intervals  # they stay
+
+
+def test_what_happens_before_the_run_is_in_no_interval(clock: Clock) -> None:
+    record = RunRecord()
+    record.timeline = Timeline()
+    record.count("received", "thing_0", 5)
+    record.add_delivery("thing_0", 0.1)
+    record.take_snapshot()
+    record.count("received", "thing_0", 2)
+    record.add_delivery("thing_0", 0.2)
+    clock.now += 1
+    record.take_snapshot()
+    (interval,) = record.timeline.intervals()
+    assert (interval.counts, interval.latency.percentile_ms(50)) == ({"received": 2}, pytest.approx(200, rel=0.01))
+    assert record.timeline.longest_s == {"thing_0": 0.2}
+
+
+def test_an_interval_has_when_things_were_offline_and_how_many_at_most(clock: Clock) -> None:
+    record = RunRecord()
+    record.timeline = Timeline()
+
+    def until(at: float, thing: str = "", is_offline: bool = False) -> None:
+        while at > clock.now:
+            clock.now = min(at, math.floor(clock.now) + 1)
+            if clock.now == math.floor(clock.now):
+                record.take_snapshot()
+        if thing:
+            record.set_offline(thing, is_offline)
+
+    def seen() -> list[tuple[int, float, float]]:
+        found = record.timeline.intervals() if record.timeline else []
+        return [(each.offline, each.offline_from, each.offline_until) for each in found if each.offline]
+
+    record.take_snapshot()
+    until(1000.25, "a", True)
+    until(1000.5, "b", True)
+    until(1000.75, "a")
+    until(1002.5, "b")
+    until(1004)
+    assert seen() == [(2, 1000.25, 1001), (1, 1001, 1002), (1, 1002, 1002.5)]
+    until(1004.25, "a", True)
+    until(1006)
+    assert (record.offline, seen()[3:]) == ({"a"}, [(1, 1004.25, 1005), (1, 1005, 1006)])
+    both = Interval(1000)
+    for each in record.timeline.intervals():
+        both.add(each)
+    assert (both.offline, both.offline_from, both.offline_until, both.ended_at) == (2, 1000.25, 1006, 1006)
