@@ -397,7 +397,8 @@ def create_things(cli: Cli) -> int:
         to_do = sorted(missing | half_cleaned, key=text.by_number)
         if not to_do and not fleet.unanswered:
             things = text.plural(len(wanted), "thing")
-            report_log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
+            line, shown = "[create_things] ELF has %s already in region:'%s'.", "ELF already has %s in %s"
+            report_log.info(line, things, cli.place.region, extra={"on_terminal": shown})
             return 0
         log.info("[create_things] ELF creating %s", text.plural(len(missing), "thing"))
         log.info("in %s", place)
@@ -416,7 +417,8 @@ def create_things(cli: Cli) -> int:
             if not fleet.things and not fleet.unanswered:
                 fleet.forget_place()
             elif fleet.merge_journal():
-                log.info("Wrote %s to config file: %s", text.plural(len(fleet.things), "thing"), fleet.things_file)
+                things, shown = text.plural(len(fleet.things), "thing"), "wrote %s to %s"
+                log.info("Wrote %s to config file: %s", things, fleet.things_file, extra={"on_terminal": shown})
             left = report_creation(cli, missing, place.region)
             cli.summary.update(failed=list(failures.things), **failures.report(of=len(to_do)))
     return 1 if left or failures.things else 0
@@ -425,7 +427,8 @@ def create_things(cli: Cli) -> int:
 def report_creation(cli: Cli, missing: set[str], region: str | None) -> int:
     """Log how many of the `missing` things were created, and return how many were not."""
     created = sum(thing.name in missing for thing in cli.fleet.ready)
-    report_log.info("[create_things] ELF created %s in region:'%s'.", text.plural(created, "thing"), region)
+    line, shown = "[create_things] ELF created %s in region:'%s'.", {"on_terminal": "ELF created %s in %s"}
+    report_log.info(line, text.plural(created, "thing"), region, extra=shown)
     if left := len(missing) - created:
         things = text.plural(left, "thing")
         report_log.info("[create_things] %s not created yet: run the command again to continue", things)
@@ -1105,7 +1108,8 @@ def attach_missing_policies(cli: Cli, newcomers: set[str], names: set[str]) -> l
         try:
             authorise_one = functools.partial(authorise, iot, fleet)
             for thing, authorised in run_steps(cli, "policies", without, authorise_one, failures):
-                detail_log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
+                shown = {"on_terminal": "%s has the policy %s"}
+                detail_log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name, extra=shown)
         finally:
             things = [thing for thing in fleet.ready if thing.policy_arn and thing.name in names]
             if left := sum(not thing.policy_arn for thing in fleet.ready if thing.name in newcomers):
@@ -1169,7 +1173,7 @@ def is_local_running(fleet: RecordedFleet) -> bool | None:
 
 
 def report_cleaned(event_writer: EventWriter, name: str) -> None:
-    detail_log.info("Thing:'%s' cleaned up", name)
+    detail_log.info("Thing:'%s' cleaned up", name, extra={"on_terminal": "%s cleaned up"})
     event_writer.put("cleaned", thingName=name)
 
 

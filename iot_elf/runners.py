@@ -227,7 +227,8 @@ class Runner(DeviceListener):
         self.record.connects += 1
         self.record.delayed.pop(device.thing, None)
         for topic_filter in device.topic_filters:
-            detail_log.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
+            line, shown = "ELF %s subscribed to topic: %s", "%s subscribed to %s"
+            detail_log.info(line, device.thing, topic_filter, extra={"on_terminal": shown})
         self._events.put(StateChanged())
 
     def on_connect_delayed(self, device: Device, reason: str) -> None:
