@@ -401,7 +401,7 @@ def create_things(cli: Cli) -> int:
             report_log.info(line, things, cli.place.region, extra={"on_terminal": shown})
             return 0
         log.info("[create_things] ELF creating %s", text.plural(len(missing), "thing"))
-        log.info("in %s", place)
+        log.info("in %s%s", place, f"; region from {place.region_from}" if place.region_from else "")
         fleet.record_place(place)
         failures = FailureReport()
         try:
@@ -924,7 +924,7 @@ def open_control_plane(cli: Cli) -> tuple[Any, Place]:
             url = cli.place.endpoint_url or cli.endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
             proxies = {} if cli.place.local else network.botocore_proxies(cli.proxy, url)
             ask = functools.partial(console.ask_for_code, cli.events)
-            given = Place(profile=cli.profile, endpoint_url=cli.endpoint_url)
+            given = Place(cli.region, cli.profile, cli.endpoint_url)
             cli.control_plane = aws.connect_control_plane(
                 cli.place, given, cli.events, cli.headers, cli.rate, proxies, ask
             )

@@ -380,7 +380,7 @@ class Fleet(RecordedFleet):
         if place.local:
             place = place._replace(endpoint_url=None)  # it may listen elsewhere after a restart
         profile = place.profile or (self.place.profile if self.place else None)  # keys of the environment replace none
-        place = place._replace(source=None, profile=profile).checked()
+        place = place._replace(source=None, region_from=None, profile=profile).checked()
         with self._writing:
             if place != self.place:
                 self.place, self.was_local = place, False
