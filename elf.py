@@ -522,10 +522,8 @@ def refuse_losses(record: RunRecord, refused: Sequence[ElfError]) -> None:
     lost = record.lost + record.totals["not_sent"]
     if lost and lost == record.totals["invalid"]:
         raise messages.not_made(lost, record.invalid)
-    if lost:
+    if not record.losers <= record.failed:  # of which the cause is told
         cause = f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent"
-        if record.losers <= record.failures.things.keys():
-            raise record.failures.behind("MessagesLost", cause)
         raise ElfError("MessagesLost", cause, "check the network, and send again")
     if refused:
         cause = f"{text.plural(len(refused), 'line')} of the input could not be sent; the first: {refused[0].cause}"

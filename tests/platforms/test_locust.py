@@ -355,7 +355,7 @@ def test_a_failure_is_explained_as_aws_explains_it(locusts: Locusts, account: Ac
     worker = locusts.worker()
     result = locusts.master(1, "--run-time", "4s").end(status=1)
     worker.end()
-    assert "thing_1 can't connect: its certificate is INACTIVE; what to do: `aws iot" in locusts.failures()
+    assert "thing_1 can't connect: its certificate is INACTIVE; what to do: `aws " in locusts.failures()
     assert locusts.counts()["CONNECT"] == (2, 1)
     assert not OUR_TRACEBACK.search(result.err)
 

@@ -24,7 +24,7 @@ OTHER_ID = "urn:uuid:00000000-0000-4000-8000-000000000000"
 
 def told(result: Result, command: str) -> list[str]:
     """The arguments of a command with --adopt that ELF has told."""
-    found = re.search(rf"`elf\.py ((--misc-dir \S+ )?{command} [^`]*--adopt[^`]*)`", result.err)
+    found = re.search(rf"elf\.py ((--misc-dir \S+ )?{command} [^`]*--adopt[^`]*)`", result.err)
     assert found, result.err
     return shlex.split(found[1])
 
