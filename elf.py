@@ -673,7 +673,7 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
         sent += 1
         runner.wait(lambda: runner.has_room, look_s=defaults.MIN_INTERVAL_S)
     if not (sent or refused):
-        log.warning("nothing is sent: the input had no message")
+        log.warning("nothing sent: the input has no message")
     return sent, refused
 
 

@@ -220,7 +220,7 @@ def test_piped_input_that_nothing_reads_is_wrong_usage(pair: Pair) -> None:
 def test_an_empty_standard_input_is_a_success_with_a_warning(pair: Pair) -> None:
     result = pair(*LINES, *pair.to_broker)
     assert result.lines[-1].endswith("ELF sent 0 messages from 2 things: 0 acknowledged, 0 lost")
-    assert "nothing is sent: the input had no message" in result.lines
+    assert "nothing sent: the input has no message" in result.lines
 
 
 def test_an_object_as_message_is_sent_as_that_object(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
