@@ -33,6 +33,7 @@ PAGES = {
 }
 BY_CI = {"Quick start": "README.md 'Quick start'", "Tests": "README.md Tests"}  # they make virtual environments
 SMALLER = {
+    "chaos.py": "--duration 5",
     "provisioning.py": "--things 5",
     "sequences.py": "--things 30",
     "fleet.py": "--things 20 --duration 2",

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import random
 import re
 import socket
 import struct
@@ -45,8 +46,10 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port that nobody uses, and that the system does not give to a connection meanwhile (Linux: from 32768 on)."""
+    while True:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", random.randrange(10_000, 32_000))) as its:
+            return int(its.getsockname()[1])
 
 
 def await_listener(port: int) -> None:
