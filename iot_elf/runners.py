@@ -422,6 +422,7 @@ class VerifyRunner(PublishRunner):
         is_own = content.get("thing") == device.thing and content.get("run") == record.run
         sent_at = record.not_returned[device.thing].pop(content.get("seq", 0), None) if is_own else None
         if sent_at is not None:
+            device.refusals.on_success()  # at QoS 0 the only sign that the broker takes its messages
             record.count("returned", device.thing)
             record.round_trip.add(now - sent_at)
             record.acknowledged_at = now

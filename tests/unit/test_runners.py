@@ -18,7 +18,7 @@ from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue, Interrupted
 from iot_elf.messages import Line
 from iot_elf.outbox import Outbox, OutgoingMessage
-from iot_elf.runners import MessageObserver, PublishRunner, Runner, StateChanged, SubscribeRunner
+from iot_elf.runners import MessageObserver, PublishRunner, Runner, StateChanged, SubscribeRunner, VerifyRunner
 
 from .fake_loop import Loop
 from .stand_ins import Clock, logged
@@ -127,6 +127,22 @@ def bench(clock: Clock) -> Iterator[Callable[..., Bench]]:
     yield make
     for each in made:
         each.runner._diagnosing.shutdown()
+
+
+# What comes back
+
+
+def test_a_message_that_came_back_was_taken_by_the_broker(bench: Callable[..., Bench]) -> None:
+    """Which is the only proof at QoS 0, and forgets an earlier refusal."""
+    its = bench(VerifyRunner, 1, qos=0, interval_s=1.0)
+    (device,), its.record.run = its.devices, "abc"
+    device.topic_filters, taken = (device.topic,), list[str]()
+    device.refusals.on_success = lambda: taken.append("taken")
+    its.runner.on_publish(device, 1, b"{}", 0.0)
+    for content in ({"seq": 1, "thing": "thing_1"}, {"seq": 1}, {"seq": 2}, {}):
+        message = {"thing": "thing_0", "run": "abc", **content}
+        its.runner.on_message(device, SimpleNamespace(payload=json.dumps(message).encode()))
+    assert (taken, its.record.totals["returned"], its.runner.backlog) == (["taken"], 1, 0)
 
 
 # The schedule
