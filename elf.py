@@ -849,25 +849,31 @@ def show_thing(cli: Cli, name: str) -> int:
     """Show what any client needs to be one thing of the fleet: the broker, the files, and how it may call itself."""
     import shlex
 
-    if not (thing := cli.fleet.things.get(name)):
-        its = f"choose one of its things: {text.listed(cli.fleet.things) or 'none yet'}"
-        raise ElfError("NoSuchThing", f"the fleet has no thing {name}", its)
+    from iot_elf.diagnosis import broken_file
+
+    things = {thing.name: thing for thing in ready_things(cli.fleet)}
+    if not (thing := things.get(name)):
+        cause = f"{name} is not complete" if name in cli.fleet.things else f"the fleet has no thing {name}"
+        raise ElfError("NoSuchThing", cause, f"choose one of its things: {text.listed(things)}")
+    files = cli.fleet.files(name)
+    if failure := broken_file(name, files):
+        raise failure
     host, port, *_ = cli.mqtt_endpoint or Endpoint(control_plane(cli)[1].data_endpoint or "", defaults.MQTT_PORT)
-    root_cert, files = root_certificate(cli), cli.fleet.files(name)
+    root_cert, client_ids = root_certificate(cli), [name, f"{name}-*"]
     facts = {
         "thingName": name,
         "broker": f"{host}:{port}",
         "rootCertificate": str(root_cert),
         "certificate": str(files.certificate),
         "privateKey": str(files.private_key),
-        "clientIds": f"{name}, {name}-*",
-        "policy": thing.policy_name or text.as_typed("none yet: `elf.py send` gives it one"),
     }
     secured = ("--cafile", root_cert, "--cert", files.certificate, "--key", files.private_key)
     who = ("-i", f"{name}-mosquitto", "-t", f"{defaults.TOPIC_ROOT}/{name}")
     command = shlex.join(map(str, ("mosquitto_pub", "-h", host, "-p", port, *secured, *who, "-m", '{"msg": "hello"}')))
-    cli.event_writer.put("thing", **facts, mosquittoPub=command)
+    cli.event_writer.put("thing", **facts, clientIds=client_ids, policyName=thing.policy_name, mosquittoPub=command)
     if not cli.event_writer.is_on:
+        facts["clientIds"] = ", ".join(client_ids)
+        facts["policyName"] = thing.policy_name or text.as_typed("none yet: `elf.py send` gives it one")
         lines = [f"{fact:16}  {value}" for fact, value in facts.items()]
         cli.output_writer.write(sys.stdout, "\n".join([*lines, "", command, ""]))
     return 0
@@ -1575,7 +1581,7 @@ def run_to_the_end(cli: Cli) -> int:
         return 128 + signal.SIGINT
     except Exception as error:
         if is_usage := isinstance(error, UsageError):
-            error.remedy += f" (see elf.py {cli.command} --help)"
+            error.remedy += text.as_typed(f" (see `elf.py {cli.command} --help`)")
         cli.summary["error"] = errors.log_failure(error).facts
         return 2 if is_usage else 1
 
