@@ -106,6 +106,11 @@ def decoded(payload: bytes) -> str:
     return payload.decode("utf-8", errors="backslashreplace")
 
 
+def on_one_line(message: str) -> str:
+    """Return a message; one that is JSON without its line breaks and indentation, in which it says the same."""
+    return re.sub(r"\s*\n\s*", " ", message) if message[:1] in ("{", "[") else message
+
+
 def plural(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
