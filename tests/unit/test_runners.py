@@ -451,6 +451,21 @@ def test_after_ctrl_c_what_was_sent_may_be_acknowledged_for_two_seconds(
     assert its.loop.joins_s == [4.0 if is_hurried else 10.0]
 
 
+def test_what_a_second_ctrl_c_leaves_is_counted(bench: Callable[..., Bench]) -> None:
+    its = bench(things=2)
+    its.devices[1].have_in_flight(3, 990.0)
+    its.record.rounds = 2
+    its.record.count("sent", "thing_1")
+
+    def join(patience_s: float) -> None:
+        raise KeyboardInterrupt
+
+    its.loop.join = join  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        its.runner.stop()
+    assert (its.record.lost, its.record.totals["not_sent"]) == (1, 3)
+
+
 def test_what_was_not_acknowledged_is_listed_by_thing_and_in_order(bench: Callable[..., Bench]) -> None:
     its = bench(things=2)
     for device, number in ((1, 1), (0, 2), (0, 1)):
