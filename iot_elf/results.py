@@ -174,7 +174,7 @@ class PublishReport(RunReport):
             *(f"lost while offline: message {number} of {thing}" for thing, number in record.dropped),
         ]
         for line in lines:
-            log.warning("%s", line)
+            log.warning("%s", line, extra={"may_be_cut": True})  # where the message is
         if (more := record.lost - len(lines)) > 0:
             log.warning("%d more not acknowledged, or lost while offline", more)
         sent = f"{plural(totals['sent'], 'message')} from {plural(len(record.connected), 'thing')}"
