@@ -450,6 +450,10 @@ def report_created(event_writer: EventWriter, thing: Thing, files: ThingFiles) -
     event_writer.put("created", thingName=thing.name, **ids, **dict(paths))
 
 
+def create_command(count: int, prefix: str) -> str:
+    return f"create {count}" + (f" --prefix {prefix}" if prefix != PREFIX else "")
+
+
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
     """Return which of `names` the fleet lacks. Raises ElfError if the fleet has more."""
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
@@ -460,7 +464,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
         raise ElfError(
             "TooManyThings",
             f"there are already {text.plural(len(existing), 'thing')}, more than the {len(names)} requested",
-            "remove them all with `elf.py clean`, then run `elf.py create` again",
+            f"remove them all with `elf.py clean`, then run `elf.py {create_command(len(names), prefix)}` again",
         )
     return [name for name in names if name not in fleet.things or fleet.things[name].stage != state.READY]
 
@@ -952,7 +956,7 @@ def find_cause(cli: Cli, thing: str, refusal: Refusal) -> ElfError:
 def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
     """Return the things that can connect, or the first `first` of them. Raises ElfError if there are none, or fewer."""
     prefix, highest = text.by_number(next(reversed(fleet.things), ""))
-    create = f"create {highest + 1}" + (f" --prefix {prefix}" if prefix != PREFIX else "")
+    create = create_command(highest + 1, prefix)
     for stage, command in ((state.CREATING, create), (state.CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
             finish = text.as_typed(f"finish with `elf.py {command}`")
@@ -1407,6 +1411,8 @@ def held_fleet(cli: Cli, name: str, exclusive: bool, creates: bool = False) -> I
             raise fleet.disagreement
         cli.place = find_place(cli, fleet.place or (None if creates else fleet.place_of_unanswered))
         text.typed_as["aws"] = aws_as_typed(cli)
+        if cli.place.local:  # after a clean, it would be on AWS without the option
+            text.typed_as["elf.py create"] = "elf.py --local create"
         yield fleet
 
 

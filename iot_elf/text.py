@@ -44,10 +44,13 @@ def remember_how_elf_was_typed(options: str) -> None:
         python = sys.orig_argv[: sys.orig_argv.index(script)]
         typed = shlex.join([*(("uv", "run") if os.environ.get("UV") else python), script])
     typed_as["elf.py"] = f"{typed} {options}".rstrip()
+    typed_as.pop("elf.py create", None)
 
 
 def as_typed(words: str) -> str:
     """Write the commands in backticks, which the program's texts begin with `elf.py` or `aws`, as they can be typed."""
+    create = typed_as.get("elf.py create", "elf.py create")
+    words = re.sub(r"(?<=`)elf\.py create(?=[ `])", lambda it: create, words)
     return re.sub(r"(?<=`)(elf\.py|aws(?= iot| sts))(?= )|(?<=\| )elf\.py(?= )", lambda it: typed_as[it[0]], words)
 
 
