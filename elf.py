@@ -453,6 +453,10 @@ def report_created(event_writer: EventWriter, thing: Thing, files: ThingFiles) -
     event_writer.put("created", thingName=thing.name, **ids, **dict(paths))
 
 
+def create_command(count: int, prefix: str) -> str:
+    return f"create {count}" + (f" --prefix {prefix}" if prefix != PREFIX else "")
+
+
 def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]:
     """Return which of `names` the fleet lacks. Raises ElfError if the fleet has more."""
     numbered = re.compile(re.escape(prefix) + r"_[0-9]+")
@@ -463,7 +467,7 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
         raise ElfError(
             "TooManyThings",
             f"there are already {text.plural(len(existing), 'thing')}, more than the {len(names)} requested",
-            "remove them all with `elf.py clean`, then run `elf.py create` again",
+            f"remove them all with `elf.py clean`, then run `elf.py {create_command(len(names), prefix)}` again",
         )
     return [name for name in names if name not in fleet.things or fleet.things[name].stage != state.READY]
 
@@ -852,25 +856,31 @@ def show_thing(cli: Cli, name: str) -> int:
     """Show what any client needs to be one thing of the fleet: the broker, the files, and how it may call itself."""
     import shlex
 
-    if not (thing := cli.fleet.things.get(name)):
-        its = f"choose one of its things: {text.listed(cli.fleet.things) or 'none yet'}"
-        raise ElfError("NoSuchThing", f"the fleet has no thing {name}", its)
+    from iot_elf.diagnosis import broken_file
+
+    things = {thing.name: thing for thing in ready_things(cli.fleet)}
+    if not (thing := things.get(name)):
+        cause = f"{name} is not complete" if name in cli.fleet.things else f"the fleet has no thing {name}"
+        raise ElfError("NoSuchThing", cause, f"choose one of its things: {text.listed(things)}")
+    files = cli.fleet.files(name)
+    if failure := broken_file(name, files):
+        raise failure
     host, port, *_ = cli.mqtt_endpoint or Endpoint(control_plane(cli)[1].data_endpoint or "", defaults.MQTT_PORT)
-    root_cert, files = root_certificate(cli), cli.fleet.files(name)
+    root_cert, client_ids = root_certificate(cli), [name, f"{name}-*"]
     facts = {
         "thingName": name,
         "broker": f"{host}:{port}",
         "rootCertificate": str(root_cert),
         "certificate": str(files.certificate),
         "privateKey": str(files.private_key),
-        "clientIds": f"{name}, {name}-*",
-        "policy": thing.policy_name or text.as_typed("none yet: `elf.py send` gives it one"),
     }
     secured = ("--cafile", root_cert, "--cert", files.certificate, "--key", files.private_key)
     who = ("-i", f"{name}-mosquitto", "-t", f"{defaults.TOPIC_ROOT}/{name}")
     command = shlex.join(map(str, ("mosquitto_pub", "-h", host, "-p", port, *secured, *who, "-m", '{"msg": "hello"}')))
-    cli.event_writer.put("thing", **facts, mosquittoPub=command)
+    cli.event_writer.put("thing", **facts, clientIds=client_ids, policyName=thing.policy_name, mosquittoPub=command)
     if not cli.event_writer.is_on:
+        facts["clientIds"] = ", ".join(client_ids)
+        facts["policyName"] = thing.policy_name or text.as_typed("none yet: `elf.py send` gives it one")
         lines = [f"{fact:16}  {value}" for fact, value in facts.items()]
         cli.output_writer.write(sys.stdout, "\n".join([*lines, "", command, ""]))
     return 0
@@ -949,7 +959,7 @@ def find_cause(cli: Cli, thing: str, refusal: Refusal) -> ElfError:
 def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
     """Return the things that can connect, or the first `first` of them. Raises ElfError if there are none, or fewer."""
     prefix, highest = text.by_number(next(reversed(fleet.things), ""))
-    create = f"create {highest + 1}" + (f" --prefix {prefix}" if prefix != PREFIX else "")
+    create = create_command(highest + 1, prefix)
     for stage, command in ((state.CREATING, create), (state.CLEANING, "clean")):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
             finish = text.as_typed(f"finish with `elf.py {command}`")
@@ -1405,6 +1415,8 @@ def held_fleet(cli: Cli, name: str, exclusive: bool, creates: bool = False) -> I
             raise fleet.disagreement
         cli.place = find_place(cli, fleet.place or (None if creates else fleet.place_of_unanswered))
         text.typed_as["aws"] = aws_as_typed(cli)
+        if cli.place.local:  # after a clean, it would be on AWS without the option
+            text.typed_as["elf.py create"] = "elf.py --local create"
         yield fleet
 
 
@@ -1579,7 +1591,7 @@ def run_to_the_end(cli: Cli) -> int:
         return 128 + signal.SIGINT
     except Exception as error:
         if is_usage := isinstance(error, UsageError):
-            error.remedy += f" (see elf.py {cli.command} --help)"
+            error.remedy += text.as_typed(f" (see `elf.py {cli.command} --help`)")
         cli.summary["error"] = errors.log_failure(error).facts
         return 2 if is_usage else 1
 

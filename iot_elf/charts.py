@@ -36,7 +36,7 @@ class Outage(NamedTuple):
 
 
 def of(intervals: Sequence[Interval]) -> list[dict[str, Any]]:
-    """Return the charts of a run, which has at least one interval."""
+    """Return the charts of a run, which has at least one interval: latency, if there is one to show, and rate."""
     latencies = {
         f"p{percent} {what}": [each.percentile_ms(percent) for each in histograms]
         for what, histograms in (
@@ -50,10 +50,8 @@ def of(intervals: Sequence[Interval]) -> list[dict[str, Any]]:
         for name in ("sent", "acknowledged", "received")
         if any(each.counts[name] for each in intervals)
     }
-    return [
-        _chart("Latency", intervals, logarithmic, latencies),
-        _chart("Messages a second", intervals, linear, rates),
-    ]
+    latency = _chart("Latency", intervals, logarithmic, latencies)
+    return [latency] * bool(latency["lines"]) + [_chart("Messages a second", intervals, linear, rates)]
 
 
 def _chart(

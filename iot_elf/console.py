@@ -249,7 +249,9 @@ class TerminalFormatter(LogFormatter):
         at, colour = self.formatTime(record, "%H:%M:%S"), LEVEL_COLOURS.get(record.levelno)
         text = re.sub(r"\A\[\w+\] ", "", super().format(record))  # the original's functions tell a person nothing
         room = terminal_width(sys.stderr) - len("00:00:00 ")
-        if len(text) > room and record.name == detail_log.name and record.levelno == log.level == logging.INFO:
+        is_of_message = record.name == detail_log.name and record.levelno == logging.INFO
+        may_be_cut = log.level == logging.INFO and (is_of_message or getattr(record, "may_be_cut", False))
+        if len(text) > room and may_be_cut:
             text = f"{text[: room - 1]}…"
         if not self._coloured:
             return f"{at} {record.levelname}: {text}" if colour else f"{at} {text}"

@@ -231,7 +231,7 @@ def connect_failure(error: Exception, thing: str, endpoint: Endpoint, files: Thi
 
     if isinstance(error, ElfError):
         return error
-    if broken := _broken_file(thing, files):
+    if broken := broken_file(thing, files):
         return broken
     here = "check --mqtt-endpoint; if a firewall blocks port 8883, try --mqtt-endpoint :443"
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -271,7 +271,7 @@ def connect_failure(error: Exception, thing: str, endpoint: Endpoint, files: Thi
     return ElfError(name, f"{thing} can't connect to {endpoint}{by}: {problem}", remedy)
 
 
-def _broken_file(thing: str, files: ThingFiles) -> ElfError | None:
+def broken_file(thing: str, files: ThingFiles) -> ElfError | None:
     """Return what is wrong with a thing's files, or None."""
     import ssl
 

@@ -24,9 +24,14 @@ MAX_OUTAGES = 10  # that are listed; the charts show all
 MAX_TEXT = 400  # characters of the command line, or of a cause
 REMEDY = "name a file, such as run.html, in a directory that exists and that you may write to"
 # What of the summary's numbers is shown even if it is 0, what of them has another name, and where the things are told.
-ALWAYS = ("sent", "acknowledged", "received", "lost", "notSent")
-NAMES = {"messagesPerS": "messages/s", "lateMs": "behind schedule, at most", "durationS": "duration"}
-LATENCIES = {"latencyMs": "from sending", "latencyFromDueMs": "from schedule"}
+ALWAYS = ("sent", "acknowledged", "returned", "received", "lost", "notSent")
+NAMES = {
+    "returned": "came back",
+    "messagesPerS": "messages/s",
+    "lateMs": "behind schedule, at most",
+    "durationS": "duration",
+}
+LATENCIES = {"latencyMs": "from sending", "latencyFromDueMs": "from schedule", "roundTripMs": "round trip"}
 COUNTS = {
     **{"sent": "sent", "acknowledged": "acknowledged", "received": "received", "not_sent": "not sent"},
     **{"retransmitted": "sent again", "rejected": "rejected", "unreadable": "unreadable"},
@@ -158,7 +163,7 @@ def rows(record: RunRecord) -> list[dict[str, Any]]:
 
     def order(thing: str) -> tuple[Any, ...]:
         counts = by_thing.get(thing, none)
-        bad = lost[thing] + counts["not_sent"] + counts["rejected"]
+        bad = lost[thing] + counts["not_sent"] + counts["rejected"] + len(record.not_returned.get(thing, ()))
         times = -record.offline_s.get(thing, 0.0), -longest_s.get(thing, 0.0)
         return thing not in record.failed, thing not in record.offline, -bad, *times, by_number(thing)
 
@@ -173,6 +178,7 @@ def rows(record: RunRecord) -> list[dict[str, Any]]:
             "why": why(thing),
             **{name: by_thing.get(thing, none)[key] for key, name in COUNTS.items()},
             "lost": lost[thing],
+            "not back": len(record.not_returned.get(thing, ())),
             "offline, s": round(record.offline_s.get(thing, 0.0), 1),
             "longest, ms": round(1000 * longest_s.get(thing, 0.0), 1),
         }

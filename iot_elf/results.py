@@ -15,7 +15,7 @@ from iot_elf.device import Device
 from iot_elf.metrics import RunRecord, about_clock
 from iot_elf.runners import MessageObserver
 from iot_elf.sequences import format_counts
-from iot_elf.text import decoded, detail_log, listed, log, plural, report_log
+from iot_elf.text import decoded, detail_log, listed, log, on_one_line, plural, report_log
 
 SHORT_PAUSE_S = 1.0  # in all; it does no harm
 POSTED = "ELF %(thing)s posting message:'%(payload)s' on topic: %(topic)s"
@@ -41,7 +41,8 @@ class MessageWriter(MessageObserver):
     def _log(self, line: str, arrow: str, device: Device, topic: str, payload: bytes) -> None:
         """Log the original's line; on a terminal the message comes last, where it may be cut."""
         fields = {"thing": device.thing, "topic": topic, "payload": decoded(payload)}
-        detail_log.info(line, fields, extra={"on_terminal": f"%(thing)s {arrow} %(topic)s  %(payload)s"})
+        fields["shown"] = on_one_line(fields["payload"])
+        detail_log.info(line, fields, extra={"on_terminal": f"%(thing)s {arrow} %(topic)s  %(shown)s"})
 
     def _put(self, event: str, device: Device, number: int, payload: bytes) -> None:
         if self._output.is_on:
@@ -173,7 +174,7 @@ class PublishReport(RunReport):
             *(f"lost while offline: message {number} of {thing}" for thing, number in record.dropped),
         ]
         for line in lines:
-            log.warning("%s", line)
+            log.warning("%s", line, extra={"may_be_cut": True})  # where the message is
         if (more := record.lost - len(lines)) > 0:
             log.warning("%d more not acknowledged, or lost while offline", more)
         sent = f"{plural(totals['sent'], 'message')} from {plural(len(record.connected), 'thing')}"
@@ -191,7 +192,8 @@ class PublishReport(RunReport):
         for thing, numbers in itertools.islice(missing.items(), defaults.MAX_LISTED):
             which = listed([str(number) for number in numbers])
             log.warning("did not come back to %s: %s %s", thing, "message" if len(numbers) == 1 else "messages", which)
-        report_log.info("%s round trip: %s", label, record.round_trip)
+        if record.round_trip.count:
+            report_log.info("%s round trip: %s", label, record.round_trip)
         report_log.info(
             "%s came back: %d of %s", label, record.totals["returned"], plural(record.totals["sent"], "message")
         )

@@ -186,18 +186,24 @@ class Runner(DeviceListener):
         is_hurried = self._events.signum is not None
         self.loop.call_soon_threadsafe(self.loop.resume)  # nothing waits for a reader any more
         self.loop.call_soon_threadsafe(self._stop, record.ended_at + (defaults.STOP_S / 2 if is_hurried else 0.0))
-        self.loop.join(defaults.STOP_S if is_hurried else 2 * defaults.CONNECT_TIMEOUT_S)
-        self._diagnosing.shutdown(wait=False, cancel_futures=True)
-        for event in self._events.drain():
-            self._on_event(event)
-        self.observe()
+        try:
+            self.loop.join(defaults.STOP_S if is_hurried else 2 * defaults.CONNECT_TIMEOUT_S)
+            self._diagnosing.shutdown(wait=False, cancel_futures=True)
+            for event in self._events.drain():
+                self._on_event(event)
+        finally:  # also after a second Ctrl-C
+            self._settle()
+
+    def _settle(self) -> None:
+        """Record what is so in the end."""
+        record = self.observe()
         record.take_snapshot()
         record.paused_s = self.loop.paused_s
         record.offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
         record.unacknowledged = [
             (device.thing, device.topic, each.number, each.payload)
             for device in self.devices.values()
-            for each in device.outbox.in_flight.values()
+            for each in list(device.outbox.in_flight.values())  # the loop may go on
         ]
 
     def observe(self) -> RunRecord:
@@ -331,8 +337,8 @@ class PublishRunner(Runner):
             turn = following
         self.loop.call_at(turn[0], self._publish_due, message, turns, turn)
 
-    def stop(self) -> None:
-        super().stop()
+    def _settle(self) -> None:
+        super()._settle()
         self.record.settle_not_sent(self.devices.keys() | self.record.failed)
 
     def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
@@ -423,6 +429,7 @@ class VerifyRunner(PublishRunner):
         is_own = content.get("thing") == device.thing and content.get("run") == record.run
         sent_at = record.not_returned[device.thing].pop(content.get("seq", 0), None) if is_own else None
         if sent_at is not None:
+            device.refusals.on_success()  # at QoS 0 the only sign that the broker takes its messages
             record.count("returned", device.thing)
             record.round_trip.add(now - sent_at)
             record.acknowledged_at = now

@@ -44,10 +44,13 @@ def remember_how_elf_was_typed(options: str) -> None:
         python = sys.orig_argv[: sys.orig_argv.index(script)]
         typed = shlex.join([*(("uv", "run") if os.environ.get("UV") else python), script])
     typed_as["elf.py"] = f"{typed} {options}".rstrip()
+    typed_as.pop("elf.py create", None)
 
 
 def as_typed(words: str) -> str:
     """Write the commands in backticks, which the program's texts begin with `elf.py` or `aws`, as they can be typed."""
+    create = typed_as.get("elf.py create", "elf.py create")
+    words = re.sub(r"(?<=`)elf\.py create(?=[ `])", lambda it: create, words)
     return re.sub(r"(?<=`)(elf\.py|aws(?= iot| sts))(?= )|(?<=\| )elf\.py(?= )", lambda it: typed_as[it[0]], words)
 
 
@@ -104,6 +107,11 @@ def printable(text: str) -> str:
 
 def decoded(payload: bytes) -> str:
     return payload.decode("utf-8", errors="backslashreplace")
+
+
+def on_one_line(message: str) -> str:
+    """Return a message; one that is JSON without its line breaks and indentation, in which it says the same."""
+    return re.sub(r"\s*\n\s*", " ", message) if message[:1] in ("{", "[") else message
 
 
 def plural(number: int, noun: str) -> str:

@@ -22,7 +22,7 @@ from iot_elf.device import Device
 from iot_elf.events import EventQueue
 from iot_elf.metrics import LatestMessages, RunRecord
 from iot_elf.runners import Runner
-from iot_elf.text import decoded, printable, redacted
+from iot_elf.text import decoded, on_one_line, printable, redacted
 
 STATES = {"failed": "red", "offline": "red", "connecting": "yellow", "late": "yellow", "online": "green"}  # worst first
 MAX_LOAD = 0.05  # of a core's time to draw: more things are drawn less often
@@ -232,7 +232,7 @@ class View:
         payloads = [payload for _, payload in self._latest_of(thing).messages.copy()]
         if not payloads:
             return Text(" " * room)
-        last = printable(redacted(decoded(payloads[-1])))
+        last = printable(redacted(on_one_line(decoded(payloads[-1]))))
         if not (number := first_number(payloads[-1])):
             return Text(self._fit(last, room))
         most = metrics.MAX_LATEST if room >= 4 * metrics.MAX_LATEST else min(metrics.MAX_LATEST // 2, max(1, room - 5))

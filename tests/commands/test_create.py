@@ -106,7 +106,7 @@ def test_create_with_fewer_changes_nothing_and_names_clean(
     main("create", 2)
     before = account.snapshot(), elf.recorded()
     refused = main("create", 1, status=1)
-    explained(refused, "TooManyThings", "2 things", "elf.py clean`")
+    explained(refused, "TooManyThings", "2 things", "elf.py clean`", "elf.py create 1`")
     assert (account.snapshot(), elf.recorded()) == before
 
 

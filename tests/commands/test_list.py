@@ -131,7 +131,8 @@ def test_list_shows_all_that_another_client_needs_to_be_a_thing(
     assert shown["certificate"] == str(pair.misc / "thing_1.pem")
     assert shown["privateKey"] == str(pair.misc / "thing_1.prv")
     assert Path(shown["rootCertificate"]).read_text().startswith("-----BEGIN")
-    for client_id in shown["clientIds"].replace("*", "another").split(", "):
+    assert shown["policyName"] == "policy-thing_1"
+    for client_id in [each.replace("*", "another") for each in shown["clientIds"]]:
         client = Client(service, pair.misc / "thing_1.pem", pair.misc / "thing_1.prv", client_id)
         assert client.connect() == "Success"
         client.close()
@@ -143,10 +144,21 @@ def test_list_shows_all_that_another_client_needs_to_be_a_thing(
     explained(main_of_pair("list", "thing_2", *JSON, status=1), "NoSuchThing", "thing_2", "thing_0, thing_1")
 
 
+def test_no_command_is_shown_for_a_thing_that_can_not_connect(main: InProcess, elf: Elf, explained: Explained) -> None:
+    explained(main("list", "thing_0", *JSON, status=1), "NoThings", "create")
+    main("create")
+    (elf.misc / "thing_0.prv").unlink()
+    explained(main("list", "thing_0", *JSON, status=1), "KeyMissing", "thing_0.prv", "backup")
+    entries = [*json.loads((elf.misc / "things.json").read_text()), {"thing_1": {"elf_stage": "creating"}}]
+    (elf.misc / "things.json").write_text(json.dumps(entries))
+    explained(main("list", "thing_1", *JSON, status=1), "NoSuchThing", "thing_1 is not complete", "thing_0")
+
+
 def test_before_the_first_send_list_says_that_a_thing_has_no_policy(local: Elf, explained: Explained) -> None:
     local("--local", "create")
     shown = local("list", "thing_0").out
     assert f"none yet: `{local.typed} send` gives it one" in shown
+    assert json.loads(local("list", "thing_0", *JSON).out.splitlines()[0])["policyName"] is None
     explained(local("list", "thing_1", *JSON, status=1), "NoSuchThing", "thing_1", "thing_0")
 
 

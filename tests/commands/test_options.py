@@ -204,7 +204,7 @@ def test_a_mistyped_word_gets_a_suggestion(main: InProcess, line: str, meant: st
 def test_wrong_usage_names_the_help_of_the_command(main: InProcess, line: str, named: str) -> None:
     err = main(*line.split(), status=2).err
     assert err.startswith(f"{named}: error: ")
-    assert err.endswith(f"(see {named} --help)\n")
+    assert err.endswith(f"(see `python {named} --help`)\n")
 
 
 @pytest.mark.parametrize(
@@ -214,10 +214,10 @@ def test_wrong_usage_names_the_help_of_the_command(main: InProcess, line: str, n
 def test_what_is_refused_for_its_form_is_wrong_usage(pair: Pair, wrong: tuple[str, str]) -> None:
     (pair.cwd / "list.json").write_text("[]")
     result = pair("send", *pair.to_broker, "-n", 1, *wrong, "--output", "json", status=2)
-    assert result.lines[-1].endswith("(see elf.py send --help)")
+    assert result.lines[-1].endswith(f"(see `{pair.typed} send --help`)")
     summary = json.loads(result.out)
     assert summary["exitStatus"] == 2
-    assert summary["error"]["remedy"].endswith("(see elf.py send --help)")
+    assert summary["error"]["remedy"].endswith(f"(see `{pair.typed} send --help`)")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_wrong_usage_is_in_the_summary_where_json_was_asked_for(
     assert error["name"] == "WrongUsage"
     assert cause in error["cause"]
     named = f"elf.py {command}" if command else "elf.py"
-    assert error["remedy"] == f"see {named} --help"
+    assert error["remedy"] == f"see `python {named} --help`"
     assert result.err == f"{named}: error: {error['cause']} ({error['remedy']})\n"
 
 

@@ -97,7 +97,7 @@ def test_a_topic_that_aws_does_not_take_is_refused(
 ) -> None:
     result = main_of_pair(command, *pair.to_broker, *ONCE, "--topic", topic, status=2)
     shown = repr(topic.replace("{thing_name}", "thing_0")[:300])
-    explained(result, "BadTopic", problem, shown, f"--topic (see elf.py {command} --help)")
+    explained(result, "BadTopic", problem, shown, f"--topic (see `python elf.py {command} --help`)")
     assert len(result.lines) == 2  # nothing was done before
 
 
@@ -106,7 +106,7 @@ def test_more_subscriptions_than_a_connection_may_have_are_refused(
 ) -> None:
     filters = [word for number in range(51) for word in ("--topic", str(number))]
     result = main_of_pair("subscribe", *pair.to_broker, *ONCE, *filters, status=2)
-    explained(result, "TooManySubscriptions", "50", "51", "--topic", "(see elf.py subscribe --help)")
+    explained(result, "TooManySubscriptions", "50", "51", "--topic", "(see `python elf.py subscribe --help`)")
     assert len(result.lines) == 2
     assert main_of_pair("subscribe", *pair.to_broker, *ONCE, *filters[2:])
 

@@ -102,7 +102,7 @@ def test_what_fails_comes_first_and_all_warnings_follow(elf: Elf) -> None:
     elf("create", 7)
     for number in (3, 4, 5, 6):
         (elf.misc / f"thing_{number}.prv").write_text("" if number % 2 else "no key")
-    terminal = elf.in_terminal(*SEND, *elf.to_broker, "--count", 3, columns=80, rows=8)
+    terminal = elf.in_terminal(*SEND, *elf.to_broker, "--count", 12, columns=80, rows=8)
     assert terminal.status == 1
     assert_left(terminal)
     lines = shown(terminal, 80, 8)

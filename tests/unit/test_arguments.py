@@ -195,7 +195,7 @@ def test_a_usage_error_shows_no_password_and_no_control_characters(
 def test_an_option_of_a_command_is_an_error_of_this_command(parser: Parser, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError) as raised:
         parser.parse_args(["send", "--interval", "0"])
-    assert raised.value.remedy == "see elf.py send --help"
+    assert raised.value.remedy == "see `python elf.py send --help`"
     assert capsys.readouterr().err.startswith("elf.py send: error: ")
 
 

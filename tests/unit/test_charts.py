@@ -81,7 +81,7 @@ def test_an_outage_goes_on_from_interval_to_interval() -> None:
     found = [(round(its.began_s, 3), round(its.ended_s, 3), its.things) for its in charts.outages(intervals)]
     assert found == [(0.5, 1.2, 2), (3.5, 3.5, 1)]
     assert charts.outages([]) == []
-    assert charts.of(intervals)[0]["bands"][0] == (125.0, 175.0, Outage(0.5, pytest.approx(1.2), 2))
+    assert charts.of(intervals)[-1]["bands"][0] == (125.0, 175.0, Outage(0.5, pytest.approx(1.2), 2))
 
 
 def test_the_charts_show_percentiles_and_rates_of_each_interval() -> None:

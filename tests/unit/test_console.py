@@ -333,6 +333,26 @@ def test_a_line_that_is_cut_for_the_terminal_shows_no_half_of_a_secret(
     assert "s3" not in console.TerminalFormatter(coloured=False).format(made)
 
 
+@pytest.mark.parametrize(
+    ("level", "logs_from", "may_be_cut", "is_cut"),
+    [
+        (logging.WARNING, logging.INFO, True, True),
+        (logging.WARNING, logging.INFO, False, False),  # it may have a command
+        (logging.WARNING, defaults.VERBOSE, True, False),
+        (logging.INFO, logging.INFO, False, False),
+    ],
+)
+def test_of_other_lines_only_those_that_end_in_a_message_are_cut(
+    monkeypatch: pytest.MonkeyPatch, level: int, logs_from: int, may_be_cut: bool, is_cut: bool
+) -> None:
+    monkeypatch.setattr(console, "terminal_width", lambda stream: 40)
+    made = record("not acknowledged: message 1 of thing_0 on a-topic: 'text'", level=level)
+    made.may_be_cut = may_be_cut
+    with logged(logs_from):
+        shown = console.TerminalFormatter(coloured=True).format(made)
+    assert shown.endswith(("…\x1b[0m" if is_cut else "'text'\x1b[0m") if level == logging.WARNING else "'text'")
+
+
 class Piped(Stream):
     """A stream with a descriptor, which is no other's."""
 

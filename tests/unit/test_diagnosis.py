@@ -266,7 +266,7 @@ PROXY = Proxy("http", "proxy", 3128, "", "")
 
 @pytest.fixture
 def no_broken_files(monkeypatch: pytest.MonkeyPatch) -> ThingFiles:
-    monkeypatch.setattr(diagnosis, "_broken_file", lambda thing, files: None)
+    monkeypatch.setattr(diagnosis, "broken_file", lambda thing, files: None)
     return ThingFiles(*map(Path, "abc"))
 
 

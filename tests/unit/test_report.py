@@ -128,12 +128,30 @@ def test_missing_numbers_are_told_by_sender_if_messages_were_numbered(run: Run) 
     assert "<td>a&lt;b</td><td>2</td><td>0</td><td>0</td>" in page
 
 
+def test_what_came_back_is_told_even_if_nothing_did(run: Run) -> None:
+    record = run()
+    assert "came back" not in page_of(record, PublishReport(record, "").summary())
+    record.checks_return, record.not_returned["thing_1"] = True, {4: 0.0, 5: 0.0}
+    with logged() as lines:
+        PublishReport(record, "").log_report()
+    assert "INFO  came back: 0 of 6 messages" in lines
+    assert not any("round trip" in line for line in lines)
+    page = page_of(record, PublishReport(record, "").summary())
+    assert 'id="returned" data-value="0"' in page
+    assert (rows(record)[0]["name"], rows(record)[0]["not back"]) == ("thing_1", 2)
+    assert "<th>not back</th>" in page
+    record.round_trip.add(0.0205)
+    assert '<tr id="roundTripMs"><td>round trip</td><td>20.5</td>' in page_of(
+        record, PublishReport(record, "").summary()
+    )
+
+
 @pytest.mark.parametrize("seconds", [0, 1])
 def test_a_run_without_messages_has_a_page_too(run: Run, seconds: int) -> None:
     record = run(seconds=seconds, per_s=0)
     record.timeline = record.timeline if seconds else Timeline()
     page = page_of(record, {"things": 0, "error": {"name": "NoneConnected", "cause": "none", "remedy": "look"}})
-    assert page.count('class="chart"') == (2 if seconds else 0)
+    assert page.count('class="chart"') == (1 if seconds else 0)  # of rates: nothing took any time
     assert "NoneConnected" in page
 
 

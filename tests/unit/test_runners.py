@@ -18,7 +18,7 @@ from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue, Interrupted
 from iot_elf.messages import Line
 from iot_elf.outbox import Outbox, OutgoingMessage
-from iot_elf.runners import MessageObserver, PublishRunner, Runner, StateChanged, SubscribeRunner
+from iot_elf.runners import MessageObserver, PublishRunner, Runner, StateChanged, SubscribeRunner, VerifyRunner
 
 from .fake_loop import Loop
 from .stand_ins import Clock, logged
@@ -127,6 +127,22 @@ def bench(clock: Clock) -> Iterator[Callable[..., Bench]]:
     yield make
     for each in made:
         each.runner._diagnosing.shutdown()
+
+
+# What comes back
+
+
+def test_a_message_that_came_back_was_taken_by_the_broker(bench: Callable[..., Bench]) -> None:
+    """Which is the only proof at QoS 0, and forgets an earlier refusal."""
+    its = bench(VerifyRunner, 1, qos=0, interval_s=1.0)
+    (device,), its.record.run = its.devices, "abc"
+    device.topic_filters, taken = (device.topic,), list[str]()
+    device.refusals.on_success = lambda: taken.append("taken")
+    its.runner.on_publish(device, 1, b"{}", 0.0)
+    for content in ({"seq": 1, "thing": "thing_1"}, {"seq": 1}, {"seq": 2}, {}):
+        message = {"thing": "thing_0", "run": "abc", **content}
+        its.runner.on_message(device, SimpleNamespace(payload=json.dumps(message).encode()))
+    assert (taken, its.record.totals["returned"], its.runner.backlog) == (["taken"], 1, 0)
 
 
 # The schedule
@@ -433,6 +449,21 @@ def test_after_ctrl_c_what_was_sent_may_be_acknowledged_for_two_seconds(
     its.runner.stop()
     assert len(ended) == 1
     assert its.loop.joins_s == [4.0 if is_hurried else 10.0]
+
+
+def test_what_a_second_ctrl_c_leaves_is_counted(bench: Callable[..., Bench]) -> None:
+    its = bench(things=2)
+    its.devices[1].have_in_flight(3, 990.0)
+    its.record.rounds = 2
+    its.record.count("sent", "thing_1")
+
+    def join(patience_s: float) -> None:
+        raise KeyboardInterrupt
+
+    its.loop.join = join  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        its.runner.stop()
+    assert (its.record.lost, its.record.totals["not_sent"]) == (1, 3)
 
 
 def test_what_was_not_acknowledged_is_listed_by_thing_and_in_order(bench: Callable[..., Bench]) -> None:

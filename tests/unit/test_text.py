@@ -172,6 +172,23 @@ def test_commands_of_remedies_begin_as_the_user_began(
     monkeypatch.setattr(text, "typed_as", {**text.typed_as, "aws": "aws --region R"})
     text.remember_how_elf_was_typed(options)
     assert text.as_typed("finish with `elf.py clean`") == f"finish with `{command} clean`"
+    assert text.as_typed("`elf.py create 3`") == f"`{command} create 3`"
+    text.typed_as["elf.py create"] = "elf.py --local create"  # of a local fleet
+    assert text.as_typed("`elf.py create`, `elf.py clean`") == f"`{command} --local create`, `{command} clean`"
     assert text.as_typed("`… | elf.py send -`, `aws iot x`, `aws login`, elf.py is a file") == (
         f"`… | {command} send -`, `aws --region R iot x`, `aws login`, elf.py is a file"
     )
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ('{\n  "a": 1,\r\n\t"b": 2\n}', '{ "a": 1, "b": 2 }'),
+        ("[1,\n 2]", "[1, 2]"),
+        ('{"two  words": "a\\nb"}', '{"two  words": "a\\nb"}'),
+        ("text\n  as it is", "text\n  as it is"),
+        ("", ""),
+    ],
+)
+def test_only_json_is_shown_without_its_line_breaks(message: str, shown: str) -> None:
+    assert text.on_one_line(message) == shown
