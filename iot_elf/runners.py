@@ -188,8 +188,15 @@ class Runner(DeviceListener):
         self.loop.call_soon_threadsafe(self._stop, record.ended_at + (defaults.STOP_S / 2 if is_hurried else 0.0))
         self.loop.join(defaults.STOP_S if is_hurried else 2 * defaults.CONNECT_TIMEOUT_S)
         self._diagnosing.shutdown(wait=False, cancel_futures=True)
-        for event in self._events.drain():
-            self._on_event(event)
+        try:
+            for event in self._events.drain():
+                self._on_event(event)
+        finally:  # it raises what ended the run
+            self._close_record()
+
+    def _close_record(self) -> None:
+        """Record what is so in the end."""
+        record = self.record
         self.observe()
         record.take_snapshot()
         record.paused_s = self.loop.paused_s
@@ -330,9 +337,9 @@ class PublishRunner(Runner):
             turn = following
         self.loop.call_at(turn[0], self._publish_due, message, turns, turn)
 
-    def stop(self) -> None:
-        super().stop()
+    def _close_record(self) -> None:
         self.record.settle_not_sent(self.devices.keys() | self.record.failed)
+        super()._close_record()
 
     def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
         record = self.record
@@ -428,8 +435,9 @@ class VerifyRunner(PublishRunner):
 
     @property
     def backlog(self) -> int:
-        """How many messages are waiting to be sent, acknowledged or returned."""
-        return super().backlog + sum(map(len, list(self.record.not_returned.values())))
+        """How many messages are waiting to be sent, acknowledged or returned; none of a thing that failed."""
+        not_returned = list(self.record.not_returned.items())
+        return super().backlog + sum(len(those) for thing, those in not_returned if thing not in self.record.failed)
 
 
 class SubscribeRunner(Runner):
