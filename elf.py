@@ -397,10 +397,11 @@ def create_things(cli: Cli) -> int:
         to_do = sorted(missing | half_cleaned, key=text.by_number)
         if not to_do and not fleet.unanswered:
             things = text.plural(len(wanted), "thing")
-            report_log.info("[create_things] ELF has %s already in region:'%s'.", things, cli.place.region)
+            line, shown = "[create_things] ELF has %s already in region:'%s'.", "ELF already has %s in %s"
+            report_log.info(line, things, cli.place.region, extra={"on_terminal": shown})
             return 0
         log.info("[create_things] ELF creating %s", text.plural(len(missing), "thing"))
-        log.info("in %s", place)
+        log.info("in %s%s", place, f"; region from {place.region_from}" if place.region_from else "")
         fleet.record_place(place)
         failures = FailureReport()
         try:
@@ -416,7 +417,8 @@ def create_things(cli: Cli) -> int:
             if not fleet.things and not fleet.unanswered:
                 fleet.forget_place()
             elif fleet.merge_journal():
-                log.info("Wrote %s to config file: %s", text.plural(len(fleet.things), "thing"), fleet.things_file)
+                things, shown = text.plural(len(fleet.things), "thing"), "wrote %s to %s"
+                log.info("Wrote %s to config file: %s", things, fleet.things_file, extra={"on_terminal": shown})
             left = report_creation(cli, missing, place.region)
             cli.summary.update(failed=list(failures.things), **failures.report(of=len(to_do)))
     return 1 if left or failures.things else 0
@@ -425,10 +427,11 @@ def create_things(cli: Cli) -> int:
 def report_creation(cli: Cli, missing: set[str], region: str | None) -> int:
     """Log how many of the `missing` things were created, and return how many were not."""
     created = sum(thing.name in missing for thing in cli.fleet.ready)
-    report_log.info("[create_things] ELF created %s in region:'%s'.", text.plural(created, "thing"), region)
+    line, shown = "[create_things] ELF created %s in region:'%s'.", {"on_terminal": "ELF created %s in %s"}
+    report_log.info(line, text.plural(created, "thing"), region, extra=shown)
     if left := len(missing) - created:
         things = text.plural(left, "thing")
-        report_log.info("[create_things] %s not made yet: run the command again to continue", things)
+        report_log.info("[create_things] %s not created yet: run the command again to continue", things)
     cli.summary.update(things=len(cli.fleet.ready), created=created)
     return left
 
@@ -671,7 +674,7 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> lis
         runner.publish_on_schedule(line.message, due, cli.interval)
         runner.wait(lambda: runner.has_room, look_s=defaults.MIN_INTERVAL_S)
     if not (sent or refused):
-        log.warning("nothing is sent: the input had no message")
+        log.warning("nothing sent: the input has no message")
     return refused
 
 
@@ -718,7 +721,7 @@ def subscribe(cli: Cli) -> int:
         is_unread = runner.loop.is_paused and not runner.has_enough
         if not record.totals["received"]:
             where = text.listed(dict.fromkeys(itertools.chain.from_iterable(filters.values())))
-            log.warning("nothing arrived on %s; does what sends use such a topic (send --topic)?", where)
+            log.warning("no message arrived on %s: check which topics the senders use (send --topic)", where)
     refuse_incomplete(cli, record, duration_s, is_unread, offline)
     return 1 if record.failed else 0
 
@@ -727,12 +730,12 @@ def refuse_incomplete(cli: Cli, record: RunRecord, duration_s: float, is_unread:
     """Raise ElfError if messages of a `subscribe` are missing, or may be."""
     received = record.totals["received"]
     if is_unread:
-        raise ElfError("OutputUnread", "ELF ended without having received all messages", runners.FASTER_READER)
+        raise ElfError("OutputUnread", "ELF ended before it received all messages", runners.FASTER_READER)
     if missing := record.sequence.counts["missing"]:
         remedy = "use --qos 1 in send and subscribe; see which senders they are of, and whether a thing was offline"
         raise ElfError("MessagesMissing", f"{text.plural(missing, 'message')} did not arrive", remedy)
     if not record.sequence.is_exact:
-        cause = "too many senders, or gaps in their numbers, to remember: what is missing is not exact"
+        cause = "too many senders, or gaps in their numbers: the number of missing messages is not exact"
         raise ElfError("SequenceInexact", cause, "subscribe with fewer --things, or to fewer topics")
     if cli.count and received < cli.count and duration_s < math.inf:
         raise ElfError(
@@ -920,7 +923,7 @@ def open_control_plane(cli: Cli) -> tuple[Any, Place]:
             url = cli.place.endpoint_url or cli.endpoint_url or os.environ.get("AWS_ENDPOINT_URL")
             proxies = {} if cli.place.local else network.botocore_proxies(cli.proxy, url)
             ask = functools.partial(console.ask_for_code, cli.events)
-            given = Place(profile=cli.profile, endpoint_url=cli.endpoint_url)
+            given = Place(cli.region, cli.profile, cli.endpoint_url)
             cli.control_plane = aws.connect_control_plane(
                 cli.place, given, cli.events, cli.headers, cli.rate, proxies, ask
             )
@@ -962,7 +965,7 @@ def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
         raise ElfError(
             "TooFewThings",
             f"--things {first} is more than the fleet has: {len(fleet.ready)}",
-            f"make more with `elf.py create {first}`, or ask for fewer",
+            f"create more with `elf.py create {first}`, or ask for fewer",
         )
     return fleet.ready[:first]
 
@@ -1104,7 +1107,8 @@ def attach_missing_policies(cli: Cli, newcomers: set[str], names: set[str]) -> l
         try:
             authorise_one = functools.partial(authorise, iot, fleet)
             for thing, authorised in run_steps(cli, "policies", without, authorise_one, failures):
-                detail_log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name)
+                shown = {"on_terminal": "%s has the policy %s"}
+                detail_log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name, extra=shown)
         finally:
             things = [thing for thing in fleet.ready if thing.policy_arn and thing.name in names]
             if left := sum(not thing.policy_arn for thing in fleet.ready if thing.name in newcomers):
@@ -1168,7 +1172,7 @@ def is_local_running(fleet: RecordedFleet) -> bool | None:
 
 
 def report_cleaned(event_writer: EventWriter, name: str) -> None:
-    detail_log.info("Thing:'%s' cleaned up", name)
+    detail_log.info("Thing:'%s' cleaned up", name, extra={"on_terminal": "%s cleaned up"})
     event_writer.put("cleaned", thingName=name)
 
 
@@ -1206,7 +1210,7 @@ def add_common_options(parser: Parser) -> Parser:
     add("--endpoint-url", metavar="URL", type=url, help="another control-plane endpoint (default: AWS's)")
     way = f"use this proxy; {defaults.NO_PROXY}: use no proxy (default: from HTTPS_PROXY, ALL_PROXY and NO_PROXY)"
     add("--proxy", metavar="URL", type=arguments.proxy_url, help=way)
-    add("--local", action="store_true", help="use an AWS IoT on this machine; needs no account")
+    add("--local", action="store_true", help="use a local emulation of AWS IoT; needs no account")
     add("--misc-dir", metavar="D", type=arguments.directory_path, help=where)
     wait = "seconds to wait if another ELF uses this directory (default: 0)"
     add("--wait", metavar="S", type=arguments.seconds, help=wait)
@@ -1231,7 +1235,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     add("--report", dest="report_file", metavar="FILE", type=Path, help="write an HTML page about the run")
     things = "use only the first N things (default: all)"
     add("--things", metavar="N", type=arguments.positive_int, help=things)
-    add("--view", action="store_true", help="show the things as a table that is always up to date")
+    add("--view", action="store_true", help="show the things as a live table")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
     add("--mqtt-endpoint", metavar="HOST[:PORT]", type=arguments.broker_endpoint, help=broker)
@@ -1279,7 +1283,7 @@ def build_parser() -> Parser:
     """Make the parser, which accepts the options of every command before and after the command."""
     parser = Parser(
         prog="elf.py",
-        description="Make things in AWS IoT, have them send and receive messages, clean up.",
+        description="Create things in AWS IoT, send and receive messages with them, clean up.",
         epilog="example: python elf.py --local create 3",
     )
     misc_dir = os.environ.get("ELF_MISC_DIR", str(defaults.HERE / "misc"))
@@ -1287,21 +1291,21 @@ def build_parser() -> Parser:
     # Without SUPPRESS, the default of an option after the command would override the option before it.
     common = add_common_options(Parser(argument_default=argparse.SUPPRESS)).hide()
     messaging, adopting = add_messaging_options(Parser()), Parser()
-    adopt = "take over, or clean, also what AWS has of this ELF ID and misc/ lacks (default: of the fleet's ID)"
+    adopt = "also take over, or clean, what AWS has of this ELF ID but misc/ lacks (default: the fleet's ID)"
     adopting.add_argument("--adopt", metavar="ID", nargs="?", const="", type=arguments.elf_id, help=adopt)
 
-    summary = "make things in AWS IoT, each with a certificate and keys"
+    summary = "create things, each with a certificate and keys"
     command = parser.add_command(EXAMPLES["create"], summary, adopting, common)
     command.set_defaults(run=create_things, exclusive=True)
-    count, prefix = "how many (default: %(default)s)", "makes NAME_0 and so on (default: %(default)s)"
+    count, prefix = "how many (default: %(default)s)", "name them NAME_0 and so on (default: %(default)s)"
     command.add_argument("count", metavar="COUNT", type=arguments.thing_count, nargs="?", default=1, help=count)
     command.add_argument("--prefix", metavar="NAME", type=arguments.thing_prefix, default=PREFIX, help=prefix)
 
-    command = parser.add_command(EXAMPLES["send"], "have every thing publish messages", messaging, common)
+    command = parser.add_command(EXAMPLES["send"], "publish messages from every thing", messaging, common)
     command.set_defaults(run=send_messages, exclusive=False)
     add_send_options(command)
 
-    summary = "have every thing subscribe and log the messages"
+    summary = "subscribe with every thing, and log the messages"
     command = parser.add_command(EXAMPLES["subscribe"], summary, messaging, common)
     command.set_defaults(run=subscribe, exclusive=False)
     add_subscribe_options(command)
@@ -1314,7 +1318,7 @@ def build_parser() -> Parser:
     summary = "print the variables that point the AWS CLI and boto3 at the fleet"
     parser.add_command(EXAMPLES["env"], summary, common).set_defaults(run=print_environment)
 
-    summary = "delete all that ELF made, in AWS IoT and on disk"
+    summary = "delete everything ELF created, in AWS IoT and on disk"
     command = parser.add_command(EXAMPLES["clean"], summary, adopting, common)
     command.set_defaults(run=clean_up, exclusive=True)
     command.add_argument("--only-local", "--force", action="store_true", help="local files only, nothing in AWS IoT")
@@ -1348,7 +1352,7 @@ def usage_problem(cli: Cli) -> str:
         ),
         (
             sends and console.is_input_unread(cli.json_message),
-            "nothing reads standard input: did you mean --json-message - (or < /dev/null, to ignore it)?",
+            "standard input would be ignored: did you mean --json-message - (if not: </dev/null)?",
         ),
     )
     return next((problem for is_so, problem in problems if is_so), "")

@@ -88,15 +88,15 @@ OPTIONS: tuple[tuple[str, Any, Callable[[str], Any], str], ...] = (
         "subscribers",
         0.0,
         number_between("a share from 0 to 1", 0, 1),
-        "share of the things, 0 to 1, that listen instead",
+        "share of the things, 0 to 1, that only subscribe",
     ),
-    ("json-message", None, str, f"file of a JSON object, or {messages.JSONL_SUFFIX} of many, that each worker has"),
-    ("root-cert", None, str, "root certificates of the broker, a file that each worker has (default: Amazon's)"),
+    ("json-message", None, str, f"JSON object, or {messages.JSONL_SUFFIX} of many; every worker needs the file"),
+    ("root-cert", None, str, "root certificates of the broker; every worker needs the file (default: Amazon's)"),
     (
         "proxy",
         None,
         proxy_url,
-        f"go through this proxy; {defaults.NO_PROXY}: through none (default: HTTPS_PROXY etc. say)",
+        f"use this proxy; {defaults.NO_PROXY}: use no proxy (default: from HTTPS_PROXY etc.)",
     ),
     ("region", None, functools.partial(place_part, key="region"), "AWS region (default: the fleet's)"),
     ("endpoint-url", None, functools.partial(place_part, key="endpoint_url"), "control plane (default: AWS's)"),
@@ -274,7 +274,7 @@ def checked(form: dict[str, str]) -> tuple[int, int]:
         for name, _, parse, _ in OPTIONS:
             if name in form:
                 parse(form[name])
-        number_between("a number of users per second, from 0.01 to 10000", 0.01, 10_000)(form.get("spawn_rate", ""))
+        number_between("0.01 to 10000 users per second", 0.01, 10_000)(form.get("spawn_rate", ""))
         users, run_time = positive_int(form.get("user_count", "")), form.get("run_time", "")
         seconds = parse_timespan(run_time) if run_time else 0
         if not 0 <= seconds <= arguments.YEAR_S:

@@ -18,7 +18,7 @@ from iot_elf.network import Endpoint, Proxy
 from iot_elf.places import Place
 from iot_elf.text import printable, redacted
 
-MAX_THINGS = 100_000  # of `create`: more is a typing error
+MAX_THINGS = 100_000  # of `create`: more is a typo
 YEAR_S = 366 * 24 * 3600  # longer is one, too
 
 
@@ -42,18 +42,18 @@ def number_between(what: str, least: float, most: float) -> Callable[[str], floa
         with contextlib.suppress(ValueError):
             if least <= float(text) <= most:
                 return float(text)
-        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}")
 
     return parse
 
 
 seconds = number_between(f"a number of seconds from 0 to {YEAR_S} (a year)", 0, YEAR_S)
 interval_s = number_between(
-    f"{defaults.MIN_INTERVAL_S} seconds or more, up to {YEAR_S} (a year): AWS IoT allows 100 messages a second",
+    f"at least {defaults.MIN_INTERVAL_S} seconds (AWS IoT allows 100 messages a second), at most {YEAR_S} (a year)",
     defaults.MIN_INTERVAL_S,
     YEAR_S,
 )
-things_per_s = number_between("a number of things per second, from 0.1 to 1000", 0.1, 1000)
+things_per_s = number_between("0.1 to 1000 things per second", 0.1, 1000)
 
 
 def thing_prefix(text: str) -> str:

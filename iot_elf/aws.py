@@ -89,7 +89,7 @@ def connect_control_plane(
 ) -> tuple[Any, Place]:
     """Make the boto3 client for `place`, paced to AWS's quotas, which `things_per_s` scales; any thread may use it.
 
-    `given` has the options' profile and endpoint, which count for more than those of the place.
+    `given` has the options' region, profile and endpoint, which count for more than those of the place.
     Every request has `headers` (the embedded AWS IoT requires them) and goes through `proxies`, as open_session() has
     them. After Ctrl-C, calls raise Interrupted before they are sent.
     Returns the client, and the place completed from AWS's configuration and DescribeEndpoint.

@@ -69,7 +69,7 @@ def report_unanswered(fleet: Fleet, events: EventQueue, control_plane: Callable[
         delete = "if no one else made it, delete it: {} and `aws iot delete-certificate --certificate-id ID`"
         log.warning("what to do: %s", as_typed(delete.format(inactive)))
     else:
-        log.info("none found")
+        log.info("no such certificates found")
         shown = fleet.clock.now() - defaults.CONSISTENCY_S  # what was made until then, AWS would list by now
         fleet.forget_unanswered([call for call in here if call.until < shown])
 

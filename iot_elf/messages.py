@@ -90,8 +90,8 @@ def not_made(count: int, error: Exception | None) -> ElfError:
     if isinstance(error, ElfError):
         return ElfError(error.name, f"{error.cause} {left}", error.remedy)
     reason = _reason(error) if isinstance(error, ValueError) else error
-    cause = f"what the template gives begins a JSON object and is not one: {reason} {left}"
-    return ElfError("NotAnObject", cause, "mend the template; `| tojson` writes any value as JSON")
+    cause = f"the template's result looks like a JSON object but is invalid: {reason} {left}"
+    return ElfError("NotAnObject", cause, "correct the template; `| tojson` writes any value as JSON")
 
 
 class Message(Protocol):
@@ -174,7 +174,7 @@ def hint_about(text: str, message: Message, is_template: bool) -> str:
             parse_json(text.removeprefix("\ufeff"))
         except ValueError as error:
             reason = _reason(error)
-    return f"the message begins like a JSON object and is not one ({reason}): it is sent as a text"
+    return f"the message looks like a JSON object but is invalid ({reason}): sent as text"
 
 
 def _reason(error: ValueError) -> str:
@@ -245,8 +245,8 @@ def parse_lines(lines: Iterable[bytes | UsageError], compose: Callable[[bytes], 
                 continue
             except ValueError as error:
                 message = None
-                cause = f"it begins a JSON object and is not one ({_reason(error)})"
-                remedy = "write each message on one line (`jq -c`): what follows is refused up to the next object"
+                cause = f"it looks like a JSON object but is invalid ({_reason(error)})"
+                remedy = "write each message on one line (`jq -c`): the lines up to the next object are not sent either"
                 broken = broken or UsageError("NotAnObject", cause, remedy)
             broken = None if message else broken
             yield Line(message, broken, number, time.monotonic())
@@ -298,7 +298,7 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
 
 @functools.cache  # Locust checks topics again and again
 def _warn_of_names(kept: str) -> None:
-    log.warning("only {thing_name} is replaced in a topic; this goes out as it is: %s", kept)
+    log.warning("only {thing_name} is replaced in a topic; sent as it is: %s", kept)
 
 
 def topic_problem(topic: str, wildcards: bool) -> str | None:

@@ -107,7 +107,7 @@ class EventLoop:
 
     def _warn_of_pause(self, since: float, unread: str) -> None:
         if since == self._paused[0]:
-            line = "%s has not been read for %.0f s: ELF receives and sends no messages until its reader goes on"
+            line = "%s has not been read for %.0f s: ELF receives and sends no messages until its reader continues"
             log.warning(line, unread, time.monotonic() - since)
 
     def resume(self) -> None:

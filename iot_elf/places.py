@@ -42,6 +42,7 @@ class Place(NamedTuple):
     data_endpoint: str | None = None  # describe_endpoint's answer, which differs for every account and region
     local: bool = False
     source: str | None = None  # of the credentials, as botocore names it; not recorded
+    region_from: str | None = None  # where it was set, unless it is the default; not recorded
     partition: str | None = None  # of its ARNs: aws, aws-cn
 
     def __str__(self) -> str:
@@ -104,7 +105,10 @@ def recorded_place(recorded: Any) -> Place | None:
 
 
 def place_entry(place: Place | None) -> dict[str, Any] | None:
-    return {key: value for key, value in place._replace(source=None)._asdict().items() if value} if place else None
+    if not place:
+        return None
+    kept = place._replace(source=None, region_from=None)
+    return {key: value for key, value in kept._asdict().items() if value}
 
 
 def account_part(arn: str) -> str:

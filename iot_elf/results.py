@@ -159,7 +159,7 @@ class PublishReport(RunReport):
         self.log_outages(f"{plural(totals['retransmitted'], 'message')} sent again")
         late_s, cause = record.latest
         why = f" ({cause})" if cause and late_s > 0.1 else ""
-        report_log.info("%s %s, sent up to %.1f ms late%s", label, self.duration_and_rate(), 1000 * late_s, why)
+        report_log.info("%s %s, at most %.1f ms behind schedule%s", label, self.duration_and_rate(), 1000 * late_s, why)
         if totals["acknowledged"]:
             report_log.info("%s ack latency: %s", label, record.latency)
             report_log.info("%s ack since due: %s", label, record.latency_from_due)
@@ -239,7 +239,7 @@ class SubscribeReport(RunReport):
         for thing, counts in itertools.islice(record.sequence.senders().items(), defaults.MAX_LISTED):
             report_log.info("%s from %s: %s", label, thing, format_counts(counts))
         if not record.sequence.is_exact:
-            log.warning("%s too many senders, or gaps, to remember: what is missing is not exact", label)
+            log.warning("%s too many senders, or gaps: the number of missing messages is not exact", label)
         messages, things = plural(received, "message"), plural(len(record.connected), "thing")
         report_log.info("%s ELF received %s on %s%s", label, messages, things, record.sequence)
 

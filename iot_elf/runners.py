@@ -25,8 +25,8 @@ Check = Callable[[], object]
 SNAPSHOT_S = 1.0  # between two entries of the record
 AFTER_PAUSE_S = 10.0  # so long, what is lost may be due to the reader for whom ELF paused
 FASTER_READER = (
-    "the reader of the output was too slow, and ELF did not read from its connections meanwhile: "
-    "use a faster one, write to a file, or have less written (--quiet, or no --output)"
+    "the reader of the output was too slow, so ELF stopped reading from its connections: "
+    "use a faster one, write to a file, or write less (--quiet, or no --output)"
 )
 TAKEOVER_LOSSES, TAKEOVER_S = 3, 60.0  # so many losses in a row, of one thing alone, are no accident
 
@@ -88,7 +88,7 @@ class LostConnections:
                 device.client_id,
             )
         else:
-            log.warning("what to do: check the network, if it does not reconnect")
+            log.warning("what to do: if it does not reconnect, check the network")
 
 
 class Runner(DeviceListener):
@@ -234,7 +234,8 @@ class Runner(DeviceListener):
         self.record.connects += 1
         self.record.delayed.pop(device.thing, None)
         for topic_filter in device.topic_filters:
-            detail_log.info("ELF %s subscribed to topic: %s", device.thing, topic_filter)
+            line, shown = "ELF %s subscribed to topic: %s", "%s subscribed to %s"
+            detail_log.info(line, device.thing, topic_filter, extra={"on_terminal": shown})
         self._events.put(StateChanged())
 
     def on_connect_delayed(self, device: Device, reason: str) -> None:

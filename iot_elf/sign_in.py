@@ -29,27 +29,38 @@ def open_session(
 ) -> tuple[Any, Place]:
     """Make boto3's session for `place`, and complete the place from AWS's configuration. No call is made yet.
 
-    `given` has the profile of the options, which counts for more than the environment, as this does for more than the
-    place's. `proxies` are by scheme; None: those of the environment. `ask_for_code` returns the MFA code for a prompt;
-    where a role needs one, it is called when the credentials are first needed.
+    `given` has the region and profile of the options; its profile counts for more than the environment, as this does
+    for more than the place's. `proxies` are by scheme; None: those of the environment. `ask_for_code` returns the MFA
+    code for a prompt; where a role needs one, it is called when the credentials are first needed.
     Raises ElfError for a place or configuration that is not valid; botocore's errors.
     """
     with reading_configuration():
         session = _make_session(place, given, proxies)
         session.events.register("before-sign", _check_credentials)
         if not place.local:
-            region = place.region or os.environ.get("AWS_REGION") or session.region_name
+            region, region_from = _find_region(session, place, given)
             if not region:
                 log.info("no region was chosen: using the default, %s (--region chooses another)", defaults.REGION)
             has_keys = not given.profile and os.environ.get("AWS_ACCESS_KEY_ID")
             profile = None if has_keys else session._session.profile
-            place = place._replace(region=region or defaults.REGION, profile=profile).checked()
+            place = place._replace(region=region or defaults.REGION, region_from=region_from, profile=profile).checked()
             session._session.set_config_variable("region", place.region)  # for STS
             assume_role = session._session.get_component("credential_provider").get_provider("assume-role")
             assume_role._prompter = ask_for_code
             assume_role.cache = _role_cache()
             _ask_instances_directly(session._session)
     return session, place
+
+
+def _find_region(session: Any, place: Place, given: Place) -> tuple[str | None, str | None]:
+    """Return the region, and where it was set; None if it is nowhere."""
+    sources = {
+        "--region": given.region,
+        "the fleet": place.region,
+        **{name: os.environ.get(name) for name in ("AWS_REGION", "AWS_DEFAULT_REGION")},
+        f"the profile {session.profile_name}": session.region_name,
+    }
+    return next(((region, source) for source, region in sources.items() if region), (None, None))
 
 
 @contextlib.contextmanager

@@ -366,12 +366,12 @@ class Fleet(RecordedFleet):
         """Record an ELF ID: another one if `elf_id` is given, a new one if there is none."""
         import uuid
 
-        verb = "Read ELF ID from"
+        line, shown = "Read ELF ID from config: %s", "using ELF ID %s"
         if self.elf_id is None or (elf_id and elf_id != self.elf_id):
-            verb = f"Wrote {'adopted' if elf_id else 'new'} ELF ID to"
-            self.elf_id = elf_id or uuid.uuid4().urn
+            self.elf_id, kind = (elf_id, "adopted") if elf_id else (uuid.uuid4().urn, "new")
+            line, shown = f"Wrote {kind} ELF ID to config: %s", f"{kind} ELF ID %s"
             self._save_elf()
-        log.info("%s config: %s", verb, self.elf_id.removeprefix("urn:uuid:"))
+        log.info(line, self.elf_id.removeprefix("urn:uuid:"), extra={"on_terminal": shown})
 
     # Recording
 
@@ -380,7 +380,7 @@ class Fleet(RecordedFleet):
         if place.local:
             place = place._replace(endpoint_url=None)  # it may listen elsewhere after a restart
         profile = place.profile or (self.place.profile if self.place else None)  # keys of the environment replace none
-        place = place._replace(source=None, profile=profile).checked()
+        place = place._replace(source=None, region_from=None, profile=profile).checked()
         with self._writing:
             if place != self.place:
                 self.place, self.was_local = place, False

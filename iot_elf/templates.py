@@ -72,7 +72,8 @@ class TemplateContext:
             return str(standard.UUID(int=chance.getrandbits(128), version=4))
 
         def walk(start: float, step: float, low: float = -math.inf, high: float = math.inf) -> float:
-            return step_from("walk", start, lambda value: min(max(value + chance.uniform(-step, step), low), high))
+            value = step_from("walk", start, lambda value: min(max(value + chance.uniform(-step, step), low), high))
+            return float(value)  # what takes a field's type from its first value (Timestream) refuses no later one
 
         def ramp(start: float, step: float) -> float:
             return start + step * step_from("ramp", 0, lambda value: value + 1)

@@ -97,7 +97,7 @@ def run_elf(site: mosquitto.Site, duration_s: int, rate: float = 1.0) -> tuple[S
     """Have all things send `rate` messages a second for `duration_s`."""
     output, usage = measure(elf(site, "send", duration_s, "--interval", f"{1 / rate:g}"), "ELF sending", duration_s)
     counts = re.search(r"sent (\d+) messages? .* (\d+) lost(?:, (\d+) not sent)?", output)
-    late = re.search(r"sent up to ([\d.]+) ms late", output)
+    late = re.search(r"at most ([\d.]+) ms behind schedule", output)
     times = re.search(r"ack latency: p50 ([\d.]+), .*, p99 ([\d.]+), ", output)
     if not (counts and late and times):
         sys.exit(output[-2000:])

@@ -134,12 +134,19 @@ def test_a_region_of_the_users_own_endpoint_needs_no_known_name(main: InProcess,
     assert account.things("us-wst-2") == ["thing_0"]
 
 
-def test_create_says_that_it_took_the_default_region(main: InProcess) -> None:
-    line = "no region was chosen: using the default, us-west-2 (--region chooses another)"
-    assert line in main("create").lines
-    assert line not in main("create", 2).lines
-    main("clean")
-    assert line not in main("create", "--region", "us-west-2").lines
-    main("clean")
-    main.use({"AWS_DEFAULT_REGION": "us-west-2"})
-    assert line not in main("create").lines
+def test_create_says_where_its_region_comes_from(main: InProcess, elf: Elf) -> None:
+    def source(*args: object) -> str:
+        lines = main("create", *args).lines
+        (where,) = (line for line in lines if line.startswith("in region us-west-2, "))
+        is_default = "no region was chosen: using the default, us-west-2 (--region chooses another)" in lines
+        return "the default" if is_default else where.rpartition("; region from ")[2]
+
+    assert source() == "the default"
+    assert source(2) == "the fleet"
+    assert source(3, "--region", "us-west-2") == "--region"
+    (elf.home / ".aws").mkdir(exist_ok=True)
+    (elf.home / ".aws" / "config").write_text("[profile p]\nregion = us-west-2\n")
+    for variable, value in (("AWS_PROFILE", "p"), ("AWS_DEFAULT_REGION", "us-west-2"), ("AWS_REGION", "us-west-2")):
+        main("clean")
+        main.use({variable: value})
+        assert source() == {"AWS_PROFILE": "the profile p"}.get(variable, variable)

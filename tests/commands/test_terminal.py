@@ -66,7 +66,7 @@ def test_send_keeps_a_live_line_and_takes_it_away_again(pair: Pair) -> None:
     assert 0 < sent[-1] <= 30
     assert any(float(match[3] or 0) > 0 for match in live)
     assert [line for line in terminal.seen if not SEEN.fullmatch(line)] == []
-    late = r"sent up to \d+\.\d ms late"
+    late = r"at most \d+\.\d ms behind schedule"
     assert re.search(rf" [12]\.\d s, [12]\d\.\d messages/s, {late}$", terminal.seen[-4])
     for its, line in (("ack latency", terminal.seen[-3]), ("ack since due", terminal.seen[-2])):
         assert re.search(rf" {its}: {LATENCY}$", line)
@@ -260,7 +260,7 @@ def test_quiet_leaves_warnings_errors_and_the_last_report(elf: Elf) -> None:
         assert " | " not in written
         return [line.partition(" ")[2] for line in seen]
 
-    assert quiet("create", 8, "--rate", 100) == ["ELF created 8 things in region:'us-west-2'."]
+    assert quiet("create", 8, "--rate", 100) == ["ELF created 8 things in us-west-2"]
     (elf.misc / "thing_0.prv").unlink()
     (elf.misc / "elf.json").chmod(0o644)
     sent = quiet("send", *elf.to_broker, "--count", 2, "--interval", "0.5", status=1)
@@ -290,7 +290,7 @@ def test_files_are_named_as_they_would_be_typed(elf: Elf) -> None:
     elf.cwd = elf.misc.parent
     text = "\n".join(elf.in_terminal("create", columns=80).seen)
     assert ", misc/thing_0.{pem,pub,prv}" in text
-    assert "to config file: misc/things.json" in text
+    assert "wrote 1 thing to misc/things.json" in text
     rows = [text for text in elf.in_terminal("list", columns=30).drawn if text.startswith(("NAME", "thing_0"))]
     assert [len(row) for row in rows] == [30, 30]
 

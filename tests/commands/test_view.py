@@ -20,7 +20,8 @@ HEAD = " +".join(("^thing", "state", "last message", "(sent|received)", "per s",
 def shown(terminal: Terminal, columns: int, rows: int, view: int = -1) -> list[str]:
     """What the last frame of a view showed in a terminal of that size."""
     screen = pyte.Screen(columns, rows)
-    pyte.Stream(screen).feed(terminal.views[view].rpartition("\x1b[H")[0])
+    before, _, last = terminal.views[view].rpartition("\x1b[H")
+    pyte.Stream(screen).feed(before or last)  # the last one may not be whole, unless it is the only one
     return [line.rstrip() for line in screen.display]
 
 

@@ -299,7 +299,7 @@ def test_a_certificate_whose_answer_was_lost_is_named_until_it_is_gone(
     account.iot.update_certificate(certificateId=lost, newStatus="INACTIVE")
     account.iot.delete_certificate(certificateId=lost)
     limits(CONSISTENCY_S=0.0)
-    assert "none found" in main("clean").err
+    assert "no such certificates found" in main("clean").err
     assert "no things to clean up" in main("clean").err
     assert elf.elf_json() == {}
 
@@ -349,7 +349,7 @@ def test_a_list_that_aws_leaves_out_is_empty(main: InProcess, elf: Elf, proxy: H
 def test_a_list_of_certificates_without_a_date_is_read(main: InProcess, proxy: HttpProxy) -> None:
     proxy.inject("CreateKeysAndCertificate", CUT_BEFORE)
     proxy.inject("ListCertificates", answer({}))
-    assert "none found" in main("create").err
+    assert "no such certificates found" in main("create").err
 
 
 def test_an_identity_without_an_account_is_explained(

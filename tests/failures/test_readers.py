@@ -126,7 +126,7 @@ def test_connections_stay_alive_while_nothing_reads_and_all_arrives_then(
     pings = [each.at for each in flooding.of("thing_0", PINGREQ)]
     assert all(later - earlier < 1.5 for earlier, later in itertools.pairwise(pings))
     (warned, reported, _, _) = result.lines
-    assert re.match(r"standard output has not been read for 2 s: .* until its reader goes on", warned)
+    assert re.match(r"standard output has not been read for 2 s: .* until its reader continues", warned)
     assert re.search(r"the reader of the output was too slow: ELF received and sent nothing for [2-9]\.\d s", reported)
 
 

@@ -52,7 +52,7 @@ def test_clean_that_is_stopped_says_what_is_left_and_goes_on_later(
     ("command", "hangs", "sign"),
     [
         ("create", "DescribeEndpoint", None),
-        ("create", "CreateKeysAndCertificate", r"\[create_things\] \d things? not made yet"),
+        ("create", "CreateKeysAndCertificate", r"\[create_things\] \d things? not created yet"),
         ("send", "AttachPolicy", "1 thing without a policy yet"),
         ("clean", "DeleteCertificate", r"cleaned up \d things?, \d left"),
     ],

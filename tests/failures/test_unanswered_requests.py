@@ -58,7 +58,7 @@ def test_a_fleet_elsewhere_does_not_look_for_what_was_asked_here(
     assert lost in main("clean").err  # without a fleet, there where it was asked
     account.iot.update_certificate(certificateId=lost, newStatus="INACTIVE")
     account.iot.delete_certificate(certificateId=lost)
-    assert "none found" in main("clean").err
+    assert "no such certificates found" in main("clean").err
     assert elf.elf_json() == {}
 
 

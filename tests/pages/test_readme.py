@@ -150,8 +150,17 @@ def test_the_picture_shows_the_quick_start() -> None:
     commands = [block.text for block in in_language("sh") if block.heading == "Quick start"]
     quick_start = [text for text in commands if "python elf.py" in text]  # the others are uv's
     assert len(quick_start) == 4
-    for text in quick_start:
+    for text in [*quick_start, "python elf.py send --verify --count 3"]:
         assert f">$ {text[text.index('python elf.py') :].strip()}<" in picture
+
+
+def test_the_picture_begins_with_a_result_and_is_short() -> None:
+    """Many look no longer, or see no animation."""
+    picture = html.unescape((ROOT / "docs" / "elf.svg").read_text(encoding="utf-8"))
+    lines = dict(re.findall('<text id="(l\\d+)"[^>]*>(.*?)</text>', picture))
+    first = re.findall('<use href="#(l\\d+)"', picture.partition('<g transform="translate(')[2].partition("</g>")[0])
+    assert any("came back: 9 of 9 messages" in lines[name] for name in first)
+    assert float(re.findall(r"animation:run ([\d.]+)s", picture)[0]) < 25
 
 
 @pytest.mark.parametrize("block", in_shell("sh"))

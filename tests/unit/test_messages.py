@@ -526,7 +526,7 @@ def test_a_name_in_braces_that_is_not_replaced_is_told_once() -> None:
         (
             ValueError("odd"),
             "NotAnObject",
-            "what the template gives begins a JSON object and is not one: odd (2 messages not sent)",
+            "the template's result looks like a JSON object but is invalid: odd (2 messages not sent)",
         ),
     ],
 )

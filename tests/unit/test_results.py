@@ -165,7 +165,7 @@ def test_send_reports_what_became_of_its_messages(run: Make) -> None:
     record.late_s = {"": 0.05, "there was no connection": 3.0, "other": 2.0}
     assert report(PublishReport, record) == [
         "WARNING [it] offline: 1 thing, longest thing_0 (3.0 s); 1 message sent again",
-        "INFO [it] 12.5 s, 4.0 messages/s, sent up to 3000.0 ms late (there was no connection)",
+        "INFO [it] 12.5 s, 4.0 messages/s, at most 3000.0 ms behind schedule (there was no connection)",
         "INFO [it] ack latency: p50 25.0, p95 25.0, p99 25.0, max 25.0 ms",
         "INFO [it] ack since due: p50 3025.0, p95 3025.0, p99 3025.0, max 3025.0 ms",
         "WARNING not acknowledged: message 4 of thing_0 on elf/thing_0: 'x\\xff'",
@@ -177,7 +177,7 @@ def test_send_reports_what_became_of_its_messages(run: Make) -> None:
 def test_at_qos_0_nothing_is_acknowledged(run: Make) -> None:
     record = run({"sent": 1, "dropped": 1}, connected={"thing_0"}, dropped=[("thing_0", 1)])
     assert report(PublishReport, record) == [
-        "INFO [it] 12.5 s, 0.1 messages/s, sent up to 0.0 ms late",
+        "INFO [it] 12.5 s, 0.1 messages/s, at most 0.0 ms behind schedule",
         "WARNING lost while offline: message 1 of thing_0",
         "INFO [it] ELF sent 1 message from 1 thing: none acknowledged (QoS 0), 1 lost",
     ]
@@ -186,10 +186,10 @@ def test_at_qos_0_nothing_is_acknowledged(run: Make) -> None:
 @pytest.mark.parametrize(
     ("late_s", "words"),
     [
-        ({"": 3.0}, "sent up to 3000.0 ms late"),
-        ({"": 0.0, "the network": 0.1}, "sent up to 100.0 ms late"),  # not worth a word
-        ({"": 0.0, "the network": 0.11}, "sent up to 110.0 ms late (the network)"),
-        ({"": 0.5, "the network": 0.11}, "sent up to 500.0 ms late"),
+        ({"": 3.0}, "at most 3000.0 ms behind schedule"),
+        ({"": 0.0, "the network": 0.1}, "at most 100.0 ms behind schedule"),  # not worth a word
+        ({"": 0.0, "the network": 0.11}, "at most 110.0 ms behind schedule (the network)"),
+        ({"": 0.5, "the network": 0.11}, "at most 500.0 ms behind schedule"),
     ],
 )
 def test_why_messages_were_late_is_said_if_they_were(run: Make, late_s: dict[str, float], words: str) -> None:
@@ -231,7 +231,7 @@ def test_subscribe_reports_what_it_received_and_who_missed_what(run: Make, limit
         "WARNING [it] could not read 1 message",
         "INFO [it] from x_9: 2 missing, 0 repeated, 0 out of order",
         "INFO [it] from x_10: 1 missing, 0 repeated, 0 out of order",
-        "WARNING [it] too many senders, or gaps, to remember: what is missing is not exact",
+        "WARNING [it] too many senders, or gaps: the number of missing messages is not exact",
         f"INFO [it] ELF received 50 messages on 2 things, {missing}",
     ]
 

@@ -787,7 +787,9 @@ def test_while_the_loop_reads_nothing_the_wait_for_a_broker_does_not_count(bench
     assert its.runner.wait(lambda: True, 0.0, reading=True)
 
 
-@pytest.mark.parametrize(("paused_s_ago", "advice"), [(0.0, "the reader of the output"), (60.0, "check the network")])
+@pytest.mark.parametrize(
+    ("paused_s_ago", "advice"), [(0.0, "the reader of the output"), (60.0, "if it does not reconnect, check")]
+)
 def test_a_connection_that_is_lost_while_nothing_reads_the_output_is_its_readers_doing(
     bench: Any, paused_s_ago: float, advice: str
 ) -> None:

@@ -11,7 +11,7 @@ import uuid
 from typing import Any
 
 import pytest
-from support.program import Limits
+from support.program import ROOT, Limits
 
 from iot_elf import templates
 from iot_elf.errors import UsageError
@@ -48,6 +48,15 @@ def test_a_template_has_these_names(monkeypatch: pytest.MonkeyPatch, text: str, 
     assert rendered(text) == [expected]
 
 
+def test_the_example_gives_a_field_one_type_and_each_thing_another_value() -> None:
+    """As rules need that infer a field's type from its first value."""
+    text = (ROOT / "example-template.json").read_text(encoding="utf-8")
+    series = [[json.loads(each) for each in rendered(text, *range(1, 50), thing=f"thing_{n}")] for n in range(3)]
+    types = {tuple(map(type, message.values())) for messages in series for message in messages}
+    assert types == {(str, float, int, str)}
+    assert len({messages[0]["temperature"] for messages in series}) == 3
+
+
 def test_a_uuid_is_one() -> None:
     found = [uuid.UUID(text) for text in rendered("{{ uuid() }}", 1, 2)]
     assert [each.version for each in found] == [4, 4]
@@ -59,7 +68,7 @@ def test_a_uuid_is_one() -> None:
     [
         ("{{ ramp(10, 2) }}", ["10", "12", "14"]),
         ("{{ ramp(10, 2) }} {{ ramp(0, -1) }}", ["10 0", "12 -1", "14 -2"]),
-        ("{{ walk(5, 0) }} {{ ramp(1, 1) }}", ["5 1", "5.0 2", "5.0 3"]),
+        ("{{ walk(5, 0) }} {{ ramp(1, 1) }}", ["5.0 1", "5.0 2", "5.0 3"]),
         ("{% if number != 2 %}{{ ramp(1, 1) }}{% endif %}", ["1", "", "2"]),
     ],
 )
