@@ -507,7 +507,7 @@ def send_messages(cli: Cli) -> int:
         record.ends_at = began + lasts_s
         try:
             if of_lines:
-                record.rounds, refused = publish_lines(cli, runner, lines)
+                refused = publish_lines(cli, runner, lines)
             elif message := next(lines).message:
                 runner.publish_on_schedule(message, began, cli.interval, spread, rounds)
             await_acknowledgements(runner)
@@ -524,11 +524,11 @@ def send_messages(cli: Cli) -> int:
 def refuse_losses(record: RunRecord, refused: Sequence[ElfError]) -> None:
     """Raise ElfError if messages of a `send` were lost, `refused`, or not answered as they should."""
     lost = record.lost + record.totals["not_sent"]
-    if lost and lost == record.totals["invalid"]:
-        raise messages.not_made(lost, record.invalid)
     if not record.losers <= record.failed:  # of which the cause is told
         cause = f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent"
         raise ElfError("MessagesLost", cause, "check the network, and send again")
+    if invalid := record.totals["invalid"]:
+        raise messages.not_made(invalid, record.invalid)
     if refused:
         cause = f"{text.plural(len(refused), 'line')} of the input could not be sent; the first: {refused[0].cause}"
         raise ElfError("LinesRefused", cause, refused[0].remedy)
@@ -646,16 +646,17 @@ def messages_per_thing(cli: Cli) -> int | None:
     return cli.count or (None if cli.duration == 0 else max(1, in_time))
 
 
-def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tuple[int, list[ElfError]]:
+def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> list[ElfError]:
     """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
-    Returns how many messages there were, and why each other line can't be sent. Raises UsageError if the first can't.
+    Counts those that are begun as the record's rounds. Returns why each line can't be sent that can't. Raises
+    UsageError if the first can't.
     """
     wanted = threading.Semaphore(2)  # so that the next line is already read when it is due
     threading.Thread(target=messages.read_ahead, args=(lines, cli.events, wanted), daemon=True).start()
     due = time.monotonic()
     deadline = due + (cli.duration or math.inf)
-    sent, refused = 0, list[ElfError]()
+    sent, refused, record = 0, list[ElfError](), runner.record
     while sent < (cli.count or math.inf) and (line := runner.next_line(deadline)):
         wanted.release()
         if isinstance(line.error, ElfError):
@@ -673,12 +674,12 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> tup
         due = max(due + cli.interval * bool(sent), line.at) if cli.interval else time.monotonic()
         if due > deadline - 1e-6:  # as in messages_per_thing()
             break
+        record.rounds = sent = sent + 1
         runner.publish_on_schedule(line.message, due, cli.interval)
-        sent += 1
         runner.wait(lambda: runner.has_room, look_s=defaults.MIN_INTERVAL_S)
     if not (sent or refused):
         log.warning("nothing sent: the input has no message")
-    return sent, refused
+    return refused
 
 
 def await_acknowledgements(runner: PublishRunner) -> None:

@@ -368,8 +368,8 @@ class RunRecord:
 
     @property
     def losers(self) -> set[str]:
-        """The things of which messages were lost, or not sent."""
-        has_lost = {thing for thing, its in self.by_thing.items() if its["dropped"] or its["not_sent"]}
+        """The things of which messages were lost, or could be made and were not sent."""
+        has_lost = {t for t, its in self.by_thing.items() if its["dropped"] or its["not_sent"] > its["invalid"]}
         return has_lost | {thing for thing, *_ in self.unacknowledged}
 
     @property

@@ -191,10 +191,10 @@ class Runner(DeviceListener):
             self._diagnosing.shutdown(wait=False, cancel_futures=True)
             for event in self._events.drain():
                 self._on_event(event)
-        finally:  # also after a second Ctrl-C
-            self._settle()
+        finally:  # also after a second Ctrl-C, and what ended the run
+            self._close_record()
 
-    def _settle(self) -> None:
+    def _close_record(self) -> None:
         """Record what is so in the end."""
         record = self.observe()
         record.take_snapshot()
@@ -337,9 +337,9 @@ class PublishRunner(Runner):
             turn = following
         self.loop.call_at(turn[0], self._publish_due, message, turns, turn)
 
-    def _settle(self) -> None:
-        super()._settle()
+    def _close_record(self) -> None:
         self.record.settle_not_sent(self.devices.keys() | self.record.failed)
+        super()._close_record()
 
     def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
         record = self.record
@@ -436,8 +436,9 @@ class VerifyRunner(PublishRunner):
 
     @property
     def backlog(self) -> int:
-        """How many messages are waiting to be sent, acknowledged or returned."""
-        return super().backlog + sum(map(len, list(self.record.not_returned.values())))
+        """How many messages are waiting to be sent, acknowledged or returned; none of a thing that failed."""
+        not_returned = list(self.record.not_returned.items())
+        return super().backlog + sum(len(those) for thing, those in not_returned if thing not in self.record.failed)
 
 
 class SubscribeRunner(Runner):

@@ -17,6 +17,7 @@ from iot_elf.events import EventQueue
 from iot_elf.text import log, report_log
 
 MAX_WARNINGS = 3
+MAX_LINES = 10_000  # of the log, that wait: some 2 MB
 # What was in the terminal before comes back; in between it has no cursor, and wraps no lines.
 ENTER, CLEAR, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[2J", "\x1b[?7h\x1b[?25h\x1b[?1049l"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -28,11 +29,13 @@ class DeferredLog:
     def __init__(self, output: console.OutputWriter) -> None:
         self.warnings: collections.deque[tuple[str, str]] = collections.deque(maxlen=MAX_WARNINGS)  # and their colours
         self._output, self._handler = output, log.handlers[0]
-        self._lines: collections.deque[str] = collections.deque()
+        self._lines: collections.deque[str] = collections.deque(maxlen=MAX_LINES)
+        self._count = 0  # of all lines
 
     def _keep(self, record: logging.LogRecord) -> bool:
         line = self._handler.format(record)
         self._lines.append(f"{line}\n")
+        self._count += 1
         if record.levelno >= logging.WARNING or record.name == report_log.name:  # which asks for an MFA code
             self.warnings.append(
                 (_COLOURS.sub("", line).replace("\n", " "), "red" if record.levelno >= logging.ERROR else "yellow")
@@ -40,6 +43,9 @@ class DeferredLog:
         return True
 
     def _write(self) -> None:
+        if (left_out := self._count - len(self._lines)) > 0:
+            self._output.write(sys.stderr, f"({left_out} earlier lines of the log are left out)\n")
+        self._count = 0
         while self._lines:
             self._output.write(sys.stderr, self._lines.popleft())
 

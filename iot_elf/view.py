@@ -239,5 +239,5 @@ class View:
         values = [its.value for its in map(first_number, payloads[-most:]) if its]
         left = max(0, room - most - 1)
         course = f"{sparkline(values, self._is_utf):{min(most, room)}}"
-        text = last if number.end <= left else decoded(payloads[-1][number.start : number.end])
+        text = last if number.end <= left else redacted(decoded(payloads[-1][number.start : number.end]))
         return Text().append(course, "cyan").append(f" {self._fit(text, left)}" if left else "")

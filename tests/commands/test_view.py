@@ -40,8 +40,8 @@ def assert_left(terminal: Terminal, times: int = 1) -> None:
 @pytest.mark.parametrize(
     ("columns", "rows", "message"),
     [
-        (60, 20, r"▁\S+█ 2\d\.5"),
-        (80, 24, r"▁\S+█ \{\"temperature\": 2\d\.5, \"ts\": \"1…"),
+        (60, 20, r"▁\S+█ +2\d\.5"),
+        (80, 24, r"▁\S+█ +\{\"temperature\": 2\d\.5, \"ts\": \"1?…"),
         (200, 50, r"▁\S+█ +\{\"temperature\": 2\d\.5, \"ts\": \"[0-9.]+\"\}"),
     ],
 )

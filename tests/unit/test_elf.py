@@ -19,8 +19,9 @@ from elf import Cli
 from iot_elf import defaults, messages
 from iot_elf.console import EventWriter, OutputWriter
 from iot_elf.errors import ElfError, UsageError
-from iot_elf.events import EventQueue
+from iot_elf.events import EventQueue, Interrupted
 from iot_elf.messages import Line
+from iot_elf.metrics import RunRecord
 from iot_elf.network import Endpoint
 from iot_elf.places import Place
 from iot_elf.state import CLEANING, CREATING, READY, Thing
@@ -146,7 +147,7 @@ class Lines:
 
     def __init__(self, clock: Clock, lines: Iterator[Line], late_s: float = 0.0) -> None:
         self.clock, self.lines, self.late_s, self.published = clock, lines, late_s, list[tuple[float, float]]()
-        self.has_room = True
+        self.has_room, self.record = True, SimpleNamespace(rounds=0)
 
     def next_line(self, deadline: float) -> Line | None:
         if (line := next(self.lines, None)) is None:
@@ -195,8 +196,8 @@ def test_lines_are_sent_an_interval_apart_or_as_they_arrive(
     monkeypatch.setattr(messages, "read_ahead", lambda *_: None)
     runner: Any = Lines(clock, iter(lines))
     with logged():
-        sent, refused = elf.publish_lines(cli(events=EventQueue(), **options), runner, iter(()))
-    assert (sent, len(refused)) == counts
+        refused = elf.publish_lines(cli(events=EventQueue(), **options), runner, iter(()))
+    assert (runner.record.rounds, len(refused)) == counts
     assert runner.published == [(at, options["interval"]) for at in due]
 
 
@@ -210,7 +211,7 @@ def test_a_line_that_is_refused_is_an_error_if_it_is_the_first_and_said_once_for
         elf.publish_lines(cli(events=EventQueue()), Lines(clock, iter([bad])), iter(()))  # type: ignore[arg-type]
     runner: Any = Lines(clock, iter([line(1), bad, again, line(4, error=OTHER)]))
     with logged() as said:
-        assert elf.publish_lines(cli(events=EventQueue()), runner, iter(())) == (1, [REFUSED, REFUSED, OTHER])
+        assert elf.publish_lines(cli(events=EventQueue()), runner, iter(())) == [REFUSED, REFUSED, OTHER]
     assert [text.partition(":")[0] for text in said] == ["ERROR line 2 is not sent", "ERROR line 4 is not sent"]
     with pytest.raises(OSError, match="gone"):
         elf.publish_lines(
@@ -218,6 +219,41 @@ def test_a_line_that_is_refused_is_an_error_if_it_is_the_first_and_said_once_for
             Lines(clock, iter([line(1), line(2, error=OSError("gone"))])),  # type: ignore[arg-type]
             iter(()),
         )
+
+
+def test_a_line_counts_from_when_it_is_begun_also_if_ctrl_c_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupted(2)
+
+    clock = Clock(monkeypatch, elf)
+    monkeypatch.setattr(messages, "read_ahead", lambda *_: None)
+    runner: Any = Lines(clock, iter([line(1), line(2)]))
+    monkeypatch.setattr(runner, "publish_on_schedule", interrupt)
+    with pytest.raises(Interrupted):
+        elf.publish_lines(cli(events=EventQueue()), runner, iter(()))
+    assert runner.record.rounds == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "failed", "name"),
+    [
+        ([{"not_sent": 2, "invalid": 2}, {"sent": 3}], set(), "TemplateFails"),
+        ([{"not_sent": 2, "invalid": 2}, {"not_sent": 3}], {"thing_1"}, "TemplateFails"),  # whose cause is told
+        ([{"not_sent": 2, "invalid": 2}, {"not_sent": 3}], set(), "MessagesLost"),
+        ([{"not_sent": 2, "invalid": 1}, {"sent": 3}], set(), "MessagesLost"),
+    ],
+)
+def test_messages_that_could_not_be_made_are_not_the_networks_fault(
+    counts: list[dict[str, int]], failed: set[str], name: str
+) -> None:
+    record = RunRecord()
+    record.invalid, record.failed = UsageError("TemplateFails", "it fails", "mend it"), failed
+    for number, its in enumerate(counts):
+        for what, count in its.items():
+            record.count(what, f"thing_{number}", count)
+    with pytest.raises(ElfError) as raised:
+        elf.refuse_losses(record, [])
+    assert raised.value.name == name
 
 
 @pytest.mark.parametrize(("filters", "connects_per_s"), [(0, 400.0), (1, 400.0), (2, 225.0), (9, 50.0)])

@@ -190,8 +190,9 @@ def test_what_is_lost_was_dropped_or_never_acknowledged() -> None:
 
 def test_things_whose_messages_were_lost_or_not_sent_are_known() -> None:
     record = RunRecord()
-    for what, thing in (("sent", "a"), ("dropped", "b"), ("not_sent", "c"), ("sent", "d")):
+    for what, thing in (("sent", "a"), ("dropped", "b"), ("not_sent", "c"), ("sent", "d"), ("not_sent", "e")):
         record.count(what, thing)
+    record.count("invalid", "e")  # which is told
     record.unacknowledged = [("d", "elf/d", 1, b"")]
     assert record.losers == {"b", "c", "d"}
 

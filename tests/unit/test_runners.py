@@ -613,6 +613,29 @@ def test_what_was_due_and_did_not_happen_was_not_sent(
     assert its.record.totals["not_sent"] == not_sent
 
 
+def test_all_is_counted_if_a_loss_ends_the_run_as_it_is_stopped(bench: Callable[..., Bench]) -> None:
+    def on_loss() -> None:
+        raise ElfError("LocalStopped", "it stopped", "start it")
+
+    its = bench(things=1, on_loss=on_loss)
+    its.record.rounds = 5
+    sent(its)
+    its.devices[0].have_in_flight(1, at=1000.0)
+    its.events.put(StateChanged(is_loss=True))
+    with pytest.raises(ElfError, match="it stopped"):
+        its.runner.stop()
+    assert (its.record.lost, its.record.totals["not_sent"]) == (1, 4)
+
+
+def test_nothing_comes_back_to_a_thing_that_failed(bench: Callable[..., Bench]) -> None:
+    its = bench(VerifyRunner, qos=1, interval_s=1.0)
+    its.devices[0].topic_filters = ("elf/thing_0",)
+    sent(its, 1)
+    assert its.runner.backlog == 1
+    its.record.failed.add("thing_0")
+    assert its.runner.backlog == 0
+
+
 def test_the_longest_delay_is_kept_for_each_reason(bench: Callable[..., Bench]) -> None:
     its = bench()
     for blocked_by, late_s in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from types import SimpleNamespace
@@ -10,8 +11,10 @@ from typing import Any
 import pyte
 import pytest
 
+from iot_elf import screen, text
 from iot_elf.errors import ElfError
 from iot_elf.metrics import RunRecord
+from iot_elf.text import log
 from iot_elf.view import View, age_text, first_number, latency_text, rate_of, sparkline
 
 
@@ -114,6 +117,15 @@ def test_of_more_things_than_rows_the_rest_is_counted() -> None:
     assert not any("more" in line for line in fleet.shown(80, 502))
 
 
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_number_that_is_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setattr(text, "_secrets", frozenset({"12345678"}))
+    fleet = Fleet({"thing_0": "online"})
+    fleet.send("thing_0", b'{"name": "%s", "x": 12345678}' % (b"x" * 60))
+    assert "***" in (shown := "\n".join(fleet.shown(columns)))
+    assert "1234" not in shown
+
+
 @pytest.mark.parametrize("columns", [1, 20, 40, 60, 80, 100, 200])
 def test_no_line_is_longer_than_the_window(columns: int) -> None:
     fleet = Fleet({"thing_0": "failed", "x" * 128: "online", "y_1": "connecting", "z_2": "late"})
@@ -126,10 +138,10 @@ def test_no_line_is_longer_than_the_window(columns: int) -> None:
         frame = fleet.view.frame(columns, rows)
         assert len(lines) == rows == frame.count(";1H")
         assert "\x1b[2J" not in frame
-    text = "\n".join(fleet.shown(columns, 12))
+    shown = "\n".join(fleet.shown(columns, 12))
     if columns >= 60:
-        assert {60: "▁▂▃▄▅▆▇█ 19", 200: "▁▁▂▂▃▃▄▄▅▅▆▆▇▇██ {"}.get(columns, "▁▂▃▄▅▆▇█ {") in text
-        assert "thing_0" in text
+        assert {60: "▁▂▃▄▅▆▇█ 19", 200: "▁▁▂▂▃▃▄▄▅▅▆▆▇▇██ {"}.get(columns, "▁▂▃▄▅▆▇█ {") in shown
+        assert "thing_0" in shown
 
 
 def test_a_terminal_without_utf_8_or_with_no_color_gets_neither(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,3 +159,16 @@ def test_a_terminal_without_utf_8_or_with_no_color_gets_neither(monkeypatch: pyt
 def _frame_of(fleet: Fleet) -> str:
     fleet.send("thing_0", '{"温": 1}'.encode(), '{"温": 20}'.encode())
     return str(fleet.view.frame(120, 24))
+
+
+def test_the_log_that_waits_is_bounded_and_says_what_it_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen, "MAX_LINES", 2)
+    monkeypatch.setattr(log, "handlers", [logging.Handler()])
+    monkeypatch.setattr(log, "level", logging.INFO)
+    written: list[str] = []
+    output: Any = SimpleNamespace(write=lambda _, line: written.append(line))
+    with screen.DeferredLog(output):
+        for number in range(5):
+            log.warning("%d", number)
+        assert not written
+    assert written == ["(3 earlier lines of the log are left out)\n", "3\n", "4\n"]
