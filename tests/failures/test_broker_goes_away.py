@@ -11,6 +11,7 @@ from collections.abc import Callable
 import psutil  # type: ignore[import-untyped]
 import pytest
 from support.aws import Account, AwsService
+from support.failures import Explained
 from support.mqtt import Client
 from support.networks import Relay
 from support.program import Limits
@@ -65,7 +66,7 @@ def test_a_network_that_swallows_everything_loses_nothing(
 
 
 def test_an_outage_longer_than_the_grace_is_given_up_and_what_is_lost_is_listed(
-    main_of_pair: InProcess, service: AwsService, relay: Relay, limits: Limits
+    main_of_pair: InProcess, service: AwsService, relay: Relay, limits: Limits, explained: Explained
 ) -> None:
     limits(ACK_GRACE_S=1.0, ACK_PAUSE_S=1.0)
 
@@ -85,8 +86,7 @@ def test_an_outage_longer_than_the_grace_is_given_up_and_what_is_lost_is_listed(
     listed = len(re.findall(r"not acknowledged: message \d+ of thing_\d on elf/thing_\d: '", result.err))
     more = re.findall(r"(\d+) more not acknowledged, or lost while offline", result.err)
     assert listed + sum(map(int, more)) == lost
-    assert f"{lost + unsent} messages lost" in result.err
-    assert "what to do: " in result.lines[-1]
+    explained(result, "MessagesLost", f"{lost + unsent} messages lost")
 
 
 def test_subscribe_comes_back_by_itself_and_says_how_long_it_was_offline(
