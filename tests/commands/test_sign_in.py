@@ -250,7 +250,7 @@ def test_an_mfa_code_is_asked_for_on_the_terminal(
 ) -> None:
     services.refuse(403, "AccessDenied", MFA_REFUSED)
     if code == "654321\n":
-        services.status, services.body = 200, a_session(0.04, account.id)
+        services.status, services.body = 200, a_session(0.07, account.id)
     result = create_with_mfa(elf, services, code, 60)
     if failure:
         explained(result, failure, MFA_REFUSED[:-1] if failure == "WrongMfaCode" else "")
