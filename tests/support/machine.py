@@ -47,8 +47,9 @@ def clean_environment(home: Path) -> dict[str, str]:
 
 def free_port() -> int:
     """A port that nobody uses, and that the system does not give to a connection meanwhile (Linux: from 32768 on)."""
+    chance = random.SystemRandom()  # another one in each worker, whoever has seeded Python's own
     while True:
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", random.randrange(10_000, 32_000))) as its:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", chance.randrange(10_000, 32_000))) as its:
             return int(its.getsockname()[1])
 
 
