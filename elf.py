@@ -490,11 +490,11 @@ def send_messages(cli: Cli) -> int:
     rounds, of_lines = messages_per_thing(cli), messages.is_line_file(cli.json_message)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
     answers = {thing: messages.answer_topics(topic, thing) for thing, (topic,) in topics.items()}
+    heard = topics if cli.verify else answers
     make_runner = VerifyRunner if cli.verify else PublishRunner
     runner = make_runner(cli.events, qos=cli.qos, interval_s=cli.interval, **runner_callbacks(cli, things))
     record, refused = runner.record, list[ElfError]()
     record.rounds, record.run = None if of_lines else rounds, cli.run_id
-    heard = topics if cli.verify else answers
     with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, heard):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
         what = f"each line of {source}" if of_lines else text.plural(rounds, "message") if rounds else "messages"
@@ -523,8 +523,8 @@ def send_messages(cli: Cli) -> int:
 
 def refuse_losses(record: RunRecord, refused: Sequence[ElfError]) -> None:
     """Raise ElfError if messages of a `send` were lost, `refused`, or not answered as they should."""
-    lost = record.lost + record.totals["not_sent"]
     if not record.losers <= record.failed:  # of which the cause is told
+        lost = record.lost + record.totals["not_sent"]
         cause = f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent"
         raise ElfError("MessagesLost", cause, "check the network, and send again")
     if invalid := record.totals["invalid"]:
@@ -1417,7 +1417,7 @@ def held_fleet(cli: Cli, name: str, exclusive: bool, creates: bool = False) -> I
         cli.place = find_place(cli, fleet.place or (None if creates else fleet.place_of_unanswered))
         text.typed_as["aws"] = aws_as_typed(cli)
         if cli.place.local:  # after a clean, it would be on AWS without the option
-            text.typed_as["elf.py create"] = "elf.py --local create"
+            text.typed_as["elf.py create"] = f"{text.typed_as['elf.py']} --local create"
         yield fleet
 
 

@@ -16,7 +16,7 @@ from iot_elf import defaults, state
 from iot_elf.errors import ElfError, UsageError
 from iot_elf.network import Endpoint, Proxy
 from iot_elf.places import Place
-from iot_elf.text import printable, redacted, remember_how_elf_was_typed
+from iot_elf.text import printable, redacted, remember_how_elf_was_typed, without_password
 
 MAX_THINGS = 100_000  # of `create`: more is a typo
 YEAR_S = 366 * 24 * 3600  # longer is one, too
@@ -178,7 +178,7 @@ class Parser(argparse.ArgumentParser):
         known_elsewhere = [MEANT[mistyped]] if mistyped in MEANT else []
         meant = longer or known_elsewhere or difflib.get_close_matches(mistyped, known, 1, 0.7)
         suggestion = f"; did you mean {meant[0]}?" if meant else ""
-        message = re.sub("//[^/ ]*@", "//***@", message)  # a password in a wrong place
+        message = without_password(message)  # which may be in a wrong place
         remember_how_elf_was_typed("")  # its help needs none of the options
         error = UsageError("WrongUsage", f"{message}{suggestion}", f"see `{self.prog} --help`")
         with contextlib.suppress(OSError):

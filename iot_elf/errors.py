@@ -348,7 +348,17 @@ class FailureReport:
                 which = f"{cause} ({listed(things)})" if cause else listed(things)
                 log.error("%d of %s failed: %s", len(things), plural(of, "thing"), which)
             log.error("what to do: %s", remedy)
-        return {"error": self._first[self._alike.most_common(1)[0][0]].facts} if self._first else {}
+        return {"error": self._commonest.facts} if self._first else {}
+
+    @property
+    def _commonest(self) -> ElfError:
+        """The first failure of the cause that most things have; there is one."""
+        return self._first[self._alike.most_common(1)[0][0]]
+
+    def cause_of(self, thing: str) -> str:
+        """Return why a thing failed, without the IDs in it; "" if it did not."""
+        _, shared = self.things.get(thing, ("", ("",)))
+        return shared[0].replace("<thing>", thing)
 
     def behind(self, name: str, cause: str, remedy: str = "", of_all: bool = False) -> ElfError:
         """Return a failure whose reason is that of most things that failed, if any did: report() tells its remedy.
@@ -357,7 +367,7 @@ class FailureReport:
         """
         if not self._first:
             return ElfError(name, cause, remedy or "run the same command again")
-        failure = self._first[self._alike.most_common(1)[0][0]]
+        failure = self._commonest
         if not of_all or len(self._first) > 1:
             failure = ElfError(name, f"{cause}: {failure.cause}", failure.remedy)
         failure.is_told, failure.is_remedy_told = of_all, True

@@ -313,23 +313,23 @@ class RunRecord:
 
     def add_acknowledgement(self, thing: str, after_s: float, after_due_s: float) -> None:
         """Count how long a thing's message took."""
-        self.latency.add(after_s)
         self.latency_from_due.add(after_due_s)
-        self.note_latency(thing, after_s)
-        if self.timeline:
-            self.timeline.add(thing, after_s, after_due_s)
+        self._add_latency(thing, after_s, after_due_s)
 
     def add_delivery(self, thing: str, took_s: float) -> None:
         """Count how long ago a message that arrives was sent, unless it shows that the sender's clock differs."""
         if not clocks_differ(took_s):
-            self.latency.add(max(0.0, took_s))
-            self.note_latency(thing, max(0.0, took_s))
-            if self.timeline:
-                self.timeline.add(thing, max(0.0, took_s))
+            self._add_latency(thing, max(0.0, took_s))
             return
         self.without_latency += 1
         if abs(took_s) > abs(self.clock_ahead_s):
             self.clock_ahead_s = -took_s
+
+    def _add_latency(self, thing: str, took_s: float, since_due_s: float | None = None) -> None:
+        self.latency.add(took_s)
+        self.note_latency(thing, took_s)
+        if self.timeline:
+            self.timeline.add(thing, took_s, since_due_s)
 
     def rate(self, what: str) -> float | None:
         """Return how many per second there were in about the last RATE_S seconds; None in the first moment."""

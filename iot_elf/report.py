@@ -17,7 +17,7 @@ from typing import Any
 from iot_elf import defaults
 from iot_elf.errors import ElfError, UsageError
 from iot_elf.metrics import RunRecord, Timeline
-from iot_elf.text import by_number, plural, printable, redacted, utc_time
+from iot_elf.text import by_number, plural, printable, redacted, utc_time, without_password
 
 MAX_ROWS = 50  # of the table of things
 MAX_OUTAGES = 10  # that are listed; the charts show all
@@ -105,7 +105,7 @@ def render(record: RunRecord, summary: Mapping[str, Any], **about: Any) -> str:
     from iot_elf import charts
 
     def shown(value: Any) -> Any:
-        return printable(redacted(re.sub("//[^/ ]*@", "//***@", value))) if isinstance(value, str) else value
+        return printable(redacted(without_password(value))) if isinstance(value, str) else value
 
     intervals = record.timeline.intervals() if record.timeline else []
     things = rows(record)
@@ -167,15 +167,11 @@ def rows(record: RunRecord) -> list[dict[str, Any]]:
         times = -record.offline_s.get(thing, 0.0), -longest_s.get(thing, 0.0)
         return thing not in record.failed, thing not in record.offline, -bad, *times, by_number(thing)
 
-    def why(thing: str) -> str:
-        failure = record.failures.things.get(thing)
-        return failure[1][0].replace("<thing>", thing) if failure else ""
-
     return [
         {
             "name": thing,
             "state": "failed" if thing in record.failed else "offline" if thing in record.offline else "",
-            "why": why(thing),
+            "why": record.failures.cause_of(thing),
             **{name: by_thing.get(thing, none)[key] for key, name in COUNTS.items()},
             "lost": lost[thing],
             "not back": len(record.not_returned.get(thing, ())),

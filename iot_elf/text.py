@@ -31,7 +31,8 @@ def short_path(path: Path) -> Path:
     return path
 
 
-typed_as = {"elf.py": "python elf.py", "aws": "aws"}  # how the commands of a remedy begin
+# How the commands of a remedy begin, by how the program's texts write it.
+typed_as = {"elf.py": "python elf.py", "elf.py create": "python elf.py create", "aws": "aws"}
 
 
 def remember_how_elf_was_typed(options: str) -> None:
@@ -44,14 +45,18 @@ def remember_how_elf_was_typed(options: str) -> None:
         python = sys.orig_argv[: sys.orig_argv.index(script)]
         typed = shlex.join([*(("uv", "run") if os.environ.get("UV") else python), script])
     typed_as["elf.py"] = f"{typed} {options}".rstrip()
-    typed_as.pop("elf.py create", None)
+    typed_as["elf.py create"] = f"{typed_as['elf.py']} create"
 
 
 def as_typed(words: str) -> str:
     """Write the commands in backticks, which the program's texts begin with `elf.py` or `aws`, as they can be typed."""
-    create = typed_as.get("elf.py create", "elf.py create")
-    words = re.sub(r"(?<=`)elf\.py create(?=[ `])", lambda it: create, words)
-    return re.sub(r"(?<=`)(elf\.py|aws(?= iot| sts))(?= )|(?<=\| )elf\.py(?= )", lambda it: typed_as[it[0]], words)
+    known = r"(?<=`)(elf\.py create(?=[ `])|elf\.py(?= )|aws(?= iot| sts))|(?<=\| )elf\.py(?= )"
+    return re.sub(known, lambda it: typed_as[it[0]], words)
+
+
+def without_password(words: str) -> str:
+    """Hide the user and password of each URL."""
+    return re.sub("//[^/ ]*@", "//***@", words)
 
 
 def add_secret(*values: str | None, least: int = KEY_ID_CHARACTERS) -> None:

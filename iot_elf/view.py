@@ -109,8 +109,7 @@ class View:
         """View a runner's things, of whose totals `counted` is one; `head` returns the totals, with " | " between."""
         self._runner, self._counted, self._head = runner, counted, head
         runner.record.keep_latest()
-        encoding = self._encoding = sys.stderr.encoding or "ascii"
-        self._is_utf = encoding.lower().startswith("utf")
+        self._encoding, self._is_utf = sys.stderr.encoding or "ascii", console.is_utf(sys.stderr)
         plain = bool(os.environ.get("NO_COLOR"))  # https://no-color.org
         settings: dict[str, Any] = {"force_terminal": True, "legacy_windows": False, "highlight": False}
         self._rich = Console(file=io.StringIO(), color_system=None if plain else "standard", **settings)
@@ -225,8 +224,8 @@ class View:
     def _message(self, thing: str, room: int) -> Text:
         """Return the cell of a thing's last message: its number's course, and its text or, if there is no room, it."""
         record = self._runner.record
-        if failure := record.failures.things.get(thing):
-            return Text(self._fit(printable(redacted(failure[1][0].replace("<thing>", thing))), room), "red")
+        if cause := record.failures.cause_of(thing):
+            return Text(self._fit(printable(redacted(cause)), room), "red")
         if reason := record.delayed.get(thing):
             return Text(self._fit(reason, room), "yellow")
         payloads = [payload for _, payload in self._latest_of(thing).messages.copy()]

@@ -173,7 +173,7 @@ def test_commands_of_remedies_begin_as_the_user_began(
     text.remember_how_elf_was_typed(options)
     assert text.as_typed("finish with `elf.py clean`") == f"finish with `{command} clean`"
     assert text.as_typed("`elf.py create 3`") == f"`{command} create 3`"
-    text.typed_as["elf.py create"] = "elf.py --local create"  # of a local fleet
+    text.typed_as["elf.py create"] = f"{command} --local create"  # of a local fleet
     assert text.as_typed("`elf.py create`, `elf.py clean`") == f"`{command} --local create`, `{command} clean`"
     assert text.as_typed("`… | elf.py send -`, `aws iot x`, `aws login`, elf.py is a file") == (
         f"`… | {command} send -`, `aws --region R iot x`, `aws login`, elf.py is a file"
