@@ -72,7 +72,7 @@ from iot_elf.arguments import Parser
 from iot_elf.aws import RetryLater, concurrently, once_visible, unless_gone
 from iot_elf.console import EventWriter, OutputWriter
 from iot_elf.defaults import T
-from iot_elf.device import Device
+from iot_elf.device import Device, DeviceOptions
 from iot_elf.errors import ElfError, FailureReport, NotAwsError, Refusal, UsageError
 from iot_elf.events import EventQueue, Interrupted
 from iot_elf.messages import Line, Message, PayloadBuilder
@@ -301,16 +301,14 @@ def _unless_made_already(
         raise
 
 
-def open_client(
-    client_id: str, endpoint: Endpoint, root_cert: Path, files: ThingFiles, on_connack: Any, on_message: Any
-) -> Any:
+def open_client(client_id: str, device: Device, on_connack: Any, on_message: Any) -> Any:
     """Connect a client of the SDK with mutual TLS, and return it; `on_connack` is then called with the CONNACK's code.
 
     Raises OSError and ssl.SSLError; ElfError for a proxy.
     """
-    client = load_sdk()(client_id)
+    client, endpoint, files = load_sdk()(client_id), device.endpoint, device.files
     client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
-    client.configureCredentials(str(root_cert), str(files.private_key), str(files.certificate))
+    client.configureCredentials(str(device.root_cert), str(files.private_key), str(files.certificate))
     client.configureSocketFactory(functools.partial(open_socket, endpoint))
     client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
     client.disableMetricsCollection()  # a user name without a password, which other brokers refuse
@@ -1067,19 +1065,11 @@ def make_devices(
     subscriptions = max([1, *map(len, filters.values())])
     runner.loop = EventLoop(cli.events.put, min(defaults.CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
     cli.output_writer.pause_instead(runner.loop)
-    for thing in prepared:
-        runner.devices[thing.name] = Device(
-            thing.name,
-            cli.fleet.files(thing.name),
-            endpoint,
-            root_cert,
-            runner.loop,
-            runner,
-            open_client,
-            qos=cli.qos,
-            topic=next(iter(topics.get(thing.name, ())), ""),
-            topic_filters=filters.get(thing.name, ()),
-            patience_s=patience_s[thing.name],
+    for name in (thing.name for thing in prepared):
+        topic, files = next(iter(topics.get(name, ())), ""), cli.fleet.files(name)
+        options = DeviceOptions(cli.qos, topic, filters.get(name, ()))
+        runner.devices[name] = Device(
+            name, files, endpoint, root_cert, runner.loop, runner, open_client, options, patience_s[name]
         )
     runner.record.failed |= {thing.name for thing in things} - runner.devices.keys()
 

@@ -57,7 +57,7 @@ from iot_elf.arguments import (
     proxy_url,
 )
 from iot_elf.console import OutputWriter
-from iot_elf.device import Device, DeviceListener
+from iot_elf.device import Device, DeviceListener, DeviceOptions
 from iot_elf.errors import ElfError, Refusal, explained, log_failure
 from iot_elf.events import EventQueue
 from iot_elf.messages import Message
@@ -619,10 +619,8 @@ class Thing(User, DeviceListener):
             self.worker.loop,
             self,
             elf.open_client,
-            qos=self.cli.qos,
-            topic=duty["topic"],
-            topic_filters=duty["filters"],
-            patience_s=duty["patience_s"],
+            DeviceOptions(self.cli.qos, duty["topic"], duty["filters"]),
+            duty["patience_s"],
         )
         self.worker.users[id(self)] = self
         self.worker.loop.call_soon_threadsafe(self.device.connect)

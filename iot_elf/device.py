@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from iot_elf import defaults, errors, outbox
 from iot_elf.defaults import T
@@ -35,6 +35,14 @@ _CONNACK = {  # MQTT 3.1.1, table 3.1
     5: "not authorized",
 }
 CONNECTING, ONLINE, ENDED = "connecting", "online", "ended"  # a device's states
+
+
+class DeviceOptions(NamedTuple):
+    """How a thing uses MQTT."""
+
+    qos: int
+    topic: str = ""  # to publish to
+    topic_filters: Sequence[str] = ()  # to subscribe to
 
 
 class DeviceListener:
@@ -167,8 +175,7 @@ class ConnectAttempt:
                 return
             log.debug("MQTT %s: CONNECT to %s as %s", device.thing, device.endpoint, self.client_id)
             refuse_blocking_files(device.thing, device.files)
-            callbacks = self._on_connack, device.on_message
-            client = device.open_client(self.client_id, device.endpoint, device.root_cert, device.files, *callbacks)
+            client = device.open_client(self.client_id, device, self._on_connack, device.on_message)
         except Exception as error:
             if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
                 from iot_elf.diagnosis import server_certificate
@@ -434,23 +441,21 @@ class Device:
         loop: EventLoop,
         listener: DeviceListener,
         open_client: Callable[..., Any],
-        *,
-        qos: int,
-        topic: str = "",
-        topic_filters: Sequence[str] = (),
+        options: DeviceOptions,
         patience_s: float = 0.0,
     ) -> None:
-        """Make one that publishes to `topic`; refusals in the next `patience_s` are ignored.
+        """Make one; refusals in the next `patience_s` are ignored.
 
-        `open_client(client_id, endpoint, root_cert, files, on_connack, on_message)` connects a client of the SDK.
+        `open_client(client_id, device, on_connack, on_message)` connects a client of the SDK.
         """
         self.thing, self.files, self.endpoint, self.root_cert = thing, files, endpoint, root_cert
-        self.open_client, self.qos, self.topic, self.topic_filters = open_client, qos, topic, topic_filters
+        self.open_client, self.options = open_client, options
+        self.qos, self.topic, self.topic_filters = options.qos, options.topic, options.topic_filters
         self.state = CONNECTING
         self.client_id = ""  # a new one for each connection
         self.was_connected = False
         self.offline_s = 0.0  # in all, once it is online again or has ended
-        self.outbox = Outbox(thing, topic, qos)
+        self.outbox = Outbox(thing, self.topic, self.qos)
         self.refusals = RefusalTracker(patience_s)
         self._loop, self._listener = loop, listener
         self._attempt: ConnectAttempt | None = None

@@ -13,7 +13,14 @@ import pytest
 from support.program import Limits, constant
 
 from iot_elf import device, outbox
-from iot_elf.device import REJECTED_WITHIN_S, Device, DeviceListener, RefusalTracker, refuse_blocking_files
+from iot_elf.device import (
+    REJECTED_WITHIN_S,
+    Device,
+    DeviceListener,
+    DeviceOptions,
+    RefusalTracker,
+    refuse_blocking_files,
+)
 from iot_elf.errors import ElfError, Refusal, UsageError
 from iot_elf.network import Endpoint
 from iot_elf.state import ThingFiles
@@ -259,14 +266,13 @@ class Bench:
             self.loop,  # type: ignore[arg-type]
             self.listener,
             self.open_client,
-            qos=qos,
-            topic="elf/thing_0",
-            topic_filters=topic_filters,
-            patience_s=patience_s,
+            DeviceOptions(qos, "elf/thing_0", topic_filters),
+            patience_s,
         )
 
-    def open_client(self, client_id: str, endpoint: Endpoint, root: Path, files: ThingFiles, *callbacks: Any) -> str:
-        assert (str(endpoint), root.name, files) == ("broker.example:8883", "root", self.files)
+    def open_client(self, client_id: str, device: Device, *callbacks: Any) -> str:
+        assert (str(device.endpoint), device.root_cert.name) == ("broker.example:8883", "root")
+        assert device.files == self.files
         self.client_ids.append(client_id)
         self.on_connack, self.on_message = callbacks
         if self.error:
