@@ -99,6 +99,7 @@ ANSWER_GRACE_S = 10.0  # how long it then waits for the last answers of shadows
 PROPAGATION_S = 20.0  # until AWS IoT knows what was just made
 SUBSCRIPTIONS_PER_S = 450.0  # AWS allows 500 per account
 LATE_ARRIVALS_S = 2.0  # how long missing messages have to arrive when `subscribe` ends
+REDELIVERY_S = 35.0  # and from one to the next with --session: a broker may repeat what it has no PUBACK for after 30 s
 NO_THINGS = "NoThings", "there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)"
 
 
@@ -133,6 +134,7 @@ class Cli:
     verify: bool = False  # and count which come back
     topic: str | None  # may contain {thing_name}, as may each of topics
     topics: list[str] | None  # filters to subscribe to
+    session: bool = False  # a persistent one
     append_thing_name: bool
     interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
@@ -306,7 +308,8 @@ def open_client(client_id: str, device: Device, on_connack: Any, on_message: Any
 
     Raises OSError and ssl.SSLError; ElfError for a proxy.
     """
-    client, endpoint, files = load_sdk()(client_id), device.endpoint, device.files
+    client = load_sdk()(client_id, cleanSession=not device.options.session)
+    endpoint, files = device.endpoint, device.files
     client.configureEndpoint(endpoint.host, endpoint.port)  # the SDK asks for ALPN on port 443
     client.configureCredentials(str(device.root_cert), str(files.private_key), str(files.certificate))
     client.configureSocketFactory(functools.partial(open_socket, endpoint))
@@ -703,9 +706,8 @@ def subscribe(cli: Cli) -> int:
     }
     messages.refuse_bad_topics(filters, wildcards=True)
     checks_sequence = not any((topic or "").startswith("$share/") for topic in given)
-    runner = SubscribeRunner(
-        cli.events, count=cli.count, checks_sequence=checks_sequence, **runner_callbacks(cli, things)
-    )
+    facts = {"count": cli.count, "checks_sequence": checks_sequence, "keeps_sessions": cli.session}
+    runner = SubscribeRunner(cli.events, **facts, **runner_callbacks(cli, things))
     record = runner.record
     with connected_devices(cli, things, runner, SubscribeReport(record, "[subscribe]"), filters=filters):
         until = [f"for {duration_s:g} s"] if duration_s < math.inf else []
@@ -718,14 +720,28 @@ def subscribe(cli: Cli) -> int:
             log.info("[subscribe] all things receive every message; --things 1 shows each once")
         record.ends_at = time.monotonic() + duration_s
         runner.wait(lambda: runner.has_enough, record.ends_at)
-        runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + LATE_ARRIVALS_S, reading=True)
-        offline = [device.thing for device in runner.devices.values() if device.is_offline]
+        await_missing(runner, cli.session)
+        offline = [] if cli.session else [device.thing for device in runner.devices.values() if device.is_offline]
         is_unread = runner.loop.is_paused and not runner.has_enough
         if not record.totals["received"]:
             where = text.listed(dict.fromkeys(itertools.chain.from_iterable(filters.values())))
             log.warning("no message arrived on %s: check which topics the senders use (send --topic)", where)
     refuse_incomplete(cli, record, duration_s, is_unread, offline)
     return 1 if record.failed else 0
+
+
+def await_missing(runner: SubscribeRunner, has_session: bool) -> None:
+    """Wait for missing messages for LATE_ARRIVALS_S; with a session, as long as they arrive.
+
+    AWS delivers what waited at 10 a second, beside what is sent meanwhile (AWS IoT guide, "MQTT persistent sessions").
+    """
+    counts = runner.record.sequence.counts
+    is_quick = runner.wait(lambda: not counts["missing"], time.monotonic() + LATE_ARRIVALS_S, reading=True)
+    if has_session and not is_quick:
+        log.info("[subscribe] waiting for %s, while they arrive", text.plural(counts["missing"], "missing message"))
+        while (missing := counts["missing"]) and not runner.has_failed:
+            if not runner.wait(lambda: counts["missing"] < missing, time.monotonic() + REDELIVERY_S, reading=True):
+                return
 
 
 def refuse_incomplete(cli: Cli, record: RunRecord, duration_s: float, is_unread: bool, offline: list[str]) -> None:
@@ -1067,7 +1083,8 @@ def make_devices(
     cli.output_writer.pause_instead(runner.loop)
     for name in (thing.name for thing in prepared):
         topic, files = next(iter(topics.get(name, ())), ""), cli.fleet.files(name)
-        options = DeviceOptions(cli.qos, topic, filters.get(name, ()))
+        client_id = f"{name}-{str(cli.fleet.elf_id).rpartition(':')[2][:8]}" if cli.session else ""
+        options = DeviceOptions(cli.qos, topic, filters.get(name, ()), client_id, cli.session)
         runner.devices[name] = Device(
             name, files, endpoint, root_cert, runner.loop, runner, open_client, options, patience_s[name]
         )
@@ -1273,6 +1290,8 @@ def add_subscribe_options(command: Parser) -> None:
     add = command.add_argument
     topics = f"topic filter, may contain {{thing_name}}; repeat it for more (default: {defaults.TOPIC_ROOT}/#)"
     add("-t", "--topic", dest="topics", metavar="T", action="append", help=topics)
+    waits = "persistent session: what is sent at QoS 1 while a thing is offline waits for it"
+    add("--session", action="store_true", help=waits)
     duration = f"seconds to run; 0: until Ctrl-C (default: {DURATION_S:g}, or until --count have arrived)"
     add("--duration", metavar="S", type=arguments.seconds, help=duration)
     count = "stop after N messages in total; exit status 1 if fewer arrive"
@@ -1346,6 +1365,7 @@ def usage_problem(cli: Cli) -> str:
         (not run and cli.output == "json", "no command given"),
         (cli.only_local and cli.adopt is not None, "--adopt does not work with --only-local"),
         (sends and cli.seed is not None and not cli.template, "--seed needs --template"),
+        (cli.session and not cli.qos, "--session needs QoS 1: leave --qos 0 out"),
         (
             sends and cli.template and not cli.json_message and cli.message == MESSAGE,
             "--template needs MESSAGE or --json-message (for example, example-template.json)",

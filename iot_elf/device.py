@@ -43,6 +43,8 @@ class DeviceOptions(NamedTuple):
     qos: int
     topic: str = ""  # to publish to
     topic_filters: Sequence[str] = ()  # to subscribe to
+    client_id: str = ""  # of all connections; "": a new one for each
+    session: bool = False  # MQTT's persistent session: subscriptions and QoS 1 messages wait while it is offline
 
 
 class DeviceListener:
@@ -87,8 +89,11 @@ class DeviceListener:
     def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:
         """The thing's message `number` can't be made."""
 
-    def on_message(self, device: Device, message: Any) -> None:
-        """The broker delivered a message: the SDK's, with topic, payload, qos and retain."""
+    def on_message(self, device: Device, message: Any) -> bool | None:
+        """The broker delivered a message: the SDK's, with topic, payload, qos and retain. It may precede on_connected().
+
+        False leaves it unacknowledged: in a persistent session it waits for the next connection.
+        """
 
     def on_unreadable_message(self, device: Device, error: Exception) -> None:
         """on_message() failed for a message."""
@@ -161,7 +166,7 @@ class ConnectAttempt:
     def __init__(self, device: Device, loop: EventLoop) -> None:
         import secrets
 
-        self.client_id = f"{device.thing}-{secrets.token_hex(4)}"
+        self.client_id = device.options.client_id or f"{device.thing}-{secrets.token_hex(4)}"
         self.connection: Connection | None = None
         self._device, self._loop = device, loop
         self._awaited = "CONNACK"  # or the topic filter whose SUBACK it waits for; empty: it has succeeded
@@ -175,7 +180,7 @@ class ConnectAttempt:
                 return
             log.debug("MQTT %s: CONNECT to %s as %s", device.thing, device.endpoint, self.client_id)
             refuse_blocking_files(device.thing, device.files)
-            client = device.open_client(self.client_id, device, self._on_connack, device.on_message)
+            client = device.open_client(self.client_id, device, self._on_connack, self._on_message)
         except Exception as error:
             if isinstance(error, OSError) and hasattr(error, "verify_code"):  # of a certificate
                 from iot_elf.diagnosis import server_certificate
@@ -211,12 +216,18 @@ class ConnectAttempt:
 
     def _on_connack(self, mid: object, data: int) -> None:
         log.debug("MQTT %s: CONNACK %s", self._device.thing, data)
-        if self._is_over or self._awaited != "CONNACK":
+        if self._is_over or self._awaited != "CONNACK" or not self.connection:
             return  # nobody wants it any more, or it is a second one
+        self._device.accepted_at, self._device.had_session = time.time(), self.connection.had_session
         if data:
             self._fail(self._refused(f"{_CONNACK.get(data, 'unknown')} (CONNACK {data})"))
         else:
             self._subscribe(iter(self._device.topic_filters))
+
+    def _on_message(self, message: Any) -> None:
+        """Hand over what the broker delivered; from a session that is from CONNACK on, before any SUBACK."""
+        if self._device.on_message(message) and self.connection:
+            self.connection.send_puback(message)
 
     def _subscribe(self, topic_filters: Iterator[str]) -> None:
         """Subscribe to one after the other: AWS refuses one by closing the connection, without saying which."""
@@ -454,6 +465,7 @@ class Device:
         self.state = CONNECTING
         self.client_id = ""  # a new one for each connection
         self.was_connected = False
+        self.accepted_at, self.had_session = 0.0, False  # time.time() of the last CONNACK, and whether it had a session
         self.offline_s = 0.0  # in all, once it is online again or has ended
         self.outbox = Outbox(thing, self.topic, self.qos)
         self.refusals = RefusalTracker(patience_s)
@@ -507,12 +519,13 @@ class Device:
             self._listener.on_connected(self)
         self._publisher.begin(connection)
 
-    def on_message(self, message: Any) -> None:
-        """Hand over what the broker delivered."""
+    def on_message(self, message: Any) -> bool:
+        """Hand over what the broker delivered, and return whether to acknowledge it."""
         try:
-            self._listener.on_message(self, message)
+            return self._listener.on_message(self, message) is not False
         except (ValueError, ArithmeticError, LookupError, TypeError, RecursionError) as error:
             self._listener.on_unreadable_message(self, error)
+            return True
 
     def on_lost(self, error: Exception) -> None:
         """Reconnect. A loss after a message may be AWS's way to refuse it."""

@@ -234,7 +234,8 @@ class RunRecord:
 
     The loop's thread writes it; others may read it at any time. What is counted has the names sent, acknowledged,
     retransmitted, returned, not_sent, invalid (could not be made, so not sent), dropped (lost while offline, QoS 0),
-    requests (to shadows), accepted, rejected, received and unreadable.
+    requests (to shadows), accepted, rejected, received, waited (sent before the connection was made, so kept in a
+    session) and unreadable.
     """
 
     def __init__(self) -> None:
@@ -279,6 +280,8 @@ class RunRecord:
         self.not_returned: dict[str, dict[int, float]] = collections.defaultdict(dict)
         # What is received.
         self.checks_sequence = False
+        # With persistent sessions, the things that had one when they connected, and had none when they reconnected.
+        self.keeps_sessions, self.had_session, self.lost_session = False, set[str](), set[str]()
         self.clock_ahead_s = 0.0  # how far a sender's clock is ahead of this machine's at most; less than 0: behind
         self.without_latency = 0  # messages of such senders
 

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from iot_elf import defaults
@@ -288,6 +288,10 @@ class Connection:
         self._dispatch = client._mqtt_core._event_consumer._dispatch_one
         self._paho = client._mqtt_core._internal_async_client._paho_client
         self._paho._ssl = self._stream = _BufferedTls(self._paho._ssl)
+        # The SDK would acknowledge a message before anybody has it, and keeps to itself whether there was a session.
+        self._send_puback, self._paho._send_puback = self._paho._send_puback, lambda mid: 0
+        self._report_connack, self._paho.on_connect = self._paho.on_connect, self._on_connack
+        self.had_session = False  # CONNACK says that the broker has kept one for this client ID
         self._is_open, self._is_behind = True, False
         self._is_dispatching = self._is_broken = self._is_cut = False  # broken: a step of the SDK's has failed
         self._error: Exception | None = None  # that made it fail
@@ -322,6 +326,15 @@ class Connection:
         message_id: int = self.client.subscribeAsync(topic_filter, qos, on_suback)
         self.write()
         return message_id
+
+    def send_puback(self, message: Any) -> None:
+        """Acknowledge a message, with what is written next; what is not acknowledged stays in a persistent session."""
+        if message.qos:
+            self._send_puback(message.mid)
+
+    def _on_connack(self, client: Any, data: Any, flags: Mapping[str, int], code: int) -> None:
+        self.had_session = bool(flags["session present"])
+        self._report_connack(client, data, flags, code)
 
     def write(self) -> None:
         """Send what the SDK has to send, as far as the socket allows."""

@@ -229,8 +229,14 @@ class SubscribeReport(RunReport):
     def log_report(self) -> None:
         record, label = self.record, self._label
         received, unreadable = record.totals["received"], record.totals["unreadable"]
-        self.log_outages("they may have missed messages")
+        self.log_outages("what came meanwhile waited" if record.keeps_sessions else "they may have missed messages")
         report_log.info("%s %s", label, self.duration_and_rate())
+        if record.keeps_sessions:
+            had = f"{len(record.had_session)} of {plural(len(record.connected), 'thing')} had a session"
+            waited = plural(record.totals["waited"], "message")
+            report_log.info("%s %s; %s older than the connection (from ts)", label, had, waited)
+        if record.lost_session:
+            log.warning("%s had no session any more when they reconnected: %s", label, listed(record.lost_session))
         if record.latency.count:
             report_log.info("%s latency (from ts, ±1 ms): %s", label, record.latency)
         if record.without_latency:
@@ -248,8 +254,10 @@ class SubscribeReport(RunReport):
     def summary(self) -> dict[str, Any]:
         record, sequence, totals = self.record, self.record.sequence, self.record.totals
         exactness = {"senders": sequence.senders(), "exact": sequence.is_exact}
+        sessions = {"hadSession": len(record.had_session), "lostSession": len(record.lost_session)}
         return {
             **{"received": totals["received"], "unreadable": totals["unreadable"]},
+            **({**sessions, "waited": totals["waited"]} if record.keeps_sessions else {}),
             **super().summary(),
             "senderClockAheadS": round(record.clock_ahead_s, 1),
             **({**sequence.counts, **exactness} if record.checks_sequence else {}),

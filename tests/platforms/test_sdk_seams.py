@@ -29,7 +29,7 @@ SEAMS = {
     "client._mqtt_core._internal_async_client": "_paho_client _event_callback_map",
     "paho client": (
         "_thread _backoffCore _max_inflight_messages _message_retry _ssl _last_msg_in _ping_t "
-        "want_write loop_write loop_read loop_misc _mid_generate"
+        "want_write loop_write loop_read loop_misc _mid_generate on_connect _send_puback"
     ),
 }
 ALIASES = ("events", "inner", "_paho")  # of three of these parts
