@@ -706,8 +706,8 @@ def subscribe(cli: Cli) -> int:
     }
     messages.refuse_bad_topics(filters, wildcards=True)
     checks_sequence = not any((topic or "").startswith("$share/") for topic in given)
-    facts = {"count": cli.count, "checks_sequence": checks_sequence, "keeps_sessions": cli.session}
-    runner = SubscribeRunner(cli.events, **facts, **runner_callbacks(cli, things))
+    checks = {"checks_sequence": checks_sequence, "keeps_sessions": cli.session}
+    runner = SubscribeRunner(cli.events, count=cli.count, **checks, **runner_callbacks(cli, things))
     record = runner.record
     with connected_devices(cli, things, runner, SubscribeReport(record, "[subscribe]"), filters=filters):
         until = [f"for {duration_s:g} s"] if duration_s < math.inf else []

@@ -90,9 +90,9 @@ class DeviceListener:
         """The thing's message `number` can't be made."""
 
     def on_message(self, device: Device, message: Any) -> bool | None:
-        """The broker delivered a message: the SDK's, with topic, payload, qos and retain. It may precede on_connected().
+        """The broker delivered a message: the SDK's, with topic, payload, qos and retain.
 
-        False leaves it unacknowledged: in a persistent session it waits for the next connection.
+        From a session it may come before on_connected(). False leaves it there, unacknowledged, for the next one.
         """
 
     def on_unreadable_message(self, device: Device, error: Exception) -> None:
@@ -218,7 +218,7 @@ class ConnectAttempt:
         log.debug("MQTT %s: CONNACK %s", self._device.thing, data)
         if self._is_over or self._awaited != "CONNACK" or not self.connection:
             return  # nobody wants it any more, or it is a second one
-        self._device.accepted_at, self._device.had_session = time.time(), self.connection.had_session
+        self._device.accepted_at, self._device.session_present = time.time(), self.connection.session_present
         if data:
             self._fail(self._refused(f"{_CONNACK.get(data, 'unknown')} (CONNACK {data})"))
         else:
@@ -465,7 +465,7 @@ class Device:
         self.state = CONNECTING
         self.client_id = ""  # a new one for each connection
         self.was_connected = False
-        self.accepted_at, self.had_session = 0.0, False  # time.time() of the last CONNACK, and whether it had a session
+        self.accepted_at, self.session_present = 0.0, False  # time.time() of the last CONNACK, and its flag
         self.offline_s = 0.0  # in all, once it is online again or has ended
         self.outbox = Outbox(thing, self.topic, self.qos)
         self.refusals = RefusalTracker(patience_s)

@@ -281,7 +281,7 @@ class RunRecord:
         # What is received.
         self.checks_sequence = False
         # With persistent sessions, the things that had one when they connected, and had none when they reconnected.
-        self.keeps_sessions, self.had_session, self.lost_session = False, set[str](), set[str]()
+        self.keeps_sessions, self.session_present, self.session_lost = False, set[str](), set[str]()
         self.clock_ahead_s = 0.0  # how far a sender's clock is ahead of this machine's at most; less than 0: behind
         self.without_latency = 0  # messages of such senders
 

@@ -291,7 +291,7 @@ class Connection:
         # The SDK would acknowledge a message before anybody has it, and keeps to itself whether there was a session.
         self._send_puback, self._paho._send_puback = self._paho._send_puback, lambda mid: 0
         self._report_connack, self._paho.on_connect = self._paho.on_connect, self._on_connack
-        self.had_session = False  # CONNACK says that the broker has kept one for this client ID
+        self.session_present = False  # CONNACK says that the broker has kept one for this client ID
         self._is_open, self._is_behind = True, False
         self._is_dispatching = self._is_broken = self._is_cut = False  # broken: a step of the SDK's has failed
         self._error: Exception | None = None  # that made it fail
@@ -333,7 +333,7 @@ class Connection:
             self._send_puback(message.mid)
 
     def _on_connack(self, client: Any, data: Any, flags: Mapping[str, int], code: int) -> None:
-        self.had_session = bool(flags["session present"])
+        self.session_present = bool(flags["session present"])
         self._report_connack(client, data, flags, code)
 
     def write(self) -> None:

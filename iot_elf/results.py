@@ -232,11 +232,12 @@ class SubscribeReport(RunReport):
         self.log_outages("what came meanwhile waited" if record.keeps_sessions else "they may have missed messages")
         report_log.info("%s %s", label, self.duration_and_rate())
         if record.keeps_sessions:
-            had = f"{len(record.had_session)} of {plural(len(record.connected), 'thing')} had a session"
-            waited = plural(record.totals["waited"], "message")
-            report_log.info("%s %s; %s older than the connection (from ts)", label, had, waited)
-        if record.lost_session:
-            log.warning("%s had no session any more when they reconnected: %s", label, listed(record.lost_session))
+            present = f"{len(record.session_present)} of {plural(len(record.connected), 'thing')}"
+            older = f"{plural(record.totals['waited'], 'message')} older than the connection (from ts)"
+            report_log.info("%s session present: %s; %s", label, present, older)
+        if record.session_lost:
+            line = "%s session gone on reconnecting, and what waited in it: %s"
+            log.warning(line, label, listed(record.session_lost))
         if record.latency.count:
             report_log.info("%s latency (from ts, ±1 ms): %s", label, record.latency)
         if record.without_latency:
@@ -254,7 +255,7 @@ class SubscribeReport(RunReport):
     def summary(self) -> dict[str, Any]:
         record, sequence, totals = self.record, self.record.sequence, self.record.totals
         exactness = {"senders": sequence.senders(), "exact": sequence.is_exact}
-        sessions = {"hadSession": len(record.had_session), "lostSession": len(record.lost_session)}
+        sessions = {"sessionPresent": len(record.session_present), "sessionLost": len(record.session_lost)}
         return {
             **{"received": totals["received"], "unreadable": totals["unreadable"]},
             **({**sessions, "waited": totals["waited"]} if record.keeps_sessions else {}),

@@ -445,7 +445,13 @@ class SubscribeRunner(Runner):
     """Counts the messages that things receive."""
 
     def __init__(
-        self, events: EventQueue, *, count: int | None, checks_sequence: bool, keeps_sessions: bool, **options: Any
+        self,
+        events: EventQueue,
+        *,
+        count: int | None,
+        checks_sequence: bool,
+        keeps_sessions: bool = False,
+        **options: Any,
     ) -> None:
         """Make one that has enough after `count` messages, and `checks_sequence` of those that are numbered.
 
@@ -456,14 +462,14 @@ class SubscribeRunner(Runner):
         self.record.checks_sequence, self.record.keeps_sessions = checks_sequence, keeps_sessions
 
     def on_connected(self, device: Device) -> None:
-        if device.had_session:
-            self.record.had_session.add(device.thing)
+        if device.session_present:
+            self.record.session_present.add(device.thing)
         super().on_connected(device)
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
         super().on_connection_resumed(device, after_s)
-        if self.record.keeps_sessions and not device.had_session:
-            self.record.lost_session.add(device.thing)
+        if self.record.keeps_sessions and not device.session_present:
+            self.record.session_lost.add(device.thing)
             detail_log.warning("%s: its session is gone, and what waited in it", device.thing)
 
     @property

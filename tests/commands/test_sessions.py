@@ -4,35 +4,83 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
-import pytest
-from support.failures import Explained
-from support.mqtt import Client
+from support.aws import AwsService
+from support.mqtt import mqtt_client_of
 from support.program import Limits
 from support.sessions import SessionBroker
 from support.shell import InProcess, Pair, Result
 
-RUN = 60  # messages of a thing
+SESSION = ("--session", "--things", 1, "--output", "json")
+SEND = ("send", "--sequence", "--interval", "0.01")
 
 
 def summary_of(result: Result) -> dict[str, Any]:
     return dict(json.loads(result.out.splitlines()[-1]))
 
 
-def test_nothing_is_missing_after_outages(
+def numbers_of(result: Result, thing: str = "thing_0") -> list[int]:
+    """The numbers of the messages of a sender that were shown, in their order."""
+    events = [event for event in map(json.loads, result.out.splitlines()) if event["event"] == "received"]
+    return [
+        content["seq"] for content in (json.loads(event["payload"]) for event in events) if content["thing"] == thing
+    ]
+
+
+def test_what_is_sent_while_no_subscribe_runs_waits_at_the_embedded_aws_iot(
+    main_of_pair: InProcess, pair: Pair, service: AwsService
+) -> None:
+    client_id = f"thing_0-{pair.elf_json()['elf_id'][9:17]}"
+    first = pair.start("subscribe", *pair.to_broker, "--duration", 0, *SESSION)
+    first.await_line("ELF listening on 1 thing")
+    first.signal(signal.SIGKILL)
+    first.end(-signal.SIGKILL)
+    main_of_pair(*SEND, *pair.to_broker, "--count", 3)
+    other = mqtt_client_of(pair, service, "thing_0", client_id, clean_session=False)
+    assert (other.connect(), other.session_present) == ("Success", True)
+    assert sorted(json.loads(other.hear().payload)["seq"] for _ in range(6)) == [1, 1, 2, 2, 3, 3]
+    other.close()
+    main_of_pair(*SEND, *pair.to_broker, "--count", 2)
+    second = main_of_pair("subscribe", *pair.to_broker, "--count", 4, *SESSION)
+    summary = summary_of(second)
+    assert {"sessionPresent": 1, "sessionLost": 0, "waited": 4, "received": 4, "missing": 0}.items() <= summary.items()
+    assert "session present: 1 of 1 thing; 4 messages older than the connection" in second.err
+    clean = mqtt_client_of(pair, service, "thing_0", client_id)
+    assert clean.connect() == "Success"
+    clean.close()  # which ended the session
+    third = summary_of(main_of_pair("subscribe", *pair.to_broker, "--duration", "0.01", *SESSION))
+    assert (third["sessionPresent"], third["received"]) == (0, 0)
+
+
+def test_what_comes_after_the_count_waits_for_the_next_run(main_of_pair: InProcess, pair: Pair, tmp_path: Path) -> None:
+    """Messages come with the CONNACK, before anything is subscribed to; none is lost or shown twice."""
+    with contextlib.closing(SessionBroker(tmp_path, pair.recorded(), per_s=1000)) as broker:
+        main_of_pair("subscribe", *broker.to_broker, "--duration", "0.01", *SESSION)
+        main_of_pair(*SEND, *broker.to_broker, "--things", 1, "--count", 6)
+        shown = []
+        for count in (1, 2, 3):
+            result = main_of_pair("subscribe", *broker.to_broker, "--count", count, *SESSION)
+            shown.append((numbers_of(result), summary_of(result)["waited"]))
+    assert shown == [([1], 1), ([2, 3], 2), ([4, 5, 6], 3)]
+    assert broker.connacks == [(broker.connacks[0][0], number > 0) for number in range(4)]
+
+
+def test_nothing_is_missing_after_outages_though_what_waited_comes_slowly(
     main_of_pair: InProcess, pair: Pair, tmp_path: Path, limits: Limits
 ) -> None:
+    limits(LATE_ARRIVALS_S=0.1)
     with contextlib.closing(SessionBroker(tmp_path, pair.recorded(), per_s=40)) as broker:
-        options = ("--session", "--things", 1, "--duration", 2, "--output", "json")
-        window = pair.start("subscribe", *broker.to_broker, *options)
-        window.await_line("ELF listening on")
-        broker.cut()
-        main_of_pair("send", *broker.to_broker, "--sequence", "--count", RUN, "--interval", "0.02")
-        result = window.end()
-    print(result.err)
-    summary = summary_of(result)
-    print(summary)
-    assert (summary["missing"], summary["exact"], summary["received"]) == (0, True, 2 * RUN)
-    assert 0
+        sender = pair.start(*SEND, *broker.to_broker, "--things", 1, "--interval", "0.02", "--duration", 0)
+        sender.await_line("posting message")
+        broker.cut_after = 10
+        result = main_of_pair("subscribe", *broker.to_broker, "--duration", "2", *SESSION)
+        sender.signal(signal.SIGINT)
+        sender.end(130)
+    summary, numbers = summary_of(result), numbers_of(result)
+    assert (summary["missing"], summary["exact"], summary["connects"]) == (0, True, 2)
+    assert "missing messages, while they arrive" in result.err
+    assert sorted({*numbers}) == list(range(min(numbers), max(numbers) + 1))
+    assert summary["waited"] > 20

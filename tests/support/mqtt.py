@@ -35,13 +35,18 @@ class Heard(NamedTuple):
 class Client:
     """An MQTT client that is not ELF's, and has a certificate and a key in files."""
 
-    def __init__(self, service: AwsService, certificate: Path, key: Path, client_id: str) -> None:
+    def __init__(
+        self, service: AwsService, certificate: Path, key: Path, client_id: str, clean_session: bool = True
+    ) -> None:
         self._service = service
+        self.session_present = False  # as CONNACK says
         self._heard: queue.Queue[Heard] = queue.Queue()
         self._answers: queue.Queue[Any] = queue.Queue()
-        self._mqtt = mqtt.Client(CallbackAPIVersion.VERSION2, client_id, reconnect_on_failure=False)
+        self._mqtt = mqtt.Client(
+            CallbackAPIVersion.VERSION2, client_id, clean_session=clean_session, reconnect_on_failure=False
+        )
         self._mqtt.tls_set(str(service.root_cert), str(certificate), str(key))
-        self._mqtt.on_connect = lambda client, data, flags, reason, properties: self._answers.put(str(reason))
+        self._mqtt.on_connect = self._on_connect
         self._mqtt.on_disconnect = lambda client, data, flags, reason, properties: self._answers.put(
             f"closed: {reason}"
         )
@@ -49,6 +54,10 @@ class Client:
         self._mqtt.on_message = lambda client, data, message: self._heard.put(
             Heard(message.topic, bytes(message.payload), message.qos)
         )
+
+    def _on_connect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
+        self.session_present = flags.session_present
+        self._answers.put(str(reason))
 
     def connect(self) -> str:
         """Connect; return how the broker answered: "Success", or why not."""
@@ -81,9 +90,9 @@ class Client:
         self._mqtt.loop_stop()
 
 
-def mqtt_client_of(elf: Elf, service: AwsService, thing: str, client_id: str) -> Client:
+def mqtt_client_of(elf: Elf, service: AwsService, thing: str, client_id: str, clean_session: bool = True) -> Client:
     """Make an MQTT client that uses the files of a thing."""
-    return Client(service, elf.misc / f"{thing}.pem", elf.misc / f"{thing}.prv", client_id)
+    return Client(service, elf.misc / f"{thing}.pem", elf.misc / f"{thing}.prv", client_id, clean_session)
 
 
 # MQTT 3.1.1, table 2.1

@@ -26,16 +26,15 @@ class Session:
 
     def __init__(self) -> None:
         self.filters: set[str] = set()
-        self.stored: collections.deque[bytes] = collections.deque()  # what came while it was offline, or was not acknowledged
-        self.current: collections.deque[bytes] = collections.deque()  # what has come since it is connected
+        self.stored = collections.deque[bytes]()  # what came while it was offline, or was not acknowledged
+        self.current = collections.deque[bytes]()  # what has come since it is connected
         self.unacknowledged: dict[bytes, bytes] = {}
         self.waker: socket.socket | None = None  # of the connection that it has
-        self.is_cut = False
         self._mids = itertools.cycle(range(1, 65536))
 
     def resume(self, waker: socket.socket) -> None:
         self.suspend()
-        self.waker, self.is_cut = waker, False
+        self.waker = waker
 
     def suspend(self) -> None:
         """Keep for the next connection what this one has not delivered."""
@@ -68,16 +67,10 @@ class SessionBroker(Broker):
 
     def __init__(self, directory: Path, things: Iterable[str], per_s: float = 10.0) -> None:
         self.sessions: dict[str, Session] = {}
-        self.connacks: list[tuple[str, bool]] = []  # of each connection without a clean session: its client ID, the flag
+        self.connacks: list[tuple[str, bool]] = []  # of what asks for no clean session: its client ID, and the flag
+        self.cut_after: int | None = None  # so many acknowledgements it ends a connection with a TCP reset, once
         self._interval_s, self._changing = 1 / per_s, threading.RLock()
         super().__init__(directory, {thing: [self._attend] * 99 for thing in things})
-
-    def cut(self) -> None:
-        """End the connections of all persistent sessions with a TCP reset."""
-        with self._changing:
-            for client_id in {client_id for client_id, _ in self.connacks}:
-                self.sessions[client_id].is_cut = True
-                self.sessions[client_id].wake()
 
     def _attend(self, peer: Peer) -> None:
         """Serve a client, in one thread: a TLS connection is no thread's but one's."""
@@ -103,15 +96,15 @@ class SessionBroker(Broker):
 
     def _serve_client(self, peer: Peer, session: Session, waking: socket.socket) -> None:
         received, stored_at = bytearray(), 0.0
-        while not session.is_cut:
+        while True:
             with self._changing:
                 while session.current and len(session.unacknowledged) < WINDOW:
                     peer.send(session.next_packet(session.current))
-                wait_s = None
-                if session.stored and len(session.unacknowledged) < WINDOW:
-                    if (wait_s := stored_at + self._interval_s - time.monotonic()) <= 0:
-                        peer.send(session.next_packet(session.stored))
-                        stored_at, wait_s = time.monotonic(), self._interval_s
+                has_more = session.stored and len(session.unacknowledged) < WINDOW
+                wait_s = max(0.0, stored_at + self._interval_s - time.monotonic()) if has_more else None
+                if wait_s == 0:
+                    peer.send(session.next_packet(session.stored))
+                    stored_at = time.monotonic()
             if not peer.connection.pending():
                 ready, _, _ = select.select([peer.connection, waking], [], [], wait_s)
                 if waking in ready:
@@ -124,7 +117,10 @@ class SessionBroker(Broker):
             for asked in split(received):
                 peer.packets.append(asked)
                 self._take(peer, session, asked)
-        peer.end(b"", "RST")
+            if self.cut_after and len(peer.of(PUBACK)) >= self.cut_after:
+                self.cut_after = None
+                peer.end(b"", "RST")
+                return
 
     def _take(self, peer: Peer, session: Session, asked: Packet) -> None:
         with self._changing:

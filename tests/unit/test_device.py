@@ -151,7 +151,11 @@ class FakeConnection:
         self.on_puback: list[Callable[..., None] | None] = []
         self.subscribed: list[tuple[str, int]] = []
         self.on_suback: Callable[..., None] = lambda *_: None
-        self.is_written = False
+        self.is_written = self.session_present = False
+        self.pubacks: list[Any] = []
+
+    def send_puback(self, message: Any) -> None:
+        self.pubacks.append(message)
 
     def write(self) -> None:
         self.is_written = True
@@ -192,6 +196,7 @@ class Recorder(DeviceListener):
     def __init__(self) -> None:
         self.events: list[str] = []
         self.error: Exception | None = None  # that on_message() raises
+        self.leaves: list[str] = []  # the messages that are to wait
 
     def seen(self) -> list[str]:
         """What happened since the last time."""
@@ -236,10 +241,11 @@ class Recorder(DeviceListener):
     def on_invalid_message(self, device: Device, number: int, error: Exception) -> None:
         self.events.append(f"invalid {number}")
 
-    def on_message(self, device: Device, message: Any) -> None:
+    def on_message(self, device: Device, message: Any) -> bool | None:
         if self.error:
             raise self.error
         self.events.append(f"received {message}")
+        return False if message in self.leaves else None
 
     def on_unreadable_message(self, device: Device, error: Exception) -> None:
         self.events.append(f"unreadable {type(error).__name__}")
@@ -954,6 +960,23 @@ def test_a_message_that_can_not_be_read_ends_no_connection(bench: Callable[..., 
     its.listener.error = kind()
     its.on_message("two")
     assert its.listener.seen() == ["connected", "received one", f"unreadable {kind.__name__}"]
+    assert its.connection.pubacks == ["one", "two"]  # or it would come for ever
+
+
+def test_a_message_is_acknowledged_once_somebody_has_it_also_before_any_suback(
+    bench: Callable[..., Bench], clock: Clock
+) -> None:
+    its = bench(topic_filters=("a",))
+    its.device.connect()
+    its.open()
+    its.connection.session_present, its.listener.leaves = True, ["two"]
+    clock.now += 5.0
+    its.on_connack(None, 0)
+    for message in ("one", "two", "three"):
+        its.on_message(message)
+    assert its.listener.seen() == ["received one", "received two", "received three"]
+    assert its.connection.pubacks == ["one", "three"]
+    assert (its.device.accepted_at, its.device.session_present) == (clock.now, True)
 
 
 # Its files

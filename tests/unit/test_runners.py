@@ -37,6 +37,7 @@ class FakeDevice:
         self.topic, self.endpoint, self.client_id = f"elf/{thing}", "broker", f"{thing}-id"
         self.was_connected = self.is_online = True
         self.blocked_by, self.offline_s = "", 0.0
+        self.accepted_at, self.session_present = 0.0, False
         self.outbox = Outbox(thing, self.topic, 1)
         self.published: list[tuple[float, float]] = []  # due, and when it was asked
         self.backlog = 0
@@ -726,9 +727,9 @@ def test_the_backlog_is_that_of_all_things(bench: Callable[..., Bench]) -> None:
 # What is received
 
 
-def receive(its: Bench, content: dict[str, Any] | bytes, retain: bool = False) -> None:
+def receive(its: Bench, content: dict[str, Any] | bytes, retain: bool = False) -> bool:
     payload = content if isinstance(content, bytes) else json.dumps(content).encode()
-    its.runner.on_message(its.devices[0], SimpleNamespace(payload=payload, retain=retain, topic="a"))
+    return its.runner.on_message(its.devices[0], SimpleNamespace(payload=payload, retain=retain, topic="a"))
 
 
 def test_subscribe_counts_up_to_the_number_that_was_asked_for(bench: Callable[..., Bench]) -> None:
@@ -768,6 +769,45 @@ def test_missing_numbers_are_counted_where_that_makes_sense(
     for number in (1, 5, 3):  # the last after the end
         receive(its, {"thing": "x", "seq": number})
     assert its.record.sequence.counts["missing"] == missing
+
+
+@pytest.mark.parametrize(
+    ("keeps_sessions", "count", "taken", "received"),
+    [
+        (True, None, [None, None, True, True, False], 4),  # after the time's end, as long as numbers are missing
+        (True, 2, [None, None, True, True, False], 4),
+        (False, 2, [None, None, True, True, True], 2),
+    ],
+)
+def test_at_the_end_a_session_takes_all_until_nothing_is_missing_and_leaves_the_rest(
+    bench: Callable[..., Bench], keeps_sessions: bool, count: int | None, taken: list[bool | None], received: int
+) -> None:
+    its = bench(SubscribeRunner, count=count, checks_sequence=True, keeps_sessions=keeps_sessions)
+    found = [receive(its, {"thing": "x", "seq": number}) and None for number in (1, 3)]
+    its.record.ends_at, its.clock.now = its.clock.now, its.clock.now + 1.0
+    found += [receive(its, {"thing": "x", "seq": number}) for number in (4, 2, 5)]
+    assert (found, its.record.totals["received"]) == (taken, received)
+    assert its.record.sequence.counts == {"missing": 0, "repeated": 0, "outOfOrder": 1}
+
+
+def test_what_waited_in_a_session_has_no_latency(bench: Callable[..., Bench], clock: Clock) -> None:
+    its = bench(SubscribeRunner, count=None, checks_sequence=False, keeps_sessions=True)
+    clock.time = lambda: 1_700_000_000.0  # type: ignore[method-assign]
+    its.devices[0].accepted_at = 1_700_000_000.0 - 10.0
+    for age_s in (3600.0, 10.5, 0.5):
+        receive(its, {"ts": 1_700_000_000.0 - age_s})
+    assert (its.record.totals["waited"], its.record.latency.in_ms()["max"]) == (2, 500.0)
+
+
+def test_whether_a_broker_had_a_session_is_recorded_and_said_where_it_is_gone(bench: Callable[..., Bench]) -> None:
+    its = bench(SubscribeRunner, count=None, checks_sequence=False, keeps_sessions=True)
+    its.devices[0].session_present = True
+    with logged() as lines:
+        for device in its.devices:
+            its.runner.on_connected(device)
+            its.runner.on_connection_resumed(device, 1.0)
+    assert (its.record.session_present, its.record.session_lost) == ({"thing_0"}, {"thing_1"})
+    assert lines[-1] == "WARNING thing_1: its session is gone, and what waited in it"
 
 
 def test_latencies_are_those_of_messages_with_a_time(bench: Callable[..., Bench], clock: Clock) -> None:
