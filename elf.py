@@ -136,6 +136,7 @@ class Cli:
     topics: list[str] | None  # filters to subscribe to
     session: bool = False  # a persistent one
     append_thing_name: bool
+    client_id: str | None = None  # may contain {thing_name}
     interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
     things: int | None = None  # only the first so many of the fleet
@@ -161,6 +162,11 @@ class Cli:
     run_id: str  # that numbered messages name
     connecting: threading.Lock  # held by the thread that makes it
     refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
+
+    @property
+    def needs_current_policy(self) -> bool:
+        """Whether an option needs what the policies of an earlier ELF lack: sessions, the name alone as client ID."""
+        return self.session or bool(self.client_id) and not str(self.client_id).startswith("{thing_name}-")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -274,6 +280,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     document = policy_document(thing.name, arn)
     with _unless_made_already(iot, fleet, thing, name, document):
         iot.create_policy(policyName=name, policyDocument=json.dumps(document))
+        thing = thing._replace(policy_settles_at=fleet.clock.now() + PROPAGATION_S)
     once_visible(iot.attach_policy, policyName=name, target=arn)
     policy_arn = f"{arn.rpartition(':')[0]}:policy/{name}"
     return fleet.record(thing._replace(policy_name=name, policy_arn=policy_arn))
@@ -301,6 +308,26 @@ def _unless_made_already(
         if not aws.may_have_arrived(error):
             fleet.record(thing)
         raise
+
+
+def renew_policy(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
+    """Make a new version of a thing's policy if it is an earlier ELF's; record when it takes effect. Safe to repeat.
+
+    Only an option that needs what was added since asks for this. A document of someone else's is left alone.
+    Raises: ElfError when that allows less than ELF's; RetryLater; botocore's errors.
+    """
+    name, arn = policy_name(thing.name), thing.certificate_arn or ""
+    found = once_visible(iot.get_policy, policyName=name)
+    document, made_at = policy_document(thing.name, arn), ownership.modified_at(found, fleet)
+    if json.loads(found["policyDocument"]) == state.earlier_policy_document(thing.name, arn):
+        with ownership.making_version(name):
+            iot.create_policy_version(policyName=name, policyDocument=json.dumps(document), setAsDefault=True)
+        made_at = fleet.clock.now()
+    else:
+        from iot_elf import diagnosis
+
+        diagnosis.refuse_narrower(name, found, document)
+    return fleet.record(fleet.things[thing.name]._replace(policy_settles_at=made_at + defaults.POLICY_CHANGE_S))
 
 
 def open_client(client_id: str, device: Device, on_connack: Any, on_message: Any) -> Any:
@@ -705,6 +732,8 @@ def subscribe(cli: Cli) -> int:
         thing.name: messages.expand_topics(given, append, thing.name, f"{defaults.TOPIC_ROOT}/#") for thing in things
     }
     messages.refuse_bad_topics(filters, wildcards=True)
+    if cli.session and cli.client_id is None:
+        cli.client_id = f"{{thing_name}}-{str(cli.fleet.elf_id).rpartition(':')[2][:8]}"
     checks_sequence = not any((topic or "").startswith("$share/") for topic in given)
     checks = {"checks_sequence": checks_sequence, "keeps_sessions": cli.session}
     runner = SubscribeRunner(cli.events, count=cli.count, **checks, **runner_callbacks(cli, things))
@@ -1077,14 +1106,14 @@ def make_devices(
     filters: Mapping[str, Sequence[str]],
 ) -> None:
     """Give the runner a loop, and a device for each thing that has, or gets, a policy; the others count as failed."""
+    client_ids = messages.expand_client_ids(cli.client_id, [thing.name for thing in things])
     prepared, endpoint, patience_s = prepare_devices(cli, things)
     subscriptions = max([1, *map(len, filters.values())])
     runner.loop = EventLoop(cli.events.put, min(defaults.CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
     cli.output_writer.pause_instead(runner.loop)
     for name in (thing.name for thing in prepared):
         topic, files = next(iter(topics.get(name, ())), ""), cli.fleet.files(name)
-        client_id = f"{name}-{str(cli.fleet.elf_id).rpartition(':')[2][:8]}" if cli.session else ""
-        options = DeviceOptions(cli.qos, topic, filters.get(name, ()), client_id, cli.session)
+        options = DeviceOptions(cli.qos, topic, filters.get(name, ()), client_ids[name], cli.session)
         runner.devices[name] = Device(
             name, files, endpoint, root_cert, runner.loop, runner, open_client, options, patience_s[name]
         )
@@ -1092,13 +1121,14 @@ def make_devices(
 
 
 def prepare_devices(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing], Endpoint, Mapping[str, float]]:
-    """Give the things a policy if they have none yet, and find the broker. Raises ElfError; botocore's errors.
+    """Give the things the policy they need, if they have none yet, and find the broker.
 
     Returns those that have one, the broker, and for how many seconds each may be refused until changes take effect.
+    Raises ElfError; botocore's errors.
     """
     fleet = cli.fleet
     endpoint = cli.mqtt_endpoint or Endpoint("")
-    newcomers = {thing.name for thing in things if not thing.policy_arn}
+    newcomers = {thing.name for thing in things if lacks_policy(cli, thing)}
     young_s = max(0.0, PROPAGATION_S - fleet.changed_s_ago())
     if newcomers or not endpoint.host:
         _, place = control_plane(cli)
@@ -1109,26 +1139,41 @@ def prepare_devices(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing],
     if newcomers:
         things = attach_missing_policies(cli, newcomers, {thing.name for thing in things})
     patience_s = {thing.name: PROPAGATION_S if thing.name in newcomers else young_s for thing in things}
+    if cli.needs_current_policy:
+        for name, settles_at in ((thing.name, thing.policy_settles_at or 0.0) for thing in things):
+            patience_s[name] = max(patience_s[name], min(settles_at - fleet.clock.now(), defaults.POLICY_CHANGE_S))
+        if (longest_s := max(patience_s.values())) > PROPAGATION_S:
+            line = "policies have changed: AWS may refuse things for up to %.0f minutes more, and ELF keeps trying"
+            log.warning(line, math.ceil(longest_s / 60))
     return things, endpoint, patience_s
 
 
+def lacks_policy(cli: Cli, thing: Thing) -> bool:
+    """Return whether a thing has no policy, or what this command needs may not be in it: an earlier ELF's."""
+    return not thing.policy_arn or (cli.needs_current_policy and not thing.policy_settles_at)
+
+
 def attach_missing_policies(cli: Cli, newcomers: set[str], names: set[str]) -> list[Thing]:
-    """Give a policy to each newcomer that has none; return those of the things `names` that have one now."""
+    """Give each newcomer the policy that it lacks; return those of the things `names` that have one now."""
     fleet = cli.fleet
     iot, _ = control_plane(cli)
     failures = FailureReport()
     with fleet.locked(cli.events):
         # Another send or subscribe may have been faster.
-        without = [thing for thing in fleet.ready if thing.name in newcomers and not thing.policy_arn]
-        adoption.refuse_replaced(cli.events, iot, without)
+        without = [thing for thing in fleet.ready if thing.name in newcomers and lacks_policy(cli, thing)]
+        adoption.refuse_replaced(cli.events, iot, [thing for thing in without if not thing.policy_arn])
+
+        def give_policy(thing: Thing) -> Thing:
+            authorised = thing if thing.policy_arn else authorise(iot, fleet, thing)
+            return renew_policy(iot, fleet, authorised) if lacks_policy(cli, authorised) else authorised
+
         try:
-            authorise_one = functools.partial(authorise, iot, fleet)
-            for thing, authorised in run_steps(cli, "policies", without, authorise_one, failures):
+            for thing, authorised in run_steps(cli, "policies", without, give_policy, failures):
                 shown = {"on_terminal": "%s has the policy %s"}
                 detail_log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name, extra=shown)
         finally:
-            things = [thing for thing in fleet.ready if thing.policy_arn and thing.name in names]
-            if left := sum(not thing.policy_arn for thing in fleet.ready if thing.name in newcomers):
+            things = [thing for thing in fleet.ready if thing.name in names and not lacks_policy(cli, thing)]
+            if left := sum(lacks_policy(cli, thing) for thing in fleet.ready if thing.name in newcomers):
                 log.info("%s without a policy yet: run the command again to continue", text.plural(left, "thing"))
             cli.summary.update(failures.report(of=len(without)))
     if not things:
@@ -1249,6 +1294,8 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use topic T/<thing>, or {defaults.TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {defaults.MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
+    own = "client ID, may contain {thing_name} (default: <thing>-xxxxxxxx)"
+    add("--client-id", metavar="T", help=own)
     add("--report", dest="report_file", metavar="FILE", type=Path, help="write an HTML page about the run")
     things = "use only the first N things (default: all)"
     add("--things", metavar="N", type=arguments.positive_int, help=things)

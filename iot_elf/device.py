@@ -25,6 +25,10 @@ from iot_elf.text import log
 ENOUGH_REFUSALS = 5  # in a row: no accident, and not the policy, if AWS says so and no change can be on its way
 REJECTED_WITHIN_S = 2.0  # how soon AWS IoT closes the connection after a message that it refuses
 MAX_RECONNECT_PAUSE_S = 4.0  # between attempts to reconnect; in that time AWS accepts all things of a fleet
+# Between two CONNECTs of one client ID: AWS allows one a second, as they arrive
+# (https://docs.aws.amazon.com/general/latest/gr/iot-core.html).
+SAME_ID_PAUSE_S = 1.1
+BRIEF_S = 0.3, 20.0  # a connection that lasts so long may have lost its client ID to a client that reconnects, too
 ACK_TIMEOUT_S = 30.0  # for a PUBACK on a living connection: seconds if AWS is slow; it sends none for what it throttles
 _TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # the other side refuses a certificate
 _CONNACK = {  # MQTT 3.1.1, table 3.1
@@ -168,6 +172,7 @@ class ConnectAttempt:
 
         self.client_id = device.options.client_id or f"{device.thing}-{secrets.token_hex(4)}"
         self.connection: Connection | None = None
+        self.began_at = -math.inf  # time.monotonic() of the CONNECT
         self._device, self._loop = device, loop
         self._awaited = "CONNACK"  # or the topic filter whose SUBACK it waits for; empty: it has succeeded
         self._is_over = False  # it has failed, or the device has no use for it any more
@@ -196,6 +201,7 @@ class ConnectAttempt:
         if self._is_over:  # meanwhile
             self.close()
         else:
+            self.began_at = time.monotonic()
             self._expect("CONNACK")
             self.connection.write()
 
@@ -265,7 +271,7 @@ class ConnectAttempt:
     def _refused(self, reason: str) -> Refusal:
         thing, endpoint = self._device.thing, str(self._device.endpoint)
         if self._awaited == "CONNACK":
-            return Refusal(thing, endpoint, "iot:Connect", f"{thing}-*", reason)
+            return Refusal(thing, endpoint, "iot:Connect", self._device.options.client_id or f"{thing}-*", reason)
         return Refusal(thing, endpoint, "iot:Subscribe", self._awaited, reason)
 
     def _fail(self, error: Exception) -> None:
@@ -467,6 +473,7 @@ class Device:
         self.was_connected = False
         self.accepted_at, self.session_present = 0.0, False  # time.time() of the last CONNACK, and its flag
         self.offline_s = 0.0  # in all, once it is online again or has ended
+        self.brief_connections = 0  # in a row that were ended soon, and came back without a failure of the network
         self.outbox = Outbox(thing, self.topic, self.qos)
         self.refusals = RefusalTracker(patience_s)
         self._loop, self._listener = loop, listener
@@ -534,6 +541,8 @@ class Device:
         log.debug("MQTT %s: lost: %s", self.thing, error)
         size = self._publisher.last_size
         self._publisher.pause()
+        lasted_s = self._offline_since - self._attempt.began_at if self._attempt else math.inf
+        self.brief_connections = self.brief_connections + 1 if BRIEF_S[0] < lasted_s < BRIEF_S[1] else 0
         self._listener.on_connection_interrupted(self, error, rejected)
         if rejected:
             self._on_refusal(Refusal(self.thing, str(self.endpoint), "iot:Publish", self.topic, f" ({size:,} bytes)"))
@@ -554,6 +563,7 @@ class Device:
         if isinstance(error, Refusal):
             self._on_refusal(error)
         elif self.was_connected:
+            self.brief_connections = 0
             self.refusals.clear()
         elif (reason := passing_reason(error)) and time.monotonic() < (self._gives_up_at or math.inf):
             self._gives_up_at = self._gives_up_at or time.monotonic() + defaults.FIRST_CONNECT_S
@@ -578,7 +588,10 @@ class Device:
 
         if self.state != ENDED:
             longest_s = min(2.0**self._failed_attempts, MAX_RECONNECT_PAUSE_S)
-            self.connect(after_s=longest_s * random.uniform(0.5, 1.0))  # noqa: S311 - so that things take turns
+            pause_s = longest_s * random.uniform(0.5, 1.0)  # noqa: S311 - so that things take turns
+            if self.options.client_id and self._attempt:
+                pause_s = max(pause_s, self._attempt.began_at + SAME_ID_PAUSE_S - time.monotonic())
+            self.connect(after_s=pause_s)
 
     def end(self, failure: Exception | None = None) -> None:
         """Disconnect, and do not reconnect; `failure` says why, if the thing failed."""

@@ -276,6 +276,35 @@ def expand_topics(given: Iterable[str | None], append_thing_name: bool, thing_na
     return [topic.replace("{thing_name}", thing_name) for topic in dict.fromkeys(topics)]
 
 
+def expand_client_ids(given: str | None, things: Sequence[str]) -> dict[str, str]:
+    """Return the client ID of each thing, from --client-id; "" without it: a new one for each connection.
+
+    Raises UsageError for one that things would share, or that their policies or AWS IoT do not allow.
+    """
+    ids = {thing: (given or "").replace("{thing_name}", thing) for thing in things}
+    if given is None:
+        return ids
+    if len({*ids.values()}) < len(ids):
+        raise UsageError(
+            "ClientIdShared",
+            f"all things would have the client ID {given!r}, and AWS IoT lets only one be connected",
+            "put {thing_name} into --client-id, or add --things 1",
+        )
+    for thing, client_id in ids.items():
+        if client_id != thing and not client_id.startswith(f"{thing}-"):
+            raise UsageError(
+                "ClientIdForbidden",
+                f"the policy of {thing} does not allow the client ID {client_id[:300]!r}",
+                "use {thing_name}, or {thing_name}- and more, as --client-id",
+            )
+        if len(utf8(client_id)) > defaults.MAX_CLIENT_ID_BYTES or "\0" in client_id:
+            most = defaults.MAX_CLIENT_ID_BYTES
+            raise UsageError(
+                "ClientIdTooLong", f"{client_id[:300]!r} is not a client ID of 1 to {most} bytes", "use a shorter one"
+            )
+    return ids
+
+
 def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False) -> None:
     """Raise UsageError for a topic, or with `wildcards` a topic filter, at which AWS IoT closes the connection.
 
