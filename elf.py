@@ -166,7 +166,7 @@ class Cli:
     @property
     def needs_current_policy(self) -> bool:
         """Whether an option needs what the policies of an earlier ELF lack: sessions, the name alone as client ID."""
-        return self.session or bool(self.client_id) and not str(self.client_id).startswith("{thing_name}-")
+        return self.session or (bool(self.client_id) and not str(self.client_id).startswith("{thing_name}-"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

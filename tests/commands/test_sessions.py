@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support.aws import AwsService
+from support.mosquitto import mosquitto
 from support.mqtt import mqtt_client_of
 from support.program import Limits
 from support.sessions import SessionBroker
@@ -30,28 +33,35 @@ def numbers_of(result: Result, thing: str = "thing_0") -> list[int]:
     ]
 
 
-def test_what_is_sent_while_no_subscribe_runs_waits_at_the_embedded_aws_iot(
-    main_of_pair: InProcess, pair: Pair, service: AwsService
+@pytest.fixture(params=["MiniStack", "Mosquitto"])
+def broker(request: pytest.FixtureRequest, service: AwsService, tmp_path: Path) -> Iterator[AwsService]:
+    with contextlib.nullcontext(service) if request.param == "MiniStack" else mosquitto(tmp_path) as running:
+        yield running
+
+
+def test_what_is_sent_while_no_subscribe_runs_waits_at_the_broker_as_another_client_sees(
+    main_of_pair: InProcess, pair: Pair, broker: AwsService
 ) -> None:
+    to_broker = "--mqtt-endpoint", f"localhost:{broker.mqtt_port}", "--root-cert", broker.root_cert
     client_id = f"thing_0-{pair.elf_json()['elf_id'][9:17]}"
-    first = pair.start("subscribe", *pair.to_broker, "--duration", 0, *SESSION)
+    first = pair.start("subscribe", *to_broker, "--duration", 0, *SESSION)
     first.await_line("ELF listening on 1 thing")
     first.signal(signal.SIGKILL)
     first.end(-signal.SIGKILL)
-    main_of_pair(*SEND, *pair.to_broker, "--count", 3)
-    other = mqtt_client_of(pair, service, "thing_0", client_id, clean_session=False)
+    main_of_pair(*SEND, *to_broker, "--count", 3)
+    other = mqtt_client_of(pair, broker, "thing_0", client_id, clean_session=False)
     assert (other.connect(), other.session_present) == ("Success", True)
     assert sorted(json.loads(other.hear().payload)["seq"] for _ in range(6)) == [1, 1, 2, 2, 3, 3]
     other.close()
-    main_of_pair(*SEND, *pair.to_broker, "--count", 2)
-    second = main_of_pair("subscribe", *pair.to_broker, "--count", 4, *SESSION)
+    main_of_pair(*SEND, *to_broker, "--count", 2)
+    second = main_of_pair("subscribe", *to_broker, "--count", 4, *SESSION)
     summary = summary_of(second)
     assert {"sessionPresent": 1, "sessionLost": 0, "waited": 4, "received": 4, "missing": 0}.items() <= summary.items()
     assert "session present: 1 of 1 thing; 4 messages older than the connection" in second.err
-    clean = mqtt_client_of(pair, service, "thing_0", client_id)
+    clean = mqtt_client_of(pair, broker, "thing_0", client_id)
     assert clean.connect() == "Success"
     clean.close()  # which ended the session
-    third = summary_of(main_of_pair("subscribe", *pair.to_broker, "--duration", "0.01", *SESSION))
+    third = summary_of(main_of_pair("subscribe", *to_broker, "--duration", "0.01", *SESSION))
     assert (third["sessionPresent"], third["received"]) == (0, 0)
 
 
@@ -72,7 +82,7 @@ def test_nothing_is_missing_after_outages_though_what_waited_comes_slowly(
     main_of_pair: InProcess, pair: Pair, tmp_path: Path, limits: Limits
 ) -> None:
     limits(LATE_ARRIVALS_S=0.1)
-    with contextlib.closing(SessionBroker(tmp_path, pair.recorded(), per_s=40)) as broker:
+    with contextlib.closing(SessionBroker(tmp_path, pair.recorded(), per_s=20)) as broker:
         sender = pair.start(*SEND, *broker.to_broker, "--things", 1, "--interval", "0.02", "--duration", 0)
         sender.await_line("posting message")
         broker.cut_after = 10
