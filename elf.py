@@ -779,7 +779,7 @@ def refuse_incomplete(cli: Cli, record: RunRecord, duration_s: float, is_unread:
     if is_unread:
         raise ElfError("OutputUnread", "ELF ended before it received all messages", runners.FASTER_READER)
     if missing := record.sequence.counts["missing"]:
-        remedy = "use --qos 1 in send and subscribe; see which senders they are of, and whether a thing was offline"
+        remedy = "use --qos 1 in send and subscribe, and subscribe --session if a thing was offline; see who sent them"
         raise ElfError("MessagesMissing", f"{text.plural(missing, 'message')} did not arrive", remedy)
     if not record.sequence.is_exact:
         cause = "too many senders, or gaps in their numbers: the number of missing messages is not exact"

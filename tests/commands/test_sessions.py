@@ -90,7 +90,7 @@ def test_nothing_is_missing_after_outages_though_what_waited_comes_slowly(
         sender.signal(signal.SIGINT)
         sender.end(130)
     summary, numbers = summary_of(result), numbers_of(result)
-    assert (summary["missing"], summary["exact"], summary["connects"]) == (0, True, 2)
+    assert (summary["missing"], summary["repeated"], summary["exact"], summary["connects"]) == (0, 3, True, 2)
     assert "missing messages, while they arrive" in result.err
     assert sorted({*numbers}) == list(range(min(numbers), max(numbers) + 1))
     assert summary["waited"] > 20

@@ -29,6 +29,7 @@ class Session:
         self.stored = collections.deque[bytes]()  # what came while it was offline, or was not acknowledged
         self.current = collections.deque[bytes]()  # what has come since it is connected
         self.unacknowledged: dict[bytes, bytes] = {}
+        self.acknowledged = collections.deque[tuple[bytes, bytes]](maxlen=3)  # the last of them
         self.waker: socket.socket | None = None  # of the connection that it has
         self._mids = itertools.cycle(range(1, 65536))
 
@@ -68,7 +69,8 @@ class SessionBroker(Broker):
     def __init__(self, directory: Path, things: Iterable[str], per_s: float = 10.0) -> None:
         self.sessions: dict[str, Session] = {}
         self.connacks: list[tuple[str, bool]] = []  # of what asks for no clean session: its client ID, and the flag
-        self.cut_after: int | None = None  # so many acknowledgements it ends a connection with a TCP reset, once
+        # After so many acknowledgements it ends a connection with a TCP reset, once, and has not got the last three.
+        self.cut_after: int | None = None
         self._interval_s, self._changing = 1 / per_s, threading.RLock()
         super().__init__(directory, {thing: [self._attend] * 99 for thing in things})
 
@@ -119,13 +121,15 @@ class SessionBroker(Broker):
                 self._take(peer, session, asked)
             if self.cut_after and len(peer.of(PUBACK)) >= self.cut_after:
                 self.cut_after = None
+                with self._changing:
+                    session.unacknowledged = dict(session.acknowledged) | session.unacknowledged
                 peer.end(b"", "RST")
                 return
 
     def _take(self, peer: Peer, session: Session, asked: Packet) -> None:
         with self._changing:
             if asked.kind == PUBACK:
-                session.unacknowledged.pop(asked.body[:2], None)
+                session.acknowledged.append((asked.body[:2], session.unacknowledged.pop(asked.body[:2])))
             elif asked.kind == SUBSCRIBE:
                 session.filters.add(asked.body[4:-1].decode())
             elif asked.kind == PUBLISH:
