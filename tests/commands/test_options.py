@@ -150,6 +150,8 @@ def test_version_is_printed(main: InProcess, where: tuple[str, ...]) -> None:
         "subscribe --count 0",
         "subscribe --count 1.5",
         "subscribe --qos -1",
+        "subscribe --session --qos 0",
+        "send --session",
         "subscribe --interval 1",
         "subscribe topic",
         "clean --endpoint-url nowhere",

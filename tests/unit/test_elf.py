@@ -6,7 +6,7 @@ import errno
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,6 +140,56 @@ def test_send_waits_for_acknowledgements_and_longer_while_they_arrive(
     assert (clock.now - 1000.0, runner.backlog) == (waited_s, left)
     acknowledgements = f"{len(arrivals)} acknowledgement{'s' if len(arrivals) > 1 else ''}"
     assert lines == [f"INFO [send_messages] waiting for {acknowledgements}, up to 73 s"] * is_said
+
+
+class Missing:
+    """The things of a subscribe that has ended, at which missing messages arrive at some times after it; one never."""
+
+    def __init__(self, clock: Clock, arrivals: Sequence[float], never: int, has_failed: bool) -> None:
+        self._clock, self._arrivals, self._ended, self.has_failed = clock, list(arrivals), clock.now, has_failed
+        self.counts = {"missing": len(arrivals) + never}
+        self.record = SimpleNamespace(sequence=self)
+
+    def wait(self, is_over: Callable[[], object], deadline: float, *, reading: bool) -> bool:
+        assert reading
+        while not is_over() and self._arrivals and self._ended + self._arrivals[0] < deadline:
+            self._clock.now = self._ended + self._arrivals.pop(0)
+            self.counts["missing"] -= 1
+        if not (is_over() or self.has_failed):
+            self._clock.now = max(self._clock.now, deadline)
+        return bool(is_over()) or self.has_failed
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "never", "has_failed", "waited_s", "waited_in_a_session_s"),
+    [
+        ((), 0, False, 0.0, 0.0),
+        ((), 1, False, 2.0, 37.0),
+        ((1.9,), 0, False, 1.9, 1.9),
+        ((1.9,), 1, False, 2.0, 37.0),
+        ((3.0,), 0, False, 2.0, 3.0),
+        ((30.0, 60.0, 90.0), 0, False, 2.0, 90.0),  # they still arrive
+        ((30.0, 60.0, 90.0), 1, False, 2.0, 125.0),
+        ((30.0, 60.0, 96.0), 0, False, 2.0, 95.0),
+        ((), 1, True, 0.0, 0.0),  # nothing is connected any more
+    ],
+)
+def test_subscribe_waits_for_missing_messages_and_in_a_session_longer_while_they_arrive(
+    monkeypatch: pytest.MonkeyPatch,
+    arrivals: Sequence[float],
+    never: int,
+    has_failed: bool,
+    waited_s: float,
+    waited_in_a_session_s: float,
+) -> None:
+    assert [constant(name) for name in ("LATE_ARRIVALS_S", "REDELIVERY_S")] == [2.0, 35.0]
+    clock = Clock(monkeypatch, elf)
+    for has_session, expected_s in ((False, waited_s), (True, waited_in_a_session_s)):
+        began, runner = clock.now, Missing(clock, arrivals, never, has_failed)
+        with logged() as lines:
+            elf.await_missing(runner, has_session)  # type: ignore[arg-type]
+        assert clock.now - began == pytest.approx(expected_s)
+        assert len(lines) == (has_session and expected_s > 2.0)
 
 
 class Lines:
