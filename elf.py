@@ -79,6 +79,7 @@ from iot_elf.messages import Line, Message, PayloadBuilder
 from iot_elf.metrics import RunRecord
 from iot_elf.mqtt import EventLoop, load_sdk, without_threads
 from iot_elf.network import Endpoint, open_socket
+from iot_elf.outages import Outage
 from iot_elf.places import Place
 from iot_elf.results import MessageWriter, PublishReport, RunReport, SubscribeReport
 from iot_elf.runners import PublishRunner, Runner, SubscribeRunner, VerifyRunner
@@ -137,6 +138,7 @@ class Cli:
     session: bool = False  # a persistent one
     append_thing_name: bool
     client_id: str | None = None  # may contain {thing_name}
+    outage: Outage | None = None  # of all connections, made by ELF
     interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
     things: int | None = None  # only the first so many of the fleet
@@ -750,7 +752,8 @@ def subscribe(cli: Cli) -> int:
         record.ends_at = time.monotonic() + duration_s
         runner.wait(lambda: runner.has_enough, record.ends_at)
         await_missing(runner, cli.session)
-        offline = [] if cli.session else [device.thing for device in runner.devices.values() if device.is_offline]
+        lost = [each.thing for each in runner.devices.values() if each.is_offline and not each.in_outage]
+        offline = [] if cli.session else lost
         is_unread = runner.loop.is_paused and not runner.has_enough
         if not record.totals["received"]:
             where = text.listed(dict.fromkeys(itertools.chain.from_iterable(filters.values())))
@@ -1035,6 +1038,7 @@ def runner_callbacks(cli: Cli, things: Sequence[Thing]) -> dict[str, Any]:
         "diagnose": functools.partial(find_cause, cli),
         "on_loss": lambda: cli.refuse_dead_local(),
         "observer": MessageWriter(cli.event_writer, cli.qos),
+        "outage": cli.outage,
     }
 
 
@@ -1296,6 +1300,8 @@ def add_messaging_options(parser: Parser) -> Parser:
     add("--append-thing-name", action="store_true", help=name)
     own = "client ID, may contain {thing_name} (default: <thing>-xxxxxxxx)"
     add("--client-id", metavar="T", help=own)
+    weather = "10/60: end all connections for 10 s in each 60 s"
+    add("--outage", metavar="S/S", type=arguments.outage, help=weather)
     add("--report", dest="report_file", metavar="FILE", type=Path, help="write an HTML page about the run")
     things = "use only the first N things (default: all)"
     add("--things", metavar="N", type=arguments.positive_int, help=things)

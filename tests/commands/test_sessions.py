@@ -81,12 +81,11 @@ def test_what_comes_after_the_count_waits_for_the_next_run(main_of_pair: InProce
 def test_nothing_is_missing_after_outages_though_what_waited_comes_slowly(
     main_of_pair: InProcess, pair: Pair, tmp_path: Path, limits: Limits
 ) -> None:
-    limits(LATE_ARRIVALS_S=0.1)
+    limits(LATE_ARRIVALS_S=0.1, MAX_RECONNECT_PAUSE_S=0.1)
     with contextlib.closing(SessionBroker(tmp_path, pair.recorded(), per_s=20)) as broker:
         sender = pair.start(*SEND, *broker.to_broker, "--things", 1, "--interval", "0.02", "--duration", 0)
         sender.await_line("posting message")
-        broker.cut_after = 10
-        result = main_of_pair("subscribe", *broker.to_broker, "--duration", "2", *SESSION)
+        result = main_of_pair("subscribe", *broker.to_broker, "--outage", "0.8/2", "--duration", 2, *SESSION)
         sender.signal(signal.SIGINT)
         sender.end(130)
     summary, numbers = summary_of(result), numbers_of(result)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from paho.mqtt.client import topic_matches_sub
 
-from support.mqtt import CONNACK, PUBACK, PUBLISH, SUBSCRIBE, Broker, Packet, Peer, answer_to, packet
+from support.mqtt import CONNACK, DISCONNECT, PUBACK, PUBLISH, SUBSCRIBE, Broker, Packet, Peer, answer_to, packet
 from support.mqtt_proxy import split
 
 WINDOW = 100  # unacknowledged messages that AWS has under way to a client
@@ -29,7 +29,7 @@ class Session:
         self.stored = collections.deque[bytes]()  # what came while it was offline, or was not acknowledged
         self.current = collections.deque[bytes]()  # what has come since it is connected
         self.unacknowledged: dict[bytes, bytes] = {}
-        self.acknowledged = collections.deque[tuple[bytes, bytes]](maxlen=3)  # the last of them
+        self.acknowledged = collections.deque[tuple[bytes, bytes]](maxlen=3)  # the last ones, as if they came too late
         self.waker: socket.socket | None = None  # of the connection that it has
         self._mids = itertools.cycle(range(1, 65536))
 
@@ -42,6 +42,7 @@ class Session:
         self.stored.extendleft(reversed(self.unacknowledged.values()))
         self.stored.extend(self.current)
         self.unacknowledged.clear()
+        self.acknowledged.clear()
         self.current.clear()
         self.waker = None
 
@@ -63,14 +64,14 @@ class Session:
 class SessionBroker(Broker):
     """All is QoS 1. What a session has stored is delivered at `per_s` messages a second.
 
+    With a connection that ends without a DISCONNECT, the last three acknowledgements are lost.
+
     https://docs.aws.amazon.com/iot/latest/developerguide/mqtt.html#persistent-session-reconnect
     """
 
     def __init__(self, directory: Path, things: Iterable[str], per_s: float = 10.0) -> None:
         self.sessions: dict[str, Session] = {}
         self.connacks: list[tuple[str, bool]] = []  # of what asks for no clean session: its client ID, and the flag
-        # After so many acknowledgements it ends a connection with a TCP reset, once, and has not got the last three.
-        self.cut_after: int | None = None
         self._interval_s, self._changing = 1 / per_s, threading.RLock()
         super().__init__(directory, {thing: [self._attend] * 99 for thing in things})
 
@@ -91,6 +92,8 @@ class SessionBroker(Broker):
                 self._serve_client(peer, session, waking)
             with self._changing:
                 if session.waker is waker:
+                    if not peer.of(DISCONNECT):
+                        session.unacknowledged = dict(session.acknowledged) | session.unacknowledged
                     session.suspend()
                     if is_clean:
                         del self.sessions[client_id]
@@ -119,12 +122,6 @@ class SessionBroker(Broker):
             for asked in split(received):
                 peer.packets.append(asked)
                 self._take(peer, session, asked)
-            if self.cut_after and len(peer.of(PUBACK)) >= self.cut_after:
-                self.cut_after = None
-                with self._changing:
-                    session.unacknowledged = dict(session.acknowledged) | session.unacknowledged
-                peer.end(b"", "RST")
-                return
 
     def _take(self, peer: Peer, session: Session, asked: Packet) -> None:
         with self._changing:
