@@ -142,6 +142,21 @@ def test_send_waits_for_acknowledgements_and_longer_while_they_arrive(
     assert lines == [f"INFO [send_messages] waiting for {acknowledgements}, up to 73 s"] * is_said
 
 
+@pytest.mark.parametrize(
+    ("options", "needs_it"),
+    [
+        ({}, False),
+        ({"client_id": "{thing_name}-x"}, False),
+        ({"client_id": "{thing_name}"}, True),
+        ({"client_id": "{thing_name}-x", "session": True}, True),
+    ],
+)
+def test_the_policy_of_an_earlier_elf_is_not_enough_for_a_session_or_the_name_alone(
+    options: dict[str, Any], needs_it: bool
+) -> None:
+    assert cli(**options).needs_current_policy == needs_it
+
+
 class Missing:
     """The things of a subscribe that has ended, at which missing messages arrive at some times after it; one never."""
 
