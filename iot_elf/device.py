@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from iot_elf import defaults, errors, outbox
 from iot_elf.defaults import T
 from iot_elf.errors import ElfError, Refusal
-from iot_elf.messages import Message
+from iot_elf.messages import Message, Will
 from iot_elf.mqtt import Connection, EventLoop
 from iot_elf.network import Endpoint
 from iot_elf.outbox import Outbox, OutgoingMessage
@@ -43,6 +43,18 @@ class DeviceOptions(NamedTuple):
     qos: int
     topic: str = ""  # to publish to
     topic_filters: Sequence[str] = ()  # to subscribe to
+    retain: bool = False  # what it publishes
+    will: Will | None = None
+
+    def needs(self, action: str) -> Iterator[tuple[str, str]]:
+        """Yield what a policy must also allow for an action: other actions, and their resources."""
+        if action == "iot:Publish" and self.retain:
+            yield "iot:RetainPublish", f"topic/{self.topic}"
+        if action == "iot:Connect" and self.will:
+            yield "iot:Publish", f"topic/{self.will.topic}"
+            if self.will.retain:
+                yield "iot:RetainPublish", f"topic/{self.will.topic}"
+            yield "iot:ConnectAttributes", "LastWill"
 
 
 class DeviceListener:
@@ -254,7 +266,8 @@ class ConnectAttempt:
     def _refused(self, reason: str) -> Refusal:
         thing, endpoint = self._device.thing, str(self._device.endpoint)
         if self._awaited == "CONNACK":
-            return Refusal(thing, endpoint, "iot:Connect", f"{thing}-*", reason)
+            needs = self._device.options.needs("iot:Connect")
+            return Refusal(thing, endpoint, "iot:Connect", f"{thing}-*", reason, needs=needs)
         return Refusal(thing, endpoint, "iot:Subscribe", self._awaited, reason)
 
     def _fail(self, error: Exception) -> None:
@@ -313,7 +326,7 @@ class Publisher:
         """Send again what a lost connection left, then what is due, until something prevents it."""
         while self._outbox.has_due:
             if reason := self._blocked_reason():
-                if reason != outbox.RATE_LIMIT or not self.blocked_by:  # which keeps late what another delayed
+                if reason != self._outbox.rate_limit or not self.blocked_by:  # which keeps late what another delayed
                     self.blocked_by = reason
                 return
             if message := self._unless_invalid(lambda: self._outbox.take(time.monotonic())):
@@ -334,7 +347,7 @@ class Publisher:
             if not self._is_scheduled:
                 self._is_scheduled = True
                 self._loop.call_at(free_at, self._on_rate_allows)
-            return outbox.RATE_LIMIT
+            return self._outbox.rate_limit
         return ""
 
     def _on_rate_allows(self) -> None:
@@ -350,7 +363,7 @@ class Publisher:
             self._loop.call_at(now + REJECTED_WITHIN_S, self._trust, connection)
         self._outbox.count_sent(message.payload, now)
         on_puback = functools.partial(self._on_puback, message.number) if device.qos else None
-        message_id = connection.publish(device.topic, message.payload, device.qos, on_puback)
+        message_id = connection.publish(device.topic, message.payload, device.qos, device.options.retain, on_puback)
         log.debug("MQTT %s: PUBLISH %s to %s", device.thing, message_id, device.topic)
         if self._unwritten is message and not connection.is_full:
             self._on_written(message)
@@ -455,7 +468,7 @@ class Device:
         self.client_id = ""  # a new one for each connection
         self.was_connected = False
         self.offline_s = 0.0  # in all, once it is online again or has ended
-        self.outbox = Outbox(thing, self.topic, self.qos)
+        self.outbox = Outbox(thing, self.topic, self.qos, options.retain)
         self.refusals = RefusalTracker(patience_s)
         self._loop, self._listener = loop, listener
         self._attempt: ConnectAttempt | None = None
@@ -523,7 +536,8 @@ class Device:
         self._publisher.pause()
         self._listener.on_connection_interrupted(self, error, rejected)
         if rejected:
-            self._on_refusal(Refusal(self.thing, str(self.endpoint), "iot:Publish", self.topic, f" ({size:,} bytes)"))
+            known = self.thing, str(self.endpoint), "iot:Publish", self.topic, f" ({size:,} bytes)"
+            self._on_refusal(Refusal(*known, needs=self.options.needs("iot:Publish")))
         else:
             self.refusals.clear()
         self._reconnect()

@@ -234,7 +234,7 @@ class RunRecord:
 
     The loop's thread writes it; others may read it at any time. What is counted has the names sent, acknowledged,
     retransmitted, returned, not_sent, invalid (could not be made, so not sent), dropped (lost while offline, QoS 0),
-    requests (to shadows), accepted, rejected, received and unreadable.
+    requests (to shadows), accepted, rejected, received, retained (of these) and unreadable.
     """
 
     def __init__(self) -> None:

@@ -467,6 +467,8 @@ class SubscribeRunner(Runner):
             self._events.put(StateChanged())
             return
         record.count("received", device.thing)
+        if message.retain:
+            record.count("retained", device.thing)
         record.note_message(device.thing, payload)
         if (sent_at := time_of_sending(content)) is not None:
             record.add_delivery(device.thing, at - sent_at)

@@ -162,7 +162,7 @@ class FakeConnection:
     def close(self) -> None:
         self.is_alive = False
 
-    def publish(self, topic: str, payload: bytes, qos: int, on_puback: Callable[..., None] | None) -> int:
+    def publish(self, topic: str, payload: bytes, qos: int, retain: bool, on_puback: Callable[..., None] | None) -> int:
         assert self.is_alive
         assert (topic, qos) == ("elf/thing_0", 0 if on_puback is None else 1)
         self.published.append(payload.decode())
