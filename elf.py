@@ -584,9 +584,8 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
         if not raw and (hint := messages.hint_about(cli.message, message, cli.template)):
             log.warning("%s", hint)
         if cli.retain and not cli.message:
-            log.info(
-                "%s", "an empty message deletes what is retained" if raw else "to delete what is retained: --raw ''"
-            )
+            to_know = "an empty message deletes what is retained"
+            log.info("%s", to_know if raw else f"{to_know}; this one is not empty: add --raw")
         return things, iter([Line(message)]), topics
     if messages.is_line_file(path):
         lines = messages.parse_lines(messages.read_lines(path), compose, raw)

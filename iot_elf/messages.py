@@ -300,7 +300,7 @@ def make_wills(things: Iterable[str], topic: str, message: str, qos: int, retain
     refuse_bad_topics({thing: [will.topic] for thing, will in wills.items()}, option="--will-topic")
     # https://docs.aws.amazon.com/iot/latest/developerguide/device-shadow-comms-app.html
     if reserved := [each for each in topics if is_reserved_topic(each)]:
-        cause = f"AWS IoT's own services ignore a last will: {redacted(reserved[0])!r}"
+        cause = f"AWS IoT's services ignore a last will on their own topics: {redacted(reserved[0])!r}"
         remedy = "choose another --will-topic, and republish what arrives there with a rule (docs/devices.md)"
         raise UsageError("WillIgnored", cause, remedy)
     if retain:
