@@ -136,6 +136,7 @@ class Cli:
     topic: str | None  # may contain {thing_name}, as may each of topics
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
+    client_id: str | None = None  # may contain {thing_name}
     will_topic: str | None = None  # of the last will of each thing; None: it has none
     will_message: str = WILL_MESSAGE  # may contain {thing_name}, as may its topic
     will_qos: int = 1
@@ -165,6 +166,12 @@ class Cli:
     run_id: str  # that numbered messages name
     connecting: threading.Lock  # held by the thread that makes it
     refuse_dead_local: Callable[[], None]  # raises ElfError when the embedded AWS IoT has ended
+
+    @property
+    def needs_current_policy(self) -> bool:
+        """Whether an option needs what the policies of an earlier ELF do not allow."""
+        is_id_new = bool(self.client_id) and not str(self.client_id).startswith("{thing_name}-")
+        return is_id_new or self.retain or self.will_topic is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -278,6 +285,7 @@ def authorise(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     document = policy_document(thing.name, arn)
     with _unless_made_already(iot, fleet, thing, name, document):
         iot.create_policy(policyName=name, policyDocument=json.dumps(document))
+        thing = thing._replace(policy_settles_at=fleet.clock.now() + PROPAGATION_S)
     once_visible(iot.attach_policy, policyName=name, target=arn)
     policy_arn = f"{arn.rpartition(':')[0]}:policy/{name}"
     return fleet.record(thing._replace(policy_name=name, policy_arn=policy_arn))
@@ -305,6 +313,26 @@ def _unless_made_already(
         if not aws.may_have_arrived(error):
             fleet.record(thing)
         raise
+
+
+def renew_policy(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
+    """Make a new version of a thing's policy if it is an earlier ELF's; record when it takes effect. Safe to repeat.
+
+    Only an option that needs what was added since asks for this. A document of someone else's is left alone.
+    Raises: ElfError when that allows less than ELF's; RetryLater; botocore's errors.
+    """
+    name, arn = policy_name(thing.name), thing.certificate_arn or ""
+    found = once_visible(iot.get_policy, policyName=name)
+    document, made_at = policy_document(thing.name, arn), ownership.modified_at(found, fleet)
+    if json.loads(found["policyDocument"]) == state.earlier_policy_document(thing.name, arn):
+        with ownership.making_version(name):
+            iot.create_policy_version(policyName=name, policyDocument=json.dumps(document), setAsDefault=True)
+        made_at = fleet.clock.now()
+    else:
+        from iot_elf import diagnosis
+
+        diagnosis.refuse_narrower(name, found, document)
+    return fleet.record(fleet.things[thing.name]._replace(policy_settles_at=made_at + defaults.POLICY_CHANGE_S))
 
 
 def open_client(client_id: str, device: Device, on_connack: Any, on_message: Any) -> Any:
@@ -1081,6 +1109,7 @@ def make_devices(
     filters: Mapping[str, Sequence[str]],
 ) -> None:
     """Give the runner a loop, and a device for each thing that has, or gets, a policy; the others count as failed."""
+    client_ids = messages.expand_client_ids(cli.client_id, [thing.name for thing in things])
     wills: Mapping[str, Will] = {}
     if cli.will_topic is not None:
         its = cli.will_topic, cli.will_message, cli.will_qos, cli.will_retain
@@ -1091,7 +1120,7 @@ def make_devices(
     cli.output_writer.pause_instead(runner.loop)
     for name in (thing.name for thing in prepared):
         topic, files = next(iter(topics.get(name, ())), ""), cli.fleet.files(name)
-        options = DeviceOptions(cli.qos, topic, filters.get(name, ()), retain=cli.retain, will=wills.get(name))
+        options = DeviceOptions(cli.qos, topic, filters.get(name, ()), client_ids[name], cli.retain, wills.get(name))
         runner.devices[name] = Device(
             name, files, endpoint, root_cert, runner.loop, runner, open_client, options, patience_s[name]
         )
@@ -1099,13 +1128,14 @@ def make_devices(
 
 
 def prepare_devices(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing], Endpoint, Mapping[str, float]]:
-    """Give the things a policy if they have none yet, and find the broker. Raises ElfError; botocore's errors.
+    """Give the things the policy they need, if they have none yet, and find the broker.
 
     Returns those that have one, the broker, and for how many seconds each may be refused until changes take effect.
+    Raises ElfError; botocore's errors.
     """
     fleet = cli.fleet
     endpoint = cli.mqtt_endpoint or Endpoint("")
-    newcomers = {thing.name for thing in things if not thing.policy_arn}
+    newcomers = {thing.name for thing in things if lacks_policy(cli, thing)}
     young_s = max(0.0, PROPAGATION_S - fleet.changed_s_ago())
     if newcomers or not endpoint.host:
         _, place = control_plane(cli)
@@ -1116,26 +1146,41 @@ def prepare_devices(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing],
     if newcomers:
         things = attach_missing_policies(cli, newcomers, {thing.name for thing in things})
     patience_s = {thing.name: PROPAGATION_S if thing.name in newcomers else young_s for thing in things}
+    if cli.needs_current_policy:
+        for name, settles_at in ((thing.name, thing.policy_settles_at or 0.0) for thing in things):
+            patience_s[name] = max(patience_s[name], min(settles_at - fleet.clock.now(), defaults.POLICY_CHANGE_S))
+        if (longest_s := max(patience_s.values())) > PROPAGATION_S:
+            line = "policies have changed: AWS may refuse things for up to %.0f minutes more, and ELF keeps trying"
+            log.warning(line, math.ceil(longest_s / 60))
     return things, endpoint, patience_s
 
 
+def lacks_policy(cli: Cli, thing: Thing) -> bool:
+    """Return whether a thing has no policy, or what this command needs may not be in it: an earlier ELF's."""
+    return not thing.policy_arn or (cli.needs_current_policy and not thing.policy_settles_at)
+
+
 def attach_missing_policies(cli: Cli, newcomers: set[str], names: set[str]) -> list[Thing]:
-    """Give a policy to each newcomer that has none; return those of the things `names` that have one now."""
+    """Give each newcomer the policy that it lacks; return those of the things `names` that have one now."""
     fleet = cli.fleet
     iot, _ = control_plane(cli)
     failures = FailureReport()
     with fleet.locked(cli.events):
         # Another send or subscribe may have been faster.
-        without = [thing for thing in fleet.ready if thing.name in newcomers and not thing.policy_arn]
-        adoption.refuse_replaced(cli.events, iot, without)
+        without = [thing for thing in fleet.ready if thing.name in newcomers and lacks_policy(cli, thing)]
+        adoption.refuse_replaced(cli.events, iot, [thing for thing in without if not thing.policy_arn])
+
+        def give_policy(thing: Thing) -> Thing:
+            authorised = thing if thing.policy_arn else authorise(iot, fleet, thing)
+            return renew_policy(iot, fleet, authorised) if lacks_policy(cli, authorised) else authorised
+
         try:
-            authorise_one = functools.partial(authorise, iot, fleet)
-            for thing, authorised in run_steps(cli, "policies", without, authorise_one, failures):
+            for thing, authorised in run_steps(cli, "policies", without, give_policy, failures):
                 shown = {"on_terminal": "%s has the policy %s"}
                 detail_log.info("Thing:'%s' has policy:'%s'", thing.name, authorised.policy_name, extra=shown)
         finally:
-            things = [thing for thing in fleet.ready if thing.policy_arn and thing.name in names]
-            if left := sum(not thing.policy_arn for thing in fleet.ready if thing.name in newcomers):
+            things = [thing for thing in fleet.ready if thing.name in names and not lacks_policy(cli, thing)]
+            if left := sum(lacks_policy(cli, thing) for thing in fleet.ready if thing.name in newcomers):
                 log.info("%s without a policy yet: run the command again to continue", text.plural(left, "thing"))
             cli.summary.update(failures.report(of=len(without)))
     if not things:
@@ -1256,6 +1301,8 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use topic T/<thing>, or {defaults.TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {defaults.MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
+    own = "client ID, may contain {thing_name} (default: <thing>-xxxxxxxx)"
+    add("--client-id", metavar="T", help=own)
     add("--report", dest="report_file", metavar="FILE", type=Path, help="write an HTML page about the run")
     things = "use only the first N things (default: all)"
     add("--things", metavar="N", type=arguments.positive_int, help=things)

@@ -12,7 +12,7 @@ sign_in       boto3's session: credentials, STS, MFA
 aws           boto3's client for AWS IoT: quotas, repetitions, many calls at a time
 ownership     which things, certificates and policies of AWS are this ELF's, and whether they are really gone
 adoption      what AWS has of an ELF and misc/ lacks
-messages      payloads, files of messages, topics
+messages      payloads, files of messages, topics, client IDs
 sequences     which numbers of a sender have arrived, and which are missing
 metrics       the record of a run: totals, per thing, per second; latencies
 network       the broker's address, and proxies on the way there

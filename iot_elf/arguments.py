@@ -19,6 +19,7 @@ from iot_elf.places import Place
 from iot_elf.text import printable, redacted, remember_how_elf_was_typed, without_password
 
 MAX_THINGS = 100_000  # of `create`: more is a typo
+MANY_OPTIONS = 10  # which are not worth a list in front of the list
 YEAR_S = 366 * 24 * 3600  # longer is one, too
 
 
@@ -146,6 +147,13 @@ class Parser(argparse.ArgumentParser):
         )
         self.commands.append(command)
         return command
+
+    def format_help(self) -> str:
+        """Return the help; its first line does not repeat the options of a command that has many."""
+        if not self._adder and sum(it.help != argparse.SUPPRESS for it in self._actions) > MANY_OPTIONS:
+            given = "".join(f" [{it.metavar}]" for it in self._get_positional_actions())
+            self.usage = f"%(prog)s [options]{given}"
+        return super().format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.typed = list(sys.argv[1:] if args is None else args)

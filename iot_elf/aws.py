@@ -35,7 +35,17 @@ from iot_elf.text import add_secret, log, plural
 QUOTAS: Mapping[str, float] = {
     **dict.fromkeys(("CreateKeysAndCertificate", "UpdateCertificate", "DeleteCertificate", "DescribeCertificate"), 10),
     **dict.fromkeys(("ListCertificates", "ListPrincipalThings", "ListThings", "DescribeEndpoint"), 10),
-    **dict.fromkeys(("CreatePolicy", "DeletePolicy", "DeletePolicyVersion", "ListPolicyVersions", "GetPolicy"), 10),
+    **dict.fromkeys(
+        (
+            "CreatePolicy",
+            "CreatePolicyVersion",
+            "DeletePolicy",
+            "DeletePolicyVersion",
+            "ListPolicyVersions",
+            "GetPolicy",
+        ),
+        10,
+    ),
     **dict.fromkeys(("AttachPolicy", "DetachPolicy", "ListAttachedPolicies"), 15),
     **dict.fromkeys(("CreateThing", "DeleteThing", "AttachThingPrincipal", "DetachThingPrincipal"), 100),
     "ListTargetsForPolicy": 10,
@@ -211,6 +221,8 @@ def _raise_instead_of_retry(
         # Each call that AWS may have acted on may have made a certificate, so ELF has to know of each; and one that
         # waits in botocore, where Ctrl-C can't stop it, would count as sent.
         operation.name == "CreateKeysAndCertificate"
+        # Each that AWS may have acted on may have made one of five versions: the step looks before it repeats it.
+        or (operation.name == "CreatePolicyVersion" and may_have_arrived(error))
         # The first calls of a command fail quickly if AWS can't be reached; later ones wait for it.
         or (operation.name in ("DescribeEndpoint", *errors.SIGN_IN_OPERATIONS) and caught_exception and attempts >= 3)
         or error_names(error)[0] == "LimitExceededException"  # botocore takes it for throttling, which passes

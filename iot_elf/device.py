@@ -25,6 +25,10 @@ from iot_elf.text import log
 ENOUGH_REFUSALS = 5  # in a row: no accident, and not the policy, if AWS says so and no change can be on its way
 REJECTED_WITHIN_S = 2.0  # how soon AWS IoT closes the connection after a message that it refuses
 MAX_RECONNECT_PAUSE_S = 4.0  # between attempts to reconnect; in that time AWS accepts all things of a fleet
+# Between two CONNECTs of one client ID: AWS allows one a second, as they arrive
+# (https://docs.aws.amazon.com/general/latest/gr/iot-core.html).
+SAME_ID_PAUSE_S = 1.1
+BRIEF_S = 0.3, 20.0  # a connection that lasts so long may have lost its client ID to a client that reconnects, too
 ACK_TIMEOUT_S = 30.0  # for a PUBACK on a living connection: seconds if AWS is slow; it sends none for what it throttles
 _TLS_REFUSAL = re.compile("ALERT.*(CERTIFICATE|UNKNOWN_CA|ACCESS_DENIED)")  # the other side refuses a certificate
 _CONNACK = {  # MQTT 3.1.1, table 3.1
@@ -43,6 +47,7 @@ class DeviceOptions(NamedTuple):
     qos: int
     topic: str = ""  # to publish to
     topic_filters: Sequence[str] = ()  # to subscribe to
+    client_id: str = ""  # of all connections; "": a new one for each
     retain: bool = False  # what it publishes
     will: Will | None = None
 
@@ -173,8 +178,9 @@ class ConnectAttempt:
     def __init__(self, device: Device, loop: EventLoop) -> None:
         import secrets
 
-        self.client_id = f"{device.thing}-{secrets.token_hex(4)}"
+        self.client_id = device.options.client_id or f"{device.thing}-{secrets.token_hex(4)}"
         self.connection: Connection | None = None
+        self.began_at = -math.inf  # time.monotonic() of the CONNECT
         self._device, self._loop = device, loop
         self._awaited = "CONNACK"  # or the topic filter whose SUBACK it waits for; empty: it has succeeded
         self._is_over = False  # it has failed, or the device has no use for it any more
@@ -203,6 +209,7 @@ class ConnectAttempt:
         if self._is_over:  # meanwhile
             self.close()
         else:
+            self.began_at = time.monotonic()
             self._expect("CONNACK")
             self.connection.write()
 
@@ -266,8 +273,8 @@ class ConnectAttempt:
     def _refused(self, reason: str) -> Refusal:
         thing, endpoint = self._device.thing, str(self._device.endpoint)
         if self._awaited == "CONNACK":
-            needs = self._device.options.needs("iot:Connect")
-            return Refusal(thing, endpoint, "iot:Connect", f"{thing}-*", reason, needs=needs)
+            needs, client_id = self._device.options.needs("iot:Connect"), self._device.options.client_id
+            return Refusal(thing, endpoint, "iot:Connect", client_id or f"{thing}-*", reason, needs=needs)
         return Refusal(thing, endpoint, "iot:Subscribe", self._awaited, reason)
 
     def _fail(self, error: Exception) -> None:
@@ -468,6 +475,7 @@ class Device:
         self.client_id = ""  # a new one for each connection
         self.was_connected = False
         self.offline_s = 0.0  # in all, once it is online again or has ended
+        self.brief_connections = 0  # in a row that were ended soon, and came back without a failure of the network
         self.outbox = Outbox(thing, self.topic, self.qos, options.retain)
         self.refusals = RefusalTracker(patience_s)
         self._loop, self._listener = loop, listener
@@ -534,6 +542,8 @@ class Device:
         log.debug("MQTT %s: lost: %s", self.thing, error)
         size = self._publisher.last_size
         self._publisher.pause()
+        lasted_s = self._offline_since - self._attempt.began_at if self._attempt else math.inf
+        self.brief_connections = self.brief_connections + 1 if BRIEF_S[0] < lasted_s < BRIEF_S[1] else 0
         self._listener.on_connection_interrupted(self, error, rejected)
         if rejected:
             known = self.thing, str(self.endpoint), "iot:Publish", self.topic, f" ({size:,} bytes)"
@@ -555,6 +565,7 @@ class Device:
         if isinstance(error, Refusal):
             self._on_refusal(error)
         elif self.was_connected:
+            self.brief_connections = 0
             self.refusals.clear()
         elif (reason := passing_reason(error)) and time.monotonic() < (self._gives_up_at or math.inf):
             self._gives_up_at = self._gives_up_at or time.monotonic() + defaults.FIRST_CONNECT_S
@@ -579,7 +590,10 @@ class Device:
 
         if self.state != ENDED:
             longest_s = min(2.0**self._failed_attempts, MAX_RECONNECT_PAUSE_S)
-            self.connect(after_s=longest_s * random.uniform(0.5, 1.0))  # noqa: S311 - so that things take turns
+            pause_s = longest_s * random.uniform(0.5, 1.0)  # noqa: S311 - so that things take turns
+            if self.options.client_id and self._attempt:
+                pause_s = max(pause_s, self._attempt.began_at + SAME_ID_PAUSE_S - time.monotonic())
+            self.connect(after_s=pause_s)
 
     def end(self, failure: Exception | None = None) -> None:
         """Disconnect, and do not reconnect; `failure` says why, if the thing failed."""

@@ -315,7 +315,8 @@ def refuse_unretainable(topics: Sequence[str], option: str, retain: str, interva
     """Raise UsageError if AWS IoT would not retain what things publish, each to its topic, every `interval_s`.
 
     `option` is where the topics come from, and `retain` asks for it. An interval of 0 is what ELF makes of it.
-    https://docs.aws.amazon.com/iot/latest/developerguide/mqtt.html and https://docs.aws.amazon.com/general/latest/gr/iot-core.html
+    https://docs.aws.amazon.com/iot/latest/developerguide/mqtt.html
+    https://docs.aws.amazon.com/general/latest/gr/iot-core.html: 1 publish per second and topic
     """
     if reserved := [topic for topic in topics if topic.startswith("$")]:
         cause = f"AWS IoT retains nothing on topics that begin with $: {redacted(reserved[0])!r}"
@@ -333,6 +334,35 @@ def refuse_shared_topic(topics: Sequence[str], option: str, cause: str) -> None:
     if len({*topics}) < len(topics):
         appended = ", or add --append-thing-name or --things 1" if option == "--topic" else ", or add --things 1"
         raise UsageError("TopicShared", cause, f"put {{thing_name}} into {option}{appended}")
+
+
+def expand_client_ids(given: str | None, things: Sequence[str]) -> dict[str, str]:
+    """Return the client ID of each thing, from --client-id; "" without it: a new one for each connection.
+
+    Raises UsageError for one that things would share, or that their policies or AWS IoT do not allow.
+    """
+    ids = {thing: (given or "").replace("{thing_name}", thing) for thing in things}
+    if given is None:
+        return ids
+    if len({*ids.values()}) < len(ids):
+        raise UsageError(
+            "ClientIdShared",
+            f"all things would have the client ID {given!r}, and AWS IoT lets only one be connected",
+            "put {thing_name} into --client-id, or add --things 1",
+        )
+    for thing, client_id in ids.items():
+        if client_id != thing and not client_id.startswith(f"{thing}-"):
+            raise UsageError(
+                "ClientIdForbidden",
+                f"the policy of {thing} does not allow the client ID {client_id[:300]!r}",
+                "use {thing_name}, or {thing_name}- and more, as --client-id",
+            )
+        if len(utf8(client_id)) > defaults.MAX_CLIENT_ID_BYTES or "\0" in client_id:
+            most = defaults.MAX_CLIENT_ID_BYTES
+            raise UsageError(
+                "ClientIdTooLong", f"{client_id[:300]!r} is not a client ID of 1 to {most} bytes", "use a shorter one"
+            )
+    return ids
 
 
 def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False, option: str = "--topic") -> None:

@@ -8,11 +8,12 @@ in `Fleet.missing_since`, by what it is (the parameter of AWS's calls) and its n
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -255,6 +256,30 @@ def _is_own_policy(
     if thing.policy_name:
         log.warning("policy %s was made by someone else: left alone", thing.policy_name)
     return False
+
+
+def modified_at(policy: Mapping[str, Any], fleet: Fleet) -> float:
+    """Return when a policy that AWS describes was last changed, by AWS's clock; now, if it does not say so."""
+    date = policy.get("lastModifiedDate")
+    return date.timestamp() if date else fleet.clock.now()
+
+
+@contextlib.contextmanager
+def making_version(policy: str) -> Iterator[None]:
+    """Raise RetryLater if AWS may have made a policy's new version, which a repetition sees; ElfError if it can't."""
+    try:
+        yield
+    except Exception as error:
+        if error_names(error)[0] == "VersionsLimitExceededException":
+            raise ElfError(
+                "PolicyFull",
+                f"policy {policy} has five versions, AWS's maximum, and needs a new one",
+                f"`aws iot list-policy-versions --policy-name {policy}` shows them: delete one that nobody needs "
+                f"(`aws iot delete-policy-version --policy-name {policy} --policy-version-id ID`)",
+            ) from error
+        if aws.may_have_arrived(error):
+            raise RetryLater(error, REPEATS * ABSENCE_S, "no answer") from error
+        raise
 
 
 def record_lost_certificates(iot: Any, fleet: Fleet, name: str) -> Thing:

@@ -28,6 +28,10 @@ FASTER_READER = (
     "the reader of the output was too slow, so ELF stopped reading from its connections: "
     "use a faster one, write to a file, or write less (--quiet, or no --output)"
 )
+OTHER_CLIENT = (
+    "another client seems to connect as %s, too, and AWS IoT then ends the earlier connection: end that client "
+    "(another ELF, or the real device), or choose another --client-id for this command"
+)
 TAKEOVER_LOSSES, TAKEOVER_S = 3, 60.0  # so many losses in a row, of one thing alone, are no accident
 
 
@@ -62,6 +66,17 @@ class LostConnections:
     def __init__(self) -> None:
         self._last: collections.deque[tuple[str, float]] = collections.deque(maxlen=TAKEOVER_LOSSES)  # who, and when
         self._advised: set[str] = set()  # the things whose client ID another client takes over; "": the network
+
+    def names_other_client(self, device: Device) -> bool:
+        """Return whether another client seems to have the client ID that a device keeps, and say so, once in a run.
+
+        The two end each other's connections: each lasts until the other one is back, and no network fails meanwhile.
+        """
+        is_so = bool(device.options.client_id) and device.brief_connections >= TAKEOVER_LOSSES
+        if is_so and OTHER_CLIENT not in self._advised:
+            self._advised.add(OTHER_CLIENT)
+            log.warning(f"what to do: {OTHER_CLIENT}", device.client_id)
+        return is_so
 
     def add(self, device: Device, devices: Iterable[Device], has_paused: bool) -> None:
         """Take note that a device lost its connection, perhaps since the loop `has_paused`.
@@ -247,7 +262,7 @@ class Runner(DeviceListener):
         self.record.set_offline(device.thing, True)
         given_up = f": {error}" if isinstance(error, (TimeoutError, PacketTooLong)) else ""  # by the device itself
         detail_log.warning("%s lost its connection to %s%s; reconnecting", device.thing, device.endpoint, given_up)
-        if not (rejected or given_up):
+        if not (given_up or self._losses.names_other_client(device) or rejected):
             self._losses.add(device, self.devices.values(), self.loop.paused_s_ago < AFTER_PAUSE_S)
         self._events.put(StateChanged(is_loss=True))
 

@@ -48,6 +48,7 @@ _THING_KEYS = {
     "stage": "elf_stage",
     "certificate_requested_at": "elf_asked",
     "lost": "elf_lost",
+    "policy_settles_at": "policySettlesAt",  # not elf_...: an ELF that does not know it looks again
 }
 ROOTS_FILE = "amazon-root-ca.pem"
 READ_ATTEMPTS = 10  # if others replace what is being read
@@ -70,6 +71,8 @@ class Thing(NamedTuple):
     stage: str = CREATING
     certificate_requested_at: float | None = None  # time.time(), until the answer arrives
     lost: tuple[str, ...] = ()  # ARNs of certificates whose keys are lost, until they are deleted
+    # Until when AWS may still refuse what the policy allows, by AwsClock; None: it may be that of an earlier ELF.
+    policy_settles_at: float | None = None
 
 
 class UnansweredRequest(NamedTuple):
@@ -521,7 +524,7 @@ def recorded_thing(name: str, recorded: Any) -> Thing:
         raise ValueError(f"{name[:140]!r} is not a valid thing")
     thing = Thing(name, **{"stage": READY, **{field: recorded[k] for field, k in _THING_KEYS.items() if k in recorded}})
     unknown = [key for key in recorded if key.startswith("elf_") and key not in _THING_KEYS.values()]
-    arn, certificate_id, policy, policy_arn, stage, asked, lost = thing[1:]
+    arn, certificate_id, policy, policy_arn, stage, asked, lost, settles_at = thing[1:]
     match = ARN.fullmatch(arn) if isinstance(arn, str) else None
     has_certificate = arn or certificate_id or stage == READY
     own_policy_arn = f"{match[1]}:policy/{policy}" if match else None
@@ -531,7 +534,7 @@ def recorded_thing(name: str, recorded: Any) -> Thing:
         (stage in (CREATING, READY, CLEANING), "the stage"),
         (not has_certificate or (match and match[2] == certificate_id), "the certificate"),
         (policy in (None, policy_name(name)) and policy_arn in (None, own_policy_arn), "the policy"),
-        (asked is None or recorded_time(asked), "the time"),
+        (all(each is None or recorded_time(each) for each in (asked, settles_at)), "the time"),
         (isinstance(lost, list | tuple) and all(isinstance(it, str) and ARN.fullmatch(it) for it in lost), "elf_lost"),
     ):
         if not is_valid:
@@ -551,7 +554,7 @@ def thing_entry(thing: Thing) -> dict[str, Any]:
 
 
 def earlier_policy_document(thing_name: str, arn: str) -> dict[str, Any]:
-    """Return the document of policies that ELF made until it was widened; they stay as they are."""
+    """Return the document of policies that ELF made until it was widened, which they are where an option needs it."""
     here = arn.rpartition(":")[0]
     actions = ("iot:Connect", f"client/{thing_name}-*"), (["iot:Publish", "iot:Receive"], "topic/*")
     statements = [*actions, ("iot:Subscribe", "topicfilter/*")]

@@ -6,12 +6,13 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from support.aws import Account
 from support.failures import Explained
 from support.mqtt import PUBLISH, Broker, Client, Heard, Peer, answer_to
-from support.shell import InProcess, Pair
+from support.shell import Elf, InProcess, Pair
 
 ONCE = ("--duration", "0.01")
 
@@ -103,3 +104,25 @@ def test_what_aws_would_not_retain_is_wrong_usage(
     explained: Explained,
 ) -> None:
     explained(main_of_pair("send", *pair.to_broker, "-r", *options, status=2), name, *facts)
+
+
+def test_a_policy_of_an_earlier_elf_gets_what_retaining_needs(main: InProcess, elf: Elf, account: Account) -> None:
+    main("create")
+    main("send", *elf.to_broker, *ONCE)
+    account.use_earlier_policies(elf.misc)
+    assert "1 acknowledged, 0 lost" in main("send", *elf.to_broker, "--retain").lines[-1]
+    assert retained_topics(account) == ["elf/thing_0"]
+
+
+@pytest.mark.parametrize(
+    ("line", "is_needed"),
+    [
+        ("send", False),
+        ("send --retain", True),
+        ("send --will-topic a", True),
+        ("subscribe --will-topic a", True),
+        ("subscribe", False),
+    ],
+)
+def test_the_current_policy_is_needed_to_retain_and_for_a_will(module: ModuleType, line: str, is_needed: bool) -> None:
+    assert module.build_parser().parse_args(line.split(), module.Cli()).needs_current_policy is is_needed

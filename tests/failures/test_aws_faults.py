@@ -74,6 +74,7 @@ SITUATIONS = {
     "ListAttachedPolicies": ADOPT,
     "ListCertificates": CREATE._replace(provoked_by=(("CreateKeysAndCertificate", CUT_BEFORE),), stops=0),
     "CreatePolicy": FIRST_SEND,
+    "CreatePolicyVersion": Situation("send named", after=("create", "send", "earlier policies")),
     "GetPolicy": FIRST_SEND._replace(provoked_by=(("CreatePolicy", CUT_AFTER),)),  # made again, it exists already
     "AttachPolicy": FIRST_SEND,
     "DescribeThing": Situation("clean", after=("create without certificates",)),
@@ -107,6 +108,7 @@ class Unlucky:
             "send": ("send", *elf.to_broker, "--duration", "0.01"),
             "clean": ("clean",),
         }
+        self._arguments["send named"] = (*self._arguments["send"], "--client-id", "{thing_name}")
 
     def run(self, command: str, status: int = 0) -> Result:
         return self._main(*self._arguments[command], status=status)
@@ -114,6 +116,8 @@ class Unlucky:
     def prepare(self, step: str) -> None:
         if step == "lose keys":
             lose_keys(self.elf)
+        elif step == "earlier policies":
+            self.account.use_earlier_policies(self.elf.misc)
         elif step == "edit a policy":
             self.account.edit_policy("policy-thing_0", lambda statements: statements.pop())
         elif step == "create without certificates":
@@ -167,6 +171,8 @@ class Unlucky:
         present, command = self.account.things(), SITUATIONS[operation].command
         if command == "clean":
             return [name for name in THINGS if name not in present]
+        if command == "send named":
+            return [name for name in present if "policySettlesAt" in self.elf.recorded()[name]]
         complete = []
         for name in present:
             principals = self.account.iot.list_thing_principals(thingName=name)["principals"]

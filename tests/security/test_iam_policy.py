@@ -27,6 +27,7 @@ class Need(NamedTuple):
 
 ADOPT = Need("create --adopt", after=("create", "clean --only-local"))
 SEND = Need("send", after=("create",))
+NAMED = Need("send --client-id {thing_name}", after=("create", "send", "earlier policies"))
 CLEAN = Need("clean", after=("create", "send"))
 CLEAN_EDITED = Need("clean", after=("create", "send", "edit a policy"))
 
@@ -41,6 +42,7 @@ NEEDED_BY = {
     "iot:ListAttachedPolicies": ADOPT,
     "iot:ListCertificates": Need("create", after=("create", "lose an answer"), status=0),
     "iot:CreatePolicy": SEND,
+    "iot:CreatePolicyVersion": NAMED,
     "iot:AttachPolicy": SEND,
     "iot:GetPolicy": Need("send", after=("create", "send", "lose the record of a policy")),
     "iot:DescribeThing": CLEAN,
@@ -107,7 +109,7 @@ class LimitedUser:
         self._main.use(self._account.iam_user(policy))
 
     def run(self, command: str, status: int = 0) -> Result:
-        arguments = (*self.elf.to_broker, *ONCE) if command == "send" else ()
+        arguments = (*self.elf.to_broker, *ONCE) if command.startswith("send") else ()
         return self._main(*command.split(), *arguments, status=status)
 
     def prepare(self, step: str) -> None:
@@ -120,6 +122,8 @@ class LimitedUser:
             (principal,) = self._account.iot.list_thing_principals(thingName="thing_0")["principals"]
             self._account.iot.detach_thing_principal(thingName="thing_0", principal=principal)
             self._account.iot.delete_thing(thingName="thing_0")
+        elif step == "earlier policies":
+            self._account.use_earlier_policies(self.elf.misc)
         elif step == "edit a policy":
             self._account.edit_policy("policy-thing_0", lambda statements: statements.pop())
         elif step == "lose an answer":

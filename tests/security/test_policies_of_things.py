@@ -100,7 +100,8 @@ def test_a_policy_that_an_earlier_elf_made_is_its_own_and_stays_as_it_is(
         )
         account.iot.create_policy(policyName=f"policy-{name}", policyDocument=text)
     account.iot.attach_policy(policyName="policy-thing_1", target=arn)
-    assert "2 acknowledged, 0 lost" in main("send", *elf.to_broker, "--count", 1).err
+    suffixed = "--client-id", "{thing_name}-x"  # which the earlier one allows
+    assert "2 acknowledged, 0 lost" in main("send", *elf.to_broker, "--count", 1, *suffixed).err
     assert account.iot.get_policy(policyName="policy-thing_1")["policyDocument"] == text
     account.iot.detach_policy(policyName="policy-thing_0", target=elf.recorded()["thing_0"]["certificateArn"])
     main("clean")

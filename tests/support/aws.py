@@ -184,6 +184,22 @@ class Account:
         edit(document["Statement"])
         self.iot.create_policy_version(policyName=name, policyDocument=json.dumps(document), setAsDefault=True)
 
+    def use_earlier_policies(self, misc: Path) -> None:
+        """Give the things in misc/ the policies that an earlier ELF made, of which misc/ said no more than that."""
+        entries = json.loads((misc / "things.json").read_text())
+        for name, recorded in ((name, it) for entry in entries for name, it in entry.items()):
+            here = recorded["certificateArn"].rpartition(":")[0]
+            allowed = (
+                ("iot:Connect", f"client/{name}-*"),
+                (["iot:Publish", "iot:Receive"], "topic/*"),
+                ("iot:Subscribe", "topicfilter/*"),
+            )
+            statements = [{"Effect": "Allow", "Action": do, "Resource": f"{here}:{what}"} for do, what in allowed]
+            document = json.dumps({"Version": "2012-10-17", "Statement": statements})
+            self.iot.create_policy_version(policyName=f"policy-{name}", policyDocument=document, setAsDefault=True)
+            del recorded["policySettlesAt"]
+        (misc / "things.json").write_text(json.dumps(entries))
+
     def is_empty(self) -> bool:
         return not (self.things() or self.certificates() or self.policies())
 

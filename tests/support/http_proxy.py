@@ -25,6 +25,7 @@ OPERATIONS = [
     ("PUT", r"/certificates/[^/]+", "UpdateCertificate", 10),
     ("DELETE", r"/certificates/[^/]+", "DeleteCertificate", 10),
     ("POST", r"/policies/[^/]+", "CreatePolicy", 10),
+    ("POST", r"/policies/[^/]+/version", "CreatePolicyVersion", 10),
     ("GET", r"/policies/[^/]+", "GetPolicy", 10),
     ("DELETE", r"/policies/[^/]+", "DeletePolicy", 10),
     ("GET", r"/policies/[^/]+/version", "ListPolicyVersions", 10),

@@ -35,6 +35,7 @@ ARN = "arn:aws:iot:us-west-2:123456789012:cert/abc"
 PUBLISHED = {
     10: """CreateKeysAndCertificate UpdateCertificate DeleteCertificate DescribeCertificate ListCertificates
         ListPrincipalThings ListThings DescribeEndpoint CreatePolicy DeletePolicy DeletePolicyVersion ListPolicyVersions
+        CreatePolicyVersion
         GetPolicy ListTargetsForPolicy""",
     15: "AttachPolicy DetachPolicy ListAttachedPolicies",
     20: "ListThingPrincipals",

@@ -251,9 +251,7 @@ class Recorder(DeviceListener):
 class Bench:
     """A thing with all that is around it."""
 
-    def __init__(
-        self, clock: Clock, directory: Path, qos: int, topic_filters: tuple[str, ...], patience_s: float
-    ) -> None:
+    def __init__(self, clock: Clock, directory: Path, options: DeviceOptions, patience_s: float) -> None:
         self.clock, self.loop, self.listener = clock, Loop(clock), Recorder()
         self.files = ThingFiles(*(directory / f"thing_0.{suffix}" for suffix in ("pem", "pub", "prv")))
         for path in self.files:
@@ -269,7 +267,7 @@ class Bench:
             self.loop,  # type: ignore[arg-type]
             self.listener,
             self.open_client,
-            DeviceOptions(qos, "elf/thing_0", topic_filters),
+            options,
             patience_s,
         )
 
@@ -321,8 +319,8 @@ def bench(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     monkeypatch.setattr("iot_elf.diagnosis.server_certificate", lambda _: "made by nobody")
     monkeypatch.setattr("iot_elf.diagnosis.connect_failure", lambda error, *_: error)  # which reads the thing's files
 
-    def make(qos: int = 1, topic_filters: tuple[str, ...] = (), patience_s: float = 0.0) -> Bench:
-        return Bench(clock, tmp_path, qos, topic_filters, patience_s)
+    def make(qos: int = 1, topic_filters: tuple[str, ...] = (), patience_s: float = 0.0, client_id: str = "") -> Bench:
+        return Bench(clock, tmp_path, DeviceOptions(qos, "elf/thing_0", topic_filters, client_id), patience_s)
 
     return make
 
@@ -526,6 +524,34 @@ def test_the_pauses_between_attempts_grow_up_to_four_seconds(bench: Callable[...
     its.error = None
     its.online().lose()
     assert its.pauses_s[-1] == 0.75  # after a success they begin anew
+
+
+def test_a_client_id_that_stays_the_same_connects_once_a_second_at_the_most(bench: Callable[..., Bench]) -> None:
+    its = bench(client_id="thing_0")
+    its.online().lose()
+    its.online()
+    its.pass_time(0.2)
+    its.connection.lose()
+    its.online()
+    its.pass_time(1.0)
+    its.connection.lose()
+    assert its.pauses_s == pytest.approx([0.0, 1.1, 0.9, 0.75])
+    assert its.client_ids == ["thing_0"] * 3
+
+
+def test_only_connections_that_were_ended_soon_in_a_row_are_counted(bench: Callable[..., Bench]) -> None:
+    its = bench(client_id="thing_0")
+    counts = []
+    for lasted_s, fails in ((2.0, 0), (19.9, 0), (2.0, 1), (2.0, 0), (30.0, 0), (2.0, 0), (0.1, 0)):
+        its.online()
+        its.pass_time(lasted_s)
+        its.connection.lose()
+        counts.append(its.device.brief_connections)
+        if fails:
+            its.error = OSError()
+            its.open()
+            its.error = None
+    assert counts == [1, 2, 3, 1, 0, 1, 0]
 
 
 def test_the_pauses_of_things_differ_so_that_not_all_come_at_once(

@@ -14,6 +14,7 @@ import pytest
 from support.program import Limits
 
 from iot_elf import outbox, runners
+from iot_elf.device import DeviceOptions
 from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue, Interrupted
 from iot_elf.messages import Line
@@ -36,7 +37,8 @@ class FakeDevice:
         self.clock, self.thing, self.topic_filters = clock, thing, tuple[str, ...]()
         self.topic, self.endpoint, self.client_id = f"elf/{thing}", "broker", f"{thing}-id"
         self.was_connected = self.is_online = True
-        self.blocked_by, self.offline_s = "", 0.0
+        self.blocked_by, self.offline_s, self.brief_connections = "", 0.0, 0
+        self.options = DeviceOptions(1)
         self.outbox = Outbox(thing, self.topic, 1)
         self.published: list[tuple[float, float]] = []  # due, and when it was asked
         self.backlog = 0
@@ -816,6 +818,20 @@ def test_while_the_loop_reads_nothing_the_wait_for_a_broker_does_not_count(bench
     assert not its.runner.wait(lambda: False, began + 10.0, reading=True)
     assert its.clock.now - began == 18.0
     assert its.runner.wait(lambda: True, 0.0, reading=True)
+
+
+@pytest.mark.parametrize(("client_id", "others"), [("thing_0", 1), ("", 0)])
+def test_another_client_of_a_name_that_stays_is_told_once(
+    bench: Callable[..., Bench], client_id: str, others: int
+) -> None:
+    its = bench()
+    device = its.devices[0]
+    device.options, device.client_id = DeviceOptions(1, client_id=client_id), "thing_0"
+    with logged() as lines:
+        for device.brief_connections in (1, 2, 3, 4):
+            its.runner.on_connection_interrupted(device, ConnectionResetError(), rejected=device.brief_connections > 3)
+    said = [line for line in lines if "another client seems to connect as thing_0, too" in line]
+    assert len(said) == others
 
 
 @pytest.mark.parametrize(
