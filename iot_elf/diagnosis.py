@@ -206,10 +206,12 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
     kinds = {"iot:Connect": ("client", "connect as"), "iot:Publish": ("topic", "publish to")}
     kind, verb = kinds.get(refusal.action, ("topicfilter", "subscribe to"))
+    is_aws = not place.local and refusal.endpoint.rpartition(":")[0] == place.data_endpoint
     here, needed = arn.rpartition(":")[0], [(refusal.action, f"{kind}/{refusal.subject}"), *refusal.needs]
     for action, resource in needed:
         if action == "iot:ConnectAttributes":
-            is_allowed, action = has_attribute(documents, resource), f"{resource} as one of iot:ConnectAttributes"
+            is_allowed = not is_aws or has_attribute(documents, resource)  # no other broker looks at it
+            action = f"{resource} as one of iot:ConnectAttributes"
         else:
             is_allowed = allows(documents, action, f"{here}:{resource}")
         if not is_allowed:
@@ -221,7 +223,6 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
                 "allow it in that policy (AWS IoT console, Security, Policies); "
                 f"{errors.RECREATE}, with ELF's own policy",
             )
-    is_aws = not place.local and refusal.endpoint.rpartition(":")[0] == place.data_endpoint
     if not (place.local or is_aws) and refusal.action == "iot:Connect":
         return ElfError(
             "EndpointElsewhere",
