@@ -79,6 +79,7 @@ from iot_elf.messages import Line, Message, PayloadBuilder, Will
 from iot_elf.metrics import RunRecord
 from iot_elf.mqtt import EventLoop, load_sdk, without_threads
 from iot_elf.network import Endpoint, open_socket
+from iot_elf.outages import Outage
 from iot_elf.places import Place
 from iot_elf.results import MessageWriter, PublishReport, RunReport, SubscribeReport
 from iot_elf.runners import PublishRunner, Runner, SubscribeRunner, VerifyRunner
@@ -137,6 +138,7 @@ class Cli:
     topics: list[str] | None  # filters to subscribe to
     append_thing_name: bool
     client_id: str | None = None  # may contain {thing_name}
+    outage: Outage | None = None  # of all connections, made by ELF
     will_topic: str | None = None  # of the last will of each thing; None: it has none
     will_message: str = WILL_MESSAGE  # may contain {thing_name}, as may its topic
     will_qos: int = 1
@@ -762,7 +764,7 @@ def subscribe(cli: Cli) -> int:
         record.ends_at = time.monotonic() + duration_s
         runner.wait(lambda: runner.has_enough, record.ends_at)
         runner.wait(lambda: not record.sequence.counts["missing"], time.monotonic() + LATE_ARRIVALS_S, reading=True)
-        offline = [device.thing for device in runner.devices.values() if device.is_offline]
+        offline = [device.thing for device in runner.devices.values() if device.is_offline and not device.in_outage]
         is_unread = runner.loop.is_paused and not runner.has_enough
         where = dict.fromkeys(itertools.chain.from_iterable(filters.values()))
         if not record.totals["received"]:
@@ -1038,6 +1040,7 @@ def runner_callbacks(cli: Cli, things: Sequence[Thing]) -> dict[str, Any]:
         "diagnose": functools.partial(find_cause, cli),
         "on_loss": lambda: cli.refuse_dead_local(),
         "observer": MessageWriter(cli.event_writer, cli.qos),
+        "outage": cli.outage,
     }
 
 
@@ -1303,6 +1306,8 @@ def add_messaging_options(parser: Parser) -> Parser:
     add("--append-thing-name", action="store_true", help=name)
     own = "client ID, may contain {thing_name} (default: <thing>-xxxxxxxx)"
     add("--client-id", metavar="T", help=own)
+    weather = "10/60: end all connections for 10 s in each 60 s"
+    add("--outage", metavar="S/S", type=arguments.outage, help=weather)
     add("--report", dest="report_file", metavar="FILE", type=Path, help="write an HTML page about the run")
     things = "use only the first N things (default: all)"
     add("--things", metavar="N", type=arguments.positive_int, help=things)

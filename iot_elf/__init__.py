@@ -18,7 +18,9 @@ metrics       the record of a run: totals, per thing, per second; latencies
 network       the broker's address, and proxies on the way there
 mqtt          the device SDK's clients, all on one thread
 outbox        what a thing has to send: queued, in flight, to send again; AWS's limits of a connection
+refusals      the broker's refusals of a thing, in a row: whether to ask AWS, when to give up
 device        one thing on MQTT: gets and keeps its connection
+outages       times without a connection, which a run makes itself
 runners       the things of a running send or subscribe: waits, and counts
 console       log lines, JSON lines, the live line
 results       what the record of a run looks like: the report, the summary, the live line

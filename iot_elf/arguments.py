@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from iot_elf import defaults, state
 from iot_elf.errors import ElfError, UsageError
 from iot_elf.network import Endpoint, Proxy
+from iot_elf.outages import Outage
 from iot_elf.places import Place
 from iot_elf.text import printable, redacted, remember_how_elf_was_typed, without_password
 
@@ -55,6 +56,14 @@ interval_s = number_between(
     YEAR_S,
 )
 things_per_s = number_between("0.1 to 1000 things per second", 0.1, 1000)
+
+
+def outage(text: str) -> Outage:
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+)/([0-9]*\.?[0-9]+)", text)
+    length_s, period_s = map(float, match.groups()) if match else (0.0, 0.0)
+    if not 0 < length_s < period_s <= YEAR_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not S/S, such as 10/60: 10 s without a connection in each 60 s")
+    return Outage(length_s, period_s)
 
 
 def thing_prefix(text: str) -> str:

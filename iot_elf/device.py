@@ -19,10 +19,10 @@ from iot_elf.messages import Message, Will
 from iot_elf.mqtt import Connection, EventLoop
 from iot_elf.network import Endpoint
 from iot_elf.outbox import Outbox, OutgoingMessage
+from iot_elf.refusals import RefusalTracker
 from iot_elf.state import ThingFiles
 from iot_elf.text import log
 
-ENOUGH_REFUSALS = 5  # in a row: no accident, and not the policy, if AWS says so and no change can be on its way
 REJECTED_WITHIN_S = 2.0  # how soon AWS IoT closes the connection after a message that it refuses
 MAX_RECONNECT_PAUSE_S = 4.0  # between attempts to reconnect; in that time AWS accepts all things of a fleet
 # Between two CONNECTs of one client ID: AWS allows one a second, as they arrive
@@ -62,6 +62,10 @@ class DeviceOptions(NamedTuple):
             yield "iot:ConnectAttributes", "LastWill"
 
 
+class PlannedOutage(Exception):  # noqa: N818 - what it is, not what it does
+    """Why a thing loses its connection in an outage that the run makes itself."""
+
+
 class DeviceListener:
     """Gets what happens to devices and their messages, in the loop's thread, which waits for it."""
 
@@ -74,7 +78,8 @@ class DeviceListener:
     def on_connection_interrupted(self, device: Device, error: Exception, rejected: bool) -> None:
         """It lost its connection, just after a message if `rejected`, and is reconnecting.
 
-        A TimeoutError means that it gave the connection up itself, since a message was not acknowledged.
+        A TimeoutError means that it gave the connection up itself, since a message was not acknowledged. After a
+        PlannedOutage it waits until that is over.
         """
 
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
@@ -109,64 +114,6 @@ class DeviceListener:
 
     def on_unreadable_message(self, device: Device, error: Exception) -> None:
         """on_message() failed for a message."""
-
-
-class RefusalTracker:
-    """The broker's refusals of a thing, in a row: whether to ask AWS about them, and when to give up.
-
-    In the first `patience_s` seconds they do not count: what was made just now may not have taken effect. A message is
-    refused by closing the connection, so that a connection is on trial from its first message on, until it has survived
-    that.
-    """
-
-    def __init__(self, patience_s: float) -> None:
-        self.last: Refusal | None = None  # if nothing has succeeded since
-        self.is_on_trial = False
-        self._has_sent = False  # on this connection
-        self._patient_until = time.monotonic() + patience_s
-        self._in_a_row = 0
-        self._since = 0.0  # time.monotonic()
-
-    def add(self, refusal: Refusal) -> tuple[bool, bool]:
-        """Count a refusal; return whether AWS should be asked about it, and whether to give up.
-
-        The loss of a connection on trial may have other causes: AWS is asked at the second in a row.
-        """
-        now = time.monotonic()
-        if not self.last:
-            self._in_a_row, self._since = 0, now
-        if not (self.last and self.last.is_explained and self.last.action == refusal.action):
-            self.last = refusal
-        if now < self._patient_until:
-            return False, False
-        self._in_a_row += 1
-        is_certain = self._in_a_row == (2 if refusal.action == "iot:Publish" else 1)
-        is_final = self.last.is_final and self._in_a_row >= ENOUGH_REFUSALS
-        return is_certain, is_final or now > self._since + defaults.POLICY_CHANGE_S
-
-    def explain(self, refusal: Refusal) -> None:
-        """Keep what AWS said of a refusal, if nothing has succeeded since."""
-        if self.last and self.last.action == refusal.action:
-            self.last = refusal
-
-    def on_online(self) -> None:
-        """Take note of a new connection, and so of the success of CONNECT and SUBSCRIBE."""
-        self.is_on_trial = self._has_sent = False
-        if self.last and self.last.action != "iot:Publish":
-            self.last = None
-
-    def on_send(self) -> bool:
-        """Put the connection on trial, and return True, if this is its first message."""
-        is_first, self._has_sent = not self._has_sent, True
-        self.is_on_trial = self.is_on_trial or is_first
-        return is_first
-
-    def on_success(self) -> None:
-        """Take note that the broker took a message."""
-        self.is_on_trial, self.last = False, None
-
-    def clear(self) -> None:
-        self.last = None
 
 
 class ConnectAttempt:
@@ -207,7 +154,7 @@ class ConnectAttempt:
     def _use(self, client: Any) -> None:
         self.connection = Connection(client, self._loop, self._on_lost)
         if self._is_over:  # meanwhile
-            self.close()
+            self.connection.reset()  # with nothing sent yet
         else:
             self.began_at = time.monotonic()
             self._expect("CONNACK")
@@ -218,6 +165,12 @@ class ConnectAttempt:
         self._is_over = True
         if self.connection:
             self.connection.close()
+
+    def reset(self) -> None:
+        """End the connection as a network that fails, or do not connect."""
+        self._is_over = True
+        if self.connection:
+            self.connection.reset()
 
     def _expect(self, answer: str) -> None:
         """Wait up to CONNECT_TIMEOUT_S for the broker's answer to what is sent next."""
@@ -475,6 +428,8 @@ class Device:
         self.client_id = ""  # a new one for each connection
         self.was_connected = False
         self.offline_s = 0.0  # in all, once it is online again or has ended
+        self.in_outage = self.lost_in_outage = False  # one that the run makes: now; when it was last online
+        self.outage_s = 0.0  # the same as offline_s, where one of these ended the connection
         self.brief_connections = 0  # in a row that were ended soon, and came back without a failure of the network
         self.outbox = Outbox(thing, self.topic, self.qos, options.retain)
         self.refusals = RefusalTracker(patience_s)
@@ -520,8 +475,7 @@ class Device:
         self._failed_attempts = 0
         self.refusals.on_online()
         if self.was_connected:
-            after_s = time.monotonic() - self._offline_since
-            self.offline_s += after_s
+            after_s = self._count_offline()
             self._listener.on_connection_resumed(self, after_s)
         else:
             self.was_connected = True
@@ -537,13 +491,15 @@ class Device:
 
     def on_lost(self, error: Exception) -> None:
         """Reconnect. A loss after a message may be AWS's way to refuse it."""
-        rejected = self.refusals.is_on_trial
+        rejected = self.refusals.is_on_trial and not self.in_outage
+        self.lost_in_outage = self.in_outage
         self.state, self._offline_since = CONNECTING, time.monotonic()
         log.debug("MQTT %s: lost: %s", self.thing, error)
         size = self._publisher.last_size
         self._publisher.pause()
         lasted_s = self._offline_since - self._attempt.began_at if self._attempt else math.inf
-        self.brief_connections = self.brief_connections + 1 if BRIEF_S[0] < lasted_s < BRIEF_S[1] else 0
+        is_brief = BRIEF_S[0] < lasted_s < BRIEF_S[1] and not self.in_outage
+        self.brief_connections = self.brief_connections + 1 if is_brief else 0
         self._listener.on_connection_interrupted(self, error, rejected)
         if rejected:
             known = self.thing, str(self.endpoint), "iot:Publish", self.topic, f" ({size:,} bytes)"
@@ -588,7 +544,7 @@ class Device:
     def _reconnect(self) -> None:
         import random
 
-        if self.state != ENDED:
+        if self.state != ENDED and not self.in_outage:
             longest_s = min(2.0**self._failed_attempts, MAX_RECONNECT_PAUSE_S)
             pause_s = longest_s * random.uniform(0.5, 1.0)  # noqa: S311 - so that things take turns
             if self.options.client_id and self._attempt:
@@ -600,7 +556,7 @@ class Device:
         if self.state == ENDED:
             return
         if self.is_offline:
-            self.offline_s += time.monotonic() - self._offline_since
+            self._count_offline()
         self.state = ENDED
         if self._attempt:
             log.debug("MQTT %s: DISCONNECT", self.thing)
@@ -609,6 +565,29 @@ class Device:
             self._listener.on_not_sent(self, unsent)
         if failure:
             self._listener.on_failed(self, failure)
+
+    def _count_offline(self) -> float:
+        """Count the time since the connection was lost, and return it."""
+        after_s = time.monotonic() - self._offline_since
+        if self.lost_in_outage:
+            self.outage_s += after_s
+        else:
+            self.offline_s += after_s
+        return after_s
+
+    def begin_outage(self) -> None:
+        """End the connection with a TCP reset, without a DISCONNECT, and attempt none until end_outage()."""
+        self.in_outage = True
+        if self._attempt:
+            self._attempt.reset()
+        if self.state == ONLINE:
+            self.on_lost(PlannedOutage())
+
+    def end_outage(self) -> None:
+        """Connect again."""
+        self.in_outage = False
+        if self.state == CONNECTING:
+            self._reconnect()
 
     def publish(self, message: Message, due: float) -> None:
         """Publish a message that was due at `due`, a time.monotonic(), as soon as possible."""

@@ -257,6 +257,8 @@ class RunRecord:
         self.paused_s = 0.0  # in which nothing was sent or received, for the reader of the output
         self.connects = 0  # of all things, their first and later ones
         self.offline_s: dict[str, float] = {}  # those that lost their connection, in the end
+        self.planned_outages: int | None = None  # that the run made itself; None: it was not to
+        self.planned_offline_s: dict[str, float] = {}  # the same as offline_s, where one of these was the cause
         # A time.monotonic() each; 0.0: not yet.
         self.began_at = self.ended_at = 0.0  # when all were connected, and when they were stopped
         self.ends_at = math.inf  # if that is known

@@ -21,6 +21,7 @@ from iot_elf.text import log
 CHECK_INTERVAL_S = 5.0  # between checks whether a connection is alive
 CONNECTS_AT_ONCE = 16
 MAX_PACKET_BYTES = defaults.MAX_PAYLOAD_BYTES + 1024  # what AWS IoT can deliver, with its topic and its packet's head
+LINGER = "ii" if defaults.POSIX else "HH"  # the system's struct linger: on or off, and for how many seconds
 LONG_PAUSE_S = 60.0  # without reading, which is said then: twice the keep-alive
 
 
@@ -267,6 +268,13 @@ class _BufferedTls:
         self._at += len(data)
         return data
 
+    def discard_unsent(self) -> None:
+        """Make the system end the connection with a TCP reset when it is closed. Raises OSError."""
+        import socket
+        import struct
+
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(LINGER, 1, 0))
+
     @property
     def is_ahead(self) -> bool:
         return self._at < len(self._ahead) or self._connection.pending() > 0
@@ -371,6 +379,16 @@ class Connection:
                     self._paho.loop_write()
             self._release()
             self._is_cut = is_cut
+
+    def reset(self) -> None:
+        """End it as a network that fails: a TCP reset, nothing more, not even a DISCONNECT. Does not call on_lost().
+
+        A broker then sends the last will, and keeps a session.
+        """
+        if self._is_open:
+            with contextlib.suppress(OSError):
+                self._stream.discard_unsent()
+            self._release()
 
     def _serve(self, events: int) -> None:
         if self._is_open and events & self._reading and not self._is_paused:

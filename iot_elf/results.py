@@ -109,17 +109,28 @@ class RunReport:
         return {
             **{"durationS": round(record.duration_s, 1), "messagesPerS": rate and round(rate, 1)},
             **{"connects": record.connects, "offlineS": {its: round(s, 1) for its, s in record.offline_s.items()}},
+            **self._planned(),
             "latencyMs": record.latency.in_ms(),
         }
+
+    def _planned(self) -> dict[str, Any]:
+        record = self.record
+        if record.planned_outages is None:
+            return {}
+        offline_s = {thing: round(s, 1) for thing, s in record.planned_offline_s.items()}
+        return {"plannedOutages": record.planned_outages, "plannedOfflineS": offline_s}
 
     def log_outages(self, effect: str) -> None:
         if (paused_s := self.record.paused_s) >= SHORT_PAUSE_S:
             line = "%s the reader of the output was too slow: ELF received and sent nothing for %.1f s"
             log.warning(line, self._label, paused_s)
+        if (planned := self.record.planned_outages) is not None:
+            offline_s = self.record.planned_offline_s
+            which = f": {_longest(offline_s)}; {effect}" if offline_s else ""
+            report_log.info("%s %s of --outage%s", self._label, plural(planned, "outage"), which)
         if offline_s := self.record.offline_s:
-            longest = max(offline_s, key=offline_s.__getitem__)
-            which = f"{plural(len(offline_s), 'thing')}, longest {longest} ({offline_s[longest]:.1f} s)"
-            log.warning("%s offline: %s; %s", self._label, which, effect)
+            other = "offline in other outages" if planned else "offline"
+            log.warning("%s %s: %s; %s", self._label, other, _longest(offline_s), effect)
 
     def situation(self) -> str:
         """Return, for the live line, how many connections are up, and the time elapsed and left."""
@@ -135,6 +146,12 @@ class RunReport:
     def duration_and_rate(self) -> str:
         rate = self.record.mean_rate(self.counted)
         return f"{self.record.duration_s:.1f} s" + ("" if rate is None else f", {rate:.1f} messages/s")
+
+
+def _longest(offline_s: Mapping[str, float]) -> str:
+    """Say how many things were offline, and which the longest."""
+    longest = max(offline_s, key=offline_s.__getitem__)
+    return f"{plural(len(offline_s), 'thing')}, longest {longest} ({offline_s[longest]:.1f} s)"
 
 
 class PublishReport(RunReport):

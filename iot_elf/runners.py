@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import collections
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from iot_elf import defaults
-from iot_elf.device import Device, DeviceListener
+from iot_elf.device import Device, DeviceListener, PlannedOutage
 from iot_elf.errors import ElfError, Refusal
 from iot_elf.events import EventQueue
 from iot_elf.messages import Line, Message
 from iot_elf.metrics import RunRecord, object_in, time_of_sending
 from iot_elf.mqtt import EventLoop, PacketTooLong
+from iot_elf.outages import Outage, Outages
 from iot_elf.text import detail_log, log
 
 LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
@@ -119,11 +121,12 @@ class Runner(DeviceListener):
         diagnose: Callable[[str, Refusal], ElfError],
         on_loss: Callable[[], None] = lambda: None,
         observer: MessageObserver | None = None,
+        outage: Outage | None = None,
     ) -> None:
         """Make one that waits at `events`, and tells `observer` of each message.
 
         `diagnose(thing, refusal)` asks AWS why the broker refuses a thing; several threads call it. `on_loss` is called
-        in the main thread when a connection was lost, and may raise.
+        in the main thread when a connection was lost, and may raise. The run makes the outages of `outage` itself.
         """
         from concurrent.futures import ThreadPoolExecutor
 
@@ -137,6 +140,8 @@ class Runner(DeviceListener):
         self._under_diagnosis: set[str] = set()  # things that AWS is being asked about
         self._refused: set[str] = set()  # things that may take minutes, for which nothing waits
         self._losses = LostConnections()
+        self._outage = outage
+        self.record.planned_outages = 0 if outage else None
 
     # The main thread
 
@@ -158,6 +163,8 @@ class Runner(DeviceListener):
             raise record.failures.behind("NoneConnected", "none of the things could connect", of_all=True)
         record.began_at = time.monotonic()
         self.loop.call_soon_threadsafe(self._take_snapshots)
+        if self._outage:
+            self.loop.call_soon_threadsafe(Outages(self._outage, self.loop, self.devices, record).start)
 
     def wait(self, is_over: Check, deadline: float = math.inf, look_s: float = math.inf, reading: bool = False) -> bool:
         """Wait until something `is_over`, or all things failed; look at each StateChanged, and every `look_s`.
@@ -215,6 +222,7 @@ class Runner(DeviceListener):
         record.take_snapshot()
         record.paused_s = self.loop.paused_s
         record.offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
+        record.planned_offline_s = {it.thing: it.outage_s for it in self.devices.values() if it.outage_s}
         record.unacknowledged = [
             (device.thing, device.topic, each.number, each.payload)
             for device in self.devices.values()
@@ -260,6 +268,9 @@ class Runner(DeviceListener):
 
     def on_connection_interrupted(self, device: Device, error: Exception, rejected: bool) -> None:
         self.record.set_offline(device.thing, True)
+        if isinstance(error, PlannedOutage):
+            self._events.put(StateChanged())
+            return
         given_up = f": {error}" if isinstance(error, (TimeoutError, PacketTooLong)) else ""  # by the device itself
         detail_log.warning("%s lost its connection to %s%s; reconnecting", device.thing, device.endpoint, given_up)
         if not (given_up or self._losses.names_other_client(device) or rejected):
@@ -269,7 +280,8 @@ class Runner(DeviceListener):
     def on_connection_resumed(self, device: Device, after_s: float) -> None:
         self.record.connects += 1
         self.record.set_offline(device.thing, False)
-        detail_log.warning("%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
+        level = logging.INFO if device.lost_in_outage else logging.WARNING
+        detail_log.log(level, "%s reconnected to %s after %.1f s", device.thing, device.endpoint, after_s)
 
     def on_failed(self, device: Device, failure: Exception) -> None:
         self.record.failed.add(device.thing)

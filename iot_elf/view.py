@@ -24,7 +24,14 @@ from iot_elf.metrics import LatestMessages, RunRecord
 from iot_elf.runners import Runner
 from iot_elf.text import decoded, on_one_line, printable, redacted
 
-STATES = {"failed": "red", "offline": "red", "connecting": "yellow", "late": "yellow", "online": "green"}  # worst first
+STATES = {
+    "failed": "red",
+    "offline": "red",
+    "outage": "yellow",
+    "connecting": "yellow",
+    "late": "yellow",
+    "online": "green",
+}  # worst first
 MAX_LOAD = 0.05  # of a core's time to draw: more things are drawn less often
 WIDE = 100  # columns, from which there is room for more of everything
 # Of JSON, or of any other text: a string, which may be a name, or a number.
@@ -95,7 +102,8 @@ class Row(NamedTuple):
             since.append(device.outbox.queued[0][0])
         waits_s = now - min(since, default=now)
         if not device.is_online:
-            return cls(thing, "offline" if device.was_connected else "connecting", waits_s)
+            without = "outage" if device.in_outage else "offline" if device.was_connected else "connecting"
+            return cls(thing, without, waits_s)
         latest = (record.latest_of or {}).get(thing)
         return cls(
             thing, "late" if max(waits_s, (latest and latest.took_s) or 0.0) > results.STALL_S else "online", waits_s

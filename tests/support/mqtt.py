@@ -88,7 +88,7 @@ def mqtt_client_of(elf: Elf, service: AwsService, thing: str, client_id: str) ->
 
 
 # MQTT 3.1.1, table 2.1
-CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, PINGRESP = 1, 2, 3, 4, 8, 9, 12, 13
+CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, PINGREQ, PINGRESP, DISCONNECT = 1, 2, 3, 4, 8, 9, 12, 13, 14
 
 
 class Packet(NamedTuple):
@@ -142,6 +142,7 @@ class Peer:
         self.connection, self.protocol = connection, connection.selected_alpn_protocol()
         self.packets: list[Packet] = []
         self.is_over = self.is_patient = False  # patient: it has waited for more until its time-out
+        self.ended_at = 0.0  # time.time()
         self._heard = heard
         self._stream = connection.makefile("rb")
 
@@ -160,6 +161,7 @@ class Peer:
             self._stream = self.connection.makefile("rb")  # the other one is of no use any more
         except (OSError, IndexError):
             pass
+        self.ended_at = time.time()
 
     @property
     def thing(self) -> str:

@@ -107,7 +107,7 @@ class Impostor:
 class Relay:
     """A TCP relay to a port of this machine: a network that can break in several ways, and be repaired.
 
-    `arrivals` has the time.monotonic() of each connection that came.
+    `arrivals` has the time.monotonic() of each connection that came, `resets` that of each client's TCP reset.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -116,6 +116,7 @@ class Relay:
         self._changing = threading.Lock()
         self._silent = False
         self.arrivals: list[float] = []
+        self.resets: list[float] = []
         self._arrived = threading.Condition()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -148,11 +149,19 @@ class Relay:
             return
         self._sockets += [client, target]
         for source, sink in ((client, target), (target, client)):
-            threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+            threading.Thread(target=self._pump, args=(source, sink, client), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _receive(self, source: socket.socket, client: socket.socket) -> bytes:
+        try:
+            return source.recv(65536)
+        except ConnectionResetError:
+            if source is client:
+                self.resets.append(time.monotonic())
+            raise
+
+    def _pump(self, source: socket.socket, sink: socket.socket, client: socket.socket) -> None:
         with contextlib.suppress(OSError):  # it is cut
-            while data := source.recv(65536):
+            while data := self._receive(source, client):
                 if not self._silent:
                     sink.sendall(data)
         if not self._silent:  # else the other end does not hear of this one's end either

@@ -60,6 +60,9 @@ YEAR_S = 366 * 24 * 3600.0
         ("seconds", "nan", None),
         ("seconds", "x", None),
         ("seconds", "", None),
+        ("outage", "10/60", (10.0, 60.0)),
+        ("outage", ".5/1.5", (0.5, 1.5)),
+        *(("outage", typed, None) for typed in ("60/10", "10/10", "0/5", "5", "1/2/3", "-1/2", "1/inf", "1e1/60", "")),
         ("interval_s", "0.01", 0.01),
         ("interval_s", "0.009", None),
         ("interval_s", "0", None),
@@ -71,7 +74,7 @@ YEAR_S = 366 * 24 * 3600.0
         ("things_per_s", "1001", None),
     ],
 )
-def test_a_number_is_between_its_limits(parse: str, typed: str, value: float | None) -> None:
+def test_a_number_is_between_its_limits(parse: str, typed: str, value: Any) -> None:
     check(getattr(arguments, parse), typed, value)
 
 

@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import pytest
 from support.program import Limits, constant
 
-from iot_elf import device, outbox
+from iot_elf import device, outbox, refusals
 from iot_elf.device import (
     REJECTED_WITHIN_S,
     Device,
     DeviceListener,
     DeviceOptions,
-    RefusalTracker,
     refuse_blocking_files,
 )
 from iot_elf.errors import ElfError, Refusal, UsageError
 from iot_elf.messages import Will
 from iot_elf.network import Endpoint
+from iot_elf.refusals import RefusalTracker
 from iot_elf.state import ThingFiles
 
 from .fake_loop import Loop
@@ -32,7 +32,7 @@ from .stand_ins import Clock
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock(monkeypatch, device)
+    return Clock(monkeypatch, device, refusals)
 
 
 # Refusals in a row
@@ -153,7 +153,7 @@ class FakeConnection:
         self.on_puback: list[Callable[..., None] | None] = []
         self.subscribed: list[tuple[str, int]] = []
         self.on_suback: Callable[..., None] = lambda *_: None
-        self.is_written = False
+        self.is_written = self.is_reset = False
 
     def write(self) -> None:
         self.is_written = True
@@ -163,6 +163,9 @@ class FakeConnection:
 
     def close(self) -> None:
         self.is_alive = False
+
+    def reset(self) -> None:
+        self.is_alive, self.is_reset = False, True
 
     def publish(self, topic: str, payload: bytes, qos: int, retain: bool, on_puback: Callable[..., None] | None) -> int:
         assert self.is_alive
@@ -579,6 +582,33 @@ def test_an_outage_is_measured_until_the_thing_is_connected_again(bench: Callabl
     assert its.listener.seen() == ["connected", "interrupted", "resumed after 7.5", "interrupted", "resumed after 30"]
     assert (its.device.offline_s, its.device.is_offline) == (37.5, False)
     assert len({*its.client_ids}) == 3
+
+
+def test_in_an_outage_of_the_runs_own_a_thing_has_no_connection_and_attempts_none(bench: Callable[..., Bench]) -> None:
+    its = bench()
+    its.publish("a")
+    connection = its.online()
+    its.device.begin_outage()
+    assert (connection.is_reset, its.device.is_online, its.device.in_outage) == (True, False, True)
+    its.publish("b")
+    its.pass_time(10.0)
+    assert its.pauses_s == [0.0]
+    its.device.end_outage()
+    assert (its.pauses_s, its.device.refusals.last) == ([0.0, 0.75], None)
+    assert its.online().published == ["a", "b"]
+    its.connection.lose()
+    its.device.begin_outage()  # while it is offline anyway, as it stays
+    its.open()
+    its.pass_time(10.0)
+    its.device.end_outage()
+    its.online()
+    assert (its.device.outage_s, its.device.offline_s) == (10.0, 10.0)
+    assert not its.device.brief_connections
+    its.device.begin_outage()
+    its.pass_time(1.0)
+    its.device.end()
+    its.device.end_outage()
+    assert (its.device.outage_s, len(its.client_ids)) == (11.0, 3)
 
 
 @pytest.mark.parametrize(("is_lost", "offline_s"), [(True, 12.5), (False, 0.0)])

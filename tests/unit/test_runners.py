@@ -38,7 +38,7 @@ class FakeDevice:
         self.topic, self.endpoint, self.client_id = f"elf/{thing}", "broker", f"{thing}-id"
         self.was_connected = self.is_online = True
         self.blocked_by, self.offline_s, self.brief_connections = "", 0.0, 0
-        self.options = DeviceOptions(1)
+        self.options, self.outage_s, self.lost_in_outage = DeviceOptions(1), 0.0, False
         self.outbox = Outbox(thing, self.topic, 1)
         self.published: list[tuple[float, float]] = []  # due, and when it was asked
         self.backlog = 0

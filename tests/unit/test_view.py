@@ -77,7 +77,9 @@ class Fleet:
             online = state not in ("offline", "connecting", "failed")
             if state != "without policy":
                 was_connected = state != "connecting"
-                self.devices[thing] = SimpleNamespace(is_online=online, was_connected=was_connected, outbox=outbox)
+                self.devices[thing] = SimpleNamespace(
+                    is_online=online, was_connected=was_connected, in_outage=False, outbox=outbox
+                )
             if state in ("failed", "without policy"):
                 self.record.failed.add(thing)
             self.record.note_latency(thing, 1.5 if state == "late" else 0.025)
