@@ -55,6 +55,13 @@ def test_the_broker_publishes_the_wills_of_what_is_killed_and_not_of_what_ends(
         assert client.hear_all() == []
 
 
+def test_an_outage_that_elf_makes_sends_the_wills(main_of_pair: InProcess, pair: Pair, ear: Client) -> None:
+    options = ("--count", 2, "--interval", "0.6", "--outage", "0.2/1", "--append-thing-name", *WILL)
+    assert "4 acknowledged, 0 lost" in main_of_pair("send", *pair.to_broker, *options).err
+    gone = [each.topic for each in ear.hear_all() if each.topic.startswith("gone/")]
+    assert sorted(gone) == ["gone/thing_0", "gone/thing_1"]
+
+
 def test_a_will_can_be_retained(pair: Pair, connect: Callable[[Account], Client]) -> None:
     options = ("--things", 1, *WILL, "--will-retain", "--will-message", "lost")
     window = pair.start(*SUBSCRIBE, *pair.to_broker, *options)
