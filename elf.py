@@ -75,7 +75,7 @@ from iot_elf.defaults import T
 from iot_elf.device import Device, DeviceOptions
 from iot_elf.errors import ElfError, FailureReport, NotAwsError, Refusal, UsageError
 from iot_elf.events import EventQueue, Interrupted
-from iot_elf.messages import Line, Message, PayloadBuilder
+from iot_elf.messages import Line, Message, PayloadBuilder, Will
 from iot_elf.metrics import RunRecord
 from iot_elf.mqtt import EventLoop, load_sdk, without_threads
 from iot_elf.network import Endpoint, open_socket
@@ -90,6 +90,7 @@ from iot_elf.text import detail_log, log, report_log
 
 PREFIX = "thing"
 MESSAGE = "IoT ELF Hello"
+WILL_MESSAGE = '{"msg": "{thing_name} disconnected"}'
 DURATION_S = 10.0
 ROOT_CERT = defaults.HERE / "aws-iot-rootCA.crt"
 KEEP_ALIVE_S = 30  # AWS IoT's minimum; a broker that is silent for twice as long is given up
@@ -133,12 +134,17 @@ class Cli:
     seed: int | None
     sequence: bool  # number the messages
     verify: bool = False  # and count which come back
+    retain: bool = False  # have AWS keep the last one of each topic
     topic: str | None  # may contain {thing_name}, as may each of topics
     topics: list[str] | None  # filters to subscribe to
     session: bool = False  # a persistent one
     append_thing_name: bool
     client_id: str | None = None  # may contain {thing_name}
     outage: Outage | None = None  # of all connections, made by ELF
+    will_topic: str | None = None  # of the last will of each thing; None: it has none
+    will_message: str = WILL_MESSAGE  # may contain {thing_name}, as may its topic
+    will_qos: int = 1
+    will_retain: bool = False
     interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
     things: int | None = None  # only the first so many of the fleet
@@ -167,8 +173,9 @@ class Cli:
 
     @property
     def needs_current_policy(self) -> bool:
-        """Whether an option needs what the policies of an earlier ELF lack: sessions, the name alone as client ID."""
-        return self.session or (bool(self.client_id) and not str(self.client_id).startswith("{thing_name}-"))
+        """Whether an option needs what the policies of an earlier ELF do not allow."""
+        is_id_new = bool(self.client_id) and not str(self.client_id).startswith("{thing_name}-")
+        return is_id_new or self.retain or self.will_topic is not None or self.session
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -344,6 +351,8 @@ def open_client(client_id: str, device: Device, on_connack: Any, on_message: Any
     client.configureSocketFactory(functools.partial(open_socket, endpoint))
     client.configureOfflinePublishQueueing(0)  # that queue drops messages, and drains without acknowledgements
     client.disableMetricsCollection()  # a user name without a password, which other brokers refuse
+    if will := device.options.will:  # which the broker publishes if the connection ends without a DISCONNECT
+        client.configureLastWill(will.topic, will.message, will.qos, will.retain)
     without_threads(client)
     client.onMessage = on_message
     client.connectAsync(KEEP_ALIVE_S, ackCallback=on_connack)
@@ -527,7 +536,8 @@ def send_messages(cli: Cli) -> int:
     record.rounds, record.run = None if of_lines else rounds, cli.run_id
     with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, heard):
         source = "standard input" if str(cli.json_message) == "-" else cli.json_message
-        what = f"each line of {source}" if of_lines else text.plural(rounds, "message") if rounds else "messages"
+        kind = "retained message" if cli.retain else "message"
+        what = f"each line of {source}" if of_lines else text.plural(rounds, kind) if rounds else f"{kind}s"
         until = "" if of_lines or rounds else " until Ctrl-C"
         number = len(record.connected)
         of_all = text.plural(number, "thing") if number == 1 else f"each of {number} things"
@@ -596,12 +606,19 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
     }
     messages.refuse_bad_topics(topics)
     refuse_useless_numbers(cli, [topic for (topic,) in topics.values()])
+    if cli.retain:
+        is_one = messages_per_thing(cli) == 1 and not messages.is_line_file(path)
+        every_s = math.inf if is_one else cli.interval
+        messages.refuse_unretainable([topic for (topic,) in topics.values()], "--topic", "--retain", every_s)
     cli.run_id = secrets.token_hex(4) if cli.sequence or cli.verify else ""
     compose = message_factory(cli, cli.run_id, things[0].name, topics[things[0].name][0])
     if path is None:
         message = compose(os.fsencode(cli.message))
         if not raw and (hint := messages.hint_about(cli.message, message, cli.template)):
             log.warning("%s", hint)
+        if cli.retain and not cli.message:
+            to_know = "an empty message deletes what is retained"
+            log.info("%s", to_know if raw else f"{to_know}; this one is not empty: add --raw")
         return things, iter([Line(message)]), topics
     if messages.is_line_file(path):
         lines = messages.parse_lines(messages.read_lines(path), compose, raw)
@@ -624,11 +641,8 @@ def refuse_useless_numbers(cli: Cli, topics: Sequence[str]) -> None:
         option = "--verify" if cli.verify else "--sequence"
         cause = f"{option} does not work with --raw or on AWS IoT's own topics"
         raise UsageError("SequenceUseless", cause, "leave it out")
-    if cli.verify and len({*topics}) < len(topics):
-        cause = "with --verify each thing listens to a topic of its own"
-        raise UsageError(
-            "TopicShared", cause, "put {thing_name} into --topic, or add --append-thing-name or --things 1"
-        )
+    if cli.verify:
+        messages.refuse_shared_topic(topics, "--topic", "with --verify each thing listens to a topic of its own")
 
 
 def message_factory(cli: Cli, run: str, thing: str, topic: str) -> Callable[[bytes], Message]:
@@ -673,6 +687,8 @@ def messages_per_thing(cli: Cli) -> int | None:
     """Return how many messages each thing publishes, unless they are lines; None: without end."""
     # The small constant keeps 0.14 / 0.02, which is a little more than 7 in floating point, from being 8 messages.
     in_time = math.ceil((cli.duration or DURATION_S) / (cli.interval or defaults.INTERVAL_S) - 1e-9)
+    if cli.retain and cli.duration is None:  # AWS keeps only the last one
+        in_time = 1
     return cli.count or (None if cli.duration == 0 else max(1, in_time))
 
 
@@ -755,9 +771,14 @@ def subscribe(cli: Cli) -> int:
         lost = [each.thing for each in runner.devices.values() if each.is_offline and not each.in_outage]
         offline = [] if cli.session else lost
         is_unread = runner.loop.is_paused and not runner.has_enough
+        where = dict.fromkeys(itertools.chain.from_iterable(filters.values()))
         if not record.totals["received"]:
-            where = text.listed(dict.fromkeys(itertools.chain.from_iterable(filters.values())))
-            log.warning("no message arrived on %s: check which topics the senders use (send --topic)", where)
+            line = "no message arrived on %s: check which topics the senders use (send --topic)"
+            log.warning(line, text.listed(where))
+        wild = [topic_filter for topic_filter in where if {*"+#"} & {*topic_filter}]
+        if wild and (record.totals["retained"] or not record.totals["received"]):
+            line = "[subscribe] AWS IoT sends what is retained only to who subscribes to its exact topic, not to %s"
+            log.info(line, text.listed(wild))
     refuse_incomplete(cli, record, duration_s, is_unread, offline)
     return 1 if record.failed else 0
 
@@ -1111,13 +1132,18 @@ def make_devices(
 ) -> None:
     """Give the runner a loop, and a device for each thing that has, or gets, a policy; the others count as failed."""
     client_ids = messages.expand_client_ids(cli.client_id, [thing.name for thing in things])
+    wills: Mapping[str, Will] = {}
+    if cli.will_topic is not None:
+        its = cli.will_topic, cli.will_message, cli.will_qos, cli.will_retain
+        wills = messages.make_wills([thing.name for thing in things], *its)
     prepared, endpoint, patience_s = prepare_devices(cli, things)
     subscriptions = max([1, *map(len, filters.values())])
     runner.loop = EventLoop(cli.events.put, min(defaults.CONNECTS_PER_S, SUBSCRIPTIONS_PER_S / subscriptions))
     cli.output_writer.pause_instead(runner.loop)
     for name in (thing.name for thing in prepared):
         topic, files = next(iter(topics.get(name, ())), ""), cli.fleet.files(name)
-        options = DeviceOptions(cli.qos, topic, filters.get(name, ()), client_ids[name], cli.session)
+        own = client_ids[name], cli.retain, wills.get(name), cli.session
+        options = DeviceOptions(cli.qos, topic, filters.get(name, ()), *own)
         runner.devices[name] = Device(
             name, files, endpoint, root_cert, runner.loop, runner, open_client, options, patience_s[name]
         )
@@ -1298,7 +1324,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use topic T/<thing>, or {defaults.TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {defaults.MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
-    own = "client ID, may contain {thing_name} (default: <thing>-xxxxxxxx)"
+    own = "client ID, may contain {thing_name} (default: the name and 8 characters)"
     add("--client-id", metavar="T", help=own)
     weather = "10/60: end all connections for 10 s in each 60 s"
     add("--outage", metavar="S/S", type=arguments.outage, help=weather)
@@ -1309,6 +1335,11 @@ def add_messaging_options(parser: Parser) -> Parser:
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
     add("--mqtt-endpoint", metavar="HOST[:PORT]", type=arguments.broker_endpoint, help=broker)
+    add("--will-topic", metavar="T", help="topic of a last will, may contain {thing_name}")
+    will = "its message, too (default: {thing_name} disconnected)"
+    add("--will-message", metavar="M", default=WILL_MESSAGE, help=will)
+    add("--will-qos", type=int, choices=(0, 1), default=1, help="its quality of service (default: %(default)s)")
+    add("--will-retain", action="store_true", help="keep it at AWS for later subscribers")
     return parser
 
 
@@ -1329,6 +1360,7 @@ def add_send_options(command: Parser) -> None:
     add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
     add("--sequence", action="store_true", help="number the messages, so that subscribe counts them")
     add("--verify", action="store_true", help="count which messages come back to their thing")
+    add("-r", "--retain", action="store_true", help="keep it at AWS for later subscribers; sent once")
     topic = f"topic, may contain {{thing_name}} (default: {defaults.TOPIC_ROOT}/<thing>)"
     add("-t", "--topic", metavar="T", help=topic)
     pace = f"seconds between messages (default: {defaults.INTERVAL_S:g}, or as they come)"
@@ -1417,6 +1449,10 @@ def usage_problem(cli: Cli) -> str:
         (run and run is not subscribe and cli.output == "payload", "--output payload works only with subscribe"),
         (not run and cli.output == "json", "no command given"),
         (cli.only_local and cli.adopt is not None, "--adopt does not work with --only-local"),
+        (
+            cli.will_topic is None and (cli.will_message, cli.will_qos, cli.will_retain) != (WILL_MESSAGE, 1, False),
+            "--will-message, --will-qos and --will-retain need --will-topic",
+        ),
         (sends and cli.seed is not None and not cli.template, "--seed needs --template"),
         (cli.session and not cli.qos, "--session needs QoS 1: leave --qos 0 out"),
         (

@@ -25,6 +25,7 @@ MQTT_PORT = 8883
 MAX_PAYLOAD_BYTES = 128 * 1024
 MAX_CLIENT_ID_BYTES = 128
 MIN_INTERVAL_S = 0.01  # 100 publishes per second and connection
+RETAIN_INTERVAL_S = 1.0  # 1 retained publish per second and topic
 CONNECTS_PER_S = 400.0  # AWS allows 500 per account
 THINGS_PER_S = 10.0  # what the quotas of the control plane allow
 # https://docs.aws.amazon.com/iot/latest/developerguide/iot-policies.html: a changed policy takes 6 to 8 minutes.

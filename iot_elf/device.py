@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from iot_elf import defaults, errors, outbox
 from iot_elf.defaults import T
 from iot_elf.errors import ElfError, Refusal
-from iot_elf.messages import Message
+from iot_elf.messages import Message, Will
 from iot_elf.mqtt import Connection, EventLoop
 from iot_elf.network import Endpoint
 from iot_elf.outbox import Outbox, OutgoingMessage
@@ -48,7 +48,21 @@ class DeviceOptions(NamedTuple):
     topic: str = ""  # to publish to
     topic_filters: Sequence[str] = ()  # to subscribe to
     client_id: str = ""  # of all connections; "": a new one for each
+    retain: bool = False  # what it publishes
+    will: Will | None = None
     session: bool = False  # MQTT's persistent session: subscriptions and QoS 1 messages wait while it is offline
+
+    def needs(self, action: str) -> Iterator[tuple[str, str]]:
+        """Yield what a policy must also allow for an action: other actions, and their resources."""
+        if action == "iot:Publish" and self.retain:
+            yield "iot:RetainPublish", f"topic/{self.topic}"
+        if action == "iot:Connect" and self.will:
+            yield "iot:Publish", f"topic/{self.will.topic}"
+            if self.will.retain:
+                yield "iot:RetainPublish", f"topic/{self.will.topic}"
+            yield "iot:ConnectAttributes", "LastWill"
+        if action == "iot:Connect" and self.session:
+            yield "iot:ConnectAttributes", "PersistentConnect"
 
 
 class PlannedOutage(Exception):  # noqa: N818 - what it is, not what it does
@@ -224,7 +238,8 @@ class ConnectAttempt:
     def _refused(self, reason: str) -> Refusal:
         thing, endpoint = self._device.thing, str(self._device.endpoint)
         if self._awaited == "CONNACK":
-            return Refusal(thing, endpoint, "iot:Connect", self._device.options.client_id or f"{thing}-*", reason)
+            needs, client_id = self._device.options.needs("iot:Connect"), self._device.options.client_id
+            return Refusal(thing, endpoint, "iot:Connect", client_id or f"{thing}-*", reason, needs=needs)
         return Refusal(thing, endpoint, "iot:Subscribe", self._awaited, reason)
 
     def _fail(self, error: Exception) -> None:
@@ -283,7 +298,7 @@ class Publisher:
         """Send again what a lost connection left, then what is due, until something prevents it."""
         while self._outbox.has_due:
             if reason := self._blocked_reason():
-                if reason != outbox.RATE_LIMIT or not self.blocked_by:  # which keeps late what another delayed
+                if reason != self._outbox.rate_limit or not self.blocked_by:  # which keeps late what another delayed
                     self.blocked_by = reason
                 return
             if message := self._unless_invalid(lambda: self._outbox.take(time.monotonic())):
@@ -304,7 +319,7 @@ class Publisher:
             if not self._is_scheduled:
                 self._is_scheduled = True
                 self._loop.call_at(free_at, self._on_rate_allows)
-            return outbox.RATE_LIMIT
+            return self._outbox.rate_limit
         return ""
 
     def _on_rate_allows(self) -> None:
@@ -320,7 +335,7 @@ class Publisher:
             self._loop.call_at(now + REJECTED_WITHIN_S, self._trust, connection)
         self._outbox.count_sent(message.payload, now)
         on_puback = functools.partial(self._on_puback, message.number) if device.qos else None
-        message_id = connection.publish(device.topic, message.payload, device.qos, on_puback)
+        message_id = connection.publish(device.topic, message.payload, device.qos, device.options.retain, on_puback)
         log.debug("MQTT %s: PUBLISH %s to %s", device.thing, message_id, device.topic)
         if self._unwritten is message and not connection.is_full:
             self._on_written(message)
@@ -429,7 +444,7 @@ class Device:
         self.in_outage = self.lost_in_outage = False  # one that the run makes: now; when it was last online
         self.outage_s = 0.0  # the same as offline_s, where one of these ended the connection
         self.brief_connections = 0  # in a row that were ended soon, and came back without a failure of the network
-        self.outbox = Outbox(thing, self.topic, self.qos)
+        self.outbox = Outbox(thing, self.topic, self.qos, options.retain)
         self.refusals = RefusalTracker(patience_s)
         self._loop, self._listener = loop, listener
         self._attempt: ConnectAttempt | None = None
@@ -501,7 +516,8 @@ class Device:
         self.brief_connections = self.brief_connections + 1 if is_brief else 0
         self._listener.on_connection_interrupted(self, error, rejected)
         if rejected:
-            self._on_refusal(Refusal(self.thing, str(self.endpoint), "iot:Publish", self.topic, f" ({size:,} bytes)"))
+            known = self.thing, str(self.endpoint), "iot:Publish", self.topic, f" ({size:,} bytes)"
+            self._on_refusal(Refusal(*known, needs=self.options.needs("iot:Publish")))
         else:
             self.refusals.clear()
         self._reconnect()

@@ -108,6 +108,15 @@ def allows(documents: Iterable[Mapping[str, Any]], action: str, resource: str) -
     return verdict
 
 
+def has_attribute(documents: Iterable[Mapping[str, Any]], attribute: str) -> bool:
+    """Return whether a condition of AWS IoT policies names an attribute of CONNECT, which they else do not allow.
+
+    https://docs.aws.amazon.com/iot/latest/developerguide/connect-policy.html
+    """
+    statements = (each for document in documents for each in _listed(document.get("Statement", [])))
+    return any(f'"{attribute}"' in json.dumps(each.get("Condition", "")) for each in statements)
+
+
 def refuse_narrower(policy: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise ElfError if a policy that AWS describes does not allow what a document does; conditions count as met."""
     for statement in wanted["Statement"]:
@@ -197,14 +206,23 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
     documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
     kinds = {"iot:Connect": ("client", "connect as"), "iot:Publish": ("topic", "publish to")}
     kind, verb = kinds.get(refusal.action, ("topicfilter", "subscribe to"))
-    if not allows(documents, refusal.action, f"{arn.rpartition(':')[0]}:{kind}/{refusal.subject}"):
-        return ElfError(
-            "PolicyForbids",
-            f"{thing.name} may not {verb} {refusal.subject}: no policy of its certificate allows {refusal.action} "
-            f"({', '.join(names)})",
-            f"allow it in that policy (AWS IoT console, Security, Policies); {errors.RECREATE}, with ELF's own policy",
-        )
     is_aws = not place.local and refusal.endpoint.rpartition(":")[0] == place.data_endpoint
+    here, needed = arn.rpartition(":")[0], [(refusal.action, f"{kind}/{refusal.subject}"), *refusal.needs]
+    for action, resource in needed:
+        if action == "iot:ConnectAttributes":
+            is_allowed = not is_aws or has_attribute(documents, resource)  # no other broker looks at it
+            action = f"{resource} as one of iot:ConnectAttributes"
+        else:
+            is_allowed = allows(documents, action, f"{here}:{resource}")
+        if not is_allowed:
+            what = f"{action} on {resource}" if (action, resource) in refusal.needs else action
+            return ElfError(
+                "PolicyForbids",
+                f"{thing.name} may not {verb} {refusal.subject}: no policy of its certificate allows {what} "
+                f"({', '.join(names)})",
+                "allow it in that policy (AWS IoT console, Security, Policies); "
+                f"{errors.RECREATE}, with ELF's own policy",
+            )
     if not (place.local or is_aws) and refusal.action == "iot:Connect":
         return ElfError(
             "EndpointElsewhere",

@@ -7,7 +7,7 @@ import collections
 import errno
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from iot_elf import defaults
 from iot_elf.text import as_typed, detail_log, listed, log, plural
@@ -386,14 +386,17 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
         reason: str = "",
         allowed_by: str = "",
         is_final: bool = False,
+        needs: Iterable[tuple[str, str]] = (),
     ) -> None:
         """Make one of an `action` (iot:Connect) and its `subject`: a client ID, topic or topic filter.
 
         `reason` is what is known of a connect, or of a message. Once AWS was asked, it may be `allowed_by` policies,
-        and then `is_final` if the broker is not AWS's, so that no change can be about to take effect.
+        and then `is_final` if the broker is not AWS's, so that no change can be about to take effect. Policies must
+        also allow what it `needs`: other actions, each with its resource (topic/a).
         """
         self.thing, self.endpoint, self.action, self.subject = thing, endpoint, action, subject
         self.reason, self.is_explained, self.is_final = reason, bool(allowed_by), is_final
+        self.needs = tuple(needs)
         words = {
             "iot:Connect": (
                 "ConnectRefused",
@@ -405,7 +408,7 @@ class Refusal(ElfError):  # noqa: N818 - AWS's word for it
                 "PublishRefused",
                 f"{thing} can't publish to {subject}: the broker closes the connection at each message{reason}, and "
                 "acknowledges none",
-                "check that its policy allows iot:Publish to that topic",
+                f"check that its policy allows {' and '.join((action, *dict(self.needs)))} to that topic",
             ),
             "iot:Subscribe": (
                 "SubscribeRefused",

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import functools
 import json
+import math
 import re
 import threading
 import time
@@ -27,6 +28,7 @@ LINE_SUFFIXES = (JSONL_SUFFIX, ".ndjson")  # in any case
 MAX_TOPIC_BYTES = 256
 MAX_TOPIC_SLASHES = 7
 MAX_SUBSCRIPTIONS = 50  # a connection
+MAX_WILL_BYTES = 65_535  # MQTT 3.1.1, 3.1.3.3
 # The slashes and bytes of these do not count. AWS's limit of slashes forbids a command's answer with a format, but its
 # page of reserved topics has that topic: here its prefix does not count either.
 UNCOUNTED_PREFIX = re.compile(r"\A(\$aws/rules/[^/]+/|\$share/[^/]+/|\$aws/(?=commands/))")
@@ -276,6 +278,64 @@ def expand_topics(given: Iterable[str | None], append_thing_name: bool, thing_na
     return [topic.replace("{thing_name}", thing_name) for topic in dict.fromkeys(topics)]
 
 
+class Will(NamedTuple):
+    """What the broker publishes for a thing whose connection ends without a DISCONNECT."""
+
+    topic: str
+    message: str
+    qos: int
+    retain: bool
+
+
+def make_wills(things: Iterable[str], topic: str, message: str, qos: int, retain: bool) -> dict[str, Will]:
+    """Return the last will of each thing; {thing_name} in its topic and message stands for the thing's name.
+
+    Raises UsageError for one that AWS IoT does not take, or that would have no effect.
+    """
+    wills = {
+        thing: Will(topic.replace("{thing_name}", thing), message.replace("{thing_name}", thing), qos, retain)
+        for thing in things
+    }
+    topics = [will.topic for will in wills.values()]
+    refuse_bad_topics({thing: [will.topic] for thing, will in wills.items()}, option="--will-topic")
+    # https://docs.aws.amazon.com/iot/latest/developerguide/device-shadow-comms-app.html
+    if reserved := [each for each in topics if is_reserved_topic(each)]:
+        cause = f"AWS IoT's services ignore a last will on their own topics: {redacted(reserved[0])!r}"
+        remedy = "choose another --will-topic, and republish what arrives there with a rule (docs/devices.md)"
+        raise UsageError("WillIgnored", cause, remedy)
+    if retain:
+        refuse_unretainable(topics, "--will-topic", "--will-retain")
+    if (size := max(len(utf8(will.message)) for will in wills.values())) > MAX_WILL_BYTES:
+        cause = f"the last will is too long: {size:,} bytes, and MQTT allows {MAX_WILL_BYTES:,}"
+        raise UsageError("WillTooLong", cause, "use a shorter --will-message")
+    return wills
+
+
+def refuse_unretainable(topics: Sequence[str], option: str, retain: str, interval_s: float = math.inf) -> None:
+    """Raise UsageError if AWS IoT would not retain what things publish, each to its topic, every `interval_s`.
+
+    `option` is where the topics come from, and `retain` asks for it. An interval of 0 is what ELF makes of it.
+    https://docs.aws.amazon.com/iot/latest/developerguide/mqtt.html
+    https://docs.aws.amazon.com/general/latest/gr/iot-core.html: 1 publish per second and topic
+    """
+    if reserved := [topic for topic in topics if topic.startswith("$")]:
+        cause = f"AWS IoT retains nothing on topics that begin with $: {redacted(reserved[0])!r}"
+        raise UsageError("RetainReserved", cause, f"choose another {option}, or leave {retain} out")
+    refuse_shared_topic(topics, option, "AWS IoT keeps one retained message per topic: only one thing's would stay")
+    if 0 < interval_s < defaults.RETAIN_INTERVAL_S:
+        per_s = 1 / defaults.RETAIN_INTERVAL_S
+        cause = f"AWS IoT takes {per_s:g} retained message per second on a topic, not one every {interval_s:g} s"
+        remedy = f"use --interval {defaults.RETAIN_INTERVAL_S:g} or longer: only the last message is kept"
+        raise UsageError("RetainTooOften", cause, remedy)
+
+
+def refuse_shared_topic(topics: Sequence[str], option: str, cause: str) -> None:
+    """Raise UsageError if things share one of their topics, which come from `option`."""
+    if len({*topics}) < len(topics):
+        appended = ", or add --append-thing-name or --things 1" if option == "--topic" else ", or add --things 1"
+        raise UsageError("TopicShared", cause, f"put {{thing_name}} into {option}{appended}")
+
+
 def expand_client_ids(given: str | None, things: Sequence[str]) -> dict[str, str]:
     """Return the client ID of each thing, from --client-id; "" without it: a new one for each connection.
 
@@ -305,7 +365,7 @@ def expand_client_ids(given: str | None, things: Sequence[str]) -> dict[str, str
     return ids
 
 
-def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False) -> None:
+def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = False, option: str = "--topic") -> None:
     """Raise UsageError for a topic, or with `wildcards` a topic filter, at which AWS IoT closes the connection.
 
     Warn of a name in braces, such as {thing-name}, which was not replaced.
@@ -319,7 +379,7 @@ def refuse_bad_topics(topics: Mapping[str, Sequence[str]], wildcards: bool = Fal
             )
         for topic in each_of_thing:
             if problem := topic_problem(topic, wildcards):
-                raise UsageError("BadTopic", f"{problem}: {redacted(topic)[:300]!r}", "choose another with --topic")
+                raise UsageError("BadTopic", f"{problem}: {redacted(topic)[:300]!r}", f"choose another with {option}")
     of_one = "/".join(next(iter(topics.values()), ()))
     if kept := dict.fromkeys(re.findall(r"\{[^{}/]*\}", of_one)):
         _warn_of_names(", ".join(kept))

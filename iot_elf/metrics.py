@@ -234,8 +234,8 @@ class RunRecord:
 
     The loop's thread writes it; others may read it at any time. What is counted has the names sent, acknowledged,
     retransmitted, returned, not_sent, invalid (could not be made, so not sent), dropped (lost while offline, QoS 0),
-    requests (to shadows), accepted, rejected, received, waited (sent before the connection was made, so kept in a
-    session) and unreadable.
+    requests (to shadows), accepted, rejected, received, retained (of these), waited (of these: sent before the
+    connection was made, so kept in a session) and unreadable.
     """
 
     def __init__(self) -> None:

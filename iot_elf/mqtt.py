@@ -323,9 +323,10 @@ class Connection:
     def _is_paused(self) -> bool:
         return self._loop.is_paused and self in self._loop.pausing
 
-    def publish(self, topic: str, payload: bytes, qos: int, on_puback: Callable[..., None] | None) -> int:
+    def publish(self, topic: str, payload: bytes, qos: int, retain: bool, on_puback: Callable[..., None] | None) -> int:
         """Publish a message, and return its MQTT message ID; `on_puback` is called when it is acknowledged."""
-        message_id: int = self.client.publishAsync(topic, payload, qos, on_puback)
+        # This is all that publishAsync() does, but it can't retain.
+        message_id: int = self.client._mqtt_core.publish_async(topic, payload, qos, retain, on_puback)
         self.write()
         return message_id
 

@@ -19,6 +19,7 @@ IN_FLIGHT_LIMIT = (
     f"AWS allows {MAX_IN_FLIGHT} unacknowledged messages per connection, and each acknowledgement is a round trip"
 )
 RATE_LIMIT = f"AWS allows {1 / defaults.MIN_INTERVAL_S:g} messages/s and {MAX_BYTES_PER_S >> 10} KiB/s per connection"
+RETAIN_LIMIT = f"AWS allows {1 / defaults.RETAIN_INTERVAL_S:g} retained message/s per topic"
 SLOW_NETWORK = "the network was too slow"
 SLOW_READER = "the reader of the output was too slow"
 OFFLINE = "there was no connection"
@@ -46,8 +47,10 @@ class Outbox:
     It knows AWS's limits of a connection, and no connection.
     """
 
-    def __init__(self, thing: str, topic: str, qos: int) -> None:
+    def __init__(self, thing: str, topic: str, qos: int, retain: bool = False) -> None:
         self.topic, self.qos = topic, qos
+        self.rate_limit = RETAIN_LIMIT if retain else RATE_LIMIT  # why messages wait until free_at
+        self._interval_s = defaults.RETAIN_INTERVAL_S if retain else defaults.MIN_INTERVAL_S
         self.queued: collections.deque[tuple[float, Message]] = collections.deque()  # what is due, and since when
         self.in_flight: dict[int, OutgoingMessage] = {}  # by number, the oldest first
         self.number = 0  # of the last message that was taken from the queue
@@ -99,7 +102,7 @@ class Outbox:
 
     def count_sent(self, payload: bytes, now: float) -> None:
         """Take note that a payload was sent, for the limits of the rate."""
-        self._free_at = max(self._free_at, now) + max(defaults.MIN_INTERVAL_S, len(payload) / MAX_BYTES_PER_S)
+        self._free_at = max(self._free_at, now) + max(self._interval_s, len(payload) / MAX_BYTES_PER_S)
 
     @property
     def is_window_full(self) -> bool:

@@ -20,6 +20,7 @@ from iot_elf.text import decoded, detail_log, listed, log, on_one_line, plural, 
 SHORT_PAUSE_S = 1.0  # in all; it does no harm
 POSTED = "ELF %(thing)s posting message:'%(payload)s' on topic: %(topic)s"
 RECEIVED = "Received message: %(payload)s from topic: %(topic)s by %(thing)s"
+RETAINED = RECEIVED.replace("message", "retained message", 1)
 STALL_S = 1.0  # an acknowledgement that takes longer is shown on the live line
 
 
@@ -32,21 +33,23 @@ class MessageWriter(MessageObserver):
 
     def on_publish(self, device: Device, number: int, payload: bytes) -> None:
         if self._is_needed:
-            self._log(POSTED, "→", device, device.topic, payload)
+            self._log(POSTED, "→", device, device.topic, payload, device.options.retain)
             self._put("sent", device, number, payload)
 
     def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
         self._put("lost", device, number, payload)
 
-    def _log(self, line: str, arrow: str, device: Device, topic: str, payload: bytes) -> None:
+    def _log(self, line: str, arrow: str, device: Device, topic: str, payload: bytes, retain: bool) -> None:
         """Log the original's line; on a terminal the message comes last, where it may be cut."""
         fields = {"thing": device.thing, "topic": topic, "payload": decoded(payload)}
         fields["shown"] = on_one_line(fields["payload"])
-        detail_log.info(line, fields, extra={"on_terminal": f"%(thing)s {arrow} %(topic)s  %(shown)s"})
+        kind = " (retained)" if retain else ""
+        detail_log.info(line, fields, extra={"on_terminal": f"%(thing)s {arrow} %(topic)s{kind}  %(shown)s"})
 
     def _put(self, event: str, device: Device, number: int, payload: bytes) -> None:
         if self._output.is_on:
-            self._output.put(event, number=number, **message_fields(device.thing, device.topic, payload), qos=self._qos)
+            fields = message_fields(device.thing, device.topic, payload)
+            self._output.put(event, number=number, **fields, qos=self._qos, retain=device.options.retain)
 
     def on_puback(self, device: Device, number: int, after_s: float) -> None:
         if self._output.is_on:
@@ -54,7 +57,8 @@ class MessageWriter(MessageObserver):
 
     def on_message(self, device: Device, message: Any, payload: bytes) -> None:
         if self._is_needed:
-            self._log(RECEIVED, "←", device, message.topic, payload)
+            line = RETAINED if message.retain else RECEIVED
+            self._log(line, "←", device, message.topic, payload, message.retain)
             fields = message_fields(device.thing, message.topic, payload)
             self._output.put("received", **fields, qos=message.qos, retain=bool(message.retain))
         self._output.put_payload(payload)
@@ -267,14 +271,15 @@ class SubscribeReport(RunReport):
         if not record.sequence.is_exact:
             log.warning("%s too many senders, or gaps: the number of missing messages is not exact", label)
         messages, things = plural(received, "message"), plural(len(record.connected), "thing")
-        report_log.info("%s ELF received %s on %s%s", label, messages, things, record.sequence)
+        retained = f" ({count} retained)" if (count := record.totals["retained"]) else ""
+        report_log.info("%s ELF received %s%s on %s%s", label, messages, retained, things, record.sequence)
 
     def summary(self) -> dict[str, Any]:
         record, sequence, totals = self.record, self.record.sequence, self.record.totals
         exactness = {"senders": sequence.senders(), "exact": sequence.is_exact}
         sessions = {"sessionPresent": len(record.session_present), "sessionLost": len(record.session_lost)}
         return {
-            **{"received": totals["received"], "unreadable": totals["unreadable"]},
+            **{"received": totals["received"], "retained": totals["retained"], "unreadable": totals["unreadable"]},
             **({**sessions, "waited": totals["waited"]} if record.keeps_sessions else {}),
             **super().summary(),
             "senderClockAheadS": round(record.clock_ahead_s, 1),

@@ -519,6 +519,8 @@ class SubscribeRunner(Runner):
             if not is_wanted:
                 return not record.keeps_sessions
         record.count("received", device.thing)
+        if message.retain:
+            record.count("retained", device.thing)
         record.note_message(device.thing, payload)
         if (sent_at := time_of_sending(content)) is not None:
             if record.keeps_sessions and sent_at < device.accepted_at:

@@ -85,7 +85,7 @@ def test_send_tells_of_each_message_and_its_acknowledgement(pair: Pair, ear: Cli
     assert {(each["thingName"], each["number"]) for each in sent} == numbers
     assert {(each["thingName"], each["number"]) for each in acknowledged} == numbers
     for each in sent:
-        assert set(each) == {"thingName", "number", "topic", "payload", "qos", "time"}
+        assert set(each) == {"thingName", "number", "topic", "payload", "qos", "retain", "time"}
         assert before - 0.01 <= each["time"] <= time.time()
         assert each["qos"] == 1
     for each in acknowledged:

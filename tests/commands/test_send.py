@@ -32,7 +32,7 @@ def test_an_independent_client_with_a_things_files_hears_what_send_sends(pair: P
     client.subscribe("elf/thing_0")
     before = time.time()
     pair("send", *pair.to_broker, *ONCE)
-    topic, payload, qos = client.hear()
+    topic, payload, qos, _ = client.hear()
     client.close()
     message = json.loads(payload)
     assert (topic, qos, list(message), message["msg"]) == ("elf/thing_0", 1, ["msg", "ts"], "IoT ELF Hello")

@@ -289,7 +289,7 @@ def test_each_option_is_among_the_commands(module: ModuleType) -> None:
     for command in ("create", "send", "subscribe", "list", "env", "clean"):
         with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
             module.build_parser().parse_args([command, "--help"])
-        for name in re.findall(r"(?<![\w-])--?[a-z][\w-]*", text.getvalue()):
+        for name in re.findall(r"(?<![\w>-])--?[a-z][\w-]*", text.getvalue()):
             assert f"`{name}" in page or f" {name}" in page, name
 
 

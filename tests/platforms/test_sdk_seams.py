@@ -22,9 +22,9 @@ SEAMS = {
     "kind": "_logger",
     "client": (
         "configureEndpoint configureCredentials configureSocketFactory configureOfflinePublishQueueing "
-        "disableMetricsCollection connectAsync disconnectAsync publishAsync subscribeAsync onMessage _mqtt_core"
+        "disableMetricsCollection connectAsync disconnectAsync subscribeAsync onMessage configureLastWill _mqtt_core"
     ),
-    "client._mqtt_core": "_event_queue _event_consumer _internal_async_client",
+    "client._mqtt_core": "_event_queue _event_consumer _internal_async_client publish_async",
     "client._mqtt_core._event_consumer": "start _stopper _dispatch_one",
     "client._mqtt_core._internal_async_client": "_paho_client _event_callback_map",
     "paho client": (
@@ -72,7 +72,10 @@ def test_the_sdk_has_what_elf_relies_on_inside_it(monkeypatch: pytest.MonkeyPatc
             assert hasattr(kind, "_logger"), f"the SDK {version} has no _logger in its {name}, which ELF silences"
     signature = inspect.signature(client.connectAsync)
     assert "ackCallback" in signature.parameters, f"the SDK {version} has no ackCallback in its connectAsync()"
-    for function, count in ((client.publishAsync, 4), (client.subscribeAsync, 3), (client.configureCredentials, 3)):
+    publish = client._mqtt_core.publish_async
+    for function, count in (
+        *((publish, 5), (client.subscribeAsync, 3), (client.configureCredentials, 3), (client.configureLastWill, 4)),
+    ):
         try:
             inspect.signature(function).bind(*range(count))
         except TypeError:

@@ -30,6 +30,7 @@ class Heard(NamedTuple):
     topic: str
     payload: bytes
     qos: int
+    retain: bool = False  # it was there before
 
 
 class Client:
@@ -52,7 +53,7 @@ class Client:
         )
         self._mqtt.on_subscribe = lambda client, data, mid, reasons, properties: self._answers.put(reasons)
         self._mqtt.on_message = lambda client, data, message: self._heard.put(
-            Heard(message.topic, bytes(message.payload), message.qos)
+            Heard(message.topic, bytes(message.payload), message.qos, message.retain)
         )
 
     def _on_connect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:

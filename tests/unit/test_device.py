@@ -21,6 +21,7 @@ from iot_elf.device import (
     refuse_blocking_files,
 )
 from iot_elf.errors import ElfError, Refusal, UsageError
+from iot_elf.messages import Will
 from iot_elf.network import Endpoint
 from iot_elf.refusals import RefusalTracker
 from iot_elf.state import ThingFiles
@@ -148,6 +149,7 @@ class FakeConnection:
         self.is_filled = False  # whether the next message is more than it takes
         self.on_writable: Callable[[], None] = lambda: None
         self.published: list[str] = []
+        self.retained: list[bool] = []
         self.on_puback: list[Callable[..., None] | None] = []
         self.subscribed: list[tuple[str, int]] = []
         self.on_suback: Callable[..., None] = lambda *_: None
@@ -169,10 +171,11 @@ class FakeConnection:
     def reset(self) -> None:
         self.is_alive, self.is_reset = False, True
 
-    def publish(self, topic: str, payload: bytes, qos: int, on_puback: Callable[..., None] | None) -> int:
+    def publish(self, topic: str, payload: bytes, qos: int, retain: bool, on_puback: Callable[..., None] | None) -> int:
         assert self.is_alive
         assert (topic, qos) == ("elf/thing_0", 0 if on_puback is None else 1)
         self.published.append(payload.decode())
+        self.retained.append(retain)
         self.on_puback.append(on_puback)
         self.is_full = self.is_full or self.is_filled
         return len(self.published)
@@ -1077,3 +1080,41 @@ def test_a_broken_certificate_is_told_with_its_server(bench: Callable[..., Bench
     its.open()
     assert error.strerror == "untrusted (made by nobody)"
     assert its.listener.seen() == ["failed SSLCertVerificationError"]
+
+
+# What is retained, and wills
+
+
+@pytest.mark.parametrize(
+    ("retain", "will", "connect", "publish"),
+    [
+        (False, None, [], []),
+        (True, None, [], ["iot:RetainPublish topic/elf/thing_0"]),
+        (False, Will("a", "", 0, False), ["iot:Publish topic/a", "iot:ConnectAttributes LastWill"], []),
+        (
+            *(True, Will("a", "", 0, True)),
+            ["iot:Publish topic/a", "iot:RetainPublish topic/a", "iot:ConnectAttributes LastWill"],
+            ["iot:RetainPublish topic/elf/thing_0"],
+        ),
+    ],
+)
+def test_a_refusal_says_what_else_the_policy_must_allow(
+    bench: Callable[..., Bench], retain: bool, will: Will | None, connect: list[str], publish: list[str]
+) -> None:
+    def needs() -> list[str]:
+        assert its.device.refusals.last
+        return [" ".join(each) for each in its.device.refusals.last.needs]
+
+    its = bench()
+    its.device.options = its.device.options._replace(retain=retain, will=will)
+    its.device.connect()
+    its.open()
+    its.connection.lose()
+    assert needs() == connect
+    connection = its.online()
+    its.publish("a")
+    assert connection.retained == [retain]
+    connection.lose()
+    assert needs() == publish
+    assert its.device.refusals.last
+    assert ("iot:RetainPublish" in its.device.refusals.last.remedy) is bool(publish)

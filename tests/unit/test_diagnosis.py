@@ -258,6 +258,33 @@ def test_what_aws_knows_of_a_refused_thing_is_said_in_place_of_a_guess(
         assert said in found.cause
 
 
+ATTRIBUTES = {"Condition": {"ForAllValues:StringEquals": {"iot:ConnectAttributes": ["LastWill"]}}}
+RETAIN = statement("Allow", "iot:RetainPublish", f"{HERE}:topic/a")
+WILL = ("iot:Publish", "topic/a"), ("iot:ConnectAttributes", "LastWill")
+
+
+@pytest.mark.parametrize(
+    ("statements", "action", "needs", "said"),
+    [
+        ([ALLOW], PUBLISH, [("iot:RetainPublish", "topic/a")], "allows iot:RetainPublish on topic/a (p)"),
+        ([ALLOW, RETAIN], PUBLISH, [("iot:RetainPublish", "topic/a")], None),
+        ([statement("Allow", CONNECT, "*", **ATTRIBUTES)], CONNECT, WILL, "allows iot:Publish on topic/a (p)"),
+        ([ALLOW, statement("Allow", CONNECT, "*")], CONNECT, WILL, "allows LastWill as one of iot:ConnectAttributes"),
+        ([ALLOW, statement("Allow", CONNECT, "*", **CONDITION)], CONNECT, WILL, "LastWill as one of"),
+        ([ALLOW, statement("Allow", CONNECT, "*", **ATTRIBUTES)], CONNECT, WILL, None),
+        (ALLOW, PUBLISH, [], None),
+    ],
+)
+def test_what_a_refused_thing_also_needs_is_looked_for_in_its_policies(
+    statements: Any, action: str, needs: Any, said: str | None
+) -> None:
+    refused = Refusal("thing_0", "mine:8883", action, "a", needs=needs)
+    place = Place(region="us-west-2", data_endpoint="mine", local=False)
+    iot: Any = Iot("ACTIVE", ["p"], {"Statement": statements})
+    found = diagnosis.diagnose(iot, place, Thing("thing_0", f"{HERE}:cert/c0", "c0"), refused)
+    assert isinstance(found, Refusal) if said is None else found.name == "PolicyForbids" and said in found.cause
+
+
 # A thing that can't connect
 
 

@@ -247,10 +247,20 @@ def test_a_connection_that_was_quiet_may_not_make_up_for_it() -> None:
     assert its.free_at == pytest.approx(2000.01 - 0.1)
 
 
+@pytest.mark.parametrize(("size", "after_s"), [(0, 1.0), (128 * 1024, 1.0)])
+def test_what_is_retained_goes_out_once_a_second_also_after_an_outage(size: int, after_s: float) -> None:
+    its = Outbox("thing_0", "elf/thing_0", 1, retain=True)
+    its.count_sent(bytes(size), 1000.0)
+    its.count_sent(bytes(size), its.free_at)
+    assert its.free_at == pytest.approx(1000.0 + 2 * after_s - constant("BURST_S"))
+
+
 def test_a_new_connection_may_send_at_once() -> None:
     assert outbox().free_at < 0.0
 
 
 def test_why_a_message_is_late_is_said_in_the_numbers_that_aws_publishes() -> None:
     assert constant("RATE_LIMIT") == "AWS allows 100 messages/s and 512 KiB/s per connection"
+    assert outbox().rate_limit == constant("RATE_LIMIT")
+    assert Outbox("thing_0", "elf/thing_0", 1, retain=True).rate_limit == "AWS allows 1 retained message/s per topic"
     assert constant("IN_FLIGHT_LIMIT").startswith("AWS allows 100 unacknowledged messages per connection")

@@ -219,7 +219,7 @@ def test_of_very_many_lost_messages_the_first_are_named(
 
 def test_subscribe_reports_what_it_received_and_who_missed_what(run: Make, limits: Limits) -> None:
     limits(MAX_LISTED=2, MAX_SENDERS=3)
-    record = run({"received": 50, "unreadable": 1}, offline_s={"thing_0": 3.0})
+    record = run({"received": 50, "retained": 3, "unreadable": 1}, offline_s={"thing_0": 3.0})
     record.latency.add(0.025)
     for thing, numbers in {"x_1": (1, 2), "x_10": (1, 3), "x_9": (1, 4), "x_11": (1, 3)}.items():
         miss(record, *numbers, thing=thing)
@@ -232,7 +232,7 @@ def test_subscribe_reports_what_it_received_and_who_missed_what(run: Make, limit
         "INFO [it] from x_9: 2 missing, 0 repeated, 0 out of order",
         "INFO [it] from x_10: 1 missing, 0 repeated, 0 out of order",
         "WARNING [it] too many senders, or gaps: the number of missing messages is not exact",
-        f"INFO [it] ELF received 50 messages on 2 things, {missing}",
+        f"INFO [it] ELF received 50 messages (3 retained) on 2 things, {missing}",
     ]
 
 
@@ -300,10 +300,18 @@ def test_what_is_not_known_is_null_or_empty_in_the_summary(clock: Clock, run: Ma
 
 @pytest.mark.parametrize("checks_sequence", [True, False])
 def test_the_summary_of_subscribe_has_what_is_missing_if_that_is_known(run: Make, checks_sequence: bool) -> None:
-    record = miss(run({"received": 9}, checks_sequence=checks_sequence), 1, 4)
+    record = miss(run({"received": 9, "retained": 2}, checks_sequence=checks_sequence), 1, 4)
     counted = {"missing": 2, "repeated": 0, "outOfOrder": 0, "senders": {"x": {"missing": 2}}, "exact": True}
     assert SubscribeReport(record, "").summary() == {
-        **{"received": 9, "unreadable": 0, "durationS": 12.5, "messagesPerS": 0.7, "connects": 0, "offlineS": {}},
+        **{
+            "received": 9,
+            "retained": 2,
+            "unreadable": 0,
+            "durationS": 12.5,
+            "messagesPerS": 0.7,
+            "connects": 0,
+            "offlineS": {},
+        },
         **{"latencyMs": {}, "senderClockAheadS": 0.0},
         **(counted if checks_sequence else {}),
     }
@@ -338,7 +346,7 @@ class Output:
         self.payloads.append(payload)
 
 
-THING: Any = SimpleNamespace(thing="thing_0", topic="elf/thing_0")
+THING: Any = SimpleNamespace(thing="thing_0", topic="elf/thing_0", options=SimpleNamespace(retain=True))
 
 
 def show(is_on: bool, clock: Clock) -> tuple[list[str], Output]:
@@ -357,13 +365,13 @@ def test_each_message_is_a_line_and_an_event(clock: Clock) -> None:
     lines, output = show(True, clock)
     assert lines == [
         "INFO ELF thing_0 posting message:'a' on topic: elf/thing_0",
-        "INFO Received message: c from topic: b by thing_0",
+        "INFO Received retained message: c from topic: b by thing_0",
         "WARNING AWS rejected a message of thing_0 on elf/thing_0: 400 no",
     ]
-    usual = {"thingName": "thing_0", "time": 1000.0}
+    usual, sent = {"thingName": "thing_0", "time": 1000.0}, {"qos": 1, "retain": True}
     assert output.events == [
-        {**usual, "event": "sent", "number": 3, "topic": "elf/thing_0", "payload": "a", "qos": 1},
-        {**usual, "event": "lost", "number": 4, "topic": "elf/thing_0", "payload": "b", "qos": 1},
+        {**usual, "event": "sent", "number": 3, "topic": "elf/thing_0", "payload": "a", **sent},
+        {**usual, "event": "lost", "number": 4, "topic": "elf/thing_0", "payload": "b", **sent},
         {"event": "acknowledged", "thingName": "thing_0", "number": 3, "latencyMs": 23.4},
         {**usual, "event": "received", "topic": "b", "payload": "c", "qos": 0, "retain": True},
         {"event": "rejected", "thingName": "thing_0", "topic": "elf/thing_0", "code": 400, "message": "no"},
