@@ -148,13 +148,13 @@ def _certificate_problem(iot: Any, place: Place, thing: Thing) -> ElfError | Non
             "CertificateUnknown",
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
             "if the fleet is elsewhere, use that region and account; if the certificate was deleted, "
-            + errors.RECREATE,
+            + errors.recreate(thing.name),
         )
     if (status := certificate["certificateDescription"]["status"]) == "REVOKED":
         return ElfError(
             "CertificateRevoked",
             f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated",
-            errors.RECREATE,
+            errors.recreate(thing.name),
         )
     if status != "ACTIVE":
         return ElfError(
@@ -179,7 +179,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
             "NoPolicy",
             f"{thing.name} can't connect: its certificate has no policy",
             f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, "
-            f"{errors.RECREATE}",
+            f"{errors.recreate(thing.name)}",
         )
     documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
     kinds = {"iot:Connect": ("client", "connect as"), "iot:Publish": ("topic", "publish to")}
@@ -189,7 +189,8 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
             "PolicyForbids",
             f"{thing.name} may not {verb} {refusal.subject}: no policy of its certificate allows {refusal.action} "
             f"({', '.join(names)})",
-            f"allow it in that policy (AWS IoT console, Security, Policies); {errors.RECREATE}, with ELF's own policy",
+            "allow it in that policy (AWS IoT console, Security, Policies); "
+            f"{errors.recreate(thing.name)}, with ELF's own policy",
         )
     is_aws = not place.local and refusal.endpoint.rpartition(":")[0] == place.data_endpoint
     if not (place.local or is_aws) and refusal.action == "iot:Connect":
@@ -278,14 +279,14 @@ def broken_file(thing: str, files: ThingFiles) -> ElfError | None:
     for file in (files.certificate, files.private_key):
         try:
             if not file.read_bytes().strip():
-                return ElfError("KeyEmpty", f"the file {file} of {thing} is empty", errors.RESTORE_KEYS)
+                return ElfError("KeyEmpty", f"the file {file} of {thing} is empty", errors.restore_keys(thing))
         except FileNotFoundError:
-            return ElfError("KeyMissing", f"{thing} has no file {file}", errors.RESTORE_KEYS)
+            return ElfError("KeyMissing", f"{thing} has no file {file}", errors.restore_keys(thing))
         except OSError as error:
             return ElfError(
                 "KeyUnreadable",
                 f"{thing} can't use its file {file}: {error.strerror}",
-                f"make it readable, or {errors.RESTORE_KEYS}",
+                f"make it readable, or {errors.restore_keys(thing)}",
             )
     context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files.certificate
     try:
@@ -297,9 +298,9 @@ def broken_file(thing: str, files: ThingFiles) -> ElfError | None:
             return ElfError(
                 "KeyMismatch",
                 f"the certificate and the key of {thing} do not match: {error}",
-                f"restore {file} and its .pem from one backup; without one, {errors.RECREATE}",
+                f"restore {file} and its .pem from one backup; without one, {errors.recreate(thing)}",
             )
         return ElfError(
-            "KeyInvalid", f"the file {file} of {thing} has no key or certificate: {error}", errors.RESTORE_KEYS
+            "KeyInvalid", f"the file {file} of {thing} has no key or certificate: {error}", errors.restore_keys(thing)
         )
     return None
