@@ -439,7 +439,7 @@ def report_all(cli: Cli) -> None:
     """Log how many things the fleet has in all, if COUNT, which is of one prefix, does not say that."""
     number_of = collections.Counter(text.by_number(thing.name)[0] for thing in cli.fleet.ready)
     if {*number_of} - {cli.prefix}:
-        parts = ", ".join(f"{number} with prefix {prefix}" for prefix, number in number_of.items())
+        parts = ", ".join(f"{number} with prefix {prefix}" for prefix, number in sorted(number_of.items()))
         things = text.plural(number_of.total(), "thing")
         report_log.info("[create_things] the fleet now has %s in all: %s", things, parts)
 

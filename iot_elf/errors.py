@@ -348,8 +348,10 @@ class FailureReport:
     def report(self, of: int) -> dict[str, dict[str, str]]:
         """Log how many of the `of` things failed, which, and what to do; return what the JSON summary has of it."""
         told: dict[str, dict[str, list[str]]] = {}
+        remedies = collections.Counter(shared[1] for _, shared in self.things.values())
         for thing, (remedy, shared) in self.things.items():
-            cause, remedy = shared if self._alike[shared] > 1 else ("", remedy)
+            cause = shared[0] if self._alike[shared] > 1 else ""
+            remedy = shared[1] if remedies[shared[1]] > 1 else remedy
             told.setdefault(remedy, {}).setdefault(cause, []).append(thing)
         for remedy, causes in told.items():
             for cause, things in causes.items():
