@@ -45,7 +45,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent))  # where Python does not look with -P, nor Locust after its start
@@ -102,7 +102,6 @@ PROPAGATION_S = 20.0  # until AWS IoT knows what was just made
 SUBSCRIPTIONS_PER_S = 450.0  # AWS allows 500 per account
 LATE_ARRIVALS_S = 2.0  # how long missing messages have to arrive when `subscribe` ends
 REDELIVERY_S = 35.0  # and from one to the next with --session: a broker may repeat what it has no PUBACK for after 30 s
-NO_THINGS = "NoThings", "there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)"
 
 
 class Cli:
@@ -147,9 +146,9 @@ class Cli:
     will_retain: bool = False
     interval: float  # seconds; 0: as lines arrive
     duration: float | None  # seconds; 0: until Ctrl-C
-    things: int | None = None  # only the first so many of the fleet
+    things: Sequence[int | str] | None = None  # only the first so many of the fleet, or by name or pattern
     view: bool = False  # show them as a table while they run
-    thing: str | None = None  # the one to list
+    names: Sequence[str] = ()  # of things to list or clean, or patterns; none: all
     qos: int
     root_cert: Path | None = None
     mqtt_endpoint: Endpoint | None = None  # without a host if only the port was given
@@ -438,6 +437,7 @@ def create_things(cli: Cli) -> int:
             things = text.plural(len(wanted), "thing")
             line, shown = "[create_things] ELF has %s already in region:'%s'.", "ELF already has %s in %s"
             report_log.info(line, things, cli.place.region, extra={"on_terminal": shown})
+            report_all(cli)
             return 0
         log.info("[create_things] ELF creating %s", text.plural(len(missing), "thing"))
         log.info("in %s%s", place, f"; region from {place.region_from}" if place.region_from else "")
@@ -471,8 +471,18 @@ def report_creation(cli: Cli, missing: set[str], region: str | None) -> int:
     if left := len(missing) - created:
         things = text.plural(left, "thing")
         report_log.info("[create_things] %s not created yet: run the command again to continue", things)
+    report_all(cli)
     cli.summary.update(things=len(cli.fleet.ready), created=created)
     return left
+
+
+def report_all(cli: Cli) -> None:
+    """Log how many things the fleet has in all, if COUNT, which is of one prefix, does not say that."""
+    number_of = collections.Counter(text.by_number(thing.name)[0] for thing in cli.fleet.ready)
+    if {*number_of} - {cli.prefix}:
+        parts = ", ".join(f"{number} with prefix {prefix}" for prefix, number in sorted(number_of.items()))
+        things = text.plural(number_of.total(), "thing")
+        report_log.info("[create_things] the fleet now has %s in all: %s", things, parts)
 
 
 def report_created(event_writer: EventWriter, thing: Thing, files: ThingFiles) -> None:
@@ -502,11 +512,12 @@ def missing_things(fleet: Fleet, prefix: str, names: Sequence[str]) -> list[str]
     existing = [
         name for name, thing in fleet.things.items() if thing.stage != state.CLEANING and numbered.fullmatch(name)
     ]
-    if set(existing) - set(names):
+    if beyond := set(existing) - set(names):
         raise ElfError(
             "TooManyThings",
-            f"there are already {text.plural(len(existing), 'thing')}, more than the {len(names)} requested",
-            f"remove them all with `elf.py clean`, then run `elf.py {create_command(len(names), prefix)}` again",
+            f"the fleet has things beyond the {len(names)} requested: {text.listed(beyond)}",
+            f"remove them with `elf.py clean {text.typed_names(beyond)}`, or all with `elf.py clean`, "
+            f"then run `elf.py {create_command(len(names), prefix)}` again",
         )
     return [name for name in names if name not in fleet.things or fleet.things[name].stage != state.READY]
 
@@ -823,13 +834,13 @@ def refuse_incomplete(cli: Cli, record: RunRecord, duration_s: float, is_unread:
 
 
 def clean_up(cli: Cli) -> int:
-    """Delete every thing of the fleet in AWS IoT, then on disk; with `cli.only_local`, only on disk."""
+    """Delete the fleet's things, or those that are named, in AWS IoT, then on disk; `cli.only_local`: only there."""
     fleet = cli.fleet
     with fleet.locked(cli.events):
-        names, failures = list(fleet.things), FailureReport()
+        names, failures = state.choose(list(fleet.things), cli.names), FailureReport()
         try:
             if cli.only_local:
-                forget_things(cli)
+                forget_things(cli, names)
             elif needs_aws(cli):
                 clean_in_aws(cli, names, failures)
             if not fleet.things:
@@ -837,20 +848,24 @@ def clean_up(cli: Cli) -> int:
             if not names:
                 report_log.info("[clean_up] ELF has no things to clean up")
         finally:
-            left = len(fleet.things)
+            unfinished, left = [name for name in names if name in fleet.things], len(fleet.things)
+            cleaned = len(names) - len(unfinished)
             if names:
-                report_log.info("[clean_up] ELF cleaned up %s, %d left", text.plural(len(names) - left, "thing"), left)
+                report_log.info("[clean_up] ELF cleaned up %s, %d left", text.plural(cleaned, "thing"), left)
+            if cli.names and unfinished:  # the same command would name some that are gone
+                command = text.as_typed(f"`elf.py clean {text.typed_names(unfinished)}`")
+                report_log.info("[clean_up] not cleaned up yet: %s; continue with %s", text.listed(unfinished), command)
             error = failures.report(of=len(names))
-            cli.summary.update(cleaned=len(names) - left, left=left, failed=list(failures.things), **error)
-    return 1 if fleet.things else 0
+            cli.summary.update(cleaned=cleaned, left=left, failed=list(failures.things), **error)
+    return 1 if unfinished else 0
 
 
 def clean_in_aws(cli: Cli, names: list[str], failures: FailureReport) -> None:
     """Delete the things `names` in AWS IoT, to which those are added that AWS has of the ELF ID `cli.adopt`."""
     fleet = cli.fleet
-    adoption.refuse_unknown_place(fleet, cli.place, cli.adopt)
+    adoption.refuse_unknown_place(fleet, cli.place, cli.adopt, cli.names)
     iot, place = control_plane(cli)  # in another account everything would seem to be gone
-    adopted = adoption.claim_for_clean(cli.events, iot, fleet, cli.adopt, place)
+    adopted = adoption.claim_for_clean(cli.events, iot, fleet, cli.adopt, place, names)
     names += sorted(adopted - {*names}, key=text.by_number)
     if names:
         log.info("[clean_up] ELF cleaning up %s", text.plural(len(names), "thing"))
@@ -860,16 +875,16 @@ def clean_in_aws(cli: Cli, names: list[str], failures: FailureReport) -> None:
     report_unanswered(cli)
 
 
-def forget_things(cli: Cli) -> None:
-    """Delete what misc/ has of the things, and say what that leaves in AWS IoT."""
+def forget_things(cli: Cli, names: Sequence[str]) -> None:
+    """Delete what misc/ has of the things `names`, and say what that leaves in AWS IoT."""
     fleet = cli.fleet
-    if fleet.things and not cli.place.local:
+    if names and not (cli.place.local and len(names) == len(fleet.things)):  # else it goes with the embedded AWS IoT
         where = fleet.disagreement.cause if fleet.disagreement else cli.place
-        log.warning("left in AWS IoT, with their certificates and policies: %s (%s)", text.listed(fleet.things), where)
-    for thing in list(fleet.things.values()):
-        fleet.forget(thing)
-        cli.event_writer.put("cleaned", thingName=thing.name)
-    if fleet.unanswered:
+        log.warning("left in AWS IoT, with their certificates and policies: %s (%s)", text.listed(names), where)
+    for name in names:
+        fleet.forget(fleet.things[name])
+        cli.event_writer.put("cleaned", thingName=name)
+    if fleet.unanswered and not fleet.things:
         from iot_elf import diagnosis
 
         diagnosis.forget_unanswered(fleet)
@@ -888,16 +903,17 @@ def forget_fleet(cli: Cli, cleaned: Container[str]) -> None:
 
 def list_things(cli: Cli) -> int:
     """Show what misc/ has of the fleet, even while other commands use it, without locking, writing or asking AWS."""
-    if cli.thing:
-        return show_thing(cli, cli.thing)
+    if is_one_thing(cli.names):
+        return show_thing(cli, *cli.names)
     fleet = RecordedFleet(cli.misc_dir)
+    names = state.choose(list(fleet.things), cli.names)
     place = find_place(cli, fleet.place)
     if fleet.disagreement:
         log.warning("%s", fleet.disagreement.cause)
     on_terminal = sys.stdout.isatty()  # then the log has the local time, too
     shown = text.local_time if on_terminal else text.utc_time
     rows = [("NAME", "CERTIFICATE", "POLICY", "SINCE" if on_terminal else "SINCE (UTC)")]
-    for thing in fleet.things.values():
+    for thing in map(fleet.things.__getitem__, names):
         since = None
         with contextlib.suppress(OSError):
             since = fleet.files(thing.name).private_key.stat().st_mtime
@@ -906,18 +922,24 @@ def list_things(cli: Cli) -> int:
         ids = {"certificateId": thing.certificate_id, "policyName": thing.policy_name}
         cli.event_writer.put("thing", thingName=thing.name, **ids, stage=thing.stage, since=since)
     runs = is_local_running(fleet) if place.local else False
-    cli.summary.update(things=len(fleet.things), local=place.local, localRuns=runs)
+    cli.summary.update(things=len(names), local=place.local, localRuns=runs)
     cli.summary.update(region=place.region, account=place.account, endpointUrl=place.endpoint_url)
     if not cli.event_writer.is_on:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [text.redacted("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
         lines = [line[: console.terminal_width(sys.stdout)] for line in lines] if on_terminal else lines
         suffix = "" if runs is None or not place.local else ", running" if runs else ", not running"
-        lines.append(text.redacted(f"{text.plural(len(fleet.things), 'thing')} in {place}{suffix}"))
+        shown_of = f"{len(names)} of " if cli.names else ""
+        lines.append(text.redacted(f"{shown_of}{text.plural(len(fleet.things), 'thing')} in {place}{suffix}"))
         table = "\n".join(lines) if fleet.things else f"no things yet; {next_step(cli.misc_dir)}"
         encoding = sys.stdout.encoding
         cli.output_writer.write(sys.stdout, table.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     return 0
+
+
+def is_one_thing(names: Sequence[str]) -> bool:
+    """Return whether what is to be listed is one thing, by its name."""
+    return len(names) == 1 and bool(state.THING_NAME.fullmatch(names[0]))
 
 
 def show_thing(cli: Cli, name: str) -> int:
@@ -926,10 +948,7 @@ def show_thing(cli: Cli, name: str) -> int:
 
     from iot_elf.diagnosis import broken_file
 
-    things = {thing.name: thing for thing in ready_things(cli.fleet)}
-    if not (thing := things.get(name)):
-        cause = f"{name} is not complete" if name in cli.fleet.things else f"the fleet has no thing {name}"
-        raise ElfError("NoSuchThing", cause, f"choose one of its things: {text.listed(things)}")
+    (thing,) = ready_things(cli.fleet, [name])
     files = cli.fleet.files(name)
     if failure := broken_file(name, files):
         raise failure
@@ -960,7 +979,7 @@ def print_environment(cli: Cli) -> int:
 
     fleet = RecordedFleet(cli.misc_dir)
     if not fleet.place:
-        raise ElfError(*NO_THINGS)
+        raise ElfError(*state.NO_THINGS)
     if fleet.disagreement:
         raise fleet.disagreement
     place = find_place(cli, fleet.place)
@@ -1024,27 +1043,31 @@ def find_cause(cli: Cli, thing: str, refusal: Refusal) -> ElfError:
         return refusal
 
 
-def ready_things(fleet: Fleet, first: int | None = None) -> list[Thing]:
-    """Return the things that can connect, or the first `first` of them. Raises ElfError if there are none, or fewer."""
-    prefix, highest = text.by_number(next(reversed(fleet.things), ""))
-    create = create_command(highest + 1, prefix)
-    for stage, command in ((state.CREATING, create), (state.CLEANING, "clean")):
+def ready_things(fleet: Fleet, wanted: Sequence[int | str] | None = None) -> list[Thing]:
+    """Return the things that can connect, or those that are `wanted`, as state.choose(). Raises ElfError for none."""
+    for stage, finish in ((state.CREATING, finish_creating), (state.CLEANING, finish_cleaning)):
         if names := [thing.name for thing in fleet.things.values() if thing.stage == stage]:
-            finish = text.as_typed(f"finish with `elf.py {command}`")
-            log.warning("skipping incomplete things: %s; %s", text.listed(names), finish)
+            remedy = text.as_typed(f"finish with {finish(fleet, names)}")
+            log.warning("skipping incomplete things: %s; %s", text.listed(names), remedy)
     if not fleet.things:
-        raise ElfError(*NO_THINGS)
+        raise ElfError(*state.NO_THINGS)
     if not fleet.ready:
-        raise ElfError(
-            "NoneComplete", "none of the things is complete", f"finish with `elf.py {create}`, or `elf.py clean`"
-        )
-    if first and first > len(fleet.ready):
-        raise ElfError(
-            "TooFewThings",
-            f"--things {first} is more than the fleet has: {len(fleet.ready)}",
-            f"create more with `elf.py create {first}`, or ask for fewer",
-        )
-    return fleet.ready[:first]
+        create = finish_creating(fleet, fleet.things)
+        raise ElfError("NoneComplete", "none of the things is complete", f"finish with {create}, or `elf.py clean`")
+    names = state.choose([thing.name for thing in fleet.ready], wanted or (), incomplete=fleet.things)
+    return [fleet.things[name] for name in names]
+
+
+def finish_creating(fleet: Fleet, names: Iterable[str]) -> str:
+    """Return the commands that finish making things: for each prefix, with the highest number that the fleet has."""
+    counts = {prefix: number + 1 for prefix, number in sorted(map(text.by_number, fleet.things))}
+    prefixes = sorted({text.by_number(name)[0] for name in names})
+    return " and ".join(f"`elf.py {create_command(counts[prefix], prefix)}`" for prefix in prefixes)
+
+
+def finish_cleaning(fleet: Fleet, names: Sequence[str]) -> str:
+    """Return the command that finishes deleting things, and leaves the others."""
+    return "`elf.py clean`" if len(names) == len(fleet.things) else f"`elf.py clean {text.typed_names(names)}`"
 
 
 def runner_callbacks(cli: Cli, things: Sequence[Thing]) -> dict[str, Any]:
@@ -1282,9 +1305,9 @@ EXAMPLES = {  # of each command, for its help
         "send --json-message - <readings.jsonl",
     ),
     "subscribe": ("subscribe", "subscribe --count 20", "subscribe -t 'house/+/door'", "subscribe --output payload"),
-    "list": ("list", "list thing_0", "list --output json"),
+    "list": ("list", "list thing_0", "list 'lamp_*' --output json"),
     "env": ("env", "env --misc-dir other"),
-    "clean": ("clean", "clean --wait 60", "clean --only-local"),
+    "clean": ("clean", "clean thing_1 'lamp_*'", "clean --only-local"),
 }
 
 
@@ -1329,8 +1352,8 @@ def add_messaging_options(parser: Parser) -> Parser:
     weather = "10/60: end all connections for 10 s in each 60 s"
     add("--outage", metavar="S/S", type=arguments.outage, help=weather)
     add("--report", dest="report_file", metavar="FILE", type=Path, help="write an HTML page about the run")
-    things = "use only the first N things (default: all)"
-    add("--things", metavar="N", type=arguments.positive_int, help=things)
+    things = "first N things, or names, 'patterns' (default: all)"
+    add("--things", metavar="N|NAME", type=arguments.thing_selection, action="extend", help=things)
     add("--view", action="store_true", help="show the things as a live table")
     add("-q", "--qos", type=int, choices=(0, 1), default=1, help="MQTT quality of service (default: %(default)s)")
     add("--root-cert", metavar="FILE", type=Path, help="root certificates of the broker (default: Amazon's)")
@@ -1417,7 +1440,8 @@ def build_parser() -> Parser:
     summary = "show the things and where they are, without asking AWS"
     command = parser.add_command(EXAMPLES["list"], summary, common)
     command.set_defaults(run=list_things, exclusive=False)
-    command.add_argument("thing", metavar="THING", nargs="?", help="show what another client needs to be this thing")
+    names = "only these, or 'patterns' in quotes; of one thing, what another client needs to be it"
+    command.add_argument("names", metavar="NAME", nargs="*", help=names)
 
     summary = "print the variables that point the AWS CLI and boto3 at the fleet"
     parser.add_command(EXAMPLES["env"], summary, common).set_defaults(run=print_environment)
@@ -1425,6 +1449,8 @@ def build_parser() -> Parser:
     summary = "delete everything ELF created, in AWS IoT and on disk"
     command = parser.add_command(EXAMPLES["clean"], summary, adopting, common)
     command.set_defaults(run=clean_up, exclusive=True)
+    names = "only these things, or 'patterns' in quotes (default: all)"
+    command.add_argument("names", metavar="NAME", nargs="*", help=names)
     command.add_argument("--only-local", "--force", action="store_true", help="local files only, nothing in AWS IoT")
     return add_common_options(parser)
 
@@ -1453,6 +1479,7 @@ def usage_problem(cli: Cli) -> str:
             cli.will_topic is None and (cli.will_message, cli.will_qos, cli.will_retain) != (WILL_MESSAGE, 1, False),
             "--will-message, --will-qos and --will-retain need --will-topic",
         ),
+        (cli.names and cli.adopt is not None, "--adopt does not work with NAME: it is about all things of an ELF ID"),
         (sends and cli.seed is not None and not cli.template, "--seed needs --template"),
         (cli.session and not cli.qos, "--session needs QoS 1: leave --qos 0 out"),
         (
@@ -1570,7 +1597,7 @@ def embedded_aws(cli: Cli, is_needed: bool) -> Iterator[None]:
 
 def run_command(cli: Cli) -> int:
     """Find the fleet and its AWS, and run the command on them."""
-    if cli.run in (list_things, print_environment) and not cli.thing:
+    if cli.run is print_environment or (cli.run is list_things and not is_one_thing(cli.names)):
         return cli.run(cli)
     creates = cli.run is create_things
     with held_fleet(cli, f"elf.py {cli.command}", cli.exclusive, creates or cli.adopt is not None) as fleet:
@@ -1579,7 +1606,7 @@ def run_command(cli: Cli) -> int:
             status = cli.run(cli)
         if status:
             cli.refuse_dead_local()
-        if cleaning and not status and fleet.has_local():
+        if cleaning and not (status or fleet.things) and fleet.has_local():
             from iot_elf import local_aws
 
             local_aws.stop(fleet.local_directory, log.warning)

@@ -123,10 +123,16 @@ def claim_things(
     return in_aws, lacking
 
 
-def refuse_unknown_place(fleet: Fleet, place: Place, adopt: str | None) -> None:
-    """Raise ElfError if nothing says where the fleet is: elsewhere it would seem to be gone."""
+def refuse_unknown_place(fleet: Fleet, place: Place, adopt: str | None, names: Sequence[str]) -> None:
+    """Raise ElfError if nothing says where the fleet is: elsewhere it would seem to be gone.
+
+    It names the same clean, of `names` and patterns as they were typed.
+    """
     if not (place.region or place.local):
+        import shlex
+
         options = "" if adopt is None else f"--adopt {adopt}".rstrip() + " "
+        options += "".join(f"{shlex.quote(name)} " for name in names)
         raise ElfError(
             "PlaceUnknown",
             f"{fleet.directory} does not say in which region its things are, and in another they would seem to be gone",
@@ -134,18 +140,24 @@ def refuse_unknown_place(fleet: Fleet, place: Place, adopt: str | None) -> None:
         )
 
 
-def claim_for_clean(events: EventQueue, iot: Any, fleet: Fleet, adopt: str | None, place: Place) -> set[str]:
+def claim_for_clean(
+    events: EventQueue, iot: Any, fleet: Fleet, adopt: str | None, place: Place, names: Sequence[str]
+) -> set[str]:
     """Return the names of what AWS has of the ELF ID `adopt`, if one is given ("": the fleet's), and record the ID.
 
-    Raises ElfError if AWS has certificates that misc/ lacks: of a thing that is only half made, or was made again.
+    Without one, raises ElfError if AWS has certificates of the fleet's things `names` that misc/ lacks: of one that is
+    only half made, or was made again.
     """
     if adopt is None:
-        half_made = {name for name, thing in fleet.things.items() if _is_bare(thing)}
-        names = half_made and half_made & find_own_things(events, iot, fleet.elf_id)
-        lacking, _ = find_lacking(events, iot, fleet, names)
+        is_part = len(names) < len(fleet.things)
+        things = [fleet.things[name] for name in names]
+        half_made = {thing.name for thing in things if _is_bare(thing)}
+        lacking, _ = find_lacking(
+            events, iot, fleet, half_made and half_made & find_own_things(events, iot, fleet.elf_id)
+        )
         if lacking:
-            raise things_unknown(lacking, fleet, "", place, set())
-        refuse_replaced(events, iot, [thing for thing in fleet.things.values() if thing.certificate_id])
+            raise things_unknown(lacking, fleet, "", place, lacking if is_part else set())
+        refuse_replaced(events, iot, [thing for thing in things if thing.certificate_id])
         return set()
     elf_id = adopt or fleet.elf_id
     if not elf_id:
@@ -165,10 +177,13 @@ def claim_for_clean(events: EventQueue, iot: Any, fleet: Fleet, adopt: str | Non
 def things_unknown(lacking: set[str], fleet: Fleet, adopt: str, place: Place, wanted: set[str]) -> ElfError:
     """Say what AWS has and misc/ lacks, and with which commands it is taken over, if some are `wanted`, or deleted."""
     options = " ".join(filter(None, ("--adopt", adopt, "--local" if place.local else f"--region {place.region}")))
-    ways = [f"`elf.py clean {options}` deletes them", "to leave them alone, use another directory with --misc-dir"]
+    ways = [
+        f"`elf.py clean {options}` deletes all of that ID",
+        "to leave them alone, use another directory with --misc-dir",
+    ]
     if wanted:
         prefix = by_number(min(wanted))[0]
-        count = max(number + 1 for its, number in map(by_number, wanted | lacking) if its == prefix)
+        count = max(number + 1 for its, number in map(by_number, wanted | lacking | {*fleet.things}) if its == prefix)
         named = f"{count} --prefix {prefix}"
         ways.insert(0, f"`elf.py create {named} {options}` takes them over, with new keys")
     return ElfError(

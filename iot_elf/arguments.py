@@ -30,6 +30,12 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def thing_selection(text: str) -> list[int | str]:
+    """Read how many things, or their names and patterns, separated by commas, as state.choose() takes them."""
+    # What is like a number is one, if a wrong one: each name has letters or an underscore.
+    return [positive_int(part) if re.fullmatch("[-+.0-9]*", part) else part for part in text.split(",")]
+
+
 def thing_count(text: str) -> int:
     if (count := positive_int(text)) > MAX_THINGS:
         hours = f"{MAX_THINGS / defaults.THINGS_PER_S / 3600:.1f} hours at AWS's quotas"

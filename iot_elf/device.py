@@ -619,7 +619,8 @@ def refuse_blocking_files(thing: str, files: ThingFiles) -> None:
     """Raise ElfError if TLS would wait for ever for a thing's files: for data in a pipe, or for a passphrase."""
     for path in files:
         if path.exists() and not path.is_file():
-            raise ElfError("KeyUnreadable", f"{thing} can't use its file {path}: it is not a file", errors.RESTORE_KEYS)
+            cause = f"{thing} can't use its file {path}: it is not a file"
+            raise ElfError("KeyUnreadable", cause, errors.restore_keys(thing))
     if b"ENCRYPTED" in files.private_key.read_bytes():
         remedy = "write it without one: openssl pkey -in FILE -out NEW"
         raise ElfError("KeyEncrypted", f"the key file {files.private_key} has a passphrase", remedy)

@@ -170,13 +170,13 @@ def _certificate_problem(iot: Any, place: Place, thing: Thing) -> ElfError | Non
             "CertificateUnknown",
             f"{thing.name} can't connect: its certificate {thing.certificate_id} does not exist in {place}",
             "if the fleet is elsewhere, use that region and account; if the certificate was deleted, "
-            + errors.RECREATE,
+            + errors.recreate(thing.name),
         )
     if (status := certificate["certificateDescription"]["status"]) == "REVOKED":
         return ElfError(
             "CertificateRevoked",
             f"{thing.name} can't connect: its certificate is revoked and cannot be reactivated",
-            errors.RECREATE,
+            errors.recreate(thing.name),
         )
     if status != "ACTIVE":
         return ElfError(
@@ -201,7 +201,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
             "NoPolicy",
             f"{thing.name} can't connect: its certificate has no policy",
             f"`aws iot attach-policy --policy-name {name} --target {arn}`; if there is no such policy, "
-            f"{errors.RECREATE}",
+            f"{errors.recreate(thing.name)}",
         )
     documents = [json.loads(iot.get_policy(policyName=name)["policyDocument"]) for name in names]
     kinds = {"iot:Connect": ("client", "connect as"), "iot:Publish": ("topic", "publish to")}
@@ -221,7 +221,7 @@ def diagnose(iot: Any, place: Place, thing: Thing, refusal: Refusal) -> ElfError
                 f"{thing.name} may not {verb} {refusal.subject}: no policy of its certificate allows {what} "
                 f"({', '.join(names)})",
                 "allow it in that policy (AWS IoT console, Security, Policies); "
-                f"{errors.RECREATE}, with ELF's own policy",
+                f"{errors.recreate(thing.name)}, with ELF's own policy",
             )
     if not (place.local or is_aws) and refusal.action == "iot:Connect":
         return ElfError(
@@ -309,14 +309,14 @@ def broken_file(thing: str, files: ThingFiles) -> ElfError | None:
     for file in (files.certificate, files.private_key):
         try:
             if not file.read_bytes().strip():
-                return ElfError("KeyEmpty", f"the file {file} of {thing} is empty", errors.RESTORE_KEYS)
+                return ElfError("KeyEmpty", f"the file {file} of {thing} is empty", errors.restore_keys(thing))
         except FileNotFoundError:
-            return ElfError("KeyMissing", f"{thing} has no file {file}", errors.RESTORE_KEYS)
+            return ElfError("KeyMissing", f"{thing} has no file {file}", errors.restore_keys(thing))
         except OSError as error:
             return ElfError(
                 "KeyUnreadable",
                 f"{thing} can't use its file {file}: {error.strerror}",
-                f"make it readable, or {errors.RESTORE_KEYS}",
+                f"make it readable, or {errors.restore_keys(thing)}",
             )
     context, file = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files.certificate
     try:
@@ -328,9 +328,9 @@ def broken_file(thing: str, files: ThingFiles) -> ElfError | None:
             return ElfError(
                 "KeyMismatch",
                 f"the certificate and the key of {thing} do not match: {error}",
-                f"restore {file} and its .pem from one backup; without one, {errors.RECREATE}",
+                f"restore {file} and its .pem from one backup; without one, {errors.recreate(thing)}",
             )
         return ElfError(
-            "KeyInvalid", f"the file {file} of {thing} has no key or certificate: {error}", errors.RESTORE_KEYS
+            "KeyInvalid", f"the file {file} of {thing} has no key or certificate: {error}", errors.restore_keys(thing)
         )
     return None

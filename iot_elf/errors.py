@@ -10,13 +10,11 @@ import sys
 from collections.abc import Iterable, Mapping
 
 from iot_elf import defaults
-from iot_elf.text import as_typed, detail_log, listed, log, plural
+from iot_elf.text import as_typed, detail_log, listed, log, plural, typed_names
 
 _CONTINUE = "run the same command again in a minute to continue"
 _CHECK_NETWORK = "check the network, proxy and firewall, --region and --endpoint-url"
 _LOGIN_PAGE = "probably the login page of a network or proxy: sign in there, or check --endpoint-url"
-RECREATE = "`elf.py clean` and `elf.py create` recreate the fleet"
-RESTORE_KEYS = f"restore it from a backup, as AWS does not show a key twice; without one, {RECREATE}"
 _CHECK_CREDENTIALS = "check the credentials with `aws sts get-caller-identity`"
 # What libraries raise: the failure's name, then AWS error codes, classes and errnos that mean it (the most specific
 # counts); what is wrong, and what to do. {error} is the library's message. docs/troubleshooting.md has all of them.
@@ -129,7 +127,8 @@ FAILURES: Mapping[str, tuple[str, str]] = {
     ),
     "NotFoundInAws ResourceNotFoundException": (
         "not found in AWS: {error}",
-        f"it was deleted by someone else, or this is another region or account; {RECREATE}",
+        "it was deleted by someone else, or this is another region or account; `elf.py clean` and `elf.py create` "
+        "recreate the fleet",
     ),
     "RequestRejected InvalidRequestException ClientError": (
         "AWS rejected the request ({name}): {error}",
@@ -217,6 +216,15 @@ class NotAwsError(ElfError):
 
 class SignInError(ElfError):
     """There are no credentials, or no longer: no call can succeed."""
+
+
+def recreate(thing: str) -> str:
+    """Return how a thing gets a new certificate, policy and key."""
+    return f"`elf.py clean {typed_names([thing])}`, then `elf.py create` with the fleet's COUNT, recreates it"
+
+
+def restore_keys(thing: str) -> str:
+    return f"restore it from a backup, as AWS does not show a key twice; without one, {recreate(thing)}"
 
 
 def error_names(error: BaseException) -> list[str]:
@@ -340,8 +348,10 @@ class FailureReport:
     def report(self, of: int) -> dict[str, dict[str, str]]:
         """Log how many of the `of` things failed, which, and what to do; return what the JSON summary has of it."""
         told: dict[str, dict[str, list[str]]] = {}
+        remedies = collections.Counter(shared[1] for _, shared in self.things.values())
         for thing, (remedy, shared) in self.things.items():
-            cause, remedy = shared if self._alike[shared] > 1 else ("", remedy)
+            cause = shared[0] if self._alike[shared] > 1 else ""
+            remedy = shared[1] if remedies[shared[1]] > 1 else remedy
             told.setdefault(remedy, {}).setdefault(cause, []).append(thing)
         for remedy, causes in told.items():
             for cause, things in causes.items():

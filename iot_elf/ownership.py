@@ -127,7 +127,7 @@ def delete(iot: Any, fleet: Fleet, thing: Thing, call: Callable[..., Any], **par
                     "StillAttached",
                     f"AWS refuses to delete {what[1]}: it is attached to {listed(users)}",
                     "detach it there if nobody needs it, then run the same command again; if this misc/ is an old "
-                    "copy, `elf.py clean --adopt` deletes it too",
+                    "copy, `elf.py clean --adopt` deletes it, and all else of this ELF's ID",
                 ) from error
             raise RetryLater(error, defaults.CONSISTENCY_S, "still attached according to AWS") from error
         else:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import math
 import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ THING_NAME = re.compile(r"[a-zA-Z0-9:_-]{1,128}")  # CreateThing, AWS IoT API re
 ELF_ID = re.compile(r"urn:uuid:[0-9a-fA-F-]{36}")
 ARN = re.compile(r"(arn:[a-z0-9-]+:iot:[a-z0-9-]+:[0-9]{12}):cert/([0-9a-zA-Z-]{1,128})")  # emulators' too
 CREATING, READY, CLEANING = "creating", "ready", "cleaning"
+NO_THINGS = "NoThings", "there are no things yet", "make some with `elf.py create` (or `elf.py --local create`)"
 # things.json keeps the original program's names; its key material is in the .pem, .pub and .prv files.
 _THING_KEYS = {
     "certificate_arn": "certificateArn",
@@ -484,6 +486,35 @@ class Fleet(RecordedFleet):
         parts: dict[str, Any] = {"elf_id": self.elf_id, "fleet": place, **about}
         write_private(self._storage.elf_file, json.dumps({k: v for k, v in parts.items() if v}, indent=2) + "\n")
         sync_directory(self.directory)
+
+
+def choose(names: Sequence[str], wanted: Sequence[int | str], incomplete: Container[str] = ()) -> list[str]:
+    """Return which things of a fleet are wanted, in its order: the first so many, by name, or like a shell's pattern.
+
+    If nothing is `wanted`, these are all of `names`. Raises ElfError if there are not so many, or for a name or pattern
+    that none of them has: it is said of one that is among the `incomplete`.
+    """
+    if wanted and not names:
+        raise ElfError(*NO_THINGS)
+    known, chosen, missing = {*names}, set[str](), list[str]()
+    for each in wanted or [len(names)]:
+        if isinstance(each, int):
+            if each > len(names):
+                cause = f"--things {each} is more than the fleet has: {len(names)}"
+                raise ElfError("TooFewThings", cause, f"create more with `elf.py create {each}`, or ask for fewer")
+            chosen.update(names[:each])
+        elif each in known:  # as most are: no pattern is compared with each of 100,000
+            chosen.add(each)
+        else:
+            is_like = re.compile(fnmatch.translate(each)).match
+            found = [name for name in names if is_like(name)]
+            chosen.update(found)
+            missing += [] if found else [each]
+    if missing:
+        half = [name for name in missing if name in incomplete]
+        cause = f"{listed(half)} is not complete" if half else f"the fleet has no thing named {listed(missing)}"
+        raise ElfError("NoSuchThing", cause, f"choose from its things: {listed(names)}")
+    return [name for name in names if name in chosen]
 
 
 def file_stem(thing_name: str) -> str:

@@ -137,6 +137,13 @@ def listed(things: Iterable[str]) -> str:
     return f"{', '.join(names[:most])}, and {len(names) - most} more"
 
 
+def typed_names(things: Iterable[str]) -> str:
+    """Return things' names as a command that is shown has them; NAME… stands for too many."""
+    names = sorted(things, key=by_number)
+    options_end = "-- " if any(name.startswith("-") for name in names) else ""
+    return "NAME…" if len(names) > defaults.MAX_LISTED else options_end + " ".join(names)
+
+
 def utc_time(time_s: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(time_s))
 

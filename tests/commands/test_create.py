@@ -106,14 +106,17 @@ def test_create_with_fewer_changes_nothing_and_names_clean(
     main("create", 2)
     before = account.snapshot(), elf.recorded()
     refused = main("create", 1, status=1)
-    explained(refused, "TooManyThings", "2 things", "elf.py clean`", "elf.py create 1`")
+    facts = ("1 requested: thing_1", "elf.py clean thing_1`", "elf.py clean`", "elf.py create 1`")
+    explained(refused, "TooManyThings", *facts)
     assert (account.snapshot(), elf.recorded()) == before
 
 
 def test_a_second_prefix_is_added_to_the_fleet(main: InProcess, account: Account) -> None:
     main("create", 1)
-    main("create", 2, "--prefix", "lamp")
+    in_all = "the fleet now has 3 things in all: 2 with prefix lamp, 1 with prefix thing"
+    assert in_all in main("create", 2, "--prefix", "lamp").err
     assert account.things() == ["lamp_0", "lamp_1", "thing_0"]
+    assert in_all in main("create", 1).err
     main("clean")
     assert account.is_empty()
 

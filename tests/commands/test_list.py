@@ -144,6 +144,19 @@ def test_list_shows_all_that_another_client_needs_to_be_a_thing(
     explained(main_of_pair("list", "thing_2", *JSON, status=1), "NoSuchThing", "thing_2", "thing_0, thing_1")
 
 
+def test_several_things_or_a_pattern_are_shown_as_a_table_of_those(
+    main_of_pair: InProcess, pair: Pair, explained: Explained
+) -> None:
+    for names, listed in ((("thing_1", "thing_0"), ["thing_0", "thing_1"]), (("*_1",), ["thing_1"])):
+        head, *rows, where = main_of_pair("list", *names).out.splitlines()
+        assert head.startswith("NAME ")
+        assert [row.split()[0] for row in rows] == listed
+        assert where.startswith(f"{len(listed)} of 2 things in region ")
+        *things, summary = map(json.loads, main_of_pair("list", *names, *JSON).out.splitlines())
+        assert ([each["thingName"] for each in things], summary["things"]) == (listed, len(listed))
+    explained(main_of_pair("list", "thing_0", "lamp_*", *JSON, status=1), "NoSuchThing", "lamp_*", "thing_0, thing_1")
+
+
 def test_no_command_is_shown_for_a_thing_that_can_not_connect(main: InProcess, elf: Elf, explained: Explained) -> None:
     explained(main("list", "thing_0", *JSON, status=1), "NoThings", "create")
     main("create")

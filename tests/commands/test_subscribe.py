@@ -93,7 +93,15 @@ def test_the_first_things_of_a_fleet_can_be_at_work_alone(
     assert account.policies() == ["anything", *(f"policy-thing_{number}" for number in range(3))]
     assert not [line for line in lines if "without a policy" in line]
     assert "ELF listening on 3 things for 0.01 s" in main("subscribe", *elf.to_broker, *ONCE, "--things", 3).err
+    some = ("--things", "thing_1?,thing_7", "--things", "thing_0")
+    assert "from each of 3 things" in main("send", *elf.to_broker, "--count", 1, *some).err
+    heard = sorted(heard.topic for heard in ear.hear_all())
+    assert heard == ["elf/thing_0", "elf/thing_10", "elf/thing_7"]
+    assert "ELF listening on 3 things for 0.01 s" in main("subscribe", *elf.to_broker, *ONCE, *some).err
     for command in ("send", "subscribe"):
+        result = main(command, *elf.to_broker, "--things", "thing_0,thing_99", status=1)
+        explained(result, "NoSuchThing", "no thing named thing_99", "thing_0, thing_1, ")
+        assert len(result.lines) == 2
         result = main(command, *elf.to_broker, "--things", 12, status=1)
         explained(result, "TooFewThings", "--things 12 ", "11", "elf.py create 12`")
         assert len(result.lines) == 2

@@ -31,7 +31,9 @@ def test_a_command_before_create_is_explained(main: InProcess, explained: Explai
 @pytest.mark.parametrize(
     ("arguments", "failure", "facts"),
     [
-        pytest.param(("create", 1), "TooManyThings", ("2 things", "1 requested", "elf.py clean`"), id="fewer things"),
+        pytest.param(
+            ("create", 1), "TooManyThings", ("1 requested: thing_1", "elf.py clean thing_1`"), id="fewer things"
+        ),
         pytest.param(
             ("send", "--region", "eu-west-1"),
             *("PlaceDiffers", ("--region eu-west-1 ", "region us-west-2, ", "--misc-dir")),

@@ -54,21 +54,22 @@ def test_no_more_than_a_sample_is_looked_at(count: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "adopt", "command"),
+    ("place", "adopt", "names", "command"),
     [
-        (Place("r"), None, None),
-        (Place(local=True), None, None),
-        (Place(), None, "clean --region R"),
-        (Place(), "", "clean --adopt --region R"),
-        (Place(), ID, f"clean --adopt {ID} --region R"),
+        (Place("r"), None, [], None),
+        (Place(local=True), None, [], None),
+        (Place(), None, [], "clean --region R"),
+        (Place(), None, ["thing_1", "lamp_*"], "clean thing_1 'lamp_*' --region R"),
+        (Place(), "", [], "clean --adopt --region R"),
+        (Place(), ID, [], f"clean --adopt {ID} --region R"),
     ],
 )
 def test_a_region_that_nothing_tells_is_asked_for(
-    fleet: Fleet, place: Place, adopt: str | None, command: str | None
+    fleet: Fleet, place: Place, adopt: str | None, names: list[str], command: str | None
 ) -> None:
     if not command:
-        adoption.refuse_unknown_place(fleet, place, adopt)
+        adoption.refuse_unknown_place(fleet, place, adopt, names)
         return
     with pytest.raises(adoption.ElfError) as raised:
-        adoption.refuse_unknown_place(fleet, place, adopt)
+        adoption.refuse_unknown_place(fleet, place, adopt, names)
     assert f"elf.py {command}`" in raised.value.remedy

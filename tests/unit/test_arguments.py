@@ -39,6 +39,19 @@ def test_a_whole_number_is_from_1_to_999999999(typed: str, value: int | None) ->
     check(arguments.positive_int, typed, value)
 
 
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("3", [3]),
+        ("thing_3", ["thing_3"]),
+        ("hall:lamp_*,thing_[0-2],2", ["hall:lamp_*", "thing_[0-2]", 2]),
+        *[(typed, None) for typed in ("0", "-1", "1.5", "", ",", "thing_0,", "thing_0,0")],
+    ],
+)
+def test_things_are_a_number_or_names_and_patterns(typed: str, value: list[int | str] | None) -> None:
+    check(arguments.thing_selection, typed, value)
+
+
 @pytest.mark.parametrize(("typed", "value"), [("1", 1), ("100000", 100_000), ("100001", None), ("0", None)])
 def test_a_fleet_has_at_most_as_many_things_as_aws_makes_in_three_hours(typed: str, value: int | None) -> None:
     check(arguments.thing_count, typed, value)

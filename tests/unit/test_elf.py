@@ -365,8 +365,9 @@ def test_create_makes_what_is_missing_and_refuses_to_have_fewer(
     if missing is not None:
         assert elf.missing_things(fleet_of(*stages), "thing", names) == missing
     else:
-        with pytest.raises(ElfError, match="there are already 3 things, more than the 2 requested"):
+        with pytest.raises(ElfError, match="things beyond the 2 requested: thing_2") as raised:
             elf.missing_things(fleet_of(*stages), "thing", names)
+        assert "elf.py clean thing_2`" in raised.value.remedy
 
 
 def test_things_of_another_prefix_are_not_counted() -> None:
@@ -375,28 +376,47 @@ def test_things_of_another_prefix_are_not_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stages", "first", "names", "remedy"),
+    ("stages", "wanted", "names", "remedy"),
     [
         ([READY, READY], None, ["thing_0", "thing_1"], None),
-        ([READY, READY], 1, ["thing_0"], None),
-        ([READY, READY], 2, ["thing_0", "thing_1"], None),
-        ([READY, READY], 3, None, "create 3"),
+        ([READY, READY], [1], ["thing_0"], None),
+        ([READY, READY], [2], ["thing_0", "thing_1"], None),
+        ([READY, READY], [3], None, "create 3"),
+        ([READY, READY], ["thing_1"], ["thing_1"], None),
+        ([READY, READY], ["thing_2"], None, "thing_0, thing_1"),
         ([READY, CREATING], None, ["thing_0"], None),
+        ([READY, CREATING], ["thing_*"], ["thing_0"], None),
+        ([READY, CREATING], ["thing_1"], None, "its things: thing_0"),
         ([CLEANING, CREATING], None, None, "create 2"),
         ([], None, None, "elf.py create"),
     ],
 )
-def test_the_things_that_are_complete_are_used_or_the_first_of_them(
-    stages: list[str], first: int | None, names: list[str] | None, remedy: str | None
+def test_the_things_that_are_complete_are_used_or_those_of_them_that_are_wanted(
+    stages: list[str], wanted: list[int | str] | None, names: list[str] | None, remedy: str | None
 ) -> None:
     with logged() as lines:
         if names is not None:
-            assert [it.name for it in elf.ready_things(fleet_of(*stages), first)] == names
+            assert [it.name for it in elf.ready_things(fleet_of(*stages), wanted)] == names
         else:
             with pytest.raises(ElfError) as raised:
-                elf.ready_things(fleet_of(*stages), first)
+                elf.ready_things(fleet_of(*stages), wanted)
             assert remedy in raised.value.remedy  # type: ignore[operator]
     assert len(lines) == (CREATING in stages) + (CLEANING in stages)
+
+
+@pytest.mark.parametrize(
+    ("names", "commands"),
+    [
+        (["thing_2"], "`elf.py create 4`"),
+        (["lamp_0"], "`elf.py create 11 --prefix lamp`"),
+        (["lamp_0", "thing_3"], "`elf.py create 11 --prefix lamp` and `elf.py create 4`"),
+    ],
+)
+def test_what_is_not_complete_is_finished_by_a_create_of_each_prefix(names: list[str], commands: str) -> None:
+    fleet: Any = SimpleNamespace(things=dict.fromkeys(["lamp_0", "lamp_10", "lamp_9", "thing_2", "thing_3"]))
+    assert elf.finish_creating(fleet, names) == commands
+    assert elf.finish_cleaning(fleet, names) == f"`elf.py clean {' '.join(names)}`"
+    assert elf.finish_cleaning(fleet, list(fleet.things)) == "`elf.py clean`"
 
 
 # Where the fleet is

@@ -849,3 +849,47 @@ def test_an_elf_id_is_made_once(tmp_path: Path) -> None:
         "INFO Wrote new ELF ID to config",
         "INFO Read ELF ID from config",
     ]
+
+
+NAMES = ["Lamp_0", "hall:lamp_0", "lamp-a_0", "thing_0", "thing_1", "thing_2", "thing_10", "thing_11"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        ([], NAMES),
+        (["*"], NAMES),
+        ([3], NAMES[:3]),
+        (["thing_10", "thing_0", "thing_10"], ["thing_0", "thing_10"]),
+        (["thing_1*"], ["thing_1", "thing_10", "thing_11"]),
+        (["thing_1?"], ["thing_10", "thing_11"]),
+        (["thing_[!0-1]"], ["thing_2"]),
+        (["*lamp*"], ["hall:lamp_0", "lamp-a_0"]),  # upper and lower case are different, as for AWS
+        ([1, "thing_0", "*:*"], ["Lamp_0", "hall:lamp_0", "thing_0"]),
+        ([9], ("TooFewThings", "--things 9 ", "8")),
+        (["thing_9"], ("NoSuchThing", "thing_9", "thing_0, thing_1, thing_2, thing_10")),
+        (["thing_0", "thing_9", "x*"], ("NoSuchThing", "x*, thing_9")),
+        (["thing"], ("NoSuchThing", "thing")),
+        ([""], ("NoSuchThing",)),
+        (["thing_[0"], ("NoSuchThing", "thing_[0")),
+        (["half_0"], ("NoSuchThing", "half_0 is not complete")),
+    ],
+)
+def test_things_are_chosen_by_number_name_and_pattern_as_a_shell_does(
+    wanted: list[int | str], chosen: list[str] | tuple[str, ...]
+) -> None:
+    if isinstance(chosen, list):
+        assert state.choose(NAMES, wanted) == chosen
+        return
+    with pytest.raises(ElfError) as raised:
+        state.choose(NAMES, wanted, incomplete=["half_0"])
+    name, *facts = chosen
+    assert raised.value.name == name
+    assert all(fact in f"{raised.value.cause}; {raised.value.remedy}" for fact in facts)
+
+
+def test_many_names_are_chosen_in_a_moment() -> None:
+    names = [f"thing_{number}" for number in range(100_000)]
+    began = time.process_time()
+    assert state.choose(names, names[::2]) == names[::2]
+    assert time.process_time() - began < 5

@@ -181,6 +181,19 @@ def test_commands_of_remedies_begin_as_the_user_began(
 
 
 @pytest.mark.parametrize(
+    ("names", "typed"),
+    [
+        (["thing_10", "thing_9"], "thing_9 thing_10"),
+        (["-a_0", "thing_0"], "-- -a_0 thing_0"),
+        ([f"thing_{number}" for number in range(20)], " ".join(f"thing_{number}" for number in range(20))),
+        ([f"thing_{number}" for number in range(21)], "NAME…"),
+    ],
+)
+def test_a_command_names_up_to_20_things(names: list[str], typed: str) -> None:
+    assert text.typed_names(names) == typed
+
+
+@pytest.mark.parametrize(
     ("message", "shown"),
     [
         ('{\n  "a": 1,\r\n\t"b": 2\n}', '{ "a": 1, "b": 2 }'),
