@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import botocore.loaders
+import botocore.session
 import pytest
 from support.aws import ANYTHING, Account, AwsService, aws_service
 from support.failures import SEEN, UNSEEN, Explained, assert_explained, failure_names
@@ -154,10 +154,9 @@ def module() -> Iterator[ModuleType]:
     """elf.py, imported."""
     import elf
 
-    # Each boto3 session parses megabytes of service descriptions, the same ones each time; a user has one a process.
-    parse_once = functools.cache(botocore.loaders.JSONFileLoader().load_file)
+    # Each boto3 session looks for service descriptions and parses megabytes of them; a user has one a process.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(botocore.loaders.JSONFileLoader, "load_file", staticmethod(parse_once))
+        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
         yield elf
 
 

@@ -23,11 +23,10 @@ def prepare(elf: str) -> Any:
     import AWSIoTPythonSDK.core.protocol.mqtt_core
     import AWSIoTPythonSDK.MQTTLib  # noqa: F401
     import boto3
-    import botocore.loaders
+    import botocore.session
 
     del sys.modules["awscrt"]
-    parse_once = functools.cache(botocore.loaders.JSONFileLoader().load_file)
-    botocore.loaders.JSONFileLoader.load_file = staticmethod(parse_once)
+    botocore.session.create_loader = functools.cache(botocore.session.create_loader)
     for service in ("iot", "sts"):
         boto3.session.Session().client(service, "us-west-2", aws_access_key_id="nobody", aws_secret_access_key="none")
     __import__("elf")
