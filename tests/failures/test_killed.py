@@ -241,14 +241,12 @@ def test_what_a_crash_left_is_taken_up_in_one_line_and_used(elf: Elf, account: A
 @posix_only
 @pytest.mark.long
 @pytest.mark.parametrize("first", [1, 2, 3])
-def test_a_kill_at_any_step_of_create_loses_no_key(
-    elf: Elf, main: InProcess, account: Account, tmp_path: Path, first: int
-) -> None:
+def test_a_kill_at_any_step_of_create_loses_no_key(elf: Elf, main: InProcess, account: Account, first: int) -> None:
     """At each fsync() of a create: what is made by then is taken up by the next create, and nothing is made twice."""
     step, status = first - 3, -signal.SIGKILL
     while status == -signal.SIGKILL:
         step += 3
-        status = elf("create", 2, status=None, env=with_slow_disk(tmp_path, step, 0)).status
+        status = elf("create", 2, status=None, env=with_slow_disk(step, 0)).status
         main("create", 2)
         orphans = len(account.certificates()) - 2
         assert orphans in (0, 1, 2)  # certificates asked for and never recorded: said as unanswered, not lost keys

@@ -12,7 +12,7 @@ aws_hosts    the host names of AWS, over TLS, behind a proxy
 mqtt         a client that is not ELF's, and a broker that does what a script says
 http_proxy   between ELF and MiniStack: AWS's distance, its quotas, its faults
 mqtt_proxy   between things and MiniStack: messages are lost, repeated, swapped
-witness/, as_on_windows/   what the Python of an elf.py under test loads first
+witness/, slow_disk/, as_on_windows/   what the Python of an elf.py under test loads first
 """
 
 from support import program as program  # which lets Python find iot_elf

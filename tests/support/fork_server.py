@@ -27,8 +27,10 @@ def prepare(elf: str) -> Any:
 
     del sys.modules["awscrt"]
     botocore.session.create_loader = functools.cache(botocore.session.create_loader)
-    for service in ("iot", "sts"):
-        boto3.session.Session().client(service, "us-west-2", aws_access_key_id="nobody", aws_secret_access_key="none")
+    for service in ("sts", "iot"):
+        client = boto3.client(service, "us-west-2", aws_access_key_id="nobody", aws_secret_access_key="none")
+    client.can_paginate("list_things")
+    __import__("iot_elf.sign_in").sign_in.is_own_endpoint(None, "us-west-2")
     __import__("elf")
     del sys.modules["elf"]
     return compile(Path(elf).read_text(encoding="utf-8"), elf, "exec", dont_inherit=True)
@@ -94,6 +96,10 @@ def become(args: list[str], cwd: str, env: dict[str, str], umask: int, new_sessi
         stream = os.fdopen(number, "w", buffering, encoding="utf-8", errors=errors, closefd=False)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    if "PYTHONPATH" in env:
+        sys.path.insert(1, env["PYTHONPATH"])
+        sys.modules.pop("sitecustomize", None)
+        __import__("sitecustomize")
 
 
 if __name__ == "__main__":
