@@ -25,7 +25,7 @@ UNSEEN_FAILURES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--matrix", action="store_true", help="run whole matrices of calls and errors, not samples")
+    parser.addoption("--matrix", action="store_true", help="run whole matrices of calls, errors and kills, not samples")
 
 
 def pytest_configure(config: pytest.Config) -> None:

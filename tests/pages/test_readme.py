@@ -35,6 +35,7 @@ BY_CI = {"Quick start": "README.md 'Quick start'", "Tests": "README.md Tests"}  
 SMALLER = {
     "chaos.py": "--duration 5",
     "provisioning.py": "--things 5",
+    "startup.py": "--repeats 1",
     "sequences.py": "--things 30",
     "fleet.py": "--things 20 --duration 2",
     "templates.py": "--things 20 --duration 2",
