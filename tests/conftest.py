@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import botocore.session
 import pytest
 from support.aws import ANYTHING, Account, AwsService, aws_service
+from support.botocore_once import work_once
 from support.failures import SEEN, UNSEEN, Explained, assert_explained, failure_names
 from support.http_proxy import HttpProxy
 from support.machine import WITNESS, kill_servers_of
@@ -154,9 +154,8 @@ def module() -> Iterator[ModuleType]:
     """elf.py, imported."""
     import elf
 
-    # Each boto3 session looks for service descriptions and parses megabytes of them; a user has one a process.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(botocore.session, "create_loader", functools.cache(botocore.session.create_loader))
+        work_once(patch.setattr)
         yield elf
 
 

@@ -1,6 +1,7 @@
 """What the tests stand on. Each module uses only those above it.
 
 program      the program's files, and its constants wherever they are
+botocore_once   what botocore works out again and again, once
 machine      ports, processes, terminals; what a system can deny to a user's Python
 aws          a MiniStack that ELF did not start, and accounts in it
 shell        a user of elf.py: in another process (Elf) and in this one (InProcess)

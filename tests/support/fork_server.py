@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import os
@@ -18,18 +17,18 @@ from typing import Any
 
 def prepare(elf: str) -> Any:
     """Import what most commands import, and parse what botocore parses; return the code of elf.py."""
-    sys.path[0] = str(Path(elf).parent)
     sys.modules["awscrt"] = None  # type: ignore[assignment]  # as ELF does, unless it needs it
     import AWSIoTPythonSDK.core.protocol.mqtt_core
     import AWSIoTPythonSDK.MQTTLib  # noqa: F401
     import boto3
-    import botocore.session
+    from botocore_once import work_once
 
     del sys.modules["awscrt"]
-    botocore.session.create_loader = functools.cache(botocore.session.create_loader)
+    work_once(setattr)
     for service in ("sts", "iot"):
         client = boto3.client(service, "us-west-2", aws_access_key_id="nobody", aws_secret_access_key="none")
     client.can_paginate("list_things")
+    sys.path[0] = str(Path(elf).parent)
     __import__("iot_elf.sign_in").sign_in.is_own_endpoint(None, "us-west-2")
     __import__("elf")
     del sys.modules["elf"]
