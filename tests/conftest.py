@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import botocore.loaders
 import pytest
 from support.aws import ANYTHING, Account, AwsService, aws_service
+from support.botocore_once import work_once
 from support.failures import SEEN, UNSEEN, Explained, assert_explained, failure_names
 from support.http_proxy import HttpProxy
 from support.machine import WITNESS, kill_servers_of
@@ -25,7 +25,7 @@ UNSEEN_FAILURES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--matrix", action="store_true", help="run whole matrices of calls and errors, not samples")
+    parser.addoption("--matrix", action="store_true", help="run whole matrices of calls, errors and kills, not samples")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -154,10 +154,8 @@ def module() -> Iterator[ModuleType]:
     """elf.py, imported."""
     import elf
 
-    # Each boto3 session parses megabytes of service descriptions, the same ones each time; a user has one a process.
-    parse_once = functools.cache(botocore.loaders.JSONFileLoader().load_file)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(botocore.loaders.JSONFileLoader, "load_file", staticmethod(parse_once))
+        work_once(patch.setattr)
         yield elf
 
 

@@ -2,11 +2,12 @@
 
 Python's bytecode cache is used, as it is unless PYTHONDONTWRITEBYTECODE is set.
 
-usage: python tests/benchmarks/startup.py
+usage: python tests/benchmarks/startup.py [--repeats N]
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -19,22 +20,21 @@ from pathlib import Path
 import table
 
 ELF = Path(__file__).resolve().parents[2] / "elf.py"
-REPEATS = 15
 
 
-def median_s(run: Callable[[], object]) -> float:
+def median_s(repeats: int, run: Callable[[], object]) -> float:
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         began = time.perf_counter()
         run()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
 
 
-def processor_s(run: Callable[[], object]) -> float:
+def processor_s(repeats: int, run: Callable[[], object]) -> float:
     """The processor time of a process, which other work on the machine disturbs less than its duration."""
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         before = os.times()
         run()
         after = os.times()
@@ -55,21 +55,26 @@ def first_acknowledgement(environment: dict[str, str]) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15, help="of which the median counts (default: 15)")
+    repeats = parser.parse_args().repeats
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    bare = processor_s(lambda: python("-c", "import argparse"))
-    usage = processor_s(lambda: python(str(ELF), "--help"))
-    compiling = median_s(lambda: compile(ELF.read_text(encoding="utf-8"), "elf.py", "exec"))
-    imports = median_s(lambda: python("-c", "import argparse, json, logging, pathlib, AWSIoTPythonSDK.MQTTLib"))
+    bare = processor_s(repeats, lambda: python("-c", "import argparse"))
+    usage = processor_s(repeats, lambda: python(str(ELF), "--help"))
+    compiling = median_s(repeats, lambda: compile(ELF.read_text(encoding="utf-8"), "elf.py", "exec"))
+    imports = median_s(
+        repeats, lambda: python("-c", "import argparse, json, logging, pathlib, AWSIoTPythonSDK.MQTTLib")
+    )
     with tempfile.TemporaryDirectory() as name:
         environment = os.environ | {"ELF_MISC_DIR": name}
         python(str(ELF), "--local", "create", environment=environment)
         try:
             first_acknowledgement(environment)  # the first send makes the policy
-            acknowledged = median_s(lambda: first_acknowledgement(environment))
+            acknowledged = median_s(repeats, lambda: first_acknowledgement(environment))
         finally:
             python(str(ELF), "clean", environment=environment)
     table.show(
-        "Start-up, median of 15; --help and argparse: processor time",
+        f"Start-up, median of {repeats}; --help and argparse: processor time",
         ["what", "ms", "times a bare argparse"],
         [
             [what, f"{1000 * seconds:.0f}", f"{seconds / bare:.1f}"]

@@ -89,6 +89,7 @@ SITUATIONS = {
     "DeleteThing": CLEAN,
 }
 CHANGES = [name for method, _, name, _ in OPERATIONS if method != "GET" and not name.startswith("List")]
+MOMENTS = {"before-aws-acts": HANG, "after-aws-acts": HANG_AFTER}
 DIAGNOSIS = "DescribeCertificate"
 
 
@@ -201,14 +202,16 @@ def test_every_operation_that_elf_calls_is_here() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With --matrix each operation meets each passing fault; else two of them, and each fault a third of all."""
-    if metafunc.function is test_a_passing_fault_is_ridden_out_and_leaves_nothing_behind:
-        is_whole, pairs = (
-            metafunc.config.getoption("matrix"),
-            itertools.product(enumerate(SITUATIONS), enumerate(PASSING)),
-        )
-        cases = [(operation, fault) for (i, operation), (j, fault) in pairs if is_whole or (i + j) % 3 == 0]
-        metafunc.parametrize(("operation", "fault"), [case for case in cases if case != UNNAMED])
+    """With --matrix each operation meets each passing fault, and a kill at each moment; else one of them."""
+    others = {
+        test_a_passing_fault_is_ridden_out_and_leaves_nothing_behind: ("fault", SITUATIONS, PASSING),
+        test_clean_empties_the_account_after_a_kill_in_mid_call: ("moment", CHANGES, MOMENTS),
+    }
+    if metafunc.function in others:
+        name, operations, each = others[metafunc.function]
+        is_whole, pairs = metafunc.config.getoption("matrix"), itertools.product(enumerate(operations), enumerate(each))
+        cases = [(operation, its) for (i, operation), (j, its) in pairs if is_whole or (i + j) % len(each) == 0]
+        metafunc.parametrize(("operation", name), [case for case in cases if case != UNNAMED])
 
 
 def test_a_passing_fault_is_ridden_out_and_leaves_nothing_behind(
@@ -245,12 +248,10 @@ def test_a_denied_call_is_explained_and_stops_no_other_thing(
     assert account.is_empty()
 
 
-@pytest.mark.parametrize("moment", ["before-aws-acts", "after-aws-acts"])
-@pytest.mark.parametrize("operation", CHANGES)
 def test_clean_empties_the_account_after_a_kill_in_mid_call(
     unlucky: Unlucky, account: Account, operation: str, moment: str
 ) -> None:
-    unlucky.kill(operation, HANG if moment == "before-aws-acts" else HANG_AFTER)
+    unlucky.kill(operation, MOMENTS[moment])
     printed = unlucky.run("clean").err
     assert unlucky.elf.files() == ["elf.json"]
     assert (account.things(), account.policies()) == ([], [])

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -170,11 +169,12 @@ def test_ctrl_c_before_elf_has_begun_is_quiet(elf: Elf, imported: str) -> None:
 
 
 @posix_only
-def test_ctrl_c_twice_on_a_slow_disk_loses_no_key(elf: Elf, account: Account, tmp_path: Path) -> None:
-    window = elf.start("create", 4, env=with_slow_disk(tmp_path, 0, 0.3))
+def test_ctrl_c_twice_on_a_slow_disk_loses_no_key(elf: Elf, account: Account) -> None:
+    window = elf.start("create", 4, env=with_slow_disk(0, 0.3))
     window.await_line("ELF creating")
     while not (elf.misc / "things.journal").exists() or b"keyPair" not in (elf.misc / "things.journal").read_bytes():
         assert window.process.poll() is None
+        time.sleep(0.01)  # there is no event to wait for
     window.signal(signal.SIGINT)
     window.await_line("press Ctrl-C again to stop now")
     time.sleep(0.06)

@@ -35,6 +35,7 @@ BY_CI = {"Quick start": "README.md 'Quick start'", "Tests": "README.md Tests"}  
 SMALLER = {
     "chaos.py": "--duration 5",
     "provisioning.py": "--things 5",
+    "startup.py": "--repeats 1",
     "sequences.py": "--things 30",
     "fleet.py": "--things 20 --duration 2",
     "templates.py": "--things 20 --duration 2",
@@ -67,9 +68,41 @@ def in_language(language: str) -> list[Block]:
     return [block for block in blocks() if block.language == language]
 
 
+def by_ci(block: Block) -> str:
+    """The arguments of `blocks` with which .ci/run runs a block, if it does."""
+    return BY_CI[block.heading] if BY_CI.get(block.heading, "").startswith(block.page) else ""
+
+
+def reason_to_skip(block: Block) -> str:
+    """Say why a block of commands is not run, if it is not: known before a clone is made for it."""
+    if by_ci(block):
+        return ".ci/run runs this one"
+    if "docker run" in block.text:
+        return "it needs AWS: test_container runs such commands on MiniStack"
+    if block.page == "docs/rules.md":
+        return "test_rules runs these, one after the other"
+    if "docker" in block.text:
+        has_docker = shutil.which("docker") and not subprocess.run(["docker", "info"], capture_output=True).returncode
+        return "" if has_docker else "no Docker daemon runs here"
+    if "mosquittoPub" in block.text and not shutil.which("mosquitto_pub"):
+        return "mosquitto_pub is not installed"
+    if "jq" in block.text and not shutil.which("jq"):
+        return "jq is not installed"
+    if "fleet.py" in block.text and not shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin"):
+        return "Mosquitto is not installed"
+    if "/fleet.py" in block.text and not importlib.util.find_spec("awscrt"):
+        return "the AWS CRT client is not built for this processor"
+    has_no_end = "tail -f" in block.text or "locust --processes" in block.text
+    return "it has no end: a test below runs it" if has_no_end else ""
+
+
 def in_shell(language: str) -> list[object]:
     return [
-        pytest.param(block, id=f"{block.page} {block.heading} {number}")
+        pytest.param(
+            block,
+            id=f"{block.page} {block.heading} {number}",
+            marks=[pytest.mark.skip(reason)] if language == "sh" and (reason := reason_to_skip(block)) else [],
+        )
         for number, block in enumerate(in_language(language))
     ]
 
@@ -111,11 +144,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clone(repository: Path, tmp_path: Path) -> Iterator[Elf]:
     """A user in a clone of the repository, with three things on the embedded AWS IoT."""
     directory = shutil.copytree(repository, tmp_path / "clone")
-    elf = Elf(tmp_path, {})
-    elf.script, elf.cwd, elf.misc = directory / "elf.py", directory, directory / "misc"
+    elf = Elf(tmp_path, {"ELF_MISC_DIR": str(directory / "misc")})
+    elf.misc = directory / "misc"
+    elf("--local", "create", 3)
+    elf.script, elf.cwd = directory / "elf.py", directory
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     elf.environment = clean_environment(elf.home) | {"PATH": path}
-    elf("--local", "create", 3)
     yield elf
     elf.close_windows()
     kill_servers_of(elf)
@@ -164,27 +198,13 @@ def test_the_picture_begins_with_a_result_and_is_short() -> None:
     assert float(re.findall(r"animation:run ([\d.]+)s", picture)[0]) < 25
 
 
+def test_what_ci_runs_is_in_its_script() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert all(f"blocks {by_ci(block)}" in script for block in in_language("sh") if by_ci(block))
+
+
 @pytest.mark.parametrize("block", in_shell("sh"))
 def test_a_block_of_commands_does_what_it_says(block: Block, clone: Elf, shell: Shell) -> None:
-    if block.heading in BY_CI and BY_CI[block.heading].startswith(block.page):
-        assert f"blocks {BY_CI[block.heading]}" in (ROOT / ".ci" / "run").read_text()
-        pytest.skip(".ci/run runs this one")
-    if block.page == "docs/rules.md":
-        pytest.skip("test_rules runs these, one after the other")
-    if "docker" in block.text and subprocess.run(["docker", "info"], capture_output=True, check=False).returncode:
-        pytest.skip("no Docker daemon runs here")
-    if "docker run" in block.text:
-        pytest.skip("it needs AWS: test_container runs such commands on MiniStack")
-    if "mosquittoPub" in block.text and not shutil.which("mosquitto_pub"):
-        pytest.skip("mosquitto_pub is not installed")
-    if "jq" in block.text and not shutil.which("jq"):
-        pytest.skip("jq is not installed")
-    if "fleet.py" in block.text and not shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin"):
-        pytest.skip("Mosquitto is not installed")
-    if "/fleet.py" in block.text and not importlib.util.find_spec("awscrt"):
-        pytest.skip("the AWS CRT client is not built for this processor")
-    if "tail -f" in block.text or "locust --processes" in block.text:
-        pytest.skip("it has no end: a test below runs it")
     script = block.text.replace("git clone", f"git -c url.'{ROOT}'.insteadOf={REPOSITORY} clone")
     for benchmark, options in SMALLER.items():
         script = script.replace(benchmark, f"{benchmark} {options}")

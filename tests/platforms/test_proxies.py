@@ -263,7 +263,7 @@ def test_a_proxy_that_does_not_lead_there_is_explained(
     fact: str,
     explained: Explained,
 ) -> None:
-    limits(CONNECT_TIMEOUT_S=0.5)
+    limits(CONNECT_TIMEOUT_S=0.5, FIRST_CONNECT_S=0.5)
     with deaf_port() as deaf:
         url = way.format(proxies, deaf)
         endpoint = ("--mqtt-endpoint", f"localhost:{CLOSED_PORT}", "--things", 1)

@@ -1,6 +1,7 @@
 """What the tests stand on. Each module uses only those above it.
 
 program      the program's files, and its constants wherever they are
+botocore_once   what botocore works out again and again, once
 machine      ports, processes, terminals; what a system can deny to a user's Python
 aws          a MiniStack that ELF did not start, and accounts in it
 shell        a user of elf.py: in another process (Elf) and in this one (InProcess)
@@ -12,7 +13,7 @@ aws_hosts    the host names of AWS, over TLS, behind a proxy
 mqtt         a client that is not ELF's, and a broker that does what a script says
 http_proxy   between ELF and MiniStack: AWS's distance, its quotas, its faults
 mqtt_proxy   between things and MiniStack: messages are lost, repeated, swapped
-witness/, as_on_windows/   what the Python of an elf.py under test loads first
+witness/, slow_disk/, as_on_windows/   what the Python of an elf.py under test loads first
 """
 
 from support import program as program  # which lets Python find iot_elf

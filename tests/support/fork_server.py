@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import json
 import os
@@ -18,18 +17,19 @@ from typing import Any
 
 def prepare(elf: str) -> Any:
     """Import what most commands import, and parse what botocore parses; return the code of elf.py."""
-    sys.path[0] = str(Path(elf).parent)
     sys.modules["awscrt"] = None  # type: ignore[assignment]  # as ELF does, unless it needs it
     import AWSIoTPythonSDK.core.protocol.mqtt_core
     import AWSIoTPythonSDK.MQTTLib  # noqa: F401
     import boto3
-    import botocore.loaders
+    from botocore_once import work_once
 
     del sys.modules["awscrt"]
-    parse_once = functools.cache(botocore.loaders.JSONFileLoader().load_file)
-    botocore.loaders.JSONFileLoader.load_file = staticmethod(parse_once)
-    for service in ("iot", "sts"):
-        boto3.session.Session().client(service, "us-west-2", aws_access_key_id="nobody", aws_secret_access_key="none")
+    work_once(setattr)
+    for service in ("sts", "iot"):
+        client = boto3.client(service, "us-west-2", aws_access_key_id="nobody", aws_secret_access_key="none")
+    client.can_paginate("list_things")
+    sys.path[0] = str(Path(elf).parent)
+    __import__("iot_elf.sign_in").sign_in.is_own_endpoint(None, "us-west-2")
     __import__("elf")
     del sys.modules["elf"]
     return compile(Path(elf).read_text(encoding="utf-8"), elf, "exec", dont_inherit=True)
@@ -95,6 +95,10 @@ def become(args: list[str], cwd: str, env: dict[str, str], umask: int, new_sessi
         stream = os.fdopen(number, "w", buffering, encoding="utf-8", errors=errors, closefd=False)
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    if "PYTHONPATH" in env:
+        sys.path.insert(1, env["PYTHONPATH"])
+        sys.modules.pop("sitecustomize", None)
+        __import__("sitecustomize")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 What runs is a process of its own, with its own arguments, streams, environment, directory, umask and session, that can
 be stopped, interrupted and killed. Where what Python does before elf.py begins matters, Python is started: then a
-variable of the environment is Python's own, or the Python or the script is another.
+variable of the environment is Python's own (but for PYTHONPATH to what may as well be loaded after the libraries), or
+the Python or the script is another.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from support.machine import SLOW_DISK, WITNESS
 from support.program import ELF, TESTS
 
 CAN_FORK = sys.platform == "linux"  # macOS's libraries do not bear it
@@ -35,7 +37,10 @@ def popen(**settings: Any) -> subprocess.Popen[Any]:
 
 def _can_be_forked(args: Any, env: Mapping[str, str], **settings: Any) -> bool:
     is_ours = [*args[:2], env.get("LANG")] == [sys.executable, str(ELF), "C.UTF-8"]
-    is_of_python = any(name.startswith(("PYTHON", "LC_", "OPENSSL")) for name in env)
+    loaded_first = env.get("PYTHONPATH", str(WITNESS)) not in (str(WITNESS), str(SLOW_DISK))
+    is_of_python = loaded_first or any(
+        name.startswith(("PYTHON", "LC_", "OPENSSL")) for name in env.keys() - {"PYTHONPATH"}
+    )
     return CAN_FORK and is_ours and not is_of_python and not _signs_in(env) and "preexec_fn" not in settings
 
 

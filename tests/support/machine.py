@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 30.0  # how long a test waits for what is to come; it fails afterwards
 # What the Python of an elf.py under test loads, by PYTHONPATH, before it begins.
 WITNESS = TESTS / "support" / "witness"
+SLOW_DISK = TESTS / "support" / "slow_disk"
 AS_ON_WINDOWS = TESTS / "support" / "as_on_windows"
 
 # What this machine has configured is none of a test's business. It stays away: nothing else runs in this process.
@@ -127,16 +128,19 @@ def resize(terminal: int, columns: int, rows: int) -> None:
 
 
 def run_in_terminal(
-    command: Mapping[str, Any], columns: int = 120, keys: Mapping[str, KeyPress] | None = None, rows: int = 24
+    start: Callable[..., subprocess.Popen[Any]],
+    columns: int = 120,
+    keys: Mapping[str, KeyPress] | None = None,
+    rows: int = 24,
 ) -> Terminal:
-    """Run a command, given as subprocess.Popen() takes it, to its end in a terminal of its own.
+    """Run what `start` starts, given settings of subprocess.Popen(), to its end in a terminal of its own.
 
     When the terminal shows a text that `keys` has, those are typed there. It is left as it was.
     """
     mine, its = pty.openpty()
     before = termios.tcgetattr(mine)
     resize(its, columns, rows)
-    process = subprocess.Popen(**{**command, "stdin": its, "stdout": its, "stderr": its, "start_new_session": True})
+    process = start(stdin=its, stdout=its, stderr=its, start_new_session=True)
     os.close(its)
     written, untyped = b"", dict(keys or {})
     with contextlib.suppress(OSError):  # EIO: the other end is closed
@@ -188,24 +192,9 @@ def hamper(elf: Elf, directory: Path, code: str) -> None:
     elf.python = str(wrapper)
 
 
-SLOW_OR_DEAD = """
-import os, signal, sys, time
-step, left = os.fsync, [int(os.environ["STEPS"])]
-def fsync(descriptor):
-    left[0] -= 1
-    if left[0] == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(float(os.environ["SLOW"]))
-    step(descriptor)
-os.fsync = fsync
-"""
-
-
-def with_slow_disk(directory: Path, steps: int, slow_s: float) -> dict[str, str]:
+def with_slow_disk(steps: int, slow_s: float) -> dict[str, str]:
     """Have each fsync() take a while, and the process die at the one of this number."""
-    (directory / "slow").mkdir(exist_ok=True)
-    (directory / "slow" / "sitecustomize.py").write_text(SLOW_OR_DEAD)
-    return {"PYTHONPATH": str(directory / "slow"), "STEPS": str(steps), "SLOW": str(slow_s)}
+    return {"PYTHONPATH": str(SLOW_DISK), "STEPS": str(steps), "SLOW": str(slow_s)}
 
 
 def can_unshare() -> bool:

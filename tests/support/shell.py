@@ -236,7 +236,7 @@ class Elf:
         if script:
             command["env"] |= self._in_scripts
             command["args"] = ["setsid", "--ctty", "--wait", "bash", "-mc", script]
-        return run_in_terminal(command, columns, keys, rows)
+        return run_in_terminal(lambda **streams: forking.popen(**{**command, **streams}), columns, keys, rows)
 
     def close_windows(self) -> None:
         for running in self._running:
