@@ -19,7 +19,7 @@ network       the broker's address, and proxies on the way there
 mqtt          the device SDK's clients, all on one thread
 outbox        what a thing has to send: queued, in flight, to send again; AWS's limits of a connection
 device        one thing on MQTT: gets and keeps its connection
-runners       the things of a running send or subscribe: waits, and counts
+runners       the things of a running send or subscribe: waits, counts, and when lines are due
 console       log lines, JSON lines, the live line
 results       what the record of a run looks like: the report, the summary, the live line
 arguments     the parser's mechanism: its class, and types of arguments
@@ -30,6 +30,7 @@ screen        the terminal's second screen: only with --view
 view          the table of a run's things: only with --view
 sandbox       what a template may do
 templates     messages from templates: only for `send --template`
+replay        messages of recordings, each of one thing: only for `send --replay`
 diagnosis     why something is refused, or can't connect: only then
 charts        what a run looks like over time, as SVG: only with --report
 report        the page of a run: only with --report

@@ -60,7 +60,7 @@ def test_help_has_a_description_its_options_with_defaults_and_examples_and_no_mo
     main: InProcess, command: str, says: list[str]
 ) -> None:
     text = main(command, "--help").out
-    assert text.count("\n") <= (24 if command in ("create", "list", "env", "clean") else 48)  # screens
+    assert text.count("\n") <= (24 if command in ("create", "list", "env", "clean") else 56)  # screens
     description = text.split("\n\n")[1]
     assert description.endswith(".")
     for each in says:

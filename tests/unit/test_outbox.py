@@ -18,6 +18,7 @@ class Text(NamedTuple):
     """A message that says where it went."""
 
     text: str
+    topic: str = ""
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         if self.text == "bad":
@@ -68,6 +69,8 @@ def test_a_message_is_counted_while_it_is_rendered(text: str) -> None:
     """Or `send` would end, and call it lost, because nothing is due any more."""
 
     class Rendered(NamedTuple):
+        topic: str = ""
+
         def payload(self, topic: str, thing: str, number: int) -> bytes:
             seen.append(its.backlog)
             return Text(text).payload(topic, thing, number)

@@ -332,8 +332,8 @@ def show(is_on: bool, clock: Clock) -> tuple[list[str], Output]:
     output = Output(is_on)
     with logged() as lines:
         writer = MessageWriter(output, 1)  # type: ignore[arg-type]
-        writer.on_publish(THING, 3, b"a")
-        writer.on_dropped(THING, 4, b"b")
+        writer.on_publish(THING, 3, "elf/thing_0", b"a")
+        writer.on_dropped(THING, 4, "elf/thing_0", b"b")
         writer.on_puback(THING, 3, 0.02345)
         writer.on_message(THING, SimpleNamespace(topic="b", qos=0, retain=1), b"c")
         writer.on_rejected(THING, {"code": 400, "message": "no"})
