@@ -34,6 +34,7 @@ PAGES = {
 BY_CI = {"Quick start": "README.md 'Quick start'", "Tests": "README.md Tests"}  # they make virtual environments
 SMALLER = {
     "chaos.py": "--duration 5",
+    "replay.py": "--megabytes 6 --things 5",
     "provisioning.py": "--things 5",
     "sequences.py": "--things 30",
     "fleet.py": "--things 20 --duration 2",
@@ -177,7 +178,9 @@ def test_a_block_of_commands_does_what_it_says(block: Block, clone: Elf, shell: 
         pytest.skip("mosquitto_pub is not installed")
     if "jq" in block.text and not shutil.which("jq"):
         pytest.skip("jq is not installed")
-    if "fleet.py" in block.text and not shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin"):
+    if re.search("fleet.py|replay.py", block.text) and not shutil.which(
+        "mosquitto", path=f"{os.environ['PATH']}:/usr/sbin"
+    ):
         pytest.skip("Mosquitto is not installed")
     if "/fleet.py" in block.text and not importlib.util.find_spec("awscrt"):
         pytest.skip("the AWS CRT client is not built for this processor")

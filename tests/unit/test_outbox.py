@@ -56,6 +56,14 @@ def numbers(its: Outbox) -> list[int]:
     return taken
 
 
+def test_a_message_goes_to_its_own_topic_if_it_has_one() -> None:
+    its = outbox("a")
+    its.add(Text("b", "own/topic"), 101.0)
+    taken = [its.take(102.0), its.take(103.0)]
+    assert [each.topic for each in taken] == ["elf/thing_0", "own/topic"]
+    assert [each.payload for each in taken] == [b"elf/thing_0 thing_0 1 a", b"own/topic thing_0 2 b"]
+
+
 def test_messages_are_sent_in_the_order_in_which_they_were_due() -> None:
     its = outbox("a", "b")
     assert its.has_due

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.program import Limits
 
-from iot_elf import results
+from iot_elf import results, text
 from iot_elf.metrics import RunRecord
 from iot_elf.results import MessageWriter, PublishReport, RunReport, SubscribeReport, message_fields
 
@@ -338,6 +338,16 @@ def show(is_on: bool, clock: Clock) -> tuple[list[str], Output]:
         writer.on_message(THING, SimpleNamespace(topic="b", qos=0, retain=1), b"c")
         writer.on_rejected(THING, {"code": 400, "message": "no"})
     return lines, output
+
+
+def test_an_event_says_if_a_credential_in_the_message_was_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_secrets", frozenset({"s3cret"}))
+    output = Output(True)
+    for payload in (b"a s3cret", b"none"):
+        MessageWriter(output, 1).on_message(  # type: ignore[arg-type]
+            THING, SimpleNamespace(topic="b", qos=0, retain=0), payload
+        )
+    assert [event.get("redacted") for event in output.events] == [True, None]
 
 
 def test_each_message_is_a_line_and_an_event(clock: Clock) -> None:

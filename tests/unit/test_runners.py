@@ -717,6 +717,25 @@ def test_lines_are_read_a_few_ahead_of_the_slowest_thing(
     assert its.runner.has_room() == has_room
 
 
+def test_of_one_thing_fewer_lines_wait_while_it_is_online(bench: Callable[..., Bench], limits: Limits) -> None:
+    limits(LINES_AHEAD=1, LINES_OFFLINE=2)
+    its = bench()
+    its.devices[0].outbox.add(None, 0.0)  # type: ignore[arg-type]
+    assert [its.runner.has_room(thing) for thing in ("thing_0", "thing_1", "without_policy")] == [False, True, True]
+    its.devices[0].is_online = False
+    assert its.runner.has_room("thing_0")
+    its.devices[0].outbox.add(None, 0.0)  # type: ignore[arg-type]
+    assert not its.runner.has_room("thing_0")
+
+
+def test_a_message_may_be_of_one_thing_which_may_have_no_policy(bench: Callable[..., Bench]) -> None:
+    its = bench()
+    for thing in ("thing_1", "without_policy"):
+        its.runner.publish_on_schedule(None, its.clock.now + 2.0, 1.0, thing=thing)
+    assert [len(device.published) for device in its.devices] == [0, 1]
+    assert its.record.by_thing["without_policy"]["not_sent"] == 1
+
+
 def test_the_backlog_is_that_of_all_things(bench: Callable[..., Bench]) -> None:
     its = bench()
     its.devices[0].backlog, its.devices[1].backlog = 3, 4
