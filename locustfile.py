@@ -343,7 +343,8 @@ class Desk(Run):
             self.runner.register_message(f"elf-{message}", listener, concurrent=True)
         self.runner.register_message("elf-settled", self.settle)
         environment.events.test_stopping.add_listener(self.stop_timer)
-        environment.events.quitting.add_listener(self.stop_timer)  # before Locust finds its exit status
+        environment.events.test_stop.add_listener(self.count_unconnected)
+        environment.events.quitting.add_listener(self.stop)  # before Locust finds its exit status
         if isinstance(self.runner, MasterRunner):
             self.runner.register_message("elf-finished", lambda msg, **_: self.working.discard(msg.node_id))
             environment.events.test_stopping.add_listener(self.await_workers)
@@ -449,9 +450,14 @@ class Desk(Run):
             self.environment.web_ui.stop()
 
     def stop_timer(self, **_: object) -> None:
-        """Say how many connected if the run ends before all have, which is a failure."""
         if self.timer is not gevent.getcurrent():
             self.timer.kill(block=False)
+
+    def stop(self, **_: object) -> None:
+        self.runner.stop()
+
+    def count_unconnected(self, **_: object) -> None:
+        """Say how many connected if the run has ended before all had, which is a failure."""
         if left := max(0, self.users - len(self.settled)):
             log.warning("the run ends with %d of %s connected", len(self.joined), plural(self.users, "thing"))
         error = ElfError("NotConnected", "not connected before the end of the run", "let it last longer")
