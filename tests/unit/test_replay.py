@@ -19,6 +19,11 @@ from .stand_ins import logged
 TOPICS = {"thing_0": "elf/thing_0", "thing_1": "elf/thing_1"}
 
 
+def briefly(value: str | bytes) -> str:
+    """How a value is called in the name of a test."""
+    return repr(value[-40:])
+
+
 def compose(content: bytes) -> PayloadBuilder:
     PayloadBuilder.of_object(content)
     return PayloadBuilder(content)
@@ -85,6 +90,7 @@ def test_what_is_a_number_in_json_is_one_with_its_text(tmp_path: Path, cell: str
         (b"1," + b"x" * 140_000, "the message is too long: 140,017 bytes"),
         (b"1," + b"x" * 1_100_000, "the line is too long: 1,100,002 bytes"),
     ],
+    ids=briefly,
 )
 def test_a_row_that_can_not_be_sent_is_said_by_its_line_and_the_next_is_read(
     tmp_path: Path, row: bytes, why: str
@@ -227,6 +233,7 @@ def test_what_the_first_receiver_got_is_sent_as_it_was_each_topic_by_one_thing(t
         (event("a", "x" * 140_000), "the message is too long"),
         (event("a", "\ud800"), "the message or topic is not UTF-8"),
     ],
+    ids=briefly,
 )
 def test_an_event_that_can_not_be_sent_is_said_by_its_line(tmp_path: Path, bad: str, why: str) -> None:
     lines = read(tmp_path, "\n".join([event("a", "1"), bad, event("a", "2")]))
