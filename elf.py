@@ -128,6 +128,10 @@ class Cli:
     prefix: str
     message: str
     json_message: Path | None
+    replay: Path | None = None  # a recording
+    by: str | None = None  # its column that names the device
+    time_column: str | None = None
+    keeps_times: bool = False  # play it as it was recorded
     raw: bool  # send the bytes as is
     template: bool  # render it for each message
     seed: int | None
@@ -537,28 +541,29 @@ def things_missing_in_aws(cli: Cli, iot: Any, names: set[str]) -> list[str]:
 def send_messages(cli: Cli) -> int:
     """Make every thing publish a message each `cli.interval`, or each line of the input, and account for each."""
     things, lines, topics = load_messages(cli)
-    rounds, of_lines = messages_per_thing(cli), messages.is_line_file(cli.json_message)
+    given = cli.replay or cli.json_message
+    rounds, of_lines = messages_per_thing(cli), bool(cli.replay) or messages.is_line_file(given)
     spread = min(1.0, (cli.duration or DURATION_S) / cli.interval) if rounds == 1 and not of_lines else 1.0
     answers = {thing: messages.answer_topics(topic, thing) for thing, (topic,) in topics.items()}
     heard = topics if cli.verify else answers
     make_runner = VerifyRunner if cli.verify else PublishRunner
     runner = make_runner(cli.events, qos=cli.qos, interval_s=cli.interval, **runner_callbacks(cli, things))
-    record, refused = runner.record, list[ElfError]()
+    record, refusal = runner.record, None
     record.rounds, record.run = None if of_lines else rounds, cli.run_id
     with connected_devices(cli, things, runner, PublishReport(record, "[send_messages]"), topics, heard):
-        source = "standard input" if str(cli.json_message) == "-" else cli.json_message
+        source = "standard input" if str(given) == "-" else given
         kind = "retained message" if cli.retain else "message"
         what = f"each line of {source}" if of_lines else text.plural(rounds, kind) if rounds else f"{kind}s"
         until = "" if of_lines or rounds else " until Ctrl-C"
         number = len(record.connected)
-        of_all = text.plural(number, "thing") if number == 1 else f"each of {number} things"
+        of_all = text.plural(number, "thing") if number == 1 or cli.replay else f"each of {number} things"
         log.info("[send_messages] ELF sending %s from %s%s", what, of_all, until)
         began = time.monotonic()
         lasts_s = cli.duration or math.inf if of_lines else rounds * cli.interval if rounds else math.inf
         record.ends_at = began + lasts_s
         try:
             if of_lines:
-                refused = publish_lines(cli, runner, lines)
+                refusal = publish_lines(cli, runner, lines)
             elif message := next(lines).message:
                 runner.publish_on_schedule(message, began, cli.interval, spread, rounds)
             await_acknowledgements(runner)
@@ -568,21 +573,20 @@ def send_messages(cli: Cli) -> int:
             if of_lines:
                 log.info("[send_messages] stopped before the end of the input")
             raise
-    refuse_losses(record, refused)
+    refuse_losses(record, refusal)
     return 1 if record.failed else 0
 
 
-def refuse_losses(record: RunRecord, refused: Sequence[ElfError]) -> None:
-    """Raise ElfError if messages of a `send` were lost, `refused`, or not answered as they should."""
+def refuse_losses(record: RunRecord, refusal: ElfError | None) -> None:
+    """Raise ElfError if messages of a `send` were lost or not answered as they should, or for lines a `refusal`."""
     if not record.losers <= record.failed:  # of which the cause is told
         lost = record.lost + record.totals["not_sent"]
         cause = f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent"
         raise ElfError("MessagesLost", cause, "check the network, and send again")
     if invalid := record.totals["invalid"]:
         raise messages.not_made(invalid, record.invalid)
-    if refused:
-        cause = f"{text.plural(len(refused), 'line')} of the input could not be sent; the first: {refused[0].cause}"
-        raise ElfError("LinesRefused", cause, refused[0].remedy)
+    if refusal:
+        raise refusal
     if (rejected := record.totals["rejected"]) or record.unanswered:
         reason = f"; AWS says {record.rejection}" if rejected else ""
         raise ElfError(
@@ -605,22 +609,12 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
     """
     import secrets
 
-    path, raw = cli.json_message, cli.raw
+    path, raw = cli.replay or cli.json_message, cli.raw
+    cli.keeps_times = cli.interval is None
     if cli.interval is None:
         cli.interval = 0.0 if str(path) == "-" else defaults.INTERVAL_S
     things = ready_things(cli.fleet, cli.things)
-    topics = {
-        thing.name: messages.expand_topics(
-            [cli.topic], cli.append_thing_name, thing.name, f"{defaults.TOPIC_ROOT}/{thing.name}"
-        )
-        for thing in things
-    }
-    messages.refuse_bad_topics(topics)
-    refuse_useless_numbers(cli, [topic for (topic,) in topics.values()])
-    if cli.retain:
-        is_one = messages_per_thing(cli) == 1 and not messages.is_line_file(path)
-        every_s = math.inf if is_one else cli.interval
-        messages.refuse_unretainable([topic for (topic,) in topics.values()], "--topic", "--retain", every_s)
+    topics = topics_to_publish_to(cli, things)
     cli.run_id = secrets.token_hex(4) if cli.sequence or cli.verify else ""
     compose = message_factory(cli, cli.run_id, things[0].name, topics[things[0].name][0])
     if path is None:
@@ -631,7 +625,14 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
             to_know = "an empty message deletes what is retained"
             log.info("%s", to_know if raw else f"{to_know}; this one is not empty: add --raw")
         return things, iter([Line(message)]), topics
-    if messages.is_line_file(path):
+    if cli.replay:
+        from iot_elf import replay
+
+        fixed = {"--topic": cli.topic, "--append-thing-name": cli.append_thing_name, "--time": cli.time_column}
+        given = [option for option, value in (fixed | {"--sequence": cli.sequence}).items() if value]
+        topic_of = {thing: topic for thing, (topic,) in topics.items()}
+        lines = replay.read(path, replay.Plan(topic_of, compose, cli.by, cli.time_column, given))
+    elif messages.is_line_file(path):
         lines = messages.parse_lines(messages.read_lines(path), compose, raw)
     else:
         lines = messages.read_message_file(path, compose)
@@ -641,8 +642,30 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
                 "InputClosed", "standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`"
             )
         return things, lines, topics
-    first = aws.run_in_thread(cli.events, lambda: messages.first_message(path, lines))  # a pipe may have no writer yet
+    # A pipe may have no writer yet.
+    first = aws.run_in_thread(cli.events, lambda: next(lines) if cli.replay else messages.first_message(path, lines))
+    if first.recorded_s is not None and cli.keeps_times:
+        cli.interval = 0.0
     return things, itertools.chain([first], lines), topics
+
+
+def topics_to_publish_to(cli: Cli, things: Sequence[Thing]) -> dict[str, list[str]]:
+    """Return the topic of each thing's messages. Raises UsageError for one that does not fit, or not the options."""
+    topics = {
+        thing.name: messages.expand_topics(
+            [cli.topic], cli.append_thing_name, thing.name, f"{defaults.TOPIC_ROOT}/{thing.name}"
+        )
+        for thing in things
+    }
+    if not cli.replay:  # whose columns may be in them
+        messages.refuse_bad_topics(topics)
+    all_topics = [topic for (topic,) in topics.values()]
+    refuse_useless_numbers(cli, all_topics)
+    if cli.retain:
+        is_one = messages_per_thing(cli) == 1 and not messages.is_line_file(cli.json_message)
+        every_s = math.inf if is_one else cli.interval
+        messages.refuse_unretainable(all_topics, "--topic", "--retain", every_s)
+    return topics
 
 
 def refuse_useless_numbers(cli: Cli, topics: Sequence[str]) -> None:
@@ -703,40 +726,48 @@ def messages_per_thing(cli: Cli) -> int | None:
     return cli.count or (None if cli.duration == 0 else max(1, in_time))
 
 
-def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> list[ElfError]:
+def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> ElfError | None:
     """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
-    Counts those that are begun as the record's rounds. Returns why each line can't be sent that can't. Raises
-    UsageError if the first can't.
+    A line of a recording is for one thing. Counts others that are begun as the record's rounds. Returns why lines can't
+    be sent, if any can't. Raises UsageError if that is the first, but of a recording.
     """
     wanted = threading.Semaphore(2)  # so that the next line is already read when it is due
     threading.Thread(target=messages.read_ahead, args=(lines, cli.events, wanted), daemon=True).start()
-    due = time.monotonic()
-    deadline = due + (cli.duration or math.inf)
-    sent, refused, record = 0, list[ElfError](), runner.record
+    deadline = time.monotonic() + (cli.duration or math.inf)
+    pace, record = runners.Pace(cli.interval, [*runner.devices], cli.keeps_times), runner.record
+    sent, refused, first, last = 0, 0, Line(), Line()  # the lines refused, the first and the last of them
     while sent < (cli.count or math.inf) and (line := runner.next_line(deadline)):
         wanted.release()
-        if isinstance(line.error, ElfError):
-            if not sent and not refused:
-                cause = f"line {line.number} of the input is not a message: {line.error.cause}"
-                raise UsageError(line.error.name, cause, line.error.remedy)
-            if line.error not in refused[-1:]:  # once for an object and what is refused with it
-                detail_log.error("line %d is not sent: %s; %s", line.number, line.error.cause, line.error.remedy)
-            refused.append(line.error)
-            continue
-        if line.error:
+        if line.error and not (line.number and isinstance(line.error, ElfError)):  # not of this line alone
             raise line.error
+        if isinstance(line.error, ElfError):
+            cause, remedy = line.error.cause, line.error.remedy
+            if not (sent or refused or cli.replay):
+                cause = f"line {line.number} of the input is not a message: {cause}"
+                raise UsageError(line.error.name, cause, remedy)
+            if not isinstance(line.error, UsageError):
+                return ElfError(line.error.name, f"line {line.number}: {cause}", remedy)
+            if line.error is not last.error:  # once for an object and what is refused with it
+                logger = log if refused < defaults.MAX_LISTED else detail_log
+                logger.error("line %d is not sent: %s; %s", line.number, cause, remedy)
+            refused, first, last = refused + 1, first if refused else line, line
+            continue
         if not line.message:
             break
-        due = max(due + cli.interval * bool(sent), line.at) if cli.interval else time.monotonic()
+        due = pace.due(line, time.monotonic())
         if due > deadline - 1e-6:  # as in messages_per_thing()
             break
-        record.rounds = sent = sent + 1
-        runner.publish_on_schedule(line.message, due, cli.interval)
-        runner.wait(lambda: runner.has_room, look_s=defaults.MIN_INTERVAL_S)
+        sent += 1
+        record.rounds = None if line.thing else sent
+        runner.publish_on_schedule(line.message, due, cli.interval, thing=line.thing)
+        runner.wait(functools.partial(runner.has_room, line.thing), deadline, defaults.MIN_INTERVAL_S)
     if not (sent or refused):
         log.warning("nothing sent: the input has no message")
-    return refused
+    if not isinstance(first.error, ElfError):
+        return None
+    cause = f"{text.plural(refused, 'line')} of the input could not be sent; the first, line {first.number}: "
+    return ElfError("LinesRefused", cause + first.error.cause, first.error.remedy)
 
 
 def await_acknowledgements(runner: PublishRunner) -> None:
@@ -1303,6 +1334,7 @@ EXAMPLES = {  # of each command, for its help
         "send --count 5 --interval 0.5 'Hello from ELF'",
         "send --template --json-message example-template.json",
         "send --json-message - <readings.jsonl",
+        "send --replay day.csv --by device --time at",
     ),
     "subscribe": ("subscribe", "subscribe --count 20", "subscribe -t 'house/+/door'", "subscribe --output payload"),
     "list": ("list", "list thing_0", "list 'lamp_*' --output json"),
@@ -1378,6 +1410,9 @@ def add_send_options(command: Parser) -> None:
     what("message", metavar="MESSAGE", nargs="?", default=argparse.SUPPRESS, help=text_or_object)
     what("-m", dest="message", metavar="MESSAGE", default=MESSAGE, help="the same as MESSAGE")
     what("--json-message", metavar="FILE", type=Path, help=content)
+    what("--replay", metavar="FILE", type=Path, help="send CSV, or what subscribe --output json wrote")
+    add("--by", metavar="COLUMN", help="with --replay: each value in COLUMN is one thing")
+    add("--time", dest="time_column", metavar="COLUMN", help="with --replay: when each row is due")
     add("--raw", action="store_true", help="send as is: no JSON, no ts, any topic")
     add("--template", action="store_true", help="MESSAGE, FILE or each line is a Jinja2 template")
     add("--seed", metavar="N", type=int, help="with --template: the same N gives the same data")
@@ -1482,12 +1517,17 @@ def usage_problem(cli: Cli) -> str:
         (cli.names and cli.adopt is not None, "--adopt does not work with NAME: it is about all things of an ELF ID"),
         (sends and cli.seed is not None and not cli.template, "--seed needs --template"),
         (cli.session and not cli.qos, "--session needs QoS 1: leave --qos 0 out"),
+        (sends and not cli.replay and (cli.by or cli.time_column), "--by and --time need --replay"),
+        (
+            sends and cli.replay and (cli.template or cli.verify or cli.retain),
+            "--replay does not work with --template, --verify or --retain",
+        ),
         (
             sends and cli.template and not cli.json_message and cli.message == MESSAGE,
             "--template needs MESSAGE or --json-message (for example, example-template.json)",
         ),
         (
-            sends and console.is_input_unread(cli.json_message),
+            sends and console.is_input_unread(cli.replay or cli.json_message),
             "standard input would be ignored: did you mean --json-message - (if not: </dev/null)?",
         ),
     )

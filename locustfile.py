@@ -669,12 +669,12 @@ class Thing(User, DeviceListener):
         else:
             self.fail("CONNECT", self.endpoint, failure)
 
-    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
+    def on_publish(self, device: Device, number: int, topic: str, payload: bytes, late_s: float) -> None:
         self.sizes[number] = len(payload)
         if not self.cli.qos:
             self.count_published(number, None)
 
-    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+    def on_dropped(self, device: Device, number: int, topic: str, payload: bytes) -> None:
         self.sizes[number] = len(payload)
         self.count_published(number, None, lost=True)
 

@@ -21,7 +21,7 @@ outbox        what a thing has to send: queued, in flight, to send again; AWS's 
 refusals      the broker's refusals of a thing, in a row: whether to ask AWS, when to give up
 device        one thing on MQTT: gets and keeps its connection
 outages       times without a connection, which a run makes itself
-runners       the things of a running send or subscribe: waits, and counts
+runners       the things of a running send or subscribe: waits, counts, and when lines are due
 console       log lines, JSON lines, the live line
 results       what the record of a run looks like: the report, the summary, the live line
 arguments     the parser's mechanism: its class, and types of arguments
@@ -32,6 +32,7 @@ screen        the terminal's second screen: only with --view
 view          the table of a run's things: only with --view
 sandbox       what a template may do
 templates     messages from templates: only for `send --template`
+replay        messages of recordings, each of one thing: only for `send --replay`
 diagnosis     why something is refused, or can't connect: only then
 charts        what a run looks like over time, as SVG: only with --report
 report        the page of a run: only with --report

@@ -45,7 +45,7 @@ class DeviceOptions(NamedTuple):
     """How a thing uses MQTT."""
 
     qos: int
-    topic: str = ""  # to publish to
+    topic: str = ""  # to publish to what has none of its own
     topic_filters: Sequence[str] = ()  # to subscribe to
     client_id: str = ""  # of all connections; "": a new one for each
     retain: bool = False  # what it publishes
@@ -94,10 +94,10 @@ class DeviceListener:
     def on_failed(self, device: Device, failure: Exception) -> None:
         """It failed, and does not try again."""
 
-    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
+    def on_publish(self, device: Device, number: int, topic: str, payload: bytes, late_s: float) -> None:
         """The thing's message `number` was sent: its connection took all of it."""
 
-    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+    def on_dropped(self, device: Device, number: int, topic: str, payload: bytes) -> None:
         """The thing's message `number` is lost, at QoS 0: there was no connection, or it ended before it took all."""
 
     def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
@@ -260,7 +260,7 @@ class Publisher:
         self._outbox = device.outbox
         self._connection: Connection | None = None  # while the device is online
         self._unwritten: OutgoingMessage | None = None  # whose last part the connection has not taken
-        self.last_size = 0  # bytes of the last payload
+        self.last_topic, self.last_size = "", 0  # of the last message, and the bytes of its payload
         self._is_scheduled = self._is_watching = False  # whether _on_rate_allows(), _check_acknowledgements() are
 
     def begin(self, connection: Connection) -> None:
@@ -272,7 +272,7 @@ class Publisher:
         """Take note that the connection is lost, and with it, at QoS 0, what it has not taken as a whole."""
         self._connection, self._unwritten, self.blocked_by = None, None, outbox.OFFLINE
         for lost in self._outbox.lose_connection():
-            self._listener.on_dropped(self._device, lost.number, lost.payload)
+            self._listener.on_dropped(self._device, lost.number, lost.topic, lost.payload)
 
     def end(self) -> int:
         """Send nothing more, as the connection is closed; return how many messages that leaves unsent."""
@@ -284,7 +284,7 @@ class Publisher:
     def drop(self, message: Message) -> None:
         """Lose a message for want of a connection."""
         if (payload := self._unless_invalid(lambda: self._outbox.compose(message))) is not None:
-            self._listener.on_dropped(self._device, self._outbox.number, payload)
+            self._listener.on_dropped(self._device, self._outbox.number, self._outbox.topic_of(message), payload)
 
     def _unless_invalid(self, make: Callable[[], T]) -> T | None:
         """Return what `make` makes of the next message, or None if it can't: the listener gets that."""
@@ -330,13 +330,13 @@ class Publisher:
         if not (connection := self._connection):
             return
         device, now, self._unwritten = self._device, time.monotonic(), message
-        self.last_size = len(message.payload)
+        self.last_topic, self.last_size = message.topic, len(message.payload)
         if device.refusals.on_send():
             self._loop.call_at(now + REJECTED_WITHIN_S, self._trust, connection)
         self._outbox.count_sent(message.payload, now)
         on_puback = functools.partial(self._on_puback, message.number) if device.qos else None
-        message_id = connection.publish(device.topic, message.payload, device.qos, device.options.retain, on_puback)
-        log.debug("MQTT %s: PUBLISH %s to %s", device.thing, message_id, device.topic)
+        message_id = connection.publish(message.topic, message.payload, device.qos, device.options.retain, on_puback)
+        log.debug("MQTT %s: PUBLISH %s to %s", device.thing, message_id, message.topic)
         if self._unwritten is message and not connection.is_full:
             self._on_written(message)
 
@@ -350,7 +350,7 @@ class Publisher:
         message.written_at = time.monotonic()
         message.sendings += 1
         if message.sendings == 1:
-            self._listener.on_publish(self._device, message.number, message.payload, message.late_s)
+            self._listener.on_publish(self._device, message.number, message.topic, message.payload, message.late_s)
         elif message.sendings == 2:
             self._listener.on_retransmit(self._device, message.number)
         if not self._device.qos:
@@ -509,14 +509,14 @@ class Device:
         self.lost_in_outage = self.in_outage
         self.state, self._offline_since = CONNECTING, time.monotonic()
         log.debug("MQTT %s: lost: %s", self.thing, error)
-        size = self._publisher.last_size
+        topic, size = self._publisher.last_topic, self._publisher.last_size
         self._publisher.pause()
         lasted_s = self._offline_since - self._attempt.began_at if self._attempt else math.inf
         is_brief = BRIEF_S[0] < lasted_s < BRIEF_S[1] and not self.in_outage
         self.brief_connections = self.brief_connections + 1 if is_brief else 0
         self._listener.on_connection_interrupted(self, error, rejected)
         if rejected:
-            known = self.thing, str(self.endpoint), "iot:Publish", self.topic, f" ({size:,} bytes)"
+            known = self.thing, str(self.endpoint), "iot:Publish", topic, f" ({size:,} bytes)"
             self._on_refusal(Refusal(*known, needs=self.options.needs("iot:Publish")))
         else:
             self.refusals.clear()

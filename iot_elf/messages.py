@@ -99,6 +99,10 @@ def not_made(count: int, error: Exception | None) -> ElfError:
 class Message(Protocol):
     """What the things send."""
 
+    @property
+    def topic(self) -> str:
+        """Where it is sent to; "": to the topic of its thing."""
+
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         """Return what a thing publishes as its message `number`. Raises UsageError, ValueError."""
 
@@ -112,6 +116,7 @@ class PayloadBuilder(NamedTuple):
     has: frozenset[str] = frozenset()  # of ADDED
     run: str = ""  # that its messages name, beside the thing and their number; none: neither
     is_object: bool = False  # `text` is the object itself
+    topic: str = ""  # as Message has it
 
     @classmethod
     def of_object(cls, text: bytes) -> PayloadBuilder:
@@ -191,6 +196,8 @@ class Line(NamedTuple):
     error: Exception | None = None
     number: int = 0
     at: float = 0.0  # time.monotonic()
+    thing: str = ""  # that sends it; "": all do
+    recorded_s: float | None = None  # when it was recorded, in seconds since 1970
 
 
 def is_line_file(path: Path | None) -> bool:
@@ -210,15 +217,19 @@ def read_message_file(path: Path, compose: Callable[[bytes], Message]) -> Iterat
         yield Line(error=error)
 
 
-def read_lines(path: Path) -> Iterator[bytes | UsageError]:
-    """Yield the lines of a file, or of - (standard input); instead of one that is too long, an error."""
+def read_lines(path: Path, most: int = 0) -> Iterator[bytes | UsageError]:
+    """Yield the lines of a file, or of - (standard input); instead of one that is too long, an error.
+
+    A line may have `most` bytes, or as many as a payload.
+    """
+    most = most or defaults.MAX_PAYLOAD_BYTES
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
-        while text := file.readline(defaults.MAX_PAYLOAD_BYTES + 2):
+        while text := file.readline(most + 2):
             size, end = len(text), text[-2:]
-            while not end.endswith(b"\n") and (more := file.readline(defaults.MAX_PAYLOAD_BYTES)):
+            while not end.endswith(b"\n") and (more := file.readline(most)):
                 size, end = size + len(more), (end + more)[-2:]
             size -= len(end) - len(_without_line_end(end))
-            yield _without_line_end(text) if size <= defaults.MAX_PAYLOAD_BYTES else too_long("line", f"{size:,} bytes")
+            yield _without_line_end(text) if size <= most else too_long("line", f"{size:,} bytes")
 
 
 def _without_line_end(text: bytes) -> bytes:

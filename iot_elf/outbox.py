@@ -28,10 +28,10 @@ OFFLINE = "there was no connection"
 class OutgoingMessage:
     """A message that was taken from the queue, and its times: a time.monotonic() each."""
 
-    __slots__ = ("due", "number", "payload", "sendings", "taken_at", "written_at")
+    __slots__ = ("due", "number", "payload", "sendings", "taken_at", "topic", "written_at")
 
-    def __init__(self, number: int, payload: bytes, due: float, taken_at: float) -> None:
-        self.number, self.payload = number, payload  # the thing's message, from 1
+    def __init__(self, number: int, topic: str, payload: bytes, due: float, taken_at: float) -> None:
+        self.number, self.topic, self.payload = number, topic, payload  # the thing's message, from 1
         self.due, self.taken_at = due, taken_at  # taken to be sent for the first time
         self.written_at = math.inf  # when its connection took all of it
         self.sendings = 0  # how many connections took all of it
@@ -42,7 +42,7 @@ class OutgoingMessage:
 
 
 class Outbox:
-    """What a thing has to send to its topic: queued, then in flight until it is acknowledged, or at QoS 0 written.
+    """What a thing has to send: queued, then in flight until it is acknowledged, or at QoS 0 written.
 
     It knows AWS's limits of a connection, and no connection.
     """
@@ -83,7 +83,10 @@ class Outbox:
         Raises UsageError if it can't be sent, and ValueError for a template's result that is not a JSON object.
         """
         self.number += 1
-        return message.payload(self.topic, self._thing, self.number)
+        return message.payload(self.topic_of(message), self._thing, self.number)
+
+    def topic_of(self, message: Message) -> str:
+        return message.topic or self.topic
 
     def take(self, now: float) -> OutgoingMessage:
         """Return the message to send at `now`: what a lost connection left comes first, in the order it was sent.
@@ -94,7 +97,7 @@ class Outbox:
             return self.in_flight[self._to_retransmit.popleft()]
         due, message = self.queued[0]  # another thread may look at the backlog while the message is rendered
         try:
-            taken = OutgoingMessage(self.number + 1, self.compose(message), due, now)
+            taken = OutgoingMessage(self.number + 1, self.topic_of(message), self.compose(message), due, now)
             self.in_flight[self.number] = taken
         finally:
             self.queued.popleft()

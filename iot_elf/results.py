@@ -15,7 +15,7 @@ from iot_elf.device import Device
 from iot_elf.metrics import RunRecord, about_clock
 from iot_elf.runners import MessageObserver
 from iot_elf.sequences import format_counts
-from iot_elf.text import decoded, detail_log, listed, log, on_one_line, plural, report_log
+from iot_elf.text import decoded, detail_log, listed, log, on_one_line, plural, redacted_values, report_log
 
 SHORT_PAUSE_S = 1.0  # in all; it does no harm
 POSTED = "ELF %(thing)s posting message:'%(payload)s' on topic: %(topic)s"
@@ -31,13 +31,13 @@ class MessageWriter(MessageObserver):
         self._output, self._qos = output, qos
         self._is_needed = shows_details() or output.is_on  # else nothing need be formatted
 
-    def on_publish(self, device: Device, number: int, payload: bytes) -> None:
+    def on_publish(self, device: Device, number: int, topic: str, payload: bytes) -> None:
         if self._is_needed:
-            self._log(POSTED, "→", device, device.topic, payload, device.options.retain)
-            self._put("sent", device, number, payload)
+            self._log(POSTED, "→", device, topic, payload, device.options.retain)
+            self._put("sent", device, number, topic, payload)
 
-    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
-        self._put("lost", device, number, payload)
+    def on_dropped(self, device: Device, number: int, topic: str, payload: bytes) -> None:
+        self._put("lost", device, number, topic, payload)
 
     def _log(self, line: str, arrow: str, device: Device, topic: str, payload: bytes, retain: bool) -> None:
         """Log the original's line; on a terminal the message comes last, where it may be cut."""
@@ -46,9 +46,9 @@ class MessageWriter(MessageObserver):
         kind = " (retained)" if retain else ""
         detail_log.info(line, fields, extra={"on_terminal": f"%(thing)s {arrow} %(topic)s{kind}  %(shown)s"})
 
-    def _put(self, event: str, device: Device, number: int, payload: bytes) -> None:
+    def _put(self, event: str, device: Device, number: int, topic: str, payload: bytes) -> None:
         if self._output.is_on:
-            fields = message_fields(device.thing, device.topic, payload)
+            fields = message_fields(device.thing, topic, payload)
             self._output.put(event, number=number, **fields, qos=self._qos, retain=device.options.retain)
 
     def on_puback(self, device: Device, number: int, after_s: float) -> None:
@@ -59,7 +59,9 @@ class MessageWriter(MessageObserver):
         if self._is_needed:
             line = RETAINED if message.retain else RECEIVED
             self._log(line, "←", device, message.topic, payload, message.retain)
-            fields = message_fields(device.thing, message.topic, payload)
+            fields: dict[str, Any] = message_fields(device.thing, message.topic, payload)
+            if self._output.is_on and redacted_values(fields) != fields:
+                fields["redacted"] = True  # so that nobody takes it for what was sent
             self._output.put("received", **fields, qos=message.qos, retain=bool(message.retain))
         self._output.put_payload(payload)
 

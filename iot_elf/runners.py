@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from iot_elf import defaults
@@ -23,6 +23,8 @@ from iot_elf.text import detail_log, log
 
 LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
 LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
+LINES_OFFLINE = 1000  # those of one thing alone, while it has no connection; then the others wait for it, too
+LONG_PAUSE_S = 60.0  # until a line is due
 Check = Callable[[], object]
 SNAPSHOT_S = 1.0  # between two entries of the record
 AFTER_PAUSE_S = 10.0  # so long, what is lost may be due to the reader for whom ELF paused
@@ -46,10 +48,10 @@ class StateChanged(NamedTuple):
 class MessageObserver:
     """Gets each message of a run, to show it."""
 
-    def on_publish(self, device: Device, number: int, payload: bytes) -> None:
+    def on_publish(self, device: Device, number: int, topic: str, payload: bytes) -> None:
         """A thing published its message `number`."""
 
-    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+    def on_dropped(self, device: Device, number: int, topic: str, payload: bytes) -> None:
         """A thing lost its message `number`, at QoS 0, for want of a connection."""
 
     def on_puback(self, device: Device, number: int, after_s: float) -> None:
@@ -106,6 +108,35 @@ class LostConnections:
             )
         else:
             log.warning("what to do: if it does not reconnect, check the network")
+
+
+class Pace:
+    """When lines are due: as they were recorded, or those of each thing one interval after the other."""
+
+    def __init__(self, interval_s: float, things: Sequence[str], keeps_times: bool) -> None:
+        """Make one for an interval in seconds; 0: as they come. With `keeps_times` it is for lines without a time."""
+        self._interval_s, self._things, self._keeps_times = interval_s, things, keeps_times
+        self._next: dict[str, float] = {}  # by thing, or "": when its next line is due, a time.monotonic()
+        self._last = 0.0  # when the last one was; none is due before
+        self._recorded_before_s = 0.0  # the difference of its clock
+
+    def due(self, line: Line, now: float) -> float:
+        """Return when the next line is due, a time.monotonic()."""
+        if not self._next:
+            spread = self._interval_s / max(1, len(self._things))
+            self._next = {thing: now + place * spread for place, thing in enumerate(self._things)} | {"": now}
+            self._recorded_before_s = now - (line.recorded_s or 0.0)
+        if self._keeps_times and line.recorded_s is not None:
+            due = line.recorded_s + self._recorded_before_s
+        elif self._interval_s:
+            due = self._next.get(line.thing, now)
+        else:
+            return now
+        self._last = due = max(due, self._last, line.at)
+        if due - now > LONG_PAUSE_S:
+            log.info("line %d is due in %.0f s", line.number, due - now)
+        self._next[line.thing] = due + self._interval_s
+        return due
 
 
 class Runner(DeviceListener):
@@ -224,7 +255,7 @@ class Runner(DeviceListener):
         record.offline_s = {device.thing: device.offline_s for device in self.devices.values() if device.offline_s}
         record.planned_offline_s = {it.thing: it.outage_s for it in self.devices.values() if it.outage_s}
         record.unacknowledged = [
-            (device.thing, device.topic, each.number, each.payload)
+            (device.thing, each.topic, each.number, each.payload)
             for device in self.devices.values()
             for each in list(device.outbox.in_flight.values())  # the loop may go on
         ]
@@ -329,14 +360,23 @@ class PublishRunner(Runner):
         # By thing: the clientTokens of what shadows have not answered.
 
     def publish_on_schedule(
-        self, message: Message, due: float, interval_s: float, spread: float = 1.0, rounds: int | None = 1
+        self,
+        message: Message,
+        due: float,
+        interval_s: float,
+        spread: float = 1.0,
+        rounds: int | None = 1,
+        thing: str = "",
     ) -> None:
         """Make each thing publish a message `rounds` times (None: without end), once per interval from `due` on; wait.
 
         The things take turns over the part `spread` of an interval. A thing's message k is due k intervals after its
-        first, whatever happened to those before.
+        first, whatever happened to those before. With `thing` it is the message of that one alone.
         """
-        devices = list(self.devices.values())
+        if thing and thing not in self.devices:  # it has no policy
+            self.record.count("not_sent", thing)
+            return
+        devices = [self.devices[thing]] if thing else list(self.devices.values())
         turns = (
             (due + (number + spread * place / len(devices)) * interval_s, device)
             for number in itertools.islice(itertools.count(), rounds)
@@ -368,7 +408,7 @@ class PublishRunner(Runner):
         self.record.settle_not_sent(self.devices.keys() | self.record.failed)
         super()._close_record()
 
-    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
+    def on_publish(self, device: Device, number: int, topic: str, payload: bytes, late_s: float) -> None:
         record = self.record
         record.count("sent", device.thing)
         record.note_message(device.thing, payload)
@@ -381,17 +421,17 @@ class PublishRunner(Runner):
                 log.warning("asked for %s messages/s, this machine manages %.0f", wanted, per_s)
         if device.topic_filters:
             self._expect_answer(device, number, payload)
-        self._observer.on_publish(device, number, payload)
+        self._observer.on_publish(device, number, topic, payload)
 
     def _expect_answer(self, device: Device, number: int, payload: bytes) -> None:
         self.record.count("requests", device.thing)
         self._requests[device.thing][str(object_in(payload).get("clientToken", ""))] += 1
 
-    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+    def on_dropped(self, device: Device, number: int, topic: str, payload: bytes) -> None:
         record = self.record
         record.count("dropped", device.thing)
         record.dropped += [(device.thing, number)] if len(record.dropped) < defaults.MAX_LISTED else []
-        self._observer.on_dropped(device, number, payload)
+        self._observer.on_dropped(device, number, topic, payload)
 
     def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:
         self.record.count("acknowledged", device.thing)
@@ -427,10 +467,12 @@ class PublishRunner(Runner):
         else:
             self.record.count("accepted", device.thing)
 
-    @property
-    def has_room(self) -> bool:
-        """Return whether the things that are online have sent nearly all their messages."""
-        return all(len(it.outbox.queued) < LINES_AHEAD for it in self.devices.values() if it.is_online)
+    def has_room(self, thing: str = "") -> bool:
+        """Return whether the things that are online have sent nearly all their messages; or one, online or not."""
+        if not thing:
+            return all(len(it.outbox.queued) < LINES_AHEAD for it in self.devices.values() if it.is_online)
+        device = self.devices.get(thing)
+        return not device or len(device.outbox.queued) < (LINES_AHEAD if device.is_online else LINES_OFFLINE)
 
     @property
     def backlog(self) -> int:

@@ -100,6 +100,8 @@ class TemplateContext:
 class Template:
     """What the things send, rendered for each message of each thing; each thing has a TemplateContext."""
 
+    topic = ""  # as Message has it
+
     def __init__(
         self, text: bytes, make: Callable[[bytes], PayloadBuilder], context_of: Callable[[str], TemplateContext]
     ) -> None:

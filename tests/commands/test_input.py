@@ -90,8 +90,8 @@ def test_a_line_is_a_message_and_an_object_over_several_is_refused_to_its_end(
     assert told.startswith(f"line 2 {REFUSED} ({why}")
     assert REMEDY in told
     number = len([line for line in text.splitlines() if line])
-    lines = f"{number} line{'s' * (number > 1)} of the input could not be sent; the first: it looks like a JSON object "
-    assert result.lines[-2].startswith(f"{lines}but is invalid ({why}")
+    lines = f"{number} line{'s' * (number > 1)} of the input could not be sent; the first, line 2"
+    assert result.lines[-2].startswith(f"{lines}: it looks like a JSON object but is invalid ({why}")
 
 
 @pytest.mark.parametrize("options", [("--interval", "1e10"), ("--duration", "1e300"), ("--interval", "inf")])
@@ -137,7 +137,7 @@ def test_lines_that_can_not_be_sent_are_named_and_the_others_go_out(pair: Pair, 
     for number, size in ((3, "1,000,000"), (4, "300,009")):
         assert any(f"line {number} is not sent: the line is too long: {size} bytes" in line for line in result.lines)
     assert result.lines[-2:] == [
-        "3 lines of the input could not be sent; the first: the message or topic is not UTF-8",
+        "3 lines of the input could not be sent; the first, line 2: the message or topic is not UTF-8",
         "what to do: use UTF-8, which MQTT requires",
     ]
 

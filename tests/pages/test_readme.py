@@ -34,6 +34,7 @@ PAGES = {
 BY_CI = {"Quick start": "README.md 'Quick start'", "Tests": "README.md Tests"}  # they make virtual environments
 SMALLER = {
     "chaos.py": "--duration 5",
+    "replay.py": "--megabytes 6 --things 5",
     "provisioning.py": "--things 5",
     "startup.py": "--repeats 1",
     "sequences.py": "--things 30",
@@ -88,7 +89,8 @@ def reason_to_skip(block: Block) -> str:
         return "mosquitto_pub is not installed"
     if "jq" in block.text and not shutil.which("jq"):
         return "jq is not installed"
-    if "fleet.py" in block.text and not shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin"):
+    with_mosquitto = "fleet.py" in block.text or "replay.py" in block.text
+    if with_mosquitto and not shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin"):
         return "Mosquitto is not installed"
     if "/fleet.py" in block.text and not importlib.util.find_spec("awscrt"):
         return "the AWS CRT client is not built for this processor"

@@ -132,6 +132,7 @@ def test_a_connection_is_on_trial_from_its_first_message_until_the_broker_took_o
 
 class Text(NamedTuple):
     text: str
+    topic: str = ""
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         if self.text == "bad":
@@ -228,10 +229,10 @@ class Recorder(DeviceListener):
     def on_failed(self, device: Device, failure: Exception) -> None:
         self.events.append(f"failed {type(failure).__name__}")
 
-    def on_publish(self, device: Device, number: int, payload: bytes, late_s: float) -> None:
+    def on_publish(self, device: Device, number: int, topic: str, payload: bytes, late_s: float) -> None:
         self.events.append(f"sent {number} {payload.decode()} late {late_s:g}")
 
-    def on_dropped(self, device: Device, number: int, payload: bytes) -> None:
+    def on_dropped(self, device: Device, number: int, topic: str, payload: bytes) -> None:
         self.events.append(f"lost {number} {payload.decode()}")
 
     def on_puback(self, device: Device, number: int, after_s: float, after_due_s: float) -> None:

@@ -212,7 +212,10 @@ class Lines:
 
     def __init__(self, clock: Clock, lines: Iterator[Line], late_s: float = 0.0) -> None:
         self.clock, self.lines, self.late_s, self.published = clock, lines, late_s, list[tuple[float, float]]()
-        self.has_room, self.record = True, SimpleNamespace(rounds=0)
+        self.devices, self.record = {"thing_0": None, "thing_1": None}, SimpleNamespace(rounds=0)
+
+    def has_room(self, thing: str) -> bool:
+        return True
 
     def next_line(self, deadline: float) -> Line | None:
         if (line := next(self.lines, None)) is None:
@@ -220,10 +223,10 @@ class Lines:
         self.clock.now = max(self.clock.now, line.at)
         return line if self.clock.now < deadline else None
 
-    def publish_on_schedule(self, message: object, due: float, interval_s: float) -> None:
+    def publish_on_schedule(self, message: object, due: float, interval_s: float, thing: str) -> None:
         self.published.append((round(due - 1000.0, 6), interval_s))
 
-    def wait(self, is_over: Callable[[], object], look_s: float) -> None:
+    def wait(self, is_over: Callable[[], object], deadline: float, look_s: float) -> None:
         assert is_over()
         self.clock.now += self.late_s
 
@@ -232,8 +235,8 @@ def line(number: int, at: float = 0.0, error: Exception | None = None) -> Line:
     return Line(None if error else messages.PayloadBuilder(b"x"), error, number, at)
 
 
-REFUSED = ElfError("Name", "it is not JSON", "mend it")
-OTHER = ElfError("Name", "a", "b")
+REFUSED = UsageError("Name", "it is not JSON", "mend it")
+OTHER = UsageError("Name", "a", "b")
 
 
 @pytest.mark.parametrize(
@@ -261,8 +264,8 @@ def test_lines_are_sent_an_interval_apart_or_as_they_arrive(
     monkeypatch.setattr(messages, "read_ahead", lambda *_: None)
     runner: Any = Lines(clock, iter(lines))
     with logged():
-        refused = elf.publish_lines(cli(events=EventQueue(), **options), runner, iter(()))
-    assert (runner.record.rounds, len(refused)) == counts
+        refusal = elf.publish_lines(cli(events=EventQueue(), **options), runner, iter(()))
+    assert (runner.record.rounds, int(refusal.cause[0]) if refusal else 0) == counts
     assert runner.published == [(at, options["interval"]) for at in due]
 
 
@@ -276,7 +279,12 @@ def test_a_line_that_is_refused_is_an_error_if_it_is_the_first_and_said_once_for
         elf.publish_lines(cli(events=EventQueue()), Lines(clock, iter([bad])), iter(()))  # type: ignore[arg-type]
     runner: Any = Lines(clock, iter([line(1), bad, again, line(4, error=OTHER)]))
     with logged() as said:
-        assert elf.publish_lines(cli(events=EventQueue()), runner, iter(())) == [REFUSED, REFUSED, OTHER]
+        refusal = elf.publish_lines(cli(events=EventQueue()), runner, iter(()))
+    assert refusal and refusal.facts == {
+        "name": "LinesRefused",
+        "cause": "3 lines of the input could not be sent; the first, line 2: it is not JSON",
+        "remedy": "mend it",
+    }
     assert [text.partition(":")[0] for text in said] == ["ERROR line 2 is not sent", "ERROR line 4 is not sent"]
     with pytest.raises(OSError, match="gone"):
         elf.publish_lines(
@@ -287,7 +295,7 @@ def test_a_line_that_is_refused_is_an_error_if_it_is_the_first_and_said_once_for
 
 
 def test_a_line_counts_from_when_it_is_begun_also_if_ctrl_c_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise Interrupted(2)
 
     clock = Clock(monkeypatch, elf)
@@ -317,7 +325,7 @@ def test_messages_that_could_not_be_made_are_not_the_networks_fault(
         for what, count in its.items():
             record.count(what, f"thing_{number}", count)
     with pytest.raises(ElfError) as raised:
-        elf.refuse_losses(record, [])
+        elf.refuse_losses(record, None)
     assert raised.value.name == name
 
 

@@ -18,6 +18,7 @@ class Text(NamedTuple):
     """A message that says where it went."""
 
     text: str
+    topic: str = ""
 
     def payload(self, topic: str, thing: str, number: int) -> bytes:
         if self.text == "bad":
@@ -55,6 +56,14 @@ def numbers(its: Outbox) -> list[int]:
     return taken
 
 
+def test_a_message_goes_to_its_own_topic_if_it_has_one() -> None:
+    its = outbox("a")
+    its.add(Text("b", "own/topic"), 101.0)
+    taken = [its.take(102.0), its.take(103.0)]
+    assert [each.topic for each in taken] == ["elf/thing_0", "own/topic"]
+    assert [each.payload for each in taken] == [b"elf/thing_0 thing_0 1 a", b"own/topic thing_0 2 b"]
+
+
 def test_messages_are_sent_in_the_order_in_which_they_were_due() -> None:
     its = outbox("a", "b")
     assert its.has_due
@@ -68,6 +77,8 @@ def test_a_message_is_counted_while_it_is_rendered(text: str) -> None:
     """Or `send` would end, and call it lost, because nothing is due any more."""
 
     class Rendered(NamedTuple):
+        topic: str = ""
+
         def payload(self, topic: str, thing: str, number: int) -> bytes:
             seen.append(its.backlog)
             return Text(text).payload(topic, thing, number)

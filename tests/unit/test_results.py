@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.program import Limits
 
-from iot_elf import results
+from iot_elf import results, text
 from iot_elf.metrics import RunRecord
 from iot_elf.results import MessageWriter, PublishReport, RunReport, SubscribeReport, message_fields
 
@@ -353,12 +353,22 @@ def show(is_on: bool, clock: Clock) -> tuple[list[str], Output]:
     output = Output(is_on)
     with logged() as lines:
         writer = MessageWriter(output, 1)  # type: ignore[arg-type]
-        writer.on_publish(THING, 3, b"a")
-        writer.on_dropped(THING, 4, b"b")
+        writer.on_publish(THING, 3, "elf/thing_0", b"a")
+        writer.on_dropped(THING, 4, "elf/thing_0", b"b")
         writer.on_puback(THING, 3, 0.02345)
         writer.on_message(THING, SimpleNamespace(topic="b", qos=0, retain=1), b"c")
         writer.on_rejected(THING, {"code": 400, "message": "no"})
     return lines, output
+
+
+def test_an_event_says_if_a_credential_in_the_message_was_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_secrets", frozenset({"s3cret"}))
+    output = Output(True)
+    for payload in (b"a s3cret", b"none"):
+        MessageWriter(output, 1).on_message(  # type: ignore[arg-type]
+            THING, SimpleNamespace(topic="b", qos=0, retain=0), payload
+        )
+    assert [event.get("redacted") for event in output.events] == [True, None]
 
 
 def test_each_message_is_a_line_and_an_event(clock: Clock) -> None:

@@ -51,7 +51,7 @@ class FakeDevice:
         self.published.append((due, self.clock.now))
 
     def have_in_flight(self, number: int, at: float, payload: bytes = b"") -> None:
-        self.outbox.in_flight[number] = OutgoingMessage(number, payload, at, at)
+        self.outbox.in_flight[number] = OutgoingMessage(number, self.topic, payload, at, at)
 
     def connect(self) -> None:
         self.on_connect()
@@ -83,10 +83,10 @@ class Observer(MessageObserver):
     def __init__(self) -> None:
         self.seen: list[str] = []
 
-    def on_publish(self, device: Any, number: int, payload: bytes) -> None:
+    def on_publish(self, device: Any, number: int, topic: str, payload: bytes) -> None:
         self.seen.append(f"published {number}")
 
-    def on_dropped(self, device: Any, number: int, payload: bytes) -> None:
+    def on_dropped(self, device: Any, number: int, topic: str, payload: bytes) -> None:
         self.seen.append(f"lost {number}")
 
     def on_puback(self, device: Any, number: int, after_s: float) -> None:
@@ -141,7 +141,7 @@ def test_a_message_that_came_back_was_taken_by_the_broker(bench: Callable[..., B
     (device,), its.record.run = its.devices, "abc"
     device.topic_filters, taken = (device.topic,), list[str]()
     device.refusals.on_success = lambda: taken.append("taken")
-    its.runner.on_publish(device, 1, b"{}", 0.0)
+    its.runner.on_publish(device, 1, "t", b"{}", 0.0)
     for content in ({"seq": 1, "thing": "thing_1"}, {"seq": 1}, {"seq": 2}, {}):
         message = {"thing": "thing_0", "run": "abc", **content}
         its.runner.on_message(device, SimpleNamespace(payload=json.dumps(message).encode()))
@@ -562,11 +562,11 @@ def test_a_refusal_after_a_hurried_end_is_no_ones_business(bench: Callable[..., 
 
 
 def sent(its: Bench, number: int = 1, late_s: float = 0.0, payload: bytes = b"") -> None:
-    its.runner.on_publish(its.devices[0], number, payload, late_s)
+    its.runner.on_publish(its.devices[0], number, "t", payload, late_s)
 
 
 def lost(its: Bench, number: int = 1) -> None:
-    its.runner.on_dropped(its.devices[0], number, b"{}")
+    its.runner.on_dropped(its.devices[0], number, "t", b"{}")
 
 
 def test_what_is_sent_acknowledged_and_sent_again_is_counted(bench: Callable[..., Bench], clock: Clock) -> None:
@@ -717,7 +717,26 @@ def test_lines_are_read_a_few_ahead_of_the_slowest_thing(
     for _ in range(queued):
         its.devices[1].outbox.add(None, 0.0)  # type: ignore[arg-type]
     its.devices[1].is_online = is_online
-    assert its.runner.has_room == has_room
+    assert its.runner.has_room() == has_room
+
+
+def test_of_one_thing_fewer_lines_wait_while_it_is_online(bench: Callable[..., Bench], limits: Limits) -> None:
+    limits(LINES_AHEAD=1, LINES_OFFLINE=2)
+    its = bench()
+    its.devices[0].outbox.add(None, 0.0)  # type: ignore[arg-type]
+    assert [its.runner.has_room(thing) for thing in ("thing_0", "thing_1", "without_policy")] == [False, True, True]
+    its.devices[0].is_online = False
+    assert its.runner.has_room("thing_0")
+    its.devices[0].outbox.add(None, 0.0)  # type: ignore[arg-type]
+    assert not its.runner.has_room("thing_0")
+
+
+def test_a_message_may_be_of_one_thing_which_may_have_no_policy(bench: Callable[..., Bench]) -> None:
+    its = bench()
+    for thing in ("thing_1", "without_policy"):
+        its.runner.publish_on_schedule(None, its.clock.now + 2.0, 1.0, thing=thing)
+    assert [len(device.published) for device in its.devices] == [0, 1]
+    assert its.record.by_thing["without_policy"]["not_sent"] == 1
 
 
 def test_the_backlog_is_that_of_all_things(bench: Callable[..., Bench]) -> None:
