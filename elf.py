@@ -1324,7 +1324,7 @@ def add_messaging_options(parser: Parser) -> Parser:
     name = f"use topic T/<thing>, or {defaults.TOPIC_ROOT}/<thing> without --topic"
     broker = f"the broker (default: the account's, port {defaults.MQTT_PORT}); :443 changes only the port"
     add("--append-thing-name", action="store_true", help=name)
-    own = "client ID, may contain {thing_name} (default: the name and 8 characters)"
+    own = "client ID, may contain {thing_name} (default: name and suffix)"
     add("--client-id", metavar="T", help=own)
     weather = "10/60: end all connections for 10 s in each 60 s"
     add("--outage", metavar="S/S", type=arguments.outage, help=weather)

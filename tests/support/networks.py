@@ -117,6 +117,7 @@ class Relay:
         self._silent = False
         self.arrivals: list[float] = []
         self.resets: list[float] = []
+        self._clients: set[socket.socket] = set()
         self._arrived = threading.Condition()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -148,20 +149,21 @@ class Relay:
             client.close()
             return
         self._sockets += [client, target]
+        self._clients.add(client)
         for source, sink in ((client, target), (target, client)):
-            threading.Thread(target=self._pump, args=(source, sink, client), daemon=True).start()
+            threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
-    def _receive(self, source: socket.socket, client: socket.socket) -> bytes:
+    def _receive(self, source: socket.socket) -> bytes:
         try:
             return source.recv(65536)
         except ConnectionResetError:
-            if source is client:
+            if source in self._clients:
                 self.resets.append(time.monotonic())
             raise
 
-    def _pump(self, source: socket.socket, sink: socket.socket, client: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):  # it is cut
-            while data := self._receive(source, client):
+            while data := self._receive(source):
                 if not self._silent:
                     sink.sendall(data)
         if not self._silent:  # else the other end does not hear of this one's end either
