@@ -252,7 +252,8 @@ class SubscribeReport(RunReport):
     def log_report(self) -> None:
         record, label = self.record, self._label
         received, unreadable = record.totals["received"], record.totals["unreadable"]
-        self.log_outages("what came meanwhile waited" if record.keeps_sessions else "they may have missed messages")
+        waited = record.keeps_sessions and not record.session_lost
+        self.log_outages("what came meanwhile waited" if waited else "they may have missed messages")
         report_log.info("%s %s", label, self.duration_and_rate())
         if record.keeps_sessions:
             present = f"{len(record.session_present)} of {plural(len(record.connected), 'thing')}"

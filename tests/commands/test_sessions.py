@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from support.aws import AwsService
 from support.mosquitto import mosquitto
-from support.mqtt import mqtt_client_of
+from support.mqtt import Broker, Peer, answer_to, mqtt_client_of
 from support.program import Limits
 from support.sessions import SessionBroker
 from support.shell import InProcess, Pair, Result
@@ -94,3 +95,25 @@ def test_nothing_is_missing_after_outages_though_what_waited_comes_slowly(
     assert "missing messages, while they arrive" in result.err
     assert sorted({*numbers}) == list(range(min(numbers), max(numbers) + 1))
     assert summary["waited"] > 20
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_thing_that_is_offline_at_the_end_has_missed_nothing_unless_its_session_is_gone(
+    main_of_pair: InProcess, pair: Pair, tmp_path: Path, limits: Limits, comes_back: bool
+) -> None:
+    limits(MAX_RECONNECT_PAUSE_S=0.1, SAME_ID_PAUSE_S=0.1)
+
+    def hang_up(peer: Peer) -> None:
+        peer.send(answer_to(peer.packets[0]))
+        for asked in peer:
+            if not comes_back:
+                broker.close()
+            peer.end(answer_to(asked))
+            return
+
+    with contextlib.closing(Broker(tmp_path, {"thing_0": [hang_up]})) as broker:
+        result = main_of_pair("subscribe", *broker.to_broker, "--duration", "0.5", *SESSION)
+    assert summary_of(result)["sessionLost"] == comes_back
+    assert ("thing_0: its session is gone, and what waited in it" in result.err) == comes_back
+    effect = "they may have missed messages" if comes_back else "what came meanwhile waited"
+    assert re.search(f"offline: 1 thing, .*; {effect}", result.err)

@@ -1087,27 +1087,28 @@ def test_a_broken_certificate_is_told_with_its_server(bench: Callable[..., Bench
 
 
 @pytest.mark.parametrize(
-    ("retain", "will", "connect", "publish"),
+    ("retain", "will", "session", "connect", "publish"),
     [
-        (False, None, [], []),
-        (True, None, [], ["iot:RetainPublish topic/elf/thing_0"]),
-        (False, Will("a", "", 0, False), ["iot:Publish topic/a", "iot:ConnectAttributes LastWill"], []),
+        (False, None, False, [], []),
+        (True, None, False, [], ["iot:RetainPublish topic/elf/thing_0"]),
+        (False, Will("a", "", 0, False), False, ["iot:Publish topic/a", "iot:ConnectAttributes LastWill"], []),
+        (False, None, True, ["iot:ConnectAttributes PersistentConnect"], []),
         (
-            *(True, Will("a", "", 0, True)),
+            *(True, Will("a", "", 0, True), False),
             ["iot:Publish topic/a", "iot:RetainPublish topic/a", "iot:ConnectAttributes LastWill"],
             ["iot:RetainPublish topic/elf/thing_0"],
         ),
     ],
 )
 def test_a_refusal_says_what_else_the_policy_must_allow(
-    bench: Callable[..., Bench], retain: bool, will: Will | None, connect: list[str], publish: list[str]
+    bench: Callable[..., Bench], retain: bool, will: Will | None, session: bool, connect: list[str], publish: list[str]
 ) -> None:
     def needs() -> list[str]:
         assert its.device.refusals.last
         return [" ".join(each) for each in its.device.refusals.last.needs]
 
     its = bench()
-    its.device.options = its.device.options._replace(retain=retain, will=will)
+    its.device.options = its.device.options._replace(retain=retain, will=will, session=session)
     its.device.connect()
     its.open()
     its.connection.lose()

@@ -238,11 +238,17 @@ def test_subscribe_reports_what_it_received_and_who_missed_what(run: Make, limit
 
 def test_subscribe_reports_on_its_sessions(run: Make) -> None:
     record = run({"received": 50, "waited": 40}, offline_s={"thing_0": 3.0}, keeps_sessions=True)
-    record.session_present, record.session_lost = {"thing_0"}, {"thing_1"}
-    assert report(SubscribeReport, record)[:-1] == [
+    record.session_present = {"thing_0"}
+    lines = [
         "WARNING [it] offline: 1 thing, longest thing_0 (3.0 s); what came meanwhile waited",
         "INFO [it] 12.5 s, 4.0 messages/s",
         "INFO [it] session present: 1 of 2 things; 40 messages older than the connection (from ts)",
+    ]
+    assert report(SubscribeReport, record)[:-1] == lines
+    record.session_lost = {"thing_1"}
+    assert report(SubscribeReport, record)[:-1] == [
+        lines[0].replace("what came meanwhile waited", "they may have missed messages"),
+        *lines[1:],
         "WARNING [it] session gone on reconnecting, and what waited in it: thing_1",
     ]
     summary = SubscribeReport(record, "").summary()
