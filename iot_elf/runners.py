@@ -24,7 +24,7 @@ from iot_elf.text import detail_log, log
 LAG_S = 1.0  # if messages are later than this, the machine can't keep the schedule
 LINES_AHEAD = 8  # lines that are read before the things have sent the previous ones
 LINES_OFFLINE = 1000  # those of one thing alone, while it has no connection; then the others wait for it, too
-LONG_PAUSE_S = 60.0  # until a line is due
+LONG_WAIT_S = 60.0  # until a line is due
 Check = Callable[[], object]
 SNAPSHOT_S = 1.0  # between two entries of the record
 AFTER_PAUSE_S = 10.0  # so long, what is lost may be due to the reader for whom ELF paused
@@ -133,7 +133,7 @@ class Pace:
         else:
             return now
         self._last = due = max(due, self._last, line.at)
-        if due - now > LONG_PAUSE_S:
+        if due - now > LONG_WAIT_S:
             log.info("line %d is due in %.0f s", line.number, due - now)
         self._next[line.thing] = due + self._interval_s
         return due

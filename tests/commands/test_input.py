@@ -263,7 +263,7 @@ def test_a_jsonl_file_is_replayed_a_line_an_interval(pair: Pair, ear: Client) ->
     sent = [json.loads(line) for line in result.out.splitlines()]
     times = [each["time"] for each in sent if each["event"] == "sent" and each["thingName"] == "thing_1"]
     assert len(times) == 4
-    assert times[-1] - times[0] >= 0.59
+    assert times[-1] - times[0] > 0.45  # the first may be late
     assert "[send_messages] ELF sending each line of readings.jsonl from each of 2 things" in result.lines
 
 

@@ -150,8 +150,9 @@ def test_a_file_that_is_no_recording_and_a_column_that_it_lacks_are_wrong_usage(
     ("options", "why"),
     [
         (("--by", "d"), "--by and --time need --replay"),
-        (("--replay", "a", "--template"), "--replay does not work with --template or --verify"),
-        (("--replay", "a", "--verify"), "--replay does not work with --template or --verify"),
+        (("--replay", "a", "--template"), "--replay does not work with --template, --verify or --retain"),
+        (("--replay", "a", "--verify"), "--replay does not work with --template, --verify or --retain"),
+        (("--replay", "a", "--retain"), "--replay does not work with --template, --verify or --retain"),
         (("--replay", "a", "--seed", 1), "--seed needs --template"),
         (("--replay", "a", "Hello"), "not allowed with argument"),
         (("--replay", "a", "--json-message", "b"), "not allowed with argument"),

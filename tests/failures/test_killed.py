@@ -294,7 +294,7 @@ def test_what_a_crash_left_in_the_journal_counts_but_for_a_line_that_is_cut_off(
     (elf.misc / "things.json").write_text(json.dumps([first, third]))
     journal = [{"thing_1": {"elf_stage": "creating"}}, second, {"thing_2": None}]
     (elf.misc / "things.journal").write_text("".join(json.dumps(entry) + "\n" for entry in journal) + '{"thing_7": {"c')
-    assert "already 2 things" in elf("create", 1, status=1).err
+    assert "beyond the 1 requested: thing_1" in elf("create", 1, status=1).err
     assert [first, second] == json.loads((elf.misc / "things.json").read_text())
     assert not (elf.misc / "things.journal").exists()
     (elf.misc / "things.json").write_text(json.dumps([first, second, third]))
