@@ -153,19 +153,25 @@ class Relay:
         for source, sink in ((client, target), (target, client)):
             threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
 
-    def _receive(self, source: socket.socket) -> bytes:
+    @contextlib.contextmanager
+    def _noting_reset(self, end: socket.socket) -> Iterator[None]:
+        """Take note of a client's reset: the system tells it to whichever of the two threads is next, and to one."""
         try:
-            return source.recv(65536)
+            yield
         except ConnectionResetError:
-            if source in self._clients:
+            if end in self._clients:
                 self.resets.append(time.monotonic())
             raise
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):  # it is cut
-            while data := self._receive(source):
+            data = b"x"
+            while data:
+                with self._noting_reset(source):
+                    data = source.recv(65536)
                 if not self._silent:
-                    sink.sendall(data)
+                    with self._noting_reset(sink):
+                        sink.sendall(data)
         if not self._silent:  # else the other end does not hear of this one's end either
             with contextlib.suppress(OSError):
                 sink.shutdown(socket.SHUT_RDWR)
