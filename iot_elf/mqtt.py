@@ -228,6 +228,7 @@ def without_threads(client: Any) -> None:
     paho._mid_generate = functools.partial(next, unused_ids(inner._event_callback_map))
     events.start = lambda: None
     events._stopper.set()  # or a failed connect would wait for it
+    paho._client_id = paho._client_id.encode()  # or CONNECT's length would be that of its characters, not its bytes
     paho._thread = threading.current_thread()  # if this is set, publish() does not write
     paho._backoffCore = _Stub()
     paho._max_inflight_messages, paho._message_retry = 0, math.inf

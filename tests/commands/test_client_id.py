@@ -44,9 +44,9 @@ def test_a_thing_connects_under_its_own_name_and_one_alone_may_be_named(
     ear.subscribe("$aws/events/presence/connected/+")
     assert "2 acknowledged" in main_of_pair("send", *pair.to_broker, *NAMED, *ONCE).err
     main_of_pair("send", *pair.to_broker, "--client-id", "thing_1-lamp", *ONCE, "--things", 2, status=2)
-    main_of_pair("subscribe", *pair.to_broker, "--client-id", "thing_0-lamp", "--duration", "0.01", "--things", 1)
+    main_of_pair("subscribe", *pair.to_broker, "--client-id", "thing_0-l\u00e4mp", "--duration", "0.01", "--things", 1)
     heard = [json.loads(each.payload)["clientId"] for each in ear.hear_all() if each.topic.startswith("$aws")]
-    assert sorted(heard) == ["thing_0", "thing_0-lamp", "thing_1"]
+    assert sorted(heard) == ["thing_0", "thing_0-l\u00e4mp", "thing_1"]
 
 
 def test_a_name_alone_gives_a_new_version_to_the_policy_that_an_earlier_elf_made(
