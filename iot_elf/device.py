@@ -244,7 +244,8 @@ class ConnectAttempt:
 
     def _fail(self, error: Exception) -> None:
         if not self._is_over:
-            self.close()
+            end = self.reset if isinstance(error, TimeoutError) else self.close
+            end()
             self._device.on_attempt_failed(error)
 
 
@@ -523,9 +524,9 @@ class Device:
         self._reconnect()
 
     def give_up_connection(self, error: Exception) -> None:
-        """Close the connection, and reconnect."""
+        """Reset the connection, as where a network seems dead no goodbye arrives, and a will goes out; reconnect."""
         if self._attempt:
-            self._attempt.close()
+            self._attempt.reset()
         self.on_lost(error)
 
     def on_attempt_failed(self, error: Exception) -> None:

@@ -24,6 +24,7 @@ from support.failures import Explained
 from support.mqtt import (
     CONNACK,
     CONNECT,
+    DISCONNECT,
     PINGREQ,
     PINGRESP,
     PUBACK,
@@ -382,6 +383,8 @@ def test_an_answer_that_does_not_come_or_comes_twice_costs_no_message(
     assert set(heard) == set(range(5))
     assert summary["sentAgain"] == sum(times > 1 for times in heard.values())
     assert len(between.peers) == connects
+    goodbyes = [len(peer.of(DISCONNECT)) for peer in between.peers]
+    assert goodbyes == [0] * (connects - 1) + [1]  # what is given up ends as with a dead network: wills go out
     assert result.err.count(" reconnected to ") == connects - 1
 
 
