@@ -566,6 +566,7 @@ def send_messages(cli: Cli) -> int:
                 refusal = publish_lines(cli, runner, lines)
             elif message := next(lines).message:
                 runner.publish_on_schedule(message, began, cli.interval, spread, rounds)
+            record.ends_at = min(record.ends_at, time.monotonic())  # so that no outage begins any more
             await_acknowledgements(runner)
             ends_at = time.monotonic() + ANSWER_GRACE_S
             runner.wait(lambda: not record.unanswered, ends_at, defaults.MIN_INTERVAL_S, reading=True)
@@ -771,9 +772,13 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> Elf
 
 
 def await_acknowledgements(runner: PublishRunner) -> None:
-    """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive."""
-    ended = time.monotonic()
-    if not runner.wait(lambda: not runner.backlog, ended + 2.0, defaults.MIN_INTERVAL_S, reading=True):
+    """Wait until everything is acknowledged, for up to ACK_GRACE_S, or longer while acknowledgements arrive.
+
+    That time begins when an outage that the run makes is over.
+    """
+    now = time.monotonic()
+    ended = max(now, runner.record.outage_until)
+    if not runner.wait(lambda: not runner.backlog, now + 2.0, defaults.MIN_INTERVAL_S, reading=True):
         acknowledgements = text.plural(runner.backlog, runner.awaited)
         left_s = ended + ACK_GRACE_S - time.monotonic()
         log.info("[send_messages] waiting for %s, up to %.0f s", acknowledgements, left_s)
@@ -810,7 +815,7 @@ def subscribe(cli: Cli) -> int:
         record.ends_at = time.monotonic() + duration_s
         runner.wait(lambda: runner.has_enough, record.ends_at)
         await_missing(runner, cli.session)
-        lost = [each.thing for each in runner.devices.values() if each.is_offline and not each.in_outage]
+        lost = [each.thing for each in runner.devices.values() if each.is_offline and not each.is_offline_as_planned]
         offline = [] if cli.session else lost
         is_unread = runner.loop.is_paused and not runner.has_enough
         where = dict.fromkeys(itertools.chain.from_iterable(filters.values()))
@@ -835,7 +840,8 @@ def await_missing(runner: SubscribeRunner, has_session: bool) -> None:
     if has_session and not is_quick:
         log.info("[subscribe] waiting for %s, while they arrive", text.plural(counts["missing"], "missing message"))
         while (missing := counts["missing"]) and not runner.has_failed:
-            if not runner.wait(lambda: counts["missing"] < missing, time.monotonic() + REDELIVERY_S, reading=True):
+            waits_from = max(time.monotonic(), runner.record.outage_until)
+            if not runner.wait(lambda: counts["missing"] < missing, waits_from + REDELIVERY_S, reading=True):
                 return
 
 

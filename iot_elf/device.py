@@ -472,6 +472,11 @@ class Device:
         return self.was_connected and self.state == CONNECTING
 
     @property
+    def is_offline_as_planned(self) -> bool:
+        """Whether that is for an outage that the run makes, or made just now: no attempt has failed since."""
+        return self.in_outage or (self.lost_in_outage and not self._failed_attempts)
+
+    @property
     def unresolved(self) -> Refusal | None:
         """The last refusal, unless it was of a connect for which nothing is left to do."""
         refusal = self.refusals.last

@@ -264,6 +264,7 @@ class RunRecord:
         self.began_at = self.ended_at = 0.0  # when all were connected, and when they were stopped
         self.ends_at = math.inf  # if that is known
         self.acknowledged_at = 0.0  # the last acknowledgement
+        self.outage_until = 0.0  # when the last outage that the run has begun is over
         # What is so when Runner.observe() looks.
         self.online = self.in_flight = 0
         self.in_flight_since = math.inf  # time.monotonic() of the oldest

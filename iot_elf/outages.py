@@ -51,10 +51,11 @@ class Outages:
         if record.ended_at or time.monotonic() >= record.ends_at:
             return
         record.planned_outages = (record.planned_outages or 0) + 1
+        record.outage_until = self._due + self._outage.length_s
         log.info("outage %d: no connection for %g s", record.planned_outages, self._outage.length_s)
         for device in self._devices.values():
             device.begin_outage()
-        self._loop.call_at(self._due + self._outage.length_s, self._end)
+        self._loop.call_at(record.outage_until, self._end)
 
     def _end(self) -> None:
         log.info("outage %d is over: reconnecting", self._record.planned_outages or 0)

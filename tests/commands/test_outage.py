@@ -45,8 +45,9 @@ def test_nothing_is_missing_after_outages_of_the_sender(main_of_pair: InProcess,
 
 
 def test_a_subscriber_that_ends_in_an_outage_of_its_own_has_not_failed(main_of_pair: InProcess, pair: Pair) -> None:
-    result = main_of_pair("subscribe", *pair.to_broker, "--outage", "0.6/0.8", "--duration", "0.5")
-    assert "1 outage of --outage: 2 things" in result.err
+    for outage in ("0.6/0.8", "0.1/0.8"):  # in it, and just after it
+        result = main_of_pair("subscribe", *pair.to_broker, "--outage", outage, "--duration", "0.5")
+        assert "1 outage of --outage: 2 things" in result.err
 
 
 def test_no_outage_comes_in_a_run_that_is_too_short(main_of_pair: InProcess, pair: Pair) -> None:

@@ -97,7 +97,7 @@ class Backlog:
 
     def __init__(self, clock: Clock, *arrivals: float) -> None:
         self._clock, self._arrivals, self._ended = clock, list(arrivals), clock.now
-        self.record = SimpleNamespace(acknowledged_at=0.0)
+        self.record = SimpleNamespace(acknowledged_at=0.0, outage_until=0.0)
 
     @property
     def backlog(self) -> int:
@@ -157,13 +157,22 @@ def test_the_policy_of_an_earlier_elf_is_not_enough_for_a_session_or_the_name_al
     assert cli(**options).needs_current_policy == needs_it
 
 
+def test_at_the_end_time_counts_from_when_an_outage_of_the_runs_own_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, elf)
+    sending, receiving = Backlog(clock, 150.0), Missing(clock, (130.0,), 0, has_failed=False)
+    sending.record.outage_until = receiving.record.outage_until = clock.now + 100.0
+    elf.await_missing(receiving, has_session=True)  # type: ignore[arg-type]
+    elf.await_acknowledgements(sending)  # type: ignore[arg-type]
+    assert (sending.backlog, receiving.counts["missing"]) == (0, 0)
+
+
 class Missing:
     """The things of a subscribe that has ended, at which missing messages arrive at some times after it; one never."""
 
     def __init__(self, clock: Clock, arrivals: Sequence[float], never: int, has_failed: bool) -> None:
         self._clock, self._arrivals, self._ended, self.has_failed = clock, list(arrivals), clock.now, has_failed
         self.counts = {"missing": len(arrivals) + never}
-        self.record = SimpleNamespace(sequence=self)
+        self.record = SimpleNamespace(sequence=self, outage_until=0.0)
 
     def wait(self, is_over: Callable[[], object], deadline: float, *, reading: bool) -> bool:
         assert reading
