@@ -583,7 +583,8 @@ def refuse_losses(record: RunRecord, refusal: ElfError | None) -> None:
     if not record.losers <= record.failed:  # of which the cause is told
         lost = record.lost + record.totals["not_sent"]
         cause = f"{text.plural(lost, 'message')} lost: not acknowledged, or not sent"
-        raise ElfError("MessagesLost", cause, "check the network, and send again")
+        at = "" if record.qos else ", with --qos 1"
+        raise ElfError("MessagesLost", cause, f"check the network, and send again{at}")
     if invalid := record.totals["invalid"]:
         raise messages.not_made(invalid, record.invalid)
     if refusal:
@@ -1229,7 +1230,7 @@ def prepare_devices(cli: Cli, things: Sequence[Thing]) -> tuple[Sequence[Thing],
     if newcomers:
         things = attach_missing_policies(cli, newcomers, {thing.name for thing in things})
     patience_s = {thing.name: PROPAGATION_S if thing.name in newcomers else young_s for thing in things}
-    if cli.needs_current_policy:
+    if cli.needs_current_policy and not cli.place.local:
         for name, settles_at in ((thing.name, thing.policy_settles_at or 0.0) for thing in things):
             patience_s[name] = max(patience_s[name], min(settles_at - fleet.clock.now(), defaults.POLICY_CHANGE_S))
         if (longest_s := max(patience_s.values())) > PROPAGATION_S:
@@ -1264,7 +1265,8 @@ def attach_missing_policies(cli: Cli, newcomers: set[str], names: set[str]) -> l
         finally:
             things = [thing for thing in fleet.ready if thing.name in names and not lacks_policy(cli, thing)]
             if left := sum(lacks_policy(cli, thing) for thing in fleet.ready if thing.name in newcomers):
-                log.info("%s without a policy yet: run the command again to continue", text.plural(left, "thing"))
+                what = text.plural(left, "thing")
+                log.info("%s without the policy that is needed: run the command again to continue", what)
             cli.summary.update(failures.report(of=len(without)))
     if not things:
         raise failures.behind("NoneAuthorised", "none of the things has a policy", of_all=True)

@@ -52,7 +52,7 @@ def test_clean_that_is_stopped_says_what_is_left_and_goes_on_later(
     [
         ("create", "DescribeEndpoint", None),
         ("create", "CreateKeysAndCertificate", r"\[create_things\] \d things? not created yet"),
-        ("send", "AttachPolicy", "1 thing without a policy yet"),
+        ("send", "AttachPolicy", "1 thing without the policy that is needed"),
         ("clean", "DeleteCertificate", r"cleaned up \d things?, \d left"),
     ],
 )
