@@ -325,20 +325,18 @@ def _unless_made_already(
 def renew_policy(iot: Any, fleet: Fleet, thing: Thing) -> Thing:
     """Make a new version of a thing's policy if it is an earlier ELF's; record when it takes effect. Safe to repeat.
 
-    Only an option that needs what was added since asks for this. A document of someone else's is left alone.
-    Raises: ElfError when that allows less than ELF's; RetryLater; botocore's errors.
+    Only an option that needs what was added since asks for this. A document of someone else's is left alone: whether it
+    allows enough, the broker decides.
+    Raises: ElfError when AWS allows no more versions; RetryLater; botocore's errors.
     """
     name, arn = policy_name(thing.name), thing.certificate_arn or ""
     found = once_visible(iot.get_policy, policyName=name)
-    document, made_at = policy_document(thing.name, arn), ownership.modified_at(found, fleet)
+    made_at = ownership.modified_at(found, fleet)
     if json.loads(found["policyDocument"]) == state.earlier_policy_document(thing.name, arn):
         with ownership.making_version(name):
-            iot.create_policy_version(policyName=name, policyDocument=json.dumps(document), setAsDefault=True)
+            document = json.dumps(policy_document(thing.name, arn))
+            iot.create_policy_version(policyName=name, policyDocument=document, setAsDefault=True)
         made_at = fleet.clock.now()
-    else:
-        from iot_elf import diagnosis
-
-        diagnosis.refuse_narrower(name, found, document)
     return fleet.record(fleet.things[thing.name]._replace(policy_settles_at=made_at + defaults.POLICY_CHANGE_S))
 
 

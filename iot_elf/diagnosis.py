@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import math
 import re
@@ -115,18 +114,6 @@ def has_attribute(documents: Iterable[Mapping[str, Any]], attribute: str) -> boo
     """
     statements = (each for document in documents for each in _listed(document.get("Statement", [])))
     return any(f'"{attribute}"' in json.dumps(each.get("Condition", "")) for each in statements)
-
-
-def refuse_narrower(policy: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise ElfError if a policy that AWS describes does not allow what a document does; conditions count as met."""
-    for statement in wanted["Statement"]:
-        for action, resource in itertools.product(_listed(statement["Action"]), _listed(statement["Resource"])):
-            if not allows([json.loads(found["policyDocument"])], action, resource):
-                raise ElfError(
-                    "PolicyNarrower",
-                    f"policy {policy} has a document that ELF did not write, and does not allow {action} on {resource}",
-                    "allow it there (AWS IoT console, Security, Policies), or leave the option that needs it out",
-                )
 
 
 def _listed(value: Any) -> list[Any]:

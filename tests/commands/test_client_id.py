@@ -75,18 +75,21 @@ def test_a_name_alone_gives_a_new_version_to_the_policy_that_an_earlier_elf_made
 
 
 def test_what_somebody_else_wrote_into_a_policy_stays_and_may_be_enough(
-    main: InProcess, elf: Elf, account: Account, explained: Explained, proxy: HttpProxy
+    main: InProcess, elf: Elf, account: Account, explained: Explained, limits: Limits
 ) -> None:
     main("create", 2)
     main("send", *elf.to_broker, *ONCE)
     account.use_earlier_policies(elf.misc)
     account.edit_policy("policy-thing_0", lambda statements: statements.pop())
-    account.edit_policy(
-        "policy-thing_1", lambda its: its.insert(0, {"Effect": "Allow", "Action": "*", "Resource": "*"})
-    )
+    enough = [
+        {"Effect": "Allow", "Action": "iot:Connect", "Resource": "arn:aws:iot:*:client/thing_1"},
+        {"Effect": "Allow", "Action": "iot:Publish", "Resource": "arn:aws:iot:*:topic/elf/*"},
+    ]
+    account.edit_policy("policy-thing_1", lambda its: its.__setitem__(slice(None), enough))
+    limits(POLICY_CHANGE_S=0.0, PROPAGATION_S=0.0)
     before = [account.iot.get_policy(policyName=f"policy-thing_{number}") for number in range(2)]
     result = main("send", *elf.to_broker, *NAMED, *ONCE, status=1)
-    explained(result, "PolicyNarrower", "policy-thing_0", "iot:Connect on arn:aws:iot:", "client/thing_0")
+    explained(result, "PolicyForbids", "thing_0 may not connect as thing_0", "(policy-thing_0)")
     assert "1 message from 1 thing: 1 acknowledged" in result.err
     after = [account.iot.get_policy(policyName=f"policy-thing_{number}") for number in range(2)]
     assert [each["policyDocument"] for each in after] == [each["policyDocument"] for each in before]
