@@ -488,9 +488,16 @@ class VerifyRunner(PublishRunner):
     def __init__(self, events: EventQueue, **options: Any) -> None:
         super().__init__(events, **options)
         self.record.checks_return = True
+        self._missed: dict[str, int] = {}  # by thing: how many a lost connection had yet to bring back
 
     def _expect_answer(self, device: Device, number: int, payload: bytes) -> None:
         self.record.not_returned[device.thing].setdefault(number, time.monotonic())
+
+    def on_connection_interrupted(self, device: Device, error: Exception, rejected: bool) -> None:
+        """Wait no more for what the broker took: only what is sent again can come on the next connection."""
+        not_returned = self.record.not_returned[device.thing]
+        self._missed[device.thing] = sum(number not in device.outbox.in_flight for number in not_returned)
+        super().on_connection_interrupted(device, error, rejected)
 
     def on_message(self, device: Device, message: Any) -> None:
         """Count a message of this run and this thing, the first time that it comes."""
@@ -506,8 +513,8 @@ class VerifyRunner(PublishRunner):
     @property
     def backlog(self) -> int:
         """How many messages are waiting to be sent, acknowledged or returned; none of a thing that failed."""
-        not_returned = list(self.record.not_returned.items())
-        return super().backlog + sum(len(those) for thing, those in not_returned if thing not in self.record.failed)
+        waiting = [each for each in list(self.record.not_returned.items()) if each[0] not in self.record.failed]
+        return super().backlog + sum(len(those) - self._missed.get(thing, 0) for thing, those in waiting)
 
 
 class SubscribeRunner(Runner):

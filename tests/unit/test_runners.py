@@ -148,6 +148,18 @@ def test_a_message_that_came_back_was_taken_by_the_broker(bench: Callable[..., B
     assert (taken, its.record.totals["returned"], its.runner.backlog) == (["taken"], 1, 0)
 
 
+def test_what_a_lost_connection_had_yet_to_bring_back_is_not_awaited(bench: Callable[..., Bench]) -> None:
+    """Without a session a broker delivers it no more; what it did not acknowledge is sent again, and can come back."""
+    its = bench(VerifyRunner, 1, qos=1, interval_s=1.0)
+    (device,) = its.devices
+    device.topic_filters = (device.topic,)
+    for number in (1, 2):
+        its.runner.on_publish(device, number, "t", b"{}", 0.0)
+    device.have_in_flight(2, at=1000.0)
+    its.runner.on_connection_interrupted(device, ConnectionResetError(), False)
+    assert its.runner.backlog - device.backlog == 1
+
+
 # The schedule
 
 
