@@ -425,9 +425,13 @@ def topic_problem(topic: str, wildcards: bool) -> str | None:
 
 
 def answer_topics(topic: str, thing: str) -> list[str]:
-    """Return the topics on which AWS answers what a thing publishes to `topic`: two, if it is its own shadow's."""
+    """Return the topics on which AWS answers what a thing publishes to `topic`: two, if it is its own shadow's.
+
+    They are filters where the shadow's name is in braces, a column of a recording.
+    """
     shadow = rf"\$aws/things/{re.escape(thing)}/shadow/(name/[^/]+/)?(get|update|delete)"
-    return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
+    answered = re.sub(r"/[^/]*\{[^/]*/", "/+/", topic)
+    return [f"{answered}/accepted", f"{answered}/rejected"] if re.fullmatch(shadow, topic) else []
 
 
 def read_ahead(lines: Iterable[Line], events: EventQueue, wanted: threading.Semaphore) -> None:
