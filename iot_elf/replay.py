@@ -102,9 +102,9 @@ class Table:
     """CSV with a heading: each row is a JSON object of its columns."""
 
     def __init__(self, first: str, lines: Lines, plan: Plan) -> None:
-        """Read the heading; of the delimiters it is the one that is there most often. Raises UsageError."""
+        """Read the heading; the delimiter is what is there most often, a comma last. Raises UsageError."""
         csv.field_size_limit(MAX_ROW_BYTES)
-        delimiter = max(",;\t", key=re.sub('"[^"]*"', "", first).count)
+        delimiter = max("\t;," if re.search("[\t;]", bare := re.sub('"[^"]*"', "", first)) else ",", key=bare.count)
         self._plan, self._reader = plan, csv.reader(lines, delimiter=delimiter, strict=True)
         names = [name.strip() for name in self._cells()]
         for place, name in enumerate(names):
@@ -129,7 +129,7 @@ class Table:
             return None
         if len(cells) != len(self._keys):
             cause = f"it has {plural(len(cells), 'cell')}, and the heading {len(self._keys)}"
-            raise invalid(cause, "put a cell that contains the delimiter in quotes")
+            raise invalid(cause, f"give it one per column, in quotes if it contains {self._reader.dialect.delimiter!r}")
         row = dict(zip(self._keys, cells, strict=True))
         if (device := None if self._plan.by is None else row[self._plan.by]) == "":
             raise invalid(f"{shown(self._plan.by or '')} is empty, and names no device", "fill it in")
@@ -154,7 +154,7 @@ class Events:
 
     def __init__(self, first: str, lines: Lines, plan: Plan) -> None:
         """Look whether the first line is an event. Raises UsageError."""
-        self._lines, self._receiver = lines, ""
+        self._lines, self._receiver = lines, None
         self._event_in(first)
         if option := [*plan.fixed, "--by" if plan.by not in (None, "topic") else ""][0]:
             remedy = "leave it out: their topics, contents and times are as they were, and each topic is a device"
@@ -173,18 +173,18 @@ class Events:
         """Return the next message, or None if the event is another. Raises UsageError if it is none; StopIteration."""
         event = self._event_in(next(self._lines))
         if event["event"] == "received":
-            self._receiver = self._receiver or str(event.get("thingName"))
+            self._receiver = self._receiver or event.get("thingName")
         if event["event"] != "received" or event.get("thingName") != self._receiver:
             return None
         if event.get("redacted"):
-            raise invalid(
-                "a credential in the message was replaced by ***", "record where that is not in the environment"
-            )
-        topic, text, coded = str(event.get("topic")), event.get("payload"), event.get("payloadBase64")
+            cause = "a credential in the message was replaced by ***"
+            raise invalid(cause, "record where that is not in the environment")
+        text, coded = event.get("payload"), event.get("payloadBase64")
         try:
+            messages.utf8(topic := event["topic"])
             payload = base64.b64decode(coded or "!", validate=True) if text is None else messages.utf8(text)
-        except (ValueError, TypeError, AttributeError):
-            raise invalid("the event has no payload", "record it again") from None
+        except (KeyError, ValueError, TypeError, AttributeError):
+            raise invalid("the event has no topic or no payload", "record it again") from None
         return topic, seconds_of(str(event.get("time"))), lambda thing: PayloadBuilder(payload, topic=topic)
 
 
@@ -198,7 +198,7 @@ def thing_finder(things: Sequence[str]) -> Callable[[str | None], str]:
         if device not in thing_of:
             if len(thing_of) == len(things):
                 cause = f"{shown(device)} is one device too many for {plural(len(things), 'thing')}"
-                remedy = "make more things with `elf.py create`, use more with --things, or choose another --by"
+                remedy = "make more things with `elf.py create COUNT`, use more with --things, or choose another --by"
                 raise ElfError("TooManyDevices", cause, remedy)
             thing_of[device] = things[len(thing_of)]
             detail_log.info("%s is %s", thing_of[device], shown(device))
@@ -218,7 +218,7 @@ def read(path: Path, plan: Plan) -> Iterator[Line]:
                 yield line
                 found = True
         if not found and str(path) != "-":
-            raise OSError(0, "it contains no message")
+            raise OSError(0, "it contains no row, and no received message")
         yield Line()
     except UsageError as error:
         raise UsageError(error.name, f"line {lines.number or 1} of {path}: {error.cause}", error.remedy) from error
@@ -238,7 +238,7 @@ def _messages(kind: Table | Events, lines: Lines, thing_for: Callable[[str | Non
             device, recorded_s, message_of = row
             message = message_of(thing := thing_for(device))
             if problem := messages.topic_problem(message.topic, wildcards=False):
-                raise invalid(f"{problem}: {shown(message.topic)}", "choose another with --topic")
+                raise invalid(f"{problem}: {shown(message.topic)}", "choose another topic, or leave this line out")
             message.payload(message.topic, thing, 1)  # which may be too long
         except StopIteration:
             return

@@ -54,6 +54,7 @@ def facts(line: Line) -> tuple[int, str]:
         ("a,b\n1,x\n", [(2, '{"a": 1, "b": "x"}')]),
         ("a;b\n1,5;x\n", [(2, '{"a": "1,5", "b": "x"}')]),
         ("a\tb\n1\tx, y; z\n", [(2, '{"a": 1, "b": "x, y; z"}')]),
+        ("a\tb, c\n1\t2,5\n", [(2, '{"a": 1, "b, c": "2,5"}')]),  # as often as a comma
         ('"a,b,c";d\n1;2\n', [(2, '{"a,b,c": 1, "d": 2}')]),
         ("a\n20.50\n", [(2, '{"a": 20.50}')]),
         ("\ufeffa,b\r\n1,2\r\n", [(2, '{"a": 1, "b": 2}')]),
@@ -114,8 +115,8 @@ def test_a_quote_that_is_not_closed_takes_a_mebibyte_at_most(tmp_path: Path, lim
 @pytest.mark.parametrize(
     ("content", "plan", "name", "why"),
     [
-        ("", {}, "MessageFileInvalid", "it contains no message"),
-        ("a,b\n", {}, "MessageFileInvalid", "it contains no message"),
+        ("", {}, "MessageFileInvalid", "it contains no row, and no received message"),
+        ("a,b\n", {}, "MessageFileInvalid", "it contains no row, and no received message"),
         ("\n20.5,21\n", {}, "RecordingInvalid", "line 2 of .*column 1 of the heading has the name '20.5'"),
         ("a,b,a\n1,2,3\n", {}, "RecordingInvalid", "line 1 of .*column 3 of the heading has the name 'a'"),
         ("a,b,\n1,2,3\n", {}, "RecordingInvalid", "column 3 of the heading has the name ''"),
@@ -128,7 +129,12 @@ def test_a_quote_that_is_not_closed_takes_a_mebibyte_at_most(tmp_path: Path, lim
         ("{}\n", {"by": "a"}, "RecordingInvalid", "it is not an event"),
         ('{"event": "summary"}\n', {"by": "a"}, "RecordingFixed", "--by does not work"),
         ('{"event": "summary"}\n', {"fixed": ["--topic"]}, "RecordingFixed", "--topic does not work"),
-        ('{"event": "summary"}\n', {"by": "topic"}, "MessageFileInvalid", "it contains no message"),
+        (
+            '{"event": "summary"}\n',
+            {"by": "topic"},
+            "MessageFileInvalid",
+            "it contains no row, and no received message",
+        ),
     ],
 )
 def test_a_file_that_is_no_recording_is_refused(
@@ -198,7 +204,7 @@ def test_times_are_seconds_since_1970_or_iso_8601(tmp_path: Path, text: str, sec
 # What was received
 
 
-def event(topic: str, payload: str | None, thing: str = "thing_5", **more: object) -> str:
+def event(topic: str | None, payload: str | None, thing: str = "thing_5", **more: object) -> str:
     return json.dumps(
         {"event": "received", "thingName": thing, "topic": topic, "time": 1700000000.5, "payload": payload, **more}
     )
@@ -225,8 +231,9 @@ def test_what_the_first_receiver_got_is_sent_as_it_was_each_topic_by_one_thing(t
         (event("a", "x")[:-9], "it is not an event"),
         ("text", "it is not an event"),
         ("\n", "it is not an event"),
-        (event("a", None), "the event has no payload"),
-        (event("a", None, payloadBase64="%%%"), "the event has no payload"),
+        (event("a", None), "the event has no topic or no payload"),
+        (event(None, "x"), "the event has no topic or no payload"),
+        (event("a", None, payloadBase64="%%%"), "the event has no topic or no payload"),
         (event("$aws/things/x/shadow/update/accepted", "x"), "this topic is reserved"),
         (event("a", "***", redacted=True), "a credential in the message was replaced"),
         (event("a", "x", time="soon"), "'soon' is not a time"),
