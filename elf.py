@@ -638,12 +638,13 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
         lines = messages.read_message_file(path, compose)
     if str(path) == "-":
         if sys.stdin is None:
-            raise ElfError(
-                "InputClosed", "standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`"
-            )
+            option = "--replay" if cli.replay else "--json-message"
+            remedy = f"pipe messages to it: `… | elf.py send {option} -`"
+            raise ElfError("InputClosed", "standard input is closed", remedy)
         return things, lines, topics
-    # A pipe may have no writer yet.
-    first = aws.run_in_thread(cli.events, lambda: next(lines) if cli.replay else messages.first_message(path, lines))
+    first = messages.read_in_thread(
+        cli.events, lambda: next(lines) if cli.replay else messages.first_message(path, lines)
+    )
     if first.recorded_s is not None and cli.keeps_times:
         cli.interval = 0.0
     return things, itertools.chain([first], lines), topics

@@ -282,6 +282,19 @@ def first_message(path: Path, lines: Iterator[Line]) -> Line:
     raise UsageError(name, f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}", remedy)
 
 
+def read_in_thread(events: EventQueue, read: Callable[[], Line]) -> Line:
+    """Return the line that `read` does, in a thread that Ctrl-C leaves behind. Raises what it raises, and Interrupted.
+
+    A pipe may have no writer, or one that writes nothing.
+    """
+    line = (read() for _ in range(1))
+    threading.Thread(target=read_ahead, args=(line, events, threading.Semaphore()), daemon=True).start()
+    first: Line = events.get(math.inf)
+    if first.error and not first.number:  # not of a line
+        raise first.error
+    return first
+
+
 def expand_topics(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
     """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
     base, more = (defaults.TOPIC_ROOT, "/{thing_name}") if append_thing_name else (default, "")
