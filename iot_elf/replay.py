@@ -121,7 +121,9 @@ class Table:
         try:
             return next(self._reader)
         except csv.Error as error:
-            raise invalid(f"it is not CSV: {error}", "close each quote, and write a quote in a cell twice") from error
+            cause, _, hint = str(error).partition(" - ")  # one to programmers, where a carriage return ends a line
+            remedy = "end each line with a line feed" if hint else "close each quote, and write a quote in a cell twice"
+            raise invalid(f"it is not CSV: {cause}", remedy) from error
 
     def next_row(self) -> Row | None:
         """Return a row, or None where it is empty. Raises UsageError if it is none; StopIteration."""
@@ -193,16 +195,14 @@ def thing_finder(things: Sequence[str]) -> Callable[[str | None], str]:
     thing_of, turns = dict[str, str](), itertools.cycle(things)
 
     def find(device: str | None) -> str:
-        if device is None:
-            return next(turns)
-        if device not in thing_of:
+        if device is not None and device not in thing_of:
             if len(thing_of) == len(things):
                 cause = f"{shown(device)} is one device too many for {plural(len(things), 'thing')}"
                 remedy = "make more things with `elf.py create COUNT`, use more with --things, or choose another --by"
                 raise ElfError("TooManyDevices", cause, remedy)
             thing_of[device] = things[len(thing_of)]
             detail_log.info("%s is %s", thing_of[device], shown(device))
-        return thing_of[device]
+        return next(turns) if device is None else thing_of[device]
 
     return find
 
