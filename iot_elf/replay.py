@@ -7,6 +7,7 @@ import base64
 import contextlib
 import csv
 import datetime
+import functools
 import itertools
 import json
 import re
@@ -18,12 +19,12 @@ from typing import Any, NamedTuple
 from iot_elf import messages
 from iot_elf.errors import ElfError, UsageError
 from iot_elf.messages import Line, PayloadBuilder
-from iot_elf.text import detail_log, log, plural
+from iot_elf.text import detail_log, log, plural, shown
 
 # A row's device (None: any), its time in seconds since 1970, and what makes the message of a thing or raises UsageError
 Row = tuple[str | None, float | None, Callable[[str], PayloadBuilder]]
 MAX_ROW_BYTES = 1024 * 1024  # of a file; JSON may write a byte of a payload as six
-MAX_SHOWN = 60  # characters of a value, in an error
+MAX_NAMES = 60  # of columns, in an error
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")  # RFC 8259
 COLUMN = re.compile(r"\{([^{}/]*)\}")  # in a topic
 TIME = re.compile(  # ISO 8601; of datetime.fromisoformat(), each version of Python reads more
@@ -45,10 +46,6 @@ class Plan(NamedTuple):
 
 def invalid(cause: str, remedy: str) -> UsageError:
     return UsageError("RecordingInvalid", cause, remedy)
-
-
-def shown(value: str) -> str:
-    return repr(value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}…")
 
 
 def json_of(cell: str) -> str:
@@ -113,7 +110,7 @@ class Table:
                 raise invalid(cause, "begin with a line that gives each column a name of its own, which is no number")
         for name in (plan.by, plan.time, *(name for topic in plan.topics.values() for name in COLUMN.findall(topic))):
             if name is not None and name not in names:
-                remedy = f"choose one of {', '.join(map(shown, names[:MAX_SHOWN]))}"
+                remedy = f"choose one of {', '.join(map(shown, names[:MAX_NAMES]))}"
                 raise UsageError("NoSuchColumn", f"there is no column {shown(name)}", remedy)
         self._keys = {name: f"{json.dumps(name, ensure_ascii=False)}: " for name in names}
 
@@ -156,7 +153,7 @@ class Events:
 
     def __init__(self, first: str, lines: Lines, plan: Plan) -> None:
         """Look whether the first line is an event. Raises UsageError."""
-        self._lines, self._receiver = lines, None
+        self._lines, self._receiver, self._say_once = lines, None, functools.cache(log.info)
         self._event_in(first)
         if option := [*plan.fixed, "--by" if plan.by not in (None, "topic") else ""][0]:
             remedy = "leave it out: their topics, contents and times are as they were, and each topic is a device"
@@ -174,9 +171,11 @@ class Events:
     def next_row(self) -> Row | None:
         """Return the next message, or None if the event is another. Raises UsageError if it is none; StopIteration."""
         event = self._event_in(next(self._lines))
-        if event["event"] == "received":
-            self._receiver = self._receiver or event.get("thingName")
-        if event["event"] != "received" or event.get("thingName") != self._receiver:
+        if event["event"] != "received":
+            return None
+        self._receiver = self._receiver or event.get("thingName")
+        if event.get("thingName") != self._receiver:
+            self._say_once("sending only what %s received, not what other things did", self._receiver)
             return None
         if event.get("redacted"):
             cause = "a credential in the message was replaced by ***"

@@ -216,14 +216,19 @@ def test_what_the_first_receiver_got_is_sent_as_it_was_each_topic_by_one_thing(t
         '{"event": "other"}',
         event("a/1", '{"t":  20.50}\n'),
         event("a/1", '{"t":  20.50}\n', thing="thing_0"),  # another receiver
+        event("b", "", thing="thing_0"),
         event("b", ""),
         event("a/1", None, payloadBase64="/wA="),
         '{"event": "summary", "received": 4}',
     ]
-    lines = read(tmp_path, "\n".join(content))
+    with logged() as said:
+        lines = read(tmp_path, "\n".join(content))
+    assert [line for line in said if "received" in line] == [
+        "INFO sending only what thing_5 received, not what other things did"
+    ]
     sent = [(line.thing, line.message.topic, line.message.payload("", "", 1)) for line in lines if line.message]
     assert sent == [("thing_0", "a/1", b'{"t":  20.50}\n'), ("thing_1", "b", b""), ("thing_0", "a/1", b"\xff\0")]
-    assert [(line.number, line.recorded_s) for line in lines] == [(number, 1700000000.5) for number in (2, 4, 5)]
+    assert [(line.number, line.recorded_s) for line in lines] == [(number, 1700000000.5) for number in (2, 5, 6)]
 
 
 @pytest.mark.parametrize(
