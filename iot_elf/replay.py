@@ -26,7 +26,7 @@ Row = tuple[str | None, float | None, Callable[[str], PayloadBuilder]]
 MAX_ROW_BYTES = 1024 * 1024  # of a file; JSON may write a byte of a payload as six
 MAX_NAMES = 60  # of columns, in an error
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")  # RFC 8259
-COLUMN = re.compile(r"\{([^{}/]*)\}")  # in a topic
+COLUMN = re.compile(r"\{([^{}]*)\}")  # in a topic
 TIME = re.compile(  # ISO 8601; of datetime.fromisoformat(), each version of Python reads more
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[Tt ]([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(?:[.,]([0-9]+))?)?"
     r" ?(?:[Zz]|([+-][0-9]{2}):?([0-9]{2})?)?"

@@ -124,6 +124,7 @@ def test_a_quote_that_is_not_closed_takes_a_mebibyte_at_most(tmp_path: Path, lim
         ('"a\n', {}, "RecordingInvalid", "unexpected end of data"),
         (b"\xff\xfea\0,\0b\0\n\0", {}, "RecordingInvalid", "line 1 of .*it is not UTF-8"),
         ("a,b\n1,2\n", {"by": "c"}, "NoSuchColumn", "there is no column 'c'"),
+        ("a,b\n1,2\n", {"topics": {"thing_0": "x/{km/h}"}}, "NoSuchColumn", "there is no column 'km/h'"),
         ("a,b\n1,2\n", {"time": "at"}, "NoSuchColumn", "there is no column 'at'"),
         ("a,b\n1,2\n", {"topics": {"thing_0": "x/{a}/{c}"}}, "NoSuchColumn", "there is no column 'c'"),
         ('{"temperature": 20}\n', {}, "RecordingInvalid", "it is not an event"),
