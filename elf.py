@@ -645,7 +645,7 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
     first = messages.read_in_thread(
         cli.events, lambda: next(lines) if cli.replay else messages.first_message(path, lines)
     )
-    if first.recorded_s is not None and cli.keeps_times:
+    if cli.keeps_times and (cli.time_column or first.recorded_s is not None):  # also if the first can't be sent
         cli.interval = 0.0
     return things, itertools.chain([first], lines), topics
 
@@ -731,7 +731,7 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> Elf
     """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
     A line of a recording is for one thing. Counts others that are begun as the record's rounds. Returns why lines can't
-    be sent, if any can't. Raises UsageError if that is the first, but of a recording.
+    be sent, if any can't. Raises UsageError if that is the first, except of a recording.
     """
     wanted = threading.Semaphore(2)  # so that the next line is already read when it is due
     threading.Thread(target=messages.read_ahead, args=(lines, cli.events, wanted), daemon=True).start()
