@@ -80,10 +80,8 @@ def is_reserved_topic(topic: str) -> bool:
     return topic.startswith("$") and not topic.startswith("$aws/rules/")
 
 
-def too_long(what: str, size: str) -> UsageError:
-    return UsageError(
-        "MessageTooLong", f"the {what} is too long: {size}, and AWS IoT allows 128 KiB", "send shorter ones"
-    )
+def too_long(what: str, size: str, allowed: str = "AWS IoT allows 128 KiB") -> UsageError:
+    return UsageError("MessageTooLong", f"the {what} is too long: {size}, and {allowed}", "send shorter ones")
 
 
 def not_made(count: int, error: Exception | None) -> ElfError:
@@ -222,6 +220,7 @@ def read_lines(path: Path, most: int = 0) -> Iterator[bytes | UsageError]:
 
     A line may have `most` bytes, or as many as a payload.
     """
+    allowed = [f"ELF reads {most:,}"] if most else []
     most = most or defaults.MAX_PAYLOAD_BYTES
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
         while text := file.readline(most + 2):
@@ -229,7 +228,7 @@ def read_lines(path: Path, most: int = 0) -> Iterator[bytes | UsageError]:
             while not end.endswith(b"\n") and (more := file.readline(most)):
                 size, end = size + len(more), (end + more)[-2:]
             size -= len(end) - len(_without_line_end(end))
-            yield _without_line_end(text) if size <= most else too_long("line", f"{size:,} bytes")
+            yield _without_line_end(text) if size <= most else too_long("line", f"{size:,} bytes", *allowed)
 
 
 def _without_line_end(text: bytes) -> bytes:

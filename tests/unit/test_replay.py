@@ -90,7 +90,7 @@ def test_what_is_a_number_in_json_is_one_with_its_text(tmp_path: Path, cell: str
         (b"1,2\r3,4", "it is not CSV: new-line character seen in unquoted field"),
         (b"1,caf\xe9", "it is not UTF-8"),
         (b"1," + b"x" * 140_000, "the message is too long: 140,017 bytes"),
-        (b"1," + b"x" * 1_100_000, "the line is too long: 1,100,002 bytes"),
+        (b"1," + b"x" * 1_100_000, "the line is too long: 1,100,002 bytes, and ELF reads 1,048,576"),
     ],
     ids=briefly,
 )
