@@ -638,13 +638,14 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
         lines = messages.read_message_file(path, compose)
     if str(path) == "-":
         if sys.stdin is None:
-            raise ElfError(
-                "InputClosed", "standard input is closed", "pipe messages to it: `… | elf.py send --json-message -`"
-            )
+            option = "--replay" if cli.replay else "--json-message"
+            remedy = f"pipe messages to it: `… | elf.py send {option} -`"
+            raise ElfError("InputClosed", "standard input is closed", remedy)
         return things, lines, topics
-    # A pipe may have no writer yet.
-    first = aws.run_in_thread(cli.events, lambda: next(lines) if cli.replay else messages.first_message(path, lines))
-    if first.recorded_s is not None and cli.keeps_times:
+    first = messages.read_in_thread(
+        cli.events, lambda: next(lines) if cli.replay else messages.first_message(path, lines)
+    )
+    if cli.keeps_times and (cli.time_column or first.recorded_s is not None):  # also if the first can't be sent
         cli.interval = 0.0
     return things, itertools.chain([first], lines), topics
 
@@ -657,9 +658,9 @@ def topics_to_publish_to(cli: Cli, things: Sequence[Thing]) -> dict[str, list[st
         )
         for thing in things
     }
-    if not cli.replay:  # whose columns may be in them
-        messages.refuse_bad_topics(topics)
     all_topics = [topic for (topic,) in topics.values()]
+    if not (cli.replay and "{" in all_topics[0]):  # columns of each row
+        messages.refuse_bad_topics(topics)
     refuse_useless_numbers(cli, all_topics)
     if cli.retain:
         is_one = messages_per_thing(cli) == 1 and not messages.is_line_file(cli.json_message)
@@ -730,7 +731,7 @@ def publish_lines(cli: Cli, runner: PublishRunner, lines: Iterator[Line]) -> Elf
     """Make all things publish the lines, each when it is due or as it arrives, until the lines or the time end.
 
     A line of a recording is for one thing. Counts others that are begun as the record's rounds. Returns why lines can't
-    be sent, if any can't. Raises UsageError if that is the first, but of a recording.
+    be sent, if any can't. Raises UsageError if that is the first, except of a recording.
     """
     wanted = threading.Semaphore(2)  # so that the next line is already read when it is due
     threading.Thread(target=messages.read_ahead, args=(lines, cli.events, wanted), daemon=True).start()

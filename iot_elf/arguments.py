@@ -32,8 +32,11 @@ def positive_int(text: str) -> int:
 
 def thing_selection(text: str) -> list[int | str]:
     """Read how many things, or their names and patterns, separated by commas, as state.choose() takes them."""
+    parts = text.split(",")
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"a number or name is missing in {text!r}")
     # What is like a number is one, if a wrong one: each name has letters or an underscore.
-    return [positive_int(part) if re.fullmatch("[-+.0-9]*", part) else part for part in text.split(",")]
+    return [positive_int(part) if re.fullmatch("[-+.0-9]*", part) else part for part in parts]
 
 
 def thing_count(text: str) -> int:

@@ -80,10 +80,8 @@ def is_reserved_topic(topic: str) -> bool:
     return topic.startswith("$") and not topic.startswith("$aws/rules/")
 
 
-def too_long(what: str, size: str) -> UsageError:
-    return UsageError(
-        "MessageTooLong", f"the {what} is too long: {size}, and AWS IoT allows 128 KiB", "send shorter ones"
-    )
+def too_long(what: str, size: str, allowed: str = "AWS IoT allows 128 KiB") -> UsageError:
+    return UsageError("MessageTooLong", f"the {what} is too long: {size}, and {allowed}", "send shorter ones")
 
 
 def not_made(count: int, error: Exception | None) -> ElfError:
@@ -222,6 +220,7 @@ def read_lines(path: Path, most: int = 0) -> Iterator[bytes | UsageError]:
 
     A line may have `most` bytes, or as many as a payload.
     """
+    allowed = [f"ELF reads {most:,}"] if most else []
     most = most or defaults.MAX_PAYLOAD_BYTES
     with open(0, "rb", closefd=False) if str(path) == "-" else path.open("rb") as file:
         while text := file.readline(most + 2):
@@ -229,7 +228,7 @@ def read_lines(path: Path, most: int = 0) -> Iterator[bytes | UsageError]:
             while not end.endswith(b"\n") and (more := file.readline(most)):
                 size, end = size + len(more), (end + more)[-2:]
             size -= len(end) - len(_without_line_end(end))
-            yield _without_line_end(text) if size <= most else too_long("line", f"{size:,} bytes")
+            yield _without_line_end(text) if size <= most else too_long("line", f"{size:,} bytes", *allowed)
 
 
 def _without_line_end(text: bytes) -> bytes:
@@ -280,6 +279,19 @@ def first_message(path: Path, lines: Iterator[Line]) -> Line:
     if isinstance(reason, ElfError):
         name, remedy, reason = reason.name, reason.remedy, f"line {first.number} is not a message: {reason.cause}"
     raise UsageError(name, f"could not read the message file {path}: {getattr(reason, 'strerror', reason)}", remedy)
+
+
+def read_in_thread(events: EventQueue, read: Callable[[], Line]) -> Line:
+    """Return the line that `read` does, in a thread that Ctrl-C leaves behind. Raises what it raises, and Interrupted.
+
+    A pipe may have no writer, or one that writes nothing.
+    """
+    line = (read() for _ in range(1))
+    threading.Thread(target=read_ahead, args=(line, events, threading.Semaphore()), daemon=True).start()
+    first: Line = events.get(math.inf)
+    if first.error and not first.number:  # not of a line
+        raise first.error
+    return first
 
 
 def expand_topics(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
@@ -425,9 +437,13 @@ def topic_problem(topic: str, wildcards: bool) -> str | None:
 
 
 def answer_topics(topic: str, thing: str) -> list[str]:
-    """Return the topics on which AWS answers what a thing publishes to `topic`: two, if it is its own shadow's."""
+    """Return the topics on which AWS answers what a thing publishes to `topic`: two, if it is its own shadow's.
+
+    They are filters where the shadow's name is in braces, a column of a recording.
+    """
     shadow = rf"\$aws/things/{re.escape(thing)}/shadow/(name/[^/]+/)?(get|update|delete)"
-    return [f"{topic}/accepted", f"{topic}/rejected"] if re.fullmatch(shadow, topic) else []
+    answered = re.sub(r"/[^/]*\{[^/]*/", "/+/", topic)
+    return [f"{answered}/accepted", f"{answered}/rejected"] if re.fullmatch(shadow, topic) else []
 
 
 def read_ahead(lines: Iterable[Line], events: EventQueue, wanted: threading.Semaphore) -> None:

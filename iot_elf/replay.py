@@ -7,6 +7,7 @@ import base64
 import contextlib
 import csv
 import datetime
+import functools
 import itertools
 import json
 import re
@@ -18,14 +19,14 @@ from typing import Any, NamedTuple
 from iot_elf import messages
 from iot_elf.errors import ElfError, UsageError
 from iot_elf.messages import Line, PayloadBuilder
-from iot_elf.text import detail_log, log, plural
+from iot_elf.text import detail_log, log, plural, shown
 
 # A row's device (None: any), its time in seconds since 1970, and what makes the message of a thing or raises UsageError
 Row = tuple[str | None, float | None, Callable[[str], PayloadBuilder]]
 MAX_ROW_BYTES = 1024 * 1024  # of a file; JSON may write a byte of a payload as six
-MAX_SHOWN = 60  # characters of a value, in an error
+MAX_NAMES = 60  # of columns, in an error
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")  # RFC 8259
-COLUMN = re.compile(r"\{([^{}/]*)\}")  # in a topic
+COLUMN = re.compile(r"\{([^{}]*)\}")  # in a topic
 TIME = re.compile(  # ISO 8601; of datetime.fromisoformat(), each version of Python reads more
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[Tt ]([0-9]{2}:[0-9]{2}(?::[0-9]{2})?)(?:[.,]([0-9]+))?)?"
     r" ?(?:[Zz]|([+-][0-9]{2}):?([0-9]{2})?)?"
@@ -45,10 +46,6 @@ class Plan(NamedTuple):
 
 def invalid(cause: str, remedy: str) -> UsageError:
     return UsageError("RecordingInvalid", cause, remedy)
-
-
-def shown(value: str) -> str:
-    return repr(value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}…")
 
 
 def json_of(cell: str) -> str:
@@ -102,9 +99,9 @@ class Table:
     """CSV with a heading: each row is a JSON object of its columns."""
 
     def __init__(self, first: str, lines: Lines, plan: Plan) -> None:
-        """Read the heading; of the delimiters it is the one that is there most often. Raises UsageError."""
+        """Read the heading; the delimiter is what is there most often, a comma last. Raises UsageError."""
         csv.field_size_limit(MAX_ROW_BYTES)
-        delimiter = max(",;\t", key=re.sub('"[^"]*"', "", first).count)
+        delimiter = max("\t;," if re.search("[\t;]", bare := re.sub('"[^"]*"', "", first)) else ",", key=bare.count)
         self._plan, self._reader = plan, csv.reader(lines, delimiter=delimiter, strict=True)
         names = [name.strip() for name in self._cells()]
         for place, name in enumerate(names):
@@ -113,7 +110,7 @@ class Table:
                 raise invalid(cause, "begin with a line that gives each column a name of its own, which is no number")
         for name in (plan.by, plan.time, *(name for topic in plan.topics.values() for name in COLUMN.findall(topic))):
             if name is not None and name not in names:
-                remedy = f"choose one of {', '.join(map(shown, names[:MAX_SHOWN]))}"
+                remedy = f"choose one of {', '.join(map(shown, names[:MAX_NAMES]))}"
                 raise UsageError("NoSuchColumn", f"there is no column {shown(name)}", remedy)
         self._keys = {name: f"{json.dumps(name, ensure_ascii=False)}: " for name in names}
 
@@ -121,7 +118,9 @@ class Table:
         try:
             return next(self._reader)
         except csv.Error as error:
-            raise invalid(f"it is not CSV: {error}", "close each quote, and write a quote in a cell twice") from error
+            cause, _, hint = str(error).partition(" - ")  # one to programmers, where a carriage return ends a line
+            remedy = "end each line with a line feed" if hint else "close each quote, and write a quote in a cell twice"
+            raise invalid(f"it is not CSV: {cause}", remedy) from error
 
     def next_row(self) -> Row | None:
         """Return a row, or None where it is empty. Raises UsageError if it is none; StopIteration."""
@@ -129,7 +128,7 @@ class Table:
             return None
         if len(cells) != len(self._keys):
             cause = f"it has {plural(len(cells), 'cell')}, and the heading {len(self._keys)}"
-            raise invalid(cause, "put a cell that contains the delimiter in quotes")
+            raise invalid(cause, f"give it one per column, in quotes if it contains {self._reader.dialect.delimiter!r}")
         row = dict(zip(self._keys, cells, strict=True))
         if (device := None if self._plan.by is None else row[self._plan.by]) == "":
             raise invalid(f"{shown(self._plan.by or '')} is empty, and names no device", "fill it in")
@@ -154,7 +153,7 @@ class Events:
 
     def __init__(self, first: str, lines: Lines, plan: Plan) -> None:
         """Look whether the first line is an event. Raises UsageError."""
-        self._lines, self._receiver = lines, ""
+        self._lines, self._receiver, self._say_once = lines, None, functools.cache(log.info)
         self._event_in(first)
         if option := [*plan.fixed, "--by" if plan.by not in (None, "topic") else ""][0]:
             remedy = "leave it out: their topics, contents and times are as they were, and each topic is a device"
@@ -172,19 +171,21 @@ class Events:
     def next_row(self) -> Row | None:
         """Return the next message, or None if the event is another. Raises UsageError if it is none; StopIteration."""
         event = self._event_in(next(self._lines))
-        if event["event"] == "received":
-            self._receiver = self._receiver or str(event.get("thingName"))
-        if event["event"] != "received" or event.get("thingName") != self._receiver:
+        if event["event"] != "received":
+            return None
+        self._receiver = self._receiver or event.get("thingName")
+        if event.get("thingName") != self._receiver:
+            self._say_once("sending only what %s received, not what other things did", self._receiver)
             return None
         if event.get("redacted"):
-            raise invalid(
-                "a credential in the message was replaced by ***", "record where that is not in the environment"
-            )
-        topic, text, coded = str(event.get("topic")), event.get("payload"), event.get("payloadBase64")
+            cause = "a credential in the message was replaced by ***"
+            raise invalid(cause, "record where that is not in the environment")
+        text, coded = event.get("payload"), event.get("payloadBase64")
         try:
+            messages.utf8(topic := event["topic"])
             payload = base64.b64decode(coded or "!", validate=True) if text is None else messages.utf8(text)
-        except (ValueError, TypeError, AttributeError):
-            raise invalid("the event has no payload", "record it again") from None
+        except (KeyError, ValueError, TypeError, AttributeError):
+            raise invalid("the event has no topic or no payload", "record it again") from None
         return topic, seconds_of(str(event.get("time"))), lambda thing: PayloadBuilder(payload, topic=topic)
 
 
@@ -193,16 +194,14 @@ def thing_finder(things: Sequence[str]) -> Callable[[str | None], str]:
     thing_of, turns = dict[str, str](), itertools.cycle(things)
 
     def find(device: str | None) -> str:
-        if device is None:
-            return next(turns)
-        if device not in thing_of:
+        if device is not None and device not in thing_of:
             if len(thing_of) == len(things):
                 cause = f"{shown(device)} is one device too many for {plural(len(things), 'thing')}"
-                remedy = "make more things with `elf.py create`, use more with --things, or choose another --by"
+                remedy = "make more things with `elf.py create COUNT`, use more with --things, or choose another --by"
                 raise ElfError("TooManyDevices", cause, remedy)
             thing_of[device] = things[len(thing_of)]
             detail_log.info("%s is %s", thing_of[device], shown(device))
-        return thing_of[device]
+        return next(turns) if device is None else thing_of[device]
 
     return find
 
@@ -218,7 +217,7 @@ def read(path: Path, plan: Plan) -> Iterator[Line]:
                 yield line
                 found = True
         if not found and str(path) != "-":
-            raise OSError(0, "it contains no message")
+            raise OSError(0, "it contains no row, and no received message")
         yield Line()
     except UsageError as error:
         raise UsageError(error.name, f"line {lines.number or 1} of {path}: {error.cause}", error.remedy) from error
@@ -238,7 +237,7 @@ def _messages(kind: Table | Events, lines: Lines, thing_for: Callable[[str | Non
             device, recorded_s, message_of = row
             message = message_of(thing := thing_for(device))
             if problem := messages.topic_problem(message.topic, wildcards=False):
-                raise invalid(f"{problem}: {shown(message.topic)}", "choose another with --topic")
+                raise invalid(f"{problem}: {shown(message.topic)}", "choose another topic, or leave this line out")
             message.payload(message.topic, thing, 1)  # which may be too long
         except StopIteration:
             return

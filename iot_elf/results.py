@@ -65,10 +65,10 @@ class MessageWriter(MessageObserver):
             self._output.put("received", **fields, qos=message.qos, retain=bool(message.retain))
         self._output.put_payload(payload)
 
-    def on_rejected(self, device: Device, answer: Mapping[str, Any]) -> None:
+    def on_rejected(self, device: Device, topic: str, answer: Mapping[str, Any]) -> None:
         code, reason = answer.get("code"), answer.get("message")
-        detail_log.warning("AWS rejected a message of %s on %s: %s %s", device.thing, device.topic, code, reason)
-        self._output.put("rejected", thingName=device.thing, topic=device.topic, code=code, message=reason)
+        detail_log.warning("AWS rejected a message of %s on %s: %s %s", device.thing, topic, code, reason)
+        self._output.put("rejected", thingName=device.thing, topic=topic, code=code, message=reason)
 
 
 def message_fields(thing: str, topic: str, payload: bytes) -> dict[str, Any]:

@@ -60,8 +60,8 @@ class MessageObserver:
     def on_message(self, device: Device, message: Any, payload: bytes) -> None:
         """A thing received a message."""
 
-    def on_rejected(self, device: Device, answer: Mapping[str, Any]) -> None:
-        """AWS rejected what a thing published to its shadow."""
+    def on_rejected(self, device: Device, topic: str, answer: Mapping[str, Any]) -> None:
+        """AWS rejected what a thing published to `topic`, its shadow's."""
 
 
 class LostConnections:
@@ -463,7 +463,7 @@ class PublishRunner(Runner):
         if message.topic.endswith("/rejected"):
             self.record.count("rejected", device.thing)
             self.record.rejection = self.record.rejection or f"{answer.get('code')} {answer.get('message')}"
-            self._observer.on_rejected(device, answer)
+            self._observer.on_rejected(device, message.topic.removesuffix("/rejected"), answer)
         else:
             self.record.count("accepted", device.thing)
 

@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -488,15 +488,15 @@ class Fleet(RecordedFleet):
         sync_directory(self.directory)
 
 
-def choose(names: Sequence[str], wanted: Sequence[int | str], incomplete: Container[str] = ()) -> list[str]:
+def choose(names: Sequence[str], wanted: Sequence[int | str], incomplete: Iterable[str] = ()) -> list[str]:
     """Return which things of a fleet are wanted, in its order: the first so many, by name, or like a shell's pattern.
 
     If nothing is `wanted`, these are all of `names`. Raises ElfError if there are not so many, or for a name or pattern
-    that none of them has: it is said of one that is among the `incomplete`.
+    that none of them has: it is said if some of the `incomplete` have it.
     """
     if wanted and not names:
         raise ElfError(*NO_THINGS)
-    known, chosen, missing = {*names}, set[str](), list[str]()
+    known, chosen, missing, half = {*names}, set[str](), list[str](), set[str]()
     for each in wanted or [len(names)]:
         if isinstance(each, int):
             if each > len(names):
@@ -509,10 +509,10 @@ def choose(names: Sequence[str], wanted: Sequence[int | str], incomplete: Contai
             is_like = re.compile(fnmatch.translate(each)).match
             found = [name for name in names if is_like(name)]
             chosen.update(found)
-            missing += [] if found else [each]
+            missing += [] if found else [each or "''"]
+            half.update(() if found else filter(is_like, incomplete))
     if missing:
-        half = [name for name in missing if name in incomplete]
-        cause = f"{listed(half)} is not complete" if half else f"the fleet has no thing named {listed(missing)}"
+        cause = f"not complete: {listed(half)}" if half else f"the fleet has no thing named {listed(missing)}"
         raise ElfError("NoSuchThing", cause, f"choose from its things: {listed(names)}")
     return [name for name in names if name in chosen]
 

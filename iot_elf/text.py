@@ -21,6 +21,7 @@ detail_log = log.getChild("each")  # for lines about one thing or one message, w
 report_log = log.getChild("last")  # for a command's final report, shown even with --quiet
 report_log.setLevel(logging.INFO)
 KEY_ID_CHARACTERS = 16  # minimum (AccessKey, IAM API reference); shorter values may be normal words
+MAX_SHOWN = 60  # characters of a value, in an error
 _secrets: frozenset[str] = frozenset()  # each as Python, JSON and URLs may write it
 
 
@@ -135,6 +136,11 @@ def listed(things: Iterable[str]) -> str:
     if len(names) <= most or detail_log.isEnabledFor(defaults.VERBOSE):
         return ", ".join(names)
     return f"{', '.join(names[:most])}, and {len(names) - most} more"
+
+
+def shown(value: str) -> str:
+    """Return a value in quotes, cut if it is long."""
+    return repr(value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}…")
 
 
 def typed_names(things: Iterable[str]) -> str:

@@ -1,10 +1,11 @@
 """What it costs to record a thing, in a fleet of 100 and in one of 10,000.
 
-usage: python tests/benchmarks/recording.py
+usage: python tests/benchmarks/recording.py [--most 10000]
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -42,9 +43,12 @@ def cost_s(directory: Path, things: int) -> tuple[float, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--most", type=int, default=10_000, help="things (default: 10000)")
+    most = parser.parse_args().most
     rows = []
     first = 0.0
-    for things in (100, 1000, 10_000):
+    for things in (most // 100, most // 10, most):
         with tempfile.TemporaryDirectory() as name:
             record_s, fold_s = cost_s(Path(name), things)
         first = first or record_s

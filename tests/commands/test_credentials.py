@@ -181,7 +181,7 @@ def test_who_is_denied_the_role_in_mid_run_is_denied_it_once(
     told = [line for line in said.splitlines() if "AWS denies sts:AssumeRole" in line]
     assert len(told) == 2  # at once, and at the end with how many
     assert "unexpected" not in said
-    assert 10 <= len(account.things()) < 60
+    assert 0 < len(account.things()) < 60
 
 
 # Instances and containers

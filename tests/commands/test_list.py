@@ -164,7 +164,7 @@ def test_no_command_is_shown_for_a_thing_that_can_not_connect(main: InProcess, e
     explained(main("list", "thing_0", *JSON, status=1), "KeyMissing", "thing_0.prv", "backup")
     entries = [*json.loads((elf.misc / "things.json").read_text()), {"thing_1": {"elf_stage": "creating"}}]
     (elf.misc / "things.json").write_text(json.dumps(entries))
-    explained(main("list", "thing_1", *JSON, status=1), "NoSuchThing", "thing_1 is not complete", "thing_0")
+    explained(main("list", "thing_1", *JSON, status=1), "NoSuchThing", "not complete: thing_1", "thing_0")
 
 
 def test_before_the_first_send_list_says_that_a_thing_has_no_policy(local: Elf, explained: Explained) -> None:

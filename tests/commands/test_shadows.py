@@ -43,6 +43,17 @@ def send(
     return send
 
 
+def test_a_column_of_a_recording_may_name_the_shadow(main: InProcess, elf: Elf, tmp_path: Path) -> None:
+    main("create")
+    (tmp_path / "day.csv").write_text("kind,n\ndoor,1\nlamp,2\n")
+    topic = "$aws/things/{thing_name}/shadow/name/{kind}/update"
+    how = ("--replay", tmp_path / "day.csv", "--topic", topic, "--interval", "0.01")
+    result = main("send", *elf.to_broker, *how, status=1)
+    for kind in ("door", "lamp"):
+        assert f" on {topic.format(thing_name='thing_0', kind=kind)}: 400 " in result.err
+    assert "messages to shadows: 2 rejected, 0 not answered" in result.err
+
+
 def test_answers_are_counted_and_rejections_give_awss_reason_and_status_1(
     send: Callable[..., tuple[dict[str, int], list[str]]], account: Account
 ) -> None:

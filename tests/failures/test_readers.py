@@ -158,8 +158,9 @@ def test_json_wants_a_standard_output(elf: Elf) -> None:
 
 
 def test_lines_want_a_standard_input(pair: Pair, explained: Explained) -> None:
-    script = "$ELF send $BROKER --json-message - --output json <&-"
-    explained(pair.in_shell(script, status=1), "InputClosed", "elf.py send --json-message -")
+    for option in ("--json-message", "--replay"):
+        script = f"$ELF send $BROKER {option} - --output json <&-"
+        explained(pair.in_shell(script, status=1), "InputClosed", f"elf.py send {option} -")
 
 
 @pytest.mark.parametrize("where", ["> /dev/full", "2> /dev/full"])

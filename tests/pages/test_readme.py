@@ -36,6 +36,7 @@ SMALLER = {
     "chaos.py": "--duration 5",
     "replay.py": "--megabytes 6 --things 5",
     "provisioning.py": "--things 5",
+    "recording.py": "--most 1000",
     "startup.py": "--repeats 1",
     "sequences.py": "--things 30",
     "fleet.py": "--things 20 --duration 2",
@@ -142,19 +143,36 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def home(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where a user has a clone of the repository, for all blocks in turn, as for a reader who tries them."""
+    directory = tmp_path_factory.mktemp("reader")
+    shutil.copytree(repository, directory / "clone")
+    yield directory
+    kill_servers_of(reader_at(directory))
+
+
+def reader_at(home: Path) -> Elf:
+    elf = Elf(home, {"ELF_MISC_DIR": str(home / "clone" / "misc")})
+    elf.misc = home / "clone" / "misc"
+    return elf
+
+
 @pytest.fixture
-def clone(repository: Path, tmp_path: Path) -> Iterator[Elf]:
-    """A user in a clone of the repository, with three things on the embedded AWS IoT."""
-    directory = shutil.copytree(repository, tmp_path / "clone")
-    elf = Elf(tmp_path, {"ELF_MISC_DIR": str(directory / "misc")})
-    elf.misc = directory / "misc"
+def clone(home: Path, repository: Path) -> Iterator[Elf]:
+    """A user in the clone, with three things on the embedded AWS IoT and nothing else that another block left."""
+    elf, directory = reader_at(home), home / "clone"
+    if others := elf.recorded().keys() - {"thing_0", "thing_1", "thing_2"}:
+        elf("clean", *others)
     elf("--local", "create", 3)
     elf.script, elf.cwd = directory / "elf.py", directory
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     elf.environment = clean_environment(elf.home) | {"PATH": path}
     yield elf
     elf.close_windows()
-    kill_servers_of(elf)
+    for path_left in directory.iterdir():
+        if not (repository / path_left.name).exists() and path_left != elf.misc:
+            shutil.rmtree(path_left) if path_left.is_dir() else path_left.unlink()
 
 
 @pytest.fixture

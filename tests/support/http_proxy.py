@@ -186,8 +186,9 @@ class HttpProxy(ThreadingHTTPServer):
             self._began = 0.0
 
     def release(self) -> None:
-        """Cut the calls that hang, and answer those that are late."""
+        """Cut the calls that hang, and answer those that are late; none that arrives from now on hangs."""
         with self._news:
+            self._orders = [order for order in self._orders if not order.fault.hangs]
             self.released.set()
             self.released = threading.Event()
 

@@ -27,7 +27,7 @@ from support.program import TESTS
 if TYPE_CHECKING:
     from support.shell import Elf
 
-PATIENCE_S = 30.0  # how long a test waits for what is to come; it fails afterwards
+PATIENCE_S = 60.0  # how long a test waits for what is to come; it fails afterwards
 # What the Python of an elf.py under test loads, by PYTHONPATH, before it begins.
 WITNESS = TESTS / "support" / "witness"
 SLOW_DISK = TESTS / "support" / "slow_disk"

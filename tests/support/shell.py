@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from support import forking
 from support.aws import Account, AwsService
 from support.machine import PATIENCE_S, KeyPress, Terminal, clean_environment, run_in_terminal
 from support.program import ELF
+
+PIPE_BYTES = 16384  # that every system's pipe holds
 
 
 class Result(NamedTuple):
@@ -122,6 +125,19 @@ class Running:
         self.process.stderr.close()
 
 
+def pipe_with(content: bytes) -> int:
+    """A pipe to read from, which has the beginning of the content already; the rest follows."""
+    reading, writing = os.pipe()
+    left = content[os.write(writing, content[:PIPE_BYTES]) if content else 0 :]
+
+    def write_rest() -> None:
+        with contextlib.suppress(BrokenPipeError), os.fdopen(writing, "wb") as pipe:
+            pipe.write(left)
+
+    threading.Thread(target=write_rest, daemon=True).start()
+    return reading
+
+
 class Elf:
     """A user of elf.py: a shell in some directory, an environment, and a misc/ that nobody else uses."""
 
@@ -166,10 +182,12 @@ class Elf:
         """Run a command, with `feed` as its standard input, and make sure of its exit status; None takes any."""
         command = self._command(args, env or {})
         if feed is not None:
-            command["stdin"] = subprocess.PIPE
+            command["stdin"] = pipe_with(feed)
         with forking.popen(**command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, umask=umask) as process:
+            if feed is not None:
+                os.close(command["stdin"])
             try:
-                out, err = process.communicate(feed and feed.decode("utf-8", "surrogateescape"), PATIENCE_S * 2)
+                out, err = process.communicate(timeout=PATIENCE_S * 2)
             except BaseException:
                 process.kill()
                 raise

@@ -50,6 +50,8 @@ def test_a_whole_number_is_from_1_to_999999999(typed: str, value: int | None) ->
 )
 def test_things_are_a_number_or_names_and_patterns(typed: str, value: list[int | str] | None) -> None:
     check(arguments.thing_selection, typed, value)
+    with pytest.raises(argparse.ArgumentTypeError, match="a number or name is missing in 'thing_0,'"):
+        arguments.thing_selection("thing_0,")
 
 
 @pytest.mark.parametrize(("typed", "value"), [("1", 1), ("100000", 100_000), ("100001", None), ("0", None)])

@@ -363,7 +363,7 @@ def show(is_on: bool, clock: Clock) -> tuple[list[str], Output]:
         writer.on_dropped(THING, 4, "elf/thing_0", b"b")
         writer.on_puback(THING, 3, 0.02345)
         writer.on_message(THING, SimpleNamespace(topic="b", qos=0, retain=1), b"c")
-        writer.on_rejected(THING, {"code": 400, "message": "no"})
+        writer.on_rejected(THING, "elf/thing_0", {"code": 400, "message": "no"})
     return lines, output
 
 

@@ -95,7 +95,7 @@ class Observer(MessageObserver):
     def on_message(self, device: Any, message: Any, payload: bytes) -> None:
         self.seen.append(f"received {payload.decode()}")
 
-    def on_rejected(self, device: Any, answer: Any) -> None:
+    def on_rejected(self, device: Any, _topic: str, answer: Any) -> None:
         self.seen.append(f"rejected {answer}")
 
 

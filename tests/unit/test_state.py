@@ -870,9 +870,10 @@ NAMES = ["Lamp_0", "hall:lamp_0", "lamp-a_0", "thing_0", "thing_1", "thing_2", "
         (["thing_9"], ("NoSuchThing", "thing_9", "thing_0, thing_1, thing_2, thing_10")),
         (["thing_0", "thing_9", "x*"], ("NoSuchThing", "x*, thing_9")),
         (["thing"], ("NoSuchThing", "thing")),
-        ([""], ("NoSuchThing",)),
+        ([""], ("NoSuchThing", "no thing named ''")),
         (["thing_[0"], ("NoSuchThing", "thing_[0")),
-        (["half_0"], ("NoSuchThing", "half_0 is not complete")),
+        (["half_0"], ("NoSuchThing", "not complete: half_0")),
+        (["half_*"], ("NoSuchThing", "not complete: half_0")),
     ],
 )
 def test_things_are_chosen_by_number_name_and_pattern_as_a_shell_does(
