@@ -55,7 +55,8 @@ def test_each_row_of_csv_is_sent_by_the_thing_of_its_device_where_its_columns_sa
     sent = [json.loads(line) for line in result.out.splitlines() if line.startswith('{"event": "sent"')]
     assert {(each["topic"], each["payload"]) for each in sent} == {(it.topic, it.payload.decode()) for it in heard}
     times = [each["time"] - sent[0]["time"] for each in sent]
-    assert 0.25 < times[1] <= times[2] < 0.9 < times[3] < 3  # the third runs backwards
+    assert 0.1 < times[1] <= times[2] < times[3] and times[3] > 0.6  # at 0, 0.3 and 1 s: the first may be late
+    assert times[2] - times[1] < times[3] - times[2]  # whose time runs backwards
     assert "[send_messages] ELF sending each line of" in result.err
     assert result.lines[-1].endswith("ELF sent 4 messages from 2 things: 4 acknowledged, 0 lost")
     assert "only {thing_name} is replaced" not in result.err
@@ -89,7 +90,7 @@ def test_ctrl_c_ends_the_wait_for_a_time_and_duration_does_not_wait_for_it(pair:
     window.end(130)
     pair(*played, *FAST, "--sequence")
     last = [json.loads(each.payload) for each in ear.hear_all()][-2:]
-    assert [(each["n"], each["thing"], each["seq"]) for each in last] == [(1, "thing_0", 1), (2, "thing_1", 1)]
+    assert {(each["n"], each["thing"], each["seq"]) for each in last} == {(1, "thing_0", 1), (2, "thing_1", 1)}
 
 
 def test_rows_that_can_not_be_sent_are_said_by_line_and_the_others_go_out(
@@ -99,7 +100,7 @@ def test_rows_that_can_not_be_sent_are_said_by_line_and_the_others_go_out(
     result = main_of_pair(
         *("send", "--replay", tmp_path / "bad.csv", "-t", "k/{kind}", "--raw", *FAST, *pair.to_broker), status=1
     )
-    assert [(each.topic, each.payload) for each in ear.hear_all()] == [
+    assert sorted((each.topic, each.payload) for each in ear.hear_all()) == [
         ("k/x", b'{"kind": "x", "n": 3}'),
         ("k/y", b'{"kind": "y", "n": 7}'),
     ]
@@ -114,7 +115,8 @@ def test_one_device_too_many_ends_the_run_and_what_was_sent_is_reported(
     (tmp_path / "many.csv").write_text("d,n\na,1\nb,2\na,3\nc,4\na,5\n")
     options = "send", "--replay", tmp_path / "many.csv", *FAST, *pair.to_broker
     result = main_of_pair(*options, "--by", "d", status=1)
-    assert [json.loads(each.payload)["n"] for each in ear.hear_all()] == [1, 2, 3]
+    heard = [json.loads(each.payload) for each in ear.hear_all()]
+    assert [[row["n"] for row in heard if row["d"] == device] for device in "ab"] == [[1, 3], [2]]
     assert any("ELF sent 3 messages from 2 things: 3 acknowledged, 0 lost" in line for line in result.lines)
     explained(result, "TooManyDevices", "line 5: 'c' is one device too many for 2 things", "elf.py")
     main_of_pair(*options, "--count", 3, "--by", "d")
