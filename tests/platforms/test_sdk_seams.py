@@ -29,11 +29,11 @@ SEAMS = {
     "client._mqtt_core._internal_async_client": "_paho_client _event_callback_map",
     "paho client": (
         "_thread _backoffCore _max_inflight_messages _message_retry _ssl _last_msg_in _ping_t "
-        "want_write loop_write loop_read loop_misc _mid_generate on_connect _send_puback"
+        "want_write loop_write loop_read loop_misc _mid_generate on_connect _send_puback _client_id"
     ),
 }
 ALIASES = ("events", "inner", "_paho")  # of three of these parts
-PYTHONS = {"print", "set", "__name__"}  # the built-in function, hidden from a module; an Event's; a class's
+PYTHONS = {"print", "set", "__name__", "encode"}  # built in, hidden from a module; of an Event, a class, a str
 BOTOCORES = {"register", "register_first", "register_last"}  # of its events
 
 
