@@ -611,7 +611,7 @@ def load_messages(cli: Cli) -> tuple[list[Thing], Iterator[Line], dict[str, list
 
     path, raw = cli.replay or cli.json_message, cli.raw
     cli.keeps_times = cli.interval is None
-    if cli.interval is None:
+    if cli.keeps_times:
         cli.interval = 0.0 if str(path) == "-" else defaults.INTERVAL_S
     things = ready_things(cli.fleet, cli.things)
     topics = topics_to_publish_to(cli, things)

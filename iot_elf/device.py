@@ -438,7 +438,7 @@ class Device:
         self.open_client, self.options = open_client, options
         self.qos, self.topic, self.topic_filters = options.qos, options.topic, options.topic_filters
         self.state = CONNECTING
-        self.client_id = ""  # a new one for each connection
+        self.client_id = ""  # of the last connection
         self.was_connected = False
         self.accepted_at, self.session_present = 0.0, False  # time.time() of the last CONNACK, and its flag
         self.offline_s = 0.0  # in all, once it is online again or has ended

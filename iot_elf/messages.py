@@ -294,11 +294,16 @@ def read_in_thread(events: EventQueue, read: Callable[[], Line]) -> Line:
     return first
 
 
+def for_thing(given: str, thing: str) -> str:
+    """Return what an option gives for all things as it is for one: {thing_name} stands for its name."""
+    return given.replace("{thing_name}", thing)
+
+
 def expand_topics(given: Iterable[str | None], append_thing_name: bool, thing_name: str, default: str) -> list[str]:
     """Return a thing's topics or topic filters, from --topic and --append-thing-name."""
     base, more = (defaults.TOPIC_ROOT, "/{thing_name}") if append_thing_name else (default, "")
     topics = [f"{base if topic is None else topic}{more}" for topic in given]
-    return [topic.replace("{thing_name}", thing_name) for topic in dict.fromkeys(topics)]
+    return [for_thing(topic, thing_name) for topic in dict.fromkeys(topics)]
 
 
 class Will(NamedTuple):
@@ -315,10 +320,7 @@ def make_wills(things: Iterable[str], topic: str, message: str, qos: int, retain
 
     Raises UsageError for one that AWS IoT does not take, or that would have no effect.
     """
-    wills = {
-        thing: Will(topic.replace("{thing_name}", thing), message.replace("{thing_name}", thing), qos, retain)
-        for thing in things
-    }
+    wills = {thing: Will(for_thing(topic, thing), for_thing(message, thing), qos, retain) for thing in things}
     topics = [will.topic for will in wills.values()]
     refuse_bad_topics({thing: [will.topic] for thing, will in wills.items()}, option="--will-topic")
     # https://docs.aws.amazon.com/iot/latest/developerguide/device-shadow-comms-app.html
@@ -364,7 +366,7 @@ def expand_client_ids(given: str | None, things: Sequence[str]) -> dict[str, str
 
     Raises UsageError for one that things would share, or that their policies or AWS IoT do not allow.
     """
-    ids = {thing: (given or "").replace("{thing_name}", thing) for thing in things}
+    ids = {thing: for_thing(given or "", thing) for thing in things}
     if given is None:
         return ids
     if len({*ids.values()}) < len(ids):

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import pytest
 from support.machine import PATIENCE_S, await_listener, clean_environment, free_port, kill_servers_of
+from support.mosquitto import find_mosquitto
 from support.program import PACKAGE, ROOT
 from support.shell import Elf
 
@@ -91,7 +92,7 @@ def reason_to_skip(block: Block) -> str:
     if "jq" in block.text and not shutil.which("jq"):
         return "jq is not installed"
     with_mosquitto = "fleet.py" in block.text or "replay.py" in block.text
-    if with_mosquitto and not shutil.which("mosquitto", path=f"{os.environ['PATH']}:/usr/sbin"):
+    if with_mosquitto and not find_mosquitto():
         return "Mosquitto is not installed"
     if "/fleet.py" in block.text and not importlib.util.find_spec("awscrt"):
         return "the AWS CRT client is not built for this processor"

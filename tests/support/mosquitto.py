@@ -26,11 +26,16 @@ log_type error
 """
 
 
+def find_mosquitto() -> str | None:
+    """Find Debian's mosquitto, which /usr/sbin has and a user's PATH may not."""
+    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"))
+    return shutil.which("mosquitto", path=path)
+
+
 @contextlib.contextmanager
 def mosquitto(directory: Path) -> Iterator[AwsService]:
     """Run a Mosquitto with a TLS certificate of its own, which lets everybody in; skip the test if there is none."""
-    path = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin"))
-    if not (program := shutil.which("mosquitto", path=path)):
+    if not (program := find_mosquitto()):
         pytest.skip("Mosquitto's broker is not installed")
     pem, port = directory / "mosquitto.pem", free_port()
     pem.write_bytes(certificate_and_key(ec.generate_private_key(ec.SECP256R1()), *["localhost"] * 3, is_ca=True))
