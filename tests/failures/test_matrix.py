@@ -21,7 +21,6 @@ from support.http_proxy import (
     HttpProxy,
     aws_error,
     denied,
-    operation_of,
     page,
 )
 from support.program import Limits
@@ -233,18 +232,21 @@ def test_things_that_somebody_else_deleted_are_asked_for_twice(
     main("create", 3)
     user.run("send")
     limits(ABSENCE_S=1.0)  # longer than the first time takes for all of them
-    things = [f"thing_{number}" for number in range(3)]
-    for name in things:
-        certificate = delete_certificate_of(account, name)
+    certificates = {}
+    for name in ("thing_0", "thing_1", "thing_2"):
+        certificates[name] = delete_certificate_of(account, name)
         account.iot.delete_thing(thingName=name)
         account.iot.delete_policy(policyName=f"policy-{name}")
-        assert certificate
-    begun: list[str] = []
+    begun: list[tuple[str, str]] = []
     begin = user.proxy.begin
-    user.proxy.begin = lambda method, path: begun.append(operation_of(method, path)[0]) or begin(method, path)  # type: ignore
+    user.proxy.begin = lambda method, path: begun.append((method, path)) or begin(method, path)  # type: ignore
     said = main("clean").err
-    for call in ("DescribeThing", "GetPolicy", "DescribeCertificate"):
-        assert begun.count(call) == 2 * len(things)
-    assert begun.index("DeleteCertificate") > len(begun) - begun[::-1].index("DescribeThing") - 1
+    for name, certificate in certificates.items():
+        asked = {
+            path: [at for at, call in enumerate(begun) if call == ("GET", path)]
+            for path in (f"/things/{name}", f"/policies/policy-{name}", f"/certificates/{certificate}")
+        }
+        assert {len(each) for each in asked.values()} == {2}
+        assert begun.index(("DELETE", f"/certificates/{certificate}")) > max(asked[f"/things/{name}"])
     assert said.count("trying again") == 1
     assert "cleaned up 3 things, 0 left" in said
