@@ -6,6 +6,7 @@ import functools
 import gc
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -70,9 +71,17 @@ def explained() -> Explained:
     return assert_explained
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start what takes long first, so that at the end no worker is left alone with it."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what a sample leaves out; start what takes long first, so that no worker is left alone with it."""
+    seen: Counter[str] = Counter()
+
+    def is_in_sample(item: pytest.Item) -> bool:
+        mark, function = item.get_closest_marker("sample"), item.nodeid.partition("[")[0]
+        seen[function] += 1
+        is_asked_for = config.getoption("matrix") or any("::" in arg for arg in config.args)
+        return not mark or is_asked_for or seen[function] % mark.args[0] == 1
+
+    items[:] = sorted(filter(is_in_sample, items), key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")

@@ -87,8 +87,9 @@ def place(elf: Elf, **fleet: object) -> None:
     (elf.misc / "elf.json").write_text(json.dumps(recorded))
 
 
+@pytest.mark.sample(2)
+@pytest.mark.parametrize("environment", [ELSEWHERE, {}], ids=["another environment", "an empty one"])
 @pytest.mark.parametrize("tool", TOOLS)
-@pytest.mark.parametrize("environment", [{}, ELSEWHERE], ids=["an empty environment", "another one"])
 def test_other_tools_list_the_things_of_a_local_fleet(started: Elf, tool: str, environment: dict[str, str]) -> None:
     assert in_shell(started, tool, environment).split() == ["thing_0", "thing_1"]
 

@@ -14,7 +14,7 @@ from support.shell import Elf
 
 pytestmark = pytest.mark.xdist_group("many things")  # they share a fleet
 
-THINGS = 60
+THINGS = 40
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}:iot-elf:[A-Z]+ - .+")
 
 
@@ -85,14 +85,14 @@ def with_limit(many_things: Elf, tmp_path: Path) -> Iterator[Callable[[str], Non
 
 
 def test_a_low_limit_of_open_files_is_raised(many_things: Elf, with_limit: Callable[[str], None]) -> None:
-    with_limit("-Sn 100")
+    with_limit("-Sn 60")
     many_things("send", *many_things.to_broker, "--duration", "0.01")
 
 
 def test_too_low_a_limit_is_an_error_before_anything_connects(
     many_things: Elf, with_limit: Callable[[str], None]
 ) -> None:
-    with_limit("-n 100")
+    with_limit("-n 60")
     err = many_things("--debug", "send", *many_things.to_broker, "--duration", "0.01", status=1).err
     assert "open files" in err
     assert "ulimit" in err

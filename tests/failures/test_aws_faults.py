@@ -201,19 +201,10 @@ def test_every_operation_that_elf_calls_is_here() -> None:
     assert {operation for _, _, operation, _ in OPERATIONS} == {*SITUATIONS, DIAGNOSIS}
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """With --matrix each operation meets each passing fault, and a kill at each moment; else one of them."""
-    others = {
-        test_a_passing_fault_is_ridden_out_and_leaves_nothing_behind: ("fault", SITUATIONS, PASSING),
-        test_clean_empties_the_account_after_a_kill_in_mid_call: ("moment", CHANGES, MOMENTS),
-    }
-    if metafunc.function in others:
-        name, operations, each = others[metafunc.function]
-        is_whole, pairs = metafunc.config.getoption("matrix"), itertools.product(enumerate(operations), enumerate(each))
-        cases = [(operation, its) for (i, operation), (j, its) in pairs if is_whole or (i + j) % len(each) == 0]
-        metafunc.parametrize(("operation", name), [case for case in cases if case != UNNAMED])
-
-
+@pytest.mark.sample(13)  # which is another fault for each second operation
+@pytest.mark.parametrize(
+    ("operation", "fault"), [case for case in itertools.product(SITUATIONS, PASSING) if case != UNNAMED]
+)
 def test_a_passing_fault_is_ridden_out_and_leaves_nothing_behind(
     unlucky: Unlucky, account: Account, operation: str, fault: str
 ) -> None:
@@ -248,6 +239,8 @@ def test_a_denied_call_is_explained_and_stops_no_other_thing(
     assert account.is_empty()
 
 
+@pytest.mark.sample(5)
+@pytest.mark.parametrize(("operation", "moment"), [*itertools.product(CHANGES, MOMENTS)])
 def test_clean_empties_the_account_after_a_kill_in_mid_call(
     unlucky: Unlucky, account: Account, operation: str, moment: str
 ) -> None:
@@ -260,6 +253,7 @@ def test_clean_empties_the_account_after_a_kill_in_mid_call(
     assert all(certificate_id in printed for certificate_id in account.certificates())
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("fault", [*PASSING, "403"])
 def test_a_fault_in_asking_why_a_thing_is_refused_costs_the_reason_at_the_most(
     unlucky: Unlucky, account: Account, limits: Limits, main: InProcess, fault: str

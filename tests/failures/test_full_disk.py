@@ -20,6 +20,7 @@ ONCE = ("--duration", "0.01")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the limit is POSIX's")
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("limit", [0, 20, 60, 100, 300, 1000, 1500, 3500, 4500, 6000, 8000, 12000])
 def test_a_disk_that_is_full_costs_nothing_but_the_command(
     elf: Elf, main: InProcess, account: Account, tmp_path: Path, limit: int

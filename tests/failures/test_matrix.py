@@ -26,7 +26,7 @@ from support.http_proxy import (
 from support.program import Limits
 from support.shell import Elf, InProcess, Result
 
-SAMPLE = 30
+SAMPLE = 20
 LOGIN = page("<html>Please sign in to this network</html>")
 FAULTS = {
     "not-found": aws_error(404, "ResourceNotFoundException", "The specified resource does not exist."),

@@ -140,15 +140,19 @@ def test_what_a_reader_lets_get_lost_is_said_to_be_its_doing(
     explained(result, "OutputUnread", "the reader of the output was too slow")
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_standard_streams_that_are_closed_do_no_harm(elf: Elf, account: Account, closed: str) -> None:
+@pytest.mark.parametrize(
+    ("at_create", "at_send", "at_clean"), [("<&-", ">&-", "2>&-"), ("2>&-", "<&-", ">&-"), ("<&- >&- 2>&-",) * 3]
+)
+def test_standard_streams_that_are_closed_do_no_harm(
+    elf: Elf, account: Account, at_create: str, at_send: str, at_clean: str
+) -> None:
     """A file that got the number of a closed one would be written to instead."""
-    elf.in_shell(f"$ELF create 2 {closed}")
+    elf.in_shell(f"$ELF create 2 {at_create}")
     for path in elf.misc.glob("thing_?.*"):
         assert path.read_text().startswith("-----BEGIN")
         assert path.read_text().rstrip().endswith("-----")
-    elf.in_shell(f"$ELF send $BROKER --count 2 {closed}")
-    elf.in_shell(f"$ELF clean {closed}")
+    elf.in_shell(f"$ELF send $BROKER --count 2 {at_send}")
+    elf.in_shell(f"$ELF clean {at_clean}")
     assert account.is_empty()
 
 

@@ -188,9 +188,15 @@ diagnosis  why
 """
 
 
+@pytest.fixture(scope="module")
+def layout() -> Program:
+    return Program(ROOT)
+
+
+@pytest.mark.xdist_group("layout")  # reading it all takes a second
 @pytest.mark.parametrize("rule", RULES)
-def test_the_program_keeps_to(rule: str) -> None:
-    assert list(getattr(Program(ROOT), rule)()) == []
+def test_the_program_keeps_to(layout: Program, rule: str) -> None:
+    assert list(getattr(layout, rule)()) == []
 
 
 def lay_out(root: Path, **files: str) -> Program:

@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from support import forking
 from support.aws import Account, AwsService
 from support.http_proxy import HttpProxy, aws_error
 from support.machine import PATIENCE_S, await_end, await_listener, free_port
@@ -56,8 +57,8 @@ class Locusts:
         self._port = free_port()
 
     def start(self, *args: object, **environment: str) -> Running:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "locust", "-f", str(self.file), *map(str, args)],
+        process = forking.popen(
+            args=[sys.executable, "-m", "locust", "-f", str(self.file), *map(str, args)],
             cwd=self.elf.cwd,
             env={**self.elf.environment, **environment},
             stdin=subprocess.DEVNULL,

@@ -72,11 +72,11 @@ def test_who_is_at_work_is_named_and_nobody_who_has_gone_on_windows(windows: Elf
 
 
 def test_a_lock_goes_with_the_process_that_is_killed_on_windows(windows: Elf, account: Account) -> None:
-    window = windows.start("create", 30, "--verbose")
+    window = windows.start("create", 12, "--verbose")
     window.await_line("Thing:'thing_[0-9]+' associated")
     window.kill()
-    assert "from a run that was interrupted" in windows("create", 30, "--rate", 200).err
-    assert len(account.things()) == len(windows.recorded()) == 30
+    assert "from a run that was interrupted" in windows("create", 12, "--rate", 200).err
+    assert len(account.things()) == len(windows.recorded()) == 12
 
 
 def test_ctrl_c_ends_a_command_on_windows(windows: Elf) -> None:

@@ -138,6 +138,7 @@ def limited_user(main: InProcess, elf: Elf, account: Account) -> LimitedUser:
     return LimitedUser(main, elf, account)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("action", NEEDED_BY)
 def test_the_policy_is_not_larger_than_needed(limited_user: LimitedUser, account: Account, action: str) -> None:
     need = NEEDED_BY[action]

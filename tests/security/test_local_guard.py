@@ -235,6 +235,7 @@ def floods(connection: socket.socket) -> None:
         connection.sendall(b"x" * 65536)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("behaves", [says_nothing, drips, floods])
 @pytest.mark.parametrize("locked", [False, True], ids=["dead", "alive"])
 def test_another_program_on_its_port_learns_no_token_and_holds_no_command_up(

@@ -41,7 +41,7 @@ class AwsService(NamedTuple):
 # MiniStack's MQTT broker binds every interface; this machine's loopback is enough for tests. An RSA key takes it longer
 # than all else: the third to the tenth, so not those of its root and broker, are used again. Certificates are all new.
 _LAUNCHER = """
-import asyncio, socket, sys
+import asyncio, gc, socket, sys
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 generate, keys = rsa.generate_private_key, []
@@ -61,6 +61,8 @@ if sys.version_info < (3, 12):  # else a paused connection reads, and the broker
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from ministack.app import app
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
 config = Config()
 config.bind = ["127.0.0.1:" + sys.argv[1]]
 asyncio.run(serve(app, config))

@@ -1,22 +1,32 @@
-"""The server that forks processes of elf.py for `forking`: `python fork_server.py ELF DESCRIPTOR`."""
+"""The server that forks processes for `forking`: `python fork_server.py PROGRAM DESCRIPTOR`.
+
+PROGRAM is the path of elf.py, or `locust`, which replaces functions of Python's when it is imported: those that the
+server itself calls are taken before.
+"""
 
 from __future__ import annotations
 
 import gc
 import json
 import os
-import select
 import signal
 import socket
 import sys
 import time
+from os import close, fork, waitpid
 from pathlib import Path
+from select import select
+from signal import signal as set_handler
 from types import ModuleType
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 
-def prepare(elf: str) -> Any:
-    """Import what most commands import, and parse what botocore parses; return the code of elf.py."""
+
+def prepare(program: str) -> Any:
+    """Import what most commands import, and parse what botocore parses; return the code to run."""
+    if program == "locust":
+        import locust.main  # noqa: F401
     sys.modules["awscrt"] = None  # type: ignore[assignment]  # as ELF does, unless it needs it
     import AWSIoTPythonSDK.core.protocol.mqtt_core
     import AWSIoTPythonSDK.MQTTLib  # noqa: F401
@@ -28,54 +38,45 @@ def prepare(elf: str) -> Any:
     for service in ("sts", "iot"):
         client = boto3.client(service, "us-west-2", aws_access_key_id="nobody", aws_secret_access_key="none")
     client.can_paginate("list_things")
-    sys.path[0] = str(Path(elf).parent)
+    sys.path[0] = str(ROOT)
     __import__("iot_elf.sign_in").sign_in.is_own_endpoint(None, "us-west-2")
     __import__("elf")
+    if program == "locust":
+        sys.path[0] = ""
+        return compile("from locust.main import main\nmain()", program, "exec")
     del sys.modules["elf"]
-    return compile(Path(elf).read_text(encoding="utf-8"), elf, "exec", dont_inherit=True)
+    return compile(Path(program).read_text(encoding="utf-8"), program, "exec", dont_inherit=True)
 
 
 def serve(requests: socket.socket) -> dict[str, Any]:
     """Fork a process for each request, and tell its exit status; return in such a process, to run the command."""
-    awake, wake = socket.socketpair()
-    wake.setblocking(False)
-    signal.set_wakeup_fd(wake.fileno())
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    endings: dict[int, int] = {}  # the pipe for the exit status of each process
+    running: dict[int, tuple[int, int]] = {}  # by what tells its end: a process, and the pipe for its exit status
     while True:
-        ready, _, _ = select.select([requests, awake], [], [])
-        if awake in ready:
-            awake.recv(4096)
-            tell_endings(endings)
+        ready, _, _ = select([requests, *running], [], [])
+        for ended in running.keys() & ready:
+            pid, ending = running.pop(ended)
+            os.write(ending, str(waitpid(pid, 0)[1]).encode())
+            close(ending)
+            close(ended)
         if requests not in ready:
             continue
         text, descriptors, _, _ = socket.recv_fds(requests, 1 << 20, 4)
         if not text:
             sys.exit()
-        pid = os.fork()
+        pid = fork()
         if not pid:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            set_handler(signal.SIGINT, signal.default_int_handler)
             for target, descriptor in enumerate(descriptors[:3]):
                 os.dup2(descriptor, target)
-            os.closerange(3, 256)  # what is the server's, and other processes'
-            for connection in (requests, awake, wake):
-                connection.detach()
+            for each in (*descriptors, *running, *(ending for _, ending in running.values()), requests.detach()):
+                close(each)
+            if "gevent" in sys.modules:
+                sys.modules["gevent"].reinit()  # Locust's, whose loop makes files of its own
             return dict(json.loads(text))
-        endings[pid] = descriptors.pop()
+        running[os.pidfd_open(pid)] = pid, descriptors.pop()
         for descriptor in descriptors:
-            os.close(descriptor)
+            close(descriptor)
         requests.send(str(pid).encode())
-
-
-def tell_endings(endings: dict[int, int]) -> None:
-    while endings:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if not pid:
-            return
-        with os.fdopen(endings.pop(pid), "w", encoding="ascii") as ending:
-            ending.write(str(status))
 
 
 def become(args: list[str], cwd: str, env: dict[str, str], umask: int, new_session: bool) -> None:
@@ -102,10 +103,11 @@ def become(args: list[str], cwd: str, env: dict[str, str], umask: int, new_sessi
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_handler(signal.SIGINT, signal.SIG_IGN)
+    requests = socket.socket(fileno=int(sys.argv[2]))
     code = prepare(sys.argv[1])
     gc.freeze()
-    become(**serve(socket.socket(fileno=int(sys.argv[2]))))
+    become(**serve(requests))
     program = ModuleType("__main__")
     program.__file__ = sys.argv[0]
     sys.modules["__main__"] = program

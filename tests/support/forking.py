@@ -1,4 +1,4 @@
-"""Processes of elf.py, forked by one that has imported its libraries: importing them was half of what the tests cost.
+"""Processes of elf.py and Locust, forked by one that has imported their libraries: that was half of what tests cost.
 
 What runs is a process of its own, with its own arguments, streams, environment, directory, umask and session, that can
 be stopped, interrupted and killed. Where what Python does before elf.py begins matters, Python is started: then a
@@ -31,12 +31,13 @@ _SERVER = TESTS / "support" / "fork_server.py"
 
 
 def popen(**settings: Any) -> subprocess.Popen[Any]:
-    """subprocess.Popen() of elf.py, be it forked or started."""
-    return (ForkedElf if _can_be_forked(**settings) else subprocess.Popen)(**settings)
+    """subprocess.Popen() of elf.py or `-m locust`, be it forked or started."""
+    return (Forked if _can_be_forked(**settings) else subprocess.Popen)(**settings)
 
 
 def _can_be_forked(args: Any, env: Mapping[str, str], **settings: Any) -> bool:
-    is_ours = [*args[:2], env.get("LANG")] == [sys.executable, str(ELF), "C.UTF-8"]
+    is_program = args[1] == str(ELF) or [*args[1:3]] == ["-m", "locust"]
+    is_ours = is_program and (args[0], env.get("LANG")) == (sys.executable, "C.UTF-8")
     loaded_first = env.get("PYTHONPATH", str(WITNESS)) not in (str(WITNESS), str(SLOW_DISK))
     is_of_python = loaded_first or any(
         name.startswith(("PYTHON", "LC_", "OPENSSL")) for name in env.keys() - {"PYTHONPATH"}
@@ -50,7 +51,7 @@ def _signs_in(env: Mapping[str, str]) -> bool:
     return "AWS_CONFIG_FILE" in env or any(re.search(b"login_session|sso", path.read_bytes()) for path in files)
 
 
-class ForkedElf(subprocess.Popen[Any]):
+class Forked(subprocess.Popen[Any]):
     """What subprocess.Popen() would start, forked by the server: it is no child of this process."""
 
     def _execute_child(self, args: Any, *others: Any) -> None:
@@ -60,10 +61,11 @@ class ForkedElf(subprocess.Popen[Any]):
         p2cread, _, _, c2pwrite, _, errwrite = pipes
         self._ending, its_ending = os.pipe()
         streams = (number if mine == -1 else mine for number, mine in enumerate((p2cread, c2pwrite, errwrite)))
-        request = {"args": args[1:], "cwd": str(cwd), "env": env, "umask": umask, "new_session": new_session}
+        program, *rest = args[2:] if args[1] == "-m" else args[1:]
+        request = {"args": [program, *rest], "cwd": str(cwd), "env": env, "umask": umask, "new_session": new_session}
         with _ONE_REQUEST:
-            socket.send_fds(_server().requests, [json.dumps(request).encode()], [*streams, its_ending])
-            self.pid = int(_server().requests.recv(64))
+            socket.send_fds(_server(program).requests, [json.dumps(request).encode()], [*streams, its_ending])
+            self.pid = int(_server(program).requests.recv(64))
         self._child_created = True
         os.close(its_ending)
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
@@ -88,13 +90,13 @@ class _Server(NamedTuple):
 
 
 @functools.cache
-def _server() -> _Server:
+def _server(program: str) -> _Server:
     """This process's own server, which ends with this process."""
     mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:
         environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
         process = subprocess.Popen(
-            [sys.executable, str(_SERVER), str(ELF), str(its.fileno())],
+            [sys.executable, str(_SERVER), program, str(its.fileno())],
             env={**environment, "LANG": "C.UTF-8"},
             pass_fds=[its.fileno()],
             stdin=subprocess.DEVNULL,
