@@ -9,6 +9,7 @@ import math
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -170,6 +171,8 @@ def test_no_other_answer_slows_an_operation_down(monkeypatch: pytest.MonkeyPatch
 class Session:
     """boto3's session, as open_session() returns it: its events are botocore's, and its calls are answered at once."""
 
+    region = "eu-west-1"  # of AWS's configuration
+
     def __init__(self, credentials: Any = None) -> None:
         self.events = HierarchicalEmitter()
         self.credentials, self.made = credentials, dict[str, Any]()
@@ -180,7 +183,7 @@ class Session:
     def client(self, service: str, region_name: str | None, endpoint_url: str | None) -> Any:
         self.made = {"service": service, "region_name": region_name, "endpoint_url": endpoint_url}
         url = endpoint_url or "https://iot.example.com"
-        meta = SimpleNamespace(region_name=region_name, endpoint_url=url, events=self.events)
+        meta = SimpleNamespace(region_name=region_name or self.region, endpoint_url=url, events=self.events)
         answer = {"endpointAddress": "ABC-ats.iot.example.com"}
         return Client(meta=meta, describe_endpoint=lambda **_: answer)
 
@@ -196,14 +199,19 @@ class Client(SimpleNamespace):
 
 
 def connect(
-    monkeypatch: pytest.MonkeyPatch, place: Place, session: Session, events: EventQueue, **headers: str
+    monkeypatch: pytest.MonkeyPatch,
+    place: Place,
+    session: Session,
+    events: EventQueue,
+    given: Place = Place(),  # noqa: B008 - it can't be changed
+    **headers: str,
 ) -> Place:
-    def open_session(place: Place, given: Place, proxies: object, ask_for_code: object) -> tuple[Any, Place]:
-        assert (given, proxies, ask_for_code) == (Place(), {"https": "proxy"}, str)
-        return session, place
+    def open_session(place: Place, of_options: Place, proxies: object, ask_for_code: object) -> tuple[Any, Place]:
+        assert (of_options, proxies, ask_for_code) == (given, {"https": "proxy"}, str)
+        return session, place._replace(profile=given.profile)
 
     monkeypatch.setattr(aws, "open_session", open_session)
-    iot, place = aws.connect_control_plane(place, Place(), events, headers, 10.0, {"https": "proxy"}, str)
+    iot, place = aws.connect_control_plane(place, given, events, headers, 10.0, {"https": "proxy"}, str)
     assert iot.made_by is threading.current_thread()
     return place
 
@@ -254,6 +262,48 @@ def test_without_credentials_the_place_has_no_source(monkeypatch: pytest.MonkeyP
     assert (place.account, place.source) == (None, None)
 
 
+AWSS_OWN, EMULATOR = "https://iot.us-west-2.amazonaws.com", "https://emulator:4566"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "given", "local", "used", "to_record"),
+    [
+        (EMULATOR, None, False, EMULATOR, EMULATOR),
+        (EMULATOR, None, True, EMULATOR, EMULATOR),
+        (EMULATOR, "https://other", False, "https://other", "https://other"),
+        (None, EMULATOR, False, EMULATOR, EMULATOR),
+        (AWSS_OWN, None, False, None, "https://iot.example.com"),  # an earlier ELF recorded it
+        (AWSS_OWN, EMULATOR, False, EMULATOR, EMULATOR),
+        (None, AWSS_OWN, False, AWSS_OWN, None),
+        (EMULATOR, AWSS_OWN, False, AWSS_OWN, None),
+    ],
+)
+def test_an_endpoint_of_the_options_counts_for_more_than_the_fleets_and_one_of_awss_own_is_not_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+    recorded: str | None,
+    given: str | None,
+    local: bool,
+    used: str | None,
+    to_record: str | None,
+) -> None:
+    session, place = Session(), Place(region="us-west-2", endpoint_url=recorded, local=local)
+    place = connect(monkeypatch, place, session, EventQueue(), Place(endpoint_url=given))
+    assert (session.made["endpoint_url"], place.endpoint_url) == (used, to_record)
+
+
+def test_a_place_without_a_region_gets_the_one_that_the_client_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert connect(monkeypatch, Place(local=True), Session(), EventQueue()).region == "eu-west-1"
+
+
+def test_credentials_for_another_account_are_refused_and_the_fleet_is_named_as_it_was_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = Place(region="us-west-2", profile="recorded", data_endpoint="xyz-ats.iot.example.com")
+    with pytest.raises(ElfError, match="another account") as raised:
+        connect(monkeypatch, place, Session(), EventQueue(), Place(profile="given"))
+    assert "profile recorded" in raised.value.cause
+
+
 @pytest.mark.parametrize("local", [True, False])
 def test_a_request_has_its_headers_keeps_the_quota_and_is_not_sent_after_ctrl_c(
     monkeypatch: pytest.MonkeyPatch, local: bool
@@ -288,6 +338,12 @@ def test_calls_answers_and_retries_are_looked_at(monkeypatch: pytest.MonkeyPatch
         session.events.emit("before-parse.iot.X", response_dict=page, operation_model=model_of("DescribeThing"))
     with pytest.raises(exceptions.ClientError):
         session.events.emit("needs-retry.iot.X", **retry("CreateKeysAndCertificate", 500, None, 1))
+    for service in ("iot", "sts"):
+        bases: list[type] = [Api]
+        session.events.emit(f"creating-client-class.{service}", class_attributes={}, base_classes=bases)
+        client = type("Made", tuple(bases), {})({})
+        with pytest.raises(NotAwsError):
+            client._make_api_call("DescribeThing", {})["thingArn"]
 
 
 # Answers
@@ -303,28 +359,34 @@ IS_AWSS = {"x-amzn-RequestId": "0"}
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "headers", "is_awss"),
+    ("status", "body", "headers", "lacking"),
     [
-        (200, b"{}", IS_AWSS, True),
-        (200, b"", IS_AWSS, True),  # where nothing is due
-        (200, b"{}", {}, False),
-        (200, b"", {}, False),
-        (200, b"<html>", {}, False),
-        (200, b"<html>", IS_AWSS, False),
-        (200, b"[]", IS_AWSS, False),
-        (200, b'"text"', IS_AWSS, False),
-        (200, b"\xff", IS_AWSS, False),
-        (404, b'{"message": "no"}', {}, True),  # as its code says
-        (404, b"<html>", {}, True),  # the code is the status alone, which says that it is not
-        (404, b"[]", {}, False),
+        (200, b"{}", IS_AWSS, None),
+        (200, b"", IS_AWSS, None),  # where nothing is due
+        (200, b"{}", {}, "request ID"),
+        (200, b"", {}, "request ID"),
+        (200, b"<html>", {}, "request ID"),
+        (200, b"<html>", IS_AWSS, "JSON object"),
+        (200, b"[]", IS_AWSS, "JSON object"),
+        (200, b'"text"', IS_AWSS, "JSON object"),
+        (200, b"\xff", IS_AWSS, "JSON object"),
+        (299, b"{}", {}, "request ID"),
+        (300, b"{}", {}, None),
+        (404, b'{"message": "no"}', {}, None),  # as its code says
+        (404, b"<html>", {}, None),  # the code is the status alone, which says that it is not
+        (404, b"[]", {}, "JSON object"),
     ],
 )
 def test_an_answer_is_awss_if_it_is_json_and_has_a_request_id(
-    status: int, body: bytes, headers: dict[str, str], is_awss: bool
+    status: int, body: bytes, headers: dict[str, str], lacking: str | None
 ) -> None:
     answer = {"status_code": status, "body": body, "headers": headers}
-    with contextlib.nullcontext() if is_awss else pytest.raises(NotAwsError):
+    if not lacking:
         aws._refuse_others("https://iot", answer, model_of("DeleteThing"))
+        return
+    with pytest.raises(NotAwsError) as raised:
+        aws._refuse_others("https://iot", answer, model_of("DeleteThing"))
+    assert f"https://iot (no {lacking} in its answer to DeleteThing)" in raised.value.cause
 
 
 class Api:
@@ -406,6 +468,11 @@ def retry(operation: str, status: int | None, caught: Exception | None, attempts
         ("CreateKeysAndCertificate", 300, None, 1, "E", True),
         ("CreateKeysAndCertificate", 299, None, 1, "E", None),
         ("CreateKeysAndCertificate", 200, None, 1, "", None),
+        # may have made a version of a policy
+        ("CreatePolicyVersion", None, LOST, 1, "", LOST),
+        ("CreatePolicyVersion", 500, None, 1, "InternalFailure", True),
+        ("CreatePolicyVersion", 503, None, 1, "ServiceUnavailable", None),
+        ("CreatePolicyVersion", None, UNREACHED, 9, "", None),
         # the first calls of a command
         ("DescribeEndpoint", None, UNREACHED, 2, "", None),
         ("DescribeEndpoint", None, UNREACHED, 3, "", UNREACHED),
@@ -693,11 +760,13 @@ def test_as_many_calls_are_made_at_the_same_time_as_allowed_and_no_more(clock: C
 
 def test_memory_does_not_grow_with_the_number_of_things_that_wait(clock: Clock, limits: Limits) -> None:
     limits(CALLS_IN_FLIGHT=3)
-    submitted, submit = [], ThreadPoolExecutor.submit
+    submitted, submit, kept = [], ThreadPoolExecutor.submit, weakref.WeakSet[Any]()
 
     def witness(pool: ThreadPoolExecutor, call: Any, number: int) -> Any:
         submitted.append(number)
-        return submit(pool, call, number)
+        future = submit(pool, call, number)
+        kept.add(future)
+        return future
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ThreadPoolExecutor, "submit", witness)
@@ -705,6 +774,7 @@ def test_memory_does_not_grow_with_the_number_of_things_that_wait(clock: Clock, 
         for ended, (thing, result) in enumerate(results, 1):
             assert (thing, result) == (result, thing)
             assert len(submitted) <= ended + 6
+            assert len(kept) <= 15  # these six, and those that are just ending
     assert submitted == list(range(100))
 
 
@@ -734,14 +804,14 @@ def test_after_an_error_that_all_would_get_no_more_are_started(clock: Clock, lim
 
     events = Impatient(clock, math.inf)  # so that nothing is due
     found: list[tuple[str, Any]] = []
-    things = ["pausing", "failing", "running", "waiting", "waiting too"]
+    things = ["pausing", "failing", "running", "waiting", "waiting too", *(f"not submitted {n}" for n in range(3))]
     for thing, result in aws.run_parallel(events, things, step):
         found.append((thing, result))
         events.at_get = told.set  # at the next wait those that wait are dropped
     assert found[0] == ("failing", error)
     assert {thing for thing, _ in found} == {*started} - {"pausing"}
     assert events.deadline == math.inf  # nothing pauses any more
-    assert "waiting too" not in started  # the thread of the first may have begun with "waiting" meanwhile
+    assert {*started} <= {*things[:4]}  # the thread of the first may have begun with "waiting" meanwhile
 
 
 @pytest.mark.usefixtures("one_at_a_time")
@@ -789,9 +859,10 @@ def test_a_call_that_does_not_finish_holds_up_ctrl_c_for_some_seconds_only(
         answer.wait(PATIENCE_S)
 
     began = time.monotonic()
-    with pytest.raises(Interrupted):
+    with logged() as lines, pytest.raises(Interrupted):
         list(aws.run_parallel(events, [0], step))
     assert 0.05 <= time.monotonic() - began < PATIENCE_S / 2
+    assert lines[1:] == ["WARNING 1 call: no answer within 0.05 s"]
     answer.set()
 
 
@@ -831,6 +902,17 @@ def test_a_call_in_a_thread_raises_what_it_does(clock: Clock, error: BaseExcepti
     with pytest.raises(type(error)) as raised:
         aws.run_in_thread(Impatient(clock, 1), call)
     assert raised.value is error
+
+
+@pytest.mark.usefixtures("one_at_a_time")
+def test_the_answers_for_many_things_are_by_thing_and_the_first_error_counts(clock: Clock) -> None:
+    first, second = ElfError("Name", "first", ""), ElfError("Name", "second", "")
+    steps = Steps(clock, {"a": [1], "b": [None]})
+    assert aws.answers_of(Impatient(clock, 2), ["a", "b"], steps) == {"a": 1, "b": None}
+    steps = Steps(clock, {"a": [1], "b": [first], "c": [second]})
+    with pytest.raises(ElfError) as raised:
+        aws.answers_of(Impatient(clock, 3), ["a", "b", "c"], steps)
+    assert raised.value is first
 
 
 def test_independent_calls_are_made_at_the_same_time_and_answered_in_order() -> None:
@@ -925,22 +1007,39 @@ def test_what_is_not_known_is_not_detached(parameters: dict[str, Any]) -> None:
 
 
 class Iot:
-    """What AWS answers about a certificate's policies: two pages."""
+    """What AWS answers about a certificate's policies and things, and about a thing's certificates: two pages each."""
 
     def get_paginator(self, operation: str) -> Any:
-        assert operation == "list_attached_policies"
-        return SimpleNamespace(paginate=self.paginate)
+        return SimpleNamespace(paginate=getattr(self, operation))
 
-    def paginate(self, target: str) -> Iterator[Any]:
+    def list_attached_policies(self, target: str) -> Iterator[Any]:
         if target != ARN:
             raise GONE
-        yield {"policies": [{"policyName": "p"}]}
+        yield {"policies": [{"policyName": "p"}, {"policyName": "o"}]}
         yield {"policies": [{"policyName": "q"}]}
 
+    def list_principal_things(self, principal: str) -> Iterator[Any]:
+        yield {"things": ["a", "p"] if principal == ARN else []}
+        yield {"things": ["b"]}
 
-@pytest.mark.parametrize(("arn", "names"), [(ARN, ["p", "q"]), (f"{ARN}-gone", []), ("", []), (None, [])])
+    def list_thing_principals(self, **thing: str) -> Iterator[Any]:
+        yield {"principals": [f"{ARN}-of-{thing['thingName']}", ARN]}
+        yield {"principals": [f"{ARN}-2"]}
+
+
+@pytest.mark.parametrize(("arn", "names"), [(ARN, ["p", "o", "q"]), (f"{ARN}-gone", []), ("", []), (None, [])])
 def test_a_certificates_policies_are_named_and_one_that_is_gone_has_none(arn: str | None, names: list[str]) -> None:
     assert aws.policies_of(Iot(), arn) == names
+
+
+def test_a_things_certificates_are_those_of_all_pages_in_their_order() -> None:
+    assert aws.principals_of(Iot(), "a") == [f"{ARN}-of-a", ARN, f"{ARN}-2"]
+
+
+def test_a_certificate_is_used_by_its_things_and_its_policies() -> None:
+    policies = {"policy p", "policy o", "policy q"}
+    assert aws.users_of(Iot(), ARN) == {"thing a", "thing p", "thing b"} | policies
+    assert aws.users_of(Iot(), f"{ARN}-gone") == {"thing b"}
 
 
 # Root certificates

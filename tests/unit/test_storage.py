@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
+import locale
 import math
 import os
 import resource
@@ -238,6 +240,17 @@ def test_a_directory_that_a_command_claims_is_elfs(tmp_path: Path) -> None:
     assert directory.is_elfs
 
 
+@pytest.mark.parametrize("name", [THINGS, "elf.json"])
+def test_whoever_reads_sees_that_another_command_replaced_a_file(tmp_path: Path, name: str) -> None:
+    directory = StateDirectory(tmp_path)
+    versions = [directory.version()]
+    for content in ("", "{}", "[]"):
+        storage.write_private(tmp_path / name, content)
+        assert directory.version() == directory.version()
+        versions.append(directory.version())
+    assert all(a != b for a, b in itertools.pairwise(versions))
+
+
 def test_a_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path / "parent" / "misc")
     assert directory.make() == []
@@ -273,6 +286,16 @@ def test_only_unfinished_copies_of_elfs_own_files_are_removed(tmp_path: Path) ->
     StateDirectory(tmp_path).remove_unfinished({"thing_0.pem"})
     left = {path.name for path in tmp_path.iterdir()}
     assert {name for name, _ in OWN_FILES} - left == {OWN_FILES[2][0], OWN_FILES[3][0]}
+
+
+def test_an_unfinished_copy_that_is_finished_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished, unfinished = (tmp_path / f".things.json.abcd_{number}.elf-half" for number in (123, 567))
+    unfinished.touch()
+    monkeypatch.setattr(Path, "iterdir", lambda directory: iter([finished, unfinished]))
+    StateDirectory(tmp_path).remove_unfinished(())
+    assert not unfinished.exists()
 
 
 def test_what_is_neither_elfs_nor_the_systems_is_foreign(tmp_path: Path) -> None:
@@ -327,6 +350,13 @@ def test_others_lose_their_access_to_a_file(tmp_path: Path, kind: str, before: i
     path.chmod(before)
     assert storage.make_private([path]) == ([path] if before != after else [], [])
     assert mode(path) == after
+
+
+def test_files_that_others_could_read_are_told_in_the_order_in_which_they_were_given(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "bca"]
+    for path in paths:
+        path.touch(0o644)
+    assert storage.make_private(paths) == (paths, [])
 
 
 def test_what_is_behind_a_link_keeps_its_mode_and_what_is_missing_is_passed_over(tmp_path: Path) -> None:
@@ -398,6 +428,28 @@ def test_a_private_file_that_can_not_be_written_leaves_the_old_one(
         storage.write_private(path, "new")
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == [THINGS]
+
+
+def test_the_error_of_the_disk_is_told_even_if_the_new_file_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove_and_refuse(descriptor: int) -> None:
+        path_of(descriptor).unlink()
+        raise OSError(errno.EIO, "the disk does not answer")
+
+    monkeypatch.setattr(os, "fsync", remove_and_refuse)
+    with pytest.raises(OSError, match="does not answer"):
+        storage.write_private(tmp_path / THINGS, "new")
+
+
+def test_a_private_file_is_utf_8_whatever_the_systems_language(tmp_path: Path) -> None:
+    before = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    try:
+        storage.write_private(tmp_path / THINGS, "ü")
+    finally:
+        locale.setlocale(locale.LC_CTYPE, before)
+    assert (tmp_path / THINGS).read_bytes() == "ü".encode()
 
 
 @pytest.mark.parametrize(("named", "shown"), [(None, "/misc/things.json"), ("/other", "/other")])
