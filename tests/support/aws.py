@@ -41,7 +41,7 @@ class AwsService(NamedTuple):
 # MiniStack's MQTT broker binds every interface; this machine's loopback is enough for tests. An RSA key takes it longer
 # than all else: the third to the tenth, so not those of its root and broker, are used again. Certificates are all new.
 _LAUNCHER = """
-import asyncio, gc, socket, sys
+import gc, socket, sys
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 generate, keys = rsa.generate_private_key, []
@@ -58,14 +58,12 @@ if sys.version_info < (3, 12):  # else a paused connection reads, and the broker
     from asyncio.selector_events import _SelectorSocketTransport as transport
     add_reader = transport._add_reader
     transport._add_reader = lambda self, *to: add_reader(self, *to) if self.is_reading() else None
-from hypercorn.asyncio import serve
-from hypercorn.config import Config
+import uvicorn
 from ministack.app import app
 gc.freeze()
 gc.set_threshold(20_000, 20, 20)
-config = Config()
-config.bind = ["127.0.0.1:" + sys.argv[1]]
-asyncio.run(serve(app, config))
+uvicorn.run(app, port=int(sys.argv[1]), http="httptools", loop="asyncio", ws="none", log_level="warning",
+            access_log=False, date_header=False, server_header=False, timeout_keep_alive=75)
 """
 
 
