@@ -278,7 +278,7 @@ def test_what_a_killed_command_had_locked_is_free(elf: Elf, account: Account) ->
 
 @pytest.mark.long
 def test_the_workers_of_a_killed_send_keep_nothing_locked(elf: Elf, account: Account) -> None:
-    elf("create", 60, "--rate", 200)
+    elf("create", 20, "--rate", 200)
     elf("send", *elf.to_broker, "--duration", "0.01", "--rate", 200)
     window = elf.start("send", *elf.to_broker, "--duration", "60", "--verbose")
     window.await_line("posting message")

@@ -109,7 +109,7 @@ def test_create_that_is_stopped_has_recorded_all_it_made(
     assert set(account.things()) <= set(elf.recorded())  # what is not there yet is known to be asked for
     recorded = {thing["certificateId"] for thing in elf.recorded().values() if "certificateId" in thing}
     assert set(account.certificates()) == recorded
-    elf("clean")
+    elf("clean", "--rate", 200)
     assert account.is_empty()
 
 

@@ -22,7 +22,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 import pytest
-from support.machine import PATIENCE_S, await_listener, clean_environment, free_port, kill_servers_of
+from support import forking
+from support.machine import PATIENCE_S, await_listener, free_port, kill_servers_of
 from support.mosquitto import find_mosquitto
 from support.program import PACKAGE, ROOT
 from support.shell import Elf
@@ -167,8 +168,10 @@ def clone(home: Path, repository: Path) -> Iterator[Elf]:
         elf("clean", *others)
     elf("--local", "create", 3)
     elf.script, elf.cwd = directory / "elf.py", directory
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    elf.environment = clean_environment(elf.home) | {"PATH": path}
+    path = [Path(sys.executable).parent, os.environ["PATH"]]
+    if forking.CAN_FORK:
+        path.insert(0, forking.python_in_shells())
+    elf.environment |= {"PATH": os.pathsep.join(map(str, path))}
     yield elf
     elf.close_windows()
     for path_left in directory.iterdir():

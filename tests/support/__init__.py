@@ -2,6 +2,7 @@
 
 program      the program's files, and its constants wherever they are
 botocore_once   what botocore works out again and again, once
+forking      processes of elf.py and Locust that are forked; fork_server.py forks them, fork_client.py is one in a shell
 machine      ports, processes, terminals; what a system can deny to a user's Python
 aws          a MiniStack that ELF did not start, and accounts in it
 shell        a user of elf.py: in another process (Elf) and in this one (InProcess)

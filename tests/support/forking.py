@@ -3,31 +3,35 @@
 What runs is a process of its own, with its own arguments, streams, environment, directory, umask and session, that can
 be stopped, interrupted and killed. Where what Python does before elf.py begins matters, Python is started: then a
 variable of the environment is Python's own (but for PYTHONPATH to what may as well be loaded after the libraries), or
-the Python or the script is another.
+the Python or the script is another. In a shell that tries the pages, a copy of elf.py is forked, too: CI runs a real one.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import json
 import os
 import re
 import select
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from support.machine import SLOW_DISK, WITNESS
-from support.program import ELF, TESTS
+from support.program import ELF, PACKAGE, TESTS
 
 CAN_FORK = sys.platform == "linux"  # macOS's libraries do not bear it
 _ONE_REQUEST = threading.Lock()
 _SERVER = TESTS / "support" / "fork_server.py"
+_CLIENT = TESTS / "support" / "fork_client.py"
 
 
 def popen(**settings: Any) -> subprocess.Popen[Any]:
@@ -63,9 +67,7 @@ class Forked(subprocess.Popen[Any]):
         streams = (number if mine == -1 else mine for number, mine in enumerate((p2cread, c2pwrite, errwrite)))
         program, *rest = args[2:] if args[1] == "-m" else args[1:]
         request = {"args": [program, *rest], "cwd": str(cwd), "env": env, "umask": umask, "new_session": new_session}
-        with _ONE_REQUEST:
-            socket.send_fds(_server(program).requests, [json.dumps(request).encode()], [*streams, its_ending])
-            self.pid = int(_server(program).requests.recv(64))
+        self.pid = int(_fork(program, json.dumps(request).encode(), [*streams, its_ending]))
         self._child_created = True
         os.close(its_ending)
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
@@ -87,6 +89,40 @@ class Forked(subprocess.Popen[Any]):
 class _Server(NamedTuple):
     process: subprocess.Popen[bytes]
     requests: socket.socket
+
+
+def _fork(program: str, request: bytes, descriptors: Sequence[int]) -> bytes:
+    """Have a process forked that has the first three descriptors; return its ID. Its status is written to the last."""
+    with _ONE_REQUEST:
+        socket.send_fds(_server(program).requests, [request], descriptors)
+        return _server(program).requests.recv(64)
+
+
+@functools.cache
+def python_in_shells() -> Path:
+    """A directory for the PATH of a shell, in which `python elf.py` is forked, whichever copy of elf.py that is."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    address = f"{PACKAGE.name}-{os.getpid()}"
+    listener.bind(f"\0{address}")
+    listener.listen()
+
+    def serve() -> None:
+        while True:
+            client, _ = listener.accept()
+            with client:
+                request, descriptors, _, _ = socket.recv_fds(client, 1 << 20, 4)
+                client.send(_fork(str(ELF), request, descriptors))
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    threading.Thread(target=serve, daemon=True).start()
+    directory = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, directory)
+    python = directory / "python"
+    forks = f'elf.py) exec "{sys.executable}" -IS "{_CLIENT}" {address} "$@";;'
+    python.write_text(f'#!/bin/sh\ncase $1 in {forks} *) exec "{sys.executable}" "$@";; esac\n')
+    python.chmod(0o755)
+    return directory
 
 
 @functools.cache
