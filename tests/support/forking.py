@@ -3,7 +3,7 @@
 What runs is a process of its own, with its own arguments, streams, environment, directory, umask and session, that can
 be stopped, interrupted and killed. Where what Python does before elf.py begins matters, Python is started: then a
 variable of the environment is Python's own (but for PYTHONPATH to what may as well be loaded after the libraries), or
-the Python or the script is another. In a shell that tries the pages, a copy of elf.py is forked, too: CI runs a real one.
+the Python or the script is another. In a shell that tries the pages, elf.py is forked, too: CI runs a real one.
 """
 
 from __future__ import annotations
