@@ -225,6 +225,7 @@ def test_a_certificate_whose_answer_is_lost_is_named_and_left_to_the_user(unluck
     assert account.iot.list_attached_policies(target=arn)["policies"] == []
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("operation", SITUATIONS)
 def test_a_denied_call_is_explained_and_stops_no_other_thing(
     unlucky: Unlucky, account: Account, operation: str

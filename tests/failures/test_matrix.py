@@ -213,6 +213,7 @@ def test_a_certificate_that_is_not_visible_yet_is_kept(user: User, account: Acco
     assert account.is_empty()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("fault", ["page", "page-after", "cut-after", "not-found"])
 @pytest.mark.parametrize("call", ["CreatePolicy", "AttachPolicy", "GetPolicy"])
 def test_a_policy_that_was_asked_for_is_not_left_behind(user: User, account: Account, call: str, fault: str) -> None:

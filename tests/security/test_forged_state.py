@@ -68,6 +68,7 @@ def assert_refused_in_two_lines(result: Result) -> None:
     assert not [char for char in err if ord(char) < 32 and char != "\n"]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("command", ["create", "send", "clean"])
 @pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=range(len(HOSTILE_TEXTS)))
 def test_a_forged_things_json_is_refused(
