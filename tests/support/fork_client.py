@@ -12,14 +12,15 @@ its_end, told_to = os.pipe()
 umask = os.umask(0)
 os.umask(umask)
 request = {"args": args, "cwd": str(Path.cwd()), "env": dict(os.environ), "umask": umask, "new_session": False}
-with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
-    server.connect(f"\0{address}")
-    socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2, told_to])
-    pid = int(server.recv(64))
+server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+server.connect(f"\0{address}")
+socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2, told_to])
+pid = int(server.recv(64))
 os.close(told_to)
 for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(each, lambda number, _: os.kill(pid, number))
 status = os.waitstatus_to_exitcode(int(os.read(its_end, 64)))
+server.send(b"it has ended")  # else this process is being killed
 if status < 0:
     signal.signal(-status, signal.SIG_DFL)
     os.kill(os.getpid(), -status)

@@ -6,6 +6,7 @@ server itself calls are taken before.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -55,7 +56,9 @@ def serve(requests: socket.socket) -> dict[str, Any]:
         ready, _, _ = select([requests, *running], [], [])
         for ended in running.keys() & ready:
             pid, ending = running.pop(ended)
-            os.write(ending, str(waitpid(pid, 0)[1]).encode())
+            status = str(waitpid(pid, 0)[1]).encode()
+            with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+                os.write(ending, status)
             close(ending)
             close(ended)
         if requests not in ready:

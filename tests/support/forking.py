@@ -16,6 +16,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -106,14 +107,19 @@ def python_in_shells() -> Path:
     listener.bind(f"\0{address}")
     listener.listen()
 
-    def serve() -> None:
-        while True:
-            client, _ = listener.accept()
-            with client:
-                request, descriptors, _, _ = socket.recv_fds(client, 1 << 20, 4)
-                client.send(_fork(str(ELF), request, descriptors))
+    def attend(client: socket.socket) -> None:
+        with client:
+            request, descriptors, _, _ = socket.recv_fds(client, 1 << 20, 4)
+            pid = _fork(str(ELF), request, descriptors)
             for descriptor in descriptors:
                 os.close(descriptor)
+            client.send(pid)
+            if not client.recv(64):  # it has been killed
+                os.kill(int(pid), signal.SIGKILL)
+
+    def serve() -> None:
+        while True:
+            threading.Thread(target=attend, args=listener.accept()[:1], daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
     directory = Path(tempfile.mkdtemp())
