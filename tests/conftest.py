@@ -81,7 +81,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         is_asked_for = config.getoption("matrix") or any("::" in arg for arg in config.args)
         return not mark or is_asked_for or seen[function] % mark.args[0] == 1
 
-    items[:] = sorted(filter(is_in_sample, items), key=lambda item: item.get_closest_marker("long") is None)
+    samples = {item: is_in_sample(item) for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if not samples[item]])
+    items[:] = sorted(filter(samples.get, items), key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")

@@ -119,6 +119,7 @@ def test_clean_deletes_no_file_that_is_not_elfs(main: InProcess, elf: Elf) -> No
     assert elf.files() == ["elf.json", "notes.txt", "other.pem", "thing_00.prv", "thing_1.pem"]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("count", [1, 3, 4])
 def test_what_is_half_cleaned_does_not_count_against_the_things_asked_for(
     main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, count: int

@@ -46,6 +46,7 @@ def test_every_thing_is_heard_once_by_every_thing_and_no_line_is_torn(many_thing
     many_things.close_windows()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_loses_nothing_that_has_left(many_things: Elf, signum: signal.Signals, status: int) -> None:
     window = many_things.start("send", *many_things.to_broker, "--duration", "60", "--interval", "0.1", "--verbose")

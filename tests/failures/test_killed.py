@@ -159,6 +159,7 @@ def test_what_a_killed_command_was_at_is_finished_by_the_next_ones(
         victim.assert_nothing_left(unanswered=killed == "create")
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("operation", ["DetachPolicy", "UpdateCertificate", "DeleteCertificate", "DeleteThing"])
 def test_create_alone_makes_whole_what_a_killed_clean_left(
     main: InProcess, elf: Elf, account: Account, proxy: HttpProxy, operation: str

@@ -57,6 +57,7 @@ def test_removing_the_journal_stops_create_and_loses_nothing(
     assert_whole(elf, account, 3)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("tail", [b"\xff\xfe\x00", b'{"thing_1": {"elf_st\xc3', b"\x00" * 5000])
 @pytest.mark.parametrize("file", ["things.journal", ".lock"])
 def test_a_journal_or_lock_file_that_ends_in_any_bytes_stops_no_command(

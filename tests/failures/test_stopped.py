@@ -32,6 +32,7 @@ IN_USE = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_clean_that_is_stopped_says_what_is_left_and_goes_on_later(
     elf: Elf, account: Account, signum: signal.Signals, status: int
@@ -95,6 +96,7 @@ def test_a_second_ctrl_c_stops_at_once(elf: Elf, account: Account, proxy: HttpPr
     assert account.is_empty()
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_create_that_is_stopped_has_recorded_all_it_made(
     elf: Elf, account: Account, signum: signal.Signals, status: int

@@ -115,6 +115,7 @@ def test_a_thing_that_a_copy_has_half_made_keeps_the_certificate_that_the_other_
 # Backups
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("has_sent", [False, True], ids=["", "sent"])
 @pytest.mark.parametrize("same_id", [False, True], ids=["another ID", "the same ID"])
 def test_of_a_backup_from_before_a_new_fleet_all_is_said_and_cleaned(
@@ -315,6 +316,7 @@ def test_a_list_of_things_that_is_out_of_date_does_not_count(
 # Interruptions
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("command", "operation"),
     [
