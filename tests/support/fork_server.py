@@ -17,7 +17,6 @@ import time
 from os import close, fork, waitpid
 from pathlib import Path
 from select import select
-from signal import signal as set_handler
 from types import ModuleType
 from typing import Any
 
@@ -68,7 +67,7 @@ def serve(requests: socket.socket) -> dict[str, Any]:
             sys.exit()
         pid = fork()
         if not pid:
-            set_handler(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             for target, descriptor in enumerate(descriptors[:3]):
                 os.dup2(descriptor, target)
             for each in (*descriptors, *running, *(ending for _, ending in running.values()), requests.detach()):
@@ -106,7 +105,7 @@ def become(args: list[str], cwd: str, env: dict[str, str], umask: int, new_sessi
 
 
 if __name__ == "__main__":
-    set_handler(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests = socket.socket(fileno=int(sys.argv[2]))
     code = prepare(sys.argv[1])
     gc.freeze()

@@ -66,9 +66,9 @@ class Forked(subprocess.Popen[Any]):
         p2cread, _, _, c2pwrite, _, errwrite = pipes
         self._ending, its_ending = os.pipe()
         streams = (number if mine == -1 else mine for number, mine in enumerate((p2cread, c2pwrite, errwrite)))
-        program, *rest = args[2:] if args[1] == "-m" else args[1:]
-        request = {"args": [program, *rest], "cwd": str(cwd), "env": env, "umask": umask, "new_session": new_session}
-        self.pid = int(_fork(program, json.dumps(request).encode(), [*streams, its_ending]))
+        args = args[2:] if args[1] == "-m" else args[1:]
+        request = {"args": args, "cwd": str(cwd), "env": env, "umask": umask, "new_session": new_session}
+        self.pid = int(_fork(args[0], json.dumps(request).encode(), [*streams, its_ending]))
         self._child_created = True
         os.close(its_ending)
         self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
