@@ -22,6 +22,7 @@ CHECK_INTERVAL_S = 5.0  # between checks whether a connection is alive
 CONNECTS_AT_ONCE = 16
 MAX_PACKET_BYTES = defaults.MAX_PAYLOAD_BYTES + 1024  # what AWS IoT can deliver, with its topic and its packet's head
 LINGER = "ii" if defaults.POSIX else "HH"  # the system's struct linger: on or off, and for how many seconds
+FAREWELL_S = 1.0  # how long a broker may take to close a connection after a DISCONNECT
 LONG_PAUSE_S = 60.0  # without reading, which is said then: twice the keep-alive
 
 
@@ -51,6 +52,7 @@ class EventLoop:
         self._waking, self._waker = socket.socketpair()
         self._is_awake = self._is_closed = False
         self.pausing: set[Connection] = set()  # those that a pause applies to
+        self._leaving: set[_BufferedTls] = set()  # those that say no more, and have not been closed yet
         self._paused = math.inf, 0.0  # since when it is, a time.monotonic(), and for how long it was before
         self._resumed_at = -math.inf
         for end in (self._waking, self._waker):
@@ -130,8 +132,31 @@ class EventLoop:
         with contextlib.suppress(RuntimeError):  # the pool is shut down
             self.pool.submit(connect)
 
+    def close_gently(self, stream: _BufferedTls) -> None:
+        """Close a connection once the other side has, or after FAREWELL_S; what comes until then is not looked at.
+
+        With anything unread, the system would reset it, and a broker that is sending would fail before it has read
+        the last acknowledgements and the DISCONNECT (RFC 1122, 4.2.2.13).
+        """
+        import selectors
+
+        self._leaving.add(stream)
+        stream.finish()
+        self.selector.register(stream, selectors.EVENT_READ, functools.partial(self._discard, stream))
+        self.call_at(time.monotonic() + FAREWELL_S, self._let_go, stream)
+
+    def _discard(self, stream: _BufferedTls, events: int) -> None:
+        if not stream.has_more():
+            self._let_go(stream)
+
+    def _let_go(self, stream: _BufferedTls) -> None:
+        if stream in self._leaving:
+            self._leaving.remove(stream)
+            self.selector.unregister(stream)
+            stream.really_close()
+
     def close(self) -> None:
-        """End, once the calls before this one are done."""
+        """End, once the calls before this one are done, and connections are closed."""
         self._is_closed = True
         self.pool.shutdown(wait=False, cancel_futures=True)
 
@@ -141,7 +166,7 @@ class EventLoop:
 
     def _run(self) -> None:
         try:
-            while not self._is_closed:
+            while self._leaving or not self._is_closed:
                 self._run_once()
         except Exception as error:
             self._failed(error)
@@ -269,6 +294,22 @@ class _BufferedTls:
         self._at += len(data)
         return data
 
+    def finish(self) -> None:
+        """Send no more: the other side sees an end behind what was sent."""
+        import socket
+
+        with contextlib.suppress(OSError):  # it has ended already
+            self._connection.shutdown(socket.SHUT_WR)
+
+    def has_more(self) -> bool:
+        """After finish(): discard what has come, and return whether more may come."""
+        try:
+            return bool(self._connection.recv(65536))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def discard_unsent(self) -> None:
         """Make the system end the connection with a TCP reset when it is closed. Raises OSError."""
         import socket
@@ -391,7 +432,7 @@ class Connection:
                 if not is_cut:
                     self.client.disconnectAsync()
                     self._paho.loop_write()
-            self._release()
+            self._release(is_gentle=not is_cut)
             self._is_cut = is_cut
 
     def reset(self) -> None:
@@ -455,10 +496,13 @@ class Connection:
             self._release()
             self._on_lost(self._error or self._stream.error or ConnectionResetError("given up"))
 
-    def _release(self) -> None:
+    def _release(self, is_gentle: bool = False) -> None:
         self._is_open, self._is_cut = False, self.is_full
         self._loop.pausing.discard(self)
         if self._wanted:
             self._loop.selector.unregister(self._stream)
-        self._stream.really_close()
+        if is_gentle:
+            self._loop.close_gently(self._stream)
+        else:
+            self._stream.really_close()
         self._events.clear()

@@ -21,6 +21,7 @@ import pytest
 from support.aws import Account, AwsService
 from support.chaos import ChaosBroker
 from support.failures import Explained
+from support.machine import PATIENCE_S
 from support.mqtt import (
     CONNACK,
     CONNECT,
@@ -140,15 +141,20 @@ def cut(kind: int, after: int, end: str) -> Script:
     return script
 
 
+def let_subscribe(peer: Peer) -> None:
+    """Behave until the thing has subscribed."""
+    peer.send(answer_to(peer.packets[0]))
+    for asked in peer:
+        peer.send(answer_to(asked))
+        if asked.kind == SUBSCRIBE:
+            break
+
+
 def deliver(data: bytes, end: str = "") -> Script:
     """Behave until the thing has subscribed, send it something, and hang up, or go on."""
 
     def script(peer: Peer) -> None:
-        peer.send(answer_to(peer.packets[0]))
-        for asked in peer:
-            peer.send(answer_to(asked))
-            if asked.kind == SUBSCRIBE:
-                break
+        let_subscribe(peer)
         if end:
             peer.end(data, end)
         else:
@@ -213,6 +219,42 @@ def test_acknowledgements_that_come_with_the_end_of_a_connection_count(
     assert "250 acknowledged, 0 lost" in result.err
     once = Counter(range(250))  # what was acknowledged is not repeated
     assert numbers(between.of("thing_0", PUBLISH)) - once == Counter(range(50, 150))
+
+
+def test_the_last_acknowledgement_and_the_goodbye_reach_a_broker_that_still_sends(
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker]
+) -> None:
+    """If a client closes a TCP connection with anything unread, the broker's next write fails, and it reads no more."""
+
+    def send_on(peer: Peer) -> None:
+        let_subscribe(peer)
+        peer.send(publish(b"elf/x", b"first", qos=1))
+        for asked in peer:
+            if asked.kind == PUBACK:
+                peer.send(publish(b"elf/x", bytes(100_000)) * 200)
+
+    between = make_broker(thing_0=[send_on])
+    result = main_of(1)("subscribe", *between.to_broker, "--count", 1)
+    assert result.received == [("elf/x", "first")]
+    (peer,) = between.peers
+    assert [each.kind for each in peer.packets] == [CONNECT, SUBSCRIBE, PUBACK, DISCONNECT]
+
+
+def test_a_broker_that_does_not_hang_up_is_not_waited_for(
+    main_of: Callable[..., InProcess], make_broker: Callable[..., Broker], limits: Limits
+) -> None:
+    limits(FAREWELL_S=0.1)
+    has_ended = threading.Event()
+
+    def stay(peer: Peer) -> None:
+        behave(peer)
+        assert has_ended.wait(PATIENCE_S)
+
+    between, main = make_broker(thing_0=[stay]), main_of(1)
+    began_at = time.monotonic()
+    main("send", *between.to_broker, "--count", 1)
+    has_ended.set()
+    assert time.monotonic() - began_at < 5
 
 
 def test_half_a_packet_uses_no_processor_time(
