@@ -72,7 +72,7 @@ def explained() -> Explained:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what a sample leaves out; start what takes long first, so that no worker is left alone with it."""
+    """Leave out what a sample leaves out; start groups and what takes long first: each has one worker to itself."""
     seen: Counter[str] = Counter()
 
     def is_in_sample(item: pytest.Item) -> bool:
@@ -83,7 +83,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     samples = {item: is_in_sample(item) for item in items}
     config.hook.pytest_deselected(items=[item for item in items if not samples[item]])
-    items[:] = sorted(filter(samples.get, items), key=lambda item: item.get_closest_marker("long") is None)
+
+    def is_short(item: pytest.Item) -> bool:
+        return not any(map(item.get_closest_marker, ("xdist_group", "long")))
+
+    items[:] = sorted(filter(samples.get, items), key=is_short)
 
 
 @pytest.fixture(scope="session")
