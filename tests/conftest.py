@@ -65,6 +65,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"no test provokes this failure, or looks at its name: {name}", red=True)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Cut what is long in a test's name, which is also in the environment of what the test starts."""
+    is_long = isinstance(val, str | bytes) and len(val) > 80
+    return f"{val[:40]}... ({len(val):,})" if is_long else None
+
+
 @pytest.fixture
 def explained() -> Explained:
     """Make sure that a failure of some name was explained, with these facts."""

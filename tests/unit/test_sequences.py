@@ -116,7 +116,7 @@ def test_the_figures_are_those_of_sets_of_all_numbers(seed: int) -> None:
     assert checker.is_exact
 
 
-@pytest.mark.parametrize("things", [1, 230])
+@pytest.mark.parametrize("things", [1, 60])
 def test_where_all_hear_all_each_pair_has_its_own_numbers(things: int) -> None:
     checker = SequenceChecker()
     names = [f"thing_{number}" for number in range(things)]
