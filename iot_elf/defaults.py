@@ -37,6 +37,7 @@ CONNECT_TIMEOUT_S = 5.0  # TCP, TLS and the CONNACK, each; and a connection to t
 FIRST_CONNECT_S = 60.0  # while the first connect of a thing is tried again, where that may help
 CALL_TIMEOUT_S = 20.0  # for the control plane's answer
 CALL_ATTEMPTS = 10  # with pauses, about a minute, to outlast throttling
+FAREWELL_S = 1.0  # for the other side to close a connection on which ELF sends no more
 STOP_S = 4.0  # for running calls to finish after Ctrl-C; a shell or a container waits little longer
 REDRAW_INTERVAL_S = 0.2  # of the live line; no wait is longer without a look at Ctrl-C
 

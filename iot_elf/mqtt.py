@@ -22,7 +22,6 @@ CHECK_INTERVAL_S = 5.0  # between checks whether a connection is alive
 CONNECTS_AT_ONCE = 16
 MAX_PACKET_BYTES = defaults.MAX_PAYLOAD_BYTES + 1024  # what AWS IoT can deliver, with its topic and its packet's head
 LINGER = "ii" if defaults.POSIX else "HH"  # the system's struct linger: on or off, and for how many seconds
-FAREWELL_S = 1.0  # how long a broker may take to close a connection after a DISCONNECT
 LONG_PAUSE_S = 60.0  # without reading, which is said then: twice the keep-alive
 
 
@@ -143,7 +142,7 @@ class EventLoop:
         self._leaving.add(stream)
         stream.finish()
         self.selector.register(stream, selectors.EVENT_READ, functools.partial(self._discard, stream))
-        self.call_at(time.monotonic() + FAREWELL_S, self._let_go, stream)
+        self.call_at(time.monotonic() + defaults.FAREWELL_S, self._let_go, stream)
 
     def _discard(self, stream: _BufferedTls, events: int) -> None:
         if not stream.has_more():

@@ -225,6 +225,18 @@ class _Way:
         return None
 
 
+def close_gently(connection: Any) -> None:
+    """Send no more, and close once the other side has, or after FAREWELL_S: see EventLoop.close_gently()."""
+    import socket
+
+    until = time.monotonic() + defaults.FAREWELL_S
+    with contextlib.suppress(OSError), connection:
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(defaults.FAREWELL_S)
+        while connection.recv(65536) and time.monotonic() < until:
+            pass
+
+
 def tls_relay(outer: Any) -> Any:
     """Return a socket that relays to a TLS connection, because the SDK's TLS can't run inside it."""
     import selectors
@@ -236,7 +248,7 @@ def tls_relay(outer: Any) -> Any:
 
     def relay() -> None:
         """Pass on what comes until either end is closed; a direction that is stuck does not stop the other."""
-        with contextlib.suppress(OSError), outer, its, selectors.DefaultSelector() as selector:
+        with contextlib.suppress(OSError), selectors.DefaultSelector() as selector:
             outer.setblocking(False)
             its.setblocking(False)
             while True:
@@ -248,6 +260,8 @@ def tls_relay(outer: Any) -> Any:
                 for end, events in wanted.items():
                     selector.register(end, events)
                 selector.select(None if all(waits) else 0)
+        with its:
+            close_gently(outer)
 
     threading.Thread(target=relay, daemon=True).start()
     return mine

@@ -205,6 +205,19 @@ def test_a_relay_passes_on_what_comes_while_the_other_direction_is_full() -> Non
         assert its.recv(10) == b"more"
 
 
+def test_what_was_sent_last_reaches_a_proxy_that_still_sends() -> None:
+    """A socket that is closed with anything unread lets the other side's writing fail, before it reads."""
+    outer, its = socket.socketpair()
+    mine = network.tls_relay(outer)
+    with mine, its:
+        mine.sendall(b"goodbye")
+        mine.shutdown(socket.SHUT_WR)
+        its.sendall(bytes(1_000_000))
+        its.shutdown(socket.SHUT_WR)
+        assert its.recv(10) == b"goodbye"
+        assert its.recv(10) == b""
+
+
 def test_a_proxys_password_is_never_shown() -> None:
     Proxy.from_url("http://me:s3cr%40t@proxy")
     assert text.redacted("s3cr@t s3cr%40t me me:s3cr@t") == "*** *** me ***"
