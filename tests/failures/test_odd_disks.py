@@ -29,7 +29,7 @@ def test_that_a_disk_keeps_nothing_private_is_said_once_and_the_fleet_works(
     elf.misc.mkdir()
     elf.misc.chmod(0o777)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "chmod", chmod)
+        patch.setattr(Path, "chmod", chmod)
         commands = ("create", 1), ("create", 2), ("send", *elf.to_broker, *ONCE), ("list",), ("clean",)
         said = [main(*command).err for command in commands]
     assert ["can't keep other users from reading the keys" in each for each in said] == [True, *[False] * 4]

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 
 import pytest
 from support.aws import Account
@@ -14,6 +15,9 @@ from support.machine import PATIENCE_S
 from support.shell import Elf
 
 from .test_readme import PAGES, in_language
+
+# It parses the tags that a rule does not have with parse_qsl(), strictly, which took no empty text before 3.11.
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="MiniStack makes no rule with this Python")
 
 # In place of the pause, what it is for: until `subscribe` listens.
 ELF_AS_TYPED = """

@@ -742,7 +742,7 @@ def test_that_a_disk_keeps_nothing_private_is_said_once(tmp_path: Path, monkeypa
 
     tmp_path.chmod(0o777)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "chmod", lambda path, mode, **_: None)
+        patch.setattr(Path, "chmod", lambda path, mode: None)
         (said,) = commands()
         assert "can't keep other users from reading the keys" in said
         assert read(tmp_path / "elf.json")["exposed"] is True

@@ -380,7 +380,7 @@ def test_what_a_disk_does_not_keep_private_is_told_from_what_it_does(
         if error:
             raise OSError(error, os.strerror(error), str(path))
 
-    monkeypatch.setattr(os, "chmod", chmod)
+    monkeypatch.setattr(Path, "chmod", chmod)
     assert storage.make_private(paths) == ([], sorted(paths[:2]))
 
 
