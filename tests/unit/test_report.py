@@ -156,7 +156,7 @@ def test_a_run_without_messages_has_a_page_too(run: Run, seconds: int) -> None:
 
 
 def test_an_hour_with_1000_things_is_a_small_page_soon_made(run: Run) -> None:
-    record = run(things=1000, seconds=3600, per_s=10)
+    record = run(things=1000, seconds=3600, per_s=1)
     names = [f"{'<' * 100}{number}" for number in range(100)]
     record.failed.update(names)
     with logged():
