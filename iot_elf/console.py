@@ -77,10 +77,10 @@ def open_standard_streams() -> None:
 
 
 class _Queue:
-    """What one file is still to get, in order: streams, and what to write to them."""
+    """What one file is still to get, in order: streams, what to write to them, and the live line that then follows."""
 
     def __init__(self) -> None:
-        self.waiting: collections.deque[tuple[Any, Any]] = collections.deque()
+        self.waiting: collections.deque[tuple[Any, Any, str]] = collections.deque()
         self.unread = 0  # characters
         self.is_full = False  # from MAX_UNREAD on, until half of that is read
         self.thread: threading.Thread | None = None
@@ -118,7 +118,7 @@ class OutputWriter:
                 self._changed.wait(
                     defaults.REDRAW_INTERVAL_S
                 )  # a signal's handler must not touch a condition, so look for it
-            queue.waiting.append((stream, text))
+            queue.waiting.append((stream, text, self._status_line))
             queue.unread += len(text)
             queue.is_full = queue.is_full or queue.unread > MAX_UNREAD
             if not queue.thread:
@@ -139,17 +139,20 @@ class OutputWriter:
 
     def draw(self, status_line: str) -> None:
         """Show a line at the bottom of the terminal in place of the one there; empty: none."""
-        self._status_line = status_line
-        if not (status_line and self._log.waiting):  # what is written next comes with it
-            self.write(sys.stderr, "")
+        with self._changed:
+            self._status_line, waiting = status_line, self._log.waiting
+            if status_line and len(waiting) > 1:  # the first may be on its way; the last brings it, and no text before
+                waiting[-1] = (*waiting[-1][:2], status_line)
+                return
+        self.write(sys.stderr, "")
 
     def _work(self, queue: _Queue) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: queue.waiting)
-                stream, text = queue.waiting[0]
+                stream, text, status_line = queue.waiting[0]
             try:
-                self._show(stream, text)
+                self._show(stream, text, status_line)
             except Exception as error:
                 self._fail(stream, error)
             with self._changed:
@@ -170,13 +173,14 @@ class OutputWriter:
         if number in READER_GONE and self._events.signum is None:
             self._events.interrupt(SIGPIPE, None)
 
-    def _show(self, stream: Any, text: Any) -> None:
+    def _show(self, stream: Any, text: Any, status_line: str) -> None:
         if stream is not sys.stderr and self._data is not self._log:
             stream.write(text)
             stream.flush()
             return
         is_seen = on_terminal() and (stream is sys.stderr or stream.isatty())
-        status_line = self._status_line if is_seen and not is_in_background() else ""
+        if not is_seen or is_in_background():
+            status_line = ""
         # What this or another ELF drew there, and ^C.
         clear = CLEAR_LINE if self._has_drawn or (is_seen and text) else ""
         self._has_drawn = bool(status_line)

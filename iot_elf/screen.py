@@ -79,6 +79,7 @@ class Screen:
             return
         size = size if size.columns and size.lines else os.terminal_size((80, 24))
         if size != self._size:
+            self._output.draw("")  # or what was drawn for the other size would follow
             self._output.write(sys.stderr, CLEAR if self._size else ENTER + CLEAR)
             self._size = size
         self._output.draw(f"{frame(*size)}\x1b[H")

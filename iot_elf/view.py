@@ -131,10 +131,10 @@ class View:
 
         def draw() -> None:
             nonlocal due
-            if (began := time.monotonic()) >= due:
+            if (now := time.monotonic()) >= due:
+                began = time.thread_time()  # on a busy machine, much less of it passes
                 screen.draw(lambda width, height: self.frame(width, height, kept.warnings))
-                took_s = time.monotonic() - began
-                due = began + max(defaults.REDRAW_INTERVAL_S, took_s / MAX_LOAD)
+                due = now + max(defaults.REDRAW_INTERVAL_S, (time.thread_time() - began) / MAX_LOAD)
 
         with DeferredLog(output) as kept, Screen(events, output) as screen:
             events.on_idle = draw

@@ -135,7 +135,7 @@ def run_in_terminal(
 ) -> Terminal:
     """Run what `start` starts, given settings of subprocess.Popen(), to its end in a terminal of its own.
 
-    When the terminal shows a text that `keys` has, those are typed there. It is left as it was.
+    When it has written what a pattern in `keys` matches, that one's are typed there. It is left as it was.
     """
     mine, its = pty.openpty()
     before = termios.tcgetattr(mine)
@@ -146,8 +146,8 @@ def run_in_terminal(
     with contextlib.suppress(OSError):  # EIO: the other end is closed
         while chunk := os.read(mine, 65536):
             written += chunk
-            for text in [text for text in untyped if text.encode() in written]:
-                key = untyped.pop(text)
+            for pattern in [each for each in untyped if re.search(each.encode(), written, re.DOTALL)]:
+                key = untyped.pop(pattern)
                 if isinstance(key, bytes):
                     os.write(mine, key)
                 elif isinstance(key, os.terminal_size):

@@ -248,7 +248,7 @@ class Elf:
     ) -> Terminal:
         """Run a command to its end in a terminal of its own; or a shell's script with jobs, in which $ELF is ELF.
 
-        When the terminal shows a text that `keys` has, those are typed there. It is left as it was.
+        When it has written what a pattern in `keys` matches, that one's are typed there. It is left as it was.
         """
         command = self._command(args, {"TERM": "xterm-256color", **(env or {})})
         if script:

@@ -85,6 +85,26 @@ def test_a_slow_reader_stops_elf_only_when_megabytes_are_unread(limits: Limits) 
     assert (len(done), writer._data.unread, stream.written) == (4, 0, ["five."] * 4)
 
 
+def test_the_live_line_follows_what_was_written_before_it_and_a_slow_reader_gets_its_last_state_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream, writer = Stream(), OutputWriter(EventQueue())
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(console, "on_terminal", lambda: True)
+    monkeypatch.setattr(console, "is_in_background", lambda: False)
+    stream.may_read.clear()
+    writer.write(stream, "one")
+    assert stream.began.wait(PATIENCE_S)
+    writer.write(stream, "two")
+    for number in range(3):
+        writer.draw(f"[{number}]")
+    writer.write(stream, "three")
+    writer.draw("")
+    stream.may_read.set()
+    assert writer.flush()
+    assert "".join(stream.written).split(console.CLEAR_LINE) == ["", "one", "two[2]", "three[2]", ""]
+
+
 def wait_until(is_so: Any) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not is_so():
