@@ -14,6 +14,8 @@ from support.shell import Elf, InProcess, Pair
 
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"  # xterm's sequences
 SEND = ("send", "--view", "--template", '{"temperature": {{ ramp(20.5, 1) }}}', "--interval", "0.15")
+HEARD = """$ELF send $BROKER --quiet --duration 90 --interval 0.2 >/dev/null 2>&1 &
+$ELF subscribe $BROKER --view {}; status=$?; kill $!; exit $status"""
 TO_ITS_END = ".*?\x1b\\[H"  # the rest of a frame
 HEAD = " +".join(("^thing", "state", "last message", "(sent|received)", "per s", "latency", "ago$"))
 
@@ -53,6 +55,7 @@ def test_each_thing_has_a_row_that_fits_and_the_report_follows(
     fifth = r"thing_1 [^H]+\b(2[4-9]|[3-9]\d)\.5[ ,][^m]" + TO_ITS_END  # or a later message; no time in ms
     keys: dict[str, KeyPress] = {fifth: lambda process: process.terminate()}
     terminal = pair.in_terminal(*SEND, *pair.to_broker, "--duration", 90, columns=columns, rows=rows, keys=keys)
+    assert terminal.status == 143
     assert_left(terminal)
     lines = shown(terminal, columns, rows)
     head = next(number for number, line in enumerate(lines) if re.fullmatch(HEAD, line))
@@ -66,17 +69,27 @@ def test_each_thing_has_a_row_that_fits_and_the_report_follows(
 
 
 def test_it_follows_the_window_and_shows_what_arrives(pair: Pair) -> None:
-    talk = "$ELF send $BROKER --quiet --duration 90 --interval 0.2 >/dev/null 2>&1 &"
-    script = f"{talk} $ELF subscribe $BROKER --view --duration 90; status=$?; kill $!; exit $status"
     arrived = "thing_1 [^H]+IoT EL" + TO_ITS_END
     keys: dict[str, KeyPress] = {arrived: os.terminal_size((60, 8)), r"\x1b\[2J.+\x1b\[2J.*" + arrived: b"\x03"}
-    terminal = pair.in_terminal(script=script, columns=100, rows=30, keys=keys)
+    terminal = pair.in_terminal(script=HEARD.format("--duration 90"), columns=100, rows=30, keys=keys)
     assert terminal.status == 130
     wide, narrow = shown(terminal, 100, 30, 0), shown(terminal, 60, 8)
     assert len(next(line for line in wide if re.fullmatch(HEAD, line))) == 100
     assert len(next(line for line in narrow if re.fullmatch(HEAD, line))) == 60
     assert re.search(r'online +\{"msg": "IoT EL… +\d+ ', row_of("thing_1", narrow))
     assert re.search(r"received \d+ messages", "".join(terminal.seen))
+
+
+def test_it_ends_with_its_run_whose_report_comes_last(pair: Pair) -> None:
+    sent = pair.in_terminal(*SEND, *pair.to_broker, "--count", 9)
+    heard = pair.in_terminal(script=HEARD.format("--count 36"))
+    for terminal, said in (
+        (sent, "ELF sent 18 messages from 2 things: 18 acknowledged, 0 lost$"),
+        (heard, "received 36 messages"),
+    ):
+        assert terminal.status == 0
+        assert_left(terminal)
+        assert re.search(said, "".join(terminal.seen[-2:]))
 
 
 def test_ctrl_c_and_sigterm_leave_the_terminal_as_it_was(pair: Pair) -> None:
@@ -114,6 +127,7 @@ def test_what_fails_comes_first_and_all_warnings_follow(elf: Elf) -> None:
     lines = shown(terminal, 80, 8)
     assert re.match(r"thing_3 +failed +the file \S+", row_of("thing_3", lines))
     assert any(re.fullmatch(r"and \d more: (.+, \d )?online", line) for line in lines)
+    assert elf.in_terminal("send", "--view", *elf.to_broker, "--count", 1).status == 1
     warned = "".join(terminal.seen)
     assert re.search(r"(thing_\d: the file .+){2}2 of 7 things failed: .+\(thing_3, thing_5\)", warned)
 
